@@ -1,0 +1,1 @@
+"""Code generation: IR that reads as loops, the register tile, machine code."""

@@ -1,0 +1,478 @@
+"""Write LLVM IR that reads like the loop nest it becomes.
+
+Values carry operators, buffers carry strides, and loops obey one rule:
+`with k.loop(n)` is a loop the CPU runs; `for i in range(n)` is a loop Python unrolls.
+
+IR is written as text: ten times faster than a tree of instruction objects, and the text is what is
+hashed, cached and shown anyway.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Array, Io
+from kernels.core.template import Program, Stage
+
+ARGUMENTS = ("src", "weights", "bias", "add", "dst", "shared", "local")
+
+
+@dataclass(frozen=True)
+class Index:
+    """An integer known only at run time, plus a constant. A plain `int` stays one until they meet.
+
+    The constant is kept apart so that it ends up as an address displacement.
+    """
+
+    k: Kernel
+    ssa: str
+    plus: int = 0
+
+    def __add__(self, other: Index | int) -> Index:
+        if isinstance(other, int):
+            return replace(self, plus=self.plus + other)
+        both = self.k.emit(f"add nsw i64 {self.ssa}, {other.ssa}")
+        return Index(self.k, both, self.plus + other.plus)
+
+    def __sub__(self, other: int) -> Index:
+        return self + -other
+
+    def __mul__(self, factor: int) -> Index | int:
+        if factor in (0, 1):
+            return self if factor else 0
+        scaled = self.k.emit(f"mul nsw i64 {self.ssa}, {factor}")
+        return Index(self.k, scaled, self.plus * factor)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __floordiv__(self, divisor: int) -> Index:
+        return self if divisor == 1 else self._apply("udiv", divisor)
+
+    def __mod__(self, divisor: int) -> Index | int:
+        return 0 if divisor == 1 else self._apply("urem", divisor)
+
+    def __lt__(self, other: Index | int) -> Condition:
+        return self._compare("slt", other)
+
+    def __ge__(self, other: Index | int) -> Condition:
+        return self._compare("sge", other)
+
+    def min(self, other: Index | int) -> Index:
+        """The smaller of the two."""
+        least = self < other
+        a, b = self.value, _value(other)
+        return Index(self.k, self.k.emit(f"select i1 {least.ssa}, i64 {a}, i64 {b}"))
+
+    @property
+    def value(self) -> str:
+        """The whole sum as one SSA value."""
+        return self.k.emit(f"add nsw i64 {self.ssa}, {self.plus}") if self.plus else self.ssa
+
+    def _apply(self, instruction: str, operand: int) -> Index:
+        return Index(self.k, self.k.emit(f"{instruction} i64 {self.value}, {operand}"))
+
+    def _compare(self, predicate: str, other: Index | int) -> Condition:
+        a, b = self.value, _value(other)
+        return Condition(self.k, self.k.emit(f"icmp {predicate} i64 {a}, {b}"))
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A truth value known only at run time."""
+
+    k: Kernel
+    ssa: str
+
+    def __and__(self, other: Condition) -> Condition:
+        return Condition(self.k, self.k.emit(f"and i1 {self.ssa}, {other.ssa}"))
+
+
+@dataclass(frozen=True)
+class Vec:
+    """`lanes` float32 values in a vector register; one lane is a plain float."""
+
+    k: Kernel
+    ssa: str
+    lanes: int
+
+    def __add__(self, other: Vec | float) -> Vec:
+        return self._apply("fadd", other)
+
+    def __sub__(self, other: Vec | float) -> Vec:
+        return self._apply("fsub", other)
+
+    def __mul__(self, other: Vec | float) -> Vec:
+        return self._apply("fmul", other)
+
+    def __truediv__(self, other: Vec | float) -> Vec:
+        return self._apply("fdiv", other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def max(self, least: Vec | float) -> Vec:
+        """The larger of the two; a NaN in `self` stays."""
+        return self._select("ogt", least)
+
+    def min(self, most: Vec | float) -> Vec:
+        """The smaller of the two; a NaN in `self` stays."""
+        return self._select("olt", most)
+
+    @property
+    def type(self) -> str:
+        """The LLVM type."""
+        return _type(self.lanes)
+
+    def _operand(self, other: Vec | float) -> str:
+        return other.ssa if isinstance(other, Vec) else constant(other, self.lanes)
+
+    def _apply(self, instruction: str, other: Vec | float) -> Vec:
+        text = f"{instruction} {self.type} {self.ssa}, {self._operand(other)}"
+        return Vec(self.k, self.k.emit(text), self.lanes)
+
+    def _select(self, predicate: str, other: Vec | float) -> Vec:
+        k, bits = self.k, _type(self.lanes, "i1")
+        operand = self._operand(other)
+        wins = k.emit(f"fcmp {predicate} {self.type} {operand}, {self.ssa}")
+        text = f"select {bits} {wins}, {self.type} {operand}, {self.type} {self.ssa}"
+        return Vec(k, k.emit(text), self.lanes)
+
+
+def fma(a: Vec, b: Vec, c: Vec) -> Vec:
+    """a * b + c in one instruction, spelled out so it never depends on fast-math flags."""
+    return a.k.intrinsic("fma", a, b, c)
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A strided float32 array. Strides are in floats and known at build time."""
+
+    k: Kernel
+    base: str
+    strides: tuple[int, ...]
+
+    def at(self, *index: Index | int) -> Buffer:
+        """The same array, re-based at `index`; missing trailing indices are 0."""
+        return replace(self, base=self.address(*index))
+
+    def __getitem__(self, i: Index | int) -> Buffer:
+        """One slice along the first axis."""
+        return Buffer(self.k, self.address(i), self.strides[1:])
+
+    def load(self, *index: Index | int, lanes: int = 0) -> Vec:
+        """`lanes` consecutive floats (a whole register unless said)."""
+        lanes = lanes or self.k.lanes
+        address = self.address(*index)
+        return Vec(self.k, self.k.emit(f"load {_type(lanes)}, ptr {address}, align 4"), lanes)
+
+    def load_strided(self, *index: Index | int, step: int, lanes: int = 0) -> Vec:
+        """Every `step`-th float, `lanes` of them; reads to the end of the last step."""
+        lanes = lanes or self.k.lanes
+        if step == 1:
+            return self.load(*index, lanes=lanes)
+        wide = self.load(*index, lanes=lanes * step)
+        mask = ", ".join(f"i32 {i * step}" for i in range(lanes))
+        kind = wide.type
+        text = f"shufflevector {kind} {wide.ssa}, {kind} poison, <{lanes} x i32> <{mask}>"
+        return Vec(self.k, self.k.emit(text), lanes)
+
+    def splat(self, *index: Index | int, lanes: int = 0) -> Vec:
+        """One float in every lane."""
+        return self.k.splat(self.load(*index, lanes=1), lanes)
+
+    def store(self, value: Vec, *index: Index | int) -> None:
+        """Store all lanes."""
+        address = self.address(*index)
+        self.k.emit_void(f"store {value.type} {value.ssa}, ptr {address}, align 4")
+
+    def store_first(self, value: Vec, count: int, *index: Index | int) -> None:
+        """Store the first `count` lanes and touch nothing behind them."""
+        if count >= value.lanes:
+            self.store(value, *index)
+            return
+        address, mask = self.address(*index), first_lanes(count, value.lanes)
+        name = f"llvm.masked.store.v{value.lanes}f32.p0"
+        bits = _type(value.lanes, "i1")
+        self.k.declare(f"declare void @{name}({value.type}, ptr, {bits})")
+        self.k.emit_void(
+            f"call void @{name}({value.type} {value.ssa}, ptr align 4 {address}, {bits} {mask})"
+        )
+
+    def load_first(self, count: int, *index: Index | int, lanes: int = 0) -> Vec:
+        """The first `count` lanes, zeros behind; reads nothing else."""
+        lanes = lanes or self.k.lanes
+        if count >= lanes:
+            return self.load(*index, lanes=lanes)
+        address, kind, bits = self.address(*index), _type(lanes), _type(lanes, "i1")
+        name = f"llvm.masked.load.v{lanes}f32.p0"
+        self.k.declare(f"declare {kind} @{name}(ptr, {bits}, {kind})")
+        text = (
+            f"call {kind} @{name}(ptr align 4 {address}, {bits} {first_lanes(count, lanes)}, "
+            f"{kind} {constant(0.0, lanes)})"
+        )
+        return Vec(self.k, self.k.emit(text), lanes)
+
+    def prefetch(self, *index: Index | int, level: int = 1) -> None:
+        """Bring the line towards L`level`; never faults."""
+        self.k.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        arguments = f"ptr {self.address(*index)}, i32 0, i32 {4 - level}, i32 1"
+        self.k.emit_void(f"call void @llvm.prefetch.p0({arguments})")
+
+    def address(self, *index: Index | int) -> str:
+        """The pointer to one element, as an SSA value."""
+        offset: Index | int = 0
+        for i, stride in zip(index, self.strides, strict=False):
+            offset = i * stride + offset
+        if isinstance(offset, int):
+            return self._step(self.base, offset)
+        moved = self.k.emit(f"getelementptr inbounds float, ptr {self.base}, i64 {offset.ssa}")
+        return self._step(moved, offset.plus)
+
+    def _step(self, base: str, floats: int) -> str:
+        if floats == 0:
+            return base
+        return self.k.emit(f"getelementptr inbounds float, ptr {base}, i64 {floats}")
+
+
+class Tile:
+    """A rows x cols block of vector registers.
+
+    Cells are stack slots in the IR; LLVM's mem2reg turns every one into a register,
+    which is why loops need no explicit phi nodes.
+    """
+
+    def __init__(self, k: Kernel, rows: int, cols: int, lanes: int) -> None:
+        self.k, self.rows, self.cols, self.lanes = k, rows, cols, lanes
+        self._slots = {(i, j): k.slot(lanes) for i in range(rows) for j in range(cols)}
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self._slots)
+
+    def __getitem__(self, cell: tuple[int, int]) -> Vec:
+        text = f"load {_type(self.lanes)}, ptr {self._slots[cell]}, align 4"
+        return Vec(self.k, self.k.emit(text), self.lanes)
+
+    def __setitem__(self, cell: tuple[int, int], value: Vec) -> None:
+        self.k.emit_void(f"store {value.type} {value.ssa}, ptr {self._slots[cell]}, align 4")
+
+    def fill(self, value: Vec) -> None:
+        """The same value in every cell."""
+        for cell in self:
+            self[cell] = value
+
+
+class Kernel:
+    """One stage's function under construction."""
+
+    def __init__(self, module: Module, symbol: str) -> None:
+        self.cpu, self.lanes = module.cpu, module.cpu.lanes
+        self._module, self._symbol = module, symbol
+        self._slots: list[str] = []
+        self._lines: list[str] = []
+        self._count = 0
+        self._block = "body"
+
+    @property
+    def begin(self) -> Index:
+        """First task of this call."""
+        return Index(self, "%begin")
+
+    @property
+    def end(self) -> Index:
+        """One past the last task of this call."""
+        return Index(self, "%end")
+
+    def argument(self, name: str, *strides: int, offset: int = 0) -> Buffer:
+        """One of `ARGUMENTS` as an array, `offset` floats in."""
+        whole = Buffer(self, f"%{name}", strides)
+        return replace(whole, base=Buffer(self, whole.base, (1,)).address(offset))
+
+    def tile(self, rows: int, cols: int, lanes: int = 0) -> Tile:
+        """A block of registers, not yet filled."""
+        return Tile(self, rows, cols, lanes or self.lanes)
+
+    def const(self, value: float, lanes: int = 0) -> Vec:
+        """`value` in every lane."""
+        lanes = lanes or self.lanes
+        return Vec(self, constant(value, lanes), lanes)
+
+    def splat(self, scalar: Vec, lanes: int = 0) -> Vec:
+        """A one-lane value in every lane."""
+        lanes = lanes or self.lanes
+        if lanes == 1:
+            return scalar
+        kind = _type(lanes)
+        one = self.emit(f"insertelement {kind} poison, float {scalar.ssa}, i32 0")
+        text = f"shufflevector {kind} {one}, {kind} poison, <{lanes} x i32> zeroinitializer"
+        return Vec(self, self.emit(text), lanes)
+
+    def shuffle(self, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
+        """Lanes picked from a's, then b's."""
+        mask = ", ".join(f"i32 {i}" for i in order)
+        text = f"shufflevector {a.type} {a.ssa}, {b.type} {b.ssa}, <{len(order)} x i32> <{mask}>"
+        return Vec(self, self.emit(text), len(order))
+
+    @contextmanager
+    def loop(self, *bounds: Index | int, step: int = 1) -> Iterator[Index]:
+        """for (i = start; i < stop; i += step), bounds as in `range`.
+
+        Constant bounds run at least once, which is checked here.
+        """
+        start, stop = bounds if len(bounds) == 2 else (0, bounds[0])
+        name, before = self._fresh(), self._block
+        first, last = _value(start), _value(stop)
+        if isinstance(start, int) and isinstance(stop, int):
+            if stop <= start:
+                raise ValueError(f"a loop from {start} to {stop} never runs")
+            self.emit_void(f"br label %loop{name}")
+        else:
+            enters = self.emit(f"icmp slt i64 {first}, {last}")
+            self.emit_void(f"br i1 {enters}, label %loop{name}, label %done{name}")
+        self._start(f"loop{name}")
+        phi = len(self._lines)
+        self._lines.append("")
+        yield Index(self, f"%i{name}")
+        self._lines.append(f"  %next{name} = add nsw i64 %i{name}, {step}")
+        self._lines[phi] = (
+            f"  %i{name} = phi i64 [ {first}, %{before} ], [ %next{name}, %{self._block} ]"
+        )
+        again = self.emit(f"icmp slt i64 %next{name}, {last}")
+        self.emit_void(f"br i1 {again}, label %loop{name}, label %done{name}")
+        self._start(f"done{name}")
+
+    @contextmanager
+    def when(self, condition: Condition) -> Iterator[None]:
+        """The body runs only where `condition` holds."""
+        name = self._fresh()
+        self.emit_void(f"br i1 {condition.ssa}, label %then{name}, label %else{name}")
+        self._start(f"then{name}")
+        yield
+        self.emit_void(f"br label %else{name}")
+        self._start(f"else{name}")
+
+    def intrinsic(self, name: str, *operands: Vec) -> Vec:
+        """An LLVM float intrinsic with operands and result of one type."""
+        kind, lanes = operands[0].type, operands[0].lanes
+        symbol = f"llvm.{name}.{'f32' if lanes == 1 else f'v{lanes}f32'}"
+        self.declare(f"declare {kind} @{symbol}({', '.join([kind] * len(operands))})")
+        arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
+        return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes)
+
+    def scale_by_power_of_two(self, x: Vec, exponent: Vec) -> Vec:
+        """x * 2^exponent for a whole `exponent` that leaves the result normal."""
+        wide = _type(x.lanes, "i32")
+        whole = self.emit(f"fptosi {x.type} {exponent.ssa} to {wide}")
+        mantissa_bits = "23" if x.lanes == 1 else _repeat("i32 23", x.lanes)
+        shifted = self.emit(f"shl {wide} {whole}, {mantissa_bits}")
+        bits = self.emit(f"bitcast {x.type} {x.ssa} to {wide}")
+        summed = self.emit(f"add {wide} {bits}, {shifted}")
+        return Vec(self, self.emit(f"bitcast {wide} {summed} to {x.type}"), x.lanes)
+
+    def slot(self, lanes: int, count: int = 1) -> str:
+        """Stack room for `count` vectors, as a pointer."""
+        name = f"%slot{len(self._slots)}"
+        array = _type(lanes) if count == 1 else f"[{count} x {_type(lanes)}]"
+        self._slots.append(f"  {name} = alloca {array}, align 64")
+        return name
+
+    def scratch(self, floats: int, *strides: int) -> Buffer:
+        """A small array on the stack."""
+        return Buffer(self, self.slot(1, floats), strides)
+
+    def emit(self, text: str) -> str:
+        """Append an instruction with a result; returns the result's name."""
+        name = f"%v{self._fresh()}"
+        self._lines.append(f"  {name} = {text}")
+        return name
+
+    def emit_void(self, text: str) -> None:
+        """Append an instruction without a result."""
+        self._lines.append(f"  {text}")
+
+    def declare(self, line: str) -> None:
+        """Declare an external function once."""
+        self._module.declarations[line] = None
+
+    def text(self) -> str:
+        """The finished function."""
+        pointers = ", ".join(f"ptr noalias %{a}" for a in ARGUMENTS)
+        head = f"define void @{self._symbol}({pointers}, i64 %begin, i64 %end) nounwind {{"
+        return "\n".join(
+            [
+                head,
+                "entry:",
+                *self._slots,
+                "  br label %body",
+                "body:",
+                *self._lines,
+                "  ret void",
+                "}",
+            ]
+        )
+
+    def _fresh(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _start(self, label: str) -> None:
+        self._lines.append(f"{label}:")
+        self._block = label
+
+
+class Module:
+    """A kernel's stages, in the order they run."""
+
+    def __init__(self, cpu: Cpu) -> None:
+        self.cpu = cpu
+        self.declarations: dict[str, None] = {}
+        self._functions: list[str] = []
+        self._stages: list[Stage] = []
+
+    @contextmanager
+    def stage(self, symbol: str, tasks: int) -> Iterator[tuple[Kernel, Index]]:
+        """Write one stage: yields the kernel and the index of the task to be done."""
+        k = Kernel(self, symbol)
+        with k.loop(k.begin, k.end) as task:
+            yield k, task
+        self._functions.append(k.text())
+        self._stages.append(Stage(symbol, tasks))
+
+    def program(
+        self,
+        io: Io,
+        pack_weights: Callable[[Array], Array],
+        shared_bytes: int = 0,
+        local_bytes: int = 0,
+    ) -> Program:
+        """The finished program."""
+        head = f'target triple = "{self.cpu.triple}"'
+        text = "\n\n".join([head, *self._functions, *sorted(self.declarations)]) + "\n"
+        return Program(text, tuple(self._stages), io, pack_weights, shared_bytes, local_bytes)
+
+
+def constant(value: float, lanes: int) -> str:
+    """A literal: LLVM writes float constants as the bits of the equal double."""
+    rounded = struct.unpack("f", struct.pack("f", value))[0]
+    bits = struct.unpack("<Q", struct.pack("<d", rounded))[0]
+    one = f"0x{bits:016X}"
+    return one if lanes == 1 else _repeat(f"float {one}", lanes)
+
+
+def first_lanes(count: int, lanes: int) -> str:
+    """A constant mask with the first `count` lanes set."""
+    return "<" + ", ".join(f"i1 {int(i < count)}" for i in range(lanes)) + ">"
+
+
+def _repeat(element: str, lanes: int) -> str:
+    return "<" + ", ".join([element] * lanes) + ">"
+
+
+def _type(lanes: int, element: str = "float") -> str:
+    return element if lanes == 1 else f"<{lanes} x {element}>"
+
+
+def _value(x: Index | int) -> str:
+    return str(x) if isinstance(x, int) else x.value

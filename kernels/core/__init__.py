@@ -1,0 +1,1 @@
+"""The vocabulary: problems, layouts, processors, templates, and the float64 truth."""

@@ -1,0 +1,114 @@
+"""The processor a kernel is built for: vector width, registers, caches, features."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import llvmlite.binding as llvm
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A target. Sizes in bytes; `features` is LLVM's feature string.
+
+    `lanes` is the number of float32 per vector register, `registers` the number of those.
+    """
+
+    model: str
+    triple: str
+    name: str
+    features: str
+    lanes: int
+    registers: int
+    l1: int
+    l2: int
+    l3: int
+    cores: int
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that change with anything a measurement depends on but its noise."""
+        parts = (self.model, self.name, self.features, self.l1, self.l2, self.l3)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    @classmethod
+    @functools.cache
+    def host(cls) -> Cpu:
+        """This machine, as LLVM and the kernel's cache tables describe it."""
+        llvm.initialize_native_target()
+        triple, features = llvm.get_process_triple(), llvm.get_host_cpu_features()
+        lanes, registers = _vectors(triple, {f for f, on in features.items() if on})
+        caches = _caches()
+        return cls(
+            model=_model_name(),
+            triple=triple,
+            name=llvm.get_host_cpu_name(),
+            features=features.flatten(),
+            lanes=lanes,
+            registers=registers,
+            l1=caches.get(1, 32 << 10),
+            l2=caches.get(2, 512 << 10),
+            l3=caches.get(3, 0),
+            cores=len(os.sched_getaffinity(0)),
+        )
+
+    @classmethod
+    def avx2(cls) -> Cpu:
+        """A generic x86-64 with AVX2 and FMA, to build for."""
+        return _generic("x86_64-unknown-linux-gnu", "x86-64-v3", "", 8, 16)
+
+    @classmethod
+    def avx512(cls) -> Cpu:
+        """A generic x86-64 with AVX-512, to build for."""
+        return _generic("x86_64-unknown-linux-gnu", "x86-64-v4", "-prefer-256-bit", 16, 32)
+
+    @classmethod
+    def neon(cls) -> Cpu:
+        """A generic AArch64 server core, to build for."""
+        return _generic("aarch64-unknown-linux-gnu", "neoverse-n1", "", 4, 32)
+
+
+def _generic(triple: str, name: str, features: str, lanes: int, registers: int) -> Cpu:
+    return Cpu(
+        model=f"generic {name}",
+        triple=triple,
+        name=name,
+        features=features,
+        lanes=lanes,
+        registers=registers,
+        l1=32 << 10,
+        l2=512 << 10,
+        l3=16 << 20,
+        cores=1,
+    )
+
+
+def _vectors(triple: str, features: set[str]) -> tuple[int, int]:
+    """Lanes and registers of the widest float32 vectors the features offer."""
+    if triple.startswith(("aarch64", "arm64")):
+        return 4, 32
+    if "avx512f" in features and "avx512vl" in features:
+        return 16, 32
+    return (8, 16) if "avx" in features else (4, 16)
+
+
+def _model_name() -> str:
+    """The name in /proc/cpuinfo, else the architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else os.uname().machine
+
+
+def _caches() -> dict[int, int]:
+    """Level -> bytes of the data or unified cache that the first core sees."""
+    sizes = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() in ("Data", "Unified"):
+            size = (index / "size").read_text().strip()
+            sizes[int((index / "level").read_text())] = int(size.rstrip("K")) << 10
+    return sizes

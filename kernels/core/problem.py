@@ -1,0 +1,199 @@
+"""What is to be computed: one convolution, with a text form that serves as its name everywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+ACTIVATIONS = ("relu", "relu6", "hardswish", "sigmoid")
+
+GRAMMAR = (
+    "conv NxCxHxW OCxKHxKW [s<stride>] [p<padding>] [d<dilation>] [g<groups>] [bias] [add] "
+    f"[{'|'.join(ACTIVATIONS)}]"
+)
+
+
+class ProblemError(ValueError):
+    """A problem that cannot exist, or text that does not describe one. The message is one line."""
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """A 2-D convolution of `n` images of `c` x `h` x `w` by `oc` filters, and what follows it.
+
+    The result is `activation(conv(x) + bias + add)`, where `add` is a tensor of the output's
+    shape. Padding is (top, left, bottom, right) in pixels; pairs are (vertical, horizontal).
+
+    The text form round-trips: `conv 1x64x56x56 64x3x3 s1 p1 bias relu`. Unequal pairs are written
+    `s2x1`, `d1x2`, `p1x0` (vertical x horizontal) or `p0,0,1,1` (all four sides).
+
+    Raises:
+        ProblemError: a size is not positive, groups do not divide the channels, or the filter is
+            larger than the padded image.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    oc: int
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    bias: bool = False
+    add: bool = False
+    activation: str = ""
+
+    def __post_init__(self) -> None:
+        counts = (self.n, self.c, self.h, self.w, self.oc, self.groups)
+        if min(*counts, *self.kernel, *self.stride, *self.dilation) < 1 or min(self.padding) < 0:
+            raise ProblemError("impossible convolution: sizes are at least 1, padding at least 0")
+        if self.c % self.groups or self.oc % self.groups:
+            raise ProblemError(
+                f"impossible convolution: {self.groups} groups do not divide "
+                f"{self.c} input and {self.oc} output channels"
+            )
+        if self.activation not in ("", *ACTIVATIONS):
+            raise ProblemError(f"unknown activation {self.activation!r}: use one of {ACTIVATIONS}")
+        if self.oh < 1 or self.ow < 1:
+            raise ProblemError(
+                f"impossible convolution: a {self.kernel[0]}x{self.kernel[1]} filter "
+                f"(dilation {self.dilation[0]}x{self.dilation[1]}) does not fit into "
+                f"{self.h}x{self.w} with padding {','.join(map(str, self.padding))}"
+            )
+
+    @property
+    def oh(self) -> int:
+        """Output height."""
+        top, _, bottom, _ = self.padding
+        return (self.h + top + bottom - self._span(0)) // self.stride[0] + 1
+
+    @property
+    def ow(self) -> int:
+        """Output width."""
+        _, left, _, right = self.padding
+        return (self.w + left + right - self._span(1)) // self.stride[1] + 1
+
+    @property
+    def group_c(self) -> int:
+        """Input channels per group."""
+        return self.c // self.groups
+
+    @property
+    def group_oc(self) -> int:
+        """Output channels per group."""
+        return self.oc // self.groups
+
+    @property
+    def depth(self) -> int:
+        """Multiplications per output value: the K of the matrix product."""
+        return self.group_c * self.kernel[0] * self.kernel[1]
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the direct method, padding included."""
+        return self.n * self.oc * self.oh * self.ow * self.depth
+
+    @property
+    def flops(self) -> int:
+        """Two per multiply-add, whatever the algorithm: the field's convention."""
+        return 2 * self.macs
+
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """(oc, c / groups, kh, kw), the order ONNX stores."""
+        return (self.oc, self.group_c, *self.kernel)
+
+    def _span(self, axis: int) -> int:
+        return (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
+    def __str__(self) -> str:
+        words = [
+            "conv",
+            f"{self.n}x{self.c}x{self.h}x{self.w}",
+            f"{self.oc}x{self.kernel[0]}x{self.kernel[1]}",
+            "s" + _pair_text(self.stride),
+            "p" + _padding_text(self.padding),
+        ]
+        if self.dilation != (1, 1):
+            words.append("d" + _pair_text(self.dilation))
+        if self.groups != 1:
+            words.append(f"g{self.groups}")
+        words += [w for w, present in (("bias", self.bias), ("add", self.add)) if present]
+        return " ".join(words + ([self.activation] if self.activation else []))
+
+    @classmethod
+    def parse(cls, text: str) -> ConvProblem:
+        """Read the text form.
+
+        Raises:
+            ProblemError: naming the first token that is wrong and what was expected there.
+        """
+        words = text.split()
+        if len(words) < 3 or words[0] != "conv":
+            raise ProblemError(f"not a problem: {text!r}; expected {GRAMMAR}")
+        n, c, h, w = _numbers(words[1], 4, "NxCxHxW", text)
+        oc, kh, kw = _numbers(words[2], 3, "OCxKHxKW", text)
+        found: dict[str, object] = {}
+        for word in words[3:]:
+            name, value = _option(word, text)
+            if name in found:
+                raise _bad_token(word, f"{name} to be given once", text)
+            found[name] = value
+        return cls(n, c, h, w, oc, (kh, kw), **found)  # type: ignore[arg-type]
+
+
+def _pair_text(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
+
+
+def _padding_text(padding: tuple[int, int, int, int]) -> str:
+    top, left, bottom, right = padding
+    if (top, left) == (bottom, right):
+        return _pair_text((top, left))
+    return ",".join(map(str, padding))
+
+
+def _bad_token(word: str, expected: str, text: str) -> ProblemError:
+    return ProblemError(f"problem text {text!r}: at {word!r} expected {expected}")
+
+
+def _numbers(word: str, count: int, form: str, text: str) -> list[int]:
+    if not re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9})" + f"{{{count - 1}}}", word):
+        raise _bad_token(word, form, text)
+    return [int(x) for x in word.split("x")]
+
+
+def _pair(digits: str) -> tuple[int, int]:
+    first, _, second = digits.partition("x")
+    return int(first), int(second or first)
+
+
+def _padding(digits: str) -> tuple[int, int, int, int]:
+    if "," in digits:
+        top, left, bottom, right = map(int, digits.split(","))
+        return top, left, bottom, right
+    vertical, horizontal = _pair(digits)
+    return vertical, horizontal, vertical, horizontal
+
+
+_PAIR = r"[0-9]{1,6}(?:x[0-9]{1,6})?"
+_OPTIONS: list[tuple[str, str, Callable[[str], object]]] = [
+    (f"s({_PAIR})", "stride", _pair),
+    (f"d({_PAIR})", "dilation", _pair),
+    (rf"p({_PAIR}|[0-9]{{1,6}}(?:,[0-9]{{1,6}}){{3}})", "padding", _padding),
+    (r"g([0-9]{1,9})", "groups", int),
+    ("(bias)", "bias", bool),
+    ("(add)", "add", bool),
+    (f"({'|'.join(ACTIVATIONS)})", "activation", str),
+]
+
+
+def _option(word: str, text: str) -> tuple[str, object]:
+    for pattern, name, read in _OPTIONS:
+        if match := re.fullmatch(pattern, word):
+            return name, read(match[1])
+    raise _bad_token(word, GRAMMAR.partition("OCxKHxKW ")[2], text)

@@ -1,0 +1,71 @@
+"""The truth: convolution in float64, in plain numpy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.core.problem import ConvProblem
+
+F64 = NDArray[np.float64]
+
+
+def convolve(
+    p: ConvProblem,
+    x: NDArray[Any],
+    weights: NDArray[Any],
+    bias: NDArray[Any] | None = None,
+    add: NDArray[Any] | None = None,
+) -> F64:
+    """`activation(conv(x) + bias + add)` in float64.
+
+    Shapes: x (n, c, h, w), weights (oc, c/groups, kh, kw), bias (oc,), add and result
+    (n, oc, oh, ow). One matrix product per filter tap and group.
+    """
+    top, left, bottom, right = p.padding
+    padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
+    out = np.zeros((p.n, p.groups, p.group_oc, p.oh * p.ow))
+    w = weights.astype(np.float64).reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
+    for ky in range(p.kernel[0]):
+        for kx in range(p.kernel[1]):
+            y0, x0 = ky * p.dilation[0], kx * p.dilation[1]
+            rows = slice(y0, y0 + (p.oh - 1) * p.stride[0] + 1, p.stride[0])
+            cols = slice(x0, x0 + (p.ow - 1) * p.stride[1] + 1, p.stride[1])
+            taps = padded[:, :, rows, cols].reshape(p.n, p.groups, p.group_c, p.oh * p.ow)
+            out += w[None, :, :, :, ky, kx] @ taps
+    y: F64 = out.reshape(p.n, p.oc, p.oh, p.ow)
+    if bias is not None:
+        y = y + bias.astype(np.float64)[None, :, None, None]
+    if add is not None:
+        y = y + add.astype(np.float64)
+    return activate(y, p.activation)
+
+
+def activate(y: F64, activation: str) -> F64:
+    """The activation named as in `ConvProblem`, by ONNX's definitions."""
+    if activation == "relu":
+        return np.maximum(y, 0)
+    if activation == "relu6":
+        return np.clip(y, 0, 6)
+    if activation == "hardswish":
+        return y * np.clip(y / 6 + 0.5, 0, 1)
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-y))
+    return y
+
+
+def random_operands(p: ConvProblem, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Normal inputs, He-scaled weights: outputs of order 1. Keys x, weights, bias, add."""
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    return {
+        "x": normal(p.n, p.c, p.h, p.w),
+        "weights": normal(*p.weight_shape) * np.float32(p.depth**-0.5),
+        "bias": normal(p.oc),
+        "add": normal(p.n, p.oc, p.oh, p.ow),
+    }

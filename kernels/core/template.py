@@ -1,0 +1,150 @@
+"""What an algorithm is: a template that answers may I, with which schedule, and build.
+
+A file in `kernels/conv/` that ends in `template = KernelTemplate(...)` is an algorithm; nothing
+else has to know it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
+
+import numpy as np
+
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Array, Io
+from kernels.core.problem import ConvProblem
+
+
+class ScheduleError(ValueError):
+    """This schedule cannot be right for this problem and machine; the only expected refusal."""
+
+
+def check(condition: bool, reason: str) -> None:
+    """Raise `ScheduleError(reason)` unless `condition`."""
+    if not condition:
+        raise ScheduleError(reason)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry point that works on tasks [begin, end) of `tasks`; a barrier follows it."""
+
+    symbol: str
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A built kernel: deterministic IR and everything needed to run it.
+
+    Every stage has the signature
+    `void stage(src, weights, bias, add, dst, shared, local, i64 begin, i64 end)`.
+    `shared` is one workspace for all threads, `local` one per thread; sizes in bytes.
+    `pack_weights` turns (oc, c/groups, kh, kw) into the flat float32 array the stages read.
+    """
+
+    ir: str
+    stages: tuple[Stage, ...]
+    io: Io
+    pack_weights: Callable[[Array], Array]
+    shared_bytes: int = 0
+    local_bytes: int = 0
+
+    @property
+    def ir_hash(self) -> str:
+        """Identity of the generated code: equal schedules in effect have equal hashes."""
+        return hashlib.sha256(self.ir.encode()).hexdigest()[:32]
+
+
+def pack_bias(bias: Array) -> Array:
+    """Bias as kernels read it: zeros follow, so that whole vectors can be loaded at any channel."""
+    return np.concatenate([bias, np.zeros(64, np.float32)]).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class KernelTemplate:
+    """One algorithm. Plain functions in a frozen record; no subclassing.
+
+    `schedule` is a frozen dataclass with fields of type int, bool or str, one of them `layout`.
+    `why_not` says in words why the algorithm does not apply, or returns None.
+    `heuristic` answers without measuring. `build` raises `ScheduleError` for a schedule that
+    cannot be right. `baseline` marks algorithms that exist to be compared with.
+    """
+
+    name: str
+    schedule: type[Any]
+    why_not: Callable[[ConvProblem, Cpu], str | None]
+    heuristic: Callable[[ConvProblem, Cpu], Any]
+    build: Callable[[ConvProblem, Any, Cpu, Io], Program]
+    baseline: bool = False
+
+    def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
+        """Build with the usual placement of operands (`Io.of`)."""
+        return self.build(p, schedule, cpu, Io.of(p, schedule.layout))
+
+    def text(self, schedule: Any) -> str:
+        """`direct(layout=NHWC, mr=6, ...)`: the schedule's name everywhere."""
+        values = ((f.name, getattr(schedule, f.name)) for f in fields(schedule))
+        return f"{self.name}({', '.join(f'{n}={_word(v)}' for n, v in values)})"
+
+
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+@functools.cache
+def templates() -> dict[str, KernelTemplate]:
+    """Every algorithm of `kernels/conv`, by name, in alphabetical order.
+
+    Raises:
+        TypeError: a file there defines no `template`, or one whose name is not the file's.
+    """
+    import kernels.conv
+
+    found = {}
+    for module in sorted(pkgutil.iter_modules(kernels.conv.__path__), key=lambda m: m.name):
+        template = getattr(importlib.import_module(f"kernels.conv.{module.name}"), "template", None)
+        if not isinstance(template, KernelTemplate) or template.name != module.name:
+            raise TypeError(f"kernels/conv/{module.name}.py must define a template named like it")
+        found[module.name] = template
+    return found
+
+
+def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
+    """The template and schedule that `KernelTemplate.text` wrote.
+
+    Raises:
+        ScheduleError: unknown algorithm, unknown or missing field, or a value of the wrong type.
+    """
+    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", text)
+    check(match is not None, f"not a schedule: {text!r}; expected algorithm(field=value, ...)")
+    assert match
+    name, body = match.groups()
+    check(name in templates(), f"unknown algorithm {name!r}: there are {', '.join(templates())}")
+    template = templates()[name]
+    types = get_type_hints(template.schedule)
+    values: dict[str, Any] = {}
+    for part in filter(None, (x.strip() for x in body.split(","))):
+        field, _, word = part.partition("=")
+        check(field in types, f"{name} has no field {field!r}: it has {', '.join(types)}")
+        values[field] = _value(types[field], word, part)
+    missing = types.keys() - values.keys()
+    check(not missing, f"{name} needs {', '.join(sorted(missing))}")
+    return template, template.schedule(**values)
+
+
+def _value(kind: type, word: str, part: str) -> int | bool | str:
+    if kind is bool:
+        check(word in ("yes", "no"), f"{part!r}: expected yes or no")
+        return word == "yes"
+    if kind is int:
+        check(re.fullmatch(r"-?\d+", word) is not None, f"{part!r}: expected an integer")
+        return int(word)
+    return word

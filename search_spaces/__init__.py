@@ -1,0 +1,1 @@
+"""What to try: one space per algorithm, same stem as in kernels/conv."""

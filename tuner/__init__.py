@@ -1,0 +1,1 @@
+"""Measure, search, remember, report."""
