@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io
+from kernels.core.layout import Array, Io, Placement
 from kernels.core.template import Program, Stage
 
 ARGUMENTS = ("src", "weights", "bias", "add", "dst", "shared", "local")
@@ -32,7 +32,7 @@ class Index:
     ssa: str
     plus: int = 0
 
-    def __add__(self, other: Index | int) -> Index:
+    def __add__(self, other: Int) -> Index:
         if isinstance(other, int):
             return replace(self, plus=self.plus + other)
         both = self.k.emit(f"add nsw i64 {self.ssa}, {other.ssa}")
@@ -41,7 +41,7 @@ class Index:
     def __sub__(self, other: int) -> Index:
         return self + -other
 
-    def __mul__(self, factor: int) -> Index | int:
+    def __mul__(self, factor: int) -> Int:
         if factor in (0, 1):
             return self if factor else 0
         scaled = self.k.emit(f"mul nsw i64 {self.ssa}, {factor}")
@@ -52,32 +52,42 @@ class Index:
     def __floordiv__(self, divisor: int) -> Index:
         return self if divisor == 1 else self._apply("udiv", divisor)
 
-    def __mod__(self, divisor: int) -> Index | int:
+    def __mod__(self, divisor: int) -> Int:
         return 0 if divisor == 1 else self._apply("urem", divisor)
 
-    def __lt__(self, other: Index | int) -> Condition:
+    def __lt__(self, other: Int) -> Condition:
         return self._compare("slt", other)
 
-    def __ge__(self, other: Index | int) -> Condition:
+    def __ge__(self, other: Int) -> Condition:
         return self._compare("sge", other)
 
-    def min(self, other: Index | int) -> Index:
+    def min(self, other: Int) -> Index:
         """The smaller of the two."""
-        least = self < other
-        a, b = self.value, _value(other)
-        return Index(self.k, self.k.emit(f"select i1 {least.ssa}, i64 {a}, i64 {b}"))
+        return self._pick(self < other, other)
+
+    def max(self, other: Int) -> Index:
+        """The larger of the two."""
+        return self._pick(self >= other, other)
 
     @property
     def value(self) -> str:
         """The whole sum as one SSA value."""
         return self.k.emit(f"add nsw i64 {self.ssa}, {self.plus}") if self.plus else self.ssa
 
+    def _pick(self, mine: Condition, other: Int) -> Index:
+        a, b = self.value, _value(other)
+        return Index(self.k, self.k.emit(f"select i1 {mine.ssa}, i64 {a}, i64 {b}"))
+
     def _apply(self, instruction: str, operand: int) -> Index:
         return Index(self.k, self.k.emit(f"{instruction} i64 {self.value}, {operand}"))
 
-    def _compare(self, predicate: str, other: Index | int) -> Condition:
+    def _compare(self, predicate: str, other: Int) -> Condition:
         a, b = self.value, _value(other)
         return Condition(self.k, self.k.emit(f"icmp {predicate} i64 {a}, {b}"))
+
+
+# An integer of the kernel: known when it is built, or only when it runs.
+Int = Index | int
 
 
 @dataclass(frozen=True)
@@ -154,21 +164,25 @@ class Buffer:
     base: str
     strides: tuple[int, ...]
 
-    def at(self, *index: Index | int) -> Buffer:
+    def at(self, *index: Int) -> Buffer:
         """The same array, re-based at `index`; missing trailing indices are 0."""
         return replace(self, base=self.address(*index))
 
-    def __getitem__(self, i: Index | int) -> Buffer:
+    def strided(self, *strides: int) -> Buffer:
+        """The same address seen through other strides."""
+        return replace(self, strides=strides)
+
+    def __getitem__(self, i: Int) -> Buffer:
         """One slice along the first axis."""
         return Buffer(self.k, self.address(i), self.strides[1:])
 
-    def load(self, *index: Index | int, lanes: int = 0) -> Vec:
+    def load(self, *index: Int, lanes: int = 0) -> Vec:
         """`lanes` consecutive floats (a whole register unless said)."""
         lanes = lanes or self.k.lanes
         address = self.address(*index)
         return Vec(self.k, self.k.emit(f"load {_type(lanes)}, ptr {address}, align 4"), lanes)
 
-    def load_strided(self, *index: Index | int, step: int, lanes: int = 0) -> Vec:
+    def load_strided(self, *index: Int, step: int, lanes: int = 0) -> Vec:
         """Every `step`-th float, `lanes` of them; reads to the end of the last step."""
         lanes = lanes or self.k.lanes
         if step == 1:
@@ -179,16 +193,16 @@ class Buffer:
         text = f"shufflevector {kind} {wide.ssa}, {kind} poison, <{lanes} x i32> <{mask}>"
         return Vec(self.k, self.k.emit(text), lanes)
 
-    def splat(self, *index: Index | int, lanes: int = 0) -> Vec:
+    def splat(self, *index: Int, lanes: int = 0) -> Vec:
         """One float in every lane."""
         return self.k.splat(self.load(*index, lanes=1), lanes)
 
-    def store(self, value: Vec, *index: Index | int) -> None:
+    def store(self, value: Vec, *index: Int) -> None:
         """Store all lanes."""
         address = self.address(*index)
         self.k.emit_void(f"store {value.type} {value.ssa}, ptr {address}, align 4")
 
-    def store_first(self, value: Vec, count: int, *index: Index | int) -> None:
+    def store_first(self, value: Vec, count: int, *index: Int) -> None:
         """Store the first `count` lanes and touch nothing behind them."""
         if count >= value.lanes:
             self.store(value, *index)
@@ -201,7 +215,7 @@ class Buffer:
             f"call void @{name}({value.type} {value.ssa}, ptr align 4 {address}, {bits} {mask})"
         )
 
-    def load_first(self, count: int, *index: Index | int, lanes: int = 0) -> Vec:
+    def load_first(self, count: int, *index: Int, lanes: int = 0) -> Vec:
         """The first `count` lanes, zeros behind; reads nothing else."""
         lanes = lanes or self.k.lanes
         if count >= lanes:
@@ -215,15 +229,15 @@ class Buffer:
         )
         return Vec(self.k, self.k.emit(text), lanes)
 
-    def prefetch(self, *index: Index | int, level: int = 1) -> None:
+    def prefetch(self, *index: Int, level: int = 1) -> None:
         """Bring the line towards L`level`; never faults."""
         self.k.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         arguments = f"ptr {self.address(*index)}, i32 0, i32 {4 - level}, i32 1"
         self.k.emit_void(f"call void @llvm.prefetch.p0({arguments})")
 
-    def address(self, *index: Index | int) -> str:
+    def address(self, *index: Int) -> str:
         """The pointer to one element, as an SSA value."""
-        offset: Index | int = 0
+        offset: Int = 0
         for i, stride in zip(index, self.strides, strict=False):
             offset = i * stride + offset
         if isinstance(offset, int):
@@ -290,6 +304,12 @@ class Kernel:
         whole = Buffer(self, f"%{name}", strides)
         return replace(whole, base=Buffer(self, whole.base, (1,)).address(offset))
 
+    def tensor(self, name: str, where: Placement, y: int = 0, x: int = 0) -> Buffer:
+        """One of `ARGUMENTS` indexed (image, block, y, x, lane), re-based at pixel (y, x)."""
+        strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride, 1)
+        offset = where.origin + y * where.y_stride + x * where.x_stride
+        return self.argument(name, *strides, offset=offset)
+
     def tile(self, rows: int, cols: int, lanes: int = 0) -> Tile:
         """A block of registers, not yet filled."""
         return Tile(self, rows, cols, lanes or self.lanes)
@@ -316,7 +336,7 @@ class Kernel:
         return Vec(self, self.emit(text), len(order))
 
     @contextmanager
-    def loop(self, *bounds: Index | int, step: int = 1) -> Iterator[Index]:
+    def loop(self, *bounds: Int, step: int = 1) -> Iterator[Index]:
         """for (i = start; i < stop; i += step), bounds as in `range`.
 
         Constant bounds run at least once, which is checked here.
@@ -453,6 +473,25 @@ class Module:
         return Program(text, tuple(self._stages), io, pack_weights, shared_bytes, local_bytes)
 
 
+def at_channel(tensor: Buffer, where: Placement, index: Int, unit: int) -> Buffer:
+    """`tensor` (as made by `Kernel.tensor`) re-based at channel `index * unit`.
+
+    `unit` and the placement's channel block divide each other, or there is one block.
+
+    Raises:
+        ValueError: they do not.
+    """
+    block = where.block
+    if where.blocks == 1 or index == 0:
+        return tensor.at(0, 0, 0, 0, index * unit)
+    if unit % block == 0:
+        return tensor.at(0, index * (unit // block))
+    if block % unit:
+        raise ValueError(f"channel blocks of {block} cannot be cut into units of {unit}")
+    per = block // unit
+    return tensor.at(0, index // per, 0, 0, index % per * unit)
+
+
 def constant(value: float, lanes: int) -> str:
     """A literal: LLVM writes float constants as the bits of the equal double."""
     rounded = struct.unpack("f", struct.pack("f", value))[0]
@@ -474,5 +513,5 @@ def _type(lanes: int, element: str = "float") -> str:
     return element if lanes == 1 else f"<{lanes} x {element}>"
 
 
-def _value(x: Index | int) -> str:
+def _value(x: Int) -> str:
     return str(x) if isinstance(x, int) else x.value

@@ -1,11 +1,13 @@
-"""The register tile everyone shares: one step of a matrix product held in vector registers."""
+"""The register tile everyone shares, and how tiles cover an output."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 
-from kernels.codegen.builder import Tile, Vec, fma
+from kernels.codegen.builder import Index, Int, Kernel, Tile, Vec, fma
+from kernels.core.cpu import Cpu
 
 
 def outer_product(acc: Tile, a: Callable[[int], Vec], b: Callable[[int], Vec]) -> None:
@@ -33,6 +35,11 @@ def registers(rows: int, cols: int) -> int:
     return rows * cols + min(rows, cols) + 1
 
 
+def step_cycles(rows: int, cols: int) -> float:
+    """Cycles of one `outer_product` on a core with two FMA and two load ports, FMA latency four."""
+    return max(rows * cols, rows + cols, 8) / 2
+
+
 @dataclass(frozen=True)
 class Run:
     """`count` tiles of `size` one after another, the first at `start`."""
@@ -40,6 +47,11 @@ class Run:
     start: int
     size: int
     count: int
+
+    @property
+    def end(self) -> int:
+        """Where the last tile ends."""
+        return self.start + self.size * self.count
 
 
 def cover(total: int, tile: int) -> list[Run]:
@@ -50,4 +62,84 @@ def cover(total: int, tile: int) -> list[Run]:
     tiles = -(-total // tile)
     small, larger = divmod(total, tiles)
     runs = [Run(0, small + 1, larger), Run(larger * (small + 1), small, tiles - larger)]
-    return [r for r in runs if r.count and r.size]
+    return [r for r in runs if r.count]
+
+
+def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> list[Run]:
+    """Vectors of `lanes` channels in panels of at most `cols` vectors.
+
+    With `split_tail`, a last vector that is not full gets a run of its own, since storing it
+    takes a mask.
+    """
+    runs = cover(-(-channels // lanes), cols)
+    if split_tail and channels % lanes and runs[-1].count > 1:
+        whole = replace(runs[-1], count=runs[-1].count - 1)
+        runs[-1:] = [whole, Run(whole.end, whole.size, 1)]
+    return runs
+
+
+def dispatch(k: Kernel, runs: Sequence[Run], number: Int, body: Callable[[Run, Int], None]) -> None:
+    """`body(run, position)` for tile `number` of all the runs; `position` is where it starts."""
+    before = 0
+    for run in runs:
+        place = (number - before) * run.size + run.start
+        if len(runs) == 1 or isinstance(number, int):
+            if len(runs) == 1 or before <= number < before + run.count:
+                body(run, place)
+        else:
+            with k.when((number >= before) & (number < before + run.count)):
+                body(run, place)
+        before += run.count
+
+
+def sweep(
+    k: Kernel,
+    runs: Sequence[Run],
+    body: Callable[[Run, Int], None],
+    begin: Int = 0,
+    end: Int | None = None,
+) -> None:
+    """`body(run, position)` for tiles begin..end (all unless said) of the runs, in order."""
+    before = 0
+    for run in runs:
+        if isinstance(begin, int):
+            if run.count == 1:
+                body(run, run.start)
+            else:
+                with k.loop(run.count) as i:
+                    body(run, i * run.size + run.start)
+        else:
+            assert isinstance(end, Index)
+            first, last = (begin - before).max(0), (end - before).min(run.count)
+            with k.loop(first, last) as i:
+                body(run, i * run.size + run.start)
+        before += run.count
+
+
+def tile_count(runs: Sequence[Run]) -> int:
+    """Tiles in all the runs."""
+    return sum(run.count for run in runs)
+
+
+def best_tile(height: int, width: int, vectors: int, cpu: Cpu) -> tuple[int, int, int]:
+    """(rows, columns, vectors) of the register tile that covers an output in fewest cycles.
+
+    Counts FMAs and loads only; a tie goes to the wider, then the fewer-vectored tile.
+    """
+
+    def cycles(shape: tuple[int, int, int]) -> tuple[float, int]:
+        th, tw, cols = shape
+        sizes = product(cover(height, th), cover(width, tw), cover(vectors, cols))
+        total = sum(
+            y.count * x.count * v.count * step_cycles(y.size * x.size, v.size) for y, x, v in sizes
+        )
+        return total, th
+
+    shapes = [
+        (th, tw, cols)
+        for cols in range(1, min(vectors, 6) + 1)
+        for th in (1, 2, 3)
+        for tw in range(1, width + 1)
+        if th <= height and registers(th * tw, cols) <= cpu.registers
+    ]
+    return min(shapes, key=cycles)

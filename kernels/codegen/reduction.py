@@ -1,0 +1,94 @@
+"""The loop over K of a convolution: channel blocks, filter rows, filter columns, channels.
+
+Weights are packed in this very order, so the kernel reads them as one linear stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from kernels.codegen.builder import Int, Kernel
+from kernels.codegen.tile_gemm import Run
+from kernels.core.layout import Array
+
+Step = Callable[[Int, Int, Int, Int, Int], None]
+
+
+def reduction(
+    k: Kernel, channels: int, block: int, kernel: tuple[int, int], unroll: int, step: Step
+) -> None:
+    """Run `step(block, ky, kx, lane, position)` for every term; `position` counts them.
+
+    About `unroll` steps become straight code, from the innermost loop outwards.
+    """
+    full, rest = divmod(channels, block)
+    terms = block * kernel[0] * kernel[1]
+    each(k, full, 1, lambda b: _window(k, b, block, b * terms, kernel, unroll, step))
+    if rest:
+        _window(k, full, rest, full * terms, kernel, unroll, step)
+
+
+def each(k: Kernel, count: int, unroll: int, body: Callable[[Int], None]) -> None:
+    """`body(i)` for i in range(count), `unroll` at a time as straight code, what is left after."""
+    whole = count - count % unroll
+    if whole <= unroll:
+        for i in range(whole):
+            body(i)
+    else:
+        with k.loop(0, whole, step=unroll) as first:
+            for i in range(unroll):
+                body(first + i)
+    for i in range(whole, count):
+        body(i)
+
+
+def _window(
+    k: Kernel,
+    block: Int,
+    lanes: int,
+    start: Int,
+    kernel: tuple[int, int],
+    unroll: int,
+    step: Step,
+) -> None:
+    """All taps and lanes of one channel block."""
+    kh, kw = kernel
+    across = kw if kw * lanes <= unroll else 1
+    down = kh if kh * kw * lanes <= unroll else 1
+
+    def row(ky: Int) -> None:
+        def tap(kx: Int) -> None:
+            position = ky * (kw * lanes) + kx * lanes + start
+            each(k, lanes, min(unroll, lanes), lambda c: step(block, ky, kx, c, position + c))
+
+        each(k, kw, across, tap)
+
+    each(k, kh, down, row)
+
+
+def pack_panels(weights: Array, groups: int, block: int, lanes: int, panels: list[Run]) -> Array:
+    """Weights (oc, c/groups, kh, kw) in reading order: group, panel, term of K, output channel.
+
+    A panel is `size` vectors of `lanes` output channels; missing channels are zero.
+    """
+    oc, c, kh, kw = weights.shape
+    per_group = weights.reshape(groups, oc // groups, c, kh, kw)
+    vectors = panels[-1].start + panels[-1].size * panels[-1].count
+    filled = np.zeros((groups, vectors * lanes, c, kh, kw), np.float32)
+    filled[:, : oc // groups] = per_group
+    pieces = []
+    for group in filled:
+        terms = np.concatenate(
+            [
+                # (oc, channels of the block, kh, kw) -> (kh, kw, channels, oc)
+                group[:, first : first + block].transpose(2, 3, 1, 0).reshape(-1, vectors * lanes)
+                for first in range(0, c, block)
+            ]
+        )
+        for run in panels:
+            for i in range(run.count):
+                first = (run.start + i * run.size) * lanes
+                pieces.append(terms[:, first : first + run.size * lanes].reshape(-1))
+    return np.concatenate(pieces)

@@ -1,0 +1,172 @@
+"""Direct convolution on a register tile of pixels x output channels.
+
+Pixels are broadcast from the activations as they lie, weights stream from packed panels, every
+output is accumulated over all of K in registers and stored once. Source may be any layout (NCHW
+is the first layer's); the result is NHWC or NCHWc, so that a vector is a run of channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
+from kernels.codegen.epilogue import finish
+from kernels.codegen.reduction import pack_panels, reduction
+from kernels.codegen.tile_gemm import (
+    Run,
+    best_tile,
+    channel_panels,
+    cover,
+    dispatch,
+    outer_product,
+    registers,
+    sweep,
+    tile_count,
+)
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io, Layout, Placement, layout_pair
+from kernels.core.problem import ConvProblem
+from kernels.core.template import KernelTemplate, Program, check
+
+
+@dataclass(frozen=True)
+class Schedule:
+    layout: str
+    tile_h: int  # output rows of a register tile
+    tile_w: int  # output columns of a register tile
+    cols: int  # vectors of output channels of a register tile
+    unroll: int  # steps of K in the loop body
+    rows: int  # register tiles, one below the other, of a task
+    oc_outer: bool  # tasks go through the image for each panel of weights, else the other way
+
+
+def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
+    return None
+
+
+def lanes_for(p: ConvProblem, dst: Layout, cpu: Cpu) -> int:
+    """Lanes of the vectors of output channels: no wider than the channels that lie together."""
+    together = dst.blocked or 1 << (p.group_oc - 1).bit_length()
+    return min(cpu.lanes, together)
+
+
+def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    block = min(16, max(4, cpu.lanes))
+    grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
+    layout = "NHWC" if grouped else f"NCHW{block}c"
+    if p.c < block and p.groups == 1:
+        layout = f"NCHW>{layout}"
+    lanes = lanes_for(p, layout_pair(layout)[1], cpu)
+    tile_h, tile_w, cols = best_tile(p.oh, p.ow, -(-p.group_oc // lanes), cpu)
+    # Rows of input that stay in half of L2 while the panels go by.
+    row_bytes = 4 * p.group_c * p.w * p.stride[0] * tile_h
+    rows = max(1, min(-(-p.oh // tile_h), cpu.l2 // 2 // row_bytes))
+    return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=False)
+
+
+def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    dst_layout = io.dst.layout
+    check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
+    block = min(io.src.block, p.group_c)
+    for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
+        aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
+        check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
+    lanes = lanes_for(p, dst_layout, cpu)
+    panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=dst_layout.name == "NHWC")
+    y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
+    for y, x, v in product(y_tiles, x_tiles, panels):
+        check(registers(y.size * x.size, v.size) <= cpu.registers, "tile needs too many registers")
+    row_tasks = -(-tile_count(y_tiles) // s.rows)
+    panel_tasks = tile_count(panels)
+
+    module = Module(cpu)
+    with module.stage("direct", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
+        if s.oc_outer:
+            row, rest = task % row_tasks, task // row_tasks
+            panel, rest = rest % panel_tasks, rest // panel_tasks
+        else:
+            panel, rest = task % panel_tasks, task // panel_tasks
+            row, rest = rest % row_tasks, rest // row_tasks
+        group, image = rest % p.groups, rest // p.groups
+        src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
+        src = at_channel(src, io.src, group, p.group_c)
+        weights = k.argument("weights", panels[-1].end * lanes * p.depth, lanes * p.depth)
+        first = row * s.rows
+
+        def whole_panel(v: Run, vector: Int) -> None:
+            masked = v.end == panels[-1].end and io.dst.blocks == 1
+            tail = p.group_oc % lanes if masked else 0
+            out = _Outputs(k, p, io, lanes, tail, image, group, vector)
+            packed = weights.at(group, vector).strided(v.size * lanes, 1)
+
+            def tile(y: Run, top: Int, x: Run, left: Int) -> None:
+                acc = k.tile(y.size * x.size, v.size, lanes)
+                out.start(acc)
+                corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
+                pixels = [
+                    corner.at(0, 0, i * p.stride[0], j * p.stride[1])
+                    for i in range(y.size)
+                    for j in range(x.size)
+                ]
+
+                def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
+                    at = (0, b, ky * p.dilation[0], kx * p.dilation[1], lane)
+                    outer_product(
+                        acc,
+                        lambda i: pixels[i].splat(*at, lanes=lanes),
+                        lambda j: packed.load(position, j * lanes, lanes=lanes),
+                    )
+
+                reduction(k, p.group_c, block, p.kernel, s.unroll, step)
+                out.finish(acc, top, left, x.size)
+
+            def tile_row(y: Run, top: Int) -> None:
+                sweep(k, x_tiles, lambda x, left: tile(y, top, x, left))
+
+            sweep(k, y_tiles, tile_row, first, first + s.rows)
+
+        dispatch(k, panels, panel, whole_panel)
+    return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels))
+
+
+@dataclass(frozen=True)
+class _Outputs:
+    """Where the accumulators of one panel come from and go to."""
+
+    k: Kernel
+    p: ConvProblem
+    io: Io
+    lanes: int
+    tail: int  # channels of the last vector, 0 where it is full
+    image: Int
+    group: Int
+    vector: Int
+
+    def start(self, acc: Tile) -> None:
+        """Begin with the bias, which saves adding it."""
+        for j in range(acc.cols):
+            bias = self.k.argument("bias", self.p.group_oc, self.lanes)
+            value = bias.load(self.group, self.vector + j, lanes=self.lanes)
+            for i in range(acc.rows):
+                acc[i, j] = value
+
+    def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
+        """Residual, activation, store; rows of `acc` are pixels, `width` to a line."""
+        p = self.p
+        for j in range(acc.cols):
+            dst = self._channels("dst", self.io.dst, j).at(0, 0, top, left)
+            add = self._channels("add", self.io.add, j).at(0, 0, top, left) if p.add else None
+            for i in range(acc.rows):
+                pixel = (0, 0, i // width, i % width)
+                residual = add.load(*pixel, lanes=self.lanes) if add else None
+                kept = self.tail if self.tail and j == acc.cols - 1 else self.lanes
+                dst.store_first(finish(p, acc[i, j], residual), kept, *pixel)
+
+    def _channels(self, name: str, where: Placement, j: int) -> Buffer:
+        tensor = self.k.tensor(name, where).at(self.image)
+        tensor = at_channel(tensor, where, self.group, self.p.group_oc)
+        return at_channel(tensor, where, self.vector + j, self.lanes)
+
+
+template = KernelTemplate("direct", Schedule, why_not, heuristic, build)
