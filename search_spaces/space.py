@@ -1,0 +1,96 @@
+"""Finite, ordered, named choices. Knows nothing of who searches it."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from kernels.core.cpu import Cpu
+from kernels.core.layout import BLOCKS
+from kernels.core.problem import ConvProblem
+
+Rule = Callable[[Any], bool]
+Point = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every schedule of one algorithm worth measuring for one problem on one machine.
+
+    `domains` lists the values of each field in order, so neighbours in a list are neighbours in
+    effect. `rules` are predicates; a rule's name is the reason it gives. A point is a position
+    in every domain.
+
+    Raises:
+        TypeError: the domains are not the schedule's fields, or one of them is empty.
+    """
+
+    schedule: type[Any]
+    domains: Mapping[str, Sequence[Any]]
+    rules: Sequence[Rule] = ()
+
+    def __post_init__(self) -> None:
+        declared = [f.name for f in fields(self.schedule)]
+        if declared != list(self.domains):
+            raise TypeError(f"domains {list(self.domains)} are not the schedule's {declared}")
+        if empty := [name for name, values in self.domains.items() if not len(values)]:
+            raise TypeError(f"nothing to choose from for {', '.join(empty)}")
+
+    def __iter__(self) -> Iterator[Any]:
+        """Every schedule that breaks no rule."""
+        for point in itertools.product(*(range(len(d)) for d in self.domains.values())):
+            schedule = self.at(point)
+            if self.broken_rule(schedule) is None:
+                yield schedule
+
+    def at(self, point: Point) -> Any:
+        """The schedule at a point."""
+        pairs = zip(self.domains.items(), point, strict=True)
+        return self.schedule(**{name: values[i] for (name, values), i in pairs})
+
+    def point(self, schedule: Any) -> Point | None:
+        """Where `schedule` lies, or None when one of its values is in no domain."""
+        positions = []
+        for name, values in self.domains.items():
+            value = getattr(schedule, name)
+            if value not in values:
+                return None
+            positions.append(list(values).index(value))
+        return tuple(positions)
+
+    def broken_rule(self, schedule: Any) -> str | None:
+        """The name of the first rule that `schedule` breaks."""
+        return next((rule.__name__ for rule in self.rules if not rule(schedule)), None)
+
+    @property
+    def volume(self) -> int:
+        """Points before the rules apply."""
+        return math.prod(map(len, self.domains.values()))
+
+
+def space_for(algorithm: str, p: ConvProblem, cpu: Cpu) -> Space:
+    """The space of the algorithm's file in this folder, which has the same stem.
+
+    Raises:
+        ModuleNotFoundError: the algorithm has no space.
+    """
+    module = importlib.import_module(f"search_spaces.{algorithm}")
+    space: Space = module.space(p, cpu)
+    return space
+
+
+def upto(limit: int, *values: int) -> list[int]:
+    """Those of `values` that are at most `limit`; at least the first, cut to the limit."""
+    return [v for v in values if v <= limit] or [min(values[0], limit)]
+
+
+def blocked_layouts(p: ConvProblem, cpu: Cpu) -> list[str]:
+    """The NCHWc layouts whose blocks fill vectors and fall on group boundaries."""
+    blocks = [b for b in BLOCKS if b in (cpu.lanes // 2, cpu.lanes, 2 * cpu.lanes)]
+    return [
+        f"NCHW{b}c" for b in blocks if p.groups == 1 or (p.group_c % b == 0 and p.group_oc % b == 0)
+    ]
