@@ -36,8 +36,12 @@ def registers(rows: int, cols: int) -> int:
 
 
 def step_cycles(rows: int, cols: int) -> float:
-    """Cycles of one `outer_product` on a core with two FMA and two load ports, FMA latency four."""
-    return max(rows * cols, rows + cols, 8) / 2
+    """Cycles of one `outer_product` on a core with two FMA and two load ports, FMA latency four.
+
+    The last term is the cost of loads that do not hide: of two tiles at full rate, the one that
+    loads less wins.
+    """
+    return max(rows * cols, rows + cols, 8) / 2 + (rows + cols) / 32
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ def sweep(
     begin: Int = 0,
     end: Int | None = None,
 ) -> None:
-    """`body(run, position)` for tiles begin..end (all unless said) of the runs, in order."""
+    """`body(run, position)` for tiles begin..end of the runs, in order; all if `begin` is 0."""
     before = 0
     for run in runs:
         if isinstance(begin, int):

@@ -1,0 +1,123 @@
+"""Direct convolution in NCHW: a vector is a run of pixels of one output row.
+
+Rows of the register tile are output channels, whose weights are broadcast; pixels are loaded as
+they lie, every `stride`-th of them where the convolution is strided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from kernels.codegen.builder import Int, Module
+from kernels.codegen.epilogue import finish
+from kernels.codegen.reduction import pack_panels, reduction
+from kernels.codegen.tile_gemm import (
+    Run,
+    best_tile,
+    channel_panels,
+    cover,
+    dispatch,
+    outer_product,
+    registers,
+    sweep,
+    tile_count,
+)
+from kernels.core.cpu import Cpu
+from kernels.core.layout import READ_SLACK, Io
+from kernels.core.problem import ConvProblem
+from kernels.core.template import KernelTemplate, Program, check
+
+
+@dataclass(frozen=True)
+class Schedule:
+    layout: str
+    ocs: int  # output channels of a register tile
+    cols: int  # vectors of pixels of a register tile
+    unroll: int  # steps of K in the loop body
+    rows: int  # output rows of a task
+    oc_outer: bool  # tasks go through the image for each panel of weights, else the other way
+
+
+def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
+    return None
+
+
+def lanes_for(p: ConvProblem, cpu: Cpu) -> int:
+    """Lanes of the vectors of pixels: no wider than a row, and strided loads stay in the slack."""
+    return min(cpu.lanes, 1 << (p.ow - 1).bit_length(), READ_SLACK // p.stride[1])
+
+
+def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    vectors = -(-p.ow // lanes_for(p, cpu))
+    _, ocs, cols = best_tile(1, min(p.group_oc, 16), vectors, cpu)
+    # Rows of input that stay in half of L2 while the panels of weights go by.
+    rows = max(1, min(p.oh, cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0])))
+    return Schedule("NCHW", ocs, cols, unroll=p.kernel[1], rows=rows, oc_outer=False)
+
+
+def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check(s.layout == "NCHW", "planar reads and writes NCHW")
+    lanes = lanes_for(p, cpu)
+    check(lanes >= 1, "the stride is wider than the read slack")
+    panels = cover(p.group_oc, s.ocs)
+    x_tiles = channel_panels(p.ow, lanes, s.cols, split_tail=True)
+    for oc, x in product(panels, x_tiles):
+        check(registers(oc.size, x.size) <= cpu.registers, "tile needs too many registers")
+    row_tasks, panel_tasks = -(-p.oh // s.rows), tile_count(panels)
+
+    module = Module(cpu)
+    with module.stage("planar", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
+        if s.oc_outer:
+            row, rest = task % row_tasks, task // row_tasks
+            panel, rest = rest % panel_tasks, rest // panel_tasks
+        else:
+            panel, rest = task % panel_tasks, task // panel_tasks
+            row, rest = rest % row_tasks, rest // row_tasks
+        group, image = rest % p.groups, rest // p.groups
+        src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1])
+        src = src.at(image, group * p.group_c)
+        dst = k.tensor("dst", io.dst).at(image, group * p.group_oc)
+        add = k.tensor("add", io.add).at(image, group * p.group_oc)
+        bias = k.argument("bias", p.group_oc, 1).at(group)
+        weights = k.argument("weights", p.group_oc * p.depth, p.depth)
+
+        def whole_panel(oc: Run, first: Int) -> None:
+            packed = weights.at(group, first).strided(oc.size, 1)
+
+            def tile(y: Int, x: Run, vector: Int) -> None:
+                left = vector * lanes
+                acc = k.tile(oc.size, x.size, lanes)
+                for i in range(oc.size):
+                    start = bias.splat(0, first + i, lanes=lanes)
+                    for j in range(x.size):
+                        acc[i, j] = start
+                corner = src.at(0, 0, y * p.stride[0], left * p.stride[1])
+
+                def step(c: Int, ky: Int, kx: Int, _: Int, position: Int) -> None:
+                    pixels = corner.at(0, c, ky * p.dilation[0], kx * p.dilation[1])
+                    across = [pixels.at(0, 0, 0, j * lanes * p.stride[1]) for j in range(x.size)]
+                    outer_product(
+                        acc,
+                        lambda i: packed.splat(position, i, lanes=lanes),
+                        lambda j: across[j].load_strided(0, step=p.stride[1], lanes=lanes),
+                    )
+
+                reduction(k, p.group_c, 1, p.kernel, s.unroll, step)
+                last = x.end == x_tiles[-1].end and p.ow % lanes
+                for i, j in acc:
+                    at = (0, first + i, y, left + j * lanes)
+                    residual = add.load(*at, lanes=lanes) if p.add else None
+                    kept = p.ow % lanes if last and j == x.size - 1 else lanes
+                    dst.store_first(finish(p, acc[i, j], residual), kept, *at)
+
+            def line(_: Run, y: Int) -> None:
+                sweep(k, x_tiles, lambda x, vector: tile(y, x, vector))
+
+            sweep(k, [Run(0, 1, p.oh)], line, row * s.rows, (row + 1) * s.rows)
+
+        dispatch(k, panels, panel, whole_panel)
+    return module.program(io, lambda w: pack_panels(w, p.groups, 1, 1, panels))
+
+
+template = KernelTemplate("planar", Schedule, why_not, heuristic, build)

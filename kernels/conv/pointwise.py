@@ -1,0 +1,68 @@
+"""1x1 convolution as one matrix product: pixels of the whole image x output channels.
+
+Nothing is unfolded, copied or padded. Without gaps between rows an image is one long line of
+pixels, so register tiles need not end where a row ends; the tile itself is direct's or planar's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from kernels.codegen.tile_gemm import best_tile
+from kernels.conv import direct, planar
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io, Layout, Placement
+from kernels.core.problem import ConvProblem
+from kernels.core.template import KernelTemplate, Program, check
+
+
+@dataclass(frozen=True)
+class Schedule:
+    layout: str
+    rows: int  # NCHW: output channels of a register tile, else its pixels
+    cols: int  # vectors of a register tile: of pixels in NCHW, else of output channels
+    unroll: int  # input channels in the loop body
+    tiles: int  # register tiles, along the pixels, of a task
+    oc_outer: bool  # tasks go through the pixels for each panel of weights, else the other way
+
+
+def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
+    if p.kernel != (1, 1):
+        return "the filter is not 1x1"
+    if p.stride != (1, 1) or any(p.padding):
+        return "pixels are strided or padded"
+    return None
+
+
+def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
+    lanes = direct.lanes_for(p, Layout(block), cpu)
+    rows, _, cols = best_tile(p.h * p.w, 1, -(-p.group_oc // lanes), cpu)
+    # Pixels that stay in half of L2 while the panels of weights go by.
+    tiles = max(1, cpu.l2 // 2 // (4 * p.group_c * rows))
+    return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False)
+
+
+def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check(why_not(p, cpu) is None, "pointwise needs 1x1, stride 1, no padding")
+    for where in (io.src, io.dst, io.add):
+        check(where.dense, "rows of pixels have gaps between them")
+    pixels = p.h * p.w
+    if s.layout == "NCHW":
+        line = replace(p, h=1, w=pixels)
+        flat = Io(*(_reshaped(where, 1, pixels) for where in (io.src, io.dst, io.add)))
+        across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
+        return replace(planar.build(line, across, cpu, flat), io=io)
+    column = replace(p, h=pixels, w=1)
+    flat = Io(*(_reshaped(where, pixels, 1) for where in (io.src, io.dst, io.add)))
+    down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer)
+    return replace(direct.build(column, down, cpu, flat), io=io)
+
+
+def _reshaped(where: Placement, h: int, w: int) -> Placement:
+    top, _, bottom, _ = where.halo
+    check(top == bottom == 0, "planes have a halo")
+    return replace(where, h=h, w=w)
+
+
+template = KernelTemplate("pointwise", Schedule, why_not, heuristic, build)
