@@ -172,6 +172,15 @@ class Buffer:
         """The same address seen through other strides."""
         return replace(self, strides=strides)
 
+    def opaque(self) -> Buffer:
+        """The same array at an address that LLVM cannot follow.
+
+        Loads through it are neither hoisted out of loops nor merged with earlier ones: a value
+        is read again where keeping it would cost a register.
+        """
+        text = f'call ptr asm sideeffect "", "=r,0"(ptr {self.base})'
+        return replace(self, base=self.k.emit(text))
+
     def __getitem__(self, i: Int) -> Buffer:
         """One slice along the first axis."""
         return Buffer(self.k, self.address(i), self.strides[1:])
