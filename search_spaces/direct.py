@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from kernels.codegen.tile_gemm import registers
-from kernels.conv.direct import Schedule, lanes_for
+from kernels.codegen.tile_gemm import lanes_for, registers
+from kernels.conv.direct import Schedule
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout
 from kernels.core.problem import ConvProblem

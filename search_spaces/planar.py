@@ -28,7 +28,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "layout": ["NCHW"],
             "ocs": upto(p.group_oc, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28),
             "cols": upto(vectors, 1, 2, 3, 4, 6),
-            "unroll": [1, p.kernel[1], p.kernel[0] * p.kernel[1]] if p.kernel != (1, 1) else [1],
+            "unroll": sorted({1, p.kernel[1], p.kernel[0] * p.kernel[1]}),
             "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
             "oc_outer": [False, True],
         },

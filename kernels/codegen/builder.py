@@ -344,6 +344,30 @@ class Kernel:
         text = f"shufflevector {a.type} {a.ssa}, {b.type} {b.ssa}, <{len(order)} x i32> <{mask}>"
         return Vec(self, self.emit(text), len(order))
 
+    def index(self, x: Int) -> Index:
+        """`x` as a run-time integer, for where a build-time one will not do."""
+        return x if isinstance(x, Index) else Index(self, "0", x)
+
+    def lanes_from(self, start: Index, lanes: int) -> str:
+        """A mask of the lanes from number `start` on; none or all of them where it is outside."""
+        kind, number = _type(lanes, "i64"), ", ".join(f"i64 {i}" for i in range(lanes))
+        if lanes == 1:
+            return self.emit(f"icmp sge i64 0, {start.value}")
+        one = self.emit(f"insertelement {kind} poison, i64 {start.value}, i32 0")
+        text = f"shufflevector {kind} {one}, {kind} poison, <{lanes} x i32> zeroinitializer"
+        return self.emit(f"icmp sge {kind} <{number}>, {self.emit(text)}")
+
+    def blend(self, mask: str, chosen: Vec, other: Vec) -> Vec:
+        """`chosen` in the lanes of `mask`, `other` elsewhere."""
+        bits, kind = _type(chosen.lanes, "i1"), chosen.type
+        text = f"select {bits} {mask}, {kind} {chosen.ssa}, {kind} {other.ssa}"
+        return Vec(self, self.emit(text), chosen.lanes)
+
+    def either(self, condition: Condition, yes: Buffer, no: Buffer) -> Buffer:
+        """One of two arrays of the same strides."""
+        text = f"select i1 {condition.ssa}, ptr {yes.base}, ptr {no.base}"
+        return replace(yes, base=self.emit(text))
+
     @contextmanager
     def loop(self, *bounds: Int, step: int = 1) -> Iterator[Index]:
         """for (i = start; i < stop; i += step), bounds as in `range`.

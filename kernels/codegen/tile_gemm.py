@@ -8,6 +8,8 @@ from itertools import product
 
 from kernels.codegen.builder import Index, Int, Kernel, Tile, Vec, fma
 from kernels.core.cpu import Cpu
+from kernels.core.layout import Layout
+from kernels.core.problem import ConvProblem
 
 
 def outer_product(acc: Tile, a: Callable[[int], Vec], b: Callable[[int], Vec]) -> None:
@@ -69,6 +71,19 @@ def cover(total: int, tile: int) -> list[Run]:
     return [r for r in runs if r.count]
 
 
+def cut(total: int, tile: int) -> list[Run]:
+    """Cover `total` by tiles of exactly `tile` and one of what is left."""
+    full, rest = divmod(total, tile)
+    runs = [Run(0, tile, full), Run(full * tile, rest, 1)]
+    return [r for r in runs if r.count and r.size]
+
+
+def lanes_for(p: ConvProblem, dst: Layout, cpu: Cpu) -> int:
+    """Lanes of the vectors of output channels: no wider than the channels that lie together."""
+    together = dst.blocked or 1 << (p.group_oc - 1).bit_length()
+    return min(cpu.lanes, together)
+
+
 def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> list[Run]:
     """Vectors of `lanes` channels in panels of at most `cols` vectors.
 
@@ -118,6 +133,13 @@ def sweep(
             with k.loop(first, last) as i:
                 body(run, i * run.size + run.start)
         before += run.count
+
+
+def start_of(runs: Sequence[Run], number: Index) -> Int:
+    """Where tile `number` of a cover begins; the number after the last gives its end."""
+    small = runs[-1].size
+    larger = sum(run.count for run in runs if run.size > small)
+    return number * small + (number.min(larger) if larger else 0)
 
 
 def tile_count(runs: Sequence[Run]) -> int:

@@ -19,13 +19,14 @@ from kernels.codegen.tile_gemm import (
     channel_panels,
     cover,
     dispatch,
+    lanes_for,
     outer_product,
     registers,
     sweep,
     tile_count,
 )
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Io, Layout, Placement, layout_pair
+from kernels.core.layout import Io, Placement, layout_pair
 from kernels.core.problem import ConvProblem
 from kernels.core.template import KernelTemplate, Program, check
 
@@ -43,12 +44,6 @@ class Schedule:
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     return None
-
-
-def lanes_for(p: ConvProblem, dst: Layout, cpu: Cpu) -> int:
-    """Lanes of the vectors of output channels: no wider than the channels that lie together."""
-    together = dst.blocked or 1 << (p.group_oc - 1).bit_length()
-    return min(cpu.lanes, together)
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
