@@ -38,8 +38,11 @@ class Index:
         both = self.k.emit(f"add nsw i64 {self.ssa}, {other.ssa}")
         return Index(self.k, both, self.plus + other.plus)
 
-    def __sub__(self, other: int) -> Index:
-        return self + -other
+    def __sub__(self, other: Int) -> Index:
+        return self + other * -1
+
+    def __rsub__(self, other: int) -> Int:
+        return self * -1 + other
 
     def __mul__(self, factor: int) -> Int:
         if factor in (0, 1):
@@ -88,6 +91,16 @@ class Index:
 
 # An integer of the kernel: known when it is built, or only when it runs.
 Int = Index | int
+
+
+def least(i: Int, bound: int) -> Int:
+    """The smaller of the two."""
+    return min(i, bound) if isinstance(i, int) else i.min(bound)
+
+
+def most(i: Int, bound: int) -> Int:
+    """The larger of the two."""
+    return max(i, bound) if isinstance(i, int) else i.max(bound)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from kernels.codegen.builder import Index, Int, Kernel, Tile, Vec, fma
+from kernels.codegen.builder import Index, Int, Kernel, Tile, Vec, fma, least
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout
 from kernels.core.problem import ConvProblem
@@ -135,11 +135,11 @@ def sweep(
         before += run.count
 
 
-def start_of(runs: Sequence[Run], number: Index) -> Int:
+def start_of(runs: Sequence[Run], number: Int) -> Int:
     """Where tile `number` of a cover begins; the number after the last gives its end."""
     small = runs[-1].size
     larger = sum(run.count for run in runs if run.size > small)
-    return number * small + (number.min(larger) if larger else 0)
+    return number * small + (least(number, larger) if larger else 0)
 
 
 def tile_count(runs: Sequence[Run]) -> int:

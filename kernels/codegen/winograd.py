@@ -1,0 +1,160 @@
+"""Winograd's minimal filtering F(m, r): exact matrices, and few instructions to apply them.
+
+One axis computes m outputs of an r-tap correlation from alpha = m + r - 1 inputs with alpha
+multiplications, `y = At [(G g) * (Bt d)]`; two axes nest (Lavin and Gray, 2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+
+from kernels.codegen.builder import Vec, fma
+from kernels.core.layout import Array
+
+Row = tuple[Fraction, ...]
+Matrix = tuple[Row, ...]
+
+# Where the polynomials are evaluated, besides infinity; a transform takes as many as it needs.
+# Opposite points share half their work, and magnitudes near 1 keep rounding errors small.
+_ROOT = Fraction(math.sqrt(2))
+POINTS: dict[str, tuple[Fraction, ...]] = {
+    "standard": (*map(Fraction, (0, 1, -1, 2, -2)), Fraction(1, 2), Fraction(-1, 2)),
+    "sqrt2": (Fraction(0), _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT, Fraction(1), Fraction(-1)),
+}
+
+
+@dataclass(frozen=True)
+class Transform:
+    """F(m, r) on one axis: `at` is m x alpha, `g` alpha x r, `bt` alpha x alpha, all exact.
+
+    m = 1 or r = 1 need no transformation, and have none.
+    """
+
+    at: Matrix
+    g: Matrix
+    bt: Matrix
+
+    @classmethod
+    def of(cls, m: int, r: int, points: str) -> Transform:
+        """By Toom and Cook: filter and output matrices are powers of the points.
+
+        Raises:
+            ValueError: alpha needs more points than the set has.
+        """
+        alpha = m + r - 1
+        if m == 1 or r == 1:
+            ones = (Fraction(1),) * alpha
+            single, identity = tuple((one,) for one in ones), _identity(alpha)
+            return cls(identity, single, identity) if r == 1 else cls((ones,), identity, identity)
+        finite = POINTS[points][: alpha - 1]
+        if len(finite) < alpha - 1:
+            raise ValueError(f"F({m},{r}) needs {alpha - 1} points: {points} has {len(finite)}")
+        # Row i of Bt holds the coefficients of the polynomial that vanishes at all points but the
+        # i-th; what it is worth there, f, is divided out of the filter.
+        bt, g = [], []
+        for i, a in enumerate(finite):
+            others = finite[:i] + finite[i + 1 :]
+            bt.append((*_polynomial(others), Fraction(0)))
+            f = math.prod((a - b for b in others), start=Fraction(1))
+            g.append(tuple(a**j / f for j in range(r)))
+        bt.append(_polynomial(finite))
+        g.append(_unit(r - 1, r))
+        columns = [tuple(a**k for k in range(m)) for a in finite] + [_unit(m - 1, m)]
+        return cls(tuple(zip(*columns, strict=True)), tuple(g), tuple(bt))
+
+    @property
+    def m(self) -> int:
+        """Outputs of a tile."""
+        return len(self.at)
+
+    @property
+    def alpha(self) -> int:
+        """Inputs of a tile, and products."""
+        return len(self.bt)
+
+    def of_input(self, d: Sequence[Vec]) -> list[Vec]:
+        """Bt d: alpha values from alpha values."""
+        rows: dict[int, Vec] = {}
+        for i, j in _mirrored(self.bt):
+            pairs = list(zip(self.bt[i], self.bt[j], strict=True))
+            even = _combine([x if x == y else Fraction(0) for x, y in pairs], d)
+            odd = [x if x != y else Fraction(0) for x, y in pairs]
+            lead = next(x for x in reversed(odd) if x)
+            rest = _combine([x / lead for x in odd], d)
+            rows[i], rows[j] = _add(even, lead, rest), _add(even, -lead, rest)
+        return [rows[i] if i in rows else _combine(row, d) for i, row in enumerate(self.bt)]
+
+    def of_output(self, products: Sequence[Vec]) -> list[Vec]:
+        """At products: m values from alpha values."""
+        columns = tuple(zip(*self.at, strict=True))
+        pairs = _mirrored(columns)
+        sums = {i: products[i] + products[j] for i, j in pairs}
+        differences = {i: products[i] - products[j] for i, j in pairs}
+        second = {j for _, j in pairs}
+        outputs = []
+        for row in self.at:
+            values = list(products)
+            for i, j in pairs:
+                values[i] = sums[i] if row[i] == row[j] else differences[i]
+            once = [Fraction(0) if j in second else x for j, x in enumerate(row)]
+            outputs.append(_combine(once, values))
+        return outputs
+
+
+def transform_weights(weights: Array, vertical: Transform, horizontal: Transform) -> Array:
+    """G g Gt of weights (oc, c, kh, kw) in float64, rounded once: (oc, c, alpha_h, alpha_w)."""
+    gh, gw = (np.array(t.g, np.float64) for t in (vertical, horizontal))
+    u = np.einsum("iy,ocyx,jx->ocij", gh, weights.astype(np.float64), gw)
+    return np.asarray(u, np.float32)
+
+
+def _combine(coefficients: Sequence[Fraction], values: Sequence[Vec]) -> Vec:
+    """The sum of coefficients * values, begun with one that needs no multiplication."""
+    terms = [(c, v) for c, v in zip(coefficients, values, strict=True) if c]
+    terms.sort(key=lambda term: term[0] != 1)
+    (first, value), *others = terms
+    total = value if first == 1 else value * float(first)
+    for c, v in others:
+        total = _add(total, c, v)
+    return total
+
+
+def _add(total: Vec, c: Fraction, v: Vec) -> Vec:
+    """total + c * v."""
+    if c == 1:
+        return total + v
+    if c == -1:
+        return total - v
+    return fma(v, v.k.const(float(c), v.lanes), total)
+
+
+def _mirrored(rows: Matrix) -> list[tuple[int, int]]:
+    """Pairs of rows that differ in the sign of some elements only: those of points a and -a."""
+    return [
+        (i, j)
+        for i, j in combinations(range(len(rows)), 2)
+        if rows[i] != rows[j] and [abs(x) for x in rows[i]] == [abs(x) for x in rows[j]]
+    ]
+
+
+def _polynomial(roots: Sequence[Fraction]) -> Row:
+    """Coefficients of prod (x - root), lowest power first."""
+    c = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *c]
+        c = [high - root * low for high, low in zip(shifted, [*c, Fraction(0)], strict=True)]
+    return tuple(c)
+
+
+def _unit(i: int, size: int) -> Row:
+    return tuple(Fraction(int(i == j)) for j in range(size))
+
+
+def _identity(size: int) -> Matrix:
+    return tuple(_unit(i, size) for i in range(size))

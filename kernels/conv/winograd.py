@@ -1,0 +1,350 @@
+"""Winograd convolution, engineered: a block of tiles goes through all three steps in cache.
+
+The block is transformed into a buffer of its own, multiplied plane by plane with packed
+transformed weights on the shared register tile, and transformed back with the epilogue at the
+store. Vectors are runs of channels on both sides and tiles are the rows that are broadcast, so
+nothing is packed or transposed on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel, least, most
+from kernels.codegen.epilogue import finish
+from kernels.codegen.reduction import pack_panels, reduction
+from kernels.codegen.tile_gemm import (
+    Run,
+    channel_panels,
+    cover,
+    dispatch,
+    outer_product,
+    registers,
+    start_of,
+    sweep,
+    tile_count,
+)
+from kernels.codegen.winograd import POINTS, Transform, transform_weights
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Array, Io, Placement
+from kernels.core.problem import ConvProblem
+from kernels.core.template import KernelTemplate, Program, ScheduleError, check
+
+LINE = 16  # floats of a cache line
+
+
+@dataclass(frozen=True)
+class Schedule:
+    layout: str
+    mh: int  # output rows of a tile; 1: no transform on that axis
+    mw: int  # output columns of a tile
+    points: str  # interpolation points, a key of POINTS
+    nr_tiles: int  # tiles of a block
+    cols: int  # vectors of output channels of a register tile; its rows are tiles
+    unroll: int  # steps of K in the loop body
+    oc_block: int  # panels of output channels that go through the planes together
+    prefetch: int  # planes by which weights are fetched ahead, 0: not
+    split: str  # what tasks share out: tiles, or channels once all tiles are transformed
+
+
+def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
+    if p.stride != (1, 1) or p.dilation != (1, 1):
+        return "Winograd needs stride 1 and dilation 1"
+    if p.kernel == (1, 1):
+        return "a 1x1 filter has nothing to save"
+    return None
+
+
+def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    block = min(16, max(4, cpu.lanes))
+    grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
+    return Schedule(
+        layout="NHWC" if grouped else f"NCHW{block}c",
+        mh=4,
+        mw=4,
+        points="sqrt2",
+        nr_tiles=28,
+        cols=2,
+        unroll=4,
+        oc_block=1,
+        prefetch=0,
+        split="tiles",
+    )
+
+
+def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    refusal = why_not(p, cpu)
+    check(refusal is None, refusal or "")
+    check(s.split in ("tiles", "channels"), f"split {s.split!r}: use tiles or channels")
+    check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
+    for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
+        aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
+        check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
+    w = _Winograd.of(p, s, cpu, io)
+    blocks = tile_count(w.blocks)
+    module = Module(cpu)
+    if s.split == "channels":
+        with module.stage("winograd_input", p.groups * blocks * w.input_vectors) as (k, task):
+            vector, rest = task % w.input_vectors, task // w.input_vectors
+            block, group = rest % blocks, rest // blocks % p.groups
+            planes = k.argument("shared", w.input_floats).at(rest)
+            w.transform_input(k, block, group, vector, planes)
+        with module.stage("winograd_output", p.groups * w.passes * blocks) as (k, task):
+            block, rest = task % blocks, task // blocks
+            number, group = rest % w.passes, rest // w.passes % p.groups
+            planes = k.argument("shared", blocks * w.input_floats, w.input_floats).at(group, block)
+            products = k.argument("local")
+            w.multiply(k, block, group, number, planes, products)
+            w.transform_output(k, block, group, number, products)
+        shared = 4 * p.groups * blocks * w.input_floats
+        return module.program(io, w.pack, shared_bytes=shared, local_bytes=4 * w.product_floats)
+    with module.stage("winograd", p.groups * blocks) as (k, task):
+        block, group = task % blocks, task // blocks % p.groups
+        planes = k.argument("local")
+        with k.loop(w.input_vectors) as vector:
+            w.transform_input(k, block, group, vector, planes)
+        with k.loop(w.passes) as number:
+            products = k.argument("local", offset=w.input_floats)
+            w.multiply(k, block, group, number, planes, products)
+            w.transform_output(k, block, group, number, products)
+    return module.program(io, w.pack, local_bytes=4 * (w.input_floats + w.product_floats))
+
+
+@dataclass(frozen=True)
+class _Winograd:
+    """The sizes of one kernel and the code of its three steps."""
+
+    p: ConvProblem
+    s: Schedule
+    io: Io
+    vertical: Transform
+    horizontal: Transform
+    blocks: list[Run]  # of tiles, counted through all images
+    panels: list[Run]  # of vectors of output channels
+    rows: int  # tiles of a register tile, at most
+    input_lanes: int
+    lanes: int  # of output channels
+
+    @classmethod
+    def of(cls, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> _Winograd:
+        check(s.points in POINTS, f"points {s.points!r}: use one of {', '.join(POINTS)}")
+        try:
+            vertical = Transform.of(s.mh, p.kernel[0], s.points)
+            horizontal = Transform.of(s.mw, p.kernel[1], s.points)
+        except ValueError as error:
+            raise ScheduleError(str(error)) from error
+        tiles = p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
+        lanes, input_lanes = _lanes(io.dst, p.group_oc, cpu), _lanes(io.src, p.group_c, cpu)
+        panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
+        rows = [r for r in range(cpu.registers) if registers(r, panels[0].size) <= cpu.registers]
+        check(rows[-1] > 0, "tile needs too many registers")
+        blocks = cover(tiles, s.nr_tiles)
+        return cls(p, s, io, vertical, horizontal, blocks, panels, rows[-1], input_lanes, lanes)
+
+    @property
+    def planes(self) -> int:
+        """Products of a tile for each pair of channels."""
+        return self.vertical.alpha * self.horizontal.alpha
+
+    @property
+    def input_vectors(self) -> int:
+        return -(-self.p.group_c // self.input_lanes)
+
+    @property
+    def passes(self) -> int:
+        """Times the planes of a block are gone through, each time for some of the panels."""
+        return -(-tile_count(self.panels) // self.s.oc_block)
+
+    @property
+    def input_floats(self) -> int:
+        """Room for a block's transformed input."""
+        return self.input_vectors * self.planes * self._plane(self.input_lanes)
+
+    @property
+    def product_floats(self) -> int:
+        """Room for a block's products of one pass."""
+        vectors = min(self.s.oc_block * self.panels[0].size, self.panels[-1].end)
+        return vectors * self.planes * self._plane(self.lanes)
+
+    def pack(self, weights: Array) -> Array:
+        """Transformed weights in reading order: group, panel, plane, term of K, output channel."""
+        u = transform_weights(weights, self.vertical, self.horizontal)
+        planes = np.stack(
+            [
+                pack_panels(u[:, :, i : i + 1, j : j + 1], self.p.groups, self.input_lanes,
+                            self.lanes, self.panels)
+                for i in range(self.vertical.alpha)
+                for j in range(self.horizontal.alpha)
+            ]
+        )  # fmt: skip
+        sizes = [run.size for run in self.panels for _ in range(run.count)] * self.p.groups
+        ends = np.cumsum(sizes) * self.lanes * self.p.group_c
+        return np.concatenate([part.reshape(-1) for part in np.split(planes, ends[:-1], axis=1)])
+
+    def transform_input(
+        self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
+    ) -> None:
+        """Bt d B of one vector of channels for the tiles of a block: columns first, then rows."""
+        p, lanes = self.p, self.input_lanes
+        planes = self._planes(memory, lanes).at(vector)
+        src = k.tensor("src", self.io.src, y=-p.padding[0], x=-p.padding[1])
+        src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
+        height, width = self.vertical.alpha, self.horizontal.alpha
+        half = k.scratch(height * width * lanes, width * lanes, lanes, 1)
+        # A tile that hangs over the edge reads the last pixels again: its outputs inside do not
+        # depend on them, and nothing beyond the padding is touched.
+        last_y, last_x = p.oh + p.kernel[0] - 2, p.ow + p.kernel[1] - 2
+        with self._tiles(k, block) as (tile, image, top, left):
+            rows = [src.at(image, 0, least(top + i, last_y)) for i in range(height)]
+            with k.loop(width) as x:
+                column = [row.load(0, 0, 0, least(left + x, last_x), lanes=lanes) for row in rows]
+                for i, value in enumerate(self.vertical.of_input(column)):
+                    half.store(value, i, x)
+            with k.loop(height) as y:
+                line = [half.load(y, j, lanes=lanes) for j in range(width)]
+                for j, value in enumerate(self.horizontal.of_input(line)):
+                    planes.store(value, 0, y * width + j, tile)
+
+    def multiply(
+        self, k: Kernel, block: Int, group: Int, number: Int, inputs: Buffer, products: Buffer
+    ) -> None:
+        """The products of a block with the panels of pass `number`, plane by plane."""
+        begin, end, first, _ = self._pass(number)
+        inputs = self._planes(inputs, self.input_lanes)
+        products = self._planes(products, self.lanes)
+        terms = self.planes * self.lanes * self.p.group_c
+        weights = k.argument("weights", terms * self.panels[-1].end, terms).at(group)
+
+        def whole_block(tiles: Run, _: Int) -> None:
+            def panel(v: Run, vector: Int) -> None:
+                size = v.size * self.lanes
+                packed = weights.at(0, vector).strided(size * self.p.group_c, size, 1)[plane]
+                out = products.at(vector - first, plane)
+
+                def tile(t: Run, at: Int) -> None:
+                    self._product(k, t, v, inputs.at(0, plane, at), packed, out.at(0, 0, at))
+
+                sweep(k, cover(tiles.size, self.rows), tile)
+
+            with k.loop(self.planes) as plane:
+                sweep(k, self.panels, panel, begin, end)
+
+        dispatch(k, self.blocks, block, whole_block)
+
+    def _product(
+        self, k: Kernel, tiles: Run, v: Run, inputs: Buffer, weights: Buffer, out: Buffer
+    ) -> None:
+        """A register tile: some tiles of one plane times a panel of weights, over all of K."""
+        acc = k.tile(tiles.size, v.size, self.lanes)
+        acc.fill(k.const(0.0, self.lanes))
+        ahead = self.s.prefetch * self.p.group_c
+
+        def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
+            for line in range(0, v.size * self.lanes if ahead else 0, LINE):
+                weights.prefetch(position + ahead, line)
+            outer_product(
+                acc,
+                lambda i: inputs.splat(b, 0, i, lane, lanes=self.lanes),
+                lambda j: weights.load(position, j * self.lanes, lanes=self.lanes),
+            )
+
+        reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
+        for i, j in acc:
+            out.store(acc[i, j], j, 0, i)
+
+    def transform_output(
+        self, k: Kernel, block: Int, group: Int, number: Int, products: Buffer
+    ) -> None:
+        """At m A of the vectors of pass `number`: columns first, then rows with the epilogue."""
+        p, lanes = self.p, self.lanes
+        _, _, first, last = self._pass(number)
+        products = self._planes(products, lanes)
+        width = self.horizontal.alpha
+        half = k.scratch(self.s.mh * width * lanes, width * lanes, lanes, 1)
+
+        def vectors(begin: Int, end: Int, kept: int) -> None:
+            with k.loop(begin, end) as vector:
+                planes = products.at(vector - first)
+                dst = self._channels(k, "dst", self.io.dst, group, vector)
+                add = self._channels(k, "add", self.io.add, group, vector)
+                bias = k.argument("bias", p.group_oc, lanes).load(group, vector, lanes=lanes)
+                with self._tiles(k, block) as (tile, image, top, left):
+                    with k.loop(width) as x:
+                        column = [
+                            planes.load(0, x + i * width, tile, lanes=lanes)
+                            for i in range(self.vertical.alpha)
+                        ]
+                        for i, value in enumerate(self.vertical.of_output(column)):
+                            half.store(value, i, x)
+
+                    def lines(pixels: int) -> None:
+                        with k.loop(least(p.oh - top, self.s.mh)) as y:
+                            line = [half.load(y, j, lanes=lanes) for j in range(width)]
+                            values = self.horizontal.of_output(line)[:pixels]
+                            for j, value in enumerate(values):
+                                at = (image, 0, top + y, left + j)
+                                residual = add.load(*at, lanes=lanes) if p.add else None
+                                dst.store_first(finish(p, value + bias, residual), kept, *at)
+
+                    self._by_width(k, left, lines)
+
+        whole = p.group_oc // lanes
+        if self.io.dst.blocks == 1 and p.group_oc % lanes:
+            if whole:
+                vectors(first, least(last, whole), lanes)
+            vectors(most(first, whole), last, p.group_oc % lanes)
+        else:
+            vectors(first, last, lanes)
+
+    def _pass(self, number: Int) -> tuple[Int, Int, Int, Int]:
+        """Panels [begin, end) of a pass, and their vectors."""
+        begin = number * self.s.oc_block
+        end = least(begin + self.s.oc_block, tile_count(self.panels))
+        return begin, end, start_of(self.panels, begin), start_of(self.panels, end)
+
+    def _plane(self, lanes: int) -> int:
+        """Floats from plane to plane: an odd number of lines, which spreads them over all sets."""
+        return (-(-self.blocks[0].size * lanes // LINE) | 1) * LINE
+
+    def _planes(self, memory: Buffer, lanes: int) -> Buffer:
+        """`memory` as (vector of channels, plane, tile, lane)."""
+        plane = self._plane(lanes)
+        return memory.strided(self.planes * plane, plane, lanes, 1)
+
+    @contextmanager
+    def _tiles(self, k: Kernel, block: Int) -> Iterator[tuple[Int, Int, Int, Int]]:
+        """A loop over a block: tile in the block, image, row and column of its first output."""
+        down, across = -(-self.p.oh // self.s.mh), -(-self.p.ow // self.s.mw)
+        first = start_of(self.blocks, block)
+        with k.loop(start_of(self.blocks, block + 1) - first) as tile:
+            number = tile + first
+            y, x = number // across % down, number % across
+            yield tile, number // (across * down), y * self.s.mh, x * self.s.mw
+
+    def _by_width(self, k: Kernel, left: Int, body: Callable[[int], None]) -> None:
+        """`body(columns)` for a tile at `left`: those of its columns that the image has."""
+        ragged = self.p.ow % self.s.mw
+        if not ragged or isinstance(left, int):
+            body(ragged or self.s.mw)
+            return
+        with k.when(left < self.p.ow - ragged):
+            body(self.s.mw)
+        with k.when(left >= self.p.ow - ragged):
+            body(ragged)
+
+    def _channels(self, k: Kernel, name: str, where: Placement, group: Int, vector: Int) -> Buffer:
+        """A tensor of the output's shape from the first channel of a vector on."""
+        tensor = at_channel(k.tensor(name, where), where, group, self.p.group_oc)
+        return at_channel(tensor, where, vector, self.lanes)
+
+
+def _lanes(where: Placement, channels: int, cpu: Cpu) -> int:
+    """Lanes of the vectors of channels: no wider than the channels that lie together."""
+    return min(cpu.lanes, where.layout.blocked or 1 << (channels - 1).bit_length())
+
+
+template = KernelTemplate("winograd", Schedule, why_not, heuristic, build)
