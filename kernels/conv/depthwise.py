@@ -11,7 +11,7 @@ all the outputs it touches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,8 @@ from kernels.core.template import KernelTemplate, Program, check
 
 # Multiply-adds of a tile up to which all rows of the filter are straight code.
 STRAIGHT = 640
+# Tasks that the heuristic aims at: enough for any number of threads to share evenly.
+TASKS = 32
 
 
 @dataclass(frozen=True)
@@ -39,65 +41,63 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Span:
-    """What one vector of outputs covers: `groups` groups, that is `inputs` -> `outputs` channels.
+    """What one vector covers: `groups` groups, that is `inputs` -> `outputs` channels.
 
-    `outputs` <= `lanes`; the rest of the lanes idle.
+    `fits` says whether they fill no more than a vector and begin where channel blocks allow.
     """
 
     lanes: int
     groups: int
     inputs: int
     outputs: int
+    fits: bool
 
     @classmethod
     def of(cls, p: ConvProblem, src: Layout, dst: Layout, cpu: Cpu) -> Span:
         """As many whole groups as vectors and blocks of channels hold."""
-        widest = min(cpu.lanes, src.blocked or cpu.lanes, dst.blocked or cpu.lanes)
-        groups = max(1, min(p.groups, widest // max(p.group_c, p.group_oc)))
-        return cls(
-            lanes=min(widest, _power_of_two(groups * max(p.group_c, p.group_oc))),
-            groups=groups,
-            inputs=groups * p.group_c,
-            outputs=groups * p.group_oc,
-        )
+        lanes = min(cpu.lanes, src.blocked or cpu.lanes, dst.blocked or cpu.lanes)
+        groups = max(1, lanes // max(p.group_c, p.group_oc))
+        inputs, outputs = groups * p.group_c, groups * p.group_oc
+        aligned = src.blocked % inputs == 0 and dst.blocked % outputs == 0
+        return cls(lanes, groups, inputs, outputs, aligned and max(inputs, outputs) <= lanes)
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     if p.groups == 1:
-        return "one group: no channels to keep apart"
+        return "one group: there are no channels to keep apart"
     if max(p.group_c, p.group_oc) > cpu.lanes:
-        return f"more than {cpu.lanes} channels per group"
+        return f"more than {cpu.lanes} channels per group do not fit into a vector"
     return None
 
 
 def registers(p: ConvProblem, s: Schedule) -> int:
     """Vector registers that a tile keeps alive."""
-    taps = p.kernel[0] * p.group_c if s.hold else min(s.tile_h, p.kernel[0])
-    return s.tile_h * s.tile_w + taps * p.kernel[1] + 2
+    (kh, kw), tile_h, tile_w = p.kernel, min(s.tile_h, p.oh), min(s.tile_w, p.ow)
+    # Read again, a weight is needed from the first to the last column of the tile.
+    passing = min(tile_h, kh) * min(kw, (tile_w - 1) * p.stride[1] + 1)
+    return tile_h * tile_w + (kh * kw * p.group_c if s.hold else passing) + 2
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    block = min(16, max(4, cpu.lanes))
-    aligned = all(block % c == 0 for c in (p.group_c, p.group_oc)) and p.group_c == p.group_oc
-    layout = f"NCHW{block}c" if aligned else "NHWC"
-    room = cpu.registers - 2 - p.kernel[1]
-    tile_w = cover(p.ow, max(1, min(room, 8)))[0].size
-    whole = -(-p.oc // Span.of(p, *layout_pair(layout), cpu).outputs)
-    schedule = Schedule(
-        layout, 1, tile_w, vectors=1 if aligned else min(whole, 8), rows=max(1, p.oh), hold=False
-    )
-    return schedule
+    blocked = f"NCHW{min(16, cpu.lanes)}c"
+    layout = blocked if Span.of(p, Layout(blocked), Layout(blocked), cpu).fits else "NHWC"
+    vectors = -(-p.oc // Span.of(p, *layout_pair(layout), cpu).outputs)
+    # Blocks of channels lie apart, so each is a task; in NHWC all channels of a pixel go by.
+    together = 1 if layout == blocked else vectors
+    tiles = [Schedule(layout, 2, 4, together, rows=1, hold=True)]
+    tiles += [Schedule(layout, 1, w, together, rows=1, hold=False) for w in range(8, 0, -1)]
+    schedule = next(s for s in tiles if registers(p, s) <= cpu.registers)
+    count = p.n * tile_count(cover(p.oh, schedule.tile_h)) * (vectors // together)
+    return replace(schedule, rows=max(1, count // TASKS))
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     reason = why_not(p, cpu)
     check(reason is None, f"depthwise: {reason}")
-    check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "depthwise needs NHWC or NCHWc")
-    span = Span.of(p, io.src.layout, io.dst.layout, cpu)
-    for where, unit in ((io.src, span.inputs), (io.dst, span.outputs)):
-        whole = not where.layout.blocked or where.block % unit == 0
-        check(whole, f"{unit} channels of {span.groups} groups do not fit into {where.layout}")
-    check(span.lanes >= max(span.inputs, span.outputs), "a group is wider than a channel block")
+    src_layout, dst_layout = io.src.layout, io.dst.layout
+    check("NCHW" not in (src_layout.name, dst_layout.name), "depthwise needs NHWC or NCHWc")
+    span = Span.of(p, src_layout, dst_layout, cpu)
+    check(span.fits, f"whole groups do not fill blocks of {src_layout} and {dst_layout}")
     check(registers(p, s) <= cpu.registers, "tile needs too many registers")
     panels = channel_panels(p.oc, span.outputs, s.vectors, split_tail=not io.dst.layout.blocked)
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
@@ -165,11 +165,7 @@ def accumulate(
             return
         taps = weights if s.hold else weights.opaque()
         for channel in range(p.group_c):
-            w = {
-                (oy, kx): taps.load(ky, channel, kx, lanes=lanes)
-                for oy, ky in uses
-                for kx in range(kw)
-            }
+            w: dict[tuple[int, int], Vec] = {}
             columns = (acc.cols - 1) * p.stride[1] + (kw - 1) * p.dilation[1] + 1
             for ix in range(columns):
                 found = _uses(ix, acc.cols, kw, p.stride[1], p.dilation[1])
@@ -177,7 +173,9 @@ def accumulate(
                     continue
                 x = _spread(k, src.load(0, 0, iy, ix, lanes=lanes), p, channel)
                 for ox, kx in found:
-                    for oy, _ in uses:
+                    for oy, ky in uses:
+                        if (oy, kx) not in w:
+                            w[oy, kx] = taps.load(ky, channel, kx, lanes=lanes)
                         acc[oy, ox] = fma(x, w[oy, kx], acc[oy, ox])
 
     if acc.rows * acc.cols * p.depth <= STRAIGHT:
