@@ -91,10 +91,16 @@ def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> li
     takes a mask.
     """
     runs = cover(-(-channels // lanes), cols)
-    if split_tail and channels % lanes and runs[-1].count > 1:
-        whole = replace(runs[-1], count=runs[-1].count - 1)
-        runs[-1:] = [whole, Run(whole.end, whole.size, 1)]
-    return runs
+    return last_apart(runs) if split_tail and channels % lanes else runs
+
+
+def last_apart(runs: list[Run]) -> list[Run]:
+    """The same tiles with the last in a run of its own, so that it alone needs a mask."""
+    *before, last = runs
+    if last.count == 1:
+        return runs
+    whole = replace(last, count=last.count - 1)
+    return [*before, whole, Run(whole.end, last.size, 1)]
 
 
 def dispatch(k: Kernel, runs: Sequence[Run], number: Int, body: Callable[[Run, Int], None]) -> None:

@@ -15,6 +15,7 @@ from kernels.codegen.tile_gemm import (
     cover,
     cut,
     lanes_for,
+    last_apart,
     outer_product,
     registers,
 )
@@ -119,7 +120,9 @@ class Planar(Form):
     def __init__(self, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> None:
         super().__init__(p, s, io, pixel_lanes(p, cpu))
         check(self.lanes >= 1, "the stride is wider than the read slack")
-        self.tiles = cut(-(-p.oh * p.ow // self.lanes), s.cols)
+        pixels = p.oh * p.ow
+        tiles = cut(-(-pixels // self.lanes), s.cols)
+        self.tiles = last_apart(tiles) if pixels % self.lanes else tiles
         self.panels = cover(p.group_oc, s.rows)
         self.tile_pixels = self.tiles[0].size * self.lanes
 

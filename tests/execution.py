@@ -1,0 +1,77 @@
+"""Run a program in this process, in any split of its tasks, and look at all it may touch."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from kernels.codegen.jit import Library, ObjectCache
+from kernels.core.cpu import Cpu
+from kernels.core.layout import READ_SLACK, Array
+from kernels.core.problem import ConvProblem
+from kernels.core.reference import convolve
+from kernels.core.template import Program, pack_bias
+
+GUARD = 64
+CANARY = np.float32(1.25e20)
+
+_Entry = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64)
+
+
+class Guarded:
+    """An array between canaries; a whole vector may be read behind it."""
+
+    def __init__(self, content: Array) -> None:
+        after = max(GUARD, READ_SLACK)
+        self.whole = np.full(GUARD + content.size + after, CANARY, np.float32)
+        self.inner = self.whole[GUARD : GUARD + content.size]
+        self.inner[:] = content
+
+    def intact(self) -> bool:
+        outside = np.concatenate([self.whole[:GUARD], self.whole[GUARD + self.inner.size :]])
+        return bool((outside == CANARY).all())
+
+
+def run(p: ConvProblem, program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
+    """The output (n, oc, oh, ow), each stage's tasks cut in `threads` runs."""
+    io = program.io
+    poison = np.float32(np.nan)
+    dst = np.full(io.dst.size, poison, np.float32)
+    buffers = {
+        "src": Guarded(io.src.pack(operands["x"])),
+        "weights": Guarded(np.ascontiguousarray(program.pack_weights(operands["weights"]))),
+        "bias": Guarded(pack_bias(operands["bias"] if p.bias else np.zeros(p.oc, np.float32))),
+        "add": Guarded(io.add.pack(operands["add"])),
+        "dst": Guarded(dst),
+        "shared": Guarded(np.full(program.shared_bytes // 4, poison, np.float32)),
+        "local": Guarded(np.full(program.local_bytes // 4, poison, np.float32)),
+    }
+    read_only = {name: buffers[name].whole.copy() for name in ("src", "weights", "bias", "add")}
+    library = Library(
+        ObjectCache().object(program.ir, Cpu.host()), [s.symbol for s in program.stages]
+    )
+    pointers = [b.inner.ctypes.data for b in buffers.values()]
+    for stage in program.stages:
+        entry = _Entry(library.address(stage.symbol))
+        for t in range(threads):
+            begin, end = stage.tasks * t // threads, stage.tasks * (t + 1) // threads
+            buffers["local"].inner[:] = poison
+            entry(*pointers, begin, end)
+    for name, buffer in buffers.items():
+        assert buffer.intact(), f"wrote outside {name}"
+    for name, before in read_only.items():
+        assert np.array_equal(before, buffers[name].whole), f"wrote into {name}"
+    written = buffers["dst"].inner
+    assert np.isnan(io.dst.halo_of(written)).all(), "wrote into the halo"
+    return io.dst.unpack(written)
+
+
+def reference(p: ConvProblem, operands: dict[str, Array]) -> np.ndarray:
+    bias = operands["bias"] if p.bias else None
+    return convolve(p, operands["x"], operands["weights"], bias, operands["add"] if p.add else None)
+
+
+def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
+    """Largest error relative to the truth's root mean square."""
+    return float(np.abs(found - truth).max() / np.sqrt(np.mean(truth**2)))

@@ -1,0 +1,139 @@
+"""Every algorithm on every awkward problem it accepts, against float64, wherever tasks are cut.
+
+A new file in kernels/conv is examined without a line being added here.
+"""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io
+from kernels.core.problem import ConvProblem
+from kernels.core.reference import random_operands
+from kernels.core.template import ScheduleError, templates
+from search_spaces.space import space_for
+from tests.execution import reference, relative_error, run
+
+CPU = Cpu.host()
+L = CPU.lanes
+TOLERANCE = 1e-4
+
+PROBLEMS = [
+    "conv 1x1x1x1 1x1x1 s1 p0",
+    "conv 1x1x5x5 1x3x3 s1 p1 relu",
+    f"conv 1x{L - 1}x7x5 {L + 1}x3x3 s1 p1 bias relu",
+    f"conv 2x{L}x6x9 {L}x3x3 s1 p1 bias add relu",
+    f"conv 1x{L + 1}x11x13 {L - 1}x3x3 s2 p1 bias add relu6",
+    f"conv 1x{2 * L}x9x8 {3 * L}x1x1 s1 p0 bias hardswish",
+    "conv 3x20x5x7 12x1x1 s1 p0 g4 bias add relu",
+    "conv 1x17x8x8 19x1x1 s2 p0 add",
+    "conv 1x3x23x19 10x7x7 s2 p3 bias relu",
+    "conv 2x5x17x14 7x5x5 s1 p2 sigmoid",
+    "conv 1x6x13x7 5x1x7 s1 p0x3 bias",
+    "conv 1x6x7x13 9x3x1 s2x1 p1x0",
+    "conv 1x4x5x6 6x3x3 s1 p2,0,1,3 bias",
+    "conv 1x3x3x3 8x3x3 s1 p2",
+    "conv 1x8x16x15 8x3x3 s1 p2 d2 bias",
+    "conv 1x8x12x19 16x3x3 s3x2 p4x3 d1x3 bias relu",
+    f"conv 1x{2 * L}x7x7 {2 * L}x3x3 s1 p1 g2 bias relu",
+    "conv 2x24x9x11 20x3x3 s1 p1 g4 bias add sigmoid",
+    f"conv 1x{L + 3}x10x9 {L + 3}x3x3 s1 p1 g{L + 3} bias relu6",
+    "conv 1x32x12x12 32x3x3 s2 p1 g32 bias relu6",
+    "conv 1x24x9x9 24x5x5 s2 p2 g24 bias hardswish",
+    "conv 1x6x11x10 12x3x3 s1 p1 g6 bias",
+    "conv 1x32x15x17 32x3x3 s1 p1 bias",
+]
+
+
+def schedules(name: str, p: ConvProblem) -> list[object]:
+    """The heuristic's, and the first, the last and two random ones of the space."""
+    template = templates()[name]
+    legal = list(_sample(name, p))
+    return list(dict.fromkeys([template.heuristic(p, CPU), *legal]))
+
+
+def _sample(name: str, p: ConvProblem):
+    space = space_for(name, p, CPU)
+    draw = random.Random(f"{name} {p}")
+    sizes = [len(d) for d in space.domains.values()]
+    corners = [tuple(0 for _ in sizes), tuple(n - 1 for n in sizes)]
+    randoms = [tuple(draw.randrange(n) for n in sizes) for _ in range(200)]
+    found = (space.at(point) for point in corners + randoms)
+    legal = [s for s in found if space.broken_rule(s) is None]
+    return legal[:3]
+
+
+def cases() -> list[object]:
+    return list(_cases())
+
+
+def _cases():
+    for text in PROBLEMS:
+        p = ConvProblem.parse(text)
+        for name, template in templates().items():
+            if template.why_not(p, CPU) is None:
+                yield pytest.param(p, name, id=f"{name}: {text}")
+
+
+@pytest.mark.parametrize(("p", "name"), cases())
+def test_agrees_with_float64(p: ConvProblem, name: str) -> None:
+    operands = random_operands(p, seed=1)
+    truth = reference(p, operands)
+    built = 0
+    for schedule in schedules(name, p):
+        try:
+            program = templates()[name].program(p, schedule, CPU)
+        except ScheduleError:
+            continue
+        built += 1
+        text = templates()[name].text(schedule)
+        whole = run(p, program, operands)
+        assert relative_error(whole, truth) < TOLERANCE, text
+        cut = run(p, program, operands, threads=3)
+        assert np.array_equal(whole, cut), f"{text}: the result depends on how tasks are cut"
+    assert built, "no schedule could be built"
+
+
+@pytest.mark.parametrize("name", [n for n in templates() if not templates()[n].baseline])
+def test_output_with_a_halo(name: str) -> None:
+    """The consumer's padding lies in the output's buffer and must stay untouched."""
+    texts = ["conv 1x32x6x7 32x3x3 s1 p1 bias add relu", "conv 1x32x6x7 32x3x3 s1 p1 g32 bias add"]
+    p = next(
+        q
+        for q in map(ConvProblem.parse, [*texts, "conv 1x32x6x7 32x1x1 s1 p0 bias"])
+        if templates()[name].why_not(q, CPU) is None
+    )
+    schedule = templates()[name].heuristic(p, CPU)
+    io = Io.of(p, schedule.layout)
+    io = replace(io, dst=replace(io.dst, halo=(1, 2, 3, 1)), src=replace(io.src, halo=(2, 3, 2, 4)))
+    try:
+        program = templates()[name].build(p, schedule, CPU, io)
+    except ScheduleError as error:
+        pytest.skip(f"refuses: {error}")
+    operands = random_operands(p, seed=2)
+    assert relative_error(run(p, program, operands), reference(p, operands)) < TOLERANCE
+
+
+@pytest.mark.parametrize("target", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda c: c.name)
+@pytest.mark.parametrize("name", list(templates()))
+def test_builds_for_other_processors(name: str, target: Cpu) -> None:
+    from kernels.codegen.jit import compile_object
+
+    p = next(
+        q
+        for q in map(ConvProblem.parse, PROBLEMS)
+        if templates()[name].why_not(q, target) is None and q.c > 4
+    )
+    program = templates()[name].program(p, templates()[name].heuristic(p, target), target)
+    assert compile_object(program.ir, target)
+
+
+def test_ir_is_deterministic() -> None:
+    p = ConvProblem.parse("conv 1x16x8x8 16x3x3 s1 p1 bias relu")
+    for template in templates().values():
+        if template.why_not(p, CPU) is None:
+            schedule = template.heuristic(p, CPU)
+            assert template.program(p, schedule, CPU).ir == template.program(p, schedule, CPU).ir
