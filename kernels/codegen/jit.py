@@ -17,6 +17,11 @@ class CompileError(RuntimeError):
     """LLVM refused the IR. Always a defect of a kernel generator."""
 
 
+def llvm_version() -> str:
+    """The LLVM that compiles, such as `22.1.0`."""
+    return ".".join(map(str, llvm.llvm_version_info))
+
+
 def compile_object(ir: str, cpu: Cpu) -> bytes:
     """Machine code (an ELF object) of `ir` for `cpu`, uncached.
 
@@ -97,8 +102,7 @@ class ObjectCache:
 
     def path(self, ir: str, cpu: Cpu) -> Path:
         """The file for this IR, processor and LLVM version."""
-        version = ".".join(map(str, llvm.llvm_version_info))
-        parts = (ir, cpu.triple, cpu.name, cpu.features, version)
+        parts = (ir, cpu.triple, cpu.name, cpu.features, llvm_version())
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.root / key[:2] / f"{key}.o"
 

@@ -1,0 +1,252 @@
+"""One measured fact: a schedule of a problem on a machine, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+REGIMES = ("hot", "cold-weights")
+"""What the caches hold when a call starts: everything, or all but the weights."""
+
+STAGES = ("screen", "race", "final")
+"""How hard a candidate was measured, in rising order of trust."""
+
+
+class RecordError(ValueError):
+    """Data that is no record. The message is one line and names the field."""
+
+
+class Outcome(StrEnum):
+    """How a candidate ended; the words of the T4 results format."""
+
+    CORRECT = "correct"
+    CONSTRAINTS = "constraints"
+    COMPILE = "compile"
+    RUNTIME = "runtime"
+    TIMEOUT = "timeout"
+    CORRECTNESS = "correctness"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Error against float64, relative to the rms of the output.
+
+    `max` and `rms` are of the absolute error, `bias` is the mean of the signed one. A value that
+    is not finite counts as infinite, whatever its sign.
+    """
+
+    max: float
+    rms: float
+    bias: float
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not math.isfinite(getattr(self, f.name)):
+                object.__setattr__(self, f.name, math.inf)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON form, which has no infinity: None stands for it."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value if math.isfinite(value) else None for name, value in values}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Errors:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            RecordError: a value is missing, unknown or no number.
+        """
+        _check_names(cls, data)
+        return cls(**{k: math.inf if v is None else _number(k, v) for k, v in data.items()})
+
+
+def now() -> str:
+    """The time, UTC, as ISO text; such texts sort as the times do."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One outcome, complete: enough to trust it, doubt it, or measure it again.
+
+    `problem` and `schedule` are text forms; `machine` is `Cpu.fingerprint`; `toolchain` names the
+    LLVM and the generator, and `ir_hash` the code they made ('' where none was made). `reason`
+    says in one line why the outcome is not correct. `samples` holds every timed block as
+    seconds per call, in the order measured; `workspace` is in bytes; `seconds` says what the trial
+    cost (build, compile, verify, measure). One record per schedule, run and stage: a run that
+    measures again stores a new one.
+
+    Raises:
+        RecordError: a text of several lines (a `reason` is joined to one instead), a word outside
+            its vocabulary, a count or time out of range.
+    """
+
+    problem: str
+    schedule: str
+    machine: str
+    threads: int
+    regime: str
+    toolchain: str
+    ir_hash: str
+    outcome: Outcome
+    reason: str = ""
+    stage: str = "screen"
+    samples: tuple[float, ...] = ()
+    errors: Errors | None = None
+    workspace: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    baseline: bool = False
+    heuristic: bool = False
+    run: str = ""
+    time: str = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        # Reasons come from compilers and dying processes: they are made one line, not refused.
+        words = " ".join(self.reason.split())
+        reason = "".join(c if c.isprintable() else "?" for c in words)
+        object.__setattr__(self, "reason", reason)
+        for name in _TYPES[str]:
+            _check_text(name, getattr(self, name))
+        _check_word("regime", self.regime, REGIMES)
+        _check_word("stage", self.stage, STAGES)
+        _check_word("outcome", self.outcome, tuple(Outcome))
+        if not (1 <= self.threads < 1 << 31 and 0 <= self.workspace < 1 << 63):
+            raise RecordError("record: threads is at least 1 and workspace at least 0")
+        if not all(0 < sample < math.inf for sample in self.samples):
+            raise RecordError("record field 'samples': a time is positive and finite")
+        if not all(0 <= cost < math.inf for cost in self.seconds.values()):
+            raise RecordError("record field 'seconds': a duration is finite and at least 0")
+        if not _is_utc(self.time):
+            raise RecordError(f"record field 'time': {self.time!r} is not UTC in ISO form")
+
+    @property
+    def algorithm(self) -> str:
+        """The template's name."""
+        return self.schedule.partition("(")[0]
+
+    @property
+    def parameters(self) -> dict[str, int | bool | str]:
+        """The schedule's fields, read without knowing the algorithm; empty if it has none."""
+        body = self.schedule.partition("(")[2].removesuffix(")")
+        pairs = (part.strip().partition("=") for part in body.split(",") if part.strip())
+        return {name: _value(word) for name, _, word in pairs}
+
+    @property
+    def seconds_per_call(self) -> float:
+        """The median of the faster half of the samples; infinite when nothing was timed.
+
+        Disturbance only ever adds time, so the slower half tells about the machine and not about
+        the code. The minimum would ignore it too, but falls as samples are added, which would
+        favour whoever was measured most; this is the lower quartile, which does not.
+        """
+        faster = sorted(self.samples)[: (len(self.samples) + 1) // 2]
+        return statistics.median(faster) if faster else math.inf
+
+    @property
+    def key(self) -> str:
+        """Thirty-two hex digits of the content: the same fact has the same key everywhere."""
+        return content_key(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `Record.from_dict` gives back an equal record."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        return data | {
+            "outcome": str(self.outcome),
+            "samples": list(self.samples),
+            "errors": self.errors and self.errors.to_dict(),
+            "seconds": dict(self.seconds),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Record:
+        """Read what `to_dict` wrote, trusting nothing: types, words and ranges are checked.
+
+        Raises:
+            RecordError: naming the first field that is missing, unknown or wrong.
+        """
+        _check_names(cls, data)
+        for kind, names in _TYPES.items():
+            for name in names:
+                _check_type(name, data[name], kind)
+        errors = data["errors"]
+        if errors is not None:
+            _check_type("errors", errors, dict)
+        return cls(
+            **{name: data[name] for names in _TYPES.values() for name in names}
+            | {
+                "outcome": Outcome(_check_word("outcome", data["outcome"], tuple(Outcome))),
+                "samples": tuple(_number("samples", x) for x in data["samples"]),
+                "errors": None if errors is None else Errors.from_dict(errors),
+                "seconds": {k: _number("seconds", x) for k, x in data["seconds"].items()},
+            }
+        )
+
+
+_TYPES: dict[type, tuple[str, ...]] = {
+    str: (
+        *("problem", "schedule", "machine", "regime", "toolchain", "ir_hash", "outcome"),
+        *("reason", "stage", "run", "time"),
+    ),
+    int: ("threads", "workspace"),
+    bool: ("baseline", "heuristic"),
+    list: ("samples",),
+    dict: ("seconds",),
+}
+
+
+def content_key(data: Mapping[str, Any]) -> str:
+    """Thirty-two hex digits that name a JSON object by what it says."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _check_names(cls: type[Any], data: Mapping[str, Any]) -> None:
+    declared = {f.name for f in fields(cls)}
+    if missing := declared - data.keys():
+        raise RecordError(f"record field {min(missing)!r} is missing")
+    if unknown := data.keys() - declared:
+        raise RecordError(f"record field {min(unknown)!r} is unknown to this version")
+
+
+def _check_type(name: str, value: object, kind: type) -> None:
+    if type(value) is not kind:
+        raise RecordError(f"record field {name!r}: expected {kind.__name__}, got {value!r:.60}")
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text.isprintable():
+        raise RecordError(f"record field {name!r}: {text!r:.60} is not one line of text")
+
+
+def _check_word(name: str, value: str, words: tuple[str, ...]) -> str:
+    if value not in words:
+        raise RecordError(f"record field {name!r}: {value!r:.60} is none of {', '.join(words)}")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if type(value) not in (int, float):
+        raise RecordError(f"record field {name!r}: expected a number, got {value!r:.60}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _is_utc(text: str) -> bool:
+    try:
+        offset = datetime.fromisoformat(text).utcoffset()
+    except ValueError:
+        return False
+    return offset is not None and not offset
+
+
+def _value(word: str) -> int | bool | str:
+    if word in ("yes", "no"):
+        return word == "yes"
+    return int(word) if re.fullmatch(r"-?[0-9]{1,18}", word) else word
