@@ -65,4 +65,4 @@ def _reshaped(where: Placement, h: int, w: int) -> Placement:
     return replace(where, h=h, w=w)
 
 
-template = KernelTemplate("pointwise", Schedule, why_not, heuristic, build)
+template = KernelTemplate("pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2)

@@ -75,7 +75,8 @@ class KernelTemplate:
     `schedule` is a frozen dataclass with fields of type int, bool or str, one of them `layout`.
     `why_not` says in words why the algorithm does not apply, or returns None.
     `heuristic` answers without measuring. `build` raises `ScheduleError` for a schedule that
-    cannot be right. `baseline` marks algorithms that exist to be compared with.
+    cannot be right. `rank` says how much a fixed preference favours the algorithm for a problem.
+    `baseline` marks algorithms that exist to be compared with.
     """
 
     name: str
@@ -83,6 +84,7 @@ class KernelTemplate:
     why_not: Callable[[ConvProblem, Cpu], str | None]
     heuristic: Callable[[ConvProblem, Cpu], Any]
     build: Callable[[ConvProblem, Any, Cpu, Io], Program]
+    rank: Callable[[ConvProblem, Cpu], int] = lambda p, cpu: 1
     baseline: bool = False
 
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
@@ -115,6 +117,18 @@ def templates() -> dict[str, KernelTemplate]:
             raise TypeError(f"kernels/conv/{module.name}.py must define a template named like it")
         found[module.name] = template
     return found
+
+
+def applicable(p: ConvProblem, cpu: Cpu) -> list[KernelTemplate]:
+    """The algorithms that can do `p`, baselines included."""
+    return [t for t in templates().values() if t.why_not(p, cpu) is None]
+
+
+def heuristic_choice(p: ConvProblem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
+    """Algorithm and schedule without measuring: the highest rank, and its own heuristic."""
+    candidates = [t for t in applicable(p, cpu) if not t.baseline]
+    best = max(candidates, key=lambda t: t.rank(p, cpu))
+    return best, best.heuristic(p, cpu)
 
 
 def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:

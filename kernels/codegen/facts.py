@@ -1,0 +1,72 @@
+"""What the compiler made of a kernel, read from its assembly."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import llvmlite.binding as llvm
+
+from kernels.codegen.jit import compile_assembly, compile_object
+from kernels.core.cpu import Cpu
+from kernels.core.template import Program
+
+_LABEL = re.compile(r"^(\.L\w+):")
+_JUMP = re.compile(r"^\s+(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,|b)\s+(\.L\w+)")
+_VECTOR = re.compile(r"%[xyz]mm(\d+)|\bv(\d+)\.")
+_STACK = re.compile(r"\(%r[sb]p|\[sp\b|\[x29\b")
+_FMA = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w+ps|fml[as])\b")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """`hot_loop` is the innermost loop with most FMAs; the counts are of that loop.
+
+    Stack references there mean that registers spill. `code_bytes` is the whole kernel.
+    """
+
+    hot_loop: str
+    fmas: int
+    instructions: int
+    vector_registers: int
+    stack_references: int
+    code_bytes: int
+
+
+def facts(program: Program, cpu: Cpu) -> Facts:
+    """Compile `program` and look; milliseconds, not for every candidate of a search."""
+    loop = hot_loop(compile_assembly(program.ir, cpu))
+    return Facts(
+        hot_loop="\n".join(loop),
+        fmas=sum(1 for line in loop if _FMA.match(line)),
+        instructions=sum(1 for line in loop if line.startswith("\t")),
+        vector_registers=len({a or b for line in loop for a, b in _VECTOR.findall(line)}),
+        stack_references=sum(1 for line in loop if _STACK.search(line)),
+        code_bytes=_text_bytes(compile_object(program.ir, cpu)),
+    )
+
+
+def hot_loop(assembly: str) -> list[str]:
+    """The lines of the innermost loop with most FMAs; empty where there is no loop."""
+    lines = [re.sub(r"\s*(?:#|//).*$", "", line) for line in assembly.splitlines()]
+    lines = [line for line in lines if line and not re.match(r"\s+\.", line)]
+    labels: dict[str, int] = {}
+    loops: list[tuple[int, int]] = []
+    for number, line in enumerate(lines):
+        if label := _LABEL.match(line):
+            labels[label[1]] = number
+        elif (jump := _JUMP.match(line)) and jump[1] in labels:
+            loops.append((labels[jump[1]], number))
+    innermost = [
+        (start, end)
+        for start, end in loops
+        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
+    ]
+    bodies = [lines[start : end + 1] for start, end in innermost]
+    return max(bodies, key=lambda body: sum(map(bool, map(_FMA.match, body))), default=[])
+
+
+def _text_bytes(payload: bytes) -> int:
+    """Bytes of machine code in an object."""
+    sections = llvm.ObjectFileRef.from_data(payload).sections()
+    return sum(s.size() for s in sections if s.is_text())
