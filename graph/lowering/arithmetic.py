@@ -1,0 +1,138 @@
+"""Operators that calculate: elementwise functions, matrix products, reductions."""
+
+from __future__ import annotations
+
+import math
+
+from graph.lowering.site import Site, Unsupported, lowers
+from graph.ops import Binary, Clip, Gemm, MatMul, Reduce, Reshape, Softmax, Unary
+
+# ONNX operator -> function, default alpha, default beta
+_UNARY = {
+    "Relu": ("relu", 0.0, 0.0),
+    "HardSwish": ("hardswish", 0.0, 0.0),
+    "Sigmoid": ("sigmoid", 0.0, 0.0),
+    "LeakyRelu": ("leakyrelu", 0.01, 0.0),
+    "HardSigmoid": ("hardsigmoid", 0.2, 0.5),
+    "Tanh": ("tanh", 0.0, 0.0),
+    "Erf": ("erf", 0.0, 0.0),
+    "Elu": ("elu", 1.0, 0.0),
+    "Celu": ("celu", 1.0, 0.0),
+    "Softplus": ("softplus", 0.0, 0.0),
+    "Softsign": ("softsign", 0.0, 0.0),
+    "Mish": ("mish", 0.0, 0.0),
+    "Exp": ("exp", 0.0, 0.0),
+    "Log": ("log", 0.0, 0.0),
+    "Sqrt": ("sqrt", 0.0, 0.0),
+    "Reciprocal": ("reciprocal", 0.0, 0.0),
+    "Neg": ("neg", 0.0, 0.0),
+    "Abs": ("abs", 0.0, 0.0),
+    "Sign": ("sign", 0.0, 0.0),
+    "Floor": ("floor", 0.0, 0.0),
+    "Ceil": ("ceil", 0.0, 0.0),
+    "Round": ("round", 0.0, 0.0),
+    "Sin": ("sin", 0.0, 0.0),
+    "Cos": ("cos", 0.0, 0.0),
+}
+_BINARY = {
+    "Add": "add",
+    "Sub": "sub",
+    "Mul": "mul",
+    "Div": "div",
+    "Pow": "pow",
+    "PRelu": "prelu",
+    "Sum": "add",
+    "Max": "max",
+    "Min": "min",
+}
+
+
+@lowers(*_UNARY)
+def _unary(site: Site) -> None:
+    function, alpha, beta = _UNARY[site.operator]
+    alpha, beta = site.attribute("alpha", alpha), site.attribute("beta", beta)
+    site.finish(Unary(function, float(alpha), float(beta)), site.inputs[0])
+
+
+@lowers("Selu")
+def _selu(site: Site) -> None:
+    alpha = site.attribute("alpha", 1.6732632423543772)
+    gamma = site.attribute("gamma", 1.0507009873554805)
+    site.finish(Unary("selu", float(alpha), float(gamma)), site.inputs[0])
+
+
+@lowers("Gelu")
+def _gelu(site: Site) -> None:
+    tanh = site.attribute("approximate", "none") == "tanh"
+    site.finish(Unary("gelu_tanh" if tanh else "gelu"), site.inputs[0])
+
+
+@lowers("Clip")
+def _clip(site: Site) -> None:
+    low, high = site.scalar("min", 1, -math.inf), site.scalar("max", 2, math.inf)
+    if (low, high) == (0, 6):
+        site.finish(Unary("relu6"), site.inputs[0])
+    elif (low, high) == (0, math.inf):
+        site.finish(Unary("relu"), site.inputs[0])
+    else:
+        site.finish(Clip(low, high), site.inputs[0])
+
+
+@lowers(*_BINARY)
+def _binary(site: Site) -> None:
+    """Sum, Max and Min take any number of inputs; a chain of pairs does the same."""
+    op = Binary(_BINARY[site.operator])
+    first, *rest = site.inputs
+    if not rest:
+        raise Unsupported("at least two inputs")
+    shape = site.shape(0)
+    for index in range(1, len(rest)):
+        shape = _broadcast(shape, site.shape(index))
+        first = site.emit(op, first, site.inputs[index], shape=shape)
+    site.finish(op, first, rest[-1])
+
+
+@lowers("Softmax", "LogSoftmax")
+def _softmax(site: Site) -> None:
+    log, shape = site.operator == "LogSoftmax", site.shape(0)
+    axis = site.axis(-1 if site.opset >= 13 else 1)
+    if site.opset >= 13 or axis == len(shape) - 1:
+        site.finish(Softmax(axis, log), site.inputs[0])
+        return
+    # Before opset 13 the axes from `axis` on were one.
+    rows = (math.prod(shape[:axis]), math.prod(shape[axis:]))
+    x = site.emit(Reshape(), site.inputs[0], shape=rows)
+    x = site.emit(Softmax(1, log), x, shape=rows)
+    site.finish(Reshape(), x)
+
+
+@lowers("Gemm")
+def _gemm(site: Site) -> None:
+    op = Gemm(
+        float(site.attribute("alpha", 1.0)),
+        float(site.attribute("beta", 1.0)),
+        bool(site.attribute("transA", 0)),
+        bool(site.attribute("transB", 0)),
+    )
+    site.finish(op, *site.inputs)
+
+
+@lowers("MatMul")
+def _matmul(site: Site) -> None:
+    site.finish(MatMul(), *site.inputs)
+
+
+@lowers("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+def _reduce(site: Site) -> None:
+    rank = len(site.shape(0))
+    axes = site.ints("axes", 1, "axes")
+    if not axes:
+        axes = () if site.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
+    op = Reduce(site.operator.removeprefix("Reduce").lower(), tuple(sorted(a % rank for a in axes)))
+    site.finish(op, site.inputs[0])
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    rank = max(len(a), len(b))
+    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
+    return tuple(j if i == 1 else i for i, j in zip(a, b, strict=True))

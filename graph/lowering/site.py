@@ -1,0 +1,156 @@
+"""What a lowering reads and writes, and the table of lowerings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import onnx
+
+from graph.errors import GraphError
+from graph.model import Array, Node, Shape, Tensor
+from graph.ops import Ints, Op
+
+
+class Unsupported(Exception):
+    """This use of an operator has no form of ours; the text completes "the node needs ..."."""
+
+
+class Site:
+    """One ONNX node being lowered, with what is known about its inputs and outputs."""
+
+    def __init__(
+        self,
+        node: onnx.NodeProto,
+        opset: int,
+        tensors: Mapping[str, Tensor],
+        constants: Mapping[str, Array],
+        name: str,
+    ) -> None:
+        self.operator = node.op_type
+        self.domain = node.domain
+        self.opset = opset
+        self.name = name
+        self.inputs = tuple(node.input)
+        self.outputs = tuple(node.output)
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, Tensor] = {}
+        self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        self._known = tensors
+        self._constants = constants
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """An attribute in Python form; text as str, lists as tuples."""
+        value = self._attributes.get(name, default)
+        if isinstance(value, bytes):
+            return value.decode()
+        return tuple(value) if isinstance(value, list) else value
+
+    def has(self, index: int) -> bool:
+        """Whether an optional input is present."""
+        return index < len(self.inputs) and bool(self.inputs[index])
+
+    def tensor(self, index: int) -> Tensor:
+        """Shape and type of an input."""
+        name = self.inputs[index]
+        if name in self._constants:
+            return Tensor(self._constants[name].shape, self._constants[name].dtype)
+        if name not in self._known:
+            raise Unsupported(f"the shape of its input {name!r}")
+        return self._known[name]
+
+    def shape(self, index: int) -> Shape:
+        """The shape of an input."""
+        return self.tensor(index).shape
+
+    def output(self, index: int) -> Tensor:
+        """Shape and type of an output."""
+        if self.outputs[index] not in self._known:
+            raise Unsupported("an output shape that does not depend on data")
+        return self._known[self.outputs[index]]
+
+    @property
+    def result(self) -> Tensor:
+        """Shape and type of the first output."""
+        return self.output(0)
+
+    def constant(self, index: int, what: str) -> Array:
+        """The value of an input that must not depend on data."""
+        if self.inputs[index] not in self._constants:
+            raise Unsupported(f"constant {what}")
+        return self._constants[self.inputs[index]]
+
+    def ints(self, attribute: str, index: int, what: str) -> Ints | None:
+        """Parameters that are an attribute in old opsets, an input in new; None if absent."""
+        if attribute in self._attributes:
+            return tuple(self.attribute(attribute, ()))
+        if not self.has(index):
+            return None
+        return tuple(int(v) for v in self.constant(index, what).reshape(-1))
+
+    def scalar(self, attribute: str, index: int, default: float) -> float:
+        """As `ints`, one number."""
+        if self.has(index):
+            value = self.constant(index, attribute).reshape(-1)
+            return float(value[0]) if value.size else default
+        return float(self.attribute(attribute, default))
+
+    def floats(self, attribute: str, index: int) -> tuple[float, ...]:
+        """As `ints`, required."""
+        if attribute in self._attributes:
+            return tuple(self.attribute(attribute, ()))
+        return tuple(float(v) for v in self.constant(index, attribute).reshape(-1))
+
+    def axis(self, default: int) -> int:
+        """The attribute `axis`, counted from the front."""
+        return int(self.attribute("axis", default)) % max(len(self.shape(0)), 1)
+
+    def impossible(self, why: str) -> GraphError:
+        """The error of a node that contradicts itself."""
+        return GraphError(f"node {self.name!r} ({self.operator}) is impossible: {why}")
+
+    def emit(self, op: Op, *inputs: str, output: str = "", shape: Shape | None = None) -> str:
+        """Add a node; without `output` it is an intermediate one of the given shape."""
+        k = len(self.nodes)
+        name = f"{self.name}.{k}" if k else self.name
+        if not output:
+            output = f"{self.outputs[0]}.{k}"
+            assert shape is not None
+            self.tensors[output] = Tensor(shape, self.result.dtype)
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        self.nodes.append(Node(name, op, inputs, (output,)))
+        return output
+
+    def finish(self, op: Op, *inputs: str) -> None:
+        """Add the node that computes the first output."""
+        if any(self.outputs[1:]):
+            raise Unsupported(f"its output {self.outputs[1]!r}")
+        assert self.result
+        self.emit(op, *inputs, output=self.outputs[0])
+
+
+_LOWERINGS: dict[str, Callable[[Site], None]] = {}
+
+
+def lower(site: Site) -> None:
+    """Emit the nodes that do what the ONNX node does.
+
+    Raises:
+        Unsupported: we lack the operator or this use of it.
+    """
+    if site.domain not in ("", "ai.onnx"):
+        raise Unsupported(f"an operator of the domain {site.domain!r}, which is not ONNX's own")
+    if site.operator not in _LOWERINGS:
+        raise Unsupported("an operator that is not supported: replace it before export")
+    _LOWERINGS[site.operator](site)
+
+
+def lowers(*operators: str) -> Callable[[Callable[[Site], None]], Callable[[Site], None]]:
+    """Register a function for ONNX operators."""
+
+    def register(function: Callable[[Site], None]) -> Callable[[Site], None]:
+        _LOWERINGS.update(dict.fromkeys(operators, function))
+        return function
+
+    return register

@@ -1,0 +1,306 @@
+"""ONNX models as our graph.
+
+One walk in topological order. Every node whose inputs are all constant is computed on the spot by
+ONNX's own reference implementation, so arithmetic on shapes disappears whatever operators it
+uses; any other node is lowered to our operators once ONNX's shape inference has told its output
+shapes. Nothing else in the package sees ONNX's attribute forms or opset versions.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+
+from graph.errors import GraphError, ModelFileError, UnsupportedError
+from graph.lowering import Site, Unsupported, lower
+from graph.model import Array, Graph, Node, Shape, Tensor
+from graph.ops import Foreign
+
+OLDEST_OPSET = 7
+# Shape inference reads the values of small constants (a target shape, axes), never of weights.
+LARGEST_SHAPE_PARAMETER = 1024
+RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli"}
+
+
+def import_onnx(
+    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Graph:
+    """The graph of an ONNX file or model.
+
+    `shapes` gives or overrides the shapes of inputs by name. A batch size that the model leaves
+    open is 1.
+
+    Operators we lack stay in the graph as `Foreign` nodes: a network can be listed as far as
+    its shapes are known.
+
+    Raises:
+        ModelFileError: no such file, or not a whole ONNX model.
+        UnsupportedError: an input's size is open, or its type is not a tensor.
+        GraphError: the model contradicts itself: cyclic, missing weights, impossible shapes.
+    """
+    model = source if isinstance(source, onnx.ModelProto) else _read(Path(source))
+    return _Importer(_current(model), dict(shapes or {})).graph()
+
+
+def _read(path: Path) -> onnx.ModelProto:
+    try:
+        # The format is given: a model is a model whatever its file is called.
+        model = onnx.load(path, format="protobuf")
+    except FileNotFoundError as error:
+        if path.exists():
+            raise ModelFileError(f"{path}: a file with its weights is missing: {error}") from None
+        raise ModelFileError(f"no model file {str(path)!r}") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except DecodeError:
+        raise ModelFileError(
+            f"{path}: not an ONNX model, or cut short: download or export it again"
+        ) from None
+    except onnx.checker.ValidationError as error:
+        raise ModelFileError(f"{path}: its external weights are unusable: {_line(error)}") from None
+    if not model.graph.node:
+        raise ModelFileError(f"{path}: not an ONNX model: it has no nodes")
+    return model
+
+
+def _current(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with local functions inlined and of an opset that the lowering knows."""
+    if model.functions:
+        model = onnx.inliner.inline_local_functions(model)
+    opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    if not opsets:
+        raise ModelFileError("the model states no opset: it is cut short or not ONNX's")
+    if opsets[0] >= OLDEST_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        raise UnsupportedError(
+            f"opset {opsets[0]} is older than {OLDEST_OPSET} and does not convert: {_line(error)}"
+        ) from None
+
+
+class _Importer:
+    def __init__(self, model: onnx.ModelProto, shapes: dict[str, Sequence[int]]) -> None:
+        self._model = model
+        self._shapes = shapes
+        self._opsets = {o.domain or "": o.version for o in model.opset_import}
+        self._opsets.setdefault("", self._opsets.get("ai.onnx", OLDEST_OPSET))
+        self._opset_ids = [helper.make_opsetid(d, v) for d, v in self._opsets.items()]
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._constants: dict[str, Array] = {}
+        self._nodes: list[Node] = []
+        self._names: set[str] = set()
+
+    def graph(self) -> Graph:
+        """Walk the model."""
+        graph = self._model.graph
+        if graph.sparse_initializer:
+            name = graph.sparse_initializer[0].values.name
+            raise UnsupportedError(f"{name!r} is stored sparse: export it as a dense tensor")
+        for initializer in graph.initializer:
+            self._constants[initializer.name] = _array(initializer)
+        inputs = [v for v in graph.input if v.name not in self._constants]
+        if unknown := self._shapes.keys() - {v.name for v in inputs}:
+            names = ", ".join(v.name for v in inputs)
+            raise GraphError(f"the model has no input {min(unknown)!r}: its inputs are {names}")
+        for value in inputs:
+            self._add_input(value)
+        for node in _sorted(graph, {*self._constants, *self._tensors}):
+            self._add(node)
+        used = {x for node in self._nodes for x in node.inputs} | {v.name for v in graph.output}
+        return Graph(
+            graph.name,
+            tuple(self._nodes),
+            tuple(v.name for v in inputs),
+            tuple(v.name for v in graph.output),
+            self._tensors,
+            {name: a for name, a in self._constants.items() if name in used},
+        )
+
+    def _add_input(self, value: onnx.ValueInfoProto) -> None:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise UnsupportedError(f"input {value.name!r} is a {kind}: only tensors are supported")
+        described = value.type.tensor_type
+        if value.name in self._shapes:
+            shape = tuple(int(size) for size in self._shapes[value.name])
+        else:
+            shape = _given_shape(value)
+        if min(shape, default=1) < 1:
+            raise GraphError(f"input {value.name!r} cannot have shape {shape}")
+        self._set_type(value.name, helper.make_tensor_type_proto(described.elem_type, shape))
+
+    def _set_type(self, name: str, described: onnx.TypeProto) -> None:
+        """Note what shape inference says of a value; our tensors have only complete shapes."""
+        self._types[name] = described
+        tensor = described.tensor_type
+        if tensor.elem_type and tensor.HasField("shape"):
+            sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+            if min(sizes, default=0) >= 0:
+                dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+                self._tensors[name] = Tensor(tuple(sizes), np.dtype(dtype))
+
+    def _add(self, node: onnx.NodeProto) -> None:
+        if node.op_type in ("Shape", "Size") and node.input[0] in self._tensors:
+            self._measure(node)
+        elif self._computable(node):
+            self._compute(node)
+        else:
+            self._infer(node)
+            self._lower(node)
+
+    def _computable(self, node: onnx.NodeProto) -> bool:
+        return (
+            all(not x or x in self._constants for x in node.input)
+            and node.op_type not in RANDOM
+            and onnx.defs.has(node.op_type, node.domain)
+            and not any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
+        )
+
+    def _measure(self, node: onnx.NodeProto) -> None:
+        """Shape and Size need no values, only the shape."""
+        shape = self._tensors[node.input[0]].shape
+        if node.op_type == "Size":
+            result = np.array(np.prod(shape), np.int64)
+        else:
+            bounds = {a.name: a.i for a in node.attribute}
+            result = np.array(shape[bounds.get("start", 0) : bounds.get("end")], np.int64)
+        self._constants[node.output[0]] = result
+
+    def _compute(self, node: onnx.NodeProto) -> None:
+        from onnx.reference import ReferenceEvaluator
+
+        feeds = {x: self._constants[x] for x in node.input if x}
+        graph = helper.make_graph(
+            [node],
+            "constant",
+            [helper.make_value_info(x, self._type(x)) for x in feeds],
+            [helper.make_empty_tensor_value_info(y) for y in node.output if y],
+        )
+        model = helper.make_model(graph, opset_imports=self._opset_ids)
+        try:
+            results: Any = ReferenceEvaluator(model).run(None, feeds)
+        except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+            raise GraphError(f"node {_label(node)} cannot be computed: {_line(error)}") from None
+        for name, value in zip(filter(None, node.output), results, strict=True):
+            self._constants[name] = np.asarray(value)
+
+    def _type(self, name: str) -> onnx.TypeProto:
+        if name in self._constants:
+            array = self._constants[name]
+            return helper.make_tensor_type_proto(
+                helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
+            )
+        return self._types.get(name, onnx.TypeProto())
+
+    def _infer(self, node: onnx.NodeProto) -> None:
+        """Learn the types of the node's outputs, unless ONNX does not know the operator."""
+        if not onnx.defs.has(node.op_type, node.domain):
+            return
+        version = self._opsets.get(node.domain, 1)
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        names = [x for x in node.input if x]
+        small = [
+            x
+            for x in names
+            if x in self._constants and self._constants[x].size <= LARGEST_SHAPE_PARAMETER
+        ]
+        try:
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {x: self._type(x) for x in names},
+                {x: numpy_helper.from_array(self._constants[x]) for x in small},
+                opset_imports=self._opset_ids,
+                ir_version=self._model.ir_version,
+            )
+        except onnx.shape_inference.InferenceError as error:
+            raise GraphError(f"node {_label(node)} is impossible: {_line(error)}") from None
+        for name, described in inferred.items():
+            self._set_type(name, described)
+
+    def _lower(self, node: onnx.NodeProto) -> None:
+        outputs = tuple(y for y in node.output if y)
+        if not outputs:
+            return
+        site = Site(node, self._opsets[""], self._tensors, self._constants, self._unique(node))
+        try:
+            lower(site)
+        except Unsupported as need:
+            op = Foreign(node.op_type, str(need))
+            self._nodes.append(Node(site.name, op, tuple(node.input), outputs))
+        else:
+            self._nodes += site.nodes
+            self._tensors.update(site.tensors)
+
+    def _unique(self, node: onnx.NodeProto) -> str:
+        base = node.name or node.output[0]
+        name, count = base, 1
+        while name in self._names:
+            name, count = f"{base}.{count}", count + 1
+        self._names.add(name)
+        return name
+
+
+def _given_shape(value: onnx.ValueInfoProto) -> Shape:
+    """The shape the model gives an input, with an open batch size as 1."""
+    sizes = [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+    if sizes and not isinstance(sizes[0], int):
+        sizes[0] = 1
+    known = tuple(size for size in sizes if isinstance(size, int))
+    if len(known) == len(sizes) and value.type.tensor_type.HasField("shape"):
+        return known
+    example = tuple(size if isinstance(size, int) else 224 for size in sizes)
+    raise UnsupportedError(
+        f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: give it, "
+        f'for example shapes={{"{value.name}": {example or (1, 3, 224, 224)}}}'
+    )
+
+
+def _array(initializer: onnx.TensorProto) -> Array:
+    try:
+        return numpy_helper.to_array(initializer)
+    except (ValueError, TypeError) as error:
+        raise ModelFileError(f"tensor {initializer.name!r} is damaged: {_line(error)}") from None
+
+
+def _sorted(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
+    """The nodes in topological order: the file's own, if that is one."""
+    producers = {y: i for i, node in enumerate(graph.node) for y in node.output if y}
+    before: dict[int, set[int]] = {}
+    for i, node in enumerate(graph.node):
+        inputs = [x for x in node.input if x and x not in known]
+        for name in inputs:
+            if name not in producers:
+                raise GraphError(
+                    f"node {_label(node)} needs {name!r}, which the model does not contain: "
+                    "export it again with its weights"
+                )
+        before[i] = {producers[x] for x in inputs}
+    if all(j < i for i, earlier in before.items() for j in earlier):
+        return list(graph.node)
+    try:
+        return [graph.node[i] for i in graphlib.TopologicalSorter(before).static_order()]
+    except graphlib.CycleError as error:
+        raise GraphError(f"node {_label(graph.node[error.args[1][0]])} depends on itself") from None
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return f"{node.name or ', '.join(node.output)!r} ({node.op_type})"
+
+
+def _line(error: Exception) -> str:
+    """The first line of what another library says."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
