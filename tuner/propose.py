@@ -64,6 +64,10 @@ class Proposer:
             self._rest = self._enumeration()
         return next((s for s in self._rest if self._is_new(s)), None)
 
+    def enqueue(self, schedule: Any) -> None:
+        """Propose this one before asking the sampler again."""
+        self._first.append(schedule)
+
     def tell(self, schedule: Any, seconds: float | None) -> None:
         """The outcome: seconds per call, or None for a schedule that failed.
 

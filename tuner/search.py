@@ -1,0 +1,191 @@
+"""Where the next measurement should go: which problem, which algorithm, which schedule."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import (
+    KernelTemplate,
+    ScheduleError,
+    applicable,
+    heuristic_choice,
+    parse_schedule,
+)
+from search_spaces.space import space_for
+from tuner.propose import Proposer
+from tuner.record import Outcome, Record
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A schedule to be measured; `heuristic` marks what would run without any measuring."""
+
+    problem: ConvProblem
+    template: KernelTemplate
+    schedule: Any
+    heuristic: bool = False
+
+    @property
+    def text(self) -> str:
+        """The schedule's text form."""
+        return self.template.text(self.schedule)
+
+
+@dataclass
+class Arm:
+    """One algorithm of one problem."""
+
+    template: KernelTemplate
+    proposer: Proposer
+    trials: int = 0
+    best: float = float("inf")
+    exhausted: bool = False
+
+
+class ProblemSearch:
+    """The search for one problem: every algorithm that applies competes for its trials.
+
+    Baselines come first, then each algorithm's heuristic. After that an algorithm's share of the
+    trials is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
+    one twice as slow a sixteenth.
+    """
+
+    def __init__(
+        self,
+        problem: ConvProblem,
+        occurrences: int,
+        cpu: Cpu,
+        seed: int,
+        algorithms: Sequence[str] = (),
+    ) -> None:
+        self.problem, self.occurrences = problem, occurrences
+        templates = [
+            t for t in applicable(problem, cpu) if t.baseline or not algorithms or t.name in algorithms
+        ]
+        self.arms = {
+            t.name: Arm(
+                t,
+                Proposer(
+                    space_for(t.name, problem, cpu), seed + i, [t.heuristic(problem, cpu)]
+                ),
+            )
+            for i, t in enumerate(templates)
+        }
+        template, schedule = heuristic_choice(problem, cpu)
+        self.heuristic = template.text(schedule)
+        self.history: list[float] = []
+        self.outcomes = Counter[Outcome]()
+        self.naive = self.heuristic_seconds = float("inf")
+        self.leader: Record | None = None
+
+    def propose(self) -> Candidate | None:
+        """The next candidate, or None when every algorithm has run out of new ones."""
+        for arm in self._order():
+            schedule = arm.proposer.propose()
+            if schedule is not None:
+                arm.trials += 1
+                arm.exhausted = arm.template.baseline  # a baseline is measured, not tuned
+                heuristic = arm.template.text(schedule) == self.heuristic
+                return Candidate(self.problem, arm.template, schedule, heuristic)
+            arm.exhausted = True
+        return None
+
+    def tell(self, record: Record) -> None:
+        """Learn from an outcome, of this run or an earlier one."""
+        arm = self.arms.get(record.algorithm)
+        if arm is None:
+            return
+        try:
+            _, schedule = parse_schedule(record.schedule)
+        except ScheduleError:
+            return  # written by an older generator whose schedule had other fields
+        self.outcomes[record.outcome] += 1
+        correct = record.outcome == Outcome.CORRECT
+        seconds = record.seconds_per_call
+        arm.proposer.tell(schedule, seconds if correct else None)
+        if correct:
+            arm.best = min(arm.best, seconds)
+            if record.algorithm == "naive":
+                self.naive = min(self.naive, seconds)
+            if not record.baseline and (.leader is None or seconds < self.leader.seconds_per_call:
+                self.leader = record
+            if record.schedule == self.heuristic:
+                self.heuristic_seconds = seconds
+        self.history.append(self.best)
+
+    def replay(self, records: Iterable[Record]) -> int:
+        """Learn from stored records of this problem; returns how many there were."""
+        count = 0
+        for record in records:
+            if record.algorithm in self.arms:
+                self.arms[record.algorithm].trials += 1
+                self.tell(record)
+                count += 1
+        return count
+
+    def suggest(self, schedule_text: str) -> None:
+        """Try a schedule that won elsewhere before the sampler's own ideas."""
+        template, schedule = parse_schedule(schedule_text)
+        arm = self.arms.get(template.name)
+        if arm is not None and arm.proposer.space.point(schedule) is not None:
+            arm.proposer.enqueue(schedule)
+            arm.exhausted = False
+
+    @property
+    def best(self) -> float:
+        """Seconds per call of the leader."""
+        return self.leader.seconds_per_call if self.leader else float("inf")
+
+    @property
+    def exhausted(self) -> bool:
+        """Nothing new is left to measure."""
+        return all(arm.exhausted for arm in self.arms.values())
+
+    def _order(self) -> Iterator[Arm]:
+        """Arms by how much they deserve the next trial."""
+        live = [arm for arm in self.arms.values() if not arm.exhausted]
+
+        def spent(arm: Arm) -> tuple[bool, bool, float]:
+            deserves = (self.best / arm.best) ** 4 if arm.best < float("inf") else 1.0
+            return arm.trials > 0, not arm.template.baseline, arm.trials / max(deserves, 1e-3)
+
+        return iter(sorted(live, key=spent))
+
+
+def gain(search: ProblemSearch, window: int = 8, trust_slope: float = 0.2) -> float:
+    """Seconds of the network that the next trial may save, by TVM's gradient scheduler.
+
+    A mix of the slope of the last `window` trials and of what would be saved if the best fell in
+    proportion to the trials so far.
+    """
+    history, n = search.history, len(search.history)
+    if n == 0 or history[-1] == float("inf"):
+        return float("inf")
+    before = next((h for h in history[max(0, n - 1 - window) :] if h < float("inf")), history[-1])
+    slope = (before - history[-1]) / window
+    return search.occurrences * (trust_slope * slope + (1 - trust_slope) * history[-1] / n)
+
+
+def next_search(searches: Sequence[ProblemSearch]) -> ProblemSearch | None:
+    """The search to give the next trial to: untried ones in order, then the largest gain."""
+    live = [s for s in searches if not s.exhausted]
+    return max(live, key=gain, default=None)
+
+
+def related(a: ConvProblem, b: ConvProblem) -> bool:
+    """Whether a schedule that wins for one is worth trying on the other first."""
+    alike = (a.kernel, a.stride, a.dilation) == (b.kernel, b.stride, b.dilation)
+    return alike and (a.groups == 1) == (b.groups == 1)
+
+
+def pairs(searches: Sequence[ProblemSearch]) -> Iterator[tuple[ProblemSearch, ProblemSearch]]:
+    """Every two related searches."""
+    return (
+        (a, b) for a, b in itertools.permutations(searches, 2) if related(a.problem, b.problem)
+    )
