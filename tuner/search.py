@@ -65,15 +65,14 @@ class ProblemSearch:
         algorithms: Sequence[str] = (),
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
+        wanted = set(algorithms)
         templates = [
-            t for t in applicable(problem, cpu) if t.baseline or not algorithms or t.name in algorithms
+            t for t in applicable(problem, cpu) if t.baseline or not wanted or t.name in wanted
         ]
         self.arms = {
             t.name: Arm(
                 t,
-                Proposer(
-                    space_for(t.name, problem, cpu), seed + i, [t.heuristic(problem, cpu)]
-                ),
+                Proposer(space_for(t.name, problem, cpu), seed + i, [t.heuristic(problem, cpu)]),
             )
             for i, t in enumerate(templates)
         }
@@ -113,7 +112,7 @@ class ProblemSearch:
             arm.best = min(arm.best, seconds)
             if record.algorithm == "naive":
                 self.naive = min(self.naive, seconds)
-            if not record.baseline and (.leader is None or seconds < self.leader.seconds_per_call:
+            if not record.baseline and seconds < self.best:
                 self.leader = record
             if record.schedule == self.heuristic:
                 self.heuristic_seconds = seconds
@@ -186,6 +185,4 @@ def related(a: ConvProblem, b: ConvProblem) -> bool:
 
 def pairs(searches: Sequence[ProblemSearch]) -> Iterator[tuple[ProblemSearch, ProblemSearch]]:
     """Every two related searches."""
-    return (
-        (a, b) for a, b in itertools.permutations(searches, 2) if related(a.problem, b.problem)
-    )
+    return ((a, b) for a, b in itertools.permutations(searches, 2) if related(a.problem, b.problem))
