@@ -194,6 +194,16 @@ class Buffer:
         text = f'call ptr asm sideeffect "", "=r,0"(ptr {self.base})'
         return replace(self, base=self.k.emit(text))
 
+    def after(self, value: Vec) -> Buffer:
+        """The same array at an address that LLVM knows only once it has computed `value`.
+
+        Loads through it are not scheduled before that, which bounds the registers that unrolled
+        steps need; the processor sees no dependency.
+        """
+        kind = "v" if self.k.cpu.triple.startswith("x86_64") else "w"
+        text = f'call ptr asm "", "=r,0,{kind}"(ptr {self.base}, {value.type} {value.ssa})'
+        return replace(self, base=self.k.emit(text))
+
     def __getitem__(self, i: Int) -> Buffer:
         """One slice along the first axis."""
         return Buffer(self.k, self.address(i), self.strides[1:])
@@ -225,17 +235,19 @@ class Buffer:
         self.k.emit_void(f"store {value.type} {value.ssa}, ptr {address}, align 4")
 
     def store_first(self, value: Vec, count: int, *index: Int) -> None:
-        """Store the first `count` lanes and touch nothing behind them."""
+        """Store the first `count` lanes and touch nothing behind them.
+
+        In pieces of a power of two: a masked store costs more than the three of them.
+        """
         if count >= value.lanes:
             self.store(value, *index)
             return
-        address, mask = self.address(*index), first_lanes(count, value.lanes)
-        name = f"llvm.masked.store.v{value.lanes}f32.p0"
-        bits = _type(value.lanes, "i1")
-        self.k.declare(f"declare void @{name}({value.type}, ptr, {bits})")
-        self.k.emit_void(
-            f"call void @{name}({value.type} {value.ssa}, ptr align 4 {address}, {bits} {mask})"
-        )
+        done = 0
+        for piece in (1 << i for i in reversed(range(count.bit_length()))):
+            if count & piece:
+                lanes = self.k.shuffle(value, value, range(done, done + piece))
+                self.at(*index).strided(1).store(lanes, done)
+                done += piece
 
     def load_first(self, count: int, *index: Int, lanes: int = 0) -> Vec:
         """The first `count` lanes, zeros behind; reads nothing else."""
@@ -251,10 +263,10 @@ class Buffer:
         )
         return Vec(self.k, self.k.emit(text), lanes)
 
-    def prefetch(self, *index: Int, level: int = 1) -> None:
-        """Bring the line towards L`level`; never faults."""
+    def prefetch(self, *index: Int, level: int = 1, write: bool = False) -> None:
+        """Bring the line towards L`level`, to be written if so said; never faults."""
         self.k.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
-        arguments = f"ptr {self.address(*index)}, i32 0, i32 {4 - level}, i32 1"
+        arguments = f"ptr {self.address(*index)}, i32 {int(write)}, i32 {4 - level}, i32 1"
         self.k.emit_void(f"call void @llvm.prefetch.p0({arguments})")
 
     def address(self, *index: Int) -> str:
@@ -353,6 +365,9 @@ class Kernel:
 
     def shuffle(self, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
         """Lanes picked from a's, then b's."""
+        if len(order) == 1:
+            source, lane = (a, order[0]) if order[0] < a.lanes else (b, order[0] - a.lanes)
+            return Vec(self, self.emit(f"extractelement {source.type} {source.ssa}, i32 {lane}"), 1)
         mask = ", ".join(f"i32 {i}" for i in order)
         text = f"shufflevector {a.type} {a.ssa}, {b.type} {b.ssa}, <{len(order)} x i32> <{mask}>"
         return Vec(self, self.emit(text), len(order))

@@ -202,6 +202,8 @@ class _Winograd:
             rows = [src.at(image, 0, least(top + i, last_y)) for i in range(height)]
             with k.loop(width) as x:
                 column = [row.load(0, 0, 0, least(left + x, last_x), lanes=lanes) for row in rows]
+                for row in rows:
+                    row.prefetch(0, 0, 0, left + x + width)
                 for i, value in enumerate(self.vertical.of_input(column)):
                     half.store(value, i, x)
             with k.loop(height) as y:
@@ -246,10 +248,12 @@ class _Winograd:
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
             for line in range(0, v.size * self.lanes if ahead else 0, LINE):
                 weights.prefetch(position + ahead, line)
+            done = acc[tiles.size - 1, v.size - 1]
+            now, packed = inputs.after(done), weights.after(done)
             outer_product(
                 acc,
-                lambda i: inputs.splat(b, 0, i, lane, lanes=self.lanes),
-                lambda j: weights.load(position, j * self.lanes, lanes=self.lanes),
+                lambda i: now.splat(b, 0, i, lane, lanes=self.lanes),
+                lambda j: packed.load(position, j * self.lanes, lanes=self.lanes),
             )
 
         reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
@@ -279,6 +283,7 @@ class _Winograd:
                             for i in range(self.vertical.alpha)
                         ]
                         for i, value in enumerate(self.vertical.of_output(column)):
+                            dst.prefetch(image, 0, top + i, left + x + self.s.mw, write=True)
                             half.store(value, i, x)
 
                     def lines(pixels: int) -> None:
