@@ -242,11 +242,10 @@ class Buffer:
         if count >= value.lanes:
             self.store(value, *index)
             return
-        done = 0
+        target, done = self.at(*index).strided(1), 0
         for piece in (1 << i for i in reversed(range(count.bit_length()))):
             if count & piece:
-                lanes = self.k.shuffle(value, value, range(done, done + piece))
-                self.at(*index).strided(1).store(lanes, done)
+                target.store(self.k.shuffle(value, value, range(done, done + piece)), done)
                 done += piece
 
     def load_first(self, count: int, *index: Int, lanes: int = 0) -> Vec:

@@ -1,0 +1,113 @@
+"""The same tensor lying otherwise: any layout and halo into any other.
+
+Between layouts whose vectors are channels, vectors are copied; to and from NCHW, squares of
+pixels x channels are transposed in registers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
+from kernels.codegen.tile_gemm import Run, cut, sweep, tile_count
+from kernels.codegen.transpose import PART, transpose
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW, Io, Placement
+from kernels.core.template import Program, check
+
+# A task moves this many pixels and units of channels: some 16 KB, which L1 holds.
+PIXELS, UNITS = 64, 4
+
+# Moves `pixels` from the first buffer to the second, `channels` of a unit of channels.
+Move = Callable[[Kernel, Buffer, Buffer, int, int], None]
+
+
+@dataclass(frozen=True)
+class Reorder:
+    """Nothing but where the tensor lies changes."""
+
+
+def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
+    """Copy `src` into `dst`; the halo of `dst` stays untouched.
+
+    Raises:
+        ScheduleError: the tensors differ in size.
+    """
+    shape = (dst.n, dst.c, dst.h, dst.w)
+    check((src.n, src.c, src.h, src.w) == shape, f"reorder from {src} to another size: {dst}")
+    widest = min(cpu.lanes, src.layout.blocked or cpu.lanes, dst.layout.blocked or cpu.lanes)
+    planar = (src.layout == NCHW, dst.layout == NCHW)
+    unit = 1 if all(planar) else widest
+    step = {(True, True): cpu.lanes, (False, False): PART}.get(planar, widest)
+    move: Move = {
+        (True, True): _copy_pixels,
+        (True, False): _to_channels,
+        (False, True): _to_pixels,
+        (False, False): _copy_channels,
+    }[planar]
+    # Without a gap between rows a plane is one long row.
+    lines, width = (1, src.h * src.w) if src.dense and dst.dense else (src.h, src.w)
+    units, tiles = cut(src.c, unit), cut(width, step)
+    unit_tasks = -(-tile_count(units) // UNITS)
+    chunk = PIXELS // step
+    tile_tasks = -(-tile_count(tiles) // chunk)
+
+    module = Module(cpu)
+    with module.stage("reorder", src.n * lines * tile_tasks * unit_tasks) as (k, task):
+        group, rest = task % unit_tasks * UNITS, task // unit_tasks
+        first, rest = rest % tile_tasks * chunk, rest // tile_tasks
+        line, image = rest % lines, rest // lines
+        source = k.tensor("src", src).at(image, 0, line)
+        target = k.tensor("dst", dst).at(image, 0, line)
+
+        def one_unit(channels: Run, start: Int) -> None:
+            a = at_channel(source, src, start // unit, unit)
+            b = at_channel(target, dst, start // unit, unit)
+
+            def tile(pixels: Run, x: Int) -> None:
+                move(k, a.at(0, 0, 0, x), b.at(0, 0, 0, x), pixels.size, channels.size)
+
+            sweep(k, tiles, tile, first, first + chunk)
+
+        sweep(k, units, one_unit, group, group + UNITS)
+    return module.program(Io(src, dst, dst), lambda w: np.zeros(0, np.float32))
+
+
+def _copy_pixels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
+    dst.store_first(src.load_first(pixels, 0, 0, 0, 0), pixels, 0, 0, 0, 0)
+
+
+def _copy_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
+    lanes = _square(channels)
+    for x in range(pixels):
+        dst.store_first(src.load_first(channels, 0, 0, 0, x, lanes=lanes), channels, 0, 0, 0, x)
+
+
+def _to_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
+    """Rows of pixels, a channel each, into pixels of channels; channels missing are zero."""
+    lanes = _square(channels)
+    for x in range(0, pixels, lanes):
+        inside = min(lanes, pixels - x)
+        rows = [src.load_first(inside, 0, c, 0, x, lanes=lanes) for c in range(channels)]
+        rows += [k.const(0.0, lanes)] * (lanes - channels)
+        for i, pixel in enumerate(transpose(k, rows)[:inside]):
+            dst.store_first(pixel, channels, 0, 0, 0, x + i)
+
+
+def _to_pixels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
+    """Pixels of channels into rows of pixels, a channel each."""
+    lanes = _square(channels)
+    for x in range(0, pixels, lanes):
+        inside = min(lanes, pixels - x)
+        found = [src.load_first(channels, 0, 0, 0, x + i, lanes=lanes) for i in range(inside)]
+        found += [k.const(0.0, lanes)] * (lanes - inside)
+        for c, row in enumerate(transpose(k, found)[:channels]):
+            dst.store_first(row, inside, 0, c, 0, x)
+
+
+def _square(channels: int) -> int:
+    """Lanes of the narrowest register that holds so many channels."""
+    return max(PART, 1 << (channels - 1).bit_length())
