@@ -1,0 +1,196 @@
+"""How records lie in SQL: the tables, their versions, and the query that ranks schedules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, Unpack
+
+import sqlalchemy as sql
+
+from kernels.core.problem import ConvProblem
+from tuner.environment import Environment
+from tuner.record import STAGES, Outcome, Record, content_key
+
+TABLES = sql.MetaData()
+
+META = sql.Table(
+    "meta",
+    TABLES,
+    sql.Column("name", sql.String(32), primary_key=True),
+    sql.Column("value", sql.Text, nullable=False),
+)
+
+ENVIRONMENTS = sql.Table(
+    "environments",
+    TABLES,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("key", sql.String(32), unique=True, nullable=False),
+    sql.Column("machine", sql.Text, nullable=False),
+    sql.Column("run", sql.Text, nullable=False),
+    sql.Column("body", sql.Text, nullable=False),
+)
+
+RECORDS = sql.Table(
+    "records",
+    TABLES,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("key", sql.String(32), unique=True, nullable=False),
+    *(
+        sql.Column(name, sql.Text, nullable=False)
+        for name in (
+            *("problem", "algorithm", "schedule", "machine", "regime", "toolchain", "ir_hash"),
+            *("outcome", "reason", "stage", "run", "time"),
+        )
+    ),
+    sql.Column("threads", sql.Integer, nullable=False),
+    sql.Column("baseline", sql.Boolean, nullable=False),
+    sql.Column("heuristic", sql.Boolean, nullable=False),
+    sql.Column("workspace", sql.BigInteger, nullable=False),
+    sql.Column("seconds_per_call", sql.Double),
+    sql.Column("error_max", sql.Double),
+    sql.Column("errors", sql.Text, nullable=False),
+    sql.Column("samples", sql.Text, nullable=False),
+    sql.Column("seconds", sql.Text, nullable=False),
+    sql.Index("records_asked_for", "problem", "machine", "threads", "regime"),
+    sql.Index("records_of_run", "run"),
+    sql.Index("records_of_code", "ir_hash", "machine", "toolchain"),
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = ()
+"""MIGRATIONS[i] holds the SQL statements that turn schema i + 1 into i + 2."""
+
+Row = dict[str, Any]
+
+_JSON = ("errors", "samples", "seconds")
+
+
+class Match(TypedDict, total=False):
+    """Columns that a record has to equal to be chosen."""
+
+    problem: str | ConvProblem
+    algorithm: str
+    schedule: str
+    machine: str
+    threads: int
+    regime: str
+    toolchain: str
+    ir_hash: str
+    outcome: str
+    stage: str
+    run: str
+
+
+class Limits(TypedDict, total=False):
+    """What a schedule has to meet to be ranked.
+
+    `max_error` bounds `errors.max`, so that a record without errors fails it; `max_workspace` is
+    in bytes. Baselines are left out unless `include_baselines`.
+    """
+
+    toolchain: str | None
+    max_error: float | None
+    max_workspace: int | None
+    include_baselines: bool
+
+
+def schema_version() -> int:
+    """The schema this version writes. Older ones are migrated, newer ones refused."""
+    return 1 + len(MIGRATIONS)
+
+
+def migration(version: int) -> Iterator[str]:
+    """The SQL statements that lead from `version` to `schema_version()`."""
+    for step in MIGRATIONS[version - 1 :]:
+        yield from step
+
+
+def record_row(record: Record) -> Row:
+    """A record as a row of `RECORDS`; what queries ask for is repeated in columns of its own."""
+    data = record.to_dict()
+    return data | {
+        "key": record.key,
+        "algorithm": record.algorithm,
+        "seconds_per_call": record.seconds_per_call if record.samples else None,
+        "error_max": record.errors.max if record.errors else None,
+        **{name: json.dumps(data[name], allow_nan=False) for name in _JSON},
+    }
+
+
+def row_record(row: sql.RowMapping) -> Record:
+    """The record of a row of `RECORDS`, which may be a stranger's: all of it is checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no record.
+    """
+    parsed = {name: json.loads(row[name]) for name in _JSON}
+    return Record.from_dict({name: row[name] for name in Record.__dataclass_fields__} | parsed)
+
+
+def environment_row(environment: Environment, run: str) -> Row:
+    """The environment of a run as a row of `ENVIRONMENTS`."""
+    body = environment.to_dict()
+    return {
+        "key": content_key({"run": run, **body}),
+        "machine": environment.machine,
+        "run": run,
+        "body": json.dumps(body, allow_nan=False),
+    }
+
+
+def insert_new(connection: sql.Connection, table: sql.Table, rows: Sequence[Row]) -> int:
+    """Insert the rows whose key the table does not hold yet; return how many."""
+    count = 0
+    for start in range(0, len(rows), 500):
+        fresh = {row["key"]: row for row in rows[start : start + 500]}
+        known = connection.execute(sql.select(table.c.key).where(table.c.key.in_(fresh)))
+        for key in known.scalars().all():
+            del fresh[key]
+        if fresh:
+            connection.execute(sql.insert(table), list(fresh.values()))
+        count += len(fresh)
+    return count
+
+
+def equal(match: Match) -> Iterator[sql.ColumnElement[bool]]:
+    """The conditions that choose matching records."""
+    for name, value in match.items():
+        yield RECORDS.c[name] == (str(value) if name == "problem" else value)
+
+
+def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
+    """The query behind `Database.ranking`, over all problems unless `match` names one."""
+    stage = sql.case({name: rank for rank, name in enumerate(STAGES)}, value=RECORDS.c.stage)
+    turn = sql.func.row_number().over(
+        partition_by=(RECORDS.c.problem, RECORDS.c.schedule),
+        order_by=(stage.desc(), RECORDS.c.time.desc(), RECORDS.c.id.desc()),
+    )
+    if (toolchain := limits.get("toolchain")) is not None:
+        match["toolchain"] = toolchain
+    # Only narrow rows go through the window; the samples are fetched for what is left.
+    last = sql.select(RECORDS.c.id, stage.label("rank"), turn.label("turn")).where(*equal(match))
+    decisive = last.subquery()
+    bad = RECORDS.alias()
+    distrusted = sql.exists().where(
+        *(bad.c[name] == RECORDS.c[name] for name in ("ir_hash", "machine", "toolchain")),
+        bad.c.outcome.in_([Outcome.RUNTIME, Outcome.CORRECTNESS]),
+    )
+    conditions = [
+        decisive.c.turn == 1,
+        RECORDS.c.outcome == Outcome.CORRECT,
+        RECORDS.c.seconds_per_call.is_not(None),
+        ~distrusted,
+    ]
+    if (max_error := limits.get("max_error")) is not None:
+        conditions.append(RECORDS.c.error_max <= max_error)
+    if (max_workspace := limits.get("max_workspace")) is not None:
+        conditions.append(RECORDS.c.workspace <= max_workspace)
+    if not limits.get("include_baselines", False):
+        conditions.append(~RECORDS.c.baseline)
+    order = (RECORDS.c.problem, decisive.c.rank.desc(), RECORDS.c.seconds_per_call)
+    return (
+        sql.select(RECORDS)
+        .join(decisive, decisive.c.id == RECORDS.c.id)
+        .where(*conditions)
+        .order_by(*order, RECORDS.c.schedule)
+    )
