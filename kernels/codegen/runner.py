@@ -11,7 +11,7 @@ import ctypes
 import functools
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from kernels.codegen.jit import Library, ObjectCache
@@ -171,6 +171,7 @@ class Runner:
 
         Raises:
             ValueError: fewer cores or local workspaces than threads.
+            OSError: one of the cores may not be used.
         """
         if threads > min(len(buffers.local), len(self._cores) or threads):
             raise ValueError(f"{threads} threads need as many cores and local workspaces")
@@ -187,13 +188,16 @@ class Runner:
             return float(nanoseconds) * 1e-9
 
         def work(thread: int) -> None:
-            if self._cores:
-                os.sched_setaffinity(0, {self._cores[thread]})
-            share(thread)
+            try:
+                if self._cores:
+                    os.sched_setaffinity(0, {self._cores[thread]})
+            finally:
+                share(thread)  # or the others would wait at the barrier for ever
 
         others = [_team(threads).submit(work, t) for t in range(1, threads)]
         seconds = share(0)
-        wait(others)
+        for other in others:
+            other.result()
         self._copy = (self._copy + repeats) % buffers.copies
         return seconds
 

@@ -1,0 +1,97 @@
+"""What goes into the sandbox and what comes out: plain data that travels between processes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kernels.core.layout import Io
+from kernels.core.problem import ConvProblem
+from kernels.core.template import Stage
+from tuner.operands import Operands
+from tuner.record import Errors, Outcome
+from tuner.timing import Protocol
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate may cost before it is stopped or refused."""
+
+    error: float = 1e-4  # largest error, relative to the rms of the output
+    memory: int = 4 << 30  # bytes of address space beyond what an idle worker has
+    patience: float = 20.0  # a call may take this many times the time expected of it,
+    call: float = 0.5  # or these seconds, whichever is more
+    slack: float = 2.0  # seconds for everything that is not a call of the kernel
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A candidate's machine code and all that is needed to run it.
+
+    `weights` is a .npy file of packed weights; `seconds` says how long build, compile and pack
+    took.
+    """
+
+    problem: str
+    schedule: str
+    ir_hash: str
+    code: bytes
+    stages: tuple[Stage, ...]
+    io: Io
+    weights: Path
+    shared_bytes: int = 0
+    local_bytes: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def workspace(self, threads: int) -> int:
+        """Bytes of workspace that a run on this many threads takes."""
+        return self.shared_bytes + threads * self.local_bytes
+
+    def discard(self) -> None:
+        """Delete the packed weights, which nobody will ask for again."""
+        self.weights.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A candidate to be verified and timed. `incumbent` is the seconds per call to beat."""
+
+    program: Compiled
+    operands: Operands
+    threads: int = 1
+    regime: str = "hot"
+    protocol: Protocol = field(default_factory=Protocol)
+    limits: Limits = field(default_factory=Limits)
+    incumbent: float = math.inf
+
+    def timeout(self, rounds: int = 0) -> float:
+        """Seconds from which on the job hangs.
+
+        Without an incumbent a call is expected to make 1 GFLOP/s, which any honest loop does.
+        Three calls happen at least: one to verify, one to calibrate, one to time.
+        """
+        flops = ConvProblem.parse(self.program.problem).flops
+        expected = self.incumbent if math.isfinite(self.incumbent) else flops / 1e9
+        call = max(self.limits.call, self.limits.patience * expected)
+        return self.limits.slack + (3 + rounds) * call
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a candidate ended.
+
+    `samples` are seconds per call of each block, `repeats` the calls of a block; `complete` is
+    False where it was given up as too slow. `noise` is the largest reading of the spin canary
+    before and after. `seconds` says what verify and measure took.
+    """
+
+    outcome: Outcome
+    reason: str = ""
+    samples: tuple[float, ...] = ()
+    repeats: int = 0
+    complete: bool = True
+    errors: Errors | None = None
+    noise: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict, hash=False)

@@ -1,0 +1,169 @@
+"""The measuring protocol: calibrated blocks of calls, early abort, paired rounds, a spin canary.
+
+Everything here returns raw samples. A sample is the seconds per call of one block of calls that ran
+back to back in native code; what statistic to make of them is the reader's business.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels.codegen.jit import Library, ObjectCache
+from kernels.core.cpu import Cpu
+
+# Runs a candidate so many times in native code and returns the seconds for all of them.
+Calls = Callable[[int], float]
+
+_CANARY_SECONDS = 2e-4
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a candidate is timed; times in seconds.
+
+    The defaults screen: a verdict that must hold up takes interleaved rounds.
+    """
+
+    block: float = 1e-3  # a block lasts at least this long, 40 000 ticks of the clock
+    warmup: int = 1  # blocks that are thrown away; calibrating is one of them
+    blocks: int = 3  # blocks that are kept
+    give_up: float = 2.5  # stop when the best block takes this many times the incumbent's time
+    slow: float = 0.05  # a call that takes this long is measured once, without warming up
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of each block, in the order measured; `repeats` calls to a block.
+
+    `complete` is False where the candidate was given up as too slow.
+    """
+
+    samples: tuple[float, ...]
+    repeats: int
+    complete: bool = True
+
+
+def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = math.inf) -> Timing:
+    """Time one candidate whose first, cold call took `first` seconds.
+
+    It is given up after any block from which on the best is more than `protocol.give_up` times
+    `incumbent`, the seconds per call to beat.
+    """
+    if first >= protocol.slow:
+        return Timing((calls(1),), 1)
+    limit = protocol.give_up * incumbent
+    repeats, last = calibrate(calls, protocol.block)
+    for _ in range(protocol.warmup - 1):
+        last = calls(repeats) / repeats
+    samples: list[float] = []
+    for _ in range(protocol.blocks):
+        if min([last, *samples]) > limit:
+            return Timing(tuple(samples or [last]), repeats, complete=False)
+        samples.append(calls(repeats) / repeats)
+    return Timing(tuple(samples), repeats)
+
+
+def calibrate(calls: Calls, block: float) -> tuple[int, float]:
+    """Calls that last `block` seconds or a little more, and the seconds per call they took."""
+    repeats, elapsed = 1, calls(1)
+    while elapsed < block:
+        # Later calls are warmer, hence the margin; the clock cannot tell times near zero.
+        wanted = 1.2 * repeats * block / max(elapsed, 1e-7)
+        repeats = max(repeats + 1, math.ceil(min(wanted, 1000 * repeats)))
+        elapsed = calls(repeats)
+    return repeats, elapsed / repeats
+
+
+def interleave(
+    candidates: Sequence[Calls], rounds: int, protocol: Protocol, seed: int
+) -> list[Timing]:
+    """Time several candidates against each other: in every round each runs one block.
+
+    The order within a round is random. Sample i of every candidate is of round i, so that what
+    disturbs one round disturbs all of its samples and ratios can be taken in pairs.
+    """
+    order = random.Random(seed)
+    repeats = [calibrate(calls, protocol.block)[0] for calls in candidates]
+    samples: list[list[float]] = [[] for _ in candidates]
+    for _ in range(rounds):
+        for i in order.sample(range(len(candidates)), len(candidates)):
+            samples[i].append(candidates[i](repeats[i]) / repeats[i])
+    return [Timing(tuple(s), n) for s, n in zip(samples, repeats, strict=True)]
+
+
+def weight_copies(weight_bytes: int, cpu: Cpu) -> int:
+    """Copies of the weights to rotate over so that none is still cached when its turn comes."""
+    cache = max(cpu.l3, cpu.l2, 8 << 20)
+    return 1 + math.ceil(2 * cache / max(weight_bytes, 1))
+
+
+def canary() -> float:
+    """How much longer a fixed loop just took than its best so far: 0.1 is ten per cent.
+
+    The loop works in registers only, so that nothing but a slower clock or a core shared with
+    others changes its time. It takes some 0.2 ms.
+    """
+    return _Canary.get().deviation()
+
+
+def runnable() -> int:
+    """Tasks on this machine that want to run at this moment, the caller not counted.
+
+    More of them than there are other cores means that somebody waits for a core.
+    """
+    running = Path("/proc/loadavg").read_text().split()[3]
+    return max(0, int(running.partition("/")[0]) - 1)
+
+
+# A chain of multiply-adds: no step can begin before the last has ended.
+_SPIN = """target triple = "{triple}"
+
+define i64 @spin(i64 %count) nounwind {{
+entry:
+  br label %loop
+loop:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %loop ]
+  %x = phi i64 [ %count, %entry ], [ %x.next, %loop ]
+  %scaled = mul i64 %x, 6364136223846793005
+  %x.next = add i64 %scaled, 1442695040888963407
+  %i.next = add i64 %i, 1
+  %again = icmp ult i64 %i.next, %count
+  br i1 %again, label %loop, label %done
+done:
+  ret i64 %x.next
+}}
+"""
+
+
+class _Canary:
+    def __init__(self) -> None:
+        cpu = Cpu.host()
+        self._library = Library(
+            ObjectCache().object(_SPIN.format(triple=cpu.triple), cpu), ["spin"]
+        )
+        kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)
+        self._spin = kind(self._library.address("spin"))
+        self._count, _ = calibrate(self._seconds, _CANARY_SECONDS)
+        self._best = min(self._seconds(self._count) for _ in range(5))
+
+    @staticmethod
+    @functools.cache
+    def get() -> _Canary:
+        return _Canary()
+
+    def deviation(self) -> float:
+        now = self._seconds(self._count)
+        self._best = min(self._best, now)
+        return now / self._best - 1
+
+    def _seconds(self, count: int) -> float:
+        start = time.perf_counter()
+        self._spin(count)
+        return time.perf_counter() - start

@@ -1,0 +1,150 @@
+"""What the processes of `tuner.sandbox` do: verify and time a candidate, or compile one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import signal
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from kernels.codegen.jit import ObjectCache
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import parse_schedule
+from tuner.cores import pin
+from tuner.job import Compiled, Job, Result
+from tuner.operands import Operands
+from tuner.record import Outcome
+from tuner.timing import Timing, canary, interleave, measure
+from tuner.verify import Arena, Candidate
+
+# Exit codes of a worker that found a stray write, one for each of `verify.STRAYS`. It leaves at
+# once: its memory may be damaged anywhere, and no later candidate must meet that.
+STRAY = 100
+
+
+def enter(cores: tuple[int, ...], memory: int) -> None:
+    """Make this process a worker on these cores with `memory` bytes of address space to spare."""
+    pin(cores)
+    # Native code that hangs never comes back to a handler written in Python.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+
+
+def run_one(job: Job, cores: Sequence[int]) -> list[Result]:
+    """Verify the candidate, then time it."""
+    candidate, result, first = _verify(job, _arena(), cores)
+    if candidate is None:
+        return [result]
+    begin = time.perf_counter()
+    candidate.cool()
+    noise = canary()
+    timing = measure(candidate.calls, job.protocol, first, job.incumbent)
+    return [_finish(candidate, result, timing, max(noise, canary()), begin)]
+
+
+def run_race(jobs: Sequence[Job], rounds: int, seed: int, cores: Sequence[int]) -> list[Result]:
+    """Verify all candidates, then time the correct ones in interleaved rounds."""
+    verified = [_verify(job, Arena(), cores) for job in jobs]
+    racing = {i: candidate for i, (candidate, _, _) in enumerate(verified) if candidate}
+    begin = time.perf_counter()
+    for candidate in racing.values():
+        candidate.cool()
+    noise = canary()
+    calls = [candidate.calls for candidate in racing.values()]
+    timings = interleave(calls, rounds, jobs[0].protocol, seed)
+    noise = max(noise, canary())
+    results = [result for _, result, _ in verified]
+    for (i, candidate), timing in zip(racing.items(), timings, strict=True):
+        results[i] = _finish(candidate, results[i], timing, noise, begin)
+    return results
+
+
+def compile_one(operands: Operands, schedule: str, cpu: Cpu) -> Compiled:
+    """Build, compile through the object cache and pack the operands' weights.
+
+    Raises:
+        ScheduleError: the schedule cannot be right for the problem.
+        CompileError: LLVM refuses the code.
+    """
+    clock = [time.perf_counter()]
+    template, parsed = parse_schedule(schedule)
+    program = template.program(ConvProblem.parse(operands.problem), parsed, cpu)
+    clock.append(time.perf_counter())
+    code = ObjectCache().object(program.ir, cpu)
+    clock.append(time.perf_counter())
+    packed = program.pack_weights(operands.load("weights"))
+    with tempfile.NamedTemporaryFile(
+        dir=operands.folder, prefix=f"{program.ir_hash}-", suffix=".npy", delete=False
+    ) as file:
+        np.save(file, np.ascontiguousarray(packed, np.float32))
+    clock.append(time.perf_counter())
+    durations = [after - before for before, after in pairwise(clock)]
+    return Compiled(
+        problem=operands.problem,
+        schedule=template.text(parsed),
+        ir_hash=program.ir_hash,
+        code=code,
+        stages=program.stages,
+        io=program.io,
+        weights=Path(file.name),
+        shared_bytes=program.shared_bytes,
+        local_bytes=program.local_bytes,
+        seconds=dict(zip(("build", "compile", "pack"), durations, strict=True)),
+    )
+
+
+@functools.cache
+def _arena() -> Arena:
+    return Arena()
+
+
+def _verify(job: Job, arena: Arena, cores: Sequence[int]) -> tuple[Candidate | None, Result, float]:
+    """The candidate, if it is correct; the result so far; the seconds its first call took."""
+    begin = time.perf_counter()
+    try:
+        candidate = Candidate(job, arena, cores)
+    except RuntimeError as error:
+        return None, Result(Outcome.RUNTIME, f"cannot be loaded: {error}"), 0.0
+    first = candidate.calls(1)
+    _leave_if_stray(candidate)
+    errors, wrong = candidate.judge()
+    outcome = Outcome.CORRECTNESS if wrong else Outcome.CORRECT
+    spent = {"verify": time.perf_counter() - begin}
+    result = Result(outcome, wrong or "", errors=errors, seconds=spent)
+    return None if wrong else candidate, result, first
+
+
+def _finish(
+    candidate: Candidate, result: Result, timing: Timing, noise: float, begin: float
+) -> Result:
+    """The whole result, if the timed calls did what the verified one did."""
+    spent = {**result.seconds, "measure": time.perf_counter() - begin}
+    _leave_if_stray(candidate)
+    if not candidate.stable():
+        wrong = "a later call gives another output than the first"
+        return replace(result, outcome=Outcome.CORRECTNESS, reason=wrong, seconds=spent)
+    return replace(
+        result,
+        samples=timing.samples,
+        repeats=timing.repeats,
+        complete=timing.complete,
+        noise=noise,
+        seconds=spent,
+    )
+
+
+def _leave_if_stray(candidate: Candidate) -> None:
+    found = candidate.stray()
+    if found is not None:
+        os._exit(STRAY + found)
