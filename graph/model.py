@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph.errors import GraphError, UnsupportedError
-from graph.ops import Foreign, Op
+from graph.ops import Binary, Conv, Foreign, Op, Pool, Reduce, Unary
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -52,6 +52,22 @@ class Node:
         """How messages name the node: `'layer1.0.conv1' (Conv)`."""
         op = self.op
         return f"{self.name!r} ({op.operator if isinstance(op, Foreign) else type(op).__name__})"
+
+    @property
+    def work(self) -> str:
+        """What the node does, epilogue included: `Conv + add + relu`, `max pool`, `Concat`."""
+        match self.op:
+            case Conv(activation=activation):
+                return " + ".join(
+                    ["Conv", *(["add"] if self.input(3) else []), *filter(None, [activation])]
+                )
+            case Pool(function=function):
+                return f"{function} pool"
+            case Unary() | Binary() | Reduce():
+                return self.op.function
+            case Foreign(operator=operator):
+                return f"{operator} (unsupported)"
+        return type(self.op).__name__
 
 
 @dataclass(frozen=True)
@@ -115,6 +131,28 @@ class Graph:
     def parameter_count(self) -> int:
         """Floating-point values among the constants."""
         return sum(a.size for a in self.constants.values() if a.dtype.kind == "f")
+
+    def check_supported(self) -> None:
+        """Raise if a node cannot be run.
+
+        Raises:
+            UnsupportedError: naming the first such node and what it needs.
+        """
+        foreign = [(n, n.op) for n in self.nodes if isinstance(n.op, Foreign)]
+        if foreign:
+            (node, op), more = foreign[0], len(foreign) - 1
+            others = f" ({more} more nodes are unsupported)" if more else ""
+            raise UnsupportedError(f"node {node.label} needs {op.need}{others}")
+
+    def summary(self) -> str:
+        """Some lines of text: size, inputs and outputs, and how many nodes do what."""
+        lines = [
+            f"{self.name}: {len(self.nodes)} nodes, {self.parameter_count():,} parameters",
+            *(f"  input {name}: {self.tensor(name)}" for name in self.inputs),
+            *(f"  output {name}: {self.tensors.get(name, 'unknown')}" for name in self.outputs),
+        ]
+        counts = Counter(node.work for node in self.nodes)
+        return "\n".join(lines + [f"  {n:5} {work}" for work, n in counts.most_common()])
 
     def with_nodes(
         self,

@@ -9,6 +9,7 @@ shapes. Nothing else in the package sees ONNX's attribute forms or opset version
 from __future__ import annotations
 
 import graphlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,17 @@ from graph.ops import Foreign
 OLDEST_OPSET = 7
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
 LARGEST_SHAPE_PARAMETER = 1024
+# What ONNX's reference raises when a node does not fit its inputs.
+COMPUTATION_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+)
+# Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
+LARGEST_TENSOR = 2**40
 RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli"}
 
 
@@ -101,6 +113,7 @@ class _Importer:
         self._constants: dict[str, Array] = {}
         self._nodes: list[Node] = []
         self._names: set[str] = set()
+        self._read: set[str] = set()
 
     def graph(self) -> Graph:
         """Walk the model."""
@@ -116,6 +129,7 @@ class _Importer:
             raise GraphError(f"the model has no input {min(unknown)!r}: its inputs are {names}")
         for value in inputs:
             self._add_input(value)
+        self._read = _reads(graph)
         for node in _sorted(graph, {*self._constants, *self._tensors}):
             self._add(node)
         used = {x for node in self._nodes for x in node.inputs} | {v.name for v in graph.output}
@@ -146,14 +160,23 @@ class _Importer:
         self._types[name] = described
         tensor = described.tensor_type
         if tensor.elem_type and tensor.HasField("shape"):
-            sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-            if min(sizes, default=0) >= 0:
+            sizes = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
+            if math.prod(map(abs, sizes)) > LARGEST_TENSOR or min(sizes, default=0) < 0:
+                raise GraphError(f"{name!r} cannot have the shape {tuple(sizes)}")
+            if len(sizes) == len(tensor.shape.dim):
+                if tensor.elem_type not in onnx.TensorProto.DataType.values():
+                    raise GraphError(f"{name!r} has an unknown type, {tensor.elem_type}")
                 dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
                 self._tensors[name] = Tensor(tuple(sizes), np.dtype(dtype))
 
     def _add(self, node: onnx.NodeProto) -> None:
-        if node.op_type in ("Shape", "Size") and node.input[0] in self._tensors:
+        if not isinstance(node.op_type, str) or not isinstance(node.domain, str):
+            raise ModelFileError(f"the model is damaged: {node.op_type!r} is no operator")
+        first = node.input[0] if node.input else ""
+        if node.op_type in ("Shape", "Size") and first in self._tensors:
             self._measure(node)
+        elif node.op_type == "If" and first in self._constants:
+            self._choose(node)
         elif self._computable(node):
             self._compute(node)
         else:
@@ -178,20 +201,31 @@ class _Importer:
             result = np.array(shape[bounds.get("start", 0) : bounds.get("end")], np.int64)
         self._constants[node.output[0]] = result
 
+    def _choose(self, node: onnx.NodeProto) -> None:
+        """Put the branch that a constant condition selects in the place of an If."""
+        taken = "then_branch" if self._constants[node.input[0]].all() else "else_branch"
+        branch = next(a.g for a in node.attribute if a.name == taken)
+        for initializer in branch.initializer:
+            self._constants[initializer.name] = _array(initializer)
+        for inner in branch.node:
+            self._add(inner)
+        for value, output in zip(branch.output, node.output, strict=True):
+            self._add(helper.make_node("Identity", [value.name], [output], name=output))
+
     def _compute(self, node: onnx.NodeProto) -> None:
         from onnx.reference import ReferenceEvaluator
 
         feeds = {x: self._constants[x] for x in node.input if x}
-        graph = helper.make_graph(
-            [node],
-            "constant",
-            [helper.make_value_info(x, self._type(x)) for x in feeds],
-            [helper.make_empty_tensor_value_info(y) for y in node.output if y],
-        )
-        model = helper.make_model(graph, opset_imports=self._opset_ids)
         try:
+            graph = helper.make_graph(
+                [node],
+                "constant",
+                [helper.make_value_info(x, self._type(x)) for x in feeds],
+                [helper.make_empty_tensor_value_info(y) for y in node.output if y],
+            )
+            model = helper.make_model(graph, opset_imports=self._opset_ids)
             results: Any = ReferenceEvaluator(model).run(None, feeds)
-        except (ValueError, TypeError, IndexError, ArithmeticError, RuntimeError) as error:
+        except COMPUTATION_ERRORS as error:
             raise GraphError(f"node {_label(node)} cannot be computed: {_line(error)}") from None
         for name, value in zip(filter(None, node.output), results, strict=True):
             self._constants[name] = np.asarray(value)
@@ -209,8 +243,15 @@ class _Importer:
         if not onnx.defs.has(node.op_type, node.domain):
             return
         version = self._opsets.get(node.domain, 1)
-        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        except onnx.defs.SchemaError:
+            raise GraphError(f"node {_label(node)} does not exist in opset {version}") from None
         names = [x for x in node.input if x]
+        for name in names:
+            # ONNX's own inference of Slice aborts the process on a size of 0.
+            if name in self._tensors and 0 in self._tensors[name].shape:
+                raise GraphError(f"node {_label(node)}: its input {name!r} is empty")
         small = [
             x
             for x in names
@@ -225,21 +266,28 @@ class _Importer:
                 opset_imports=self._opset_ids,
                 ir_version=self._model.ir_version,
             )
-        except onnx.shape_inference.InferenceError as error:
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            ValueError,
+        ) as error:
             raise GraphError(f"node {_label(node)} is impossible: {_line(error)}") from None
         for name, described in inferred.items():
             self._set_type(name, described)
 
     def _lower(self, node: onnx.NodeProto) -> None:
-        outputs = tuple(y for y in node.output if y)
-        if not outputs:
+        # Many exporters name outputs that nothing reads, such as the mask of a dropout.
+        outputs = tuple(y if y in self._read else "" for y in node.output)
+        if not any(outputs):
             return
-        site = Site(node, self._opsets[""], self._tensors, self._constants, self._unique(node))
+        site = Site(
+            node, outputs, self._opsets[""], self._tensors, self._constants, self._unique(node)
+        )
         try:
             lower(site)
         except Unsupported as need:
             op = Foreign(node.op_type, str(need))
-            self._nodes.append(Node(site.name, op, tuple(node.input), outputs))
+            self._nodes.append(Node(site.name, op, tuple(node.input), tuple(filter(None, outputs))))
         else:
             self._nodes += site.nodes
             self._tensors.update(site.tensors)
@@ -255,7 +303,8 @@ class _Importer:
 
 def _given_shape(value: onnx.ValueInfoProto) -> Shape:
     """The shape the model gives an input, with an open batch size as 1."""
-    sizes = [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
+    dims = value.type.tensor_type.shape.dim
+    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
     if sizes and not isinstance(sizes[0], int):
         sizes[0] = 1
     known = tuple(size for size in sizes if isinstance(size, int))
@@ -264,15 +313,22 @@ def _given_shape(value: onnx.ValueInfoProto) -> Shape:
     example = tuple(size if isinstance(size, int) else 224 for size in sizes)
     raise UnsupportedError(
         f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: give it, "
-        f'for example shapes={{"{value.name}": {example or (1, 3, 224, 224)}}}'
+        f"for example shapes={{{value.name!r}: {example or (1, 3, 224, 224)}}}"
     )
 
 
 def _array(initializer: onnx.TensorProto) -> Array:
     try:
         return numpy_helper.to_array(initializer)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise ModelFileError(f"tensor {initializer.name!r} is damaged: {_line(error)}") from None
+
+
+def _reads(graph: onnx.GraphProto) -> set[str]:
+    """The names a graph reads, those of the graphs inside its nodes included."""
+    names = {x for node in graph.node for x in node.input} | {v.name for v in graph.output}
+    inner = (a.g for node in graph.node for a in node.attribute if a.type == a.GRAPH)
+    return names.union(*map(_reads, inner))
 
 
 def _sorted(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:

@@ -237,3 +237,41 @@ def test_passes_do_not_change_the_graph_they_are_given() -> None:
     before = (graph.nodes, dict(graph.tensors), dict(graph.constants))
     assert len(optimise(graph).nodes) == 1
     assert (graph.nodes, dict(graph.tensors), dict(graph.constants)) == before
+
+
+def test_damaged_files_give_errors_only(tmp_path: Path) -> None:
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s i", "n"),
+        node("Concat", "n rest", "target", axis=0),
+        node("Conv", "x w", "c", pads=[1] * 4, kernel_shape=[3, 3]),
+        node("Reshape", "c target", "r"),
+        node("Clip", "r low high", "q"),
+        node("Conv", "q w", "d", auto_pad="SAME_UPPER"),
+        node("MaxPool", "d", "e", kernel_shape=[2, 2], ceil_mode=1),
+        node("Slice", "e start end", "y"),
+    ]
+    weights = {
+        "w": normal(4, 4, 3, 3),
+        "i": np.array([0]),
+        "rest": np.array([4, 8, 8]),
+        "low": np.float32(0),
+        "high": np.float32(6),
+        "start": np.array([0, 1]),
+        "end": np.array([1, 3]),
+    }
+    whole = model(nodes, weights).SerializeToString()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "damaged.onnx"
+    errors = []
+    for _ in range(400):
+        content = bytearray(whole)
+        for at in rng.integers(0, len(whole), 2):
+            content[at] = rng.integers(0, 256)
+        path.write_bytes(content)
+        try:
+            network_problems(path)
+        except GraphError as error:
+            errors.append(str(error))
+    assert 100 < len(errors) < 400
+    assert not any("\n" in error for error in errors)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from graph.lowering.site import Site, Unsupported, lowers
-from graph.ops import Binary, Clip, Gemm, MatMul, Reduce, Reshape, Softmax, Unary
+from graph.lowering.site import Site, lowers
+from graph.ops import Binary, Clip, Gemm, Identity, MatMul, Reduce, Reshape, Softmax, Unary
 
 # ONNX operator -> function, default alpha, default beta
 _UNARY = {
@@ -40,7 +40,6 @@ _BINARY = {
     "Mul": "mul",
     "Div": "div",
     "Pow": "pow",
-    "PRelu": "prelu",
     "Sum": "add",
     "Max": "max",
     "Min": "min",
@@ -84,12 +83,23 @@ def _binary(site: Site) -> None:
     op = Binary(_BINARY[site.operator])
     first, *rest = site.inputs
     if not rest:
-        raise Unsupported("at least two inputs")
+        site.finish(Identity(), first)
+        return
     shape = site.shape(0)
     for index in range(1, len(rest)):
         shape = _broadcast(shape, site.shape(index))
         first = site.emit(op, first, site.inputs[index], shape=shape)
     site.finish(op, first, rest[-1])
+
+
+@lowers("PRelu")
+def _prelu(site: Site) -> None:
+    shape, slope = site.shape(0), site.shape(1)
+    name = site.inputs[1]
+    if len(slope) == 1 < len(shape) and slope[0] == shape[1] and slope[0] not in (1, shape[-1]):
+        # Before opset 7 a vector meant one slope per channel.
+        name = site.emit(Reshape(), name, shape=(*slope, *(1,) * (len(shape) - 2)))
+    site.finish(Binary("prelu"), site.inputs[0], name)
 
 
 @lowers("Softmax", "LogSoftmax")

@@ -70,7 +70,8 @@ def _split(site: Site) -> None:
     for index, output in enumerate(site.outputs):
         size = site.output(index).shape
         starts = (*zeros[:axis], start, *zeros[axis + 1 :])
-        site.emit(Slice(starts, size, ones), site.inputs[0], output=output)
+        if output:
+            site.emit(Slice(starts, size, ones), site.inputs[0], output=output)
         start += size[axis]
 
 
@@ -125,7 +126,9 @@ def _depth_to_space(site: Site) -> None:
 def _space_to_depth(site: Site) -> None:
     n, c, h, w = site.shape(0)
     b = int(site.attribute("blocksize", 1))
-    _through(site, (n, c, h // b, b, w // b, b), (0, 3, 5, 1, 2, 4))
+    blocks_first = site.attribute("mode", "DCR") == "DCR"
+    order = (0, 3, 5, 1, 2, 4) if blocks_first else (0, 1, 3, 5, 2, 4)
+    _through(site, (n, c, h // b, b, w // b, b), order)
 
 
 def _through(site: Site, shape: tuple[int, ...], order: tuple[int, ...]) -> None:

@@ -17,11 +17,15 @@ class Unsupported(Exception):
 
 
 class Site:
-    """One ONNX node being lowered, with what is known about its inputs and outputs."""
+    """One ONNX node being lowered, with what is known about its inputs and outputs.
+
+    `outputs` has "" in the place of an output that nothing reads.
+    """
 
     def __init__(
         self,
         node: onnx.NodeProto,
+        outputs: tuple[str, ...],
         opset: int,
         tensors: Mapping[str, Tensor],
         constants: Mapping[str, Array],
@@ -32,10 +36,11 @@ class Site:
         self.opset = opset
         self.name = name
         self.inputs = tuple(node.input)
-        self.outputs = tuple(node.output)
+        self.outputs = outputs
         self.nodes: list[Node] = []
         self.tensors: dict[str, Tensor] = {}
         self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        self._results = tuple(node.output)
         self._known = tensors
         self._constants = constants
 
@@ -43,7 +48,7 @@ class Site:
         """An attribute in Python form; text as str, lists as tuples."""
         value = self._attributes.get(name, default)
         if isinstance(value, bytes):
-            return value.decode()
+            return value.decode(errors="replace")
         return tuple(value) if isinstance(value, list) else value
 
     def has(self, index: int) -> bool:
@@ -65,9 +70,9 @@ class Site:
 
     def output(self, index: int) -> Tensor:
         """Shape and type of an output."""
-        if self.outputs[index] not in self._known:
+        if self._results[index] not in self._known:
             raise Unsupported("an output shape that does not depend on data")
-        return self._known[self.outputs[index]]
+        return self._known[self._results[index]]
 
     @property
     def result(self) -> Tensor:
@@ -124,8 +129,8 @@ class Site:
 
     def finish(self, op: Op, *inputs: str) -> None:
         """Add the node that computes the first output."""
-        if any(self.outputs[1:]):
-            raise Unsupported(f"its output {self.outputs[1]!r}")
+        if extra := next(filter(None, self.outputs[1:]), ""):
+            raise Unsupported(f"nothing to read its secondary output {extra!r}")
         assert self.result
         self.emit(op, *inputs, output=self.outputs[0])
 

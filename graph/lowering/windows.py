@@ -121,6 +121,8 @@ def _padding(site: Site, space: Shape, kernel: Ints, stride: Ints, dilation: Int
         return padding
     if mode == "VALID":
         return (0,) * 2 * rank
+    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+        raise site.impossible(f"auto_pad {mode!r}")
     totals = [
         max((-(-size // s) - 1) * s + _span(k, d) - size, 0)
         for size, k, s, d in zip(space, kernel, stride, dilation, strict=True)
