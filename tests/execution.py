@@ -35,15 +35,22 @@ class Guarded:
 
 def run(p: ConvProblem, program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
     """The output (n, oc, oh, ow), each stage's tasks cut in `threads` runs."""
+    bias = operands["bias"] if p.bias else np.zeros(p.oc, np.float32)
+    return execute(program, {**operands, "bias": bias}, threads)
+
+
+def execute(program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
+    """What `program` leaves in dst; operands are x and those of weights, bias, add it reads."""
     io = program.io
+    none = np.zeros(0, np.float32)
     poison = np.float32(np.nan)
-    dst = np.full(io.dst.size, poison, np.float32)
+    add = io.add.pack(operands["add"]) if "add" in operands else none
     buffers = {
         "src": Guarded(io.src.pack(operands["x"])),
-        "weights": Guarded(np.ascontiguousarray(program.pack_weights(operands["weights"]))),
-        "bias": Guarded(pack_bias(operands["bias"] if p.bias else np.zeros(p.oc, np.float32))),
-        "add": Guarded(io.add.pack(operands["add"])),
-        "dst": Guarded(dst),
+        "weights": Guarded(program.pack_weights(operands.get("weights", none))),
+        "bias": Guarded(pack_bias(operands.get("bias", none))),
+        "add": Guarded(add),
+        "dst": Guarded(np.full(io.dst.size, poison, np.float32)),
         "shared": Guarded(np.full(program.shared_bytes // 4, poison, np.float32)),
         "local": Guarded(np.full(program.local_bytes // 4, poison, np.float32)),
     }

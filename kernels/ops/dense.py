@@ -1,0 +1,103 @@
+"""Fully connected layers: y = activation(W x + b + add) for a few vectors x.
+
+Every weight is used once for each x, so the time is that of reading them: panels of outputs lie
+in regions of their own that are read in step, as several streams.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kernels.codegen.builder import Int, Module
+from kernels.codegen.epilogue import activate
+from kernels.codegen.reduction import each
+from kernels.codegen.tile_gemm import (
+    Run,
+    channel_panels,
+    cover,
+    dispatch,
+    outer_product,
+    sweep,
+    tile_count,
+)
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Array, Io, Placement
+from kernels.core.template import Program, check
+
+# Panels read in step, images that share a reading, and features that are straight code.
+STREAMS, IMAGES, UNROLL = 4, 6, 4
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Weights are (outputs, features), features in the order of the flattened (c, h, w) input."""
+
+    bias: bool = False
+    add: bool = False
+    activation: str = ""
+
+
+def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
+    """Multiply every image of `src`, flattened, into the dst.c values of `dst`.
+
+    Weights are packed in the order in which `src` lies in memory, whatever its layout.
+
+    Raises:
+        ScheduleError: the images differ in number, or `dst` is not one pixel without a halo.
+    """
+    check(src.n == dst.n, f"dense cannot turn {src.n} images into {dst.n}")
+    single = (dst.h, dst.w, dst.halo) == (1, 1, (0, 0, 0, 0))
+    check(single, "dense writes images of one pixel without a halo")
+    lanes, depth = cpu.lanes, src.n_stride
+    images = cover(src.n, IMAGES)
+    streams = min(STREAMS, (cpu.registers - 1) // (images[0].size + 1))
+    panels = channel_panels(dst.c, lanes, streams, split_tail=True)
+
+    module = Module(cpu)
+    with module.stage("dense", tile_count(panels)) as (k, task):
+        weights = k.argument("weights", depth * lanes, lanes, 1)
+        bias = k.argument("bias", lanes)
+
+        def one_panel(panel: Run, first: Int) -> None:
+            tail = dst.c % lanes if panel.end == panels[-1].end else 0
+            packed = weights.at(first)
+
+            def products(run: Run, image: Int) -> None:
+                acc = k.tile(run.size, panel.size)
+                for i, j in acc:
+                    acc[i, j] = bias.load(first + j) if spec.bias else k.const(0.0)
+                x = k.argument("src", src.n_stride, 1).at(image)
+
+                def step(f: Int) -> None:
+                    outer_product(acc, lambda i: x.splat(i, f), lambda j: packed.load(j, f))
+
+                each(k, depth, UNROLL, step)
+                for i, j in acc:
+                    at = (image + i, first + j)
+                    value = acc[i, j]
+                    if spec.add:
+                        value = value + k.argument("add", dst.n_stride, lanes).load(*at)
+                    kept = tail if tail and j == panel.size - 1 else lanes
+                    out = k.argument("dst", dst.n_stride, lanes)
+                    out.store_first(activate(value, spec.activation), kept, *at)
+
+            sweep(k, images, products)
+
+        dispatch(k, panels, task, one_panel)
+    return module.program(Io(src, dst, dst), lambda w: pack(w, src, lanes))
+
+
+def pack(weights: Array, src: Placement, lanes: int) -> Array:
+    """Weights (outputs, features) -> (panel, float of an image of `src`, lane).
+
+    What is no feature, halo or padding channels, weighs nothing.
+    """
+    outputs = len(weights)
+    numbers = np.arange(1, src.c * src.h * src.w + 1, dtype=np.float32)
+    one = replace(src, n=1)
+    feature = one.pack(numbers.reshape(1, src.c, src.h, src.w)).astype(np.int64) - 1
+    packed = np.zeros((-(-outputs // lanes) * lanes, one.size), np.float32)
+    packed[:outputs, feature >= 0] = weights.reshape(outputs, -1)[:, feature[feature >= 0]]
+    return packed.reshape(-1, lanes, one.size).transpose(0, 2, 1).reshape(-1)

@@ -1,0 +1,181 @@
+"""Maximum and average over windows; global pooling is a window as large as the plane.
+
+A vector is a run of channels, or in NCHW a run of output pixels. Outputs whose windows lie
+alike, wholly inside or cut off at the same taps by an edge, share their code; nothing reads the
+halo, whose zeros are no neutral element of a maximum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+
+import numpy as np
+
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
+from kernels.codegen.reduction import each
+from kernels.codegen.tile_gemm import Run, cover, cut, sweep, tile_count
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW, Io, Placement
+from kernels.core.template import Program, check
+
+# Output pixels of a tile where a vector is a run of channels.
+TILE = 4
+# Loads of a tile up to which its whole window is straight code.
+STRAIGHT = 256
+# Tasks aimed at: enough for any number of threads to share evenly.
+TASKS = 32
+# Longest stride at which the pixels of a row are gathered into a vector.
+GATHERED = 4
+
+
+@dataclass(frozen=True)
+class Pool:
+    """`function` is max or average; padding is (top, left, bottom, right).
+
+    An average is taken over the pixels inside the image; with `count_padding`, the padding
+    counts as zeros.
+    """
+
+    function: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    count_padding: bool = False
+
+
+@dataclass(frozen=True)
+class Zone:
+    """`count` outputs along one axis, from `start`, whose windows have the same taps in the image.
+
+    `counted` taps go into an average.
+    """
+
+    start: int
+    count: int
+    taps: range
+    counted: int
+
+
+def zones(spec: Pool, axis: int, pixels: int, windows: int) -> list[Zone]:
+    """The zones along an axis (0 is vertical) of `pixels` inputs and `windows` outputs."""
+    step, before, after = spec.stride[axis], spec.padding[axis], spec.padding[axis + 2]
+    offsets = [t * spec.dilation[axis] - before for t in range(spec.kernel[axis])]
+
+    def window(o: int) -> tuple[range, int]:
+        taps = [t for t, x in enumerate(offsets) if 0 <= o * step + x < pixels]
+        check(bool(taps), f"window {o} has no pixel inside the image")
+        padded = sum(o * step + x < pixels + after for x in offsets)
+        return range(taps[0], taps[-1] + 1), padded if spec.count_padding else len(taps)
+
+    found = []
+    for (taps, counted), group in groupby(range(windows), key=window):
+        members = list(group)
+        found.append(Zone(members[0], len(members), taps, counted))
+    return found
+
+
+def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
+    """Pool `src` into the dst.h x dst.w windows of `dst`.
+
+    The last window may stick out of the padded image (ONNX's ceil mode): what it has there
+    counts for nothing.
+
+    Raises:
+        ScheduleError: the function is unknown, the tensors differ in images or channels, only one
+            of them is NCHW, or a window has no pixel inside the image.
+    """
+    check(spec.function in ("max", "average"), f"unknown pooling function {spec.function!r}")
+    check((src.n, src.c) == (dst.n, dst.c), f"pooling cannot turn {src} into {dst}")
+    planar = src.layout == NCHW
+    check(planar == (dst.layout == NCHW), "pooling reads and writes NCHW, or neither")
+    widest = min(cpu.lanes, src.layout.blocked or cpu.lanes, dst.layout.blocked or cpu.lanes)
+    unit = 1 if planar else widest
+    rows, columns = zones(spec, 0, src.h, dst.h), zones(spec, 1, src.w, dst.w)
+    row_zone = {Run(z.start, 1, z.count): z for z in rows}
+    units = cut(src.c, unit)
+    per_task = max(1, src.n * tile_count(units) * dst.h // TASKS)
+    row_tasks = -(-dst.h // per_task)
+
+    module = Module(cpu)
+    with module.stage("pool", src.n * tile_count(units) * row_tasks) as (k, task):
+        first, rest = task % row_tasks * per_task, task // row_tasks
+        number, image = rest % tile_count(units), rest // tile_count(units)
+
+        def one_unit(channels: Run, channel: Int) -> None:
+            source = at_channel(k.tensor("src", src).at(image), src, channel // unit, unit)
+            target = at_channel(k.tensor("dst", dst).at(image), dst, channel // unit, unit)
+            windows = _Windows(k, spec, source, target, 0 if planar else channels.size)
+
+            def row(y: Run, top: Int) -> None:
+                for x in columns:
+                    for tiles in _tiles(x, spec, cpu.lanes if planar else 0):
+                        tile = partial(windows.tile, row_zone[y], top, x)
+                        sweep(k, [tiles], tile)
+
+            sweep(k, list(row_zone), row, first, first + per_task)
+
+        sweep(k, units, one_unit, number, number + 1)
+    return module.program(Io(src, dst, dst), lambda w: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows of one image and unit of channels."""
+
+    k: Kernel
+    spec: Pool
+    source: Buffer
+    target: Buffer
+    channels: int  # in a vector; 0 where a vector is a run of pixels
+
+    def tile(self, y: Zone, top: Int, x: Zone, run: Run, left: Int) -> None:
+        """`run.size` windows side by side: as many vectors, or in NCHW one vector."""
+        (sy, sx), (dy, dx) = self.spec.stride, self.spec.dilation
+        maximum = self.spec.function == "max"
+        cells = run.size if self.channels else 1
+        lanes = 1 << (self.channels - 1).bit_length() if self.channels else run.size
+        step = 1 if self.channels or run.size == 1 else sx
+        corner = self.source.at(
+            0,
+            0,
+            top * sy + y.taps.start * dy - self.spec.padding[0],
+            left * sx + x.taps.start * dx - self.spec.padding[1],
+        )
+        acc = self.k.tile(1, cells, lanes)
+        acc.fill(self.k.const(-math.inf if maximum else 0.0, lanes))
+
+        def tap(ky: Int, kx: Int) -> None:
+            pixels = corner.at(0, 0, ky * dy, kx * dx)
+            for i in range(cells):
+                value = pixels.load_strided(0, 0, 0, i * sx, step=step, lanes=lanes)
+                acc[0, i] = value.max(acc[0, i]) if maximum else value + acc[0, i]
+
+        straight = len(y.taps) * len(x.taps) * cells <= STRAIGHT
+        down, across = (len(y.taps), len(x.taps)) if straight else (1, 8)
+
+        def tap_row(ky: Int) -> None:
+            each(self.k, len(x.taps), across, partial(tap, ky))
+
+        each(self.k, len(y.taps), down, tap_row)
+        for i in range(cells):
+            value = acc[0, i] if maximum else acc[0, i] * (1 / (y.counted * x.counted))
+            self.target.store_first(value, self.channels or lanes, 0, 0, top, left + i)
+
+
+def _tiles(x: Zone, spec: Pool, lanes: int) -> list[Run]:
+    """The windows of a zone in tiles; with `lanes`, in whole vectors of powers of two."""
+    if not lanes:
+        return [replace(run, start=run.start + x.start) for run in cover(x.count, TILE)]
+    if spec.stride[1] > GATHERED:
+        return [Run(x.start, 1, x.count)]
+    runs, start, left = [], x.start, x.count
+    while left:
+        count = left // lanes
+        if count:
+            runs.append(Run(start, lanes, count))
+        start, left, lanes = start + count * lanes, left % lanes, lanes // 2
+    return runs
