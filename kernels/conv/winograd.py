@@ -200,13 +200,13 @@ class _Winograd:
         last_y, last_x = p.oh + p.kernel[0] - 2, p.ow + p.kernel[1] - 2
         with self._tiles(k, block) as (tile, image, top, left):
             rows = [src.at(image, 0, least(top + i, last_y)) for i in range(height)]
-            with k.loop(width) as x:
+            for x in range(width):
                 column = [row.load(0, 0, 0, least(left + x, last_x), lanes=lanes) for row in rows]
                 for row in rows:
                     row.prefetch(0, 0, 0, left + x + width)
                 for i, value in enumerate(self.vertical.of_input(column)):
                     half.store(value, i, x)
-            with k.loop(height) as y:
+            for y in range(height):
                 line = [half.load(y, j, lanes=lanes) for j in range(width)]
                 for j, value in enumerate(self.horizontal.of_input(line)):
                     planes.store(value, 0, y * width + j, tile)
