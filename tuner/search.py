@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,6 +78,7 @@ class ProblemSearch:
         template, schedule = heuristic_choice(problem, cpu)
         self.heuristic = template.text(schedule)
         self.history: list[float] = []
+        self.measured: dict[str, Record] = {}
         self.outcomes = Counter[Outcome]()
         self.naive = self.heuristic_seconds = float("inf")
         self.leader: Record | None = None
@@ -90,10 +90,14 @@ class ProblemSearch:
             if schedule is not None:
                 arm.trials += 1
                 arm.exhausted = arm.template.baseline  # a baseline is measured, not tuned
-                heuristic = arm.template.text(schedule) == self.heuristic
-                return Candidate(self.problem, arm.template, schedule, heuristic)
+                return self.candidate(arm.template.text(schedule))
             arm.exhausted = True
         return None
+
+    def candidate(self, text: str) -> Candidate:
+        """The candidate with this schedule."""
+        template, schedule = parse_schedule(text)
+        return Candidate(self.problem, template, schedule, text == self.heuristic)
 
     def tell(self, record: Record) -> None:
         """Learn from an outcome, of this run or an earlier one."""
@@ -109,6 +113,7 @@ class ProblemSearch:
         seconds = record.seconds_per_call
         arm.proposer.tell(schedule, seconds if correct else None)
         if correct:
+            self.measured[record.schedule] = record
             arm.best = min(arm.best, seconds)
             if record.algorithm == "naive":
                 self.naive = min(self.naive, seconds)
@@ -181,8 +186,3 @@ def related(a: ConvProblem, b: ConvProblem) -> bool:
     """Whether a schedule that wins for one is worth trying on the other first."""
     alike = (a.kernel, a.stride, a.dilation) == (b.kernel, b.stride, b.dilation)
     return alike and (a.groups == 1) == (b.groups == 1)
-
-
-def pairs(searches: Sequence[ProblemSearch]) -> Iterator[tuple[ProblemSearch, ProblemSearch]]:
-    """Every two related searches."""
-    return ((a, b) for a, b in itertools.permutations(searches, 2) if related(a.problem, b.problem))
