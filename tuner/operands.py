@@ -82,12 +82,21 @@ class Operands:
         """`x` or `add` as it lies in a kernel's buffer; read-only."""
         return _pack(self, name, where)
 
+    def scale(self) -> float:
+        """The root mean square of the reference; 1 where that is all zero."""
+        return _rms(self.folder / "reference.npy") or 1.0
+
 
 # A worker sees many candidates of one problem in a row.
 @functools.lru_cache(16)
 def _load(path: Path) -> NDArray[Any]:
     array: NDArray[Any] = np.load(path, mmap_mode="r")
     return array
+
+
+@functools.lru_cache(16)
+def _rms(path: Path) -> float:
+    return float(np.sqrt(np.square(_load(path)).mean()))
 
 
 @functools.lru_cache(4)

@@ -224,7 +224,8 @@ class _Workers:
 def _obituary(death: ProcessExpired) -> Result:
     code = death.exitcode or 0
     if code < 0:
-        return Result(Outcome.RUNTIME, f"killed by {signal.Signals(-code).name}")
+        names = {int(s): s.name for s in signal.Signals}
+        return Result(Outcome.RUNTIME, f"killed by {names.get(-code, f'signal {-code}')}")
     if worker.STRAY <= code < worker.STRAY + len(STRAYS):
         return Result(Outcome.CORRECTNESS, STRAYS[code - worker.STRAY])
     return Result(Outcome.RUNTIME, f"ended its process with code {code}")

@@ -43,6 +43,7 @@ class Arena:
     def __init__(self) -> None:
         self._memory: Array = np.empty(0, np.float32)
         self._guards: list[tuple[str, Array]] = []
+        self._starts: dict[str, int] = {}
 
     def lay_out(self, sizes: Mapping[str, int]) -> dict[str, Array]:
         """Buffers of these many floats, in this order, each between guards.
@@ -50,7 +51,8 @@ class Arena:
         Raises:
             MemoryError: more than this process may have.
         """
-        starts, position = {}, 0
+        starts, position = self._starts, 0
+        starts.clear()
         for name, size in sizes.items():
             starts[name] = position + GUARD
             position = _aligned(position + size + 2 * GUARD)
@@ -63,6 +65,10 @@ class Arena:
                 self._memory[low:high] = CANARY
                 self._guards.append((name, self._memory[low:high]))
         return {name: self._memory[start : start + sizes[name]] for name, start in starts.items()}
+
+    def address(self, name: str) -> int:
+        """Where a buffer starts, which an empty array does not know."""
+        return int(self._memory.ctypes.data) + 4 * self._starts[name]
 
     def damaged(self) -> str | None:
         """A buffer one of whose guards no longer is what it was."""
@@ -105,10 +111,9 @@ class Candidate:
         self._dst = self._arrays["dst"]
         self._dst[:] = _poison(io.dst)
         self._judged = self._dst
-        at = {name: array.ctypes.data for name, array in self._arrays.items()}
         self._buffers = Buffers(
-            **{name: at[name] for name in (*_INPUTS, "dst", "shared")},
-            local=tuple(at[name] for name in locals_),
+            **{name: arena.address(name) for name in (*_INPUTS, "dst", "shared")},
+            local=tuple(map(arena.address, locals_)),
         )
 
     def calls(self, repeats: int) -> float:
@@ -128,11 +133,9 @@ class Candidate:
     def judge(self) -> tuple[Errors, str | None]:
         """The output's error against the reference, and in one line why that is wrong, if it is."""
         dst, limit = self._job.program.io.dst, self._job.limits.error
-        truth = self._job.operands.load("reference")
+        truth, scale = self._job.operands.load("reference"), self._job.operands.scale()
         found = dst.unpack(self._dst)
         self._judged = self._dst.copy()
-        # A constant zero output has no scale of its own.
-        scale = float(np.sqrt(np.square(truth).mean())) or 1.0
         difference = found - truth
         bias, rms = difference.mean(), np.sqrt(np.square(difference).mean())
         worst = np.abs(difference, out=difference).max()
