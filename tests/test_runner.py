@@ -1,0 +1,139 @@
+"""The native driver: who does which task, in which order, with which weights."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+
+from kernels.codegen.builder import ARGUMENTS
+from kernels.codegen.jit import Library, compile_assembly, compile_object
+from kernels.codegen.runner import Buffers, Runner, driver_ir
+from kernels.core.cpu import Cpu
+from kernels.core.template import Stage
+
+TASKS = 37
+CORES = tuple(sorted(os.sched_getaffinity(0)))
+THREADS = [t for t in (1, 2, 3) if t <= max(2, len(CORES))]
+
+# count: dst[task] += 1; reverse: shared[task] = dst[TASKS - 1 - task]; digit: append weights[0] to
+# dst[0] as a decimal digit; mark: local[task] = 1.
+BODIES = {
+    "count": """%at = getelementptr float, ptr %dst, i64 %task
+  %old = load float, ptr %at
+  %new = fadd float %old, 1.0
+  store float %new, ptr %at""",
+    "reverse": f"""%far = sub i64 {TASKS - 1}, %task
+  %from = getelementptr float, ptr %dst, i64 %far
+  %x = load float, ptr %from
+  %to = getelementptr float, ptr %shared, i64 %task
+  store float %x, ptr %to""",
+    "digit": """%w = load float, ptr %weights
+  %x = load float, ptr %dst
+  %shifted = fmul float %x, 10.0
+  %y = fadd float %shifted, %w
+  store float %y, ptr %dst""",
+    "mark": """%at = getelementptr float, ptr %local, i64 %task
+  store float 1.0, ptr %at""",
+}
+
+
+def stage_ir(name: str) -> str:
+    pointers = ", ".join(f"ptr %{a}" for a in ARGUMENTS)
+    return f"""define void @{name}({pointers}, i64 %begin, i64 %end) {{
+entry:
+  br label %loop
+loop:
+  %task = phi i64 [ %begin, %entry ], [ %next, %loop ]
+  {BODIES[name]}
+  %next = add i64 %task, 1
+  %more = icmp ult i64 %next, %end
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}}
+"""
+
+
+class Bench:
+    """Buffers of zeros and a runner of the stages named."""
+
+    def __init__(
+        self, *names: str, tasks: int = TASKS, threads: int = 1, cores: tuple[int, ...] = ()
+    ) -> None:
+        head = f'target triple = "{Cpu.host().triple}"\n'
+        ir = head + "\n".join(stage_ir(name) for name in dict.fromkeys(names))
+        library = Library(compile_object(ir, Cpu.host()), names)
+        self.runner = Runner(library, [Stage(name, tasks) for name in names], cores)
+        self.dst, self.shared, self.weights = (np.zeros(TASKS, np.float32) for _ in range(3))
+        self.local = np.zeros((threads, TASKS), np.float32)
+        self.threads = threads
+
+    def run(self, repeats: int = 1, copies: int = 1, stride: int = 0) -> float:
+        buffers = Buffers(
+            src=0, weights=self.weights.ctypes.data, bias=0, add=0, dst=self.dst.ctypes.data,
+            shared=self.shared.ctypes.data,
+            local=tuple(row.ctypes.data for row in self.local), copies=copies, stride=stride,
+        )  # fmt: skip
+        return self.runner.run(buffers, self.threads, repeats)
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_every_task_is_done_once_per_call(threads: int) -> None:
+    bench = Bench("count", threads=threads)
+    assert bench.run(repeats=50) > 0
+    assert (bench.dst == 50).all()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_a_stage_sees_all_that_the_stage_before_wrote(threads: int) -> None:
+    bench = Bench("count", "reverse", "count", threads=threads)
+    for calls in range(1, 40):
+        bench.run()
+        assert (bench.shared == 2 * calls - 1).all()
+
+
+@pytest.mark.parametrize("threads", THREADS)
+def test_threads_take_equal_runs_of_tasks_in_their_own_workspace(threads: int) -> None:
+    bench = Bench("mark", threads=threads)
+    bench.run()
+    bounds = [TASKS * t // threads for t in range(threads + 1)]
+    for t in range(threads):
+        assert np.flatnonzero(bench.local[t]).tolist() == list(range(bounds[t], bounds[t + 1]))
+
+
+def test_threads_without_tasks_only_wait() -> None:
+    bench = Bench("count", tasks=1, threads=2)
+    bench.run(repeats=10)
+    assert bench.dst[0] == 10
+    assert not bench.dst[1:].any()
+
+
+def test_weights_rotate_and_go_on_where_they_stopped() -> None:
+    bench = Bench("digit", tasks=1)
+    bench.weights[:3] = 1, 2, 3
+    bench.run(repeats=2, copies=3, stride=4)
+    bench.run(repeats=4, copies=3, stride=4)
+    assert bench.dst[0] == 123123
+
+
+def test_too_few_workspaces_or_cores_are_refused() -> None:
+    bench = Bench("count")
+    bench.threads = 2
+    with pytest.raises(ValueError, match="workspaces"):
+        bench.run()
+    with pytest.raises(ValueError, match="cores"):
+        Bench("count", threads=2, cores=(0,)).run()
+
+
+def test_a_core_that_is_not_there_is_an_error_and_no_hang() -> None:
+    bench = Bench("count", threads=2, cores=(0, 4096))
+    with pytest.raises(OSError, match="Invalid argument"):
+        bench.run()
+
+
+@pytest.mark.parametrize("cpu", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda c: c.name)
+def test_the_driver_compiles_for_other_machines(cpu: Cpu) -> None:
+    assembly = compile_assembly(driver_ir(cpu.triple), cpu)
+    assert ("yield" if "aarch64" in cpu.triple else "pause") in assembly

@@ -1,0 +1,173 @@
+"""The protocol on kernels whose cost is known, and the division of the cores."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, field
+
+import pytest
+
+from kernels.core.cpu import Cpu
+from tuner.cores import Cores, pin
+from tuner.timing import Protocol, calibrate, canary, interleave, measure, runnable, weight_copies
+
+
+@dataclass
+class Simulated:
+    """A kernel of known cost; `log` holds the size of each block."""
+
+    cost: float
+    log: list[int] = field(default_factory=list)
+
+    def __call__(self, repeats: int) -> float:
+        self.log.append(repeats)
+        return self.cost * repeats
+
+
+@pytest.mark.parametrize("cost", [0.0, 1e-9, 3e-6, 0.9e-3, 5e-3])
+def test_a_block_is_long_enough_and_not_much_longer(cost: float) -> None:
+    kernel = Simulated(cost or 1e-12)
+    repeats, per_call = calibrate(kernel, 1e-3)
+    assert kernel.cost * repeats >= 1e-3
+    assert repeats == 1 or kernel.cost * repeats <= 2e-3
+    assert per_call == pytest.approx(kernel.cost)
+    assert len(kernel.log) <= 8
+
+
+def test_screening_warms_up_once_and_keeps_three_blocks() -> None:
+    kernel = Simulated(1e-4)
+    timing = measure(kernel, Protocol(), first=2e-4)
+    assert timing.samples == pytest.approx([1e-4] * 3)
+    assert timing.complete
+    assert kernel.log[-4:] == [timing.repeats] * 4  # the last of calibrating is the warm-up
+
+
+def test_more_warm_up_is_more_blocks_thrown_away() -> None:
+    kernel = Simulated(1e-4)
+    timing = measure(kernel, Protocol(warmup=3, blocks=2), first=2e-4)
+    assert len(timing.samples) == 2
+    assert kernel.log.count(timing.repeats) == 5
+
+
+def test_a_slow_kernel_is_called_once_more_and_no_more() -> None:
+    kernel = Simulated(3.0)
+    timing = measure(kernel, Protocol(), first=3.1)
+    assert (timing.samples, timing.repeats, kernel.log) == ((3.0,), 1, [1])
+
+
+def test_a_kernel_far_behind_the_incumbent_is_given_up_at_once() -> None:
+    kernel = Simulated(1e-2)
+    timing = measure(kernel, Protocol(), first=1e-2, incumbent=1e-3)
+    assert not timing.complete
+    assert timing.samples == (1e-2,)
+    assert kernel.log == [1]
+
+
+def test_a_kernel_near_the_incumbent_is_measured_in_full() -> None:
+    timing = measure(Simulated(2e-3), Protocol(), first=1e-2, incumbent=1e-3)
+    assert timing.complete
+    assert len(timing.samples) == 3
+
+
+def test_one_disturbed_block_does_not_give_a_kernel_up() -> None:
+    costs = iter([9e-3, 1e-3, 1e-3, 1e-3])
+
+    def kernel(repeats: int) -> float:
+        return next(costs) * repeats
+
+    timing = measure(kernel, Protocol(give_up=10.0), first=1e-3, incumbent=1e-3)
+    assert timing.complete
+    assert timing.samples == (1e-3,) * 3
+
+
+def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
+    order: list[str] = []
+
+    def kernel(name: str, cost: float):  # type: ignore[no-untyped-def]
+        def calls(repeats: int) -> float:
+            order.append(name)
+            return cost * repeats
+
+        return calls
+
+    kernels = [kernel("a", 2e-3), kernel("b", 3e-3), kernel("c", 4e-3)]
+    timings = interleave(kernels, 20, Protocol(), seed=1)
+    assert [t.samples for t in timings] == [(2e-3,) * 20, (3e-3,) * 20, (4e-3,) * 20]
+    rounds = [tuple(order[i : i + 3]) for i in range(3, len(order), 3)]
+    assert len(rounds) == 20
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 2
+    first = list(order)
+    order.clear()
+    interleave(kernels, 20, Protocol(), seed=1)
+    assert order == first
+
+
+def test_weight_copies_exceed_twice_the_last_cache() -> None:
+    cpu = Cpu.avx2()
+    for size in (64, 1000, 9 << 20, 600 << 20):
+        copies = weight_copies(size, cpu)
+        assert (copies - 1) * size >= 2 * cpu.l3  # what is read between two uses of one copy
+        assert copies >= 2
+
+
+def test_the_canary_measures_a_deviation_from_its_best() -> None:
+    readings = [canary() for _ in range(20)]
+    assert min(readings) >= 0
+    assert len(set(readings)) > 1
+
+
+def test_runnable_leaves_the_caller_out() -> None:
+    assert runnable() >= 0
+
+
+def test_timing_gets_the_last_cores_and_compiling_the_rest() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    cores = Cores.split(1)
+    assert cores.timing == (allowed[-1],)
+    assert cores.compiling == (tuple(allowed[:-1]) or cores.timing)
+    whole = Cores.split(len(allowed))
+    assert whole.timing == whole.compiling == tuple(allowed)
+    for threads in (0, len(allowed) + 1):
+        with pytest.raises(ValueError, match="cores"):
+            Cores.split(threads)
+
+
+def test_keeping_clear_moves_every_thread_and_puts_it_back() -> None:
+    before = os.sched_getaffinity(0)
+    cores = Cores.split(1)
+    with cores.keep_clear():
+        assert os.sched_getaffinity(0) == set(cores.compiling)
+    assert os.sched_getaffinity(0) == before
+    pin(before)
+
+
+@pytest.mark.parametrize(("timing", "together"), [((0,), False), ((2,), True)])
+def test_compiling_and_timing_alternate_only_where_they_share_a_core(
+    timing: tuple[int, ...], together: bool
+) -> None:
+    cores = Cores(timing, (0, 1))
+    inside, met = threading.Event(), threading.Event()
+
+    def compile_() -> None:
+        inside.wait()
+        with cores.compile_turn():
+            met.set()
+
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    with cores.timing_turn():
+        inside.set()
+        assert met.wait(5 if together else 0.1) == together
+    thread.join(5)
+    assert met.is_set()
+
+
+def test_compilations_run_side_by_side() -> None:
+    cores = Cores((0,), (0, 1))
+    with cores.compile_turn(), cores.compile_turn():
+        started = time.monotonic()
+    with cores.timing_turn():
+        assert time.monotonic() - started < 5
