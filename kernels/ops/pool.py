@@ -14,11 +14,11 @@ from itertools import groupby
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel, least, most
 from kernels.codegen.reduction import each
-from kernels.codegen.tile_gemm import Run, cover, cut, sweep, tile_count
+from kernels.codegen.tile_gemm import Run, cover, cut, sweep
 from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, Io, Placement
+from kernels.core.layout import NCHW, NHWC, Array, Io, Placement
 from kernels.core.template import Program, check
 
 # Output pixels of a tile where a vector is a run of channels.
@@ -95,75 +95,93 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     widest = min(cpu.lanes, src.layout.blocked or cpu.lanes, dst.layout.blocked or cpu.lanes)
     unit = 1 if planar else widest
     rows, columns = zones(spec, 0, src.h, dst.h), zones(spec, 1, src.w, dst.w)
-    row_zone = {Run(z.start, 1, z.count): z for z in rows}
     units = cut(src.c, unit)
-    per_task = max(1, src.n * tile_count(units) * dst.h // TASKS)
+    # Where channels lie together all of them go by; else each block or plane is a task.
+    together = NHWC in (src.layout, dst.layout)
+    unit_tasks = 1 if together else -(-src.c // unit)
+    per_task = max(1, src.n * unit_tasks * dst.h // TASKS)
     row_tasks = -(-dst.h // per_task)
 
     module = Module(cpu)
-    with module.stage("pool", src.n * tile_count(units) * row_tasks) as (k, task):
+    with module.stage("pool", src.n * unit_tasks * row_tasks) as (k, task):
         first, rest = task % row_tasks * per_task, task // row_tasks
-        number, image = rest % tile_count(units), rest // tile_count(units)
+        number, image = rest % unit_tasks, rest // unit_tasks
+        windows = _Windows(k, spec, src, dst, image, unit)
 
-        def one_unit(channels: Run, channel: Int) -> None:
-            source = at_channel(k.tensor("src", src).at(image), src, channel // unit, unit)
-            target = at_channel(k.tensor("dst", dst).at(image), dst, channel // unit, unit)
-            windows = _Windows(k, spec, source, target, 0 if planar else channels.size)
+        def tile(top: Int, x: Zone, run: Run, left: Int) -> None:
+            body = partial(windows.tile, rows, top, x, run, left)
+            if together:
+                sweep(k, units, body)
+            else:
+                body(Run(0, unit, 1), number * unit)
 
-            def row(y: Run, top: Int) -> None:
-                for x in columns:
-                    for tiles in _tiles(x, spec, cpu.lanes if planar else 0):
-                        tile = partial(windows.tile, row_zone[y], top, x)
-                        sweep(k, [tiles], tile)
+        with k.loop(first, least(first + per_task, dst.h)) as top:
+            for x in columns:
+                for run in _tiles(x, spec, cpu.lanes if planar else 0):
+                    sweep(k, [run], partial(tile, top, x))
+    return module.program(Io(src, dst, dst), lambda w: _shares(rows))
 
-            sweep(k, list(row_zone), row, first, first + per_task)
 
-        sweep(k, units, one_unit, number, number + 1)
-    return module.program(Io(src, dst, dst), lambda w: np.zeros(0, np.float32))
+def _shares(rows: list[Zone]) -> Array:
+    """What each output row's average multiplies its sums with."""
+    return np.concatenate([np.full(z.count, 1 / z.counted, np.float32) for z in rows])
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """The windows of one image and unit of channels."""
+    """The windows of one image."""
 
     k: Kernel
     spec: Pool
-    source: Buffer
-    target: Buffer
-    channels: int  # in a vector; 0 where a vector is a run of pixels
+    src: Placement
+    dst: Placement
+    image: Int
+    unit: int
 
-    def tile(self, y: Zone, top: Int, x: Zone, run: Run, left: Int) -> None:
+    def tile(
+        self, rows: list[Zone], top: Int, x: Zone, run: Run, left: Int, channels: Run, channel: Int
+    ) -> None:
         """`run.size` windows side by side: as many vectors, or in NCHW one vector."""
-        (sy, sx), (dy, dx) = self.spec.stride, self.spec.dilation
-        maximum = self.spec.function == "max"
-        cells = run.size if self.channels else 1
-        lanes = 1 << (self.channels - 1).bit_length() if self.channels else run.size
-        step = 1 if self.channels or run.size == 1 else sx
-        corner = self.source.at(
-            0,
-            0,
-            top * sy + y.taps.start * dy - self.spec.padding[0],
-            left * sx + x.taps.start * dx - self.spec.padding[1],
-        )
-        acc = self.k.tile(1, cells, lanes)
-        acc.fill(self.k.const(-math.inf if maximum else 0.0, lanes))
+        k, spec, (sy, sx), (dy, dx) = self.k, self.spec, self.spec.stride, self.spec.dilation
+        planar, maximum = self.src.layout == NCHW, spec.function == "max"
+        kept, cells = (run.size, 1) if planar else (channels.size, run.size)
+        lanes = 1 << (kept - 1).bit_length()
+        step = sx if planar and lanes > 1 else 1
+        y0, x0 = top * sy - spec.padding[0], left * sx - spec.padding[1]
+        corner = self._at("src", self.src, channel).at(0, 0, y0, x0)
+        acc = k.tile(1, cells, lanes)
+        acc.fill(k.const(-math.inf if maximum else 0.0, lanes))
 
         def tap(ky: Int, kx: Int) -> None:
-            pixels = corner.at(0, 0, ky * dy, kx * dx)
+            pixels = corner.at(0, 0, ky * dy, (kx + x.taps.start) * dx)
             for i in range(cells):
                 value = pixels.load_strided(0, 0, 0, i * sx, step=step, lanes=lanes)
                 acc[0, i] = value.max(acc[0, i]) if maximum else value + acc[0, i]
 
-        straight = len(y.taps) * len(x.taps) * cells <= STRAIGHT
-        down, across = (len(y.taps), len(x.taps)) if straight else (1, 8)
+        straight = spec.kernel[0] * len(x.taps) * cells <= STRAIGHT
+        across = len(x.taps) if straight else 8
 
         def tap_row(ky: Int) -> None:
-            each(self.k, len(x.taps), across, partial(tap, ky))
+            each(k, len(x.taps), across, partial(tap, ky))
 
-        each(self.k, len(y.taps), down, tap_row)
+        if len(rows) == 1:
+            taps = rows[0].taps
+            each(k, len(taps), len(taps) if straight else 1, lambda i: tap_row(i + taps.start))
+        else:
+            above = most(dy - 1 - y0, 0) // dy
+            inside = least((self.src.h + dy - 1 - y0) // dy, spec.kernel[0])
+            with k.loop(above, inside) as ky:
+                tap_row(ky)
+        target = self._at("dst", self.dst, channel).at(0, 0, top, left)
         for i in range(cells):
-            value = acc[0, i] if maximum else acc[0, i] * (1 / (y.counted * x.counted))
-            self.target.store_first(value, self.channels or lanes, 0, 0, top, left + i)
+            value = acc[0, i]
+            if not maximum:
+                value = value * k.argument("weights", 1).splat(top, lanes=lanes) * (1 / x.counted)
+            target.store_first(value, kept, 0, 0, 0, i)
+
+    def _at(self, name: str, where: Placement, channel: Int) -> Buffer:
+        tensor = self.k.tensor(name, where).at(self.image)
+        return at_channel(tensor, where, channel // self.unit, self.unit)
 
 
 def _tiles(x: Zone, spec: Pool, lanes: int) -> list[Run]:
