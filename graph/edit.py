@@ -51,6 +51,11 @@ class Edit:
         """The node that computes a value, if the value has exactly one use."""
         return self._nodes.get(name) if self._uses[name] == 1 else None
 
+    def number(self, name: str) -> float:
+        """The value of a constant that is a single number; 0 for anything else."""
+        values = self.constants.get(name)
+        return float(values.reshape(())) if values is not None and values.size == 1 else 0.0
+
     def constant(self, name: str, values: Array) -> str:
         """Add a constant under a name like `name` that is free, and return that name."""
         free, count = name, 1

@@ -172,6 +172,13 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class ChannelShuffle:
+    """Channel `j * groups + i` of the result is channel `i * (c / groups) + j` of x."""
+
+    groups: int
+
+
+@dataclass(frozen=True)
 class Reshape:
     """The same values in row-major order, in the output's shape."""
 
@@ -238,6 +245,7 @@ Op = (
     | Slice
     | Pad
     | Transpose
+    | ChannelShuffle
     | Reshape
     | Expand
     | Gather

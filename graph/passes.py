@@ -30,6 +30,12 @@ from graph.ops import (
     Transpose,
     Unary,
 )
+from graph.patterns import (
+    fuse_dense,
+    merge_moves,
+    recognise_channel_shuffle,
+    recognise_hardswish,
+)
 from graph.reference import evaluate
 from kernels.core.problem import ACTIVATIONS
 
@@ -246,6 +252,10 @@ def fuse_activation(graph: Graph) -> Graph:
 PASSES: tuple[Pass, ...] = (
     drop_identities,
     fold_constants,
+    recognise_channel_shuffle,
+    merge_moves,
+    recognise_hardswish,
+    fuse_dense,
     fold_padding,
     normalise_affine,
     fold_affine,
@@ -257,8 +267,9 @@ PASSES: tuple[Pass, ...] = (
 def optimise(graph: Graph) -> Graph:
     """Run every pass of `PASSES`.
 
-    Scales fold before anything is fused, because they fold into a linear convolution only; the
-    add comes before the activation, because the epilogue applies them in that order.
+    Patterns come first, while their scales are still as exported. Scales fold before anything is
+    fused, because they fold into a linear convolution only; the add comes before the activation,
+    because the epilogue applies them in that order.
     """
     for run in PASSES:
         graph = run(graph)

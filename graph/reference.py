@@ -21,6 +21,7 @@ from graph.ops import (
     BatchNorm,
     Binary,
     Cast,
+    ChannelShuffle,
     Clip,
     Concat,
     Conv,
@@ -129,6 +130,9 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return _pad(op, x)
         case Transpose():
             return x.transpose(op.order)
+        case ChannelShuffle():
+            grouped = x.reshape(x.shape[0], op.groups, -1, *x.shape[2:])
+            return grouped.swapaxes(1, 2).reshape(x.shape)
         case Reshape():
             return x.reshape(result.shape)
         case Expand():
