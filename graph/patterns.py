@@ -41,13 +41,9 @@ def recognise_channel_shuffle(graph: Graph) -> Graph:
         shape, grouped = edit.shape(node.output), edit.shape(split.output)
         if not shape or not grouped or edit.shape(split.inputs[0]) != shape:
             continue
-        rest = tuple(range(3, len(grouped)))
-        if swap.op == Transpose((0, 2, 1, *rest)) and grouped == (
-            shape[0],
-            grouped[1],
-            shape[1] // grouped[1],
-            *shape[2:],
-        ):
+        # How the axes after the channels are split does not matter: they stay in order.
+        order = Transpose((0, 2, 1, *range(3, len(grouped))))
+        if swap.op == order and grouped[0] == shape[0] and grouped[1] * grouped[2] == shape[1]:
             op = ChannelShuffle(grouped[1])
             edit.replace(node, replace(node, op=op, inputs=split.inputs))
     return edit.done()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from graph import zoo
-from graph.errors import ModelFileError, UnsupportedError
+from graph.errors import UnsupportedError
 from graph.model import Graph, Node
-from graph.onnx_import import import_onnx
+from graph.networks import load_network
 from graph.ops import Conv, Foreign, Ints
 from graph.passes import optimise
 from kernels.core.problem import ConvProblem, ProblemError
@@ -83,34 +81,15 @@ def convolutions(graph: Graph) -> list[DistinctProblem]:
     return [DistinctProblem(p, len(names), tuple(names)) for p, names in nodes.items()]
 
 
-def load_graph(
-    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Graph:
-    """The optimised graph of a zoo network by name, an ONNX file, or an ONNX model.
-
-    A name that is both a network's and a file's is the network's; write `./name` for the file.
-
-    Raises:
-        GraphError: as `import_onnx`; for a name like that of no network or file, says which
-            are close.
-    """
-    if not isinstance(source, onnx.ModelProto):
-        if str(source) in zoo.NAMES:
-            source = zoo.build(str(source))
-        elif not Path(source).exists():
-            raise ModelFileError(_no_such_model(str(source)))
-    return optimise(import_onnx(source, shapes))
-
-
 def network_problems(
     source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[DistinctProblem]:
-    """`convolutions` of `load_graph(source, shapes)`.
+    """The convolutions left when `load_network(source, shapes)` is optimised.
 
     Raises:
         GraphError: the model cannot be read, a convolution cannot be expressed, or there is none.
     """
-    graph = load_graph(source, shapes)
+    graph = optimise(load_network(source, shapes))
     problems = convolutions(graph)
     if not problems:
         raise UnsupportedError(f"network {graph.name!r} has no convolution: nothing to tune")
@@ -120,12 +99,3 @@ def network_problems(
 def _pair(values: Ints, filler: int) -> tuple[int, int]:
     """(vertical, horizontal); the height of a 1-D convolution is trivial."""
     return (filler, values[0]) if len(values) == 1 else (values[0], values[1])
-
-
-def _no_such_model(name: str) -> str:
-    folder = Path(name).parent
-    files = [str(path) for path in folder.glob("*.onnx")] if folder.is_dir() else []
-    close = difflib.get_close_matches(name, [*zoo.NAMES, *files], n=2)
-    if close:
-        return f"no network or file called {name!r}: did you mean {' or '.join(close)}?"
-    return f"no file called {name!r}, and the networks built in are {', '.join(zoo.NAMES)}"

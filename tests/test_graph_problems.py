@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from graph.problems import convolutions, network_problems
 from tests.graph_models import batch_norm, model, node, normal
 
 W3 = {"w": normal(6, 4, 3, 3)}
+CONV = node("Conv", "x w", "y")
 
 
 def only_problem(m: onnx.ModelProto, **shapes: tuple[int, ...]) -> str:
@@ -117,6 +119,36 @@ def test_open_batch_is_one_and_shapes_override() -> None:
     assert only_problem(m, x=(3, 4, 5, 6)) == "conv 3x4x5x6 6x3x3 s1 p0"
 
 
+def test_a_built_in_network_for_another_batch() -> None:
+    one = network_problems("shufflenetv2")
+    four = network_problems("shufflenetv2", {"input": (4, 3, 224, 224)})
+    assert [replace(p, n=4) for p, _, _ in one] == [p for p, _, _ in four]
+
+
+@pytest.mark.parametrize("opset", range(7, onnx.defs.onnx_opset_version() + 1))
+def test_every_opset(opset: int) -> None:
+    nodes = [
+        CONV,
+        node("Relu", "y", "r"),
+        node("MaxPool", "r", "p", kernel_shape=[2, 2]),
+        node("GlobalAveragePool", "p", "g"),
+        node("Flatten", "g", "f"),
+        node("Softmax", "f", "s", axis=1),
+    ]
+    assert only_problem(model(nodes, W3, output="s", opset=opset)).endswith("6x3x3 s1 p0 relu")
+
+
+def test_local_functions_are_inlined() -> None:
+    block = helper.make_function(
+        "our", "Block", ["x", "w"], ["y"], [CONV], [helper.make_opsetid("", 17)]
+    )
+    call = helper.make_node("Block", ["x", "w"], ["c"], name="call", domain="our")
+    m = model([call, node("Relu", "c", "r")], W3, output="r")
+    m.opset_import.append(helper.make_opsetid("our", 1))
+    m.functions.append(block)
+    assert only_problem(m) == "conv 1x4x8x8 6x3x3 s1 p0 relu"
+
+
 def test_foreign_operators_do_not_hide_convolutions_whose_shape_is_known() -> None:
     nodes = [node("Hardmax", "x", "h"), node("Conv", "h w", "y")]
     assert only_problem(model(nodes, W3)) == "conv 1x4x8x8 6x3x3 s1 p0"
@@ -134,7 +166,6 @@ def test_batch_norm_of_a_file(tmp_path: Path) -> None:
     assert str(problem) == "conv 1x4x8x8 6x3x3 s1 p0 bias hardswish"
 
 
-CONV = node("Conv", "x w", "y")
 HALF = {"w": normal(6, 4, 3, 3).astype(np.float16)}
 
 

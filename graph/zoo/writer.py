@@ -19,7 +19,7 @@ class Writer:
     """One ONNX network in the making.
 
     Every layer method takes the name of its input tensor, adds nodes and returns the name of its
-    output tensor. Convolution and dense weights are He-normal; batch normalisation has the
+    output tensor. Convolution and dense weights are He-uniform; batch normalisation has the
     statistics of a trained net in kind: no mean is zero and no variance is one.
     """
 
@@ -52,7 +52,7 @@ class Writer:
     ) -> str:
         """A square convolution; pad with `padding` pixels on each side."""
         shape = (oc, self._channels[x] // groups, kernel, kernel)
-        inputs = [x, self._he_normal(f"{name}.weight", shape)]
+        inputs = [x, self._he_uniform(f"{name}.weight", shape)]
         if bias:
             inputs.append(self._normal(f"{name}.bias", (oc,), 0.1))
         return self._node(
@@ -137,8 +137,8 @@ class Writer:
     def shuffle_channels(self, name: str, x: str, groups: int, hw: int) -> str:
         """Channel shuffle of an image `hw` pixels high and wide: transpose (groups, c / groups)."""
         c = self._channels[x]
-        split = self._constant(f"{name}.split", np.array([1, groups, c // groups, hw, hw]))
-        merge = self._constant(f"{name}.merge", np.array([1, c, hw, hw]))
+        split = self._constant(f"{name}.split", np.array([0, groups, c // groups, hw, hw]))
+        merge = self._constant(f"{name}.merge", np.array([0, c, hw, hw]))
         x = self._node("Reshape", f"{name}.grouped", [x, split], c)
         x = self._node("Transpose", f"{name}.transposed", [x], c, perm=[0, 2, 1, 3, 4])
         return self._node("Reshape", name, [x, merge], c)
@@ -149,7 +149,7 @@ class Writer:
 
     def dense(self, name: str, x: str, oc: int) -> str:
         """A fully connected layer with bias."""
-        weights = self._he_normal(f"{name}.weight", (oc, self._channels[x]))
+        weights = self._he_uniform(f"{name}.weight", (oc, self._channels[x]))
         bias = self._normal(f"{name}.bias", (oc,), 0.1)
         return self._node("Gemm", name, [x, weights, bias], oc, transB=1)
 
@@ -183,8 +183,9 @@ class Writer:
     def _generator(self, name: str) -> np.random.Generator:
         return np.random.default_rng(zlib.crc32(f"{self.name}/{name}".encode()))
 
-    def _he_normal(self, name: str, shape: tuple[int, ...]) -> str:
-        return self._normal(name, shape, (2 / np.prod(shape[1:])) ** 0.5)
+    def _he_uniform(self, name: str, shape: tuple[int, ...]) -> str:
+        bound = (6 / np.prod(shape[1:])) ** 0.5
+        return self._uniform(name, shape, -bound, bound)
 
     def _normal(self, name: str, shape: tuple[int, ...], deviation: float) -> str:
         values = self._generator(name).standard_normal(shape, dtype=np.float32)
@@ -192,5 +193,7 @@ class Writer:
         return self._constant(name, values)
 
     def _uniform(self, name: str, shape: tuple[int, ...], low: float, high: float) -> str:
-        values = self._generator(name).uniform(low, high, shape).astype(np.float32)
+        values = self._generator(name).random(shape, dtype=np.float32)
+        values *= np.float32(high - low)
+        values += np.float32(low)
         return self._constant(name, values)
