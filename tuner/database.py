@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -97,6 +98,7 @@ class Database:
         timeout: float = 30.0,
     ) -> None:
         self._pid = os.getpid()
+        self._inherited: list[sql.Pool] = []
         address = _address(str(url or cache_root() / "fastrun.db"))
         path = _file(address)
         self.name = str(path) if path else address.render_as_string(hide_password=True)
@@ -230,7 +232,7 @@ class Database:
             rows = [record_row(record) for record in exchange.read_jsonl(Path(path))]
         except RecordError as error:
             raise DatabaseError(str(error)) from error
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise DatabaseError(f"cannot read {path}: {error}") from error
         return self._append(rows)
 
@@ -258,7 +260,7 @@ class Database:
                 problems=problems,
                 machines=machines,
                 runs=runs,
-                outcomes=dict(row.tuple() for row in connection.execute(outcomes)),
+                outcomes={row[0]: row[1] for row in connection.execute(outcomes)},
                 first=first,
                 last=last,
             )
@@ -267,11 +269,9 @@ class Database:
         # SQLAlchemy's begin event opens transactions, not the driver.
         connection.isolation_level = None
         connection.execute("PRAGMA trusted_schema = OFF")
-        if not self.read_only:
-            connection.execute("PRAGMA journal_mode = WAL")
-            # A commit reaches the kernel, which a killed process does not take along; only a
-            # loss of power may cost the last commits, and never the file.
-            connection.execute("PRAGMA synchronous = NORMAL")
+        # With a write-ahead log a commit reaches the kernel, which a killed process does not take
+        # along; only a loss of power may cost the last commits, and never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
 
     @staticmethod
     def _on_begin(connection: sql.Connection) -> None:
@@ -280,6 +280,8 @@ class Database:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def _file_address(self, path: Path) -> sql.URL:
+        if not _may_be_sqlite(path):
+            raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_NOTADB']}")
         query = {"uri": "true", "mode": "ro" if self.read_only else "rwc"}
         if self.read_only:
             if not path.exists():
@@ -300,19 +302,26 @@ class Database:
         """Check that this is ours; make the tables where there are none, migrate older ones."""
         with self._reading() as connection:
             version = self._stored_version(connection)
-        if version == schema_version():
-            return
-        if self.read_only:
+        if self.read_only and version != schema_version():
             state = "is empty" if version is None else f"has schema {version}, which is older"
             raise DatabaseError(f"database {self.name} {state}: open it for writing once")
+        if not self.read_only and self._engine.name == "sqlite":
+            # Only now: a file that is not ours is left as it is.
+            with self._explained(), closing(self._engine.raw_connection()) as raw:
+                raw.cursor().execute("PRAGMA journal_mode = WAL")
+        if version != schema_version():
+            self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
         with self._writing() as connection:
-            # Another process may have been here since.
+            # Another process may have done it since we looked.
             version = self._stored_version(connection)
             if version is None:
                 TABLES.create_all(connection)
-                connection.execute(sql.insert(META), {"name": "schema", "value": "1"})
-            for statement in migration(version or 1):
-                connection.execute(sql.text(statement))
+                connection.execute(sql.insert(META), {"name": "schema", "value": ""})
+            else:
+                for statement in migration(version):
+                    connection.execute(sql.text(statement))
             value = {"value": str(schema_version())}
             connection.execute(sql.update(META).where(META.c.name == "schema"), value)
 
@@ -349,6 +358,8 @@ class Database:
     def _own(self, engine: sql.Engine) -> sql.Engine:
         """The engine, without the connections of a parent process: those are not ours to use."""
         if os.getpid() != self._pid:
+            # Kept, so that nothing ever closes them here: that would touch the parent's locks.
+            self._inherited.append(self._engine.pool)
             self._engine.dispose(close=False)
             self._pid = os.getpid()
         return engine
@@ -410,6 +421,15 @@ def _file(address: sql.URL) -> Path | None:
     if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
         return None
     return Path(str(address.database)).expanduser().absolute()
+
+
+def _may_be_sqlite(path: Path) -> bool:
+    """False for a file that starts otherwise: SQLite would take a short one for an empty one."""
+    magic = b"SQLite format 3\0"
+    if not path.is_file() or not os.access(path, os.R_OK):
+        return True
+    with path.open("rb") as file:
+        return file.read(len(magic)) in (b"", magic)
 
 
 def _writable(path: Path) -> bool:

@@ -64,8 +64,9 @@ class Errors:
         Raises:
             RecordError: a value is missing, unknown or no number.
         """
-        _check_names(cls, data)
-        return cls(**{k: math.inf if v is None else _number(k, v) for k, v in data.items()})
+        _check_names(cls, data, "errors.")
+        values = {k: _number(f"errors.{k}", v) for k, v in data.items() if v is not None}
+        return cls(**(dict.fromkeys(data, math.inf) | values))
 
 
 def now() -> str:
@@ -208,12 +209,12 @@ def content_key(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _check_names(cls: type[Any], data: Mapping[str, Any]) -> None:
+def _check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:
     declared = {f.name for f in fields(cls)}
     if missing := declared - data.keys():
-        raise RecordError(f"record field {min(missing)!r} is missing")
+        raise RecordError(f"record field {prefix + min(missing)!r} is missing")
     if unknown := data.keys() - declared:
-        raise RecordError(f"record field {min(unknown)!r} is unknown to this version")
+        raise RecordError(f"record field {prefix + min(unknown)!r} is unknown to this version")
 
 
 def _check_type(name: str, value: object, kind: type) -> None:
