@@ -28,7 +28,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return (s.cols - 1) * lanes < p.group_oc
 
     def body_fits_op_cache(s: Schedule) -> bool:
-        return s.tile_h * s.tile_w * s.cols * s.unroll <= 512
+        return s.tile_h * s.tile_w * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

@@ -29,7 +29,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return s.block == pixels or unfolded <= max(1 << 20, 2 * cpu.l2)
 
     def body_fits_op_cache(s: Schedule) -> bool:
-        return s.rows * s.cols * s.unroll <= 512
+        return s.rows * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

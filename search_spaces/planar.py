@@ -20,7 +20,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return s.ocs * s.cols >= min(8, p.group_oc * vectors)
 
     def body_fits_op_cache(s: Schedule) -> bool:
-        return s.ocs * s.cols * s.unroll <= 512
+        return s.ocs * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

@@ -23,7 +23,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return s.layout == "NCHW" or (s.cols - 1) * cpu.lanes < p.group_oc
 
     def body_fits_op_cache(s: Schedule) -> bool:
-        return s.rows * s.cols * s.unroll <= 512
+        return s.rows * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

@@ -217,7 +217,7 @@ class Buffer:
     def load_strided(self, *index: Int, step: int, lanes: int = 0) -> Vec:
         """Every `step`-th float, `lanes` of them; reads to the end of the last step."""
         lanes = lanes or self.k.lanes
-        if step == 1:
+        if step == 1 or lanes == 1:
             return self.load(*index, lanes=lanes)
         wide = self.load(*index, lanes=lanes * step)
         mask = ", ".join(f"i32 {i * step}" for i in range(lanes))
