@@ -19,8 +19,9 @@ import pytest
 from kernels.codegen.builder import ARGUMENTS
 from kernels.codegen.jit import compile_object
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Io
+from kernels.core.layout import Io, Layout
 from kernels.core.problem import ConvProblem
+from kernels.core.reference import random_operands
 from kernels.core.template import Stage, templates
 from tuner import worker
 from tuner.cores import Cores
@@ -229,6 +230,46 @@ def test_a_halo_in_the_output_must_stay_zero(lab: Lab) -> None:
     assert (result.outcome, result.reason) == (Outcome.CORRECTNESS, "wrote into the halo of dst")
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW8c", "NCHW>NCHW16c"])
+def test_every_layout_is_unpacked_before_it_is_compared(lab: Lab, layout: str) -> None:
+    direct = f"direct(layout={layout}, tile_h=1, tile_w=3, cols=1, unroll=1, rows=1, oc_outer=no)"
+    program = lab.compiler.submit(lab.operands, direct).result(timeout=30)
+    assert isinstance(program, Compiled)
+    assert lab.run(program).outcome == Outcome.CORRECT
+
+
+def test_padding_channels_must_be_finite(lab: Lab) -> None:
+    io = Io.of(PROBLEM, "NCHW")
+    io = replace(io, dst=replace(io.dst, layout=Layout("NCHW8c")))
+    floats = PROBLEM.oh * PROBLEM.ow * 8
+    # The last of eight channels is padding; the first seven get the value of an all-zero truth.
+    body = """br label %loop
+    loop:
+    %i = phi i64 [ 0, %0 ], [ %next, %loop ]
+    %lane = urem i64 %i, 8
+    %pads = icmp eq i64 %lane, 7
+    %x = select i1 %pads, float 0x7FF8000000000000, float 0.0
+    %at = getelementptr float, ptr %dst, i64 %i
+    store float %x, ptr %at
+    %next = add i64 %i, 1
+    %more = icmp ult i64 %next, FLOATS
+    br i1 %more, label %loop, label %done
+    done:
+    ret void""".replace("FLOATS", str(floats))
+    zeros = {name: np.zeros_like(a) for name, a in random_operands(PROBLEM, 0).items()}
+    with Scratch() as scratch:
+        operands = Operands.make(PROBLEM, scratch, given=zeros)
+        job = replace(lab.job(replace(hostile(lab, body), io=io)), operands=operands)
+        result = lab.sandbox.submit(job).result(timeout=30)
+    assert result.outcome == Outcome.CORRECTNESS
+    assert result.reason == "padding channels of dst are not finite"
+
+
+def test_a_regime_must_be_known(lab: Lab) -> None:
+    with pytest.raises(ValueError, match="lukewarm"):
+        replace(lab.job(), regime="lukewarm")
+
+
 def test_more_workspace_than_the_limit_is_a_memory_outcome(lab: Lab) -> None:
     result = lab.run(replace(lab.good, shared_bytes=LIMITS.memory * 2))
     assert result.outcome == Outcome.RUNTIME
@@ -323,6 +364,23 @@ def test_an_impossible_schedule_is_a_constraint(lab: Lab) -> None:
         assert isinstance(result, Result)
         assert result.outcome == Outcome.CONSTRAINTS
         assert result.reason
+
+
+def test_processes_keep_to_their_cores(lab: Lab) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("one core only")
+    others = {process.pid for process in active_children()}
+    cores = Cores.split(1)
+    with Sandbox(cores, LIMITS) as sandbox, Compiler(cores, Cpu.host()) as compiler:
+        assert isinstance(compiler.submit(lab.operands, NAIVE).result(timeout=30), Compiled)
+        assert sandbox.submit(lab.job()).result(timeout=30).outcome == Outcome.CORRECT
+        bound = set()
+        for process in active_children():
+            if process.pid not in others:
+                threads = map(int, os.listdir(f"/proc/{process.pid}/task"))
+                bound |= {tuple(sorted(os.sched_getaffinity(t))) for t in threads}
+    assert bound == {cores.timing, cores.compiling}
 
 
 def crash(*_: object) -> None:

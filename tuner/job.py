@@ -11,7 +11,7 @@ from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
 from kernels.core.template import Stage
 from tuner.operands import Operands
-from tuner.record import Errors, Outcome
+from tuner.record import REGIMES, Errors, Outcome
 from tuner.timing import Protocol
 
 
@@ -56,7 +56,11 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate to be verified and timed. `incumbent` is the seconds per call to beat."""
+    """A candidate to be verified and timed. `incumbent` is the seconds per call to beat.
+
+    Raises:
+        ValueError: `regime` is none of `REGIMES`.
+    """
 
     program: Compiled
     operands: Operands
@@ -65,6 +69,10 @@ class Job:
     protocol: Protocol = field(default_factory=Protocol)
     limits: Limits = field(default_factory=Limits)
     incumbent: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.regime not in REGIMES:
+            raise ValueError(f"unknown regime {self.regime!r}: use {' or '.join(REGIMES)}")
 
     def timeout(self, rounds: int = 0) -> float:
         """Seconds from which on the job hangs.

@@ -63,7 +63,8 @@ class Sandbox:
     def race(self, jobs: Sequence[Job], rounds: int, seed: int = 0) -> Future[list[Result]]:
         """Verify all candidates, then time the correct ones in `rounds` interleaved rounds.
 
-        Sample i of every result is of round i. If the process dies all share that result.
+        Sample i of every result is of round i; the first job's protocol holds for all. If the
+        process dies, all share that result.
         """
         for job in jobs:
             self._check(job)

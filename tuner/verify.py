@@ -34,7 +34,7 @@ _INPUTS = ("src", "weights", "bias", "add")
 _BUFFERS = (*_INPUTS, "dst", "shared", "local")
 
 STRAYS = tuple([f"wrote outside {b}" for b in _BUFFERS] + [f"wrote into {b}" for b in _INPUTS])
-"""What `Candidate.stray` may find; it answers with an index."""
+"""What `Candidate.stray` and `Candidate.spoilt` may find; they answer with an index."""
 
 
 class Arena:
@@ -121,10 +121,12 @@ class Candidate:
         return self._runner.run(self._buffers, self._job.threads, repeats)
 
     def stray(self) -> int | None:
-        """Index in `STRAYS` of a write where none may be."""
+        """Index in `STRAYS` of a write outside a buffer."""
         damaged = self._arena.damaged()
-        if damaged is not None:
-            return _BUFFERS.index(damaged.split()[0])
+        return None if damaged is None else _BUFFERS.index(damaged.split()[0])
+
+    def spoilt(self) -> int | None:
+        """Index in `STRAYS` of a write into an input."""
         for i, (name, original) in enumerate(self._inputs.items()):
             if not np.array_equal(self._arrays[name][: original.size], original):
                 return len(_BUFFERS) + i

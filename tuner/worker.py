@@ -117,7 +117,7 @@ def _verify(job: Job, arena: Arena, cores: Sequence[int]) -> tuple[Candidate | N
     except RuntimeError as error:
         return None, Result(Outcome.RUNTIME, f"cannot be loaded: {error}"), 0.0
     first = candidate.calls(1)
-    _leave_if_stray(candidate)
+    _leave_if(candidate.stray())
     errors, wrong = candidate.judge()
     outcome = Outcome.CORRECTNESS if wrong else Outcome.CORRECT
     spent = {"verify": time.perf_counter() - begin}
@@ -130,7 +130,8 @@ def _finish(
 ) -> Result:
     """The whole result, if the timed calls did what the verified one did."""
     spent = {**result.seconds, "measure": time.perf_counter() - begin}
-    _leave_if_stray(candidate)
+    _leave_if(candidate.stray())
+    _leave_if(candidate.spoilt())
     if not candidate.stable():
         wrong = "a later call gives another output than the first"
         return replace(result, outcome=Outcome.CORRECTNESS, reason=wrong, seconds=spent)
@@ -144,7 +145,6 @@ def _finish(
     )
 
 
-def _leave_if_stray(candidate: Candidate) -> None:
-    found = candidate.stray()
+def _leave_if(found: int | None) -> None:
     if found is not None:
         os._exit(STRAY + found)

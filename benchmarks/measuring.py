@@ -1,0 +1,75 @@
+"""What measuring itself costs: a call, a barrier, a job through the sandbox.
+
+    python benchmarks/measuring.py
+
+Prints one line per figure. A job's overhead is its time from submission to result less the timed
+blocks: transfer, loading, the verifying call, comparing, calibrating and two canaries.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+
+from kernels.codegen.builder import ARGUMENTS
+from kernels.codegen.jit import Library, compile_object
+from kernels.codegen.runner import Buffers, Runner
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import Stage, templates
+from tuner.cores import Cores
+from tuner.job import Compiled, Job
+from tuner.operands import Operands, Scratch
+from tuner.sandbox import Compiler, Sandbox
+
+PROBLEMS = ("conv 1x64x56x56 64x3x3 s1 p1 bias relu", "conv 1x512x7x7 512x3x3 s1 p1 bias relu")
+CALLS = 100_000
+JOBS = 20
+
+
+def call_seconds(stages: int, threads: int) -> float:
+    """Seconds per call of a program whose stages do nothing."""
+    pointers = ", ".join(f"ptr %{a}" for a in ARGUMENTS)
+    head = f'target triple = "{Cpu.host().triple}"'
+    ir = f"{head}\ndefine void @nothing({pointers}, i64 %begin, i64 %end) {{\n  ret void\n}}\n"
+    library = Library(compile_object(ir, Cpu.host()), ["nothing"])
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    runner = Runner(library, [Stage("nothing", threads)] * stages, cores)
+    buffers = Buffers(0, 0, 0, 0, 0, 0, local=(0,) * threads)
+    return min(runner.run(buffers, threads, CALLS) for _ in range(5)) / CALLS
+
+
+def job_overheads(text: str, regime: str) -> list[float]:
+    """Seconds of each job beyond its timed blocks."""
+    p, cpu, cores = ConvProblem.parse(text), Cpu.host(), Cores.split(1)
+    direct = templates()["direct"]
+    with Scratch() as scratch, Sandbox(cores) as sandbox, Compiler(cores, cpu) as compiler:
+        operands = Operands.make(p, scratch)
+        program = compiler.submit(operands, direct.text(direct.heuristic(p, cpu))).result()
+        assert isinstance(program, Compiled), program
+        job = Job(program, operands, regime=regime)
+        sandbox.submit(job).result()
+        overheads = []
+        for _ in range(JOBS):
+            start = time.perf_counter()
+            result = sandbox.submit(job).result()
+            spent = time.perf_counter() - start
+            overheads.append(spent - sum(result.samples) * result.repeats)
+    return overheads
+
+
+def main() -> None:
+    one, four = call_seconds(1, 1), call_seconds(4, 1)
+    print(f"call of one stage, 1 thread       {one * 1e9:8.1f} ns")
+    print(f"each further stage, 1 thread      {(four - one) / 3 * 1e9:8.1f} ns")
+    if len(os.sched_getaffinity(0)) > 1:
+        print(f"call of one stage, 2 threads      {call_seconds(1, 2) * 1e9:8.1f} ns")
+    for text in PROBLEMS:
+        for regime in ("hot", "cold-weights"):
+            median = statistics.median(job_overheads(text, regime))
+            print(f"job beyond its blocks, {regime:12} {median * 1e3:6.1f} ms  {text}")
+
+
+if __name__ == "__main__":
+    main()
