@@ -15,6 +15,7 @@ _LABEL = re.compile(r"^(\.L\w+):")
 _JUMP = re.compile(r"^\s+(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,|b)\s+(\.L\w+)")
 _VECTOR = re.compile(r"%[xyz]mm(\d+)|\bv(\d+)\.")
 _STACK = re.compile(r"\(%r[sb]p|\[sp\b|\[x29\b")
+_MEMORY = re.compile(r"^\s+(?!lea)\w+\s.*(?:\(%r|\[(?:x\d|sp))")
 _FMA = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w+ps|fml[as])\b")
 
 
@@ -28,9 +29,19 @@ class Facts:
     hot_loop: str
     fmas: int
     instructions: int
+    memory_references: int
     vector_registers: int
     stack_references: int
     code_bytes: int
+
+    @property
+    def bound(self) -> float:
+        """The share of peak FMA rate that the hot loop cannot exceed with its data in L1.
+
+        For a core that starts two FMAs, two memory references and four instructions in a cycle.
+        """
+        cycles = max(self.fmas, self.memory_references, self.instructions / 2)
+        return self.fmas / cycles if cycles else 0.0
 
 
 def facts(program: Program, cpu: Cpu) -> Facts:
@@ -40,6 +51,7 @@ def facts(program: Program, cpu: Cpu) -> Facts:
         hot_loop="\n".join(loop),
         fmas=sum(1 for line in loop if _FMA.match(line)),
         instructions=sum(1 for line in loop if line.startswith("\t")),
+        memory_references=sum(1 for line in loop if _MEMORY.match(line)),
         vector_registers=len({a or b for line in loop for a, b in _VECTOR.findall(line)}),
         stack_references=sum(1 for line in loop if _STACK.search(line)),
         code_bytes=_text_bytes(compile_object(program.ir, cpu)),
@@ -48,7 +60,8 @@ def facts(program: Program, cpu: Cpu) -> Facts:
 
 def hot_loop(assembly: str) -> list[str]:
     """The lines of the innermost loop with most FMAs; empty where there is no loop."""
-    lines = [re.sub(r"\s*(?:#|//).*$", "", line) for line in assembly.splitlines()]
+    # A comment's # is followed by a blank; that of an AArch64 immediate is not.
+    lines = [re.sub(r"\s*(?:##? |//).*$", "", line) for line in assembly.splitlines()]
     lines = [line for line in lines if line and not re.match(r"\s+\.", line)]
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []

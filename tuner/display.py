@@ -1,0 +1,227 @@
+"""What the terminal shows: tables, and a run as it happens. The only file that imports rich.
+
+On a terminal a run is a board that renews itself; elsewhere it is one plain line per event. Colours
+follow the terminal and NO_COLOR, and carry nothing that the words do not say.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tuner.record import Outcome, Record
+from tuner.standing import Standing, network_seconds, seconds
+from tuner.targets import Target
+from tuner.units import UNKNOWN, clock, ms, percent, plural, ratio
+
+if TYPE_CHECKING:  # these load Optuna, which a table needs not
+    from tuner.fastrun import Budget, Progress
+    from tuner.search import ProblemSearch
+
+HEARTBEAT = 10.0
+"""Seconds between two plain lines that say that the run is alive."""
+
+_PLAIN_WIDTH = 200
+
+
+def screen() -> Console:
+    """Standard output. Where that is no terminal, lines are long enough to break no table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table. A head that ends in `>` is of a column of numbers, aligned to the right."""
+    table = _table()
+    for head in heads:
+        _column(table, head)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def standings_table(console: Console, found: Sequence[Standing], peak: float) -> None:
+    """Print where each problem stands; `peak` is the measured FLOP/s that shares are of."""
+    heads = (
+        *("problem", "n>", "naive\nms>", "heur.\nms>", "best\nms>", "over\nnaive>", "over\nheur.>"),
+        *("GFLOP\n/s>", "of\npeak>", "winner", "verdict"),
+    )
+    rows = [
+        (
+            *(str(s.problem), str(s.count)),
+            *(ms(seconds(record)) for record in (s.naive, s.heuristic, s.best)),
+            *(ratio(s.over_naive), ratio(s.over_heuristic)),
+            *(f"{s.gflops:.1f}" if s.best else UNKNOWN, percent(s.gflops * 1e9 / peak)),
+            *(s.best.algorithm if s.best else UNKNOWN, s.verdict),
+        )
+        for s in found
+    ]
+    grid(console, heads, rows)
+    if any(s.gflops * 1e9 > peak for s in found if s.best):
+        console.print(
+            "More than 100 % of peak: Winograd multiplies less than the direct method, "
+            "whose operations are counted."
+        )
+
+
+def network_sums(console: Console, target: Target, found: Sequence[Standing]) -> None:
+    """Print what all convolutions of a network take, one after the other."""
+    by_problem = {s.problem: s for s in found}
+    own = [
+        Standing(problem, count, old.naive, old.heuristic, old.best)
+        for problem, count in target.problems
+        if (old := by_problem.get(problem))
+    ]
+    naive, heuristic, best = network_seconds(own)
+    console.print(
+        f"[bold]{escape(target.name)}[/], all {sum(s.count for s in own)} convolutions: "
+        f"naive {ms(naive)} ms, heuristic {ms(heuristic)} ms, "
+        f"[bold green]best {ms(best)} ms[/]: {ratio(naive / best)} over naive, "
+        f"{ratio(heuristic / best)} over the heuristic"
+    )
+
+
+class Board:
+    """Shows a run as it happens: an observer of `fast_run`, and a context."""
+
+    def __init__(self, console: Console, title: str, budget: Budget) -> None:
+        self._console, self._title, self._budget = console, title, budget
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._best: dict[str, float] = {}
+        self._spoken = self._drawn = -math.inf
+
+    def __enter__(self) -> Self:
+        self._line(0.0, f"{self._title}; starting")
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def __call__(self, progress: Progress) -> None:
+        if self._console.is_terminal:
+            now = time.monotonic()
+            if now - self._drawn > 0.1 or progress.stage == "done":
+                self._drawn = now
+                self._live.update(self._picture(progress), refresh=True)
+        else:
+            self._narrate(progress)
+
+    def _picture(self, progress: Progress) -> Group:
+        newest = progress.record
+        words = Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")
+        doing = {"search": "searching", "final": "racing the leaders", "done": "done"}
+        state = [doing[progress.stage], _pace(progress)]
+        if progress.left is not None:
+            state.append(f"{clock(progress.left)} left")
+        table = _table()
+        for head in ("layer", "n>", "trials>", "naive ms>", "best ms>", "over naive>", "algorithm"):
+            _column(table, head)
+        room = max(3, self._console.height - 8)
+        shown = _most_recent(progress.searches, newest, room)
+        for search in shown:
+            active = newest is not None and str(search.problem) == newest.problem
+            table.add_row(*_layer(search), style="bold" if active else None)
+        if hidden := len(progress.searches) - len(shown):
+            table.add_row(f"and {hidden} more", style="dim")
+        now = Text(newest.schedule if newest else "", style="dim", no_wrap=True)
+        bar = ProgressBar(total=1.0, completed=self._share(progress), width=None)
+        return Group(words, Text(" · ".join(state)), bar, table, now)
+
+    def _share(self, progress: Progress) -> float:
+        if self._budget.seconds is not None:
+            return min(1.0, progress.elapsed / self._budget.seconds)
+        if self._budget.trials is not None:
+            return progress.trials / max(1, self._budget.trials * len(progress.searches))
+        return 0.0
+
+    def _narrate(self, progress: Progress) -> None:
+        record, at = progress.record, progress.elapsed
+        if record is not None:
+            search = next(s for s in progress.searches if str(s.problem) == record.problem)
+            for event in self._events(search, record):
+                self._line(at, f"{record.problem}: {event}")
+        if at - self._spoken >= HEARTBEAT:
+            left = "" if progress.left is None else f", {clock(progress.left)} left"
+            self._line(at, f"{_pace(progress)}{left}")
+        if progress.stage == "done":
+            self._line(at, f"done: {_pace(progress)}")
+
+    def _events(self, search: ProblemSearch, record: Record) -> list[str]:
+        """What is worth a line: baselines, new bests, and failures that are nobody's choice."""
+        if record.outcome not in (Outcome.CORRECT, Outcome.CONSTRAINTS):
+            return [f"{record.schedule} failed ({record.outcome}): {record.reason}"]
+        if record.outcome == Outcome.CONSTRAINTS:
+            return []
+        took = record.seconds_per_call
+        if record.baseline:
+            return [f"baseline {record.algorithm} {ms(took)} ms"]
+        if took >= self._best.get(record.problem, math.inf) or record.stage == "final":
+            return []
+        self._best[record.problem] = took
+        gain = f", {ratio(search.naive / took)} over naive" if search.naive < math.inf else ""
+        return [f"new best {ms(took)} ms{gain}: {record.schedule}"]
+
+    def _line(self, at: float, text: str) -> None:
+        if not self._console.is_terminal:
+            self._spoken = at
+            print(f"[{at:6.1f} s] {text}", flush=True)
+
+
+def _pace(progress: Progress) -> str:
+    rate = progress.trials / progress.elapsed if progress.elapsed else 0.0
+    return f"{plural(progress.trials, 'trial')}, {rate:.1f}/s"
+
+
+def _layer(search: ProblemSearch) -> list[str]:
+    leader = search.leader.algorithm if search.leader else UNKNOWN
+    over = search.naive / search.best if search.best < math.inf else math.nan
+    trials = sum(search.outcomes.values())
+    return [
+        *(str(search.problem), str(search.occurrences), str(trials)),
+        *(ms(search.naive), ms(search.best), ratio(over), leader),
+    ]
+
+
+def _most_recent(
+    searches: Sequence[ProblemSearch], newest: Record | None, room: int
+) -> Sequence[ProblemSearch]:
+    """As many searches as there is room for, in order, those round the newest outcome's."""
+    at = next((i for i, s in enumerate(searches) if newest and str(s.problem) == newest.problem), 0)
+    start = max(0, min(at - room // 2, len(searches) - room))
+    return searches[start : start + room]
+
+
+def _table() -> Table:
+    return Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold"
+    )
+
+
+def _column(table: Table, head: str) -> None:
+    number = head.endswith(">")
+    table.add_column(
+        head.removesuffix(">"),
+        justify="right" if number else "left",
+        no_wrap=number,
+        overflow="fold",
+        vertical="top",
+    )

@@ -1,0 +1,178 @@
+"""Where a problem stands: the naive loop, the heuristic and the best schedule, and how sure."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import ScheduleError, parse_schedule
+from tuner.database import Database
+from tuner.environment import toolchain
+from tuner.record import Record
+
+PRACTICAL = 1.03
+"""A schedule that is not surely this much faster than another counts as equal to it."""
+
+ENOUGH = 5
+"""Samples below which no interval is worth giving."""
+
+_RESAMPLES = 2000
+
+# Older records, best first, that are built again to see whether they still hold.
+_LOOKS = 8
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What is known about a problem that occurs `count` times. None is what nobody measured.
+
+    `naive`, `heuristic` and `best` are the records that decide on these schedules; `heuristic` is
+    what would run without any measuring.
+    """
+
+    problem: ConvProblem
+    count: int
+    naive: Record | None
+    heuristic: Record | None
+    best: Record | None
+
+    @property
+    def over_naive(self) -> float:
+        """How many times faster the best schedule is than the naive loop; NaN if unknown."""
+        return seconds(self.naive) / seconds(self.best)
+
+    @property
+    def over_heuristic(self) -> float:
+        """How many times faster the best schedule is than the heuristic; NaN if unknown."""
+        return seconds(self.heuristic) / seconds(self.best)
+
+    @property
+    def gflops(self) -> float:
+        """The best schedule's GFLOP/s, counting the direct method's operations."""
+        return self.problem.flops / seconds(self.best) / 1e9
+
+    @functools.cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of `over_heuristic`; NaN where there are too few samples."""
+        if not (self.best and self.heuristic):
+            return math.nan, math.nan
+        return ratio_interval(self.heuristic, self.best)
+
+    @property
+    def verdict(self) -> str:
+        """What measuring has gained over the heuristic, in a word or two.
+
+        `faster`: the interval clears 3 %. `tie`: it does not. `heuristic`: the heuristic's own
+        schedule is the best. `too few samples` and `not measured` say themselves.
+        """
+        if not (self.best and self.heuristic):
+            return "not measured"
+        if self.best.schedule == self.heuristic.schedule:
+            return "heuristic"
+        if math.isnan(self.interval[0]):
+            return "too few samples"
+        return "faster" if self.interval[0] > PRACTICAL else "tie"
+
+
+def standings(
+    database: Database,
+    problems: Iterable[tuple[ConvProblem, int]],
+    machine: str,
+    threads: int,
+    regime: str,
+) -> list[Standing]:
+    """Where each problem stands, by what the database holds and today's generator still makes."""
+    found = []
+    for problem, count in problems:
+        ranking = database.ranking(problem, machine, threads, regime, include_baselines=True)
+        proposed = [r for r in ranking if r.heuristic and not r.baseline]
+        # Of several generators' heuristics, today's is the one measured last.
+        proposed.sort(key=lambda r: r.time, reverse=True)
+        found.append(
+            Standing(
+                problem,
+                count,
+                naive=_first_current(r for r in ranking if r.algorithm == "naive"),
+                heuristic=_first_current(proposed),
+                best=_first_current(r for r in ranking if not r.baseline),
+            )
+        )
+    return found
+
+
+def is_current(record: Record) -> bool:
+    """Whether today's generator and compiler make of the schedule what was measured.
+
+    A record of another machine is believed: what would be made there is not known here.
+    """
+    cpu, ours = Cpu.host(), toolchain()
+    if record.toolchain == ours or record.machine != cpu.fingerprint:
+        return True
+    if record.toolchain.partition(",")[0] != ours.partition(",")[0]:
+        return False
+    try:
+        template, schedule = parse_schedule(record.schedule)
+        program = template.program(ConvProblem.parse(record.problem), schedule, cpu)
+    except ScheduleError:
+        return False
+    return program.ir_hash == record.ir_hash
+
+
+def _first_current(records: Iterable[Record]) -> Record | None:
+    older = 0
+    for record in records:
+        older += record.toolchain != toolchain()
+        if (record.toolchain == toolchain() or older <= _LOOKS) and is_current(record):
+            return record
+    return None
+
+
+def seconds(record: Record | None) -> float:
+    """Seconds per call; NaN for no record."""
+    return record.seconds_per_call if record else math.nan
+
+
+def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
+    """The naive loop, the heuristic and the best schedules, summed over all occurrences.
+
+    NaN where a problem lacks that measurement.
+    """
+    naive, heuristic, best = (
+        math.fsum(s.count * seconds(record) for s, record in zip(found, records, strict=True))
+        for records in (
+            [s.naive for s in found],
+            [s.heuristic for s in found],
+            [s.best for s in found],
+        )
+    )
+    return naive, heuristic, best
+
+
+def ratio_interval(slower: Record, faster: Record) -> tuple[float, float]:
+    """The bootstrapped 95 % interval of how many times `faster` is faster than `slower`.
+
+    Samples that one run took in interleaved rounds are drawn in pairs, so that what disturbed
+    both cancels. NaN with fewer than `ENOUGH` samples.
+    """
+    a, b = np.array(slower.samples), np.array(faster.samples)
+    if min(len(a), len(b)) < ENOUGH:
+        return math.nan, math.nan
+    draw = np.random.default_rng(0)
+    paired = (slower.run, slower.stage, len(a)) == (faster.run, "final", len(b))
+    i = draw.integers(len(a), size=(_RESAMPLES, len(a)))
+    j = i if paired else draw.integers(len(b), size=(_RESAMPLES, len(b)))
+    low, high = np.quantile(_lower_quartiles(a[i]) / _lower_quartiles(b[j]), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def _lower_quartiles(samples: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`Record.seconds_per_call` of every row."""
+    faster = np.sort(samples, axis=1)[:, : (samples.shape[1] + 1) // 2]
+    return np.asarray(np.median(faster, axis=1))

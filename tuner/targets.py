@@ -1,0 +1,47 @@
+"""What to tune, named in one word: a built-in network, an ONNX file, or a problem's text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kernels.core.problem import ConvProblem
+
+
+@dataclass(frozen=True)
+class Target:
+    """A name and its distinct problems, each with the number of times it occurs."""
+
+    name: str
+    problems: tuple[tuple[ConvProblem, int], ...]
+
+    @property
+    def is_network(self) -> bool:
+        """Whether the name is that of a network, so that the sum over its problems means much."""
+        return not self.name.startswith("conv ")
+
+
+def read_target(text: str) -> Target:
+    """The target that `text` names.
+
+    Raises:
+        ProblemError: it looks like a problem's text and is none.
+        GraphError: there is no such network or file, or it cannot be used.
+    """
+    if text.split()[:1] == ["conv"]:
+        problem = ConvProblem.parse(text)
+        return Target(str(problem), ((problem, 1),))
+    # Reading a problem's text takes no ONNX.
+    from graph.problems import network_problems
+
+    return Target(text, tuple((p, count) for p, count, _ in network_problems(text)))
+
+
+def merged(targets: Iterable[Target]) -> list[tuple[ConvProblem, int]]:
+    """The distinct problems of all targets and how often all of them together have each."""
+    counts = Counter[ConvProblem]()
+    for target in targets:
+        for problem, count in target.problems:
+            counts[problem] += count
+    return list(counts.items())
