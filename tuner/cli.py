@@ -1,0 +1,207 @@
+"""The command line: `fastrun`, or `python -m tuner`.
+
+Commands import what they need when they run, so that asking for help costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fastrun: error: {message}; see `{self.prog} --help`\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code.
+
+    0 is success, 2 a mistake that the message explains, 130 an interruption.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser, names = _parsers()
+    if not words:
+        parser.print_help()
+        return 0
+    if not words[0].startswith("-") and words[0] not in names:
+        close = difflib.get_close_matches(words[0], names, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+        parser.exit(2, f"fastrun: error: no command {words[0]!r}: {hint}\n")
+    arguments = parser.parse_args(words)
+    try:
+        from tuner import commands
+
+        code: int = getattr(commands, arguments.run)(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("fastrun: interrupted; what was measured is stored", file=sys.stderr)
+        return INTERRUPTED
+    except _mistakes() as error:
+        print(f"fastrun: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _mistakes() -> tuple[type[BaseException], ...]:
+    """What the user or the machine can get wrong; anything else is a defect and keeps its trace."""
+    from graph.errors import GraphError
+    from kernels.core.problem import ProblemError
+    from kernels.core.template import ScheduleError
+    from tuner.database import DatabaseError
+    from tuner.record import RecordError
+
+    return GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, OSError
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def _parsers() -> tuple[Parser, list[str]]:
+    """The parser, and the names of the commands."""
+    parser = Parser(
+        prog="fastrun",
+        description="Autotuned convolution kernels for the CPU at hand.",
+        epilog="A TARGET is a built-in network (resnet18, resnet50, mobilenetv2, shufflenetv2, "
+        "vgg16, squeezenet1.1), an ONNX file, or the text of a problem in quotes, such as "
+        "'conv 1x64x56x56 64x3x3 s1 p1 bias relu'.",
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+        added.set_defaults(run=name)
+        return added
+
+    c = command("doctor", "show this machine: caches, measured peak, bandwidths, noise")
+    c.add_argument("--refresh", action="store_true", help="measure again")
+
+    c = command("tune", "find the best schedule of every convolution of the targets")
+    c.add_argument("targets", nargs="+", metavar="TARGET")
+    _budget(c)
+    _conditions(c)
+    c.add_argument(
+        "--policy",
+        choices=("profile", "cached", "heuristic"),
+        default="profile",
+        help="profile measures (default); cached shows what is stored and else the heuristic; "
+        "heuristic looks nothing up. The last two never measure",
+    )
+    c.add_argument(
+        "--algorithms", type=_algorithms, default=(), metavar="A,B", help="search only these"
+    )
+    c.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default 0)")
+
+    c = command("best", "print the best known schedule of every convolution of a target")
+    c.add_argument("target", metavar="TARGET")
+    c.add_argument("--json", action="store_true", help="as JSON")
+    _conditions(c)
+
+    c = command("show", "take a kernel apart, or list the problems of a network")
+    c.add_argument("target", metavar="TARGET")
+    c.add_argument("algorithm", nargs="?", metavar="ALGORITHM")
+    c.add_argument("--schedule", metavar="TEXT", help="this schedule, as the database writes it")
+    c.add_argument("--ir", action="store_true", help="print the LLVM IR and nothing else")
+    c.add_argument("--asm", action="store_true", help="print the assembly and nothing else")
+    c.add_argument("--measure", action="store_true", help="verify it and time it now")
+    _conditions(c)
+
+    c = command("report", "write a page, figures and tables about what was measured")
+    c.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that was measured")
+    c.add_argument("--out", type=Path, metavar="DIR", help="default: results/ and the machine")
+    _conditions(c)
+
+    c = command("db", "look into the database, merge, export, import")
+    actions = c.add_subparsers(metavar="ACTION", required=True)
+    for name, path, help in (
+        ("info", "", "what is stored"),
+        ("merge", "DATABASE", "add what another database holds"),
+        ("export", "FILE", "write the records to a .json (T4), .csv or .jsonl file"),
+        ("import", "FILE", "add the records of a .jsonl file"),
+    ):
+        action = actions.add_parser(name, help=help, description=help)
+        action.set_defaults(run=f"db_{name}")
+        if path:
+            action.add_argument("path", metavar=path)
+        _database(action)
+
+    c = command("demo", "tune ResNet-18 and write the report: about two minutes")
+    _budget(c)
+    _conditions(c)
+    return parser, list(commands.choices)
+
+
+def _budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seconds", type=_positive, metavar="S", help="wall time (default: 8 per problem)"
+    )
+    parser.add_argument("--trials", type=_count, metavar="N", help="candidates per problem")
+
+
+def _conditions(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=_threads, default=1, metavar="T", help="that run a kernel (default 1)"
+    )
+    parser.add_argument(
+        "--regime",
+        choices=("hot", "cold-weights"),
+        default="hot",
+        help="what the caches hold when a kernel starts (default hot)",
+    )
+    _database(parser)
+
+
+def _database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--db", metavar="URL", help="file or SQLAlchemy URL (default: in the cache folder)"
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _threads(text: str) -> int:
+    cores = len(os.sched_getaffinity(0))
+    if not 1 <= _count(text) <= cores:
+        raise argparse.ArgumentTypeError(f"{text} threads, but this process may use {cores} cores")
+    return int(text)
+
+
+def _algorithms(text: str) -> tuple[str, ...]:
+    from kernels.core.template import templates
+
+    names = tuple(filter(None, text.split(",")))
+    for name in names:
+        if name not in templates():
+            raise argparse.ArgumentTypeError(
+                f"no algorithm {name!r}: there are {', '.join(templates())}"
+            )
+    return names
