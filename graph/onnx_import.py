@@ -27,6 +27,7 @@ from graph.model import Array, Graph, Node, Shape, Tensor
 from graph.ops import Foreign
 
 OLDEST_OPSET = 7
+LARGEST_FILE = 2**31
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
 LARGEST_SHAPE_PARAMETER = 1024
 # What ONNX's reference raises when a node does not fit its inputs.
@@ -64,6 +65,10 @@ def import_onnx(
 
 
 def _read(path: Path) -> onnx.ModelProto:
+    if path.is_file() and path.stat().st_size >= LARGEST_FILE:
+        raise ModelFileError(
+            f"{path}: larger than the 2 GB an ONNX file can have: save it with external data"
+        )
     try:
         # The format is given: a model is a model whatever its file is called.
         model = onnx.load(path, format="protobuf")
@@ -77,7 +82,7 @@ def _read(path: Path) -> onnx.ModelProto:
         raise ModelFileError(
             f"{path}: not an ONNX model, or cut short: download or export it again"
         ) from None
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, ValueError) as error:
         raise ModelFileError(f"{path}: its external weights are unusable: {_line(error)}") from None
     if not model.graph.node:
         raise ModelFileError(f"{path}: not an ONNX model: it has no nodes")

@@ -8,18 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
+from graph.affine import fold_affine, normalise_affine
 from graph.edit import Edit
-from graph.model import Array, Graph, Node
+from graph.model import Graph, Node
 from graph.ops import (
-    Affine,
-    BatchNorm,
     Binary,
     Cast,
     Concat,
     Conv,
-    ConvTranspose,
     Expand,
     Foreign,
     Identity,
@@ -111,108 +107,6 @@ def fold_padding(graph: Graph) -> Graph:
     return edit.done()
 
 
-def normalise_affine(graph: Graph) -> Graph:
-    """Write batch normalisation and arithmetic with one constant per channel as `Affine`."""
-    edit = Edit(graph)
-    for node in edit:
-        shape = edit.shape(node.inputs[0] if node.inputs else "")
-        if isinstance(node.op, BatchNorm):
-            parameters = [edit.constants.get(x) for x in node.inputs[1:]]
-            scale, shift, mean, variance = (None if a is None else _wide(a) for a in parameters)
-            if scale is None or shift is None or mean is None or variance is None:
-                continue
-            factor = scale / np.sqrt(variance + node.op.epsilon)
-            _write_affine(edit, node, node.inputs[0], factor, shift - mean * factor)
-        elif isinstance(node.op, Binary) and shape is not None:
-            _normalise_binary(edit, node)
-    return edit.done()
-
-
-def _normalise_binary(edit: Edit, node: Node) -> None:
-    a, b = node.inputs
-    function = node.op.function if isinstance(node.op, Binary) else ""
-    if a in edit.constants and function in ("add", "mul"):
-        a, b = b, a
-    shape = edit.shape(a)
-    if a in edit.constants or b not in edit.constants or shape != edit.shape(node.output):
-        return
-    values = _per_channel(edit.constants[b], shape)
-    if values is None:
-        return
-    one, zero = np.ones_like(values), np.zeros_like(values)
-    forms = {"add": (one, values), "sub": (one, -values), "mul": (values, zero)}
-    if function == "div" and np.all(values != 0):
-        forms["div"] = (1 / values, zero)
-    if function in forms:
-        _write_affine(edit, node, a, *forms[function])
-
-
-def _per_channel(values: Array, shape: tuple[int, ...] | None) -> Array | None:
-    """The constant as float64 (c,) if it broadcasts along everything but axis 1, else None."""
-    if shape is None or len(shape) < 3 or values.ndim > len(shape) or values.dtype.kind != "f":
-        return None
-    aligned = (1,) * (len(shape) - values.ndim) + values.shape
-    if any(size != 1 for axis, size in enumerate(aligned) if axis != 1):
-        return None
-    return np.broadcast_to(_wide(values).reshape(-1), (shape[1],))
-
-
-def _write_affine(edit: Edit, node: Node, x: str, scale: Array, shift: Array) -> None:
-    """Replace a node by an `Affine`, merged with the `Affine` it reads from if that is private."""
-    before = edit.private_producer(x)
-    if before is not None and isinstance(before.op, Affine):
-        first_scale, first_shift = (_wide(edit.constants[name]) for name in before.inputs[1:])
-        scale, shift, x = scale * first_scale, first_shift * scale + shift, before.inputs[0]
-    dtype = edit.dtype(node.output)
-    parameters = (
-        edit.constant(f"{node.name}.scale", scale.astype(dtype)),
-        edit.constant(f"{node.name}.shift", shift.astype(dtype)),
-    )
-    affine = Node(node.name, Affine(), (x, *parameters), node.outputs)
-    if before is not None and isinstance(before.op, Affine):
-        edit.merge(before, node, affine)
-    else:
-        edit.replace(node, affine)
-
-
-def fold_affine(graph: Graph) -> Graph:
-    """Fold an `Affine` into the weights and bias of the convolution before it."""
-    edit = Edit(graph)
-    for node in edit:
-        if not isinstance(node.op, Affine):
-            continue
-        conv = edit.private_producer(node.inputs[0])
-        if conv is None or not _can_scale(conv, edit):
-            continue
-        scale, shift = (_wide(edit.constants[x]) for x in node.inputs[1:])
-        weights = edit.constants[conv.inputs[1]]
-        if isinstance(conv.op, ConvTranspose):
-            per_group = scale.reshape(conv.op.groups, 1, -1)
-            scaled = weights.reshape(conv.op.groups, -1, *weights.shape[1:]) * per_group.reshape(
-                *per_group.shape, *(1,) * (weights.ndim - 2)
-            )
-        else:
-            scaled = weights * scale.reshape(-1, *(1,) * (weights.ndim - 1))
-        if bias := conv.input(2):
-            shift = shift + scale * edit.constants[bias]
-        parameters = (
-            edit.constant(f"{conv.name}.weights", _narrow(scaled.reshape(weights.shape), weights)),
-            edit.constant(f"{conv.name}.bias", _narrow(shift, weights)),
-        )
-        inputs = (conv.inputs[0], *parameters)
-        edit.merge(conv, node, replace(conv, inputs=inputs, outputs=node.outputs))
-    return edit.done()
-
-
-def _can_scale(conv: Node, edit: Edit) -> bool:
-    """Whether scaling the weights and bias scales the node's whole result."""
-    if isinstance(conv.op, Conv):
-        linear = not conv.op.activation and not conv.input(3)
-    else:
-        linear = isinstance(conv.op, ConvTranspose)
-    return linear and all(x in edit.constants for x in conv.inputs[1:3] if x)
-
-
 def fuse_add(graph: Graph) -> Graph:
     """Let a convolution add a tensor of its output's shape: the residual connection.
 
@@ -274,11 +168,3 @@ def optimise(graph: Graph) -> Graph:
     for run in PASSES:
         graph = run(graph)
     return graph
-
-
-def _wide(values: Array) -> Array:
-    return values.astype(np.float64)
-
-
-def _narrow(values: Array, like: Array) -> Array:
-    return np.ascontiguousarray(values.astype(like.dtype))

@@ -8,18 +8,17 @@ import pytest
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from graph.affine import fold_affine, normalise_affine
 from graph.model import Graph
 from graph.onnx_import import import_onnx
 from graph.ops import Affine, Binary, Conv, ConvTranspose, Identity, Pad, Reshape, Unary
 from graph.passes import (
     Pass,
     drop_identities,
-    fold_affine,
     fold_constants,
     fold_padding,
     fuse_activation,
     fuse_add,
-    normalise_affine,
     optimise,
 )
 from graph.reference import run
@@ -218,6 +217,21 @@ def test_a_chain_of_scales_without_convolution_becomes_one() -> None:
     assert [n.op for n in graph.nodes] == [Unary("relu"), Affine(), Unary("relu")]
 
 
+def test_arithmetic_that_folds_into_nothing_stays_as_it_is() -> None:
+    m = model([node("Mul", "x k", "m"), node("Relu", "m", "y")], {"k": normal(4, 1, 1)})
+    assert operators(checked(m, optimise)) == ["Binary", "Unary"]
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("bias", [(6,), (1, 6), (), None])
+def test_batch_norm_after_a_dense_layer(transposed: int, bias: tuple[int, ...] | None) -> None:
+    gemm = node("Gemm", "x w" if bias is None else "x w b", "c", transB=transposed)
+    weights = {"w": normal(6, 4) if transposed else normal(4, 6), "b": normal(*bias or ())}
+    nodes = [gemm, BN, node("Identity", "n", "y")]
+    graph = checked(model(nodes, weights | batch_norm(6), shape=(5, 4)), optimise)
+    assert operators(graph) == (["Gemm", "Affine"] if bias == () else ["Gemm"])
+
+
 def test_batch_norm_with_computed_parameters_stays() -> None:
     nodes = [
         node("GlobalAveragePool", "x", "g"),
@@ -319,3 +333,71 @@ def test_an_old_clip_and_an_old_residual_network() -> None:
     graph = checked(m, optimise)
     assert operators(graph) == ["Conv", "Conv", "Pool", "Reshape"]
     assert isinstance(graph.nodes[-1].op, Reshape)
+
+
+def random_network(seed: int) -> onnx.ModelProto:
+    """Twelve operations that keep the shape, each on values picked at random among the earlier."""
+    rng = np.random.default_rng(seed)
+    weights: dict[str, np.ndarray] = {
+        "k": normal(4, 1, 1),
+        "half": np.float32(0.5),
+        "six": np.float32(6),
+        "sixth": np.float32(1 / 6),
+        "three": np.float32(3),
+        "zero": np.float32(0),
+        "same": np.array([1, 4, 6, 6]),
+        "split": np.array([1, 2, 2, 6, 6]),
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    } | batch_norm(4)
+    values = ["x"]
+    nodes: list[onnx.NodeProto] = []
+
+    def emit(op: str, inputs: str, **attributes: object) -> str:
+        nodes.append(node(op, inputs, f"v{len(nodes)}", **attributes))
+        return f"v{len(nodes) - 1}"
+
+    for index in range(12):
+        # Recent values more often: chains are what the passes look for.
+        a, b = (values[-1 - min(int(rng.geometric(0.6)) - 1, len(values) - 1)] for _ in "ab")
+        weights[f"w{index}"] = normal(4, 4, 3, 3, seed=index) * np.float32(0.2)
+        match int(rng.integers(0, 14)):
+            case 0 | 1 | 2:
+                values.append(emit("Conv", f"{a} w{index}", pads=[1] * 4))
+            case 3:
+                values.append(emit("Conv", f"{emit('Pad', f'{a} pads')} w{index}"))
+            case 4 | 5:
+                values.append(emit("BatchNormalization", f"{a} scale shift mean variance"))
+            case 6 | 7:
+                values.append(emit("Add", f"{a} {b}"))
+            case 8:
+                values.append(emit(str(rng.choice(["Add", "Mul", "Sub", "Div"])), f"{a} k"))
+            case 9:
+                values.append(emit("Clip", f"{a} zero six"))
+            case 10:
+                values.append(emit(str(rng.choice(["Relu", "Identity", "Sigmoid"])), a))
+            case 11:
+                gate = emit("Clip", f"{emit('Add', f'{a} three')} zero six")
+                values.append(emit("Mul", f"{emit('Mul', f'{a} {gate}')} sixth"))
+            case 12:
+                swapped = emit("Transpose", emit("Reshape", f"{a} split"), perm=[0, 2, 1, 3, 4])
+                values.append(emit("Reshape", f"{swapped} same"))
+            case _:
+                values.append(emit("Mul", f"{a} half"))
+    m = model(nodes, weights, shape=(1, 4, 6, 6), output=values[-1])
+    inner = [v for v in values[1:-1] if rng.random() < 0.1]
+    for name in inner:
+        also_output(m, name)
+    return m
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_random_networks_compute_the_same(seed: int) -> None:
+    graph = import_onnx(random_network(seed))
+    optimised = optimise(graph)
+    x = {"x": normal(1, 4, 6, 6, seed=seed)}
+    before, after = run(graph, x), run(optimised, x)
+    assert list(before) == list(after)
+    for name, truth in before.items():
+        np.testing.assert_allclose(after[name], truth, rtol=1e-5, atol=1e-5 * np.abs(truth).max())
+    assert len(optimised.nodes) <= len(graph.nodes)
+    assert len(optimise(optimised).nodes) <= len(optimised.nodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -232,8 +233,19 @@ def test_missing_external_weights(tmp_path: Path) -> None:
     m = model([CONV], {"w": normal(64, 4, 5, 5)})
     onnx.save(m, path, save_as_external_data=True, location="net.data", size_threshold=0)
     assert str(network_problems(path)[0].problem) == "conv 1x4x8x8 64x5x5 s1 p0"
+    os.truncate(tmp_path / "net.data", 1000)
+    with pytest.raises(ModelFileError, match="external weights are unusable"):
+        network_problems(path)
     (tmp_path / "net.data").unlink()
     with pytest.raises(ModelFileError, match=r"net\.data"):
+        network_problems(path)
+
+
+def test_more_than_two_gigabytes(tmp_path: Path) -> None:
+    path = tmp_path / "large.onnx"
+    path.write_bytes(b"hello")
+    os.truncate(path, 2**31)
+    with pytest.raises(ModelFileError, match=r"large\.onnx: larger than .* save it"):
         network_problems(path)
 
 

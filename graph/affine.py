@@ -1,0 +1,136 @@
+"""Passes that fold a scale and shift per channel into the weights before it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from graph.edit import Edit
+from graph.model import Array, Graph, Node, Shape
+from graph.ops import Affine, BatchNorm, Binary, Conv, ConvTranspose, Gemm
+
+
+def normalise_affine(graph: Graph) -> Graph:
+    """Write batch normalisation as `Affine`, and arithmetic with one constant per channel too.
+
+    The latter only where it merges with an `Affine` or will fold into weights.
+    """
+    edit = Edit(graph)
+    for node in edit:
+        if isinstance(node.op, BatchNorm):
+            if all(x in edit.constants for x in node.inputs[1:]):
+                scale, shift, mean, variance = (_wide(edit, x) for x in node.inputs[1:])
+                factor = scale / np.sqrt(variance + node.op.epsilon)
+                _write_affine(edit, node, node.inputs[0], factor, shift - mean * factor)
+        elif isinstance(node.op, Binary):
+            _normalise_binary(edit, node, node.op.function)
+    return edit.done()
+
+
+def _normalise_binary(edit: Edit, node: Node, function: str) -> None:
+    x, constant = node.inputs
+    if x in edit.constants and function in ("add", "mul"):
+        x, constant = constant, x
+    before, shape = edit.private_producer(x), edit.shape(x)
+    if before is None or not (isinstance(before.op, Affine) or _is_linear(before, edit)):
+        return
+    if constant not in edit.constants or shape is None or shape != edit.shape(node.output):
+        return
+    values = _per_channel(_wide(edit, constant), shape)
+    if values is None:
+        return
+    one, zero = np.ones_like(values), np.zeros_like(values)
+    forms = {"add": (one, values), "sub": (one, -values), "mul": (values, zero)}
+    if np.all(values != 0):
+        forms["div"] = (1 / values, zero)
+    if function in forms:
+        _write_affine(edit, node, x, *forms[function])
+
+
+def _per_channel(values: Array, shape: Shape) -> Array | None:
+    """The constant as (c,) if it has that many values along axis 1 at most, else None."""
+    aligned = (1,) * (len(shape) - values.ndim) + values.shape
+    if len(shape) < 2 or aligned not in (_one_per_channel(shape), (1,) * len(shape)):
+        return None
+    return np.broadcast_to(values.reshape(-1), (shape[1],))
+
+
+def _one_per_channel(shape: Shape) -> Shape:
+    """The shape that broadcasts one value per channel to `shape`."""
+    return (1, shape[1], *(1,) * (len(shape) - 2))
+
+
+def _write_affine(edit: Edit, node: Node, x: str, scale: Array, shift: Array) -> None:
+    """Replace a node by an `Affine`, merged with the `Affine` it reads from if that is private."""
+    before = edit.private_producer(x)
+    merges = before is not None and isinstance(before.op, Affine)
+    if before is not None and merges:
+        first_scale, first_shift = (_wide(edit, name) for name in before.inputs[1:])
+        scale, shift, x = scale * first_scale, first_shift * scale + shift, before.inputs[0]
+    dtype = edit.dtype(node.output)
+    parameters = (
+        edit.constant(f"{node.name}.scale", scale.astype(dtype)),
+        edit.constant(f"{node.name}.shift", shift.astype(dtype)),
+    )
+    affine = Node(node.name, Affine(), (x, *parameters), node.outputs)
+    if before is not None and merges:
+        edit.merge(before, node, affine)
+    else:
+        edit.replace(node, affine)
+
+
+def fold_affine(graph: Graph) -> Graph:
+    """Fold an `Affine` into the weights and bias of the convolution or dense layer before it."""
+    edit = Edit(graph)
+    for node in edit:
+        if not isinstance(node.op, Affine):
+            continue
+        before = edit.private_producer(node.inputs[0])
+        if before is None or not _is_linear(before, edit):
+            continue
+        scale, shift = (_wide(edit, x) for x in node.inputs[1:])
+        weights = edit.constants[before.inputs[1]]
+        if bias := before.input(2):
+            shift = shift + scale * _wide(edit, bias).reshape(-1)
+        scaled = weights * _per_output_channel(before, weights.shape, scale)
+        parameters = (
+            edit.constant(f"{before.name}.weights", scaled.astype(weights.dtype)),
+            edit.constant(f"{before.name}.bias", shift.astype(weights.dtype)),
+        )
+        inputs = (before.inputs[0], *parameters)
+        edit.merge(before, node, replace(before, inputs=inputs, outputs=node.outputs))
+    return edit.done()
+
+
+def _is_linear(node: Node, edit: Edit) -> bool:
+    """Whether scaling the constant weights and bias scales the node's whole result."""
+    match node.op:
+        case Conv(activation="") if not node.input(3):
+            linear = True
+        case ConvTranspose():
+            linear = True
+        case Gemm(alpha=1.0, beta=1.0):
+            # A bias may also differ per row, or be one number.
+            weights = edit.shape(node.inputs[1]) or (0, 0)
+            columns = weights[0 if node.op.transpose_b else 1]
+            linear = not node.input(2) or edit.shape(node.input(2)) in ((columns,), (1, columns))
+        case _:
+            linear = False
+    return linear and all(x in edit.constants for x in node.inputs[1:3] if x)
+
+
+def _per_output_channel(node: Node, weights: Shape, scale: Array) -> Array:
+    """One factor per output channel, in a shape that broadcasts to that of the weights."""
+    match node.op:
+        case ConvTranspose(groups=groups):
+            # Weights are (groups * c, oc of one group, *kernel).
+            rows = np.repeat(scale.reshape(groups, -1), weights[0] // groups, axis=0)
+            return rows.reshape(*rows.shape, *(1,) * (len(weights) - 2))
+        case Gemm(transpose_b=False):
+            return scale
+    return scale.reshape(-1, *(1,) * (len(weights) - 1))
+
+
+def _wide(edit: Edit, constant: str) -> Array:
+    return edit.constants[constant].astype(np.float64)
