@@ -146,7 +146,8 @@ def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
     types = get_type_hints(template.schedule)
     values: dict[str, Any] = {}
     for part in filter(None, (x.strip() for x in body.split(","))):
-        field, _, word = part.partition("=")
+        field, equals, word = part.partition("=")
+        check(bool(equals), f"{name}: at {part!r} expected field=value")
         check(field in types, f"{name} has no field {field!r}: it has {', '.join(types)}")
         values[field] = _value(types[field], word, part)
     missing = types.keys() - values.keys()
