@@ -30,7 +30,7 @@ from kernels.codegen.tile_gemm import (
 )
 from kernels.codegen.winograd import POINTS, Transform, transform_weights
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io, Placement
+from kernels.core.layout import Array, Io, Layout, Placement
 from kernels.core.problem import ConvProblem
 from kernels.core.template import KernelTemplate, Program, ScheduleError, check
 
@@ -47,7 +47,7 @@ class Schedule:
     cols: int  # vectors of output channels of a register tile; its rows are tiles
     unroll: int  # steps of K in the loop body
     oc_block: int  # panels of output channels that go through the planes together
-    prefetch: int  # planes by which weights are fetched ahead, 0: not
+    prefetch: int  # steps of K by which weights are fetched ahead, 0: not
     split: str  # what tasks share out: tiles, or channels once all tiles are transformed
 
 
@@ -62,18 +62,50 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = min(16, max(4, cpu.lanes))
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
+    layout = Layout("NHWC" if grouped else f"NCHW{block}c")
+    lanes = _lanes(layout, p.group_oc, cpu)
+    cols = min(2, -(-p.group_oc // lanes))  # the narrowest panel that does not load more than it multiplies
+    mh, mw = _best_sizes(p)
+    planes = (mh + p.kernel[0] - 1) * (mw + p.kernel[1] - 1)
+    tiles = p.n * -(-p.oh // mh) * -(-p.ow // mw)
+    # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
+    # L2; but weights should not come by more often than for every sixteen tiles.
+    bytes_per_tile = 4 * (p.group_c + cols * lanes)
+    fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (planes * bytes_per_tile))
+    blocks = -(-tiles // max(16, fit))
+    few = blocks * p.groups < 2 * cpu.cores
+    if not few:
+        blocks = -(-blocks // cpu.cores) * cpu.cores
     return Schedule(
-        layout="NHWC" if grouped else f"NCHW{block}c",
-        mh=4,
-        mw=4,
-        points="sqrt2",
-        nr_tiles=28,
-        cols=2,
+        layout=str(layout),
+        mh=mh,
+        mw=mw,
+        points="sqrt2" if planes <= 36 else "standard",
+        nr_tiles=-(-tiles // blocks),
+        cols=cols,
         unroll=4,
         oc_block=1,
         prefetch=0,
-        split="tiles",
+        split="channels" if few else "tiles",
     )
+
+
+def _best_sizes(p: ConvProblem) -> tuple[int, int]:
+    """The size of tile that should cost least, counted in multiplications.
+
+    A transform costs about 6 per element and channel; a weight, which streams from L3, about 5.
+    """
+
+    def cost(m: tuple[int, int]) -> int:
+        tiles = p.n * -(-p.oh // m[0]) * -(-p.ow // m[1])
+        planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
+        products = p.c * p.group_oc
+        return planes * (tiles * (products + 6 * (p.c + p.oc)) + 5 * products)
+
+    def sizes(r: int) -> list[int]:
+        return [m for m in (1, 2, 4, 6) if m == 1 or r == 1 or m + r <= 9]
+
+    return min(((h, w) for h in sizes(p.kernel[0]) for w in sizes(p.kernel[1])), key=cost)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -138,7 +170,10 @@ class _Winograd:
         except ValueError as error:
             raise ScheduleError(str(error)) from error
         tiles = p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
-        lanes, input_lanes = _lanes(io.dst, p.group_oc, cpu), _lanes(io.src, p.group_c, cpu)
+        lanes, input_lanes = (
+            _lanes(io.dst.layout, p.group_oc, cpu),
+            _lanes(io.src.layout, p.group_c, cpu),
+        )
         panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
         rows = [r for r in range(cpu.registers) if registers(r, panels[0].size) <= cpu.registers]
         check(rows[-1] > 0, "tile needs too many registers")
@@ -243,7 +278,7 @@ class _Winograd:
         """A register tile: some tiles of one plane times a panel of weights, over all of K."""
         acc = k.tile(tiles.size, v.size, self.lanes)
         acc.fill(k.const(0.0, self.lanes))
-        ahead = self.s.prefetch * self.p.group_c
+        ahead = self.s.prefetch
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
             for line in range(0, v.size * self.lanes if ahead else 0, LINE):
@@ -347,9 +382,9 @@ class _Winograd:
         return at_channel(tensor, where, vector, self.lanes)
 
 
-def _lanes(where: Placement, channels: int, cpu: Cpu) -> int:
+def _lanes(layout: Layout, channels: int, cpu: Cpu) -> int:
     """Lanes of the vectors of channels: no wider than the channels that lie together."""
-    return min(cpu.lanes, where.layout.blocked or 1 << (channels - 1).bit_length())
+    return min(cpu.lanes, layout.blocked or 1 << (channels - 1).bit_length())
 
 
 template = KernelTemplate("winograd", Schedule, why_not, heuristic, build)
