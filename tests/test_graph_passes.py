@@ -205,6 +205,21 @@ def test_arithmetic_with_one_constant_per_channel_folds(
     assert operators(checked(m, optimise)) == (["Conv"] if folds else ["Conv", "Binary"])
 
 
+@pytest.mark.parametrize(
+    ("first", "fused"),
+    [
+        ([node("Relu", "c", "r"), node("Mul", "r k", "y")], fuse_activation),
+        ([node("Add", "c x", "r"), node("Mul", "r k", "y")], fuse_add),
+    ],
+)
+def test_scales_do_not_fold_into_what_is_not_linear(
+    first: list[onnx.NodeProto], fused: Pass
+) -> None:
+    m = model([CONV, *first], W | {"k": normal(4, 1, 1)})
+    graph = checked(m, fused, normalise_affine, fold_affine)
+    assert operators(graph) == ["Conv", "Binary"]
+
+
 def test_a_chain_of_scales_without_convolution_becomes_one() -> None:
     nodes = [
         node("Relu", "x", "c"),

@@ -19,7 +19,7 @@ from graph.passes import optimise
 from graph.problems import convolutions, network_problems
 from tests.graph_models import batch_norm, model, node, normal
 
-W3 = {"w": normal(6, 4, 3, 3)}
+W3: dict[str, np.ndarray] = {"w": normal(6, 4, 3, 3)}
 CONV = node("Conv", "x w", "y")
 
 
@@ -94,6 +94,60 @@ def test_padding_computed_from_the_input_shape_is_folded() -> None:
     ]
     weights = W3 | {"two": np.array([2]), "eight": np.array([8]), "zeros": np.array([0, 0])}
     assert only_problem(model(nodes, weights)) == "conv 1x4x8x8 6x3x3 s1 p1x2"
+
+
+def test_dynamic_same_padding_as_exporters_write_it() -> None:
+    """Total padding by float arithmetic on the size, halves, then PyTorch's order of the sides."""
+
+    def total(axis: str) -> list[onnx.NodeProto]:
+        a = axis
+        return [
+            node("Gather", f"s {a}_index", f"{a}_size"),
+            node("Cast", f"{a}_size", f"{a}_float", to=TensorProto.FLOAT),
+            node("Div", f"{a}_float two.f", f"{a}_half"),
+            node("Ceil", f"{a}_half", f"{a}_out.f"),
+            node("Cast", f"{a}_out.f", f"{a}_out", to=TensorProto.INT64),
+            node("Sub", f"{a}_out one", f"{a}_last"),
+            node("Mul", f"{a}_last two", f"{a}_start"),
+            node("Add", f"{a}_start three", f"{a}_end"),
+            node("Sub", f"{a}_end {a}_size", f"{a}_total"),
+            node("Max", f"{a}_total zero", f"{a}_pad"),
+            node("Div", f"{a}_pad two", f"{a}_before"),
+            node("Sub", f"{a}_pad {a}_before", f"{a}_after"),
+        ]
+
+    nodes = [
+        node("Shape", "x", "s"),
+        *total("h"),
+        *total("w"),
+        node("ConstantOfShape", "four", "outer", value=helper.make_tensor("v", 7, [1], [0])),
+        node("Concat", "w_before w_after h_before h_after outer", "sides", axis=0),
+        node("Reshape", "sides pairs", "table"),
+        node("Slice", "table last first axis0 back", "reversed"),
+        node("Transpose", "reversed", "columns", perm=[1, 0]),
+        node("Reshape", "columns flat", "pads"),
+        node("Pad", "x pads", "padded"),
+        node("Conv", "padded w", "y", strides=[2, 2]),
+    ]
+    integers = {
+        "h_index": 2,
+        "w_index": 3,
+        "zero": 0,
+        "one": 1,
+        "two": 2,
+        "three": 3,
+        "four": 4,
+        "pairs": [-1, 2],
+        "last": -1,
+        "first": -(2**62),
+        "axis0": 0,
+        "back": -1,
+        "flat": -1,
+    }
+    weights = W3 | {name: np.array(v).reshape(-1) for name, v in integers.items()}
+    weights["two.f"] = np.array([2], np.float32)
+    m = model(nodes, weights, shape=(1, 4, 8, 9))
+    assert only_problem(m) == "conv 1x4x8x9 6x3x3 s2 p0,1,1,1"
 
 
 def test_equal_problems_are_counted_in_order_of_first_appearance() -> None:
