@@ -6,6 +6,8 @@ import errno
 import math
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, wait
@@ -134,8 +136,11 @@ def test_a_kernel_that_kills_its_process_is_a_runtime_outcome(lab: Lab, case: st
     assert lab.run().outcome == Outcome.CORRECT
 
 
+ENDLESS = "br label %on\non:\nbr label %on"
+
+
 def test_an_endless_loop_is_killed(lab: Lab) -> None:
-    program = hostile(lab, 'br label %on\non:\ncall void asm sideeffect "", ""()\nbr label %on')
+    program = hostile(lab, ENDLESS)
     start = time.monotonic()
     result = lab.run(program)
     assert result.outcome == Outcome.TIMEOUT
@@ -434,9 +439,7 @@ def test_a_process_that_dies_between_jobs_costs_no_job(lab: Lab) -> None:
 
 
 def test_leaving_does_not_wait_for_a_job(lab: Lab) -> None:
-    patient = replace(
-        lab.job(hostile(lab, "br label %on\non:\nbr label %on")), limits=Limits(slack=60.0)
-    )
+    patient = replace(lab.job(hostile(lab, ENDLESS)), limits=Limits(slack=60.0))
     with Sandbox(Cores.split(1)) as sandbox:
         future = sandbox.submit(patient)
         assert wait([future], timeout=0.7).not_done
@@ -444,6 +447,49 @@ def test_leaving_does_not_wait_for_a_job(lab: Lab) -> None:
     assert time.monotonic() - start < 3
     with pytest.raises(CancelledError):
         future.result(timeout=0)
+
+
+ORPHAN = """
+from tests.test_sandbox import *
+
+if __name__ == "__main__":
+    cores = Cores.split(1)
+    with Scratch() as scratch, Sandbox(cores) as sandbox, Compiler(cores, Cpu.host()) as compiler:
+        operands = Operands.make(PROBLEM, scratch)
+        lab = Lab(operands, sandbox, compiler, compiler.submit(operands, NAIVE).result())
+        job = replace(lab.job(hostile(lab, ENDLESS)), limits=Limits(slack=60.0))
+        assert not wait([sandbox.submit(job)], timeout=0.3).done
+        print(scratch.folder, *(process.pid for process in active_children()), flush=True)
+        wait([sandbox.submit(job)])
+"""
+
+
+def test_a_killed_run_leaves_nothing_behind(tmp_path: Path) -> None:
+    script = tmp_path / "orphan.py"
+    script.write_text(ORPHAN)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=environment
+    ) as parent:
+        assert parent.stdout is not None
+        folder, *children = parent.stdout.readline().split()
+        assert len(children) >= 2
+        assert Path(folder).exists()
+        parent.kill()
+    gone = time.monotonic() + 5
+    while any(is_running(int(child)) for child in children):
+        assert time.monotonic() < gone, "a worker outlives its parent"
+        time.sleep(0.02)
+    with Scratch():
+        assert not Path(folder).exists()
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    try:
+        return stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_scratch_files_vanish() -> None:

@@ -24,13 +24,18 @@ from kernels.core.template import pack_bias
 class Scratch:
     """A folder for the files of one run, in memory where the system offers that; a context.
 
-    Everything in it is gone when the context ends.
+    Everything in it is gone when the context ends. What a killed process left is removed by the
+    next one.
     """
 
     def __init__(self) -> None:
         memory = Path("/dev/shm")
         usable = memory.is_dir() and os.access(memory, os.W_OK)
-        self.folder = Path(tempfile.mkdtemp(prefix="fastrun-", dir=memory if usable else None))
+        root = memory if usable else Path(tempfile.gettempdir())
+        for left in root.glob("fastrun-*-*"):
+            if not Path("/proc", left.name.split("-")[1]).exists():
+                shutil.rmtree(left, ignore_errors=True)  # or it is somebody else's
+        self.folder = Path(tempfile.mkdtemp(prefix=f"fastrun-{os.getpid()}-", dir=root))
 
     def __enter__(self) -> Scratch:
         return self

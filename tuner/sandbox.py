@@ -35,7 +35,8 @@ class Sandbox:
     """One process, bound to the timing cores, in which candidates are verified and then timed.
 
     A context. Jobs run one after the other in the order given; one that kills the process costs
-    the next a fresh one.
+    the next a fresh one. Of `limits` the memory counts, which a process is given when it starts;
+    the others come with each job.
     """
 
     def __init__(self, cores: Cores, limits: Limits | None = None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import resource
@@ -30,10 +31,14 @@ from tuner.verify import Arena, Candidate
 # once: its memory may be damaged anywhere, and no later candidate must meet that.
 STRAY = 100
 
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+
 
 def enter(cores: tuple[int, ...], memory: int) -> None:
     """Make this process a worker on these cores with `memory` bytes of address space to spare."""
     pin(cores)
+    # A kernel that hangs must not outlive a killed parent.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Native code that hangs never comes back to a handler written in Python.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
