@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -53,21 +53,24 @@ def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 def standings_table(console: Console, found: Sequence[Standing], peak: float) -> None:
     """Print where each problem stands; `peak` is the measured FLOP/s that shares are of."""
-    heads = (
-        *("problem", "n>", "naive\nms>", "heur.\nms>", "best\nms>", "over\nnaive>", "over\nheur.>"),
-        *("GFLOP\n/s>", "of\npeak>", "winner", "verdict"),
-    )
-    rows = [
-        (
-            *(str(s.problem), str(s.count)),
-            *(ms(seconds(record)) for record in (s.naive, s.heuristic, s.best)),
-            *(ratio(s.over_naive), ratio(s.over_heuristic)),
-            *(f"{s.gflops:.1f}" if s.best else UNKNOWN, percent(s.gflops * 1e9 / peak)),
-            *(s.best.algorithm if s.best else UNKNOWN, s.verdict),
-        )
-        for s in found
-    ]
-    grid(console, heads, rows)
+    columns: dict[str, Callable[[Standing], str]] = {
+        "problem": lambda s: str(s.problem),
+        "n>": lambda s: str(s.count),
+        "naive\nms>": lambda s: ms(seconds(s.naive)),
+        "heur.\nms>": lambda s: ms(seconds(s.heuristic)),
+        "best\nms>": lambda s: ms(seconds(s.best)),
+        "over\nnaive>": lambda s: ratio(s.over_naive),
+        "over\nheur.>": lambda s: ratio(s.over_heuristic),
+        "GFLOP\n/s>": lambda s: f"{s.gflops:.1f}" if s.best else UNKNOWN,
+        "of\npeak>": lambda s: percent(s.gflops * 1e9 / peak),
+        "winner": lambda s: s.best.algorithm if s.best else UNKNOWN,
+        "verdict": lambda s: s.verdict,
+    }
+    # What a narrow terminal has no room for follows from what it shows, or is in the report.
+    dropped = ("verdict",) if console.width < 120 else ()
+    dropped += ("heur.\nms>", "GFLOP\n/s>") if console.width < 100 else ()
+    shown = {head: column for head, column in columns.items() if head not in dropped}
+    grid(console, list(shown), [[column(s) for column in shown.values()] for s in found])
     if any(s.gflops * 1e9 > peak for s in found if s.best):
         console.print(
             "More than 100 % of peak: Winograd multiplies less than the direct method, "
@@ -127,24 +130,30 @@ class Board:
 
     def _picture(self, progress: Progress) -> Group:
         newest = progress.record
-        words = Text(self._title, style="bold", no_wrap=True, overflow="ellipsis")
         doing = {"search": "searching", "final": "racing the leaders", "done": "done"}
         state = [doing[progress.stage], _pace(progress)]
         if progress.left is not None:
             state.append(f"{clock(progress.left)} left")
+        status = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=1.0, completed=self._share(progress), width=24)
+        status.add_row(Text(" · ".join(state)), bar)
         table = _table()
-        for head in ("layer", "n>", "trials>", "naive ms>", "best ms>", "over naive>", "algorithm"):
+        room = max(20, self._console.width - 50)
+        table.add_column("\nlayer", no_wrap=True, overflow="ellipsis", max_width=room)
+        for head in ("\nn>", "\ntrials>", "naive\nms>", "best\nms>", "over\nnaive>", "\nalgorithm"):
             _column(table, head)
-        room = max(3, self._console.height - 8)
-        shown = _most_recent(progress.searches, newest, room)
+        shown = _most_recent(progress.searches, newest, max(3, self._console.height - 9))
         for search in shown:
             active = newest is not None and str(search.problem) == newest.problem
             table.add_row(*_layer(search), style="bold" if active else None)
         if hidden := len(progress.searches) - len(shown):
             table.add_row(f"and {hidden} more", style="dim")
-        now = Text(newest.schedule if newest else "", style="dim", no_wrap=True)
-        bar = ProgressBar(total=1.0, completed=self._share(progress), width=None)
-        return Group(words, Text(" · ".join(state)), bar, table, now)
+        return Group(
+            Text(self._title, style="bold", no_wrap=True, overflow="ellipsis"),
+            status,
+            table,
+            Text(newest.schedule if newest else "", "dim", no_wrap=True, overflow="ellipsis"),
+        )
 
     def _share(self, progress: Progress) -> float:
         if self._budget.seconds is not None:
@@ -212,7 +221,7 @@ def _most_recent(
 
 def _table() -> Table:
     return Table(
-        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), header_style="bold"
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
     )
 
 

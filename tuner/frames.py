@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from kernels.core.problem import ConvProblem
-from tuner.database import Database
-from tuner.record import Record
+from tuner.record import Outcome, Record
+from tuner.standing import Standing, seconds
 
 
 def frame(records: Iterable[Record], parameters: bool = False) -> pd.DataFrame:
@@ -28,44 +29,125 @@ def frame(records: Iterable[Record], parameters: bool = False) -> pd.DataFrame:
     return table
 
 
-def best_frame(
-    database: Database,
-    problems: Mapping[ConvProblem, int] | Iterable[ConvProblem],
-    machine: str,
-    threads: int,
-    regime: str,
-) -> pd.DataFrame:
+def best_frame(found: Sequence[Standing], peak: float = math.nan) -> pd.DataFrame:
     """One row per problem: what the naive loop, the heuristic and the best schedule take.
 
-    `problems` maps a problem to how often it occurs, or lists them with repetitions. `naive`,
-    `heuristic` and `best` are seconds per call; `heuristic` is the fastest of the schedules that
-    algorithms proposed unmeasured, so the speed-up over it is the least favourable one. Values
-    that nobody measured are NaN, an unknown `winner` is ''.
+    `naive`, `heuristic` and `best` are seconds per call; `low` and `high` bound the speed-up over
+    the heuristic with 95 % confidence; `fastest` and `slowest` are the extreme samples of the best.
+    `share` is of `peak` (FLOP/s), `intensity` in FLOP per byte if every tensor is moved once.
+    What nobody measured is NaN, an unknown winner ''.
     """
-    rows = []
-    for problem, count in Counter(problems).items():
-        ranking = database.ranking(problem, machine, threads, regime, include_baselines=True)
-        naive = _first(r for r in ranking if r.algorithm == "naive")
-        heuristic = _first(r for r in ranking if r.heuristic and not r.baseline)
-        winner = next((r for r in ranking if not r.baseline), None)
-        best = winner.seconds_per_call if winner else math.nan
-        rows.append(
-            {
-                "problem": str(problem),
-                "count": count,
-                "naive": naive,
-                "heuristic": heuristic,
-                "best": best,
-                "speedup_naive": naive / best,
-                "speedup_heuristic": heuristic / best,
-                "gflops": problem.flops / best / 1e9,
-                "winner": winner.schedule if winner else "",
-            }
-        )
+    labels = layer_labels([s.problem for s in found])
+    rows = [_best_row(s, label, peak) for s, label in zip(found, labels, strict=True)]
     return pd.DataFrame(rows, columns=_BEST_COLUMNS)
 
 
+def convergence_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The best so far of every problem after each of its trials, in the order stored.
+
+    Columns `problem`, `trial` (from 1, baselines left out) and `best` in seconds per call, which
+    is NaN until something was correct. Only screened values count: a final race repeats schedules.
+    """
+    best: dict[str, float] = {}
+    trials = Counter[str]()
+    rows = []
+    for record in records:
+        if record.baseline or record.stage != "screen":
+            continue
+        problem = record.problem
+        trials[problem] += 1
+        if record.outcome == Outcome.CORRECT:
+            best[problem] = min(best.get(problem, math.inf), record.seconds_per_call)
+        rows.append((problem, trials[problem], best.get(problem, math.nan)))
+    return pd.DataFrame(rows, columns=["problem", "trial", "best"])
+
+
+def algorithms_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """The best of each algorithm for each problem, seconds per call; baselines included.
+
+    `records` are decisive ones, as `Database.ranking` gives them.
+    """
+    best: dict[tuple[str, str], Record] = {}
+    for record in records:
+        key = record.problem, record.algorithm
+        if key not in best or record.seconds_per_call < best[key].seconds_per_call:
+            best[key] = record
+    rows = [(*key, r.seconds_per_call, r.schedule, r.baseline) for key, r in best.items()]
+    return pd.DataFrame(rows, columns=["problem", "algorithm", "best", "schedule", "baseline"])
+
+
+def outcomes_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """How many trials failed, by outcome and reason, most first; numbers in reasons become #."""
+    counts = Counter(
+        (str(r.outcome), re.sub(r"\d[\d.e+-]*", "#", r.reason))
+        for r in records
+        if r.outcome != Outcome.CORRECT
+    )
+    rows = [(*key, count) for key, count in counts.most_common()]
+    return pd.DataFrame(rows, columns=["outcome", "reason", "count"])
+
+
+def layer_labels(problems: Sequence[ConvProblem]) -> list[str]:
+    """A short name for each problem, different from all others: `3x3 64→128 @56 /2`."""
+    labels: list[str] = []
+    for p in problems:
+        words = [f"{p.kernel[0]}x{p.kernel[1]}", f"{p.c}→{p.oc}", f"@{p.h}"]
+        if p.groups == p.c == p.oc:
+            words[:2] = [f"dw {words[0]}", str(p.c)]
+        elif p.groups > 1:
+            words.append(f"g{p.groups}")
+        if p.w != p.h:
+            words[2] += f"x{p.w}"
+        if p.stride != (1, 1):
+            words.append(f"/{max(p.stride)}")
+        words += ["+add"] if p.add else []
+        label = " ".join(words)
+        number = 1 + sum(other.partition(" (")[0] == label for other in labels)
+        labels.append(label if number == 1 else f"{label} ({number})")
+    return labels
+
+
+def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
+    p, best = s.problem, s.best
+    samples = best.samples if best else (math.nan,)
+    moved = 4 * (p.n * p.c * p.h * p.w + p.oc * p.depth + p.n * p.oc * p.oh * p.ow)
+    return {
+        "layer": label,
+        "problem": str(p),
+        "count": s.count,
+        "naive": seconds(s.naive),
+        "heuristic": seconds(s.heuristic),
+        "best": seconds(best),
+        "fastest": min(samples),
+        "slowest": max(samples),
+        "speedup_naive": s.over_naive,
+        "speedup_heuristic": s.over_heuristic,
+        "low": s.interval[0],
+        "high": s.interval[1],
+        "verdict": s.verdict,
+        "flops": p.flops,
+        "gflops": s.gflops,
+        "share": s.gflops * 1e9 / peak,
+        "heuristic_share": p.flops / seconds(s.heuristic) / peak,
+        "intensity": p.flops / moved,
+        "algorithm": best.algorithm if best else "",
+        "winner": best.schedule if best else "",
+        "heuristic_schedule": s.heuristic.schedule if s.heuristic else "",
+        "error_max": best.errors.max if best and best.errors else math.nan,
+        "workspace": best.workspace if best else math.nan,
+        "stage": best.stage if best else "",
+        "samples": len(best.samples) if best else 0,
+    }
+
+
 _BEST_COLUMNS = [
+    *("layer", "problem", "count", "naive", "heuristic", "best", "fastest", "slowest"),
+    *("speedup_naive", "speedup_heuristic", "low", "high", "verdict", "flops", "gflops", "share"),
+    *("heuristic_share", "intensity", "algorithm", "winner", "heuristic_schedule", "error_max"),
+    *("workspace", "stage", "samples"),
+]
+
+_COLUMNS = [
     *("problem", "count", "naive", "heuristic", "best"),
     *("speedup_naive", "speedup_heuristic", "gflops", "winner"),
 ]
@@ -97,7 +179,3 @@ def _row(record: Record, parameters: bool) -> dict[str, Any]:
     row |= {f"{name}_seconds": cost for name, cost in record.seconds.items()}
     # A schedule field that is named like a column does not hide it.
     return (record.parameters | row) if parameters else row
-
-
-def _first(records: Iterable[Record]) -> float:
-    return next((record.seconds_per_call for record in records), math.nan)

@@ -70,14 +70,15 @@ class Standing:
         """What measuring has gained over the heuristic, in a word or two.
 
         `faster`: the interval clears 3 %. `tie`: it does not. `heuristic`: the heuristic's own
-        schedule is the best. `too few samples` and `not measured` say themselves.
+        schedule is the best. `unsure`: there are too few samples to say. `not measured`: one of
+        the two is missing.
         """
         if not (self.best and self.heuristic):
             return "not measured"
         if self.best.schedule == self.heuristic.schedule:
             return "heuristic"
         if math.isnan(self.interval[0]):
-            return "too few samples"
+            return "unsure"
         return "faster" if self.interval[0] > PRACTICAL else "tie"
 
 
