@@ -43,6 +43,13 @@ def test_uses_follow_a_bypass() -> None:
     assert [n.output for n in edit.done().nodes] == ["a", "b", "y"]
 
 
+def test_a_bypass_keeps_a_value_private_if_one_reads_it() -> None:
+    graph = chain(("a", RELU, "x"), ("i", Identity(), "a"), ("y", EXP, "i"))
+    edit = Edit(graph)
+    edit.bypass(graph.nodes[1])
+    assert edit.private_producer("a") is not None
+
+
 def test_uses_follow_a_replacement() -> None:
     graph = chain(("a", RELU, "x"), ("b", EXP, "x"), ("y", ADD, "a b"))
     edit = Edit(graph)

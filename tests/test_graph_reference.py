@@ -14,7 +14,9 @@ import pytest
 from onnx import numpy_helper
 from onnx.backend.test.case import node as node_cases
 from onnx.backend.test.case.test_case import TestCase as NodeCase
+from onnx.reference import ReferenceEvaluator
 
+from graph import zoo
 from graph.errors import GraphError, UnsupportedError
 from graph.model import Array, Graph
 from graph.onnx_import import import_onnx
@@ -157,6 +159,24 @@ def test_padding_may_crop() -> None:
     x = normal(1, 4, 8, 8)
     expected = np.pad(x[:, 1:, :4, 3:], ((0, 0), (0, 0), (2, 0), (0, 1)))
     np.testing.assert_array_equal(run(import_onnx(m), {"x": x})["y"], expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 5])
+def test_local_response_normalisation_of_any_size(size: int) -> None:
+    """An even window has its odd channel after the centre."""
+    m = model([node("LRN", "x", "y", size=size, alpha=0.5, beta=0.6, bias=2.0)], shape=(1, 7, 3, 2))
+    x = normal(1, 7, 3, 2)
+    (expected,) = ReferenceEvaluator(m).run(None, {"x": x})
+    np.testing.assert_allclose(run(import_onnx(m), {"x": x})["y"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["shufflenetv2", "mobilenetv2"])
+def test_a_whole_network_as_onnx_itself_computes_it(name: str) -> None:
+    m = zoo.build(name)
+    x = normal(1, 3, 224, 224)
+    (expected,) = ReferenceEvaluator(m).run(None, {"input": x})
+    result = run(optimise(import_onnx(m)), {"input": x})["logits"]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4 * expected.std())
 
 
 @pytest.mark.parametrize("opset", [9, 10, 13])
