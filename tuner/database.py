@@ -44,9 +44,12 @@ from tuner.tables import (
     schema_version,
 )
 
+_CREATION_LOCK = 0x46617374
+"""An arbitrary number on which clients of one PostgreSQL server agree."""
+
 _ADVICE = {
     "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
-    "SQLITE_READONLY": "is read-only: make the file and its folder writable or use another file",
+    "SQLITE_READONLY": "is read-only: open it with the right to write or use another",
     "SQLITE_FULL": "has no room: free some disk space and go on; what was stored is safe",
     "SQLITE_IOERR": "cannot be written or read: the disk is full or failing; free some space, "
     "go on; what was stored is safe",
@@ -314,6 +317,9 @@ class Database:
 
     def _bring_up_to_date(self) -> None:
         with self._writing() as connection:
+            if self._engine.name == "postgresql":
+                # SQLite's writers exclude each other anyway.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
             # Another process may have done it since we looked.
             version = self._stored_version(connection)
             if version is None:

@@ -1,0 +1,122 @@
+"""The database on a real PostgreSQL server, which this test starts if it is installed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.records import record
+from tests.test_database import KEY, refused
+from tuner.database import Database
+from tuner.environment import Environment
+from tuner.record import Errors, Outcome
+
+pytest.importorskip("psycopg", reason="needs psycopg")
+
+fork = multiprocessing.get_context("fork")
+
+
+def _tool(name: str) -> str:
+    """A server program; Debian keeps them off the path."""
+    folders = [str(p / "bin") for p in sorted(Path("/usr/lib/postgresql").glob("*"))]
+    found = shutil.which(name) or shutil.which(name, path=os.pathsep.join(folders))
+    return found or pytest.skip(f"needs a PostgreSQL server: {name} is not installed")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Path]:
+    """The folder of a running server's socket."""
+    initdb, pg_ctl = _tool("initdb"), _tool("pg_ctl")
+    user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
+    if os.geteuid() == 0 and user not in {entry.pw_name for entry in pwd.getpwall()}:
+        pytest.skip("needs a user postgres: the server does not run as root")
+    folder = Path(tempfile.mkdtemp())
+    shutil.chown(folder, user)
+    data = folder / "data"
+
+    def run(*command: str | Path) -> None:
+        log = (folder / "output").open("ab")
+        subprocess.run(command, user=user, cwd=folder, check=True, stdout=log, stderr=log)
+
+    options = f"-F -c listen_addresses= -k {folder}"
+    try:
+        run(initdb, "-D", data, "-A", "trust", "-U", "tester")
+        run(pg_ctl, "-D", data, "-o", options, "-w", "start")
+        try:
+            yield folder
+        finally:
+            run(pg_ctl, "-D", data, "-m", "immediate", "stop")
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def url(server: Path) -> Iterator[str]:
+    """An empty database of its own for each test."""
+    import psycopg
+
+    with psycopg.connect(f"host={server} user=tester dbname=postgres", autocommit=True) as admin:
+        admin.execute("CREATE DATABASE fastrun")
+        yield f"postgresql+psycopg://tester@/fastrun?host={server}"
+        admin.execute("DROP DATABASE fastrun WITH (FORCE)")
+
+
+def test_it_remembers_ranks_and_merges_as_sqlite_does(url: str) -> None:
+    stored = [
+        record(1),
+        record(2, [5e-3], stage="final", heuristic=True),
+        record(3, (), outcome=Outcome.CORRECTNESS, errors=None, reason="é ☃"),
+        record(4, [1e-5], errors=Errors(float("inf"), 0.0, 0.0), workspace=2**62),
+        record(5, [1e-6], baseline=True, schedule="naive()"),
+    ]
+    with Database(url) as database, Database("sqlite://") as twin:
+        for r in [*stored, stored[0]]:
+            database.add(r)
+        database.add_environment(Environment.host(), "run")
+        assert database.records() == stored
+        assert twin.merge(database) == len(stored)
+        assert (database.merge(twin), twin.merge(database)) == (0, 0)
+        assert database.ranking(*KEY) == twin.ranking(*KEY) == [stored[1], stored[3], stored[0]]
+        assert database.best(*KEY, max_error=1.0) == stored[1]
+        assert database.best_all(*KEY[1:]) == twin.best_all(*KEY[1:])
+        assert database.environments() == twin.environments()
+        assert database.info().outcomes == twin.info().outcomes
+
+
+def test_eight_writers_create_and_merge_at_once(url: str) -> None:
+    start = fork.Barrier(8)
+
+    def write(name: str) -> None:
+        start.wait()
+        with Database(url) as database, Database("sqlite://") as common:
+            for number in range(5):
+                database.add(record(number, run=name))
+                common.add(record(number))
+            database.merge(common)
+
+    writers = [fork.Process(target=write, args=(str(i),)) for i in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+    assert [writer.exitcode for writer in writers] == [0] * 8
+    with Database(url) as database:
+        assert len(database.records()) == 8 * 5 + 5
+
+
+def test_refusals_are_one_line_without_the_password(url: str) -> None:
+    with Database(url) as database:
+        database.add(record())
+    with Database(url, read_only=True) as reader:
+        assert reader.records() == [record()]
+        assert "is read-only" in refused(lambda: reader.add(record(7)))
+    secret = url.replace("tester@", "tester:secret@")
+    assert "secret" not in refused(lambda: Database(secret.replace("/fastrun?", "/missing?")))
