@@ -7,7 +7,7 @@ from kernels.conv.direct import Schedule
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout
 from kernels.core.problem import ConvProblem
-from search_spaces.space import Space, blocked_layouts, upto
+from search_spaces.space import Space, blocked_layouts, prefetch_distances, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
@@ -40,6 +40,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "unroll": [1, 2, 4, 8, 16, 32],
             "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
             "oc_outer": [False, True],
+            "prefetch": prefetch_distances(p, cpu),
         },
         [fits_registers, hides_latency, has_the_channels, body_fits_op_cache],
     )

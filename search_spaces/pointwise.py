@@ -6,7 +6,7 @@ from kernels.codegen.tile_gemm import registers
 from kernels.conv.pointwise import Schedule
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
-from search_spaces.space import Space, blocked_layouts, upto
+from search_spaces.space import Space, blocked_layouts, prefetch_distances, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
@@ -22,6 +22,9 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     def has_the_channels(s: Schedule) -> bool:
         return s.layout == "NCHW" or (s.cols - 1) * cpu.lanes < p.group_oc
 
+    def fetches_ahead_for_vectors_of_channels(s: Schedule) -> bool:
+        return s.layout != "NCHW" or not s.prefetch
+
     def body_fits_op_cache(s: Schedule) -> bool:
         return s.rows * s.cols * s.unroll <= 320
 
@@ -34,6 +37,13 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "unroll": upto(p.group_c, 1, 2, 4, 8, 16, 32),
             "tiles": upto(pixels, 1, 2, 4, 8, 16, 64, 256),
             "oc_outer": [False, True],
+            "prefetch": prefetch_distances(p, cpu),
         },
-        [fits_registers, hides_latency, has_the_channels, body_fits_op_cache],
+        [
+            fits_registers,
+            hides_latency,
+            has_the_channels,
+            fetches_ahead_for_vectors_of_channels,
+            body_fits_op_cache,
+        ],
     )

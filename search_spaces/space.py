@@ -94,3 +94,9 @@ def blocked_layouts(p: ConvProblem, cpu: Cpu) -> list[str]:
     return [
         f"NCHW{b}c" for b in blocks if p.groups == 1 or (p.group_c % b == 0 and p.group_oc % b == 0)
     ]
+
+
+def prefetch_distances(p: ConvProblem, cpu: Cpu) -> list[int]:
+    """Steps of K worth fetching weights ahead by: a few, or a panel; none for those that stay."""
+    stays = 4 * p.oc * p.depth <= cpu.l2
+    return [0] if stays else [0, 16, p.depth]

@@ -30,6 +30,8 @@ from kernels.core.layout import Io, Placement, layout_pair
 from kernels.core.problem import ConvProblem
 from kernels.core.template import KernelTemplate, Program, check
 
+LINE = 16  # floats of a cache line
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -40,6 +42,7 @@ class Schedule:
     unroll: int  # steps of K in the loop body
     rows: int  # register tiles, one below the other, of a task
     oc_outer: bool  # tasks go through the image for each panel of weights, else the other way
+    prefetch: int = 0  # steps of K by which weights are fetched ahead into L2, 0: not
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -107,6 +110,8 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
                 def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
                     at = (0, b, ky * p.dilation[0], kx * p.dilation[1], lane)
+                    for line in range(0, v.size * lanes if s.prefetch else 0, LINE):
+                        packed.prefetch(position + s.prefetch, line, level=2)
                     outer_product(
                         acc,
                         lambda i: pixels[i].splat(*at, lanes=lanes),

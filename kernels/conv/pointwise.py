@@ -24,6 +24,7 @@ class Schedule:
     unroll: int  # input channels in the loop body
     tiles: int  # register tiles, along the pixels, of a task
     oc_outer: bool  # tasks go through the pixels for each panel of weights, else the other way
+    prefetch: int = 0  # input channels by which weights are fetched ahead, 0: not
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -49,13 +50,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         check(where.dense, "rows of pixels have gaps between them")
     pixels = p.h * p.w
     if s.layout == "NCHW":
+        check(not s.prefetch, "weights are not fetched ahead in NCHW")
         line = replace(p, h=1, w=pixels)
         flat = Io(*(_reshaped(where, 1, pixels) for where in (io.src, io.dst, io.add)))
         across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
         return replace(planar.build(line, across, cpu, flat), io=io)
     column = replace(p, h=pixels, w=1)
     flat = Io(*(_reshaped(where, pixels, 1) for where in (io.src, io.dst, io.add)))
-    down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer)
+    down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch)
     return replace(direct.build(column, down, cpu, flat), io=io)
 
 
