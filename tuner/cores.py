@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Cores:
@@ -72,4 +72,5 @@ class Cores:
 def pin(cores: Sequence[int] | set[int]) -> None:
     """Bind every thread of this process, those of libraries included, to these cores."""
     for thread in os.listdir("/proc/self/task"):
-        os.sched_setaffinity(int(thread), cores)
+        with suppress(ProcessLookupError):  # it ended since it was listed
+            os.sched_setaffinity(int(thread), cores)
