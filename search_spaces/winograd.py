@@ -3,47 +3,65 @@
 from __future__ import annotations
 
 from kernels.codegen.winograd import POINTS
-from kernels.conv.winograd import Schedule
+from kernels.conv.winograd import Schedule, heuristic
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from search_spaces.space import Space, blocked_layouts, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
-    most = p.n * -(-p.oh // 2) * -(-p.ow // 2)
-
     def sizes(r: int, extent: int) -> list[int]:
-        return [1] if r == 1 else [m for m in (2, 4, 6) if m + r <= 9 and m < 2 * extent] or [2]
+        """Tiles that have points, and are at most twice the output; 1: no transform."""
+        return [m for m in (1, 2, 4, 6) if m == 1 or ((r == 1 or m + r <= 9) and m <= 2 * extent)]
 
-    def enough_points(s: Schedule) -> bool:
-        alpha = max(s.mh + p.kernel[0], s.mw + p.kernel[1]) - 1
-        return alpha - 1 <= len(POINTS[s.points])
+    def planes(s: Schedule) -> int:
+        return (s.mh + p.kernel[0] - 1) * (s.mw + p.kernel[1] - 1)
 
-    def one_set_where_sets_agree(s: Schedule) -> bool:
-        """Tiles of two use 0, 1 and -1 only."""
-        return s.points == "standard" or max(s.mh, s.mw) > 2
+    def tiles(s: Schedule) -> int:
+        return p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
+
+    def transforms_an_axis(s: Schedule) -> bool:
+        """Without a transform it is a slow direct convolution."""
+        return max(m for m, r in zip((s.mh, s.mw), p.kernel, strict=True) if r > 1) > 1
+
+    def sets_of_points_differ(s: Schedule) -> bool:
+        sides = zip((s.mh, s.mw), p.kernel, strict=True)
+        return s.points == POINTS[0] or any(m > 1 and r > 1 and m + r == 7 for m, r in sides)
 
     def block_has_its_tiles(s: Schedule) -> bool:
-        tiles = p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
-        return s.nr_tiles <= 2 * tiles
+        return s.nr_tiles < 2 * tiles(s)
 
     def planes_fit_caches(s: Schedule) -> bool:
-        planes = (s.mh + p.kernel[0] - 1) * (s.mw + p.kernel[1] - 1)
-        return 4 * planes * s.nr_tiles * p.group_c <= max(4 * cpu.l2, cpu.l3 // 4)
+        return 4 * planes(s) * s.nr_tiles * p.group_c <= max(4 * cpu.l2, cpu.l3 // 4)
 
+    def body_fits_op_cache(s: Schedule) -> bool:
+        return s.unroll * cpu.registers <= 128
+
+    def has_the_panels(s: Schedule) -> bool:
+        return (s.oc_block - 1) * s.cols * cpu.lanes < p.group_oc
+
+    blocks = (4, 8, 12, 14, 16, 18, 21, 24, 28, 36, 42, 49, 56, 84, 112)
+    most = p.n * -(-p.oh // 2) * -(-p.ow // 2)
     return Space(
         Schedule,
         {
             "layout": ["NHWC", *blocked_layouts(p, cpu)],
             "mh": sizes(p.kernel[0], p.oh),
             "mw": sizes(p.kernel[1], p.ow),
-            "points": list(POINTS),
-            "nr_tiles": upto(most, 4, 8, 12, 16, 20, 24, 28, 32, 42, 49, 56, 64, 84, 98, 128),
+            "points": POINTS,
+            "nr_tiles": sorted({heuristic(p, cpu).nr_tiles, *upto(most, *blocks)}),
             "cols": [1, 2, 3, 4],
-            "unroll": [1, 2, 4, 8],
-            "oc_block": [1, 2, 4],
-            "prefetch": [0, 4, 16],
+            "unroll": [2, 4, 8],
+            "oc_block": [1, 4],
+            "prefetch": [0, 64],
             "split": ["tiles", "channels"],
         },
-        [enough_points, one_set_where_sets_agree, block_has_its_tiles, planes_fit_caches],
+        [
+            transforms_an_axis,
+            sets_of_points_differ,
+            block_has_its_tiles,
+            planes_fit_caches,
+            body_fits_op_cache,
+            has_the_panels,
+        ],
     )

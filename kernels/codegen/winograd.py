@@ -20,13 +20,26 @@ from kernels.core.layout import Array
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
-# Where the polynomials are evaluated, besides infinity; a transform takes as many as it needs.
-# Opposite points share half their work, and magnitudes near 1 keep rounding errors small.
+# Where the polynomials are evaluated, besides infinity. Opposite points share half their work, and
+# magnitudes near 1 keep rounding errors small: of five points the roots err half as much as whole
+# numbers do, of three or seven nothing symmetric errs less than these.
+_STANDARD = (*map(Fraction, (0, 1, -1, 2, -2)), Fraction(1, 2), Fraction(-1, 2))
 _ROOT = Fraction(math.sqrt(2))
-POINTS: dict[str, tuple[Fraction, ...]] = {
-    "standard": (*map(Fraction, (0, 1, -1, 2, -2)), Fraction(1, 2), Fraction(-1, 2)),
-    "sqrt2": (Fraction(0), _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT, Fraction(1), Fraction(-1)),
-}
+_ROOTS = (Fraction(0), _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT)
+POINTS = ("standard", "sqrt2")
+
+
+def finite_points(count: int, points: str) -> Row:
+    """The set of that name: `standard`, or `sqrt2`, which differs where there are five.
+
+    Raises:
+        ValueError: there is no such set, or not for so many points.
+    """
+    if points not in POINTS:
+        raise ValueError(f"no points {points!r}: use one of {', '.join(POINTS)}")
+    if count > len(_STANDARD):
+        raise ValueError(f"{count + 1} inputs on an axis of a tile: at most {len(_STANDARD) + 1}")
+    return _ROOTS if points == "sqrt2" and count == 5 else _STANDARD[:count]
 
 
 @dataclass(frozen=True)
@@ -45,16 +58,14 @@ class Transform:
         """By Toom and Cook: filter and output matrices are powers of the points.
 
         Raises:
-            ValueError: alpha needs more points than the set has.
+            ValueError: there are no such points, or fewer than alpha needs.
         """
         alpha = m + r - 1
         if m == 1 or r == 1:
             ones = (Fraction(1),) * alpha
             single, identity = tuple((one,) for one in ones), _identity(alpha)
             return cls(identity, single, identity) if r == 1 else cls((ones,), identity, identity)
-        finite = POINTS[points][: alpha - 1]
-        if len(finite) < alpha - 1:
-            raise ValueError(f"F({m},{r}) needs {alpha - 1} points: {points} has {len(finite)}")
+        finite = finite_points(alpha - 1, points)
         # Row i of Bt holds the coefficients of the polynomial that vanishes at all points but the
         # i-th; what it is worth there, f, is divided out of the filter.
         bt, g = [], []

@@ -28,7 +28,7 @@ from kernels.codegen.tile_gemm import (
     sweep,
     tile_count,
 )
-from kernels.codegen.winograd import POINTS, Transform, transform_weights
+from kernels.codegen.winograd import Transform, transform_weights
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io, Layout, Placement
 from kernels.core.problem import ConvProblem
@@ -42,7 +42,7 @@ class Schedule:
     layout: str
     mh: int  # output rows of a tile; 1: no transform on that axis
     mw: int  # output columns of a tile
-    points: str  # interpolation points, a key of POINTS
+    points: str  # interpolation points, one of POINTS
     nr_tiles: int  # tiles of a block
     cols: int  # vectors of output channels of a register tile; its rows are tiles
     unroll: int  # steps of K in the loop body
@@ -64,7 +64,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = Layout("NHWC" if grouped else f"NCHW{block}c")
     lanes = _lanes(layout, p.group_oc, cpu)
-    cols = min(2, -(-p.group_oc // lanes))  # the narrowest panel that does not load more than it multiplies
+    cols = min(2, -(-p.group_oc // lanes))  # one vector would take more loads than products
     mh, mw = _best_sizes(p)
     planes = (mh + p.kernel[0] - 1) * (mw + p.kernel[1] - 1)
     tiles = p.n * -(-p.oh // mh) * -(-p.ow // mw)
@@ -80,7 +80,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
         layout=str(layout),
         mh=mh,
         mw=mw,
-        points="sqrt2" if planes <= 36 else "standard",
+        points="sqrt2",
         nr_tiles=-(-tiles // blocks),
         cols=cols,
         unroll=4,
@@ -163,7 +163,6 @@ class _Winograd:
 
     @classmethod
     def of(cls, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> _Winograd:
-        check(s.points in POINTS, f"points {s.points!r}: use one of {', '.join(POINTS)}")
         try:
             vertical = Transform.of(s.mh, p.kernel[0], s.points)
             horizontal = Transform.of(s.mw, p.kernel[1], s.points)
