@@ -237,8 +237,9 @@ def test_a_halo_in_the_output_must_stay_zero(lab: Lab) -> None:
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW8c", "NCHW>NCHW16c"])
 def test_every_layout_is_unpacked_before_it_is_compared(lab: Lab, layout: str) -> None:
-    direct = f"direct(layout={layout}, tile_h=1, tile_w=3, cols=1, unroll=1, rows=1, oc_outer=no)"
-    program = lab.compiler.submit(lab.operands, direct).result(timeout=30)
+    direct = templates()["direct"]
+    schedule = replace(direct.heuristic(PROBLEM, Cpu.host()), layout=layout)
+    program = lab.compiler.submit(lab.operands, direct.text(schedule)).result(timeout=30)
     assert isinstance(program, Compiled)
     assert lab.run(program).outcome == Outcome.CORRECT
 
@@ -305,6 +306,13 @@ def test_cold_weights_are_measured_and_right(lab: Lab) -> None:
     job = replace(lab.job(), regime="cold-weights")
     result = lab.sandbox.submit(job).result(timeout=30)
     assert (result.outcome, len(result.samples)) == (Outcome.CORRECT, QUICK.blocks)
+
+
+def test_a_write_past_one_of_many_copies_of_the_weights_is_seen(lab: Lab) -> None:
+    body = store("weights", np.load(lab.good.weights).size)
+    job = replace(lab.job(after_naive(lab, body)), regime="cold-weights")
+    result = lab.sandbox.submit(job).result(timeout=30)
+    assert (result.outcome, result.reason) == (Outcome.CORRECTNESS, "wrote outside weights")
 
 
 def test_a_race_pairs_its_samples_and_leaves_out_the_wrong(lab: Lab) -> None:

@@ -99,13 +99,16 @@ class Candidate:
         self._copies = weight_copies(weights.nbytes, Cpu.host()) if cold else 1
         self._stride = _aligned(weights.size + READ_SLACK)
         sizes = {name: array.size for name, array in self._inputs.items()}
-        sizes["weights"] = weights.size + self._stride * (self._copies - 1)
+        if cold:
+            sizes["weights"] = self._stride * self._copies
         sizes |= {"dst": io.dst.size, "shared": -(-program.shared_bytes // 4)}
         locals_ = [f"local {t}" for t in range(job.threads)]
         sizes |= dict.fromkeys(locals_, -(-program.local_bytes // 4))
         self._arrays = arena.lay_out(sizes)
         for name, array in self._inputs.items():
             self._arrays[name][: array.size] = array
+        self._slack = self._arrays["weights"][weights.size : self._stride]
+        self._slack[:] = CANARY
         for name in ("shared", *locals_):
             self._arrays[name][:] = np.nan
         self._dst = self._arrays["dst"]
@@ -123,6 +126,8 @@ class Candidate:
     def stray(self) -> int | None:
         """Index in `STRAYS` of a write outside a buffer."""
         damaged = self._arena.damaged()
+        if (self._slack != CANARY).any():
+            damaged = "weights"
         return None if damaged is None else _BUFFERS.index(damaged.split()[0])
 
     def spoilt(self) -> int | None:
@@ -161,9 +166,9 @@ class Candidate:
         """Fill the copies of the weights to rotate over, where the regime asks for them."""
         if self._copies == 1:
             return
-        packed, whole = self._inputs["weights"], self._arrays["weights"]
-        for start in range(0, whole.size, self._stride):
-            whole[start : start + packed.size] = packed
+        packed = self._inputs["weights"]
+        grid = self._arrays["weights"].reshape(self._copies, self._stride)
+        grid[1:, : packed.size], grid[1:, packed.size :] = packed, CANARY
         self._buffers = replace(self._buffers, copies=self._copies, stride=4 * self._stride)
 
 
