@@ -209,7 +209,9 @@ class _Importer:
     def _choose(self, node: onnx.NodeProto) -> None:
         """Put the branch that a constant condition selects in the place of an If."""
         taken = "then_branch" if self._constants[node.input[0]].all() else "else_branch"
-        branch = next(a.g for a in node.attribute if a.name == taken)
+        branch = next((a.g for a in node.attribute if a.name == taken), None)
+        if branch is None or len(branch.output) != len(node.output):
+            raise GraphError(f"node {_label(node)} is impossible: no matching {taken}")
         for initializer in branch.initializer:
             self._constants[initializer.name] = _array(initializer)
         for inner in branch.node:
@@ -291,8 +293,13 @@ class _Importer:
         try:
             lower(site)
         except Unsupported as need:
-            op = Foreign(node.op_type, str(need))
-            self._nodes.append(Node(site.name, op, tuple(node.input), tuple(filter(None, outputs))))
+            bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
+            captured = {x for body in bodies for x in _reads(body)} & self._tensors.keys()
+            op = Foreign(
+                node.op_type, str(need), "Conv" in node.op_type or any(map(_convolves, bodies))
+            )
+            inputs = (*node.input, *sorted(captured - {*node.input}))
+            self._nodes.append(Node(site.name, op, inputs, tuple(filter(None, outputs))))
         else:
             self._nodes += site.nodes
             self._tensors.update(site.tensors)
@@ -309,7 +316,8 @@ class _Importer:
 def _given_shape(value: onnx.ValueInfoProto) -> Shape:
     """The shape the model gives an input, with an open batch size as 1."""
     dims = value.type.tensor_type.shape.dim
-    sizes = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in dims]
+    # Some exporters write an open size as 0 or -1.
+    sizes = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
     if sizes and not isinstance(sizes[0], int):
         sizes[0] = 1
     known = tuple(size for size in sizes if isinstance(size, int))
@@ -334,6 +342,14 @@ def _reads(graph: onnx.GraphProto) -> set[str]:
     names = {x for node in graph.node for x in node.input} | {v.name for v in graph.output}
     inner = (a.g for node in graph.node for a in node.attribute if a.type == a.GRAPH)
     return names.union(*map(_reads, inner))
+
+
+def _convolves(graph: onnx.GraphProto) -> bool:
+    """Whether a convolution is in the graph or in those inside its nodes."""
+    return any(
+        "Conv" in node.op_type or any(_convolves(a.g) for a in node.attribute if a.type == a.GRAPH)
+        for node in graph.node
+    )
 
 
 def _sorted(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:

@@ -221,10 +221,14 @@ class Identity:
 
 @dataclass(frozen=True)
 class Foreign:
-    """An ONNX operator, or a use of one, that this package lacks; `need` says what is missing."""
+    """An ONNX operator, or a use of one, that this package lacks.
+
+    `need` says what is missing; `convolves` whether it is, or contains, a convolution.
+    """
 
     operator: str
     need: str
+    convolves: bool = False
 
 
 Op = (

@@ -76,7 +76,7 @@ def convolutions(graph: Graph) -> list[DistinctProblem]:
     for node in graph.nodes:
         if isinstance(node.op, Conv):
             nodes.setdefault(conv_problem(graph, node), []).append(node.name)
-        elif isinstance(node.op, Foreign) and "Conv" in node.op.operator:
+        elif isinstance(node.op, Foreign) and node.op.convolves:
             raise UnsupportedError(f"node {node.label} needs {node.op.need}")
     return [DistinctProblem(p, len(names), tuple(names)) for p, names in nodes.items()]
 

@@ -169,8 +169,9 @@ def test_equal_problems_are_counted_in_order_of_first_appearance() -> None:
 
 
 def test_open_batch_is_one_and_shapes_override() -> None:
-    m = model([node("Conv", "x w", "y")], W3, shape=("N", 4, 8, 8))
-    assert only_problem(m) == "conv 1x4x8x8 6x3x3 s1 p0"
+    for batch in ("N", 0, -1):
+        m = model([node("Conv", "x w", "y")], W3, shape=(batch, 4, 8, 8))
+        assert only_problem(m) == "conv 1x4x8x8 6x3x3 s1 p0"
     assert only_problem(m, x=(3, 4, 5, 6)) == "conv 3x4x5x6 6x3x3 s1 p0"
 
 
@@ -261,6 +262,23 @@ def test_errors_are_one_line_naming_the_node(m: onnx.ModelProto, message: str) -
     assert "\n" not in str(caught.value)
 
 
+def test_convolutions_inside_and_before_control_flow() -> None:
+    def branch(name: str, operator: str) -> onnx.GraphProto:
+        inputs = "c v" if operator == "Conv" else "c"
+        output = helper.make_empty_tensor_value_info(name)
+        return helper.make_graph([node(operator, inputs, name)], name, [], [output])
+
+    def choice(operator: str) -> onnx.ModelProto:
+        decide = [node("ReduceMax", "x", "m", keepdims=0), node("Cast", "m", "b", to=9)]
+        branches = {"then_branch": branch("t", operator), "else_branch": branch("e", "Neg")}
+        nodes = [node("Conv", "x w", "c"), *decide, node("If", "b", "y", **branches)]
+        return model(nodes, W3 | {"v": normal(6, 6, 1, 1)})
+
+    assert only_problem(choice("Relu")) == "conv 1x4x8x8 6x3x3 s1 p0"
+    with pytest.raises(UnsupportedError, match=r"'y' \(If\) needs control flow"):
+        network_problems(choice("Conv"))
+
+
 def test_unknown_input_name() -> None:
     with pytest.raises(GraphError, match="no input 'data': its inputs are x"):
         network_problems(model([CONV], W3), {"data": (1, 4, 8, 8)})
@@ -316,7 +334,7 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
 def test_listing_imports_nothing_heavy() -> None:
     code = (
         "import sys, graph.problems; graph.problems.network_problems('squeezenet1.1');"
-        "heavy = {'optuna', 'pandas', 'matplotlib', 'onnxslim', 'llvmlite'} & set(sys.modules);"
+        "heavy = {'optuna', 'pandas', 'matplotlib', 'sqlalchemy', 'llvmlite'} & set(sys.modules);"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -146,6 +146,8 @@ def lower(site: Site) -> None:
     """
     if site.domain not in ("", "ai.onnx"):
         raise Unsupported(f"an operator of the domain {site.domain!r}, which is not ONNX's own")
+    if site.operator in ("If", "Loop", "Scan"):
+        raise Unsupported("control flow that does not depend on data: export the model without")
     if site.operator not in _LOWERINGS:
         raise Unsupported("an operator that is not supported: replace it before export")
     _LOWERINGS[site.operator](site)
