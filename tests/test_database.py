@@ -258,7 +258,7 @@ class Payload:
         return (Path.touch, (self.target,))
 
 
-@pytest.mark.parametrize("column", ["samples", "seconds", "errors", "schedule", "threads"])
+@pytest.mark.parametrize("column", ["samples", "seconds", "errors", "schedule", "threads", "time"])
 @pytest.mark.parametrize(
     "value",
     [b"\x80", "__import__('os')", "[" * 100_000, "\ud800", "nan", None, 1e400, -1],
@@ -369,8 +369,9 @@ def test_somebody_elses_sqlite_file_is_refused_untouched(path: Path, statement: 
 
 def test_unreadable_schema_is_refused(path: Path) -> None:
     Database(path).close()
-    edit(path, "UPDATE meta SET value = 'eval(1)'")
-    assert "names no schema" in refused(lambda: Database(path))
+    for value in ("eval(1)", "0", "-1", "9" * 5000):
+        edit(path, f"UPDATE meta SET value = '{value}'")
+        assert "names no schema" in refused(lambda: Database(path))
     edit(path, "DELETE FROM meta")
     assert "names no schema" in refused(lambda: Database(path))
 
@@ -387,6 +388,13 @@ def test_truncated_and_scrambled_files_are_named_damaged(path: Path, tmp_path: P
         before = broken.read_bytes()
         assert "is damaged" in refused(lambda broken=broken: Database(broken).records())
         assert broken.read_bytes() == before
+
+
+def test_a_table_that_refuses_records_is_reported(path: Path, database: Database) -> None:
+    edit(path, "CREATE UNIQUE INDEX one_per_problem ON records (problem)")
+    database.add(record())
+    assert "refuses the record" in refused(lambda: database.add(record(7)))
+    assert database.records() == [record()]
 
 
 def test_a_locked_file_can_be_read_but_not_written(path: Path) -> None:

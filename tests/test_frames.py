@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from kernels.core.problem import ConvProblem
 from tests.records import PROBLEM, record
-from tuner.database import Database
 from tuner.frames import best_frame, frame
 from tuner.record import Outcome
+from tuner.standing import Standing
 
 P = ConvProblem.parse(PROBLEM)
 OTHER = ConvProblem.parse("conv 1x8x8x8 8x1x1 s1 p0")
@@ -47,29 +45,21 @@ def test_no_records_make_an_empty_table_with_its_columns() -> None:
     assert list(frame([]).columns) == [c for c in frame([record()]) if not c.endswith("_seconds")]
 
 
-def test_best_frame_compares_with_naive_and_the_best_heuristic() -> None:
-    with Database("sqlite://") as database:
-        for r in (
-            record(1, [8e-3], schedule="naive()", baseline=True),
-            record(2, [1e-3], schedule="winograd_whole()", baseline=True),
-            record(3, [6e-3], heuristic=True),
-            record(4, [4e-3], heuristic=True, schedule="im2col()"),
-            record(5, [2e-3]),
-        ):
-            database.add(r)
-        counted = best_frame(database, Counter({P: 3, OTHER: 1}), "machine", 1, "hot")
-        listed = best_frame(database, [P, OTHER, P, P], "machine", 1, "hot")
-    pd.testing.assert_frame_equal(counted, listed)
-    row, nothing = counted.iloc[0], counted.iloc[1]
-    assert (row["problem"], row["count"]) == (PROBLEM, 3)
+def test_best_frame_compares_with_naive_and_heuristic() -> None:
+    naive = record(1, [8e-3], schedule="naive()", baseline=True)
+    heuristic, best = record(2, [4e-3], heuristic=True), record(3, [3e-3, 2e-3, 9e-3, 2e-3])
+    known, unknown = Standing(P, 3, naive, heuristic, best), Standing(OTHER, 1, None, None, None)
+    table = best_frame([known, unknown], peak=100e9)
+    row, nothing = table.iloc[0], table.iloc[1]
+    assert (row["problem"], row["count"], row["winner"]) == (PROBLEM, 3, best.schedule)
     assert (row["naive"], row["heuristic"], row["best"]) == (8e-3, 4e-3, 2e-3)
+    assert (row["fastest"], row["slowest"], row["samples"]) == (2e-3, 9e-3, 4)
     assert (row["speedup_naive"], row["speedup_heuristic"]) == (4, 2)
     assert row["gflops"] == pytest.approx(P.flops / 2e-3 / 1e9)
-    assert row["winner"] == record(5).schedule
+    assert row["share"] == pytest.approx(P.flops / 2e-3 / 100e9)
     assert (nothing["problem"], nothing["count"], nothing["winner"]) == (str(OTHER), 1, "")
-    assert nothing[["naive", "heuristic", "best", "gflops"]].isna().all()
+    assert nothing[["naive", "heuristic", "best", "gflops", "speedup_naive"]].isna().all()
 
 
-def test_best_frame_of_no_problems_has_its_columns() -> None:
-    with Database("sqlite://") as database:
-        assert "speedup_naive" in best_frame(database, [], "machine", 1, "hot")
+def test_best_frame_of_nothing_has_its_columns() -> None:
+    assert list(best_frame([]).columns) == list(best_frame([Standing(P, 1, None, None, None)]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
@@ -46,6 +47,8 @@ from tuner.tables import (
 
 _CREATION_LOCK = 0x46617374
 """An arbitrary number on which clients of one PostgreSQL server agree."""
+
+_ATTEMPTS = 8
 
 _ADVICE = {
     "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
@@ -149,8 +152,7 @@ class Database:
     def records(self, **match: Unpack[Match]) -> list[Record]:
         """The records that match, in the order stored."""
         query = sql.select(RECORDS).where(*equal(match)).order_by(RECORDS.c.id)
-        with self._reading() as connection:
-            return [self._record(row) for row in connection.execute(query).mappings()]
+        return self._fetched(query)
 
     def environments(self, run: str | None = None) -> list[Environment]:
         """Where the records of a run, or of all runs, were taken; in the order stored."""
@@ -173,8 +175,7 @@ class Database:
         under the same toolchain is out for good.
         """
         query = ranked(limits, machine=machine, threads=threads, regime=regime, problem=problem)
-        with self._reading() as connection:
-            return [self._record(row) for row in connection.execute(query).mappings()]
+        return self._fetched(query)
 
     def best(
         self,
@@ -186,19 +187,17 @@ class Database:
     ) -> Record | None:
         """The first of `ranking`, or None."""
         query = ranked(limits, machine=machine, threads=threads, regime=regime, problem=problem)
-        with self._reading() as connection:
-            row = connection.execute(query.limit(1)).mappings().first()
-            return self._record(row) if row else None
+        return next(iter(self._fetched(query.limit(1))), None)
 
     def best_all(
         self, machine: str, threads: int, regime: str, **limits: Unpack[Limits]
     ) -> dict[str, Record]:
         """The best record of every problem that has one, by problem text, in one query."""
         query = ranked(limits, machine=machine, threads=threads, regime=regime)
-        with self._reading() as connection:
+        with self._reading() as connection, self._checked():
             rows = connection.execute(query).mappings()
             groups = groupby(rows, key=lambda row: str(row["problem"]))
-            return {problem: self._record(next(group)) for problem, group in groups}
+            return {problem: row_record(next(group)) for problem, group in groups}
 
     def merge(self, other: Database | str | Path) -> int:
         """Add what `other` holds and this one does not; return the number of new records.
@@ -340,7 +339,7 @@ class Database:
             raise DatabaseError(f"database {self.name} holds other tables: use one of its own")
         stored = sql.select(META.c.value).where(META.c.name == "schema")
         version = str(connection.execute(stored).scalar_one_or_none())
-        if not version.isdecimal():
+        if not re.fullmatch("[1-9][0-9]{0,5}", version):
             raise DatabaseError(f"database {self.name} names no schema: use another one")
         if int(version) > schema_version():
             raise DatabaseError(
@@ -384,15 +383,16 @@ class Database:
 
     def _append(self, records: Sequence[Row], environments: Sequence[Row] = ()) -> int:
         """Store the rows whose key is new in one transaction; return the number of records."""
-        while True:
+        for _ in range(_ATTEMPTS):
             try:
                 with self._writing() as connection:
                     insert_new(connection, ENVIRONMENTS, environments)
                     return insert_new(connection, RECORDS, records)
-            except exc.IntegrityError:
-                # Only without a lock on the whole file: another process has just added one of
-                # these rows. It is there now, so the next turn leaves it out.
-                continue
+            except exc.IntegrityError as error:
+                # Where writers do not exclude each other, another has just added one of these
+                # rows. It is there now, so the next turn leaves it out.
+                refusal = error
+        raise DatabaseError(f"database {self.name} refuses the record: {refusal.orig}")
 
     def _environments(self) -> list[tuple[Environment, str]]:
         query = sql.select(ENVIRONMENTS.c.body, ENVIRONMENTS.c.run).order_by(ENVIRONMENTS.c.id)
@@ -400,9 +400,9 @@ class Database:
             rows = connection.execute(query)
             return [(Environment.from_dict(json.loads(body)), str(run)) for body, run in rows]
 
-    def _record(self, row: sql.RowMapping) -> Record:
-        with self._checked():
-            return row_record(row)
+    def _fetched(self, query: sql.Select[Any]) -> list[Record]:
+        with self._reading() as connection, self._checked():
+            return [row_record(row) for row in connection.execute(query).mappings()]
 
     @contextmanager
     def _checked(self) -> Iterator[None]:

@@ -148,11 +148,6 @@ _BEST_COLUMNS = [
 ]
 
 _COLUMNS = [
-    *("problem", "count", "naive", "heuristic", "best"),
-    *("speedup_naive", "speedup_heuristic", "gflops", "winner"),
-]
-
-_COLUMNS = [
     *("problem", "algorithm", "schedule", "machine", "threads", "regime", "stage", "outcome"),
     *("reason", "seconds_per_call", "min", "median", "samples", "gflops", "error_max"),
     *("error_rms", "error_bias", "workspace", "baseline", "heuristic", "ir_hash", "toolchain"),
