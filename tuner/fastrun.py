@@ -38,6 +38,11 @@ FINAL_SHARE = 0.15  # of the seconds of a budget
 # Outcomes between two rounds of telling related problems who leads.
 GOSSIP = 25
 
+# A candidate is measured again, so often at most, when the canary or its own samples say that
+# somebody else used the core meanwhile.
+RETRIES = 2
+DISTURBED = 0.25
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -168,6 +173,7 @@ class _Run:
         compiling: dict[Future[Compiled | Result], Candidate] = {}
         ready: deque[tuple[Candidate, Compiled]] = deque()
         timing: dict[Future[Result], tuple[Candidate, Compiled]] = {}
+        retries = Counter[Candidate]()
         while True:
             while len(compiling) + len(ready) < self._ahead:
                 candidate = self._propose()
@@ -185,8 +191,13 @@ class _Run:
             wait(futures, return_when=FIRST_COMPLETED)
             for timed in [f for f in timing if f.done()]:
                 candidate, program = timing.pop(timed)
+                result = timed.result()
+                if _disturbed(result) and retries[candidate] < RETRIES:
+                    retries[candidate] += 1
+                    ready.appendleft((candidate, program))
+                    continue
                 program.discard()
-                self._remember(candidate, timed.result(), program)
+                self._remember(candidate, result, program)
             for compiled in [f for f in compiling if f.done()]:
                 candidate, outcome = compiling.pop(compiled), compiled.result()
                 if isinstance(outcome, Compiled):
@@ -314,6 +325,12 @@ class _Run:
     @property
     def _elapsed(self) -> float:
         return time.monotonic() - self._begin
+
+
+def _disturbed(result: Result) -> bool:
+    """Whether the samples tell of the machine rather than of the candidate."""
+    spread = max(result.samples) / min(result.samples) - 1 if result.samples else 0.0
+    return max(result.noise, spread) > DISTURBED
 
 
 def _joined(before: Result | None, result: Result) -> Result:
