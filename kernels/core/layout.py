@@ -7,7 +7,8 @@ zeroed halo round every plane so that a convolution's padding needs no code.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,12 @@ class Placement:
 
     `halo` is (top, left, bottom, right) in pixels round every plane and holds zeros. Channels are
     padded to whole blocks; padding channels hold finite values that no kernel weighs.
+
+    The tensor may be a part of one with `whole` channels, those from `first` on: the buffer is
+    then that of the whole, and no other channel of it is this tensor's business.
+
+    Raises:
+        ValueError: the part sticks out of the whole, or begins inside a block of channels.
     """
 
     layout: Layout
@@ -78,6 +85,19 @@ class Placement:
     h: int
     w: int
     halo: Halo = (0, 0, 0, 0)
+    whole: int = 0  # 0: the tensor is no part
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.first + self.c > self.buffer_c:
+            raise ValueError(f"{self.c} channels from {self.first} on are not in {self.buffer_c}")
+        if self.layout.blocked and self.first % self.layout.blocked:
+            raise ValueError(f"channel {self.first} begins inside a block of {self.layout}")
+
+    @property
+    def buffer_c(self) -> int:
+        """Channels that the buffer has room for."""
+        return self.whole or self.c
 
     @property
     def block(self) -> int:
@@ -92,7 +112,7 @@ class Placement:
     @property
     def x_stride(self) -> int:
         """Floats from one pixel to the next."""
-        return self.block
+        return self.layout.block(self.buffer_c)
 
     @property
     def y_stride(self) -> int:
@@ -107,12 +127,13 @@ class Placement:
     @property
     def n_stride(self) -> int:
         """Floats from one image to the next."""
-        return self.block_stride * self.blocks
+        return self.block_stride * -(-self.buffer_c // self.x_stride)
 
     @property
     def origin(self) -> int:
         """Floats from the start of the buffer to pixel (0, 0) of the first channel."""
-        return self.halo[0] * self.y_stride + self.halo[1] * self.x_stride
+        corner = self.halo[0] * self.y_stride + self.halo[1] * self.x_stride
+        return corner + self.first // self.x_stride * self.block_stride + self.first % self.x_stride
 
     @property
     def size(self) -> int:
@@ -128,35 +149,44 @@ class Placement:
         """Floats from channel 0 to channel `c` of the same pixel."""
         return c // self.block * self.block_stride + c % self.block
 
+    def part(self, first: int, c: int) -> Placement:
+        """`c` of its channels, from `first` on.
+
+        Raises:
+            ValueError: there are fewer, or they begin inside a block of channels.
+        """
+        return replace(self, c=c, whole=self.buffer_c, first=self.first + first)
+
     def pack(self, tensor: Array) -> Array:
-        """The buffer that holds `tensor` (n, c, h, w): float32, flat, `size` long."""
-        top, left, _, _ = self.halo
-        planes = self._planes(np.zeros(self.size, np.float32))
-        padded = np.zeros((self.n, self.blocks * self.block, self.h, self.w), np.float32)
-        padded[:, : self.c] = tensor
-        cells = padded.reshape(self.n, self.blocks, self.block, self.h, self.w)
-        planes[:, :, top : top + self.h, left : left + self.w] = cells.transpose(0, 1, 3, 4, 2)
-        return planes.reshape(-1)
+        """The buffer that holds `tensor` (n, c, h, w): float32, flat, `size` long, else zero."""
+        buffer = np.zeros(self.size, np.float32)
+        pixels, channels = self._inside(buffer), np.arange(self.c) + self.first
+        block, lane = np.divmod(channels, self.x_stride)
+        pixels[:, block, :, :, lane] = tensor.swapaxes(0, 1)
+        return buffer
 
     def unpack(self, buffer: Array) -> Array:
         """The tensor (n, c, h, w) that `buffer` holds."""
-        top, left, _, _ = self.halo
-        cells = self._planes(buffer)[:, :, top : top + self.h, left : left + self.w]
-        channels = cells.transpose(0, 1, 4, 2, 3).reshape(self.n, -1, self.h, self.w)
-        return np.ascontiguousarray(channels[:, : self.c])
+        pixels, channels = self._inside(buffer), np.arange(self.c) + self.first
+        block, lane = np.divmod(channels, self.x_stride)
+        return np.ascontiguousarray(pixels[:, block, :, :, lane].swapaxes(0, 1))
 
     def halo_of(self, buffer: Array) -> Array:
-        """The floats of `buffer` that lie in the halo; a kernel must leave them alone."""
-        top, left, _, _ = self.halo
-        planes = self._planes(buffer)
-        inside = np.zeros(planes.shape, bool)
-        inside[:, :, top : top + self.h, left : left + self.w] = True
-        return planes[~inside]
+        """The floats of `buffer` in the halo or of no channel of the tensor's blocks.
 
-    def _planes(self, buffer: Array) -> Array:
+        A kernel must leave them alone.
+        """
+        outside = np.ones(self.size, bool)
+        block, lane = np.divmod(np.arange(self.blocks * self.block) + self.first, self.x_stride)
+        self._inside(outside)[:, block, :, :, lane] = False
+        return buffer[: self.size][outside]
+
+    def _inside(self, buffer: NDArray[Any]) -> NDArray[Any]:
+        """The buffer's pixels inside the halo as (image, block, y, x, lane), of the whole."""
         top, left, bottom, right = self.halo
         rows, cols = self.h + top + bottom, self.w + left + right
-        return buffer[: self.size].reshape(self.n, self.blocks, rows, cols, self.block)
+        planes = buffer[: self.size].reshape(self.n, -1, rows, cols, self.x_stride)
+        return planes[:, :, top : top + self.h, left : left + self.w]
 
 
 @dataclass(frozen=True)
