@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from kernels.codegen.tile_gemm import registers
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
@@ -137,3 +138,34 @@ def test_ir_is_deterministic() -> None:
         if template.why_not(p, CPU) is None:
             schedule = template.heuristic(p, CPU)
             assert template.program(p, schedule, CPU).ir == template.program(p, schedule, CPU).ir
+
+
+def tiles() -> list[object]:
+    """Every register tile of the machine: (algorithm, its schedule's fields, problem)."""
+    rows_of = {"direct": "tile_w", "planar": "ocs", "pointwise": "rows"}
+    found = []
+    for name, rows_field in rows_of.items():
+        for rows in range(1, CPU.registers):
+            cols = max((c for c in range(1, 8) if registers(rows, c) <= CPU.registers), default=0)
+            if cols:
+                found.append(
+                    pytest.param(name, {rows_field: rows, "cols": cols}, id=f"{name} {rows}x{cols}")
+                )
+    return found
+
+
+@pytest.mark.parametrize(("name", "fields"), tiles())
+def test_tails_of_every_register_tile(name: str, fields: dict[str, int]) -> None:
+    """One more row and one more channel than whole tiles take, on both sides of the product."""
+    rows, cols = fields.values()
+    if name == "direct":
+        fields = {"tile_h": 1, **fields}
+    kernel = "1x1 s1 p0" if name == "pointwise" else "1x3 s1 p0x1"
+    across, oc = (cols * L + 1, 2 * rows + 1) if name == "planar" else (2 * rows + 1, cols * L + 1)
+    p = ConvProblem.parse(f"conv 1x3x2x{across} {oc}x{kernel} bias relu")
+    template = templates()[name]
+    layout = "NCHW" if name == "planar" else "NHWC"
+    schedule = replace(template.heuristic(p, CPU), layout=layout, unroll=2, **fields)
+    operands = random_operands(p, seed=3)
+    found = run(p, template.program(p, schedule, CPU), operands)
+    assert relative_error(found, reference(p, operands)) < TOLERANCE
