@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from kernels.codegen.winograd import POINTS
 from kernels.conv.winograd import Schedule, heuristic
 from kernels.core.cpu import Cpu
@@ -12,27 +14,26 @@ from search_spaces.space import Space, blocked_layouts, upto
 def space(p: ConvProblem, cpu: Cpu) -> Space:
     def sizes(r: int, extent: int) -> list[int]:
         """Tiles that have points, and are at most twice the output; 1: no transform."""
-        return [m for m in (1, 2, 4, 6) if m == 1 or ((r == 1 or m + r <= 9) and m <= 2 * extent)]
+        return [m for m in (1, 2, 4, 6) if m == 1 or (1 < r <= 9 - m and m <= 2 * extent)]
 
-    def planes(s: Schedule) -> int:
-        return (s.mh + p.kernel[0] - 1) * (s.mw + p.kernel[1] - 1)
+    def alphas(s: Schedule) -> tuple[int, int]:
+        return s.mh + p.kernel[0] - 1, s.mw + p.kernel[1] - 1
 
     def tiles(s: Schedule) -> int:
         return p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
 
     def transforms_an_axis(s: Schedule) -> bool:
         """Without a transform it is a slow direct convolution."""
-        return max(m for m, r in zip((s.mh, s.mw), p.kernel, strict=True) if r > 1) > 1
+        return (s.mh, s.mw) != (1, 1)
 
     def sets_of_points_differ(s: Schedule) -> bool:
-        sides = zip((s.mh, s.mw), p.kernel, strict=True)
-        return s.points == POINTS[0] or any(m > 1 and r > 1 and m + r == 7 for m, r in sides)
+        return s.points == POINTS[0] or 6 in alphas(s)
 
     def block_has_its_tiles(s: Schedule) -> bool:
         return s.nr_tiles < 2 * tiles(s)
 
     def planes_fit_caches(s: Schedule) -> bool:
-        return 4 * planes(s) * s.nr_tiles * p.group_c <= max(4 * cpu.l2, cpu.l3 // 4)
+        return 4 * math.prod(alphas(s)) * s.nr_tiles * p.group_c <= max(4 * cpu.l2, cpu.l3 // 4)
 
     def body_fits_op_cache(s: Schedule) -> bool:
         return s.unroll * cpu.registers <= 128

@@ -200,6 +200,8 @@ class Buffer:
         Loads through it are not scheduled before that, which bounds the registers that unrolled
         steps need; the processor sees no dependency.
         """
+        if value.lanes == 2:  # no register class of x86
+            value = self.k.shuffle(value, value, [0])
         kind = "v" if self.k.cpu.triple.startswith("x86_64") else "w"
         text = f'call ptr asm "", "=r,0,{kind}"(ptr {self.base}, {value.type} {value.ssa})'
         return replace(self, base=self.k.emit(text))

@@ -8,6 +8,7 @@ nothing is packed or transposed on the way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,12 +67,12 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = _lanes(layout, p.group_oc, cpu)
     cols = min(2, -(-p.group_oc // lanes))  # one vector would take more loads than products
     mh, mw = _best_sizes(p)
-    planes = (mh + p.kernel[0] - 1) * (mw + p.kernel[1] - 1)
+    alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * -(-p.oh // mh) * -(-p.ow // mw)
     # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
     # L2; but weights should not come by more often than for every sixteen tiles.
     bytes_per_tile = 4 * (p.group_c + cols * lanes)
-    fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (planes * bytes_per_tile))
+    fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (math.prod(alphas) * bytes_per_tile))
     blocks = -(-tiles // max(16, fit))
     few = blocks * p.groups < 2 * cpu.cores
     if not few:
@@ -80,7 +81,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
         layout=str(layout),
         mh=mh,
         mw=mw,
-        points="sqrt2",
+        points="sqrt2" if 6 in alphas else "standard",
         nr_tiles=-(-tiles // blocks),
         cols=cols,
         unroll=4,
@@ -103,9 +104,10 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
         return planes * (tiles * (products + 6 * (p.c + p.oc)) + 5 * products)
 
     def sizes(r: int) -> list[int]:
-        return [m for m in (1, 2, 4, 6) if m == 1 or r == 1 or m + r <= 9]
+        return [m for m in (1, 2, 4, 6) if m == 1 or 1 < r <= 9 - m]
 
-    return min(((h, w) for h in sizes(p.kernel[0]) for w in sizes(p.kernel[1])), key=cost)
+    pairs = ((h, w) for h in sizes(p.kernel[0]) for w in sizes(p.kernel[1]))
+    return min((pair for pair in pairs if pair != (1, 1)), key=cost)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
