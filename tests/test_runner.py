@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from kernels.codegen.builder import ARGUMENTS
+from kernels.codegen.driver import driver_ir
 from kernels.codegen.jit import Library, compile_assembly, compile_object
-from kernels.codegen.runner import Buffers, Runner, driver_ir
+from kernels.codegen.runner import Buffers, Runner, Step, team
 from kernels.core.cpu import Cpu
 from kernels.core.template import Stage
 
@@ -137,3 +141,40 @@ def test_a_core_that_is_not_there_is_an_error_and_no_hang() -> None:
 def test_the_driver_compiles_for_other_machines(cpu: Cpu) -> None:
     assembly = compile_assembly(driver_ir(cpu.triple), cpu)
     assert ("yield" if "aarch64" in cpu.triple else "pause") in assembly
+
+
+def test_a_team_that_has_fallen_asleep_wakes_up() -> None:
+    bench = Bench("count", threads=2)
+    for calls in range(1, 4):
+        bench.run()
+        time.sleep(0.01)
+        assert (bench.dst == calls).all()
+
+
+def test_a_forked_process_founds_its_own_team() -> None:
+    bench = Bench("count", threads=2)
+    bench.run()
+    child = os.fork()
+    if child == 0:
+        bench.run()
+        os._exit(0 if (bench.dst == 2).all() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_callers_from_several_threads_take_turns() -> None:
+    benches = [Bench("count", threads=2) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda b: [b.run() for _ in range(50)], benches))
+    assert all((b.dst == 50).all() for b in benches)
+
+
+def test_a_step_that_does_not_join_still_ends_before_the_run_does() -> None:
+    bench = Bench("count", threads=2)
+    address = bench.runner._library.address("count")
+    operands = (0, 0, 0, 0, bench.dst.ctypes.data, 0)
+    steps = (Step * 2)(Step(address, TASKS, *operands, 0), Step(address, TASKS, *operands, 1))
+    stamps = (ctypes.c_int64 * 2)()
+    for calls in range(1, 30):
+        team(2).run(steps, (0, 0), stamps=ctypes.addressof(stamps))
+        assert (bench.dst == 2 * calls).all()
+        assert 0 < stamps[0] <= stamps[1]
