@@ -112,7 +112,7 @@ def _profile(targets: Sequence[Target], database: Database, arguments: Namespace
     from tuner.display import Board
     from tuner.fastrun import Budget, fast_run
 
-    peak = peak_flops(probe(), arguments.threads)
+    peak = probe().peak_of(arguments.threads)
     problems = merged(targets)
     limit = arguments.seconds
     if limit is None and arguments.trials is None:
@@ -150,13 +150,6 @@ def _profile(targets: Sequence[Target], database: Database, arguments: Namespace
         print("interrupted: the same command goes on where this one stopped")
         return INTERRUPTED
     return 0
-
-
-def peak_flops(report: MachineReport, threads: int) -> float:
-    """The measured peak of so many cores, FLOP/s."""
-    if threads == 1:
-        return report.peak
-    return report.peak_all * threads / report.cores
 
 
 def _budget_text(limit: float | None, trials: int | None) -> str:
@@ -271,7 +264,7 @@ def show(arguments: Namespace) -> int:
     if arguments.algorithm is None and arguments.schedule is None:
         print("\nalgorithms, as they would run unmeasured")
         print("\n".join(algorithm_lines(problem, cpu)))
-    peak = peak_flops(probe(), arguments.threads)
+    peak = probe().peak_of(arguments.threads)
     print("\n" + "\n".join(kernel_lines(kernel, source, record, peak)))
     return 0
 

@@ -67,7 +67,7 @@ def standings_table(console: Console, found: Sequence[Standing], peak: float) ->
         "verdict": lambda s: s.verdict,
     }
     # What a narrow terminal has no room for follows from what it shows, or is in the report.
-    dropped = ("verdict",) if console.width < 120 else ()
+    dropped: tuple[str, ...] = ("verdict",) if console.width < 120 else ()
     dropped += ("heur.\nms>", "GFLOP\n/s>") if console.width < 100 else ()
     shown = {head: column for head, column in columns.items() if head not in dropped}
     grid(console, list(shown), [[column(s) for column in shown.values()] for s in found])

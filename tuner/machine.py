@@ -53,6 +53,10 @@ class MachineReport:
     noise: float
     time: str
 
+    def peak_of(self, threads: int) -> float:
+        """FLOP/s of so many threads, each on a core of its own."""
+        return self.peak if threads == 1 else self.peak_all * threads / self.cores
+
 
 def probe(refresh: bool = False) -> MachineReport:
     """This machine's report: the one on file, or measured now, which takes about two seconds.

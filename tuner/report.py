@@ -1,0 +1,139 @@
+"""The report: a page and its twin in Markdown, figures, tables. Only this file imports jinja2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from kernels.core.problem import ConvProblem
+from tuner import plots
+from tuner.database import Database, DatabaseError
+from tuner.frames import algorithms_frame, best_frame, convergence_frame, outcomes_frame
+from tuner.machine import MachineReport
+from tuner.sections import Facts, conditions, sections, summary, tiles
+from tuner.standing import standings
+from tuner.targets import Target, merged
+from tuner.units import plural
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_report(
+    database: Database,
+    targets: Sequence[Target],
+    out: Path | None,
+    machine: MachineReport,
+    *,
+    threads: int,
+    regime: str,
+) -> Path:
+    """Write report.html, report.md, figures and tables into a folder; return the page's path.
+
+    Without targets, the report is of every problem measured on `machine` with these `threads` and
+    in this `regime`. The default folder is `results/` and a name for the machine.
+
+    Raises:
+        DatabaseError: nothing was measured there under these conditions.
+        OSError: the folder cannot be written.
+    """
+    facts = _gather(database, targets, machine, threads, regime)
+    folder = out or Path("results") / machine_slug(machine)
+    folder.mkdir(parents=True, exist_ok=True)
+    best = best_frame(facts.found, facts.peak)
+    parts = list(sections(facts, best))
+    for section in parts:
+        if section.figure:
+            plots.save_png(section.figure, folder / f"{section.name}.png")
+    tables = {
+        "layers": best,
+        "algorithms": algorithms_frame(facts.decisive),
+        "convergence": convergence_frame(facts.records),
+        "failures": outcomes_frame(facts.records),
+    }
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    content = {
+        "title": ", ".join(t.name for t in facts.targets) or "all problems measured",
+        "subtitle": conditions(facts),
+        "tiles": list(tiles(facts)),
+        "summary": list(summary(facts)),
+        "sections": parts,
+        "csv": sorted(tables),
+        "ink": plots.INK,
+        "paper": plots.PAPER,
+        "faint": plots.FAINT,
+    }
+    templates = Templates(
+        loader=PackageLoader("tuner"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["themed_svg"] = _themed_svg
+    for name in ("report.html", "report.md"):
+        text = templates.get_template(name).render(content)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / "report.html"
+
+
+def machine_slug(machine: MachineReport) -> str:
+    """A folder's name: the model, and enough of the fingerprint to tell its variants apart."""
+    model = re.sub(r"[^a-z0-9]+", "-", machine.model.lower()).strip("-")
+    return f"{model[:40].strip('-')}-{machine.machine[:8]}"
+
+
+def _gather(
+    database: Database,
+    targets: Sequence[Target],
+    machine: MachineReport,
+    threads: int,
+    regime: str,
+) -> Facts:
+    where = machine.machine, threads, regime
+    problems = merged(targets)
+    if not targets:
+        problems = [(ConvProblem.parse(text), 1) for text in database.best_all(*where)]
+    names = {str(p) for p, _ in problems}
+    records = [
+        r
+        for r in database.records(machine=machine.machine, threads=threads, regime=regime)
+        if r.problem in names
+    ]
+    found = standings(database, problems, *where)
+    if not any(s.best for s in found):
+        asked = ", ".join(target.name for target in targets) or "any problem"
+        raise DatabaseError(
+            f"database {database.name} holds no valid measurement of {asked} on this machine with "
+            f"{plural(threads, 'thread')}, {regime}: `fastrun tune` first"
+        )
+    decisive = [r for p, _ in problems for r in database.ranking(p, *where, include_baselines=True)]
+    runs = {r.run for r in records}
+    environments = [e for run in sorted(runs) for e in database.environments(run)]
+    return Facts(
+        machine=machine,
+        environments=[e for e in environments if e.machine == machine.machine],
+        targets=targets,
+        threads=threads,
+        regime=regime,
+        found=found,
+        records=records,
+        decisive=decisive,
+    )
+
+
+def _themed_svg(figure: Figure) -> Markup:
+    """A figure whose ink, paper and grid are the page's, light or dark."""
+    text = plots.svg(figure)
+    for colour, name in ((plots.INK, "ink"), (plots.PAPER, "paper"), (plots.FAINT, "faint")):
+        text = text.replace(colour, f"var(--{name})")
+    # Matplotlib's width and height would win over the page's.
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1))
