@@ -21,7 +21,7 @@ _FMA = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w+ps|fml[as])\b")
 
 @dataclass(frozen=True)
 class Facts:
-    """`hot_loop` is the innermost loop with most FMAs; the counts are of that loop.
+    """`hot_loop` is the innermost loop with FMAs; the counts are of that loop.
 
     Stack references there mean that registers spill. `code_bytes` is the whole kernel.
     """
@@ -59,7 +59,10 @@ def facts(program: Program, cpu: Cpu) -> Facts:
 
 
 def hot_loop(assembly: str) -> list[str]:
-    """The lines of the innermost loop with most FMAs; empty where there is no loop."""
+    """The lines of the loop with FMAs that is nested deepest, of several that with most of them.
+
+    Empty where there is no loop.
+    """
     # A comment's # is followed by a blank; that of an AArch64 immediate is not.
     lines = [re.sub(r"\s*(?:##? |//).*$", "", line) for line in assembly.splitlines()]
     lines = [line for line in lines if line and not re.match(r"\s+\.", line)]
@@ -70,13 +73,15 @@ def hot_loop(assembly: str) -> list[str]:
             labels[label[1]] = number
         elif (jump := _JUMP.match(line)) and jump[1] in labels:
             loops.append((labels[jump[1]], number))
-    innermost = [
-        (start, end)
-        for start, end in loops
-        if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops)
-    ]
-    bodies = [lines[start : end + 1] for start, end in innermost]
-    return max(bodies, key=lambda body: sum(map(bool, map(_FMA.match, body))), default=[])
+
+    def rank(loop: tuple[int, int]) -> tuple[bool, int, int]:
+        start, end = loop
+        fmas = sum(1 for line in lines[start : end + 1] if _FMA.match(line))
+        depth = sum(1 for s, e in loops if s <= start and end <= e)
+        return fmas > 0, depth, fmas
+
+    start, end = max(loops, key=rank, default=(0, -1))
+    return lines[start : end + 1]
 
 
 def _text_bytes(payload: bytes) -> int:
