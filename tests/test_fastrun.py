@@ -73,6 +73,18 @@ def test_failures_are_outcomes(tmp_path: Path) -> None:
     assert Outcome.CORRECTNESS in outcomes
 
 
+def test_what_errs_too_much_cannot_win(tmp_path: Path) -> None:
+    """Winograd with large tiles is fastest here; it is recorded, and does not lead."""
+    p = ConvProblem.parse("conv 1x64x28x28 64x3x3 s1 p1")
+    with Database(tmp_path / "records.db") as database:
+        summary = fast_run(
+            [(p, 1)], database, Budget(trials=8), algorithms=["winograd"], max_error=1e-9
+        )
+        errors = [r.errors.rms for r in database.records() if r.errors]
+    assert min(errors) > 1e-9
+    assert summary.searches[0].leader is None
+
+
 def start(folder: Path) -> subprocess.Popen[str]:
     script = folder / "main.py"
     script.write_text(

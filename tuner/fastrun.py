@@ -89,21 +89,25 @@ def fast_run(
     regime: str = "hot",
     seed: int = 0,
     algorithms: Sequence[str] = (),
+    max_error: float = math.inf,
     limits: Limits | None = None,
     observe: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Tune distinct `problems`, each with the number of times its network has it.
 
     Outcomes that the database holds for this machine, toolchain, thread count and regime are
-    learnt from and not measured again. An interrupt (Ctrl-C) ends the run in order: all outcomes
-    so far are stored, and the summary says so.
+    learnt from and not measured again. Candidates that err by more than `max_error`, an rms
+    relative to the output's, are recorded but cannot win.
+
+    An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
+    says so.
 
     Raises:
         ValueError: more threads than cores.
         DatabaseError: an outcome cannot be stored.
     """
     with _Run(database, budget, threads, regime, limits or Limits(), observe) as run:
-        run.prepare(problems, seed, algorithms)
+        run.prepare(problems, seed, algorithms, max_error)
         try:
             run.search()
             run.finals()
@@ -152,12 +156,16 @@ class _Run:
         self._stack.__exit__(kind, error, trace)
 
     def prepare(
-        self, problems: Sequence[tuple[ConvProblem, int]], seed: int, algorithms: Sequence[str]
+        self,
+        problems: Sequence[tuple[ConvProblem, int]],
+        seed: int,
+        algorithms: Sequence[str],
+        max_error: float,
     ) -> None:
         """Make the searches and teach them what the database knows."""
         self.database.add_environment(Environment.host(), self.name)
         for problem, occurrences in problems:
-            search = ProblemSearch(problem, occurrences, self._cpu, seed, algorithms)
+            search = ProblemSearch(problem, occurrences, self._cpu, seed, algorithms, max_error)
             stored = self.database.records(
                 problem=str(problem),
                 machine=self._cpu.fingerprint,

@@ -19,7 +19,7 @@ from tuner.timing import Protocol
 class Limits:
     """What a candidate may cost before it is stopped or refused."""
 
-    error: float = 1e-4  # largest error, relative to the rms of the output
+    error: float = 3e-4  # largest error, relative to the rms of the output
     memory: int = 4 << 30  # bytes of address space beyond what an idle worker has
     patience: float = 20.0  # a call may take this many times the time expected of it,
     call: float = 0.5  # or these seconds, whichever is more

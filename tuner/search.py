@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Arm:
     template: KernelTemplate
     proposer: Proposer
     trials: int = 0
-    best: float = float("inf")
+    best: float = math.inf
     exhausted: bool = False
 
 
@@ -52,7 +53,8 @@ class ProblemSearch:
 
     Baselines come first, then each algorithm's heuristic. After that an algorithm's share of the
     trials is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
-    one twice as slow a sixteenth.
+    one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
+    output's, may not lead.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class ProblemSearch:
         cpu: Cpu,
         seed: int,
         algorithms: Sequence[str] = (),
+        max_error: float = math.inf,
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
+        self.max_error = max_error
         wanted = set(algorithms)
         templates = [
             t for t in applicable(problem, cpu) if t.baseline or not wanted or t.name in wanted
@@ -80,7 +84,7 @@ class ProblemSearch:
         self.history: list[float] = []
         self.measured: dict[str, Record] = {}
         self.outcomes = Counter[Outcome]()
-        self.naive = self.heuristic_seconds = float("inf")
+        self.naive = self.heuristic_seconds = math.inf
         self.leader: Record | None = None
 
     def propose(self) -> Candidate | None:
@@ -109,10 +113,11 @@ class ProblemSearch:
         except ScheduleError:
             return  # written by an older generator whose schedule had other fields
         self.outcomes[record.outcome] += 1
-        correct = record.outcome == Outcome.CORRECT
+        precise = record.errors is None or record.errors.rms <= self.max_error
+        usable = record.outcome == Outcome.CORRECT and precise
         seconds = record.seconds_per_call
-        arm.proposer.tell(schedule, seconds if correct else None)
-        if correct:
+        arm.proposer.tell(schedule, seconds if usable else None)
+        if usable:
             self.measured[record.schedule] = record
             arm.best = min(arm.best, seconds)
             if record.algorithm == "naive":
@@ -144,7 +149,7 @@ class ProblemSearch:
     @property
     def best(self) -> float:
         """Seconds per call of the leader."""
-        return self.leader.seconds_per_call if self.leader else float("inf")
+        return self.leader.seconds_per_call if self.leader else math.inf
 
     @property
     def exhausted(self) -> bool:
@@ -156,7 +161,7 @@ class ProblemSearch:
         live = [arm for arm in self.arms.values() if not arm.exhausted]
 
         def spent(arm: Arm) -> tuple[bool, bool, float]:
-            deserves = (self.best / arm.best) ** 4 if arm.best < float("inf") else 1.0
+            deserves = (self.best / arm.best) ** 4 if arm.best < math.inf else 1.0
             return arm.trials > 0, not arm.template.baseline, arm.trials / max(deserves, 1e-3)
 
         return iter(sorted(live, key=spent))
@@ -169,9 +174,9 @@ def gain(search: ProblemSearch, window: int = 8, trust_slope: float = 0.2) -> fl
     proportion to the trials so far.
     """
     history, n = search.history, len(search.history)
-    if n == 0 or history[-1] == float("inf"):
-        return float("inf")
-    before = next((h for h in history[max(0, n - 1 - window) :] if h < float("inf")), history[-1])
+    if n == 0 or history[-1] == math.inf:
+        return math.inf
+    before = next((h for h in history[max(0, n - 1 - window) :] if h < math.inf), history[-1])
     slope = (before - history[-1]) / window
     return search.occurrences * (trust_slope * slope + (1 - trust_slope) * history[-1] / n)
 
