@@ -7,7 +7,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -72,6 +72,17 @@ class Errors:
 def now() -> str:
     """The time, UTC, as ISO text; such texts sort as the times do."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def typical(samples: Sequence[float]) -> float:
+    """The median of the faster half of timed samples; infinite when there are none.
+
+    Disturbance only ever adds time, so the slower half tells about the machine and not about the
+    code. The minimum would ignore it too, but falls as samples are added, which would favour
+    whoever was measured most; this is the lower quartile, which does not.
+    """
+    faster = sorted(samples)[: (len(samples) + 1) // 2]
+    return statistics.median(faster) if faster else math.inf
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,14 +153,8 @@ class Record:
 
     @property
     def seconds_per_call(self) -> float:
-        """The median of the faster half of the samples; infinite when nothing was timed.
-
-        Disturbance only ever adds time, so the slower half tells about the machine and not about
-        the code. The minimum would ignore it too, but falls as samples are added, which would
-        favour whoever was measured most; this is the lower quartile, which does not.
-        """
-        faster = sorted(self.samples)[: (len(self.samples) + 1) // 2]
-        return statistics.median(faster) if faster else math.inf
+        """`typical` of the samples; infinite when nothing was timed."""
+        return typical(self.samples)
 
     @property
     def key(self) -> str:

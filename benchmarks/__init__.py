@@ -1,0 +1,1 @@
+"""Our kernels and networks against other engines, in one process and in turns."""

@@ -1,0 +1,115 @@
+"""Our networks and other engines' as whole networks.
+
+    python -m benchmarks.networks [MODEL ...] [--threads 1,2] [--engines ours,ort,...] [--json OUT]
+
+A MODEL is a built-in network or an ONNX file; without any, all built-in ones. Every engine is
+checked against float64 before it is timed. A call takes its input where it lies and leaves its
+output where the engine does, as in a loop over frames.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from benchmarks import ours, report
+from benchmarks.peers import Array
+from benchmarks.race import Entrant, calls_of, judged, peer, race
+from benchmarks.report import Heat
+from graph import reference, zoo
+from graph.errors import GraphError
+from graph.onnx_import import import_onnx
+from tuner.units import plural
+
+WRONG = 1e-3
+"""The rms error of a network's output, relative to the output's, that is not timed."""
+
+
+def heats(
+    name: str, threads: Sequence[int], engines: Sequence[str], rounds: int, database: str | None
+) -> list[Heat]:
+    """Every engine on one network, once per number of threads.
+
+    Raises:
+        GraphError: there is no such network or it cannot be evaluated.
+    """
+    model = zoo.build(name) if name in zoo.NAMES else onnx.load(name)
+    inputs, truth = _truth(model)
+    found = []
+    for count in threads:
+        entrants = [
+            _ours(model, inputs, truth, count, database)
+            if engine == ours.NAME
+            else peer(engine, model, inputs, truth, count, wrong=WRONG)
+            for engine in engines
+        ]
+        laps = tuple(race(entrants, count, rounds))
+        found.append(Heat(Path(name).stem if name not in zoo.NAMES else name, "all", count, laps))
+    return found
+
+
+def _truth(model: onnx.ModelProto) -> tuple[dict[str, Array], list[NDArray[Any]]]:
+    """Seeded inputs, and the outputs in float64."""
+    graph = import_onnx(model)
+    draw = np.random.default_rng(0)
+    inputs = {
+        name: draw.standard_normal(graph.shape(name), dtype=np.float32) for name in graph.inputs
+    }
+    found = reference.run(graph, inputs)
+    return inputs, [found[name] for name in graph.outputs]
+
+
+def _ours(
+    model: onnx.ModelProto,
+    inputs: dict[str, Array],
+    truth: Sequence[NDArray[Any]],
+    threads: int,
+    database: str | None,
+) -> Entrant:
+    session = ours.network(model, threads, database)
+    return judged(Entrant(ours.NAME, calls_of(session)), session.run(inputs), truth, WRONG)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; 2 if it is used wrongly."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.networks", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="a network or an ONNX file")
+    report.add_options(parser, rounds=10)
+    arguments = parser.parse_args(words)
+    engines = report.usable(arguments.engines)
+    if ours.NAME in arguments.engines:
+        if reason := ours.networks_missing():
+            report.notice(f"{ours.NAME} is left out: {reason}")
+        else:
+            engines.insert(0, ours.NAME)
+    found: list[Heat] = []
+    for name in arguments.models or zoo.NAMES:
+        report.notice(name)
+        try:
+            found += heats(name, arguments.threads, engines, arguments.rounds, arguments.db)
+        except (GraphError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 2
+    for count in arguments.threads:
+        group = [h for h in found if h.threads == count]
+        print(f"\n{plural(count, 'thread')}")
+        report.times_table(group)
+        report.means_table(group)
+    report.scaling_table(found)
+    report.remarks(found)
+    if arguments.json:
+        report.write_json(arguments.json, found, arguments)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Our side: tuned kernels for single layers, tuned networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+
+import tuner
+from benchmarks.peers import Array, Session
+from benchmarks.race import Entrant, settle
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import heuristic_choice
+from tuner.database import Database
+from tuner.job import Job, Limits
+from tuner.operands import Operands
+from tuner.standing import is_current
+from tuner.timing import Calls
+from tuner.verify import Arena, Candidate
+from tuner.worker import compile_one
+
+NAME = "ours"
+
+
+def layer(operands: Operands, threads: int, database: Database | None) -> Entrant:
+    """The best schedule known for the operands' problem, else the heuristic's; verified.
+
+    The note says which schedule it is and where it is from.
+    """
+    p = ConvProblem.parse(operands.problem)
+    schedule, source = _schedule(p, threads, database)
+    program = compile_one(operands, schedule, Cpu.host())
+    job = Job(program, operands, threads, limits=Limits(error=1e-3))
+    candidate = Candidate(job, Arena(), ())
+    candidate.calls(1)
+    errors, wrong = candidate.judge()
+    if candidate.stray() is not None:
+        wrong = "writes outside its output"
+    if wrong:
+        return Entrant(NAME, None, errors, note=f"{wrong}: {schedule}")
+    return Entrant(NAME, _blocks(candidate), errors, note=f"{source}: {schedule}")
+
+
+def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[str, str]:
+    """A schedule's text, and whether it is `tuned` or `heuristic`."""
+    cpu = Cpu.host()
+    for regime in ("hot", "cold-weights") if database else ():
+        assert database
+        ranking = database.ranking(p, cpu.fingerprint, threads, regime)
+        # A few, since finding out whether a record still holds means to build its kernel.
+        best = next((record for record in ranking[:8] if is_current(record)), None)
+        if best:
+            return best.schedule, "tuned"
+    template, schedule = heuristic_choice(p, cpu)
+    return template.text(schedule), "heuristic"
+
+
+def _blocks(candidate: Candidate) -> Calls:
+    def calls(repeats: int) -> float:
+        settle()
+        candidate.calls(1)
+        return candidate.calls(repeats)
+
+    return calls
+
+
+def networks_missing() -> str | None:
+    """Why whole networks cannot be run, or None."""
+    return None if hasattr(tuner, "load") else "tuner.load does not exist yet"
+
+
+def network(model: onnx.ModelProto, threads: int, database: str | None) -> Session:
+    """The model as `tuner.load` plans it."""
+    load: Any = getattr(tuner, "load")  # noqa: B009
+    return _Network(load(model, threads=threads, database=database), model)
+
+
+class _Network:
+    def __init__(self, executable: Any, model: onnx.ModelProto) -> None:
+        self._executable = executable
+        self._outputs = [v.name for v in model.graph.output]
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        self._bound = dict(inputs)
+        found = self._executable.run(self._bound)
+        return [found[name] for name in self._outputs]
+
+    def call(self) -> None:
+        self._executable.run(self._bound)

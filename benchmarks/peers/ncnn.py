@@ -1,0 +1,110 @@
+"""ncnn: models converted by its own pnnx, everything on but storage of less than float32."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks.peers import Array, LoadError, missing, shapes
+
+title = "ncnn"
+
+_NARROW = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed")
+
+
+def version() -> str:
+    return importlib.metadata.version("ncnn")
+
+
+def available() -> str | None:
+    return missing("ncnn", "pnnx")
+
+
+def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, Path(folder) / "model.onnx")
+        _convert(Path(folder))
+        return Session(Path(folder) / "model.ncnn", list(shapes(model)), threads, inner)
+
+
+class Session:
+    """A net, and what its own benchmark gives a net: pools that keep memory between calls."""
+
+    def __init__(self, stem: Path, inputs: list[str], threads: int, inner: bool) -> None:
+        import ncnn
+
+        self._inputs, self._inner = inputs, inner
+        # Attributes go in this order, and all memory must be back in its pool before that goes.
+        self._bound: list[Any] = []
+        self._net = ncnn.Net()
+        self._pools = (ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator())
+        options = self._net.opt
+        options.num_threads = threads
+        options.blob_allocator, options.workspace_allocator = self._pools
+        for name in _NARROW:
+            setattr(options, f"use_{name}", False)
+        self._net.opt = options
+        if self._net.load_param(f"{stem}.param") or self._net.load_model(f"{stem}.bin"):
+            raise LoadError("ncnn cannot read what pnnx wrote: a layer is not supported")
+        self._outputs = list(self._net.output_names())
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        self._bound = [self._mat(inputs[name]) for name in self._inputs]
+        return [self._array(mat) for mat in self._extract()]
+
+    def call(self) -> None:
+        self._extract()
+
+    def _extract(self) -> list[Any]:
+        extractor = self._net.create_extractor()
+        for i, mat in enumerate(self._bound):
+            extractor.input(f"in{i}", mat)
+        # Type 1 leaves an output in the layout it has inside the net.
+        found = [extractor.extract(name, int(self._inner)) for name in self._outputs]
+        if any(status for status, _ in found):
+            raise LoadError("ncnn cannot run the model: a layer is not supported")
+        return [mat for _, mat in found]
+
+    def _mat(self, array: Array) -> Any:
+        import ncnn
+
+        if len(array) != 1:
+            raise LoadError("ncnn knows no batches")
+        mat = ncnn.Mat(array[0]).clone()
+        return ncnn.convert_packing(mat, self._pack(array.shape[1])) if self._inner else mat
+
+    @staticmethod
+    def _pack(c: int) -> int:
+        """Channels that lie side by side between the layers of a net."""
+        from kernels.core.cpu import Cpu
+
+        widths = (w for w in (16, 8, 4) if w <= Cpu.host().lanes and c % w == 0)
+        return next(widths, 1)
+
+    @staticmethod
+    def _array(mat: Any) -> Array:
+        import ncnn
+
+        plain = mat if mat.elempack == 1 else ncnn.convert_packing(mat, 1)
+        return np.array(plain.numpy(), np.float32)[None]
+
+
+def _convert(folder: Path) -> None:
+    """Turn model.onnx into model.ncnn.param and .bin; pnnx is a program inside its package."""
+    program = importlib.metadata.distribution("pnnx").locate_file("pnnx/pnnx")
+    done = subprocess.run(
+        [str(program), "model.onnx", "fp16=0"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode or not (folder / "model.ncnn.bin").exists():
+        raise LoadError(f"pnnx cannot convert the model (exit status {done.returncode})")

@@ -1,0 +1,88 @@
+"""OpenVINO: its CPU plugin, one stream tuned for latency, held to float32."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from benchmarks.peers import Array, LoadError, first_line, missing
+
+title = "OpenVINO"
+
+
+def version() -> str:
+    return importlib.metadata.version("openvino")
+
+
+def available() -> str | None:
+    return missing("openvino")
+
+
+def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
+    import openvino as ov
+
+    core = ov.Core()
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Processors with bfloat16 instructions would use them otherwise.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # It would move this process's threads, which other engines use as well.
+        "ENABLE_CPU_PINNING": False,
+    }
+    try:
+        read = core.read_model(model.SerializeToString())
+        images = _images(read) if inner else set()
+        if images:
+            read = _channels_last(read)
+        return Session(core.compile_model(read, "CPU", options), images)
+    except RuntimeError as error:
+        raise LoadError(first_line(error)) from None
+
+
+class Session:
+    """A compiled model and its one request; `images` are the ports that want NHWC."""
+
+    def __init__(self, compiled: Any, images: set[str]) -> None:
+        self._compiled, self._images = compiled, images
+        self._request = compiled.create_infer_request()
+
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        import openvino as ov
+
+        for port in self._compiled.inputs:
+            array = inputs[port.any_name]
+            if port.any_name in self._images:
+                array = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+            self._request.set_tensor(port, ov.Tensor(array))
+        self.call()
+        return [self._result(port) for port in self._compiled.outputs]
+
+    def call(self) -> None:
+        self._request.infer()
+
+    def _result(self, port: Any) -> Array:
+        array: Array = np.array(self._request.get_tensor(port).data)
+        return array.transpose(0, 3, 1, 2) if port.any_name in self._images else array
+
+
+def _images(model: Any) -> set[str]:
+    ports = (*model.inputs, *model.outputs)
+    return {port.any_name for port in ports if len(port.get_partial_shape()) == 4}
+
+
+def _channels_last(model: Any) -> Any:
+    """The model with NHWC inputs and outputs, which its convolutions take as they are."""
+    import openvino as ov
+
+    steps = ov.preprocess.PrePostProcessor(model)
+    ports = [steps.input(i) for i in range(len(model.inputs))]
+    ports += [steps.output(i) for i in range(len(model.outputs))]
+    for port in ports:
+        port.tensor().set_layout(ov.Layout("NHWC"))
+        port.model().set_layout(ov.Layout("NCHW"))
+    return steps.build()
