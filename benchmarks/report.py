@@ -93,14 +93,15 @@ def notice(text: str) -> None:
 def times_table(
     heats: Sequence[Heat], more: dict[str, Callable[[Heat], str]] | None = None
 ) -> None:
-    """Milliseconds per engine, the best peer, how we compare, and `more` columns."""
+    """Milliseconds per engine and the best peer; with us, how we compare and `more` columns."""
     engines = _engines(heats)
     columns: dict[str, Callable[[Heat], str]] = {"": lambda h: h.subject}
     for name in engines:
         columns[f"{name}\nms>"] = functools.partial(_milliseconds, name)
     columns["best\npeer"] = lambda h: h.best_peer or UNKNOWN
-    columns["ours is\nfaster>"] = lambda h: ratio(h.over_best)
-    columns |= more or {}
+    if ours.NAME in engines:
+        columns["ours is\nfaster>"] = lambda h: ratio(h.over_best)
+        columns |= more or {}
     rows = [[column(h) for column in columns.values()] for h in heats]
     grid(screen(), list(columns), rows)
 
@@ -108,6 +109,8 @@ def times_table(
 def means_table(heats: Sequence[Heat]) -> None:
     """Geometric means of how many times faster we are, per group and over all."""
     engines = [e for e in _engines(heats) if e != ours.NAME]
+    if not any(h.over_best > 0 for h in heats):
+        return
     groups = list(dict.fromkeys(h.group for h in heats))
     rows = []
     for group in [*groups, "all"] if len(groups) > 1 else ["all"]:

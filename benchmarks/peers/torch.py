@@ -7,6 +7,7 @@ what follows it. As TorchScript they run without Python.
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ title = "PyTorch"
 _EPILOGUES = {
     "": '"none", [], ""',
     "relu": '"relu", [], ""',
-    "relu6": '"hardtanh", [0.0, 6.0], ""',
+    "relu6": '"hardtanh", torch.jit.annotate(List[Optional[number]], [0.0, 6.0]), ""',
     "hardswish": '"hardswish", [], ""',
     "sigmoid": '"sigmoid", [], ""',
 }
@@ -118,9 +119,12 @@ class _Script:
         module = type("Network", (torch.nn.Module,), {})()
         for name, tensor in self._weights.items():
             module.register_buffer(name, tensor)
-        script = torch.jit.script(module.eval())
-        script.define(self.text)
-        return torch.jit.freeze(script)
+        with warnings.catch_warnings():
+            # Its successor leads to the same operators, by way of a C++ compiler.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            script = torch.jit.script(module.eval())
+            script.define(self.text)
+            return torch.jit.freeze(script)
 
     def _value(self, node: Node) -> str:
         graph = self._graph

@@ -1,0 +1,163 @@
+"""The benchmarks' harness: verification, tables, peers that are missing or wrong."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import layers, networks, ours, peers, race, report
+from benchmarks.one_layer import one_layer
+from benchmarks.peers import Array, LoadError
+from benchmarks.race import Entrant, Lap
+from benchmarks.report import Heat
+from kernels.core.problem import ConvProblem
+from kernels.core.reference import convolve, random_operands
+
+TINY = "conv 1x16x6x5 24x3x3 s2 p1 bias add relu6"
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path) -> Path:
+    path = tmp_path / "layers.json"
+    path.write_text(json.dumps([{"name": "tiny", "group": "3x3", "problem": TINY}]))
+    return path
+
+
+def test_every_layer_of_the_list_is_a_problem_with_a_name_of_its_own() -> None:
+    found = layers.read_layers(layers.LAYERS)
+    assert len({x.name for x in found}) == len(found)
+    assert len({x.problem for x in found}) == len(found)
+
+
+def test_filter_looks_at_group_name_and_problem() -> None:
+    for text in ("depthwise", "SqueezeNet", "7x7 s2"):
+        found = layers.read_layers(layers.LAYERS, text)
+        assert 0 < len(found) < len(layers.read_layers(layers.LAYERS))
+
+
+def test_ours_alone(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    words = ["--layers", tiny_file, "--engines", "ours", "--rounds", "2", "--json", out]
+    assert layers.main([*map(str, words), "--db", str(_empty_database(tmp_path))]) == 0
+    assert "tiny" in capsys.readouterr().out
+    [result] = json.loads(out.read_text())["results"]
+    assert result["engine"] == "ours"
+    assert result["note"].startswith("heuristic: ")
+    assert len(result["samples"]) == 2
+    assert 0 < result["errors"]["rms"] < race.LOOSE
+
+
+def test_missing_peer_is_left_out_with_a_notice(
+    tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    absent = {"MNN": None}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda x: absent[x] if x in absent else find(x)
+    )
+    words = ["--layers", str(tiny_file), "--engines", "ours,mnn", "--rounds", "1"]
+    assert layers.main(words) == 0
+    printed = capsys.readouterr()
+    assert "mnn is left out: MNN is not installed: pip install" in printed.err
+    assert "mnn" not in printed.out
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+@pytest.mark.parametrize("inner", [False, True])
+def test_peer_computes_a_layer(name: str, inner: bool) -> None:
+    engine = peers.engine(name)
+    if reason := engine.available():
+        pytest.skip(reason)
+    for text in ("conv 1x16x6x5 24x3x3 s2 p1 bias relu6", "conv 1x8x7x7 8x3x3 s1 p1 g8 bias"):
+        p = ConvProblem.parse(text)
+        operands = random_operands(p, 0)
+        session = engine.load(one_layer(p, operands), 1, inner)
+        inputs: Mapping[str, Array] = {"x": operands["x"]}
+        truth = convolve(p, operands["x"], operands["weights"], operands["bias"])
+        for _ in range(2):
+            [found] = session.run(inputs)
+            session.call()
+            assert race.errors_of(found, truth).rms < race.LOOSE
+
+
+def test_onnxruntime_in_turns_with_ours(tiny_file: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "out.json"
+    words = ["--layers", tiny_file, "--engines", "ours,ort", "--rounds", "3", "--json", out]
+    assert layers.main([str(word) for word in words]) == 0
+    ours_, ort = json.loads(out.read_text())["results"]
+    assert len(ours_["samples"]) == len(ort["samples"]) == 3
+    assert 0 < ort["seconds"] < np.median(ort["samples"])
+    assert ort["overhead"] > 0
+
+
+def test_wrong_output_is_reported_and_not_timed() -> None:
+    truth = np.ones((1, 2, 3, 3))
+    entrant = Entrant("mnn", lambda repeats: 1.0)
+    bfloat16 = (truth * (1 + 2**-9)).astype(np.float32)
+    refused = race.judged(entrant, [bfloat16], [truth])
+    assert refused.calls is None
+    assert "rms error 2.0e-03" in refused.note
+    assert race.judged(entrant, [truth.astype(np.float32)], [truth]).calls
+    assert race.judged(entrant, [np.ones((1, 2, 3), np.float32)], [truth]).calls is None
+
+
+def test_engine_that_cannot_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        def load(self, *_: object) -> None:
+            raise LoadError("no such layer")
+
+    monkeypatch.setattr(race, "engine", lambda name: Broken())
+    p = ConvProblem.parse(TINY)
+    model = one_layer(p, random_operands(p, 0))
+    assert race.peer("ncnn", model, {}, [], 1) == Entrant("ncnn", None, note="no such layer")
+
+
+def test_overhead_is_taken_off_up_to_half_a_call() -> None:
+    def seconds(overhead: float) -> float:
+        return Lap("ort", (3.0, 1.0, 1.0), 1, None, overhead, "").seconds
+
+    assert seconds(0.25) == 0.75
+    assert seconds(0.9) == 0.5
+
+
+def test_ratios_and_means() -> None:
+    def heat(subject: str, **seconds: float) -> Heat:
+        laps = (Lap(e, (s,), 1, None, 0.0, "") for e, s in seconds.items())
+        return Heat(subject, "g", 1, (*laps, Lap("mnn", (), 0, None, 0.0, "wrong")))
+
+    first, second = heat("a", ours=1.0, ort=4.0, ncnn=3.0), heat("b", ours=6.0, ort=2.0)
+    assert (first.best_peer, second.best_peer) == ("ncnn", "ort")
+    assert first.over_best == 3.0
+    assert np.isnan(first.over("mnn"))
+    mean = report.geometric_mean([first.over_best, second.over_best, first.over("mnn")])
+    assert mean == pytest.approx(1.0)
+
+
+def test_networks_without_ours_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    if reason := peers.engine("ort").available():
+        pytest.skip(reason)
+    assert networks.main(["shufflenetv2", "--engines", "ours,ort", "--rounds", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "shufflenetv2" in printed.out
+    if reason := ours.networks_missing():
+        assert reason in printed.err
+
+
+def test_unknown_layer_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "layers.json"
+    path.write_text('[{"name": "x"}]')
+    assert layers.main(["--layers", str(path)]) == 2
+    assert "not a list of layers" in capsys.readouterr().err
+
+
+def _empty_database(folder: Path) -> Path:
+    from tuner.database import Database
+
+    with Database(folder / "empty.db"):
+        return folder / "empty.db"
