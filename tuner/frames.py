@@ -73,7 +73,8 @@ def algorithms_frame(records: Iterable[Record]) -> pd.DataFrame:
         if key not in best or record.seconds_per_call < best[key].seconds_per_call:
             best[key] = record
     rows = [(*key, r.seconds_per_call, r.schedule, r.baseline) for key, r in best.items()]
-    return pd.DataFrame(rows, columns=["problem", "algorithm", "best", "schedule", "baseline"])
+    table = pd.DataFrame(rows, columns=["problem", "algorithm", "best", "schedule", "baseline"])
+    return table.astype({"baseline": bool})
 
 
 def outcomes_frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -1,0 +1,301 @@
+"""Standings, tables, figures and the page, from made-up records."""
+
+import html
+import math
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import parse_schedule
+from tests.records import record
+from tests.synthetic import PEAK, records
+from tuner import plots
+from tuner.database import Database, DatabaseError
+from tuner.frames import (
+    algorithms_frame,
+    best_frame,
+    convergence_frame,
+    frame,
+    layer_labels,
+    outcomes_frame,
+)
+from tuner.machine import MachineReport
+from tuner.record import Outcome
+from tuner.report import machine_slug, write_report
+from tuner.standing import (
+    Standing,
+    is_current,
+    network_seconds,
+    ratio_interval,
+    standings,
+)
+from tuner.targets import Target
+
+TEXTS = (
+    "conv 1x3x32x32 16x7x7 s2 p3 bias relu",
+    "conv 1x16x16x16 16x3x3 s1 p1 bias relu",
+    "conv 1x16x16x16 16x3x3 s1 p1 bias add relu",
+    "conv 1x16x16x16 16x3x3 s1 p1 g16 bias",
+    "conv 1x16x16x16 32x1x1 s2 p0 bias",
+)
+PROBLEMS = tuple((ConvProblem.parse(text), 1 + n) for n, text in enumerate(TEXTS))
+NETWORK = Target("a <b>network", PROBLEMS)
+HERE = Cpu.host().fingerprint
+MACHINE = MachineReport(
+    machine=HERE,
+    model="Made-up CPU (TM) 9000",
+    cores=2,
+    peak=PEAK,
+    peak_all=2 * PEAK,
+    read={"L1": 2e11, "DRAM": 2e10},
+    read_streams={"L1": 2e11, "DRAM": 3e10},
+    noise=0.01,
+    time="2026-01-01T00:00:00+00:00",
+)
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
+    stored = Database(tmp_path_factory.mktemp("made-up") / "records.db")
+    for r in records([p for p, _ in PROBLEMS]):
+        stored.add(r)
+    return stored
+
+
+@pytest.fixture(scope="module")
+def found(database: Database) -> list[Standing]:
+    return standings(database, PROBLEMS, HERE, 1, "hot")
+
+
+@pytest.fixture(scope="module")
+def page(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    return write_report(database, [NETWORK], out, MACHINE, threads=1, regime="hot")
+
+
+def test_standings_find_the_three_records(database: Database, found: list[Standing]) -> None:
+    for s in found:
+        assert s.naive
+        assert s.naive.algorithm == "naive"
+        assert s.heuristic
+        assert s.heuristic.heuristic
+        assert s.best
+        assert not s.best.baseline
+        assert s.best.stage == "final"
+        of_problem = database.records(problem=s.problem, stage="final")
+        assert s.best.seconds_per_call == min(r.seconds_per_call for r in of_problem)
+    naive, heuristic, best = network_seconds(found)
+    assert naive > heuristic >= best
+    assert best == pytest.approx(sum(s.count * s.best.seconds_per_call for s in found if s.best))
+
+
+def test_a_network_with_a_gap_has_no_sum(found: list[Standing]) -> None:
+    gap = replace(found[0], heuristic=None)
+    naive, heuristic, best = network_seconds([gap, *found[1:]])
+    assert math.isnan(heuristic)
+    assert naive > best
+
+
+@pytest.mark.parametrize(
+    ("heuristic", "best", "verdict"),
+    [
+        ([1.2e-3] * 15, [1.0e-3] * 15, "faster"),
+        ([1.02e-3] * 15, [1.0e-3] * 15, "tie"),
+        # Faster on average, but by less than the samples scatter.
+        ([1.08e-3, 0.9e-3, 1.3e-3] * 5, [1.0e-3, 1.2e-3, 0.85e-3] * 5, "tie"),
+        ([1.2e-3] * 3, [1.0e-3] * 3, "unsure"),
+    ],
+)
+def test_verdicts(heuristic: list[float], best: list[float], verdict: str) -> None:
+    p = ConvProblem.parse(record().problem)
+    slower, faster = (
+        record(mr=mr, samples=samples, stage="final", run=f"run {mr}")
+        for mr, samples in ((6, heuristic), (8, best))
+    )
+    assert Standing(p, 1, None, slower, faster).verdict == verdict
+    assert Standing(p, 1, None, slower, slower).verdict == "heuristic"
+    assert Standing(p, 1, None, None, faster).verdict == "not measured"
+
+
+def test_pairs_cancel_what_disturbs_both() -> None:
+    """Both are twice as slow in some rounds; their ratio is always 1.1."""
+    base = [1e-3 * (2.0 if n % 3 else 1.0) for n in range(15)]
+    fields = {"stage": "final", "run": "one"}
+    fast = record(mr=8, samples=base, **fields)
+    slow = record(mr=6, samples=[1.1 * x for x in base], **fields)
+    low, high = ratio_interval(slow, fast)
+    assert low == pytest.approx(1.1)
+    assert high == pytest.approx(1.1)
+    low, high = ratio_interval(replace(slow, run="another"), fast)
+    assert high - low > 0.1
+
+
+def test_what_the_generator_no_longer_makes_is_not_best(tmp_path: Path) -> None:
+    p, _ = PROBLEMS[1]
+    made = [r for r in records([p], trials=0) if r.stage == "final"]
+    template, schedule = parse_schedule(made[0].schedule)
+    true_hash = template.program(p, schedule, Cpu.host()).ir_hash
+    llvm = made[0].toolchain.partition(",")[0]
+    older = replace(made[0], toolchain=f"{llvm}, kernels 0ld")
+    assert not is_current(older)
+    assert is_current(replace(older, ir_hash=true_hash))
+    assert not is_current(replace(older, ir_hash=true_hash, toolchain="llvm 1.2.3, kernels 0ld"))
+    assert not is_current(replace(older, schedule="direct(field_of_old=1)"))
+    assert is_current(replace(older, machine="elsewhere"))
+    with Database(tmp_path / "old.db") as database:
+        database.add(older)
+        assert standings(database, [(p, 1)], HERE, 1, "hot")[0].best is None
+        database.add(replace(older, ir_hash=true_hash, time="2027-01-01T00:00:00+00:00"))
+        assert standings(database, [(p, 1)], HERE, 1, "hot")[0].best
+
+
+def test_frames(database: Database, found: list[Standing]) -> None:
+    best = best_frame(found, PEAK)
+    assert list(best["problem"]) == list(TEXTS)
+    assert (best["low"] <= best["speedup_heuristic"]).all()
+    assert (best["speedup_heuristic"] <= best["high"]).all()
+    assert best["share"].to_list() == pytest.approx((best["gflops"] / PEAK * 1e9).to_list())
+    stored = database.records()
+    curves = convergence_frame(stored)
+    for _, curve in curves.groupby("problem"):
+        assert curve["best"].dropna().is_monotonic_decreasing
+        assert list(curve["trial"]) == list(range(1, len(curve) + 1))
+    failed = outcomes_frame(stored)
+    assert failed["count"].sum() == sum(r.outcome != Outcome.CORRECT for r in stored)
+    assert not failed["reason"].str.contains(r"\d").any()
+    assert len(frame(stored)) == len(stored)
+
+
+def test_the_best_of_each_algorithm() -> None:
+    fast, slow = record(mr=8, samples=[1e-3]), record(mr=6, samples=[2e-3])
+    naive = record(schedule="naive(layout=NCHW)", samples=[1.0], baseline=True)
+    table = algorithms_frame([slow, fast, naive]).set_index("algorithm")
+    assert table.loc["direct", "best"] == 1e-3
+    assert table.loc["direct", "schedule"] == fast.schedule
+    assert table.loc["naive", "baseline"]
+
+
+def test_labels_differ() -> None:
+    twins = ["conv 1x8x9x7 8x3x3 s1 p1", "conv 1x8x9x7 8x3x3 s1 p0", "conv 1x8x9x7 8x3x3 s2 g4"]
+    labels = layer_labels([ConvProblem.parse(t) for t in (*TEXTS, *twins)])
+    assert len(set(labels)) == len(labels)
+    assert labels[0] == "7x7 3→16 @32 /2"
+    assert labels[3] == "dw 3x3 16 @16"
+    assert labels[-3:] == ["3x3 8→8 @9x7", "3x3 8→8 @9x7 (2)", "3x3 8→8 @9x7 g4 /2"]
+
+
+def figures(found: list[Standing], database: Database) -> list[Figure]:
+    best, stored = best_frame(found, PEAK), database.records()
+    return [
+        plots.over_naive(best),
+        plots.over_heuristic(best),
+        plots.share_of_peak(best, PEAK),
+        plots.time_per_layer(best),
+        plots.algorithms(algorithms_frame(stored), best),
+        plots.roofline(best, PEAK, MACHINE.read),
+    ]
+
+
+def test_figures_bear_what_is_missing(database: Database, found: list[Standing]) -> None:
+    """One layer without a heuristic, one without a naive loop, one that nobody measured."""
+    gaps = [
+        replace(found[0], heuristic=None),
+        replace(found[1], naive=None),
+        Standing(found[2].problem, 1, None, None, None),
+        *found[3:],
+    ]
+    for figure in figures(gaps, database):
+        plots.svg(figure)
+    plots.svg(plots.algorithms(algorithms_frame([]), best_frame(found)))
+    plots.svg(plots.convergence(convergence_frame([])))
+    plots.svg(plots.outcomes(outcomes_frame([])))
+
+
+def test_share_of_peak_ends_at_the_peak(found: list[Standing]) -> None:
+    """Or beyond it where Winograd's effective rate does."""
+    below = best_frame(found, 10 * PEAK)
+    assert 100 <= plots.share_of_peak(below, 10 * PEAK).axes[0].get_xlim()[1] < 120
+    above = best_frame(found, PEAK / 10)
+    assert plots.share_of_peak(above, PEAK / 10).axes[0].get_xlim()[1] > 100 * above["share"].max()
+
+
+def test_every_figure_names_its_units(database: Database, found: list[Standing]) -> None:
+    for figure in figures(found, database):
+        assert figure.get_suptitle()
+        assert figure.axes[0].get_xlabel()
+
+
+def test_figures_repeat_to_the_byte(found: list[Standing]) -> None:
+    best = best_frame(found, PEAK)
+    assert plots.svg(plots.over_naive(best)) == plots.svg(plots.over_naive(best))
+
+
+def test_the_page_stands_alone(page: Path) -> None:
+    text = page.read_text()
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", text.replace("xlink:href", "href"))
+    assert "<script" not in text
+    assert "<b>network" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert text.count("<svg") >= 8
+    assert plots.INK in text.partition("</style>")[0]
+    assert plots.INK not in text.partition("</style>")[2]
+    assert not re.search(r"\bnan\b", re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL))
+
+
+def test_the_page_says_what_matters_first(page: Path, found: list[Standing]) -> None:
+    text = page.read_text().partition("<main>")[0]
+    faster = sum(s.verdict == "faster" for s in found)
+    assert f"{faster} of {len(found)}" in text
+    assert f"{sum(count for _, count in PROBLEMS)} convolutions of a &lt;b&gt;network" in text
+    for s in found:
+        named = str(s.problem) in text
+        assert named == (s.verdict != "faster")
+
+
+def test_every_row_has_a_command_that_parses(page: Path, found: list[Standing]) -> None:
+    from tuner.cli import _parsers
+
+    text = html.unescape(page.read_text())
+    commands = re.findall(r"fastrun show '[^<]*--measure", text)
+    assert len(commands) == len(found)
+    for command, s in zip(commands, found, strict=True):
+        arguments = _parsers()[0].parse_args(shlex.split(command)[1:])
+        assert arguments.target == str(s.problem)
+        assert s.best
+        assert arguments.schedule == s.best.schedule
+        assert arguments.measure
+
+
+def test_files_beside_the_page(page: Path, found: list[Standing]) -> None:
+    layers = pd.read_csv(page.with_name("layers.csv"))
+    assert list(layers["best"]) == pytest.approx([s.best.seconds_per_call for s in found if s.best])
+    markdown = page.with_name("report.md").read_text()
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", markdown)
+    assert len(pictures) >= 8
+    for picture in pictures:
+        assert page.with_name(picture).read_bytes().startswith(b"\x89PNG")
+    for table in re.findall(r"\]\((\w+\.csv)\)", markdown):
+        assert len(pd.read_csv(page.with_name(table))) > 0
+    heads = [line for line in markdown.splitlines() if line.startswith("| layer")]
+    assert heads
+    assert not re.search(r"\n\n\n", markdown)
+
+
+def test_nothing_measured_is_a_mistake(database: Database, tmp_path: Path) -> None:
+    for threads, regime in ((2, "hot"), (1, "cold-weights")):
+        with pytest.raises(DatabaseError, match="`fastrun tune` first"):
+            write_report(
+                database, [NETWORK], tmp_path / "none", MACHINE, threads=threads, regime=regime
+            )
+    assert not (tmp_path / "none").exists()
+
+
+def test_folders_are_named_by_the_machine() -> None:
+    assert machine_slug(MACHINE) == f"made-up-cpu-tm-9000-{HERE[:8]}"
