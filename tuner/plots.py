@@ -182,7 +182,7 @@ def convergence(table: pd.DataFrame) -> Figure:
         axes.set_xlabel("trials of a problem")
         axes.set_ylabel("best so far / best found")
         axes.set_ylim(0.97, min(4.0, max(1.2, 1.1 * float(middle.max()))))
-        axes.set_xlim(1, max(2, int(table["trial"].max())))
+        axes.set_xlim(1, max([2, *map(len, curves.values())]))
         lines = [
             Line2D([], [], color=COLOURS[0], linewidth=2.2, label="median of the problems"),
             Line2D([], [], color=FAINT, linewidth=0.8, label="one problem"),
