@@ -44,7 +44,9 @@ class Index:
     def __rsub__(self, other: int) -> Int:
         return self * -1 + other
 
-    def __mul__(self, factor: int) -> Int:
+    def __mul__(self, factor: Int) -> Int:
+        if isinstance(factor, Index):
+            return Index(self.k, self.k.emit(f"mul nsw i64 {self.value}, {factor.value}"))
         if factor in (0, 1):
             return self if factor else 0
         scaled = self.k.emit(f"mul nsw i64 {self.ssa}, {factor}")

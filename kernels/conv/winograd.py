@@ -207,7 +207,7 @@ class _Winograd:
         return vectors * self.planes * self._plane(self.lanes)
 
     def pack(self, weights: Array) -> Array:
-        """Transformed weights in reading order: group, panel, plane, term of K, output channel."""
+        """Transformed weights in reading order: group, pass, plane, panel, term of K, channel."""
         u = transform_weights(weights, self.vertical, self.horizontal)
         planes = np.stack(
             [
@@ -217,8 +217,11 @@ class _Winograd:
                 for j in range(self.horizontal.alpha)
             ]
         )  # fmt: skip
-        sizes = [run.size for run in self.panels for _ in range(run.count)] * self.p.groups
-        ends = np.cumsum(sizes) * self.lanes * self.p.group_c
+        sizes = [run.size for run in self.panels for _ in range(run.count)]
+        passes = [
+            sum(sizes[i : i + self.s.oc_block]) for i in range(0, len(sizes), self.s.oc_block)
+        ]
+        ends = np.cumsum(passes * self.p.groups) * self.lanes * self.p.group_c
         return np.concatenate([part.reshape(-1) for part in np.split(planes, ends[:-1], axis=1)])
 
     def transform_input(
@@ -251,16 +254,17 @@ class _Winograd:
         self, k: Kernel, block: Int, group: Int, number: Int, inputs: Buffer, products: Buffer
     ) -> None:
         """The products of a block with the panels of pass `number`, plane by plane."""
-        begin, end, first, _ = self._pass(number)
+        begin, end, first, last = self._pass(number)
         inputs = self._planes(inputs, self.input_lanes)
         products = self._planes(products, self.lanes)
-        terms = self.planes * self.lanes * self.p.group_c
-        weights = k.argument("weights", terms * self.panels[-1].end, terms).at(group)
+        terms = self.lanes * self.p.group_c
+        weights = k.argument("weights", self.planes * self.panels[-1].end * terms, terms)
+        weights = weights.at(group, first * self.planes)
 
         def whole_block(tiles: Run, _: Int) -> None:
             def panel(v: Run, vector: Int) -> None:
-                size = v.size * self.lanes
-                packed = weights.at(0, vector).strided(size * self.p.group_c, size, 1)[plane]
+                here = (last - first) * plane + (vector - first)
+                packed = weights.at(0, here).strided(v.size * self.lanes, 1)
                 out = products.at(vector - first, plane)
 
                 def tile(t: Run, at: Int) -> None:
