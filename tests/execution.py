@@ -16,7 +16,7 @@ from kernels.core.template import Program, pack_bias
 GUARD = 64
 CANARY = np.float32(1.25e20)
 
-_Entry = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64)
+ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64)
 
 
 class Guarded:
@@ -60,7 +60,7 @@ def execute(program: Program, operands: dict[str, Array], threads: int = 1) -> A
     )
     pointers = [b.inner.ctypes.data for b in buffers.values()]
     for stage in program.stages:
-        entry = _Entry(library.address(stage.symbol))
+        entry = ENTRY(library.address(stage.symbol))
         for t in range(threads):
             begin, end = stage.tasks * t // threads, stage.tasks * (t + 1) // threads
             buffers["local"].inner[:] = poison

@@ -1,0 +1,64 @@
+"""Ways to run one convolution, and how fast each should be.
+
+Who knows better, a database of measurements, answers in the same form: the planner asks an
+injected function and does not know whom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Layout, layout_pair
+from kernels.core.problem import ConvProblem
+from kernels.core.template import KernelTemplate, applicable, heuristic_choice
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A schedule's text, the layouts it reads and writes, and the seconds it should take."""
+
+    schedule: str
+    src: Layout
+    dst: Layout
+    seconds: float
+
+
+# All that is known for a problem, in any order. What cannot be built is passed over.
+Choose = Callable[[ConvProblem], Sequence[Choice]]
+
+# What an unmeasured kernel is believed to reach of a core's arithmetic, and how much slower than
+# the preferred algorithm another one is. Nobody should trust these; they only break ties.
+_EFFICIENCY, _SECOND_BEST = 0.5, 1.5
+_CLOCK = 3e9
+
+
+def heuristic_choices(cpu: Cpu) -> Choose:
+    """Every algorithm's own heuristic, in its layout and in NHWC; seconds are rough guesses."""
+
+    def choose(p: ConvProblem) -> list[Choice]:
+        preferred, _ = heuristic_choice(p, cpu)
+        guess = p.flops / (4 * cpu.lanes * _CLOCK * _EFFICIENCY)
+        found = []
+        for template in applicable(p, cpu):
+            if not template.baseline:
+                # A lower rank is worse; the preferred one has the highest.
+                behind = preferred.rank(p, cpu) - template.rank(p, cpu)
+                factor = _SECOND_BEST ** (behind + (template is not preferred))
+                found += _variants(template, p, cpu, guess * factor)
+        return found
+
+    return choose
+
+
+def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float) -> list[Choice]:
+    schedule = template.heuristic(p, cpu)
+    src, dst = layout_pair(schedule.layout)
+    found = [Choice(template.text(schedule), src, dst, seconds)]
+    if dst.blocked:
+        pair = (src if src.name == "NCHW" else Layout("NHWC"), Layout("NHWC"))
+        layout = str(pair[1]) if pair[0] == pair[1] else f"{pair[0]}>{pair[1]}"
+        text = template.text(replace(schedule, layout=layout))
+        found.append(Choice(text, *pair, 1.02 * seconds))
+    return found

@@ -1,0 +1,50 @@
+"""Zero the halo of a tensor; its pixels stay as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Buffer, Module
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io, Placement
+from kernels.core.template import Program, check
+
+
+@dataclass(frozen=True)
+class ZeroHalo:
+    """Nothing is computed; a convolution will read zeros where its padding is."""
+
+
+def build(spec: ZeroHalo, cpu: Cpu, src: Placement, dst: Placement) -> Program:
+    """Zero the halo of `dst`, which is `src`.
+
+    Raises:
+        ScheduleError: the tensor is a part, whose halo belongs to the whole; or has no halo.
+    """
+    check(src == dst and not dst.whole, "the halo of a whole tensor is zeroed in place")
+    check(any(dst.halo), "there is no halo")
+    top, left, bottom, right = dst.halo
+    row = dst.w * dst.x_stride
+    before = top * dst.y_stride + left * dst.x_stride
+    # The right end of a row and the left one of the next lie side by side.
+    between = (left + right) * dst.x_stride
+    after = right * dst.x_stride + bottom * dst.y_stride
+
+    module = Module(cpu)
+    with module.stage("zero_halo", dst.n * dst.n_stride // dst.block_stride) as (k, task):
+        plane = k.argument("dst", dst.block_stride, dst.y_stride, 1)[task]
+        _zero(plane, before)
+        if between and dst.h > 1:
+            with k.loop(dst.h - 1) as y:
+                _zero(plane.at(y, before + row), between)
+        _zero(plane.at(dst.h - 1, before + row), after)
+    return module.program(Io(src, dst, dst), lambda w: np.zeros(0, np.float32))
+
+
+def _zero(start: Buffer, floats: int) -> None:
+    if floats:
+        start.k.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        arguments = f"ptr align 4 {start.base}, i8 0, i64 {4 * floats}, i1 false"
+        start.k.emit_void(f"call void @llvm.memset.p0.i64({arguments})")

@@ -1,0 +1,94 @@
+"""Channel shuffle: channels of several groups taken in turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Int, Module
+from kernels.codegen.tile_gemm import Run, cut, sweep
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW, NHWC, Io, Placement
+from kernels.core.template import Program, check
+
+# Pixels of a task.
+PIXELS = 32
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Channel `j * groups + i` of the result is channel j of group i.
+
+    The groups lie one after another in `src`; or there are two of them, in `src` and in `add`.
+    """
+
+    groups: int = 2
+
+
+def build(
+    spec: Shuffle, cpu: Cpu, src: Placement, dst: Placement, add: Placement | None = None
+) -> Program:
+    """Shuffle `src`, or `src` and `add`, into `dst`: any groups in NCHW, two tensors in NHWC.
+
+    Raises:
+        ScheduleError: the tensors do not fit each other or this layout is not offered.
+    """
+    tensors = [src, add] if add else [src]
+    per_group = dst.c // spec.groups
+    check(dst.c == spec.groups * per_group, f"{spec.groups} groups do not divide {dst.c} channels")
+    check(sum(t.c for t in tensors) == dst.c, "channels are lost or made up")
+    same = {(t.layout, t.n, t.h, t.w) for t in (*tensors, dst)}
+    check(len(same) == 1, "tensors of one size and layout are needed")
+    module = Module(cpu)
+    if dst.layout == NCHW:
+        check(add is None, "in NCHW all groups are in one tensor")
+        _planes(module, spec.groups, src, dst)
+    else:
+        check(dst.layout == NHWC, "shuffling takes NCHW or NHWC")
+        check(add is not None and spec.groups == 2 and src.c == per_group, "two tensors are needed")
+        assert add
+        _pairs(module, cpu, src, add, dst)
+    return module.program(Io(src, dst, add or dst), lambda w: np.zeros(0, np.float32))
+
+
+def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None:
+    """A task copies one plane."""
+    per_group, lanes = src.c // groups, module.cpu.lanes
+    with module.stage("shuffle", src.n * src.c) as (k, task):
+        channel, image = task % src.c, task // src.c
+        source = k.tensor("src", src).at(image, (channel % groups) * per_group + channel // groups)
+        target = k.tensor("dst", dst).at(image, channel)
+        with k.loop(src.h) as y:
+
+            def vector(run: Run, x: Int) -> None:
+                value = source.load_first(run.size, 0, 0, y, x, lanes=lanes)
+                target.store_first(value, run.size, 0, 0, y, x)
+
+            sweep(k, cut(src.w, lanes), vector)
+
+
+def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement) -> None:
+    """Vectors of both tensors, zipped; a task does some pixels of a row."""
+    lanes = cpu.lanes
+    tasks = -(-dst.w // PIXELS)
+    with module.stage("shuffle", dst.n * dst.h * tasks) as (k, task):
+        part, rest = task % tasks, task // tasks
+        y, image = rest % dst.h, rest // dst.h
+        first, second = (k.tensor(n, t).at(image, 0, y) for n, t in (("src", a), ("add", b)))
+        target = k.tensor("dst", dst).at(image, 0, y)
+        stop = k.index(part * PIXELS + PIXELS).min(dst.w)
+        with k.loop(part * PIXELS, stop) as x:
+
+            def vector(run: Run, c: Int) -> None:
+                u, v = (t.load_first(run.size, 0, 0, 0, x, c) for t in (first, second))
+                for half in range(2):
+                    order = [
+                        i // 2 + i % 2 * lanes for i in range(half * lanes, (half + 1) * lanes)
+                    ]
+                    kept = min(2 * run.size - half * lanes, lanes)
+                    if kept > 0:
+                        place = (0, 0, 0, x, c * 2 + half * lanes)
+                        target.store_first(k.shuffle(u, v, order), kept, *place)
+
+            sweep(k, cut(a.c, lanes), vector)
