@@ -1,0 +1,72 @@
+"""What the README shows works as shown."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import parse_schedule
+from tuner.cli import _parsers
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(fastrun \S.*?)(?:  .*)?$", README, re.MULTILINE)
+
+
+def test_commands_were_found() -> None:
+    assert len(COMMANDS) >= 8
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_parse(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    _parsers()[0].parse_args(shlex.split(command)[1:])
+
+
+def test_texts_are_ours() -> None:
+    (problem,) = re.findall(r"^conv .*$", README, re.MULTILINE)
+    (schedule,) = re.findall(r"^\w+\(layout=.*\)$", README, re.MULTILINE)
+    template, parsed = parse_schedule(schedule)
+    template.program(ConvProblem.parse(problem), parsed, Cpu.avx512())
+
+
+def test_links_lead_somewhere() -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)", README):
+        assert (ROOT / link).exists(), link
+
+
+def test_the_algorithm_shown_is_right_and_competes(tmp_path: Path) -> None:
+    algorithm, space = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    for folder, code in (("kernels", algorithm), ("search_spaces", space)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.py").write_text(code)
+    script = tmp_path / "main.py"
+    script.write_text(f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import kernels.conv, search_spaces
+kernels.conv.__path__.append({str(tmp_path / "kernels")!r})
+search_spaces.__path__.append({str(tmp_path / "search_spaces")!r})
+from kernels.core.problem import ConvProblem
+from tuner.database import Database
+from tuner.fastrun import Budget, fast_run
+
+if __name__ == "__main__":
+    p = ConvProblem.parse("conv 1x5x9x12 32x3x3 s1x2 p1 d2x1 bias add relu")
+    with Database({str(tmp_path / "records.db")!r}) as database:
+        fast_run([(p, 1)], database, Budget(trials=6), algorithms=["rows"])
+        for r in database.records(algorithm="rows"):
+            print(r.stage, r.outcome, r.reason)
+""")
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    outcomes = done.stdout.splitlines()
+    assert len(outcomes) >= 4
+    assert {line.split()[1] for line in outcomes} == {"correct"}, done.stdout
