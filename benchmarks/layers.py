@@ -108,6 +108,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for count in arguments.threads
         for name, seconds in overheads(peers, count).items()
     }
+    report.introduce(peers, overhead)
     found: list[Heat] = []
     for i, layer in enumerate(layers, 1):
         report.notice(f"{i}/{len(layers)} {layer.group}: {layer.name}")

@@ -86,6 +86,7 @@ def main(words: Sequence[str] | None = None) -> int:
     report.add_options(parser, rounds=10)
     arguments = parser.parse_args(words)
     engines = report.usable(arguments.engines)
+    report.introduce(engines, {})
     if ours.NAME in arguments.engines:
         if reason := ours.networks_missing():
             report.notice(f"{ours.NAME} is left out: {reason}")

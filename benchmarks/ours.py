@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from benchmarks.race import Entrant, settle
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice
+from tuner.cores import Cores
 from tuner.database import Database
 from tuner.job import Job, Limits
 from tuner.operands import Operands
@@ -33,14 +35,15 @@ def layer(operands: Operands, threads: int, database: Database | None) -> Entran
     schedule, source = _schedule(p, threads, database)
     program = compile_one(operands, schedule, Cpu.host())
     job = Job(program, operands, threads, limits=Limits(error=1e-3))
-    candidate = Candidate(job, Arena(), ())
+    cores = Cores.split(threads).timing
+    candidate = Candidate(job, Arena(), cores)
     candidate.calls(1)
     errors, wrong = candidate.judge()
     if candidate.stray() is not None:
         wrong = "writes outside its output"
     if wrong:
         return Entrant(NAME, None, errors, note=f"{wrong}: {schedule}")
-    return Entrant(NAME, _blocks(candidate), errors, note=f"{source}: {schedule}")
+    return Entrant(NAME, _blocks(candidate, cores[0]), errors, note=f"{source}: {schedule}")
 
 
 def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[str, str]:
@@ -57,11 +60,17 @@ def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[
     return template.text(schedule), "heuristic"
 
 
-def _blocks(candidate: Candidate) -> Calls:
+def _blocks(candidate: Candidate, core: int) -> Calls:
     def calls(repeats: int) -> float:
         settle()
-        candidate.calls(1)
-        return candidate.calls(repeats)
+        everywhere = os.sched_getaffinity(0)
+        # The other threads have cores of their own; on one of those this one would stop both.
+        os.sched_setaffinity(0, {core})
+        try:
+            candidate.calls(1)
+            return candidate.calls(repeats)
+        finally:
+            os.sched_setaffinity(0, everywhere)
 
     return calls
 

@@ -8,8 +8,8 @@ import math
 import statistics
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from benchmarks import ours, peers
 from benchmarks.race import LOOSE, Lap
 from tuner.display import grid, screen
 from tuner.environment import Environment
-from tuner.units import UNKNOWN, ms, plural, ratio
+from tuner.timing import runnable
+from tuner.units import UNKNOWN, duration, ms, plural, ratio
 
 ENGINES = (ours.NAME, *peers.NAMES)
 
@@ -85,6 +86,18 @@ def usable(engines: Iterable[str]) -> list[str]:
     return found
 
 
+def introduce(engines: Sequence[str], overhead: Mapping[tuple[str, int], float]) -> None:
+    """Print what is compared, where, and what a call of each peer costs."""
+    environment = Environment.host()
+    print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
+    for name in engines:
+        costs = [duration(s) for (e, _), s in overhead.items() if e == name]
+        taken = f"; {' or '.join(costs)} taken off a call" if costs else ""
+        print(f"{name}: {peers.engine(name).title} {peers.engine(name).version()}{taken}")
+    if waiting := runnable():
+        notice(f"{plural(waiting, 'other task')} at work on this machine: times will be noisy")
+
+
 def notice(text: str) -> None:
     """A line that is not part of the results."""
     print(text, file=sys.stderr, flush=True)
@@ -93,7 +106,7 @@ def notice(text: str) -> None:
 def times_table(
     heats: Sequence[Heat], more: dict[str, Callable[[Heat], str]] | None = None
 ) -> None:
-    """Milliseconds per engine and the best peer; with us, how we compare and `more` columns."""
+    """Milliseconds per engine (~: loose results) and the best peer; how we compare, `more`."""
     engines = _engines(heats)
     columns: dict[str, Callable[[Heat], str]] = {"": lambda h: h.subject}
     for name in engines:
@@ -166,7 +179,7 @@ def write_json(path: Path, heats: Sequence[Heat], arguments: Namespace) -> None:
         for lap in heat.laps
     ]
     data: dict[str, Any] = {
-        "environment": asdict(Environment.host()),
+        "environment": Environment.host().to_dict(),
         "engines": {e: peers.engine(e).version() for e in engines},
         "rounds": arguments.rounds,
         "results": results,
@@ -181,7 +194,9 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def _milliseconds(engine: str, heat: Heat) -> str:
-    return ms(heat.seconds(engine))
+    lap = next((x for x in heat.laps if x.engine == engine), None)
+    loose = lap is not None and lap.errors is not None and lap.errors.rms > LOOSE
+    return ms(heat.seconds(engine)) + "~" * loose
 
 
 def _engines(heats: Sequence[Heat]) -> list[str]:

@@ -15,8 +15,14 @@ from benchmarks.one_layer import one_layer
 from benchmarks.peers import Array, LoadError
 from benchmarks.race import Entrant, Lap
 from benchmarks.report import Heat
+from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.reference import convolve, random_operands
+from kernels.core.template import heuristic_choice, templates
+from tuner.database import Database
+from tuner.environment import toolchain
+from tuner.operands import Operands, Scratch
+from tuner.record import Outcome, Record
 
 TINY = "conv 1x16x6x5 24x3x3 s2 p1 bias add relu6"
 
@@ -96,6 +102,30 @@ def test_onnxruntime_in_turns_with_ours(tiny_file: Path, tmp_path: Path) -> None
     assert ort["overhead"] > 0
 
 
+def test_tuned_schedule_comes_from_the_database(tmp_path: Path) -> None:
+    p = ConvProblem.parse(TINY)
+    cpu = Cpu.host()
+    im2col = templates()["im2col"]
+    schedule = im2col.heuristic(p, cpu)
+    record = Record(
+        problem=str(p),
+        schedule=im2col.text(schedule),
+        machine=cpu.fingerprint,
+        threads=1,
+        regime="hot",
+        toolchain=toolchain(),
+        ir_hash=im2col.program(p, schedule, cpu).ir_hash,
+        outcome=Outcome.CORRECT,
+        samples=(1e-6,),
+    )
+    assert heuristic_choice(p, cpu)[0] is not im2col
+    with Database(tmp_path / "tuned.db") as database, Scratch() as scratch:
+        database.add(record)
+        operands = Operands.make(p, scratch)
+        assert ours.layer(operands, 1, database).note == f"tuned: {record.schedule}"
+        assert ours.layer(operands, 2, database).note.startswith("heuristic: ")
+
+
 def test_wrong_output_is_reported_and_not_timed() -> None:
     truth = np.ones((1, 2, 3, 3))
     entrant = Entrant("mnn", lambda repeats: 1.0)
@@ -157,7 +187,5 @@ def test_unknown_layer_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def _empty_database(folder: Path) -> Path:
-    from tuner.database import Database
-
     with Database(folder / "empty.db"):
         return folder / "empty.db"
