@@ -64,31 +64,44 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = min(16, max(4, cpu.lanes))
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = Layout("NHWC" if grouped else f"NCHW{block}c")
-    lanes = _lanes(layout, p.group_oc, cpu)
-    cols = min(2, -(-p.group_oc // lanes))  # one vector would take more loads than products
     mh, mw = _best_sizes(p)
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * -(-p.oh // mh) * -(-p.ow // mw)
     # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
     # L2; but weights should not come by more often than for every sixteen tiles.
-    bytes_per_tile = 4 * (p.group_c + cols * lanes)
+    bytes_per_tile = 4 * (p.group_c + 2 * block)
     fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (math.prod(alphas) * bytes_per_tile))
-    blocks = -(-tiles // max(16, fit))
-    few = blocks * p.groups < 2 * cpu.cores
+    enough = 2 * cpu.cores
+    blocks = max(-(-tiles // max(16, fit)), min(enough, tiles // 16))
+    few = blocks * p.groups < enough
     if not few:
         blocks = -(-blocks // cpu.cores) * cpu.cores
+    nr_tiles = -(-tiles // blocks)
+    weight_bytes = 4 * math.prod(alphas) * p.c * p.group_oc
     return Schedule(
         layout=str(layout),
         mh=mh,
         mw=mw,
         points="sqrt2" if 6 in alphas else "standard",
-        nr_tiles=-(-tiles // blocks),
-        cols=cols,
+        nr_tiles=nr_tiles,
+        cols=_best_cols(nr_tiles, -(-p.group_oc // _lanes(layout, p.group_oc, cpu)), cpu),
         unroll=4,
         oc_block=1,
-        prefetch=0,
+        # A stream from memory is best left to the processor.
+        prefetch=64 if weight_bytes < cpu.l3 // 2 else 0,
         split="channels" if few else "tiles",
     )
+
+
+def _best_cols(tiles: int, vectors: int, cpu: Cpu) -> int:
+    """The narrowest panel whose smallest register tile has twelve accumulators, or has most."""
+    # A single vector takes more loads than products, unless those read a broadcast from memory.
+    narrowest = 1 if cpu.lanes == LINE else 2
+
+    def accumulators(cols: int) -> int:
+        return min(12, cover(tiles, _max_rows(cols, cpu))[-1].size * cols)
+
+    return max(range(min(narrowest, vectors), min(4, vectors) + 1), key=accumulators)
 
 
 def _best_sizes(p: ConvProblem) -> tuple[int, int]:
@@ -176,10 +189,10 @@ class _Winograd:
             _lanes(io.src.layout, p.group_c, cpu),
         )
         panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
-        rows = [r for r in range(cpu.registers) if registers(r, panels[0].size) <= cpu.registers]
-        check(rows[-1] > 0, "tile needs too many registers")
+        rows = _max_rows(panels[0].size, cpu)
+        check(rows > 0, "tile needs too many registers")
         blocks = cover(tiles, s.nr_tiles)
-        return cls(p, s, io, vertical, horizontal, blocks, panels, rows[-1], input_lanes, lanes)
+        return cls(p, s, io, vertical, horizontal, blocks, panels, rows, input_lanes, lanes)
 
     @property
     def planes(self) -> int:
@@ -385,6 +398,11 @@ class _Winograd:
         """A tensor of the output's shape from the first channel of a vector on."""
         tensor = at_channel(k.tensor(name, where), where, group, self.p.group_oc)
         return at_channel(tensor, where, vector, self.lanes)
+
+
+def _max_rows(cols: int, cpu: Cpu) -> int:
+    """Rows of the largest register tile, 0 where there is none."""
+    return max(r for r in range(cpu.registers) if registers(r, cols) <= cpu.registers or r == 0)
 
 
 def _lanes(layout: Layout, channels: int, cpu: Cpu) -> int:
