@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def heats(
     engines: Sequence[str],
     rounds: int,
     database: Database | None,
-    overhead: dict[tuple[str, int], float],
+    overhead: Mapping[str, float],
 ) -> list[Heat]:
     """Every engine on one layer, once per number of threads."""
     p = layer.problem
@@ -77,9 +77,7 @@ def heats(
             entrants = [
                 ours.layer(operands, count, database)
                 if name == ours.NAME
-                else peer(
-                    name, model, inputs, truth, count, inner=True, overhead=overhead[name, count]
-                )
+                else peer(name, model, inputs, truth, count, inner=True, overhead=overhead[name])
                 for name in engines
             ]
             laps = race(entrants, count, rounds)
@@ -103,11 +101,7 @@ def main(words: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     machine = probe()
-    overhead = {
-        (name, count): seconds
-        for count in arguments.threads
-        for name, seconds in overheads(peers, count).items()
-    }
+    overhead = overheads(peers)
     report.introduce(peers, overhead)
     found: list[Heat] = []
     for i, layer in enumerate(layers, 1):

@@ -86,13 +86,12 @@ def usable(engines: Iterable[str]) -> list[str]:
     return found
 
 
-def introduce(engines: Sequence[str], overhead: Mapping[tuple[str, int], float]) -> None:
+def introduce(engines: Sequence[str], overhead: Mapping[str, float]) -> None:
     """Print what is compared, where, and what a call of each peer costs."""
     environment = Environment.host()
     print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
     for name in engines:
-        costs = [duration(s) for (e, _), s in overhead.items() if e == name]
-        taken = f"; {' or '.join(costs)} taken off a call" if costs else ""
+        taken = f"; {duration(overhead[name])} taken off a call" if name in overhead else ""
         print(f"{name}: {peers.engine(name).title} {peers.engine(name).version()}{taken}")
     if waiting := runnable():
         notice(f"{plural(waiting, 'other task')} at work on this machine: times will be noisy")
