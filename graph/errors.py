@@ -13,3 +13,7 @@ class ModelFileError(GraphError):
 
 class UnsupportedError(GraphError):
     """A valid model that needs something this package lacks; names the node and the need."""
+
+
+class InputError(GraphError):
+    """An array given to a network is not what it takes."""

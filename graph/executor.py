@@ -1,0 +1,239 @@
+"""A network ready to run: code loaded, weights packed, one native call per inference."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from graph.arrange import Arrangement, Port
+from graph.errors import InputError
+from graph.memory import LINE, Lifetime, allocate
+from graph.model import Array
+from kernels.codegen.jit import Library, ObjectCache
+from kernels.codegen.runner import Step, team
+from kernels.core.cpu import Cpu
+from kernels.core.layout import READ_SLACK
+from kernels.core.template import pack_bias
+
+_HUGE = 2 << 20
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes: activations at their peak, packed weights, and workspaces of the threads."""
+
+    arena: int
+    weights: int
+    workspace: int
+
+    def __str__(self) -> str:
+        sizes = (f"{name} {size / 1e6:.1f} MB" for name, size in vars(self).items())
+        return ", ".join(sizes)
+
+
+class _Block:
+    """Zeroed memory, aligned to and if possible made of huge pages."""
+
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size + _HUGE)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+        start = np.frombuffer(self._map, np.uint8).ctypes.data
+        self.address = -(-start // _HUGE) * _HUGE
+        skipped = self.address - start
+        self.floats = np.frombuffer(self._map, np.float32, size // 4, skipped)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What clones share: code and weights, with the addresses of both for every step."""
+
+    arrangement: Arrangement
+    threads: int
+    libraries: Mapping[str, Library]
+    weights: _Block
+    weight_bytes: int
+    packed: Sequence[tuple[int, int]]  # addresses of weights and bias, 0 for none
+
+    @classmethod
+    def load(cls, arrangement: Arrangement, cpu: Cpu, threads: int) -> _Model:
+        """Compile what is not in the object cache, and pack the weights in the order of use."""
+        cache, libraries = ObjectCache(), dict[str, Library]()
+        for step in arrangement.steps:
+            program = step.program
+            if program.ir not in libraries:
+                symbols = [stage.symbol for stage in program.stages]
+                libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
+        pieces: list[Array | None] = []
+        for step in arrangement.steps:
+            empty = np.zeros(0, np.float32)
+            weights = empty if step.weights is None else step.weights
+            packed = step.program.pack_weights(np.ascontiguousarray(weights, np.float32))
+            pieces.append(np.ascontiguousarray(packed.reshape(-1), np.float32))
+            pieces.append(None if step.bias is None else pack_bias(step.bias))
+        offsets, size = [], 0
+        for piece in pieces:
+            offsets.append(size)
+            if piece is not None and piece.size:
+                size += -(-4 * (piece.size + READ_SLACK) // LINE) * LINE
+        block = _Block(size)
+        addresses = []
+        for i, offset in enumerate(offsets):
+            piece, pieces[i] = pieces[i], None  # freed as soon as it is copied
+            if piece is None or not piece.size:
+                addresses.append(0)
+            else:
+                block.floats[offset // 4 : offset // 4 + piece.size] = piece
+                addresses.append(block.address + offset)
+        pairs = list(zip(addresses[::2], addresses[1::2], strict=True))
+        return cls(arrangement, threads, libraries, block, size, pairs)
+
+
+class Executable:
+    """A network on `threads` threads.
+
+    Runs of one executable take turns; clones, which share its weights, have activations of their
+    own. On one thread clones run at the same time, on several they take turns.
+    """
+
+    def __init__(self, model: _Model) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        steps, buffers = model.arrangement.steps, model.arrangement.buffers
+        shared = [Lifetime(s.program.shared_bytes, i, i) for i, s in enumerate(steps)]
+        lives = [Lifetime(b.size, b.first, b.last) for b in buffers]
+        offsets, size = allocate([*lives, *shared])
+        local = max((s.program.local_bytes for s in steps), default=0)
+        local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
+        self._arena = _Block(size + local * model.threads)
+        self._at = [self._arena.address + offset for offset in offsets]
+        first = self._arena.address + size
+        self._local = tuple(first + local * i for i in range(model.threads))
+        self._steps, self._owners = self._native(len(buffers))
+        self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
+        self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
+        self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
+
+    @classmethod
+    def of(cls, arrangement: Arrangement, cpu: Cpu, threads: int = 1) -> Executable:
+        """Compile, pack and allocate.
+
+        Raises:
+            CompileError: LLVM refuses a kernel.
+        """
+        return cls(_Model.load(arrangement, cpu, threads))
+
+    def clone(self) -> Executable:
+        """The same network with activations of its own."""
+        return Executable(self._model)
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+        """The outputs by name for the inputs by name.
+
+        Raises:
+            InputError: an input is missing, unknown, of the wrong shape or not float32.
+        """
+        self._check(inputs)
+        with self._lock:
+            for name, (_, view) in self._inputs.items():
+                view[...] = inputs[name].reshape(view.shape)
+            team(self._model.threads).run(self._steps, self._local)
+            return {
+                name: np.array(view).reshape(port.shape)
+                for name, (port, view) in self._outputs.items()
+            }
+
+    def seconds(self, repeats: int = 1) -> float:
+        """Seconds of `repeats` runs of what the inputs last were, without Python between."""
+        with self._lock:
+            return team(self._model.threads).run(self._steps, self._local, repeats)
+
+    def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
+        """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
+
+        Seconds are the medians of `repeats` runs, each step's as the first thread sees it.
+        """
+        count = len(self._steps)
+        times = np.zeros((repeats, count))
+        stamps = (ctypes.c_int64 * count)()
+        with self._lock:
+            for row in times:
+                whole = team(self._model.threads).run(
+                    self._steps, self._local, stamps=ctypes.addressof(stamps)
+                )
+                ends = np.array(stamps)
+                # The clock starts when all threads have met, which no stamp says.
+                row[0] = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
+                row[1:] = np.diff(ends) * 1e-9
+        medians = np.median(times, axis=0)
+        rows = []
+        for i, step in enumerate(self._model.arrangement.steps):
+            mine = [j for j, owner in enumerate(self._owners) if owner == i]
+            seconds = float(medians[mine].sum())
+            io = step.program.io
+            rows.append(
+                {
+                    "name": step.name,
+                    "work": step.work,
+                    "algorithm": step.algorithm,
+                    "layouts": f"{io.src.layout}>{io.dst.layout}",
+                    "seconds": seconds,
+                    "share": seconds / float(medians.sum()),
+                    "expected": step.seconds,
+                }
+            )
+        return rows
+
+    def _native(self, buffers: int) -> tuple[ctypes.Array[Step], list[int]]:
+        """The native steps, one per stage, and the step of the arrangement each is of."""
+        model, found, owners = self._model, list[Step](), list[int]()
+        for i, step in enumerate(model.arrangement.steps):
+            weights, bias = model.packed[i]
+            for stage in step.program.stages:
+                found.append(
+                    Step(
+                        model.libraries[step.program.ir].address(stage.symbol),
+                        stage.tasks,
+                        self._at[step.src],
+                        weights,
+                        bias,
+                        self._at[step.add] if step.add is not None else 0,
+                        self._at[step.dst],
+                        self._at[buffers + i],
+                        int(step.joins),
+                    )
+                )
+                owners.append(i)
+        return (Step * len(found))(*found), owners
+
+    def _view(self, port: Port) -> Array:
+        """The pixels of an input or output in the arena, as (n, c, h, w)."""
+        where = port.placement
+        start = (self._at[port.buffer] - self._arena.address) // 4 + where.origin
+        strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
+        shape = (where.n, where.c, where.h, where.w)
+        return as_strided(self._arena.floats[start:], shape, tuple(4 * s for s in strides))
+
+    def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        for name in inputs:
+            if name not in self._inputs:
+                known = ", ".join(self._inputs)
+                raise InputError(f"there is no input {name!r}: the network's inputs are {known}")
+        for name, (port, _) in self._inputs.items():
+            if name not in inputs:
+                raise InputError(f"input {name!r} is missing: give an array of {port.shape}")
+            x = inputs[name]
+            if not isinstance(x, np.ndarray):
+                raise InputError(f"input {name!r} is a {type(x).__name__}, not a numpy array")
+            if x.dtype != np.float32:
+                raise InputError(f"input {name!r} is {x.dtype}: give it as float32")
+            if x.shape != port.shape:
+                raise InputError(f"input {name!r} has shape {x.shape} instead of {port.shape}")
