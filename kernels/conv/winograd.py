@@ -57,6 +57,8 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
         return "Winograd needs stride 1 and dilation 1"
     if p.kernel == (1, 1):
         return "a 1x1 filter has nothing to save"
+    if p.groups > 1 and p.group_c == 1:
+        return "a depthwise convolution sums over no channels"
     return None
 
 
@@ -127,6 +129,8 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     refusal = why_not(p, cpu)
     check(refusal is None, refusal or "")
     check(s.split in ("tiles", "channels"), f"split {s.split!r}: use tiles or channels")
+    counts = (s.mh, s.mw, s.nr_tiles, s.cols, s.unroll, s.oc_block, s.prefetch + 1)
+    check(min(counts) > 0, "sizes of tiles, blocks and panels are at least 1, prefetch at least 0")
     check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
     for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
         aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
@@ -184,10 +188,8 @@ class _Winograd:
         except ValueError as error:
             raise ScheduleError(str(error)) from error
         tiles = p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
-        lanes, input_lanes = (
-            _lanes(io.dst.layout, p.group_oc, cpu),
-            _lanes(io.src.layout, p.group_c, cpu),
-        )
+        lanes = _lanes(io.dst.layout, p.group_oc, cpu)
+        input_lanes = _lanes(io.src.layout, p.group_c, cpu)
         panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
         rows = _max_rows(panels[0].size, cpu)
         check(rows > 0, "tile needs too many registers")
@@ -297,9 +299,10 @@ class _Winograd:
         acc = k.tile(tiles.size, v.size, self.lanes)
         acc.fill(k.const(0.0, self.lanes))
         ahead = self.s.prefetch
+        lines = range(0, v.size * self.lanes, LINE) if ahead else ()
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-            for line in range(0, v.size * self.lanes if ahead else 0, LINE):
+            for line in lines:
                 weights.prefetch(position + ahead, line)
             done = acc[tiles.size - 1, v.size - 1]
             now, packed = inputs.after(done), weights.after(done)
