@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from kernels.core.problem import ConvProblem
@@ -33,7 +34,7 @@ def best_frame(found: Sequence[Standing], peak: float = math.nan) -> pd.DataFram
     """One row per problem: what the naive loop, the heuristic and the best schedule take.
 
     `naive`, `heuristic` and `best` are seconds per call; `low` and `high` bound the speed-up over
-    the heuristic with 95 % confidence; `fastest` and `slowest` are the extreme samples of the best.
+    the heuristic with 95 % confidence; `p10` and `p90` are percentiles of the samples of the best.
     `share` is of `peak` (FLOP/s), `intensity` in FLOP per byte if every tensor is moved once.
     What nobody measured is NaN, an unknown winner ''.
     """
@@ -119,8 +120,8 @@ def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
         "naive": seconds(s.naive),
         "heuristic": seconds(s.heuristic),
         "best": seconds(best),
-        "fastest": min(samples),
-        "slowest": max(samples),
+        "p10": float(np.percentile(samples, 10)),
+        "p90": float(np.percentile(samples, 90)),
         "speedup_naive": s.over_naive,
         "speedup_heuristic": s.over_heuristic,
         "low": s.interval[0],
@@ -142,7 +143,7 @@ def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
 
 
 _BEST_COLUMNS = [
-    *("layer", "problem", "count", "naive", "heuristic", "best", "fastest", "slowest"),
+    *("layer", "problem", "count", "naive", "heuristic", "best", "p10", "p90"),
     *("speedup_naive", "speedup_heuristic", "low", "high", "verdict", "flops", "gflops", "share"),
     *("heuristic_share", "intensity", "algorithm", "winner", "heuristic_schedule", "error_max"),
     *("workspace", "stage", "samples"),

@@ -124,8 +124,8 @@ def share_of_peak(best: pd.DataFrame, peak: float) -> Figure:
         for y, row in enumerate(_rows(best)):
             scale = 100 * row.flops / peak
             spread = [
-                [scale / row.best - scale / row.slowest],
-                [scale / row.fastest - scale / row.best],
+                [max(0.0, scale / row.best - scale / row.p90)],
+                [max(0.0, scale / row.p10 - scale / row.best)],
             ]
             axes.barh(
                 y, 100 * row.share, height=0.62, color=_colour(row.algorithm),
@@ -134,14 +134,15 @@ def share_of_peak(best: pd.DataFrame, peak: float) -> Figure:
             axes.plot(
                 100 * row.heuristic_share, y, "|", color=INK, markersize=11, markeredgewidth=1.6
             )
-            _note(axes, scale / row.fastest, y, percent(row.share))
+            # Beyond the peak's line, which would cut through the number.
+            _note(axes, max(100, scale / row.p10), y, percent(row.share))
         axes.axvline(100, color=INK, linewidth=1.4)
         above = _top(best["share"], 0) > 1
-        axes.set_xlim(0, 116 * _top(best["share"], 1) if above else 112)
+        axes.set_xlim(0, 116 * _top(best["share"], 1) if above else 116)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         marks = [
             _mark("|", INK, "heuristic"),
-            Line2D([], [], color=INK, linewidth=1, label="all samples"),
+            Line2D([], [], color=INK, linewidth=1, label="80 % of samples"),
             Line2D([], [], color=INK, linewidth=1.6, label="peak"),
         ]
         _legend_of_algorithms(figure, best["algorithm"], "s", marks)
@@ -157,7 +158,9 @@ def time_per_layer(best: pd.DataFrame) -> Figure:
             axes.plot([after, before], [y, y], color=FAINT, linewidth=1.6)
             axes.plot(before, y, "o", color=FAINT, markersize=5.5, markerfacecolor=PAPER)
             axes.plot(after, y, "o", color=COLOURS[0], markersize=5.5)
-            words = f"{ms(before / 1e3)} → {ms(after / 1e3)}"
+            words = (
+                ms(after / 1e3) if after == before else f"{ms(before / 1e3)} → {ms(after / 1e3)}"
+            )
             words += f" ({row.count}x)" if row.count > 1 else ""
             _note(axes, max(before, after) if before == before else after, y, words)
         longest = best["count"] * best[["heuristic", "best"]].max(axis=1)

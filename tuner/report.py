@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,9 @@ from tuner import plots
 from tuner.database import Database, DatabaseError
 from tuner.frames import algorithms_frame, best_frame, convergence_frame, outcomes_frame
 from tuner.machine import MachineReport
+from tuner.record import Record
 from tuner.sections import Facts, conditions, sections, summary, tiles
-from tuner.standing import standings
+from tuner.standing import first_current, standings
 from tuner.targets import Target, merged
 from tuner.units import plural
 
@@ -114,7 +115,11 @@ def _gather(
             f"database {database.name} holds no valid measurement of {asked} on this machine with "
             f"{plural(threads, 'thread')}, {regime}: `fastrun tune` first"
         )
-    decisive = [r for p, _ in problems for r in database.ranking(p, *where, include_baselines=True)]
+    decisive = [
+        record
+        for problem, _ in problems
+        for record in _best_of_each(database.ranking(problem, *where, include_baselines=True))
+    ]
     runs = {r.run for r in records}
     environments = [e for run in sorted(runs) for e in database.environments(run)]
     return Facts(
@@ -127,6 +132,15 @@ def _gather(
         records=records,
         decisive=decisive,
     )
+
+
+def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
+    """The fastest record of every algorithm that the generator still makes."""
+    faster_first = sorted(ranking, key=lambda r: r.seconds_per_call)
+    for algorithm in sorted({r.algorithm for r in ranking}):
+        best = first_current(r for r in faster_first if r.algorithm == algorithm)
+        if best:
+            yield best
 
 
 def _themed_svg(figure: Figure) -> Markup:

@@ -121,7 +121,9 @@ def summary(facts: Facts) -> Iterator[str]:
     }
     for verdict, words in slow.items():
         named = [str(s.problem) for s in facts.found if s.verdict == verdict]
-        if named:
+        if len(named) == len(facts.found):
+            yield f"{words}: all layers."
+        elif named:
             yield f"{words}: {plural(len(named), 'layer')}. {'; '.join(named)}."
     errors = [s.best.errors.max for s in facts.found if s.best and s.best.errors]
     if errors:

@@ -25,7 +25,7 @@ ENOUGH = 5
 
 _RESAMPLES = 2000
 
-# Older records, best first, that are built again to see whether they still hold.
+# Older records that are built again to see whether they still hold.
 _LOOKS = 8
 
 
@@ -100,9 +100,9 @@ def standings(
             Standing(
                 problem,
                 count,
-                naive=_first_current(r for r in ranking if r.algorithm == "naive"),
-                heuristic=_first_current(proposed),
-                best=_first_current(r for r in ranking if not r.baseline),
+                naive=first_current(r for r in ranking if r.algorithm == "naive"),
+                heuristic=first_current(proposed),
+                best=first_current(r for r in ranking if not r.baseline),
             )
         )
     return found
@@ -126,7 +126,8 @@ def is_current(record: Record) -> bool:
     return program.ir_hash == record.ir_hash
 
 
-def _first_current(records: Iterable[Record]) -> Record | None:
+def first_current(records: Iterable[Record]) -> Record | None:
+    """The first record that `is_current`; of older ones only the first few are looked at."""
     older = 0
     for record in records:
         older += record.toolchain != toolchain()
