@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined, select_autoescape
@@ -21,9 +20,6 @@ from tuner.sections import Facts, conditions, sections, summary, tiles
 from tuner.standing import first_current, standings
 from tuner.targets import Target, merged
 from tuner.units import plural
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 
 def write_report(
@@ -143,7 +139,7 @@ def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
             yield best
 
 
-def _themed_svg(figure: Figure) -> Markup:
+def _themed_svg(figure: plots.Figure) -> Markup:
     """A figure whose ink, paper and grid are the page's, light or dark."""
     text = plots.svg(figure)
     for colour, name in ((plots.INK, "ink"), (plots.PAPER, "paper"), (plots.FAINT, "faint")):

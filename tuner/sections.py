@@ -17,7 +17,6 @@ from tuner.units import UNKNOWN, ms, percent, plural, ratio, significant, size
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Section:
     name: str
     title: str
     text: str
-    figure: Figure | None = None
+    figure: plots.Figure | None = None
     table: Table | None = None
 
 
