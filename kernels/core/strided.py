@@ -1,0 +1,97 @@
+"""Tensors of any rank as strides over a buffer, and the operators that only change strides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.core.layout import NCHW, Array, Placement
+
+Ints = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Strided:
+    """Element (i, j, ...) lies `offset + i * strides[0] + j * strides[1] + ...` floats in.
+
+    A stride of 0 repeats one element along its axis; strides may be negative.
+    """
+
+    shape: Ints
+    strides: Ints
+    offset: int = 0
+
+    @classmethod
+    def row_major(cls, shape: Ints) -> Strided:
+        """A whole buffer, the last axis closest together."""
+        strides = [1] * len(shape)
+        for axis in reversed(range(len(shape) - 1)):
+            strides[axis] = strides[axis + 1] * shape[axis + 1]
+        return cls(tuple(shape), tuple(strides))
+
+    @classmethod
+    def of(cls, where: Placement) -> Strided:
+        """A placement as (image, block of channels, y, x, channel), padding channels included."""
+        shape = (where.n, where.blocks, where.h, where.w, where.block)
+        strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride, 1)
+        return cls(shape, strides, where.origin)
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    @property
+    def extent(self) -> int:
+        """Floats from the start of the buffer to behind the last element."""
+        steps = zip(self.shape, self.strides, strict=True)
+        return self.offset + sum(max(0, (n - 1) * s) for n, s in steps) + 1 if self.size else 0
+
+    @property
+    def buffer(self) -> Placement:
+        """The buffer up to `extent`, as one row of pixels."""
+        return Placement(NCHW, 1, 1, 1, self.extent)
+
+    def view(self, buffer: Array) -> Array:
+        """The elements in `buffer`, a float32 array, as a numpy view."""
+        bytes_ = tuple(4 * s for s in self.strides)
+        return np.lib.stride_tricks.as_strided(buffer[self.offset :], self.shape, bytes_)
+
+    def broadcast(self, shape: Ints) -> Strided:
+        """Repeated to `shape` as numpy does.
+
+        Raises:
+            ValueError: the shapes do not fit.
+        """
+        missing = len(shape) - len(self.shape)
+        mine = (1,) * missing + self.shape
+        if missing < 0 or any(a not in (1, b) for a, b in zip(mine, shape, strict=True)):
+            raise ValueError(f"{self.shape} cannot be broadcast to {shape}")
+        strides = zip(mine, shape, (0,) * missing + self.strides, strict=True)
+        return Strided(shape, tuple(s if a == b else 0 for a, b, s in strides), self.offset)
+
+    def transpose(self, order: Ints) -> Strided:
+        """Axis i of the result is axis `order[i]`."""
+        shape = tuple(self.shape[axis] for axis in order)
+        return Strided(shape, tuple(self.strides[axis] for axis in order), self.offset)
+
+    def slice(self, starts: Ints, sizes: Ints, steps: Ints) -> Strided:
+        """`sizes[i]` elements of axis i, from `starts[i]` in steps of `steps[i]`."""
+        offset = self.offset + sum(a * s for a, s in zip(starts, self.strides, strict=True))
+        strides = tuple(a * s for a, s in zip(steps, self.strides, strict=True))
+        return Strided(tuple(sizes), strides, offset)
+
+    def part(self, axis: int, start: int, size: int) -> Strided:
+        """`size` elements along one axis, from `start` on."""
+        shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
+        return Strided(shape, self.strides, self.offset + start * self.strides[axis])
+
+    def split(self, axis: int, sizes: Ints) -> Strided:
+        """One axis as several of the product's size, the last closest together."""
+        if math.prod(sizes) != self.shape[axis]:
+            raise ValueError(f"an axis of {self.shape[axis]} cannot be split into {sizes}")
+        inner = tuple(s * self.strides[axis] for s in Strided.row_major(sizes).strides)
+        shape = (*self.shape[:axis], *sizes, *self.shape[axis + 1 :])
+        return Strided(shape, self.strides[:axis] + inner + self.strides[axis + 1 :], self.offset)

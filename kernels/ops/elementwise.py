@@ -1,0 +1,261 @@
+"""Operators that compute every element of the result from one element of each input.
+
+They work on strided tensors, so broadcasting, transposed inputs and parts of outputs cost nothing
+extra; tensors in the same layout are long rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Int, Kernel, Module, Vec, fma
+from kernels.codegen.epilogue import activate
+from kernels.codegen.functions import (
+    absolute,
+    compare,
+    copy_sign,
+    erf,
+    exp,
+    expm1_negative,
+    gelu,
+    log,
+    maximum,
+    minimum,
+    sigmoid,
+    softplus,
+    tanh,
+)
+from kernels.codegen.nest import (
+    aligned,
+    fitted,
+    load_row,
+    nest,
+    operand,
+    rows,
+    singly,
+    store_row,
+    width,
+)
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io
+from kernels.core.strided import Ints, Strided
+from kernels.core.template import Program, check
+
+UNROLL = 2
+
+
+@dataclass(frozen=True)
+class Unary:
+    """One of `UNARY`; `alpha` and `beta` are its parameters, if it has any."""
+
+    function: str
+    alpha: float = 0.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Clip:
+    """x limited to low..high."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Binary:
+    """One of `BINARY` of src and add."""
+
+    function: str
+
+
+@dataclass(frozen=True)
+class Affine:
+    """`x * scale + shift`; `axis` is that of the channels."""
+
+    axis: int = 1
+
+
+Operands = Sequence[tuple[str, Strided]]
+
+
+def unary(spec: Unary, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Apply a function to every element of `src`, broadcast to `dst`.
+
+    Raises:
+        ScheduleError: the function is unknown or the shapes do not fit.
+    """
+    check(spec.function in UNARY, f"unknown function {spec.function!r}: use one of {[*UNARY]}")
+    function = UNARY[spec.function]
+    return _map(cpu, "unary", lambda x: function(x, spec.alpha, spec.beta), [("src", src)], dst)
+
+
+def clip(spec: Clip, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Limit every element of `src`; NaN stays.
+
+    Raises:
+        ScheduleError: the shapes do not fit.
+    """
+    with np.errstate(over="ignore"):  # a limit beyond float32 is none
+        low, high = np.array([spec.low, spec.high]).astype(np.float32).tolist()
+    return _map(cpu, "clip", lambda x: x.max(low).min(high), [("src", src)], dst)
+
+
+def binary(
+    spec: Binary,
+    cpu: Cpu,
+    src: Strided,
+    add: Strided,
+    dst: Strided,
+    arguments: tuple[str, str] = ("src", "add"),
+) -> Program:
+    """Combine two operands, both broadcast to `dst`.
+
+    `arguments` says where they are found: a constant one in "weights", in row-major order.
+
+    Raises:
+        ScheduleError: the function is unknown or the shapes do not fit.
+    """
+    check(spec.function in BINARY, f"unknown function {spec.function!r}: use one of {[*BINARY]}")
+    operands = list(zip(arguments, (src, add), strict=True))
+    return _map(cpu, "binary", BINARY[spec.function], operands, dst)
+
+
+def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Scale and shift every channel of `src`. Weights are (2, channels): scale, then shift.
+
+    Raises:
+        ScheduleError: the shapes do not fit.
+    """
+    channels = dst.shape[spec.axis]
+    strides = tuple(int(axis == spec.axis) for axis in range(len(dst.shape)))
+    scale, shift = (Strided(dst.shape, strides, first) for first in (0, channels))
+    operands = [("src", src), ("weights", scale), ("weights", shift)]
+    return _map(cpu, "affine", fma, operands, dst)
+
+
+def _map(
+    cpu: Cpu, name: str, function: Callable[..., Vec], operands: Operands, dst: Strided
+) -> Program:
+    """`function` of vectors of all operands, element by element."""
+    out, *views = aligned(dst, *(fitted(view, dst.shape) for _, view in operands))
+    *outer, length = out.shape
+    tiles = [*singly(tuple(outer)), rows(length, cpu.lanes, UNROLL)]
+    module = Module(cpu)
+
+    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
+        lanes = width(cpu.lanes, sizes[-1])
+        sources = [
+            (operand(k, argument, view).at(*places), view.strides[-1])
+            for (argument, _), view in zip(operands, views, strict=True)
+        ]
+        target = operand(k, "dst", out).at(*places)
+        for start in range(0, sizes[-1], lanes):
+            count = min(lanes, sizes[-1] - start)
+            row = [load_row(at.strided(step).at(start), step, count, lanes) for at, step in sources]
+            step = out.strides[-1]
+            store_row(target.strided(step).at(start), step, count, function(*row))
+
+    nest(module, name, tiles, body)
+    # Only where an operand lies matters to who allocates it.
+    places = {argument: view.buffer for argument, view in operands if argument != "weights"}
+    io = Io(places.get("src", dst.buffer), dst.buffer, places.get("add", dst.buffer))
+    return module.program(io, np.ravel)
+
+
+def _elu(x: Vec, alpha: float, scale: float = 1.0, slope: float = 1.0) -> Vec:
+    """scale * x, but scale * alpha * (e^(slope x) - 1) where x is negative."""
+    bent = expm1_negative(x * slope) * (alpha * scale)
+    return x.k.blend(compare("olt", x, 0.0), bent, x * scale)
+
+
+def _gelu_tanh(x: Vec) -> Vec:
+    # 1 + tanh(u) = 2 sigmoid(2 u), without the loss of figures where tanh is near -1.
+    cubic = x * fma(x * x, x.k.const(0.044715, x.lanes), x.k.const(1.0, x.lanes))
+    return x * sigmoid(cubic * (2 * math.sqrt(2 / math.pi)))
+
+
+def _mish(x: Vec) -> Vec:
+    # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), which is 1 long before e overflows.
+    e = exp(x.min(20.0))
+    y = e * (e + 2.0)
+    return x * (y / (y + 2.0))
+
+
+def _sign(x: Vec) -> Vec:
+    one = copy_sign(x.k.const(1.0, x.lanes), x)
+    return x.k.blend(compare("one", x, 0.0), one, x)
+
+
+def _power(x: Vec, exponent: float) -> Vec:
+    """x to a constant power: by products and roots where the exponent is a small half."""
+    k = x.k
+    if not (exponent * 2).is_integer() or abs(exponent) > 4 or exponent == 0:
+        return k.intrinsic("pow", x, k.const(exponent, x.lanes))
+    # Half powers of -0 and -inf are those of 0 and inf; sqrt would keep the signs.
+    value = None
+    factor, left = x if exponent.is_integer() else absolute(x), int(abs(exponent))
+    while left:
+        if left & 1:
+            value = factor if value is None else value * factor
+        factor, left = factor * factor, left >> 1
+    if not exponent.is_integer():
+        endless = compare("oeq", x, -math.inf)
+        root = k.intrinsic("sqrt", k.blend(endless, absolute(x), x + 0.0))
+        value = root if value is None else value * root
+    assert value is not None
+    return k.const(1.0, x.lanes) / value if exponent < 0 else value
+
+
+UNARY: dict[str, Callable[[Vec, float, float], Vec]] = {
+    "relu": lambda x, a, b: x.max(0.0),
+    "relu6": lambda x, a, b: activate(x, "relu6"),
+    "hardswish": lambda x, a, b: activate(x, "hardswish"),
+    "sigmoid": lambda x, a, b: sigmoid(x),
+    "leakyrelu": lambda x, a, b: x.k.blend(compare("olt", x, 0.0), x * a, x),
+    "hardsigmoid": lambda x, a, b: fma(
+        x, x.k.const(a, x.lanes), x.k.const(b, x.lanes)
+    ).max(0.0).min(1.0),
+    "tanh": lambda x, a, b: tanh(x),
+    "erf": lambda x, a, b: erf(x),
+    "gelu": lambda x, a, b: gelu(x),
+    "gelu_tanh": lambda x, a, b: _gelu_tanh(x),
+    "elu": lambda x, a, b: _elu(x, a),
+    "selu": lambda x, a, b: _elu(x, a, b),
+    "celu": lambda x, a, b: _elu(x, a, 1.0, 1 / a),
+    "softplus": lambda x, a, b: softplus(x),
+    "softsign": lambda x, a, b: x / (absolute(x) + 1.0),
+    "mish": lambda x, a, b: _mish(x),
+    "exp": lambda x, a, b: exp(x),
+    "log": lambda x, a, b: log(x),
+    "sqrt": lambda x, a, b: x.k.intrinsic("sqrt", x),
+    "pow": lambda x, a, b: _power(x, a),
+    "reciprocal": lambda x, a, b: x.k.const(1.0, x.lanes) / x,
+    "neg": lambda x, a, b: x * -1.0,
+    "abs": lambda x, a, b: absolute(x),
+    "sign": lambda x, a, b: _sign(x),
+    "floor": lambda x, a, b: x.k.intrinsic("floor", x),
+    "ceil": lambda x, a, b: x.k.intrinsic("ceil", x),
+    "round": lambda x, a, b: x.k.intrinsic("roundeven", x),
+    "sin": lambda x, a, b: x.k.intrinsic("sin", x),
+    "cos": lambda x, a, b: x.k.intrinsic("cos", x),
+}  # fmt: skip
+"""Functions of one value by their names in graphs, with parameters a and b.
+
+`pow` is x to the constant power a; `sin` and `cos` are the C library's.
+"""
+
+BINARY: dict[str, Callable[[Vec, Vec], Vec]] = {
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / y,
+    "pow": lambda x, y: x.k.intrinsic("pow", x, y),
+    "max": maximum,
+    "min": minimum,
+    "prelu": lambda x, slope: x.k.blend(compare("olt", x, 0.0), slope * x, x),
+}
+"""Functions of two values; `pow` is the C library's."""

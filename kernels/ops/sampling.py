@@ -1,0 +1,225 @@
+"""Operators that look up where along an axis to read: gathering at constant indices, resizing.
+
+The tables lie in the weights: for every sampled axis the offsets of what is read, as 32-bit
+integers, and for interpolation how much the upper of two neighbours weighs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec, first_lanes, fma
+from kernels.codegen.nest import aligned, load_row, nest, operand, rows, singly, store_row, width
+from kernels.core.cpu import Cpu
+from kernels.core.layout import READ_SLACK, Array, Io
+from kernels.core.strided import Ints, Strided
+from kernels.core.template import Program, check
+
+COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+)
+ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Entry `indices[i]` along `axis` becomes entry i; negative indices count from the end."""
+
+    axis: int
+    indices: Ints
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Nearest or linear interpolation; `scales` (output / input) has one entry per axis.
+
+    `coordinates` and `rounding` are one of `COORDINATES` and, for nearest, of `ROUNDINGS`.
+    """
+
+    mode: str
+    scales: tuple[float, ...]
+    coordinates: str = "half_pixel"
+    rounding: str = "round_prefer_floor"
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """An axis of which output i reads input `low[i]`, or lies at `weight[i]` from it to `high`."""
+
+    axis: int
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    weight: NDArray[np.float64] | None
+
+
+def gather(spec: Gather, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Pick entries of `src` along an axis; that of `dst` has as many as there are indices.
+
+    Raises:
+        ScheduleError: an index is outside or the shapes do not fit.
+    """
+    n, index = src.shape[spec.axis], np.array(spec.indices, np.int64)
+    check(bool(((-n <= index) & (index < n)).all()), f"an index is outside an axis of {n}")
+    check(dst.shape[spec.axis] == len(index), f"{len(index)} indices cannot fill {dst.shape}")
+    index = np.where(index < 0, index + n, index)
+    return _sample(cpu, src, dst, [_Sampled(spec.axis, index, index, None)])
+
+
+def resize(spec: Resize, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Interpolate `src` at the elements of `dst`.
+
+    Raises:
+        ScheduleError: a name is unknown.
+    """
+    check(spec.mode in ("nearest", "linear"), f"unknown interpolation {spec.mode!r}")
+    check(spec.coordinates in COORDINATES, f"unknown coordinates {spec.coordinates!r}")
+    check(spec.rounding in ROUNDINGS or spec.mode == "linear", f"unknown {spec.rounding!r}")
+    sampled = []
+    for axis, (n, out, scale) in enumerate(zip(src.shape, dst.shape, spec.scales, strict=True)):
+        if (scale, out) == (1, n):
+            continue
+        at = _coordinates(spec.coordinates, n, out, scale)
+        if spec.mode == "nearest":
+            index = _rounded(spec.rounding, at).astype(np.int64).clip(0, n - 1)
+            sampled.append(_Sampled(axis, index, index, None))
+        else:
+            low = np.floor(at).astype(np.int64)
+            sampled.append(_Sampled(axis, low.clip(0, n - 1), (low + 1).clip(0, n - 1), at - low))
+    return _sample(cpu, src, dst, sampled)
+
+
+def _coordinates(name: str, n: int, out: int, scale: float) -> NDArray[np.float64]:
+    """Where in the input's axis of `n` each of `out` elements lies."""
+    x = np.arange(out, dtype=np.float64)
+    if name == "align_corners":
+        return x * ((n - 1) / max(out - 1, 1))
+    if name == "asymmetric":
+        return x / scale
+    if name == "pytorch_half_pixel" and out == 1:
+        return x
+    # Symmetric: output and input share their centre, whatever rounding did to the size.
+    shift = n / 2 * (1 - out / (n * scale)) if name == "half_pixel_symmetric" else 0.0
+    return (x + 0.5) / scale - 0.5 + shift
+
+
+def _rounded(name: str, at: NDArray[np.float64]) -> NDArray[np.float64]:
+    if name == "round_prefer_floor":
+        return np.ceil(at - 0.5)
+    if name == "round_prefer_ceil":
+        return np.floor(at + 0.5)
+    return np.floor(at) if name == "floor" else np.ceil(at)
+
+
+def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -> Program:
+    axes = {s.axis for s in sampled}
+    fits = len(src.shape) == len(dst.shape) and all(
+        a == b or axis in axes for axis, (a, b) in enumerate(zip(src.shape, dst.shape, strict=True))
+    )
+    check(fits, f"{src.shape} cannot be sampled as {dst.shape}")
+    tables: list[Array] = []
+    views: list[Strided] = []
+    for s in sampled:
+        stride = src.strides[s.axis]
+        parts = [(index * stride).astype(np.int32).view(np.float32) for index in (s.low, s.high)]
+        parts.append((np.zeros(s.low.size) if s.weight is None else s.weight).astype(np.float32))
+        along = tuple(int(axis == s.axis) for axis in range(len(dst.shape)))
+        views.append(Strided(dst.shape, along, sum(t.size for t in tables)))
+        tables += parts
+    strides = tuple(0 if axis in axes else step for axis, step in enumerate(src.strides))
+    # Tables become views like any other, so that axes beside the sampled ones can be merged.
+    out, frame, *found = aligned(dst, Strided(dst.shape, strides, src.offset), *views)
+    *outer, length = out.shape
+    module = Module(cpu)
+
+    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
+        lanes = width(cpu.lanes, sizes[-1])
+        step, written = frame.strides[-1], out.strides[-1]
+        looked_up = [
+            _Table(operand(k, "weights", view).at(*places).strided(1), view.strides[-1], s)
+            for view, s in zip(found, sampled, strict=True)
+        ]
+        a = operand(k, "src", frame).at(*places).strided(1)
+        b = operand(k, "dst", out).at(*places).strided(1)
+        for start in range(0, sizes[-1], lanes):
+            count = min(lanes, sizes[-1] - start)
+            point = _Point(k, start, count, lanes, step)
+            value = point.value(a.at(start * step), None, looked_up)
+            store_row(b.at(start * written), written, count, value)
+
+    nest(module, "sample", [*singly(tuple(outer)), rows(length, cpu.lanes, 1)], body)
+    table = np.concatenate([*tables, np.zeros(READ_SLACK, np.float32)])
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer), lambda w: table)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The table of a sampled axis at the first element of a row."""
+
+    at: Buffer
+    step: int  # 1 where the row runs along the axis, else 0
+    axis: _Sampled
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return self.axis.low.size
+
+
+@dataclass(frozen=True)
+class _Point:
+    """`count` elements of a row, from `start` on, `step` floats apart where not looked up."""
+
+    k: Kernel
+    start: int
+    count: int
+    lanes: int
+    step: int
+
+    def value(self, base: Buffer, offsets: str | None, tables: Sequence[_Table]) -> Vec:
+        """Interpolated over the axes of `tables`; `offsets` are those of every lane, if any."""
+        if not tables:
+            if offsets is None:
+                return load_row(base, self.step, self.count, self.lanes)
+            return self._gathered(base, offsets)
+        table, *rest = tables
+        low = self._at(base, offsets, table, 0, rest)
+        if table.axis.weight is None:
+            return low
+        high = self._at(base, offsets, table, 1, rest)
+        place = table.at.at(2 * table.size + self.start * table.step)
+        weight = load_row(place, table.step, self.count, self.lanes)
+        return fma(high, weight, low * (weight * -1.0 + 1.0))
+
+    def _at(
+        self, base: Buffer, offsets: str | None, table: _Table, row: int, rest: Sequence[_Table]
+    ) -> Vec:
+        """The value where this axis is read at the offsets in one row of its table."""
+        address = table.at.address(row * table.size + self.start * table.step)
+        if table.step and self.lanes > 1:
+            assert offsets is None
+            kind = f"<{self.lanes} x i32>"
+            found = self.k.emit(f"load {kind}, ptr {address}, align 4")
+            return self.value(base, found, rest)
+        number = self.k.emit(f"load i32, ptr {address}, align 4")
+        moved = Index(self.k, self.k.emit(f"sext i32 {number} to i64"))
+        return self.value(base.at(moved), offsets, rest)
+
+    def _gathered(self, base: Buffer, offsets: str) -> Vec:
+        k, n = self.k, self.lanes
+        floats, bits = f"<{n} x float>", f"<{n} x i1>"
+        places = k.emit(f"getelementptr float, ptr {base.base}, <{n} x i32> {offsets}")
+        name = f"llvm.masked.gather.v{n}f32.v{n}p0"
+        k.declare(f"declare {floats} @{name}(<{n} x ptr>, {bits}, {floats})")
+        text = (
+            f"call {floats} @{name}(<{n} x ptr> align 4 {places}, "
+            f"{bits} {first_lanes(self.count, n)}, {floats} zeroinitializer)"
+        )
+        return Vec(k, k.emit(text), n)
