@@ -119,10 +119,12 @@ class Transform:
 
 
 def transform_weights(weights: Array, vertical: Transform, horizontal: Transform) -> Array:
-    """G g Gt of weights (oc, c, kh, kw) in float64, rounded once: (oc, c, alpha_h, alpha_w)."""
+    """G g Gt of weights (oc, c, kh, kw) in float64, rounded once: (alpha_h, alpha_w, oc, c)."""
     gh, gw = (np.array(t.g, np.float64) for t in (vertical, horizontal))
-    u = np.einsum("iy,ocyx,jx->ocij", gh, weights.astype(np.float64), gw)
-    return np.asarray(u, np.float32)
+    oc, c, kh, kw = weights.shape
+    taps = weights.reshape(oc * c, kh * kw).astype(np.float64)
+    u = (np.kron(gh, gw) @ taps.T).astype(np.float32)
+    return u.reshape(vertical.alpha, horizontal.alpha, oc, c)
 
 
 def _combine(coefficients: Sequence[Fraction], values: Sequence[Vec]) -> Vec:

@@ -226,7 +226,7 @@ class _Winograd:
         u = transform_weights(weights, self.vertical, self.horizontal)
         planes = np.stack(
             [
-                pack_panels(u[:, :, i : i + 1, j : j + 1], self.p.groups, self.input_lanes,
+                pack_panels(u[i, j, :, :, None, None], self.p.groups, self.input_lanes,
                             self.lanes, self.panels)
                 for i in range(self.vertical.alpha)
                 for j in range(self.horizontal.alpha)
@@ -413,4 +413,10 @@ def _lanes(layout: Layout, channels: int, cpu: Cpu) -> int:
     return min(cpu.lanes, layout.blocked or 1 << (channels - 1).bit_length())
 
 
-template = KernelTemplate("winograd", Schedule, why_not, heuristic, build)
+def rank(p: ConvProblem, cpu: Cpu) -> int:
+    """Preferred for square filters with enough channels to pay for the transforms."""
+    pays = min(p.kernel) >= 3 and max(p.kernel) <= 5 and min(p.group_c, p.group_oc) >= 16
+    return 4 if pays else 0
+
+
+template = KernelTemplate("winograd", Schedule, why_not, heuristic, build, rank)

@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
-
 from kernels.codegen.builder import Buffer, Int, Kernel, Module, least
 from kernels.codegen.epilogue import finish
 from kernels.codegen.reduction import each
@@ -63,8 +61,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         w.transform_output(k, task // p.oc, task % p.oc)
 
     def pack(weights: Array) -> Array:
-        u = transform_weights(weights, vertical, horizontal)
-        return np.ascontiguousarray(u.transpose(2, 3, 0, 1)).reshape(-1)
+        return transform_weights(weights, vertical, horizontal).reshape(-1)
 
     shared = w.padded_floats + w.planes * (p.c + p.oc) * w.pitch
     return module.program(io, pack, shared_bytes=4 * shared, local_bytes=4 * p.c * w.panel)
