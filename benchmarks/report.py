@@ -7,16 +7,18 @@ import json
 import math
 import statistics
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import ours, peers
 from benchmarks.race import LOOSE, Lap
+from kernels.core.cpu import Cpu
 from tuner.display import grid, screen
 from tuner.environment import Environment
+from tuner.machine import probe
 from tuner.timing import runnable
 from tuner.units import UNKNOWN, duration, ms, plural, ratio
 
@@ -59,13 +61,13 @@ def add_options(parser: ArgumentParser, rounds: int) -> None:
     """The options of both benchmarks."""
     parser.add_argument(
         "--engines",
-        type=lambda text: _known(text.split(",")),
+        type=_engine_names,
         default=list(ENGINES),
         help=f"which of {','.join(ENGINES)} (default: all)",
     )
     parser.add_argument(
         "--threads",
-        type=lambda text: [int(word) for word in text.split(",")],
+        type=_thread_counts,
         default=[1],
         help="thread counts, such as 1,2 (default: 1)",
     )
@@ -179,6 +181,7 @@ def write_json(path: Path, heats: Sequence[Heat], arguments: Namespace) -> None:
     ]
     data: dict[str, Any] = {
         "environment": Environment.host().to_dict(),
+        "machine": asdict(probe()),
         "engines": {e: peers.engine(e).version() for e in engines},
         "rounds": arguments.rounds,
         "results": results,
@@ -212,8 +215,16 @@ def _finite(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
 
 
-def _known(names: list[str]) -> list[str]:
+def _engine_names(text: str) -> list[str]:
+    names = text.split(",")
     unknown = [name for name in names if name not in ENGINES]
     if unknown:
-        raise ValueError(f"unknown engine {unknown[0]!r}: there are {', '.join(ENGINES)}")
+        raise ArgumentTypeError(f"unknown engine {unknown[0]!r}: there are {', '.join(ENGINES)}")
     return names
+
+
+def _thread_counts(text: str) -> list[int]:
+    words, cores = text.split(","), Cpu.host().cores
+    if not all(word.isdecimal() and 1 <= int(word) <= cores for word in words):
+        raise ArgumentTypeError(f"{text!r}: expected numbers from 1 to {cores}, the cores here")
+    return [int(word) for word in words]

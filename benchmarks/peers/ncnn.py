@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 
 from benchmarks.peers import Array, LoadError, missing, shapes
+from kernels.core.cpu import Cpu
 
 title = "ncnn"
 
@@ -83,8 +84,6 @@ class Session:
     @staticmethod
     def _pack(c: int) -> int:
         """Channels that lie side by side between the layers of a net."""
-        from kernels.core.cpu import Cpu
-
         widths = (w for w in (16, 8, 4) if w <= Cpu.host().lanes and c % w == 0)
         return next(widths, 1)
 
