@@ -9,14 +9,27 @@ import numpy as np
 
 from graph.errors import UnsupportedError
 from graph.model import Array, Graph
-from graph.ops import ChannelShuffle, Conv, Gemm, Ints, Pool, Reduce, Softmax
+from graph.ops import (
+    Affine,
+    Binary,
+    ChannelShuffle,
+    Clip,
+    Conv,
+    Gemm,
+    Ints,
+    Pool,
+    Reduce,
+    Softmax,
+    Unary,
+)
 from graph.problems import conv_problem
-from graph.tasks import Task
+from graph.tasks import Task, shape4
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Io, Placement
+from kernels.core.layout import NCHW, Io, Placement
 from kernels.core.problem import ConvProblem
+from kernels.core.strided import Strided
 from kernels.core.template import Program, ScheduleError, applicable, parse_schedule
-from kernels.ops import dense, pool, shuffle, softmax
+from kernels.ops import dense, elementwise, pool, shuffle, softmax
 from kernels.ops.dense import Dense
 
 
@@ -69,6 +82,8 @@ def build(
                 second = reads[1] if len(reads) > 1 else None
                 program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, second)
                 return Kernel(program, "shuffle")
+            case Unary() | Clip() | Affine() | Binary():
+                return _elementwise(graph, task, cpu, reads, dst)
             case Softmax():
                 return Kernel(softmax.build(softmax.Softmax(), cpu, src, dst), "softmax")
     except ScheduleError as error:
@@ -93,6 +108,55 @@ def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> 
             except ScheduleError as error:
                 refusal = error
     raise refusal
+
+
+def _elementwise(
+    graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Placement
+) -> Kernel:
+    """A function of the values at each place; constants are brought into the layout."""
+    op, node = task.node.op, task.node
+    views, out = [Strided.of(x) for x in reads], Strided.of(dst)
+    match op:
+        case Unary():
+            spec = elementwise.Unary(op.function, op.alpha, op.beta)
+            return Kernel(elementwise.unary(spec, cpu, views[0], out), "elementwise")
+        case Clip():
+            limits = elementwise.Clip(op.low, op.high)
+            return Kernel(elementwise.clip(limits, cpu, views[0], out), "elementwise")
+        case Affine():
+            channels = elementwise.Affine(axis=1 if dst.layout == NCHW else 4)
+            program = elementwise.affine(channels, cpu, views[0], out)
+            both = np.stack([_constant(graph, task, i) for i in (1, 2)])
+            return Kernel(program, "elementwise", both)
+    assert isinstance(op, Binary)
+    operands, arguments = [], []
+    weights = None
+    for name in node.inputs:
+        if name in graph.constants:
+            value = graph.constants[name]
+            rank = len(graph.shape(task.output))
+            value = value.reshape((1,) * (rank - value.ndim) + value.shape)
+            weights = _blocks(value.reshape(shape4(value.shape)), dst)
+            operands.append(Strided.row_major(weights.shape))
+            arguments.append("weights")
+        else:
+            arguments.append("add" if "src" in arguments else "src")
+            operands.append(views[task.reads.index(name)])
+    program = elementwise.binary(
+        elementwise.Binary(op.function), cpu, operands[0], operands[1], out,
+        (arguments[0], arguments[1]),
+    )  # fmt: skip
+    return Kernel(program, "elementwise", weights)
+
+
+def _blocks(values: Array, where: Placement) -> Array:
+    """Values of shape (n, c, h, w), some of these 1, as (n, block, h, w, channel)."""
+    n, c, h, w = shape4(values.shape)
+    if c == 1:
+        return values.reshape(n, 1, h, w, 1)
+    padded = np.zeros((n, where.blocks * where.block, h, w), np.float32)
+    padded[:, :c] = values
+    return padded.reshape(n, where.blocks, where.block, h, w).transpose(0, 1, 3, 4, 2)
 
 
 def pool_spec(op: Pool) -> pool.Pool:

@@ -111,17 +111,29 @@ class Forms:
                     for x in self.layouts
                     if len(task.reads) == 1 and self._whole_blocks(task.reads[0], x)
                 ]
-            case Pool() | Reduce() | Unary() | Clip() | Binary() | Affine():
+            case Reduce(axes=axes):
+                rank = len(self.graph.shape(task.reads[0]))
+                windows = op.function in ("mean", "max") and axes == tuple(range(2, rank))
+                return alike(self.layouts if windows and rank in (3, 4) else [])
+            case Pool() | Unary() | Clip():
                 return alike(self.layouts)
+            case Affine():
+                return alike([NCHW, NHWC])
+            case Binary():
+                return alike(self._broadcastable(task))
             case ChannelShuffle():
                 return alike([NHWC] if len(task.reads) == 2 else [NCHW], 2 * streaming)
             case Concat(axis=1):
                 sizes = [shape4(self.graph.shape(x))[1] for x in task.node.inputs]
                 return alike(self._aligned(list(accumulate(sizes, initial=0))[:-1]), STEP)
-            case Slice():
-                return alike(self._aligned([op.starts[1]]), 0.0)
-            case Softmax():
-                return alike([NCHW])
+            case Slice(starts=starts, steps=steps):
+                shape, out = self.graph.shape(task.reads[0]), self.graph.shape(task.output)
+                others = [a == b for a, b in zip(shape, out, strict=True)]
+                whole = all(others[:1] + others[2:]) and steps[1:2] == (1,)
+                return alike(self._aligned([starts[1]]) if whole else [], 0.0)
+            case Softmax(axis=1, log=False):
+                pixels = shape4(self.graph.shape(task.output))[2:]
+                return alike([NCHW] if pixels == (1, 1) else [])
             case Identity() | Reshape():
                 same = shape4(self.graph.shape(task.reads[0])) == shape4(
                     self.graph.shape(task.output)
@@ -142,6 +154,16 @@ class Forms:
     def _aligned(self, starts: Sequence[int]) -> list[Layout]:
         """The layouts in which ranges of channels may begin at `starts`."""
         return [x for x in self.layouts if not x.blocked or not any(s % x.blocked for s in starts)]
+
+    def _broadcastable(self, task: Task) -> Sequence[Layout]:
+        """Where an operand has one channel for all, channels must not lie in padded blocks."""
+        shape = self.graph.shape(task.output)
+        mine = [self.graph.shape(x) for x in task.reads]
+        if any(x != shape and (len(x) != len(shape) or len(x) > 4) for x in mine):
+            return []
+        if all(shape4(x)[1] == shape4(shape)[1] for x in mine):
+            return self.layouts
+        return [x for x in self.layouts if not x.blocked]
 
     def _whole_blocks(self, name: str, layout: Layout) -> bool:
         return not layout.blocked or shape4(self.graph.shape(name))[1] % layout.blocked == 0

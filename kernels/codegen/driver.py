@@ -24,7 +24,7 @@ LINE = 128  # bytes that no two variables of different threads should share
 SPIN = 200_000
 
 # Looks at the barrier before the core is offered to others, who may be what is waited for.
-PATIENCE = 20_000
+PATIENCE = 2_000
 
 # A team's memory: ticket, arrivals and sleepers on lines of their own, then the job.
 TICKET, ARRIVED, ASLEEP, JOB = 0, LINE, 2 * LINE, 3 * LINE
