@@ -17,6 +17,7 @@ from graph.arrange import Arrangement, Port
 from graph.errors import InputError
 from graph.memory import LINE, Lifetime, allocate
 from graph.model import Array
+from graph.plan import Plan
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.codegen.runner import Step, team
 from kernels.core.cpu import Cpu
@@ -62,9 +63,10 @@ class _Model:
     weights: _Block
     weight_bytes: int
     packed: Sequence[tuple[int, int]]  # addresses of weights and bias, 0 for none
+    plan: Plan
 
     @classmethod
-    def load(cls, arrangement: Arrangement, cpu: Cpu, threads: int) -> _Model:
+    def load(cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan) -> _Model:
         """Compile what is not in the object cache, and pack the weights in the order of use."""
         cache, libraries = ObjectCache(), dict[str, Library]()
         for step in arrangement.steps:
@@ -94,11 +96,13 @@ class _Model:
                 block.floats[offset // 4 : offset // 4 + piece.size] = piece
                 addresses.append(block.address + offset)
         pairs = list(zip(addresses[::2], addresses[1::2], strict=True))
-        return cls(arrangement, threads, libraries, block, size, pairs)
+        return cls(arrangement, threads, libraries, block, size, pairs, plan)
 
 
 class Executable:
     """A network on `threads` threads.
+
+    `memory` says what it takes, `plan` how it runs.
 
     Runs of one executable take turns; clones, which share its weights, have activations of their
     own. On one thread clones run at the same time, on several they take turns.
@@ -106,6 +110,7 @@ class Executable:
 
     def __init__(self, model: _Model) -> None:
         self._model = model
+        self.plan = model.plan
         self._lock = threading.Lock()
         steps, buffers = model.arrangement.steps, model.arrangement.buffers
         shared = [Lifetime(s.program.shared_bytes, i, i) for i, s in enumerate(steps)]
@@ -123,13 +128,13 @@ class Executable:
         self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
 
     @classmethod
-    def of(cls, arrangement: Arrangement, cpu: Cpu, threads: int = 1) -> Executable:
+    def of(cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan) -> Executable:
         """Compile, pack and allocate.
 
         Raises:
             CompileError: LLVM refuses a kernel.
         """
-        return cls(_Model.load(arrangement, cpu, threads))
+        return cls(_Model.load(arrangement, cpu, threads, plan))
 
     def clone(self) -> Executable:
         """The same network with activations of its own."""
