@@ -205,7 +205,7 @@ def test_limits_filter(database: Database) -> None:
     assert best(database, inexact, large, unknown, plain) == unknown
     assert best(database, max_error=1e-5) == large
     assert best(database, max_error=1e-5, max_workspace=999) == plain
-    assert best(database, max_error=1e-3, max_workspace=10) == inexact
+    assert best(database, max_error=1e-4, max_workspace=10) == inexact
     assert best(database, max_error=1e-9) is None
     assert best(database, toolchain="llvm 1, kernels 1") == inexact
 

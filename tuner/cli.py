@@ -163,6 +163,13 @@ def _conditions(parser: argparse.ArgumentParser) -> None:
         default="hot",
         help="what the caches hold when a kernel starts (default hot)",
     )
+    parser.add_argument(
+        "--max-error",
+        type=_error,
+        metavar="E",
+        help="use only schedules whose error against float64 is at most E, as an rms relative to "
+        "the output's, such as 2e-6 (default: any that passed verification)",
+    )
     _database(parser)
 
 
@@ -170,6 +177,16 @@ def _database(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--db", metavar="URL", help="file or SQLAlchemy URL (default: in the cache folder)"
     )
+
+
+def _error(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an error between 0 and 1")
+    return value
 
 
 def _count(text: str) -> int:

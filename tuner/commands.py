@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from argparse import Namespace
 from collections.abc import Sequence
@@ -133,10 +134,18 @@ def _profile(targets: Sequence[Target], database: Database, arguments: Namespace
             regime=arguments.regime,
             seed=arguments.seed,
             algorithms=arguments.algorithms,
+            max_error=math.inf if arguments.max_error is None else arguments.max_error,
             observe=board,
         )
     machine = Cpu.host().fingerprint
-    found = standings(database, problems, machine, arguments.threads, arguments.regime)
+    found = standings(
+        database,
+        problems,
+        machine,
+        arguments.threads,
+        arguments.regime,
+        max_error=arguments.max_error,
+    )
     standings_table(console, found, peak)
     for target in targets:
         if target.is_network:
@@ -173,7 +182,14 @@ def _print_choices(
     if database is None:
         found = [Standing(p, count, None, None, None) for p, count in problems]
     else:
-        found = standings(database, problems, cpu.fingerprint, arguments.threads, arguments.regime)
+        found = standings(
+            database,
+            problems,
+            cpu.fingerprint,
+            arguments.threads,
+            arguments.regime,
+            max_error=arguments.max_error,
+        )
     if getattr(arguments, "json", False):
         print(json.dumps(_choices_document(targets[0], found, arguments, cpu), indent=1))
         return 0

@@ -224,6 +224,8 @@ class _Run:
                     programs[candidate] = compiled
         results: dict[Candidate, Result] = {}
         for process in range(FINAL_PROCESSES):
+            if process and self.budget.seconds and self._elapsed > self.budget.seconds:
+                break  # a budget that is short of time gets fewer processes, not more time
             self._sandbox.restart()
             for search in self.searches:
                 racing = [c for c in programs if c.problem == search.problem]

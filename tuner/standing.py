@@ -88,8 +88,12 @@ def standings(
     machine: str,
     threads: int,
     regime: str,
+    max_error: float | None = None,
 ) -> list[Standing]:
-    """Where each problem stands, by what the database holds and today's generator still makes."""
+    """Where each problem stands, by what the database holds and today's generator still makes.
+
+    The best is the best of those whose rms error is at most `max_error`, where that is given.
+    """
     found = []
     for problem, count in problems:
         ranking = database.ranking(problem, machine, threads, regime, include_baselines=True)
@@ -102,10 +106,14 @@ def standings(
                 count,
                 naive=first_current(r for r in ranking if r.algorithm == "naive"),
                 heuristic=first_current(proposed),
-                best=first_current(r for r in ranking if not r.baseline),
+                best=first_current(r for r in ranking if not r.baseline and _precise(r, max_error)),
             )
         )
     return found
+
+
+def _precise(record: Record, max_error: float | None) -> bool:
+    return max_error is None or (record.errors is not None and record.errors.rms <= max_error)
 
 
 def is_current(record: Record) -> bool:

@@ -48,7 +48,7 @@ RECORDS = sql.Table(
     sql.Column("heuristic", sql.Boolean, nullable=False),
     sql.Column("workspace", sql.BigInteger, nullable=False),
     sql.Column("seconds_per_call", sql.Double),
-    sql.Column("error_max", sql.Double),
+    sql.Column("error_rms", sql.Double),
     sql.Column("errors", sql.Text, nullable=False),
     sql.Column("samples", sql.Text, nullable=False),
     sql.Column("seconds", sql.Text, nullable=False),
@@ -84,7 +84,7 @@ class Match(TypedDict, total=False):
 class Limits(TypedDict, total=False):
     """What a schedule has to meet to be ranked.
 
-    `max_error` bounds `errors.max`, so that a record without errors fails it; `max_workspace` is
+    `max_error` bounds `errors.rms`, so that a record without errors fails it; `max_workspace` is
     in bytes. Baselines are left out unless `include_baselines`.
     """
 
@@ -112,7 +112,7 @@ def record_row(record: Record) -> Row:
         "key": record.key,
         "algorithm": record.algorithm,
         "seconds_per_call": record.seconds_per_call if record.samples else None,
-        "error_max": record.errors.max if record.errors else None,
+        "error_rms": record.errors.rms if record.errors else None,
         **{name: json.dumps(data[name], allow_nan=False) for name in _JSON},
     }
 
@@ -182,7 +182,7 @@ def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
         ~distrusted,
     ]
     if (max_error := limits.get("max_error")) is not None:
-        conditions.append(RECORDS.c.error_max <= max_error)
+        conditions.append(RECORDS.c.error_rms <= max_error)
     if (max_workspace := limits.get("max_workspace")) is not None:
         conditions.append(RECORDS.c.workspace <= max_workspace)
     if not limits.get("include_baselines", False):
