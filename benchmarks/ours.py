@@ -10,7 +10,7 @@ import onnx
 
 import tuner
 from benchmarks.peers import Array, Session
-from benchmarks.race import Entrant, settle
+from benchmarks.race import Entrant, settle, warm
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice
@@ -67,7 +67,7 @@ def _blocks(candidate: Candidate, core: int) -> Calls:
         # The other threads have cores of their own; on one of those this one would stop both.
         os.sched_setaffinity(0, {core})
         try:
-            candidate.calls(1)
+            warm(lambda: candidate.calls(1))
             return candidate.calls(repeats)
         finally:
             os.sched_setaffinity(0, everywhere)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ LOOSE = 2e-5
 Rounding to float16 or TF32 gives 2e-4, as does Winograd with badly chosen points.
 """
 
+_WARM = 5e-3  # seconds, longer than the scheduler takes to move a thread to an idle core
 _QUIET = 0.1  # a process that uses less than this share of a core is at rest
 _PATIENCE = 0.25  # seconds to wait for that
 
@@ -142,13 +143,21 @@ def calls_of(session: Session) -> Calls:
 
     def calls(repeats: int) -> float:
         settle()
-        session.call()
+        warm(session.call)
         begin = time.perf_counter()
         for _ in range(repeats):
             session.call()
         return time.perf_counter() - begin
 
     return calls
+
+
+def warm(call: Callable[[], object]) -> None:
+    """Call until the caches are warm and each thread has found a core of its own."""
+    end = time.perf_counter() + _WARM
+    call()
+    while time.perf_counter() < end:
+        call()
 
 
 def settle() -> None:

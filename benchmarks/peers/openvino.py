@@ -36,10 +36,9 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
     }
     try:
         read = core.read_model(model.SerializeToString())
-        images = _images(read) if inner else set()
-        if images:
-            read = _channels_last(read)
-        return Session(core.compile_model(read, "CPU", options), images)
+        images = _images(read) if inner else []
+        compiled = core.compile_model(_channels_last(read, images), "CPU", options)
+        return Session(compiled, set(images))
     except RuntimeError as error:
         raise LoadError(first_line(error)) from None
 
@@ -70,19 +69,24 @@ class Session:
         return array.transpose(0, 3, 1, 2) if port.any_name in self._images else array
 
 
-def _images(model: Any) -> set[str]:
-    ports = (*model.inputs, *model.outputs)
-    return {port.any_name for port in ports if len(port.get_partial_shape()) == 4}
+def _images(model: Any) -> list[str]:
+    """The ports that a layer's convolution would like to have in NHWC.
+
+    A convolution that adds a residual is made to write over it, and would then transpose its
+    output a second time: converting that output back to NCHW is the lesser cost.
+    """
+    ports = [*model.inputs, *(model.outputs if len(model.inputs) == 1 else ())]
+    return [port.any_name for port in ports if len(port.get_partial_shape()) == 4]
 
 
-def _channels_last(model: Any) -> Any:
-    """The model with NHWC inputs and outputs, which its convolutions take as they are."""
+def _channels_last(model: Any, images: list[str]) -> Any:
+    """The model with these ports in NHWC."""
     import openvino as ov
 
     steps = ov.preprocess.PrePostProcessor(model)
-    ports = [steps.input(i) for i in range(len(model.inputs))]
-    ports += [steps.output(i) for i in range(len(model.outputs))]
-    for port in ports:
+    inputs = {port.any_name for port in model.inputs}
+    for name in images:
+        port = steps.input(name) if name in inputs else steps.output(name)
         port.tensor().set_layout(ov.Layout("NHWC"))
         port.model().set_layout(ov.Layout("NCHW"))
     return steps.build()
