@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -94,20 +96,24 @@ def build(
 def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> tuple[Program, str]:
     """The first schedule that can be built for this placement, else any algorithm's heuristic."""
     refusal = ScheduleError(f"no algorithm reads {io.src.layout} and writes {io.dst.layout}")
-    for text in schedules:
-        template, schedule = parse_schedule(text)
+    unmeasured = (
+        template.text(template.heuristic(p, cpu))
+        for template in sorted(applicable(p, cpu), key=lambda t: -t.rank(p, cpu))
+        if not template.baseline
+    )
+    for text in chain(schedules, unmeasured):
         try:
-            return template.build(p, schedule, cpu, io), template.text(schedule)
+            return _program(p, text, cpu, io), text
         except ScheduleError as error:
             refusal = error
-    for template in sorted(applicable(p, cpu), key=lambda t: -t.rank(p, cpu)):
-        if not template.baseline:
-            schedule = template.heuristic(p, cpu)
-            try:
-                return template.build(p, schedule, cpu, io), template.text(schedule)
-            except ScheduleError as error:
-                refusal = error
     raise refusal
+
+
+@functools.lru_cache(512)
+def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
+    """Networks repeat themselves, and writing a kernel takes longer than running it."""
+    template, schedule = parse_schedule(text)
+    return template.build(p, schedule, cpu, io)
 
 
 def _elementwise(
