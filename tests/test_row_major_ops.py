@@ -16,8 +16,11 @@ from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout, Placement
 from kernels.core.strided import Ints, Strided
 from kernels.core.template import Program, ScheduleError
-from kernels.ops import elementwise, movement, sampling
+from kernels.ops import elementwise, lrn, matmul, movement, reduce, sampling
 from kernels.ops.elementwise import Affine, Binary, Clip, Unary
+from kernels.ops.lrn import Lrn
+from kernels.ops.matmul import MatMul
+from kernels.ops.reduce import Reduce, Softmax
 from kernels.ops.sampling import Gather, Resize
 from tests.execution import execute
 
@@ -124,7 +127,9 @@ def test_power() -> None:
         found = run(elementwise.unary(Unary("pow", exponent), CPU, view, view), view, x)
         with np.errstate(all="ignore"):
             assert_close(
-                found, np.power(x.astype(np.float64), np.full(x.shape, exponent)), least=2.0**-126
+                found,
+                np.power(x.astype(np.float64), np.full(x.shape, np.float32(exponent))),
+                least=2.0**-126,
             )
 
 
@@ -357,3 +362,140 @@ def test_resize_refuses() -> None:
                  Resize("nearest", (1, 1), "asymmetric", "up")):  # fmt: skip
         with pytest.raises(ScheduleError, match="unknown"):
             sampling.resize(spec, CPU, a, a)
+
+
+REDUCTIONS: list[tuple[Ints, Ints]] = [
+    ((17,), (0,)), ((5, 1), (1,)), ((2, 3, 7, 5), (2, 3)), ((2, 3, 7, 5), (1,)), ((4, 37), (0,)),
+    ((2, 3, 4, 5), (0, 2)), ((2, 3, 4, 5), (1, 3)), ((2, 3, 4, 5), (0, 1, 2, 3)),
+    ((1, 40, 11, 11), (2, 3)), ((2, 2, 3, 3, 9), (3,)), ((3, 70, 130), (1,)), ((2, 1500), (1,)),
+    ((2, 3), ()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "axes"), REDUCTIONS)
+@pytest.mark.parametrize("function", ["mean", "sum", "max", "min", "l2"])
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+def test_reduce(function: str, shape: Ints, axes: Ints, cpu: Cpu) -> None:
+    x, src = normal(*shape), Strided.row_major(shape)
+    truth = reference.REDUCTIONS[function](x.astype(np.float64), axes)
+    scale = np.mean(np.abs(x)) * (math.prod(shape[a] for a in axes) if function == "sum" else 1)
+    for kept in (truth.shape, tuple(1 if a in axes else n for a, n in enumerate(shape))):
+        dst = Strided.row_major(kept)
+        found = run(reduce.reduce(Reduce(function, axes), cpu, src, dst), dst, x)
+        assert_close(found, truth.reshape(kept), least=2e-7 * scale)
+
+
+@pytest.mark.parametrize("function", ["mean", "sum", "max", "min", "l2"])
+def test_reduce_keeps_nan(function: str) -> None:
+    src, columns = Strided.row_major((3, 45)), Strided.row_major((45,))
+    x = normal(3, 45)
+    x[0, 44], x[1, 3], x[2, 17] = np.nan, np.inf, -np.inf
+    for axis, dst in ((0, columns), (1, Strided.row_major((3,)))):
+        found = run(reduce.reduce(Reduce(function, (axis,)), CPU, src, dst), dst, x)
+        assert_close(found, reference.REDUCTIONS[function](x.astype(np.float64), axis), least=1e-6)
+
+
+SOFTMAXES: list[tuple[Ints, int]] = [
+    ((1, 1000), 1), ((3, 5), 1), ((3, 5), 0), ((2, 21, 6, 7), 1), ((2, 3, 4, 5), 2),
+    ((2, 1, 5), 1), ((7,), 0), ((1, 1), 0), ((5, 19, 200), 1), ((2, 3, 2, 3, 33), 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "axis"), SOFTMAXES)
+@pytest.mark.parametrize("logarithm", [False, True])
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+def test_softmax(shape: Ints, axis: int, logarithm: bool, cpu: Cpu) -> None:
+    view = Strided.row_major(shape)
+    program = reduce.softmax(Softmax(axis, logarithm), cpu, view, view)
+    for scale in (1, 60):
+        x = normal(*shape) * np.float32(scale)
+        truth = reference._softmax(ops.Softmax(axis, logarithm), x.astype(np.float64))
+        # Far from the peak the rounding of the distance to it, some 100, counts.
+        assert_close(run(program, view, x), truth, ulps=80, least=2e-6 if logarithm else 2.0**-126)
+
+
+def test_softmax_of_infinities() -> None:
+    view = Strided.row_major((3, 20))
+    x = normal(3, 20)
+    x[0, 3], x[1, 4], x[2] = -np.inf, np.nan, -np.inf
+    with np.errstate(invalid="ignore"):
+        truth = reference._softmax(ops.Softmax(1), x.astype(np.float64))
+    assert_close(run(reduce.softmax(Softmax(1), CPU, view, view), view, x), truth)
+
+
+def test_reduce_refuses() -> None:
+    a, b = Strided.row_major((2, 3)), Strided.row_major((3,))
+    with pytest.raises(ScheduleError, match="unknown reduction"):
+        reduce.reduce(Reduce("median", (0,)), CPU, a, b)
+    with pytest.raises(ScheduleError, match="is not"):
+        reduce.reduce(Reduce("mean", (1,)), CPU, a, b)
+    with pytest.raises(ScheduleError, match="softmax cannot"):
+        reduce.softmax(Softmax(1), CPU, a, b)
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 5, 7), (1, 3, 40), (1, 1, 3, 3), (3, 11), (2, 20, 1, 1)])
+@pytest.mark.parametrize(("size", "beta"), [(5, 0.75), (3, 0.5), (4, 1.0), (2, 0.6), (30, 0.75)])
+def test_lrn(shape: Ints, size: int, beta: float) -> None:
+    x, view = normal(*shape) * 3, Strided.row_major(shape)
+    truth = reference._lrn(ops.LRN(size, 0.3, beta, 1.5), x.astype(np.float64))
+    found = run(lrn.lrn(Lrn(size, 0.3, beta, 1.5), CPU, view, view), view, x)
+    assert_close(found, truth, ulps=10)
+
+
+PRODUCTS: list[tuple[Ints, Ints]] = [
+    ((1, 1), (1, 1)), ((3, 5), (5, 7)), ((37, 19), (19, 53)), ((64, 200), (200, 96)),
+    ((5, 300), (300, 1)), ((1, 70), (70, 33)), ((2, 3, 17, 8), (2, 3, 8, 9)),
+    ((3, 1, 4, 5), (2, 5, 6)), ((7, 6), (4, 2, 6, 3)), ((2, 50, 3), (2, 3, 2)), ((40, 9), (9, 16)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "right"), PRODUCTS)
+@pytest.mark.parametrize("turned", ["", "a", "b", "ab"])
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+def test_matmul(left: Ints, right: Ints, turned: str, cpu: Cpu) -> None:
+    """Matrices as they are and transposed in memory."""
+    a, b = normal(*left), normal(*right)
+    stored, views = [], []
+    for name, x in (("a", a), ("b", b)):
+        order = (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2)
+        there = np.ascontiguousarray(x.transpose(order)) if name in turned else x
+        view = Strided.row_major(there.shape)
+        stored.append(there)
+        views.append(view.transpose(order) if name in turned else view)
+    truth = a.astype(np.float64) @ b.astype(np.float64)
+    dst = Strided.row_major(truth.shape)
+    found = run(matmul.matmul(MatMul(), cpu, *views, dst), dst, *stored)
+    assert_close(found, truth, least=1e-6 + 1e-7 * left[-1])
+
+
+@pytest.mark.parametrize("c", [(), (7,), (13, 1), (1, 7), (13, 7)], ids=str)
+@pytest.mark.parametrize("columns", [7, 1])
+def test_gemm(c: Ints, columns: int) -> None:
+    """Scaled, with an addend of any shape that can be broadcast."""
+    c = tuple(min(n, columns) if n == 7 else n for n in c)
+    a, b, added = normal(13, 21), normal(21, columns), normal(*c)
+    views = [Strided.row_major(x.shape) for x in (a, b)]
+    dst = Strided.row_major((13, columns))
+    program = matmul.matmul(MatMul(0.5, -2), CPU, *views, dst, Strided.row_major(c))
+    truth = 0.5 * (a.astype(np.float64) @ b) - 2.0 * added
+    assert_close(run(program, dst, a, b, bias=added), truth, least=2e-6)
+
+
+def test_matmul_with_constants() -> None:
+    a, b = normal(3, 20, 30), normal(30, 40)
+    for arguments, operands in (
+        (("src", "weights", "bias"), {"src": a, "weights": b}),
+        (("weights", "src", "bias"), {"src": b, "weights": a}),
+    ):
+        views = [Strided.row_major(x.shape) for x in (a, b)]
+        dst = Strided.row_major((3, 20, 40))
+        program = matmul.matmul(MatMul(), CPU, *views, dst, None, arguments)
+        assert_close(run(program, dst, **operands), a.astype(np.float64) @ b, least=4e-6)
+
+
+def test_matmul_refuses() -> None:
+    a, b, c = (Strided.row_major(shape) for shape in ((2, 3), (4, 5), (3,)))
+    with pytest.raises(ScheduleError, match="is not"):
+        matmul.matmul(MatMul(), CPU, a, b, a)
+    with pytest.raises(ScheduleError, match="two axes"):
+        matmul.matmul(MatMul(), CPU, a, c, a)

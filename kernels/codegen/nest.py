@@ -71,19 +71,23 @@ def singly(shape: Ints) -> list[list[Run]]:
     return [[Run(0, 1, n)] for n in shape]
 
 
-def nest(module: Module, symbol: str, tiles: Sequence[Sequence[Run]], body: Body) -> None:
+def nest(
+    module: Module, symbol: str, tiles: Sequence[Sequence[Run]], body: Body, work: int = 1
+) -> None:
     """A stage that runs `body(k, places, sizes)` for every tile of every axis.
 
-    The last axis is the innermost loop. Without an element the stage has no task.
+    The last axis is the innermost loop; `work` is how many elements are read for one place.
+    Without a place the stage has no task.
     """
+    grain = max(1, GRAIN // work)
     lengths = [sum(run.size * run.count for run in axis) for axis in tiles]
     if not math.prod(lengths):
         with module.stage(symbol, 0):
             return
     # The innermost axis from which on there is work for a task, and its tiles in one.
-    split = max((i for i in range(len(tiles)) if math.prod(lengths[i:]) >= GRAIN), default=0)
+    split = max((i for i in range(len(tiles)) if math.prod(lengths[i:]) >= grain), default=0)
     per_step = math.prod(lengths[split + 1 :]) * tiles[split][0].size
-    per_task = -(-GRAIN // per_step)
+    per_task = -(-grain // per_step)
     chunks = -(-tile_count(tiles[split]) // per_task)
     outer = [tile_count(axis) for axis in tiles[:split]]
 
@@ -109,6 +113,11 @@ def nest(module: Module, symbol: str, tiles: Sequence[Sequence[Run]], body: Body
                 sweep(k, tiles[axis], inside)
 
         descend(0, task, (), ())
+
+
+def marked(view: Strided, axis: int) -> Strided:
+    """The number along `axis` of every element of `view`, as offsets; see `aligned`."""
+    return Strided(view.shape, tuple(int(i == axis) for i in range(len(view.shape))))
 
 
 def operand(k: Kernel, name: str, view: Strided) -> Buffer:

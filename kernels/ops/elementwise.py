@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from kernels.codegen.nest import (
     aligned,
     fitted,
     load_row,
+    marked,
     nest,
     operand,
     rows,
@@ -131,8 +132,8 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
         ScheduleError: the shapes do not fit.
     """
     channels = dst.shape[spec.axis]
-    strides = tuple(int(axis == spec.axis) for axis in range(len(dst.shape)))
-    scale, shift = (Strided(dst.shape, strides, first) for first in (0, channels))
+    scale = marked(dst, spec.axis)
+    shift = replace(scale, offset=channels)
     operands = [("src", src), ("weights", scale), ("weights", shift)]
     return _map(cpu, "affine", fma, operands, dst)
 

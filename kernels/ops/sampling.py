@@ -7,13 +7,23 @@ integers, and for interpolation how much the upper of two neighbours weighs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec, first_lanes, fma
-from kernels.codegen.nest import aligned, load_row, nest, operand, rows, singly, store_row, width
+from kernels.codegen.nest import (
+    aligned,
+    load_row,
+    marked,
+    nest,
+    operand,
+    rows,
+    singly,
+    store_row,
+    width,
+)
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK, Array, Io
 from kernels.core.strided import Ints, Strided
@@ -130,8 +140,7 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
         stride = src.strides[s.axis]
         parts = [(index * stride).astype(np.int32).view(np.float32) for index in (s.low, s.high)]
         parts.append((np.zeros(s.low.size) if s.weight is None else s.weight).astype(np.float32))
-        along = tuple(int(axis == s.axis) for axis in range(len(dst.shape)))
-        views.append(Strided(dst.shape, along, sum(t.size for t in tables)))
+        views.append(replace(marked(dst, s.axis), offset=sum(t.size for t in tables)))
         tables += parts
     strides = tuple(0 if axis in axes else step for axis, step in enumerate(src.strides))
     # Tables become views like any other, so that axes beside the sampled ones can be merged.

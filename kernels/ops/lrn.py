@@ -1,0 +1,95 @@
+"""Local response normalisation across neighbouring channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Int, Kernel, Module, Vec, fma, least, most
+from kernels.codegen.functions import exp, log
+from kernels.codegen.nest import (
+    aligned,
+    load_row,
+    marked,
+    nest,
+    operand,
+    rows,
+    singly,
+    store_row,
+    width,
+)
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io
+from kernels.core.strided import Ints, Strided
+from kernels.core.template import Program, check
+
+UNROLL = 2
+
+
+@dataclass(frozen=True)
+class Lrn:
+    """`x / (bias + alpha / size * (sum of squares over size channels)) ** beta`; axis 1.
+
+    Of an even `size` one channel more lies behind than before.
+    """
+
+    size: int
+    alpha: float
+    beta: float
+    bias: float
+
+
+def lrn(spec: Lrn, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Normalise `src`.
+
+    Raises:
+        ScheduleError: the shapes differ or have no channels.
+    """
+    check(src.shape == dst.shape, f"LRN cannot turn {src.shape} into {dst.shape}")
+    check(len(src.shape) > 1, f"LRN needs channels, and {src.shape} has none")
+    out, view, mark = aligned(dst, src, marked(dst, 1))
+    along = next((axis for axis, step in enumerate(mark.strides) if step), None)
+    channels = src.shape[1]
+    before = (spec.size - 1) // 2
+    # Vectors are neighbouring pixels; where channels lie closest they are single values.
+    lanes = 1 if along == len(out.shape) - 1 else cpu.lanes
+    tiles = [*singly(out.shape[:-1]), rows(out.shape[-1], lanes, UNROLL)]
+    read, written = view.strides[-1], out.strides[-1]
+    stride = 0 if along is None else view.strides[along]
+    module = Module(cpu)
+
+    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
+        source = operand(k, "src", view).at(*places).strided(1)
+        target = operand(k, "dst", out).at(*places).strided(1)
+        wide = width(lanes, sizes[-1])
+        for first in range(0, sizes[-1], wide):
+            channel = 0 if along is None else places[along] + (first if lanes == 1 else 0)
+            count = min(wide, sizes[-1] - first)
+            at = source.at(first * read)
+            acc = k.tile(1, 1, wide)
+            acc.fill(k.const(0.0, wide))
+            begin = most(channel - before, 0)
+            end = least(channel + (spec.size - before), channels)
+            with k.loop(begin, end) as other:
+                x = load_row(at.at((other - channel) * stride), read, count, wide)
+                acc[0, 0] = fma(x, x, acc[0, 0])
+            scale = k.const(spec.alpha / spec.size, wide)
+            norm = fma(acc[0, 0], scale, k.const(spec.bias, wide))
+            value = load_row(at, read, count, wide) / _power(norm, spec.beta)
+            store_row(target.at(first * written), written, count, value)
+
+    nest(module, "lrn", tiles, body, work=spec.size)
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
+
+
+def _power(x: Vec, exponent: float) -> Vec:
+    """x to a power, x positive: by roots for the usual ones."""
+    if exponent == 1:
+        return x
+    root = x.k.intrinsic("sqrt", x)
+    if exponent == 0.5:
+        return root
+    if exponent == 0.75:
+        return root * x.k.intrinsic("sqrt", root)
+    return exp(log(x) * exponent)

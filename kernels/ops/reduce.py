@@ -1,0 +1,266 @@
+"""Reductions over any axes, and softmax, which is two of them and a map.
+
+Where the innermost axis is kept, vectors are neighbouring results; where it is reduced, they are
+neighbouring terms, summed across lanes at the end.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, first_lanes, fma
+from kernels.codegen.functions import exp, log, maximum, minimum
+from kernels.codegen.nest import (
+    aligned,
+    load_row,
+    marked,
+    nest,
+    operand,
+    rows,
+    singly,
+    store_row,
+    width,
+)
+from kernels.codegen.tile_gemm import Run, sweep
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Io
+from kernels.core.strided import Ints, Strided
+from kernels.core.template import Program, check
+
+# Independent accumulators, which hide the latency of additions.
+UNROLL = 4
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """`mean`, `sum`, `max`, `min` or `l2` (root of the sum of squares) over some axes."""
+
+    function: str
+    axes: Ints
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """Softmax along one axis, or its logarithm."""
+
+    axis: int
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A kind of sum: `add(total, term)` takes a term in, `join` puts two totals together."""
+
+    neutral: float
+    join: Callable[[Vec, Vec], Vec]
+    add: Callable[[Vec, Vec], Vec]
+
+
+_PLAIN = _Sum(0.0, lambda a, b: a + b, lambda a, b: a + b)
+_SQUARES = _Sum(0.0, lambda a, b: a + b, lambda a, b: fma(b, b, a))
+_MAX, _MIN = _Sum(-math.inf, maximum, maximum), _Sum(math.inf, minimum, minimum)
+_SUMS = {"mean": _PLAIN, "sum": _PLAIN, "max": _MAX, "min": _MIN, "l2": _SQUARES}
+
+
+def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Reduce `src` to `dst`, whose shape has ones for the reduced axes or lacks them.
+
+    Raises:
+        ScheduleError: the function is unknown, the shapes do not fit, or an axis to be reduced
+            has no element.
+    """
+    check(spec.function in _SUMS, f"unknown reduction {spec.function!r}: use one of {[*_SUMS]}")
+    terms = math.prod(src.shape[axis] for axis in spec.axes)
+    check(terms > 0, f"an axis of {src.shape} has no element to reduce")
+    view, out = aligned(src, _repeated(dst, spec.axes, src.shape))
+    axes = range(len(view.shape))
+    kept = [axis for axis in axes if out.strides[axis]]
+    gone = [axis for axis in axes if not out.strides[axis] and view.shape[axis] > 1]
+    inward = bool(gone) and gone[-1] == axes[-1]
+    tiles = singly(tuple(view.shape[axis] for axis in kept)) or [[Run(0, 1, 1)]]
+    if not inward:
+        tiles[-1] = rows(view.shape[-1], cpu.lanes, UNROLL)
+    kind, module = _SUMS[spec.function], Module(cpu)
+
+    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
+        source = operand(k, "src", _only(view, kept)).at(*places)
+        target = operand(k, "dst", _only(out, kept)).at(*places)
+        walk = _Walk(k, tuple(view.shape[axis] for axis in gone), inward, sizes[-1])
+        read = walk.reader(source, _only(view, gone).strides, view.strides[-1])
+        for column, total in enumerate(walk.total(kind, read)):
+            value = total * (1 / terms) if spec.function == "mean" else total
+            value = k.intrinsic("sqrt", value) if spec.function == "l2" else value
+            step, first = (out.strides[kept[-1]] if kept else 1), walk.first(column)
+            count = min(walk.lanes, sizes[-1] - first)
+            store_row(target.strided(step).at(first), step, count, value)
+            if inward:
+                break
+
+    nest(module, "reduce", tiles, body, work=terms)
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
+
+
+def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Softmax of `src` along an axis.
+
+    Raises:
+        ScheduleError: the shapes do not fit.
+    """
+    check(src.shape == dst.shape, f"softmax cannot turn {src.shape} into {dst.shape}")
+    # The mark keeps the axis apart from those beside it.
+    out, view, mark = aligned(dst, src, marked(dst, spec.axis))
+    along = next((axis for axis, step in enumerate(mark.strides) if step), None)
+    length = 1 if along is None else out.shape[along]
+    kept = [axis for axis in range(len(out.shape)) if axis != along]
+    inward = along == len(out.shape) - 1
+    tiles = singly(tuple(out.shape[axis] for axis in kept)) or [[Run(0, 1, 1)]]
+    if not inward:
+        tiles[-1] = rows(out.shape[-1], cpu.lanes, UNROLL)
+    module = Module(cpu)
+
+    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
+        walk = _Walk(k, (length,), inward, sizes[-1])
+        source, target = (
+            operand(k, name, _only(where, kept)).at(*places)
+            for name, where in (("src", view), ("dst", out))
+        )
+        stride = 0 if along is None else out.strides[along]
+        read = walk.reader(source, (0 if along is None else view.strides[along],), view.strides[-1])
+        reread = walk.reader(target, (stride,), out.strides[-1])
+        write = walk.writer(target, (stride,), out.strides[-1])
+        peaks = walk.total(_MAX, read)
+
+        def power(index: tuple[Int, ...], column: int, count: int) -> Vec:
+            value = exp(read(index, column, count) - peaks[column])
+            if not spec.log:
+                write(index, column, count, value)
+            return value
+
+        totals = walk.total(_PLAIN, power)
+        scales = [log(t) if spec.log else k.const(1.0, t.lanes) / t for t in totals]
+
+        def finish(index: tuple[Int, ...], column: int, count: int) -> None:
+            if spec.log:
+                value = read(index, column, count) - peaks[column] - scales[column]
+            else:
+                value = reread(index, column, count) * scales[column]
+            write(index, column, count, value)
+
+        walk.each(finish)
+
+    nest(module, "softmax", tiles, body, work=length)
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
+
+
+# A term of a sum: where along the summed axes, in which column, how many lanes are meant.
+Term = Callable[[tuple[Int, ...], int, int], Vec]
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """A way over summed axes of these lengths, for `count` neighbouring results.
+
+    A column is a vector of results; or, inwards along the last summed axis, one of several
+    vectors of terms that take turns.
+    """
+
+    k: Kernel
+    lengths: Ints
+    inward: bool
+    count: int
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the vectors."""
+        return width(self.k.lanes, self.lengths[-1] if self.inward else self.count)
+
+    def first(self, column: int) -> int:
+        """The first result of a column."""
+        return 0 if self.inward else column * self.lanes
+
+    def reader(self, at: Buffer, strides: Ints, step: int) -> Term:
+        """Loads terms from `at` on; `step` lies between lanes."""
+        return lambda index, column, count: load_row(
+            self._place(at, strides, step, index, column), step, count, self.lanes
+        )
+
+    def writer(
+        self, at: Buffer, strides: Ints, step: int
+    ) -> Callable[[tuple[Int, ...], int, int, Vec], None]:
+        """Stores a value for every term."""
+        return lambda index, column, count, value: store_row(
+            self._place(at, strides, step, index, column), step, count, value
+        )
+
+    def each(self, visit: Callable[[tuple[Int, ...], int, int], object]) -> None:
+        """`visit(index, column, count)` for all terms."""
+        self._descend((), visit)
+
+    def total(self, kind: _Sum, term: Term) -> list[Vec]:
+        """The total of every column; inwards that of all, in every lane."""
+        k, neutral = self.k, self.k.const(kind.neutral, self.lanes)
+        acc = k.tile(1, UNROLL if self.inward else -(-self.count // self.lanes), self.lanes)
+        acc.fill(neutral)
+
+        def take_in(index: tuple[Int, ...], column: int, count: int) -> None:
+            value = term(index, column, count)
+            if self.inward and count < self.lanes:
+                value = k.blend(first_lanes(count, self.lanes), value, neutral)
+            acc[0, column] = kind.add(acc[0, column], value)
+
+        self.each(take_in)
+        totals = [acc[cell] for cell in acc]
+        if not self.inward:
+            return totals
+        value = functools.reduce(kind.join, totals)
+        while value.lanes > 1:
+            half = value.lanes // 2
+            value = kind.join(*(k.shuffle(value, value, range(i, i + half)) for i in (0, half)))
+        return [k.splat(value, self.lanes)] * UNROLL
+
+    def _descend(
+        self, index: tuple[Int, ...], visit: Callable[[tuple[Int, ...], int, int], object]
+    ) -> None:
+        if len(index) < len(self.lengths) - self.inward:
+            with self.k.loop(self.lengths[len(index)]) as i:
+                self._descend((*index, i), visit)
+            return
+
+        def tile(run: Run, start: Int) -> None:
+            for column, first in enumerate(range(0, run.size, self.lanes)):
+                place = (*index, start + first) if self.inward else index
+                visit(place, column, min(self.lanes, run.size - first))
+
+        if self.inward:
+            sweep(self.k, rows(self.lengths[-1], self.lanes, UNROLL), tile)
+        else:
+            tile(Run(0, self.count, 1), 0)
+
+    def _place(
+        self, at: Buffer, strides: Ints, step: int, index: tuple[Int, ...], column: int
+    ) -> Buffer:
+        return at.strided(*strides, step).at(*index, self.first(column))
+
+
+def _repeated(dst: Strided, axes: Ints, shape: Ints) -> Strided:
+    """`dst` as every element of the input finds it: repeated along the reduced axes."""
+    kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
+    squeezed = tuple(n for axis, n in enumerate(shape) if axis not in axes)
+    check(dst.shape in (kept, squeezed), f"{shape} reduced over {axes} is not {dst.shape}")
+    strides = iter(dst.strides)
+    if dst.shape == kept and len(kept) == len(dst.strides):
+        strides = iter(s for axis, s in enumerate(dst.strides) if axis not in axes)
+    return Strided(
+        shape, tuple(0 if axis in axes else next(strides) for axis in range(len(shape))), dst.offset
+    )
+
+
+def _only(view: Strided, axes: Sequence[int]) -> Strided:
+    """Some axes of a view."""
+    shape, strides = ([a[axis] for axis in axes] for a in (view.shape, view.strides))
+    return Strided(tuple(shape), tuple(strides), view.offset)
