@@ -1,0 +1,184 @@
+"""Plans as files, offsets in the arena, and loading networks by name with little imported."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from graph import reference
+from graph.choices import heuristic_choices
+from graph.errors import GraphError
+from graph.forms import Form
+from graph.memory import LINE, Lifetime, allocate
+from graph.networks import load_network
+from graph.passes import optimise
+from graph.plan import Plan, PlanError, follow_plan, make_plan
+from graph.problems import conv_problem, convolutions
+from kernels.conv import direct
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW, NHWC
+from tests.execution import relative_error
+from tests.graph_models import normal
+from tests.records import record
+from tests.test_networks_run import residual, shaken
+from tuner.database import Database
+from tuner.environment import toolchain
+from tuner.loading import load
+
+CPU = Cpu.host()
+ROOT = Path(__file__).parent.parent
+
+
+def test_buffers_that_live_together_lie_apart() -> None:
+    draw = random.Random(0)
+    for _ in range(50):
+        lifetimes = []
+        for _ in range(draw.randint(1, 20)):
+            first = draw.randint(0, 10)
+            lifetimes.append(Lifetime(draw.randint(0, 999), first, first + draw.randint(0, 5)))
+        offsets, size = allocate(lifetimes)
+        for i, a in enumerate(lifetimes):
+            assert offsets[i] % LINE == 0
+            assert offsets[i] + a.size <= size
+            for j, b in enumerate(lifetimes[:i]):
+                if a.first <= b.last and b.first <= a.last:
+                    apart = offsets[i] + a.size <= offsets[j] or offsets[j] + b.size <= offsets[i]
+                    assert apart or 0 in (a.size, b.size)
+
+
+def test_a_chain_needs_two_buffers() -> None:
+    chain = [Lifetime(1 << 20, i, i + 1) for i in range(10)]
+    assert allocate(chain)[1] == 2 << 20
+    assert allocate([]) == ([], 0)
+
+
+def test_a_plan_is_a_file_that_reads_back(tmp_path: Path) -> None:
+    graph = optimise(load_network(residual()))
+    plan, arrangement = make_plan(graph, shaken(1), CPU)
+    plan.save(tmp_path / "plan")
+    read = Plan.load(tmp_path / "plan")
+    assert str(read) == str(plan)
+    again = follow_plan(graph, read, CPU)
+    assert [s.program.ir for s in again.steps] == [s.program.ir for s in arrangement.steps]
+    assert again.buffers == arrangement.buffers
+
+
+def test_names_may_hold_anything() -> None:
+    form = Form((NCHW, NHWC), NHWC, "Concat", 1.5e-6)
+    plan = Plan("a\tb\nc", {"in put/0:ü": (1, 3), "scalar": ()}, {"x\ty\\z": form}, 2e-6)
+    assert Plan.parse(str(plan)) == plan
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("# fastrun plan 1", "# fastrun plan 9", "version 1"),
+        ("NCHW>NHWC", "NCHW>NHCW", "line 5"),
+        ("total\t", "sum\t", "line 3"),
+        ("total\t2.0\n", "", "missing"),
+        ("\tConcat", "", "line 5"),
+        ("1x3", "1xc", "line 4"),
+    ],
+)
+def test_damaged_plans_are_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
+    plan = Plan("n", {"x": (1, 3)}, {"y": Form((NCHW,), NHWC, "Concat", 1e-6)}, 2e-6)
+    assert old in str(plan)
+    (tmp_path / "plan").write_text(str(plan).replace(old, new))
+    with pytest.raises(PlanError, match=message):
+        Plan.load(tmp_path / "plan")
+
+
+def test_plans_of_other_networks_are_refused(tmp_path: Path) -> None:
+    graph = optimise(load_network(residual()))
+    plan, _ = make_plan(graph, heuristic_choices(CPU), CPU)
+    for other, message in [
+        (replace(plan, inputs={"x": (1, 3, 33, 29)}), "plan again for these shapes"),
+        (replace(plan, forms={"a": plan.forms["y"]}), "another network"),
+        (replace(plan, forms=plan.forms | {"y": Form((), NCHW, "Gemm", 0.0)}), "'y' the wrong"),
+    ]:
+        with pytest.raises(PlanError, match=message):
+            follow_plan(graph, other, CPU)
+    with pytest.raises(PlanError, match="cannot read the plan"):
+        Plan.load(tmp_path / "nowhere")
+
+
+def test_a_schedule_that_cannot_be_built_gives_way() -> None:
+    """As on a machine with fewer registers than the plan's."""
+    graph = optimise(load_network(residual()))
+    plan, _ = make_plan(graph, heuristic_choices(CPU), CPU)
+    name = next(iter(plan.forms))
+    form = plan.forms[name]
+    p = conv_problem(graph, graph.nodes[0])
+    schedule = replace(direct.template.heuristic(p, CPU), tile_w=28, cols=9)
+    greedy = direct.template.text(schedule)
+    forms = {**plan.forms, name: replace(form, algorithm=greedy)}
+    steps = follow_plan(graph, replace(plan, forms=forms), CPU).steps
+    assert next(s for s in steps if s.output == name).algorithm != greedy
+
+
+def test_loading_and_running_import_no_search_and_no_tables(tmp_path: Path) -> None:
+    """And the built-in network computes what the interpreter says."""
+    script = f"""
+        import sys, numpy as np, tuner
+        assert not {{"onnx", "sqlalchemy", "llvmlite"}} & set(sys.modules)
+        shapes = {{"input": (1, 3, 64, 64)}}
+        network = tuner.load("squeezenet1.1", policy="heuristic", shapes=shapes)
+        x = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
+        np.save({str(tmp_path / "y.npy")!r}, network.run({{"input": x}})["logits"])
+        heavy = {{"optuna", "pandas", "matplotlib", "sqlalchemy", "rich", "jinja2"}}
+        assert not heavy & set(sys.modules), heavy & set(sys.modules)
+    """
+    lines = "\n".join(line.strip() for line in script.splitlines())
+    subprocess.run([sys.executable, "-c", lines], check=True, cwd=ROOT)
+    graph = load_network("squeezenet1.1", {"input": (1, 3, 64, 64)})
+    x = np.random.default_rng(0).standard_normal((1, 3, 64, 64), dtype=np.float32)
+    truth = reference.run(graph, {"input": x})["logits"]
+    assert relative_error(np.load(tmp_path / "y.npy"), truth) < 1e-4
+
+
+def test_load_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="use one of cached, heuristic"):
+        load("squeezenet1.1", policy="fastest")
+    with pytest.raises(ValueError, match="0 threads"):
+        load("squeezenet1.1", threads=0)
+    with pytest.raises(GraphError, match="did you mean"):
+        load("squeezenet")
+
+
+def test_nothing_tuned_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tuner.loading.cache_root", lambda: tmp_path)
+    with pytest.warns(UserWarning, match="fastrun tune") as warnings:
+        network = load(residual())
+    assert len(warnings) == 1
+    x = normal(2, 3, 33, 29)
+    assert network.run({"x": x})["y"].shape == (2, 10)
+
+
+def test_what_was_measured_decides(tmp_path: Path) -> None:
+    """The fastest schedule that today's generator still makes; a stale one counts for nothing."""
+    graph = optimise(load_network(residual()))
+    p = next(x.problem for x in convolutions(graph) if x.problem.kernel == (5, 5))
+    schedule = replace(direct.template.heuristic(p, CPU), unroll=3)
+    fast, stale = (direct.template.text(replace(schedule, rows=r)) for r in (1, 2))
+    ir_hash = direct.template.program(p, replace(schedule, rows=1), CPU).ir_hash
+    with Database(tmp_path / "records.db") as database:
+        for text, made, seconds in ((stale, "other code", 1e-9), (fast, ir_hash, 2e-9)):
+            known = {"machine": CPU.fingerprint, "toolchain": toolchain()}
+            if text == stale:
+                known["toolchain"] = f"{toolchain().partition(',')[0]}, kernels of yesterday"
+            database.add(
+                record(problem=str(p), schedule=text, ir_hash=made, samples=(seconds,) * 3, **known)
+            )
+    network = load(residual(), database=tmp_path / "records.db")
+    algorithms = [form.algorithm for form in network.plan.forms.values()]
+    assert fast in algorithms
+    assert stale not in algorithms
+    assert fast not in [
+        f.algorithm for f in load(residual(), policy="heuristic").plan.forms.values()
+    ]
