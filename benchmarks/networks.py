@@ -84,7 +84,10 @@ def _ours(
     threads: int,
     database: str | None,
 ) -> Entrant:
-    session = ours.network(model, threads, database)
+    try:
+        session = ours.Network(model, threads, database)
+    except GraphError as error:
+        return Entrant(ours.NAME, None, note=str(error))
     return judged(Entrant(ours.NAME, calls_of(session)), session.run(inputs), truth, WRONG)
 
 
@@ -96,13 +99,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a network or an ONNX file")
     report.add_options(parser, rounds=10)
     arguments = parser.parse_args(words)
-    engines = report.usable(arguments.engines)
-    report.introduce(engines, {})
-    if ours.NAME in arguments.engines:
-        if reason := ours.networks_missing():
-            report.notice(f"{ours.NAME} is left out: {reason}")
-        else:
-            engines.insert(0, ours.NAME)
+    peers = report.usable(arguments.engines)
+    report.introduce(peers, {})
+    engines = [e for e in arguments.engines if e == ours.NAME or e in peers]
     found: list[Heat] = []
     for name in arguments.models or zoo.NAMES:
         report.notice(name)

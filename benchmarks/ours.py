@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import onnx
 
-import tuner
-from benchmarks.peers import Array, Session
+from benchmarks.peers import Array
 from benchmarks.race import Entrant, settle, warm
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
@@ -17,6 +15,7 @@ from kernels.core.template import heuristic_choice
 from tuner.cores import Cores
 from tuner.database import Database
 from tuner.job import Job, Limits
+from tuner.loading import load
 from tuner.operands import Operands
 from tuner.standing import is_current
 from tuner.timing import Calls
@@ -75,20 +74,15 @@ def _blocks(candidate: Candidate, core: int) -> Calls:
     return calls
 
 
-def networks_missing() -> str | None:
-    """Why whole networks cannot be run, or None."""
-    return None if hasattr(tuner, "load") else "tuner.load does not exist yet"
+class Network:
+    """A whole network as `tuner.load` plans it. A call writes the inputs and reads the outputs.
 
+    Raises:
+        GraphError: the model needs something we lack.
+    """
 
-def network(model: onnx.ModelProto, threads: int, database: str | None) -> Session:
-    """The model as `tuner.load` plans it."""
-    load: Any = getattr(tuner, "load")  # noqa: B009
-    return _Network(load(model, threads=threads, database=database), model)
-
-
-class _Network:
-    def __init__(self, executable: Any, model: onnx.ModelProto) -> None:
-        self._executable = executable
+    def __init__(self, model: onnx.ModelProto, threads: int, database: str | None) -> None:
+        self._executable = load(model, threads, database)
         self._outputs = [v.name for v in model.graph.output]
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:

@@ -171,14 +171,15 @@ def test_ratios_and_means() -> None:
     assert mean == pytest.approx(1.0)
 
 
-def test_networks_without_ours_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    if reason := peers.engine("ort").available():
-        pytest.skip(reason)
-    assert networks.main(["shufflenetv2", "--engines", "ours,ort", "--rounds", "1"]) == 0
-    printed = capsys.readouterr()
-    assert "shufflenetv2" in printed.out
-    if reason := ours.networks_missing():
-        assert reason in printed.err
+@pytest.mark.filterwarnings("ignore:nothing is tuned")
+def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.json"
+    words = ["shufflenetv2", "--engines", "ours", "--rounds", "2", "--json", out]
+    assert networks.main([str(word) for word in words]) == 0
+    assert "shufflenetv2" in capsys.readouterr().out
+    [result] = json.loads(out.read_text())["results"]
+    assert result["errors"]["rms"] < race.LOOSE
+    assert len(result["samples"]) == 2
 
 
 def test_network_file_with_an_open_batch_size(
