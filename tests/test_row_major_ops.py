@@ -16,7 +16,8 @@ from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout, Placement
 from kernels.core.strided import Ints, Strided
 from kernels.core.template import Program, ScheduleError
-from kernels.ops import elementwise, lrn, matmul, movement, reduce, sampling
+from kernels.ops import conv_transpose, elementwise, lrn, matmul, movement, reduce, sampling
+from kernels.ops.conv_transpose import ConvTranspose
 from kernels.ops.elementwise import Affine, Binary, Clip, Unary
 from kernels.ops.lrn import Lrn
 from kernels.ops.matmul import MatMul
@@ -499,3 +500,46 @@ def test_matmul_refuses() -> None:
         matmul.matmul(MatMul(), CPU, a, b, a)
     with pytest.raises(ScheduleError, match="two axes"):
         matmul.matmul(MatMul(), CPU, a, c, a)
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape", "oc"),
+    [
+        (ConvTranspose((2, 2), (2, 2), (0, 0, 0, 0), (1, 1)), (1, 5, 4, 6), 7),
+        (ConvTranspose((4, 4), (2, 2), (1, 1, 1, 1), (1, 1), bias=True), (2, 6, 5, 9), 20),
+        (ConvTranspose((3, 3), (2, 2), (1, 1, 0, 0), (1, 1), groups=2), (1, 6, 7, 19), 8),
+        (ConvTranspose((3, 5), (1, 1), (0, 2, 1, 2), (1, 1), bias=True), (1, 3, 4, 33), 5),
+        (ConvTranspose((3, 2), (1, 3), (0, 0, -1, -2), (2, 1)), (1, 3, 4, 5), 2),
+        (ConvTranspose((3, 3), (2, 3), (1, 0, 1, 0), (2, 2), bias=True), (1, 2, 5, 6), 3),
+        (ConvTranspose((3, 4), (4, 6), (0, 0, 0, 0), (2, 4)), (1, 2, 4, 3), 3),
+        (ConvTranspose((16, 16), (8, 8), (4, 4, 4, 4), (1, 1)), (1, 3, 3, 5), 3),
+        (ConvTranspose((5, 5), (7, 6), (0, 0, 0, -5), (1, 1), 4, True), (2, 4, 2, 1), 4),
+        (ConvTranspose((1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), (1, 1, 1, 1), 1),
+        (ConvTranspose((4,), (2,), (1, 1), (1,), bias=True), (2, 9, 21), 6),
+        (ConvTranspose((3,), (1,), (0, 1), (3,)), (1, 2, 6), 5),
+    ],
+)
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+def test_conv_transpose(spec: ConvTranspose, shape: Ints, oc: int, cpu: Cpu) -> None:
+    """Strides above, below and sharing factors with dilations; appended zeros; groups."""
+    rank = len(spec.kernel)
+    x, bias = normal(*shape), normal(oc)
+    weights = normal(shape[1], oc // spec.groups, *spec.kernel)
+    begins, ends = spec.padding[:rank], spec.padding[rank:]
+    axes = zip(shape[2:], spec.kernel, spec.stride, spec.dilation, begins, ends, strict=True)
+    space = ((n - 1) * s + (kernel - 1) * d + 1 - b - e for n, kernel, s, d, b, e in axes)
+    dst = Strided.row_major((shape[0], oc, *space))
+    op = ops.ConvTranspose(spec.stride, spec.padding, spec.dilation, spec.groups)
+    operands = [v.astype(np.float64) for v in (x, weights, bias)]
+    truth = reference._conv_transpose(op, dst.shape, *operands[: 2 + spec.bias])
+    program = conv_transpose.conv_transpose(spec, cpu, Strided.row_major(shape), dst)
+    assert_close(run(program, dst, x, weights=weights, bias=bias), truth, least=1e-5)
+
+
+def test_conv_transpose_refuses() -> None:
+    spec, a = ConvTranspose((2,) * 3, (1,) * 3, (0,) * 6, (1,) * 3), Strided.row_major((1,) * 5)
+    with pytest.raises(ScheduleError, match="one or two spatial axes"):
+        conv_transpose.conv_transpose(spec, CPU, a, a)
+    spec, b = ConvTranspose((2,), (1,), (0, 0), (1,), groups=2), Strided.row_major((1, 3, 5))
+    with pytest.raises(ScheduleError, match="2 groups"):
+        conv_transpose.conv_transpose(spec, CPU, b, Strided.row_major((1, 4, 6)))

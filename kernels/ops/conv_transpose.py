@@ -1,0 +1,232 @@
+"""Transposed convolution in one or two dimensions, as a gather.
+
+Outputs `stride` apart read the same taps of neighbouring inputs: a vector is such a phase of an
+output row, and the register tile some output channels of it. The input gets a halo of zeros first
+where a tap would reach outside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from kernels.codegen.builder import Index, Int, Kernel, Module, least
+from kernels.codegen.nest import operand, store_row, width
+from kernels.codegen.reduction import each
+from kernels.codegen.tile_gemm import (
+    Run,
+    best_tile,
+    channel_panels,
+    cover,
+    dispatch,
+    outer_product,
+    sweep,
+    tile_count,
+)
+from kernels.core.cpu import Cpu
+from kernels.core.layout import READ_SLACK, Array, Io
+from kernels.core.strided import Ints, Strided
+from kernels.core.template import Program, check
+from kernels.ops.movement import pad_stages
+
+# Phases of a row that get code of their own, of wider strides they share it; and taps across that
+# are straight code.
+PHASES, UNROLL = 4, 8
+
+
+@dataclass(frozen=True)
+class ConvTranspose:
+    """Weights are (c, oc / groups, *kernel); a tuple has one entry per spatial axis.
+
+    Padding, all begins, then all ends, is cut off the full result; a negative end appends zeros.
+    """
+
+    kernel: Ints
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    groups: int = 1
+    bias: bool = False
+
+
+def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Transposed convolution of `src` (n, c, *space) into `dst` (n, oc, *space).
+
+    Raises:
+        ScheduleError: there are three spatial axes, or the shapes do not fit.
+    """
+    io = Io(src.buffer, dst.buffer, dst.buffer)
+    rank = len(spec.kernel)
+    check(rank in (1, 2), f"a transposed convolution has one or two spatial axes, not {rank}")
+    check(len(src.shape) == len(dst.shape) == rank + 2, f"{src.shape} has not {rank + 2} axes")
+    if rank == 1:
+        src, dst = (view.split(2, (1, view.shape[2])) for view in (src, dst))
+    axes = [_Axis.of(spec, axis, src, dst) for axis in range(-rank, 0)]
+    y, x = axes if rank == 2 else (_Axis(1, 1, 0, 1, 1, 1), axes[0])
+    (n, c, _, _), oc, groups = src.shape, dst.shape[1], spec.groups
+    fits = dst.shape[0] == n and c % groups == oc % groups == 0
+    check(fits, f"{src.shape} cannot become {dst.shape} in {groups} groups")
+
+    module, source, shared = Module(cpu), "src", 0
+    space = (y.low + y.inputs + y.high, x.low + x.inputs + x.high)
+    if space != src.shape[2:] or src.strides[3] != 1:
+        padded = Strided.row_major((n, c, *space))
+        pad_stages(module, "src", src, "shared", padded, (0, 0, y.low, x.low))
+        src, source, shared = padded, "shared", 4 * (padded.size + READ_SLACK)
+
+    group_c, group_oc, window = c // groups, oc // groups, y.kernel * x.kernel
+    longest = -(-x.outputs // x.stride)
+    lanes = width(cpu.lanes, longest)
+    _, height, cols = best_tile(1, group_oc, -(-longest // lanes), cpu)
+    channels = cover(group_oc, height)
+    tasks = n * groups * tile_count(channels) * y.outputs
+
+    with module.stage("conv_transpose", tasks) as (k, task):
+        row, rest = task % y.outputs, task // y.outputs
+        number, rest = rest % tile_count(channels), rest // tile_count(channels)
+        group, image = rest % groups, rest // groups
+        first, down, top = y.taps(row)
+        inputs = operand(k, source, src).at(image, group * group_c, top + y.low, x.low)
+        outputs = operand(k, "dst", dst).at(image, group * group_oc, row)
+        weights = k.argument("weights", window * group_oc, group_oc, 1)
+        weights = weights.at(group * group_c, first * x.kernel)
+        bias = k.argument("bias", 1).at(group * group_oc)
+
+        def phase(run: Run, channel: Int, start: Int, count: int) -> None:
+            """The `count` outputs of the row from `start` on that are a stride apart."""
+            panels = channel_panels(count, lanes, cols, split_tail=True)
+            column, across, left = x.taps(start)
+            filters = weights.at(0, column, channel)
+
+            def tile(panel: Run, vector: Int) -> None:
+                acc = k.tile(run.size, panel.size, lanes)
+                for i, j in acc:
+                    zero = k.const(0.0, lanes)
+                    acc[i, j] = bias.splat(channel + i, lanes=lanes) if spec.bias else zero
+                pixels = inputs.at(0, 0, 0, vector * lanes + left)
+
+                def step(ic: Int, ty: Int, tx: Int) -> None:
+                    a = filters.at(ic, ty * (y.spacing * x.kernel) + tx * x.spacing)
+                    b = pixels.at(0, ic, ty * -y.reach, tx * -x.reach)
+                    outer_product(
+                        acc,
+                        lambda i: a.splat(0, 0, i, lanes=lanes),
+                        lambda j: b.load(0, 0, 0, j * lanes, lanes=lanes),
+                    )
+
+                with k.loop(0, k.index(down)) as ty, k.loop(group_c) as ic:
+                    _times(k, across, partial(step, ic, ty))
+                tail = count % lanes if panel.end == panels[-1].end else 0
+                target = outputs.at(0, channel, 0, vector * (lanes * x.stride) + start)
+                for i, j in acc:
+                    kept = tail if tail and j == panel.size - 1 else lanes
+                    at = target.at(0, i, 0, j * lanes * x.stride)
+                    store_row(at, x.stride * dst.strides[3], kept, acc[i, j])
+
+            sweep(k, panels, tile)
+
+        def one_row(run: Run, channel: Int) -> None:
+            fewest, more = divmod(x.outputs, x.stride)
+            for begin, end, count in ((0, more, fewest + 1), (more, x.stride, fewest)):
+                if begin == end or not count:
+                    continue
+                if x.stride <= PHASES:
+                    for start in range(begin, end):
+                        phase(run, channel, start, count)
+                else:
+                    with k.loop(begin, end) as i:
+                        phase(run, channel, i, count)
+
+        dispatch(k, channels, number, one_row)
+    return module.program(io, partial(_pack, c=c), shared)
+
+
+def _pack(weights: Array, c: int) -> Array:
+    """(c, oc / groups, *kernel) -> (c, *kernel, oc / groups), flat."""
+    return np.moveaxis(weights.reshape(c, weights.shape[1], -1), 1, 2).reshape(-1)
+
+
+def _times(k: Kernel, count: Int, body: Callable[[Int], None]) -> None:
+    if isinstance(count, int):
+        each(k, count, UNROLL, body)
+        return
+    with k.loop(0, count) as i:
+        body(i)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One spatial axis; `begin` is what is cut off before the first output."""
+
+    kernel: int
+    stride: int
+    begin: int
+    dilation: int
+    inputs: int
+    outputs: int
+
+    @classmethod
+    def of(cls, spec: ConvTranspose, axis: int, src: Strided, dst: Strided) -> _Axis:
+        """Axis `axis`, counted from the end."""
+        begins = spec.padding[: len(spec.kernel)]
+        check(begins[axis] >= 0, "a transposed convolution cannot be padded before its result")
+        kernel, stride, begin, dilation = (
+            values[axis] for values in (spec.kernel, spec.stride, begins, spec.dilation)
+        )
+        return cls(kernel, stride, begin, dilation, src.shape[axis], dst.shape[axis])
+
+    @property
+    def spacing(self) -> int:
+        """From a tap that an output reads to the next."""
+        return self.stride // math.gcd(self.stride, self.dilation)
+
+    @property
+    def reach(self) -> int:
+        """Inputs from what the next tap reads to what this one does."""
+        return self.dilation // math.gcd(self.stride, self.dilation)
+
+    def taps(self, output: Int) -> tuple[Int, Int, Int]:
+        """The first tap that an output reads, how many there are, and which input the first reads.
+
+        They solve output + begin = input * stride + tap * dilation.
+        """
+        place, common, spacing = output + self.begin, self.stride // self.spacing, self.spacing
+        first = place // common % spacing * pow(self.reach, -1, spacing) % spacing
+        count = (self.kernel - first + (spacing - 1)) // spacing
+        if common > 1:
+            # Between multiples of the common divisor there is none.
+            count = _least(count, (1 - least(place % common, 1)) * self.kernel)
+        # The division must not meet a negative number.
+        before = -(-(spacing - 1) * self.dilation // self.stride)
+        start = (place - first * self.dilation + before * self.stride) // self.stride - before
+        return first, count, start
+
+    @property
+    def low(self) -> int:
+        """Zeros needed before the first input."""
+        return max(0, -min(self._read()))
+
+    @property
+    def high(self) -> int:
+        """Zeros needed after the last input."""
+        return max(0, max(self._read()) - (self.inputs - 1))
+
+    def _read(self) -> list[int]:
+        """The inputs that are read, 0 among them."""
+        found = [0]
+        for output in range(self.outputs):
+            _, count, start = self.taps(output)
+            assert isinstance(count, int)
+            assert isinstance(start, int)
+            found += [start, start - (count - 1) * self.reach] if count else []
+        return found
+
+
+def _least(a: Int, b: Int) -> Int:
+    if isinstance(a, Index):
+        return a.min(b)
+    return b.min(a) if isinstance(b, Index) else min(a, b)
