@@ -19,7 +19,7 @@ from graph.memory import LINE, Lifetime, allocate
 from graph.model import Array
 from graph.plan import Plan
 from kernels.codegen.jit import Library, ObjectCache
-from kernels.codegen.runner import Step, team
+from kernels.codegen.runner import Script, Step, team
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK
 from kernels.core.template import pack_bias
@@ -122,7 +122,8 @@ class Executable:
         self._at = [self._arena.address + offset for offset in offsets]
         first = self._arena.address + size
         self._local = tuple(first + local * i for i in range(model.threads))
-        self._steps, self._owners = self._native(len(buffers))
+        native, self._owners = self._native(len(buffers))
+        self._script = Script(native, model.threads, self._local)
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
         self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
         self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
@@ -150,7 +151,7 @@ class Executable:
         with self._lock:
             for name, (_, view) in self._inputs.items():
                 view[...] = inputs[name].reshape(view.shape)
-            team(self._model.threads).run(self._steps, self._local)
+            team(self._model.threads).run(self._script)
             return {
                 name: np.array(view).reshape(port.shape)
                 for name, (port, view) in self._outputs.items()
@@ -159,21 +160,19 @@ class Executable:
     def seconds(self, repeats: int = 1) -> float:
         """Seconds of `repeats` runs of what the inputs last were, without Python between."""
         with self._lock:
-            return team(self._model.threads).run(self._steps, self._local, repeats)
+            return team(self._model.threads).run(self._script, repeats)
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
 
         Seconds are the medians of `repeats` runs, each step's as the first thread sees it.
         """
-        count = len(self._steps)
+        count = self._script.count
         times = np.zeros((repeats, count))
         stamps = (ctypes.c_int64 * count)()
         with self._lock:
             for row in times:
-                whole = team(self._model.threads).run(
-                    self._steps, self._local, stamps=ctypes.addressof(stamps)
-                )
+                whole = team(self._model.threads).run(self._script, stamps=ctypes.addressof(stamps))
                 ends = np.array(stamps)
                 # The clock starts when all threads have met, which no stamp says.
                 row[0] = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
@@ -197,7 +196,7 @@ class Executable:
             )
         return rows
 
-    def _native(self, buffers: int) -> tuple[ctypes.Array[Step], list[int]]:
+    def _native(self, buffers: int) -> tuple[list[Step], list[int]]:
         """The native steps, one per stage, and the step of the arrangement each is of."""
         model, found, owners = self._model, list[Step](), list[int]()
         for i, step in enumerate(model.arrangement.steps):
@@ -217,7 +216,7 @@ class Executable:
                     )
                 )
                 owners.append(i)
-        return (Step * len(found))(*found), owners
+        return found, owners
 
     def _view(self, port: Port) -> Array:
         """The pixels of an input or output in the arena, as (n, c, h, w)."""

@@ -1,8 +1,11 @@
-"""The native driver as IR: walks a list of steps on some threads, with a barrier after each.
+"""The native driver as IR: walks a list of steps on some threads.
 
-Every thread walks the whole list and does its own share of every step's tasks, so nothing is
-handed out or scheduled. Threads beside the caller's live in `serve`: they wait for the next list,
-spinning at first and then asleep.
+Every thread walks the whole list. Of every step's tasks each has a share, which it does in a few
+chunks; who is done helps the others with theirs. A step is over when all its tasks are done,
+whoever did them: a thread that was late, asleep or robbed of its core holds nobody up.
+
+Threads beside the caller's live in `serve`: they wait for the next list, spinning at first and
+then asleep.
 """
 
 from __future__ import annotations
@@ -23,8 +26,11 @@ LINE = 128  # bytes that no two variables of different threads should share
 # and the calls of a busy program come closer together than this.
 SPIN = 200_000
 
-# Looks at the barrier before the core is offered to others, who may be what is waited for.
+# Looks at what is waited for before the core is offered to others, who may be just that.
 PATIENCE = 2_000
+
+# Chunks of a thread's share of tasks: the more, the finer is what others can take over.
+CHUNKS = 4
 
 # A team's memory: ticket, arrivals and sleepers on lines of their own, then the job.
 TICKET, ARRIVED, ASLEEP, JOB = 0, LINE, 2 * LINE, 3 * LINE
@@ -32,27 +38,32 @@ TEAM_BYTES = 4 * LINE
 
 # Words of the job: a null pointer to the steps sends the threads home.
 JOB_WORDS = (
-    "steps", "count", "threads", "local", "base", "repeats", "copy", "copies", "stride", "stamps",
+    "steps", "count", "threads", "local", "base", "gather", "repeats", "copy", "copies", "stride",
+    "stamps", "counters", "parity",
 )  # fmt: skip
+
+# Bytes of a thread's counters for a step: tasks taken and tasks done of its share.
+COUNTERS = 64
 
 
 def driver_ir(triple: str) -> str:
     """The driver for a target.
 
-    `lead(team)` runs the job that lies in the team's memory, as thread 0, and returns the
-    nanoseconds between two barriers: before the first step, when every thread has come, and after
-    the last. `serve(team, thread)` is the life of another thread.
+    `lead(team, job)` runs a job as thread 0 and returns the nanoseconds it took; with `gather`
+    all threads meet before the clock starts. `serve(team, thread)` is the life of another thread.
 
-    The barrier counts arrivals and never goes back, so that nobody who still looks at it misses
-    anything; `base` is its count when the job begins. The job repeats its steps; repeat i gets
-    weights displaced by (copy + i) % copies times `stride` bytes. If `stamps` is not null, the
-    time after each step is left there.
+    The job repeats its steps; repeat i gets weights displaced by (copy + i) % copies times
+    `stride` bytes. If `stamps` is not null, the time after each step is left there.
+
+    Arrivals are counted and never taken back, so that nobody who still looks at the count misses
+    anything; `base` is what it is when all threads have left the job before. The counters of a
+    list exist twice: while one repeat uses one set, every thread zeroes its own of the other.
     """
     machine = triple.partition("-")[0]
     declaration, hint = _SPIN_HINTS.get(machine, ("", ""))
     job = "\n".join(
         f"  %{name}.at = getelementptr i64, ptr %job, i64 {i}\n"
-        f"  %{name} = load {'ptr' if name in ('steps', 'local', 'stamps') else 'i64'}, "
+        f"  %{name} = load {'ptr' if name in ('steps', 'local', 'stamps', 'counters') else 'i64'}, "
         f"ptr %{name}.at, align 8"
         for i, name in enumerate(JOB_WORDS)
     )
@@ -63,6 +74,7 @@ def driver_ir(triple: str) -> str:
 declare i32 @clock_gettime(i32, ptr)
 declare i32 @sched_yield()
 declare i64 @syscall(i64, ...)
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 {declaration}
 
 define internal i64 @now() nounwind {{
@@ -100,6 +112,109 @@ go:
   ret i64 %next
 }}
 
+define internal void @wait_for(ptr %counters, i64 %tasks, i64 %threads) nounwind {{
+entry:
+  br label %look
+look:
+  %looks = phi i64 [ 0, %entry ], [ %looks.next, %spin ], [ 0, %yield ]
+  br label %sum
+sum:
+  %u = phi i64 [ 0, %look ], [ %u.next, %sum ]
+  %total = phi i64 [ 0, %look ], [ %total.next, %sum ]
+  %offset = mul i64 %u, {COUNTERS}
+  %line = getelementptr i8, ptr %counters, i64 %offset
+  %done.at = getelementptr i64, ptr %line, i64 1
+  %done = load atomic i64, ptr %done.at acquire, align 8
+  %total.next = add i64 %total, %done
+  %u.next = add i64 %u, 1
+  %more = icmp ult i64 %u.next, %threads
+  br i1 %more, label %sum, label %summed
+summed:
+  %complete = icmp uge i64 %total.next, %tasks
+  br i1 %complete, label %go, label %wait
+wait:
+  %looks.next = add i64 %looks, 1
+  %tired = icmp ugt i64 %looks.next, {PATIENCE}
+  br i1 %tired, label %yield, label %spin
+spin:
+  {hint}
+  br label %look
+yield:
+  %yielded = call i32 @sched_yield()
+  br label %look
+go:
+  ret void
+}}
+
+define internal void @work(ptr %at, i64 %thread, i64 %threads, ptr %mine, i64 %moved,
+                           ptr %counters) nounwind {{
+entry:
+  %step.value = load %step, ptr %at, align 8
+  %stage = extractvalue %step %step.value, 0
+  %tasks = extractvalue %step %step.value, 1
+  %src = extractvalue %step %step.value, 2
+  %packed = extractvalue %step %step.value, 3
+  %weights = getelementptr i8, ptr %packed, i64 %moved
+  %bias = extractvalue %step %step.value, 4
+  %add = extractvalue %step %step.value, 5
+  %dst = extractvalue %step %step.value, 6
+  %shared = extractvalue %step %step.value, 7
+  %single = icmp eq i64 %threads, 1
+  br i1 %single, label %all, label %share
+all:
+  call void %stage(ptr %src, ptr %weights, ptr %bias, ptr %add, ptr %dst, ptr %shared,
+                   ptr %mine, i64 0, i64 %tasks)
+  ret void
+share:
+  %v = phi i64 [ 0, %entry ], [ %v.next, %shared.out ]
+  %did = phi i64 [ 0, %entry ], [ %did.now, %shared.out ]
+  %whose.far = add i64 %thread, %v
+  %wraps = icmp uge i64 %whose.far, %threads
+  %whose.back = sub i64 %whose.far, %threads
+  %u = select i1 %wraps, i64 %whose.back, i64 %whose.far
+  %low.scaled = mul i64 %tasks, %u
+  %low = udiv i64 %low.scaled, %threads
+  %u.after = add i64 %u, 1
+  %high.scaled = mul i64 %tasks, %u.after
+  %high = udiv i64 %high.scaled, %threads
+  %size = sub i64 %high, %low
+  %rounded = add i64 %size, {CHUNKS - 1}
+  %chunk = udiv i64 %rounded, {CHUNKS}
+  %offset = mul i64 %u, {COUNTERS}
+  %taken.at = getelementptr i8, ptr %counters, i64 %offset
+  br label %look
+look:
+  %did.now = phi i64 [ %did, %share ], [ %did.next, %run ]
+  %seen = load atomic i64, ptr %taken.at monotonic, align 8
+  %left = icmp ult i64 %seen, %size
+  br i1 %left, label %take, label %shared.out
+take:
+  %from = atomicrmw add ptr %taken.at, i64 %chunk monotonic
+  %got = icmp ult i64 %from, %size
+  br i1 %got, label %run, label %shared.out
+run:
+  %to.far = add i64 %from, %chunk
+  %beyond = icmp ugt i64 %to.far, %size
+  %to = select i1 %beyond, i64 %size, i64 %to.far
+  %begin = add i64 %low, %from
+  %end = add i64 %low, %to
+  call void %stage(ptr %src, ptr %weights, ptr %bias, ptr %add, ptr %dst, ptr %shared,
+                   ptr %mine, i64 %begin, i64 %end)
+  %number = sub i64 %to, %from
+  %did.next = add i64 %did.now, %number
+  br label %look
+shared.out:
+  %v.next = add i64 %v, 1
+  %more = icmp ult i64 %v.next, %threads
+  br i1 %more, label %share, label %report
+report:
+  %own = mul i64 %thread, {COUNTERS}
+  %line = getelementptr i8, ptr %counters, i64 %own
+  %done.at = getelementptr i64, ptr %line, i64 1
+  store atomic i64 %did.now, ptr %done.at release, align 8
+  ret void
+}}
+
 define internal i64 @walk(ptr %team, i64 %thread) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
@@ -112,53 +227,65 @@ leave:
 begin:
   %mine.at = getelementptr ptr, ptr %local, i64 %thread
   %mine = load ptr, ptr %mine.at, align 8
-  %after = add i64 %thread, 1
   %keeps = icmp ne ptr %stamps, null
   %leads = icmp eq i64 %thread, 0
   %stamping = and i1 %keeps, %leads
+  %alone = icmp eq i64 %threads, 1
+  %row = mul i64 %threads, {COUNTERS}
+  %set = mul i64 %row, %count
+  %own = mul i64 %thread, {COUNTERS}
   %target.base = add i64 %base, %threads
-  %target.start = call i64 @meet(ptr %arrived, i64 %target.base, i64 %threads)
-  %start = call i64 @now()
+  %gathers = icmp ne i64 %gather, 0
+  br i1 %gathers, label %assemble, label %start
+assemble:
+  %target.met = call i64 @meet(ptr %arrived, i64 %target.base, i64 %threads)
+  br label %start
+start:
+  %target.start = phi i64 [ %target.base, %begin ], [ %target.met, %assemble ]
+  %clock = call i64 @now()
   br label %repeat
 repeat:
-  %r = phi i64 [ 0, %begin ], [ %r.next, %repeated ]
-  %c = phi i64 [ %copy, %begin ], [ %c.next, %repeated ]
-  %target.repeat = phi i64 [ %target.start, %begin ], [ %target.next, %repeated ]
+  %r = phi i64 [ 0, %start ], [ %r.next, %rejoined ]
+  %c = phi i64 [ %copy, %start ], [ %c.next, %rejoined ]
+  %p = phi i64 [ %parity, %start ], [ %p.other, %rejoined ]
+  %target = phi i64 [ %target.start, %start ], [ %target.next, %rejoined ]
   %moved = mul i64 %c, %stride
+  %p.other = xor i64 %p, 1
+  %set.used = mul i64 %set, %p
+  %set.other = mul i64 %set, %p.other
+  %used = getelementptr i8, ptr %counters, i64 %set.used
+  %other = getelementptr i8, ptr %counters, i64 %set.other
   br label %step
 step:
   %s = phi i64 [ 0, %repeat ], [ %s.next, %done ]
-  %target = phi i64 [ %target.repeat, %repeat ], [ %target.next, %done ]
+  %since = phi i64 [ 0, %repeat ], [ %since.next, %done ]
   %at = getelementptr %step, ptr %steps, i64 %s
-  %step.value = load %step, ptr %at, align 8
-  %stage = extractvalue %step %step.value, 0
-  %tasks = extractvalue %step %step.value, 1
-  %low = mul i64 %tasks, %thread
-  %first = udiv i64 %low, %threads
-  %high = mul i64 %tasks, %after
-  %end = udiv i64 %high, %threads
-  %some = icmp ult i64 %first, %end
-  br i1 %some, label %work, label %worked
-work:
-  %src = extractvalue %step %step.value, 2
-  %packed = extractvalue %step %step.value, 3
-  %weights = getelementptr i8, ptr %packed, i64 %moved
-  %bias = extractvalue %step %step.value, 4
-  %add = extractvalue %step %step.value, 5
-  %dst = extractvalue %step %step.value, 6
-  %shared = extractvalue %step %step.value, 7
-  call void %stage(ptr %src, ptr %weights, ptr %bias, ptr %add, ptr %dst, ptr %shared,
-                   ptr %mine, i64 %first, i64 %end)
-  br label %worked
-worked:
-  %joins = extractvalue %step %step.value, 8
-  %alone = icmp eq i64 %joins, 0
-  br i1 %alone, label %stamp, label %join
+  %row.at = mul i64 %row, %s
+  %counting = getelementptr i8, ptr %used, i64 %row.at
+  call void @work(ptr %at, i64 %thread, i64 %threads, ptr %mine, i64 %moved, ptr %counting)
+  br i1 %alone, label %worked, label %share
+share:
+  %own.at = add i64 %row.at, %own
+  %zeroed = getelementptr i8, ptr %other, i64 %own.at
+  store atomic i64 0, ptr %zeroed monotonic, align 8
+  %zeroed.done = getelementptr i64, ptr %zeroed, i64 1
+  store atomic i64 0, ptr %zeroed.done monotonic, align 8
+  %joins.at = getelementptr %step, ptr %steps, i64 %s, i32 8
+  %joins = load i64, ptr %joins.at, align 8
+  %free = icmp eq i64 %joins, 0
+  br i1 %free, label %worked, label %join
 join:
-  %target.met = call i64 @meet(ptr %arrived, i64 %target, i64 %threads)
-  br label %stamp
-stamp:
-  %target.next = phi i64 [ %target, %worked ], [ %target.met, %join ]
+  %q = phi i64 [ %since, %share ], [ %q.next, %join ]
+  %tasks.at = getelementptr %step, ptr %steps, i64 %q, i32 1
+  %tasks = load i64, ptr %tasks.at, align 8
+  %q.row = mul i64 %row, %q
+  %awaited = getelementptr i8, ptr %used, i64 %q.row
+  call void @wait_for(ptr %awaited, i64 %tasks, i64 %threads)
+  %q.next = add i64 %q, 1
+  %earlier = icmp ule i64 %q.next, %s
+  br i1 %earlier, label %join, label %worked
+worked:
+  %since.next = phi i64 [ 0, %step ], [ %since, %share ], [ %q.next, %join ]
   br i1 %stamping, label %write, label %done
 write:
   %moment = call i64 @now()
@@ -175,14 +302,39 @@ repeated:
   %c.next = select i1 %wraps, i64 0, i64 %c.after
   %r.next = add i64 %r, 1
   %again = icmp ult i64 %r.next, %repeats
-  br i1 %again, label %repeat, label %finish
+  br i1 %again, label %rejoin, label %finish
+rejoin:
+  br i1 %alone, label %rejoined, label %meeting
+meeting:
+  %target.later = call i64 @meet(ptr %arrived, i64 %target, i64 %threads)
+  br label %rejoined
+rejoined:
+  %target.next = phi i64 [ %target, %rejoin ], [ %target.later, %meeting ]
+  br label %repeat
 finish:
   %stop = call i64 @now()
-  %elapsed = sub i64 %stop, %start
+  %left = atomicrmw add ptr %arrived, i64 1 acq_rel
+  %elapsed = sub i64 %stop, %clock
   ret i64 %elapsed
 }}
 
-define i64 @lead(ptr %team) nounwind {{
+define i64 @lead(ptr %team, ptr %given) nounwind {{
+entry:
+  %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
+  %base.at = getelementptr i64, ptr %given, i64 {JOB_WORDS.index("base")}
+  %base = load i64, ptr %base.at, align 8
+  br label %look
+look:
+  %count = load atomic i64, ptr %arrived acquire, align 8
+  %settled = icmp uge i64 %count, %base
+  br i1 %settled, label %call, label %wait
+wait:
+  %yielded = call i32 @sched_yield()
+  br label %look
+call:
+  %job = getelementptr i8, ptr %team, i64 {JOB}
+  call void @llvm.memcpy.p0.p0.i64(ptr align 8 %job, ptr align 8 %given,
+                                   i64 {8 * len(JOB_WORDS)}, i1 false)
   %ticket = getelementptr i8, ptr %team, i64 {TICKET}
   %before = atomicrmw add ptr %ticket, i32 1 seq_cst
   %asleep = getelementptr i8, ptr %team, i64 {ASLEEP}

@@ -1,7 +1,7 @@
 """Run steps of native code, many times, on some threads, with a barrier between.
 
 Nothing of Python runs between the first step and the last, so a block of calls costs what the
-kernels cost: a few nanoseconds per step are added on one thread, less than a microsecond on two.
+kernels cost: a few nanoseconds per step are added on one thread, some hundred on two.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kernels.codegen.driver import ARRIVED, JOB, JOB_WORDS, LINE, TEAM_BYTES, driver_ir
+from kernels.codegen.driver import COUNTERS, JOB_WORDS, LINE, TEAM_BYTES, driver_ir
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.core.cpu import Cpu
 from kernels.core.template import Stage
@@ -23,7 +23,7 @@ from kernels.core.template import Stage
 class Step(ctypes.Structure):
     """A stage at its address, its tasks and the addresses of its operands.
 
-    With `joins` at 0 no barrier follows, and a thread may be in the next step already.
+    With `joins` at 0 nobody waits for its end before going on to the next one.
     """
 
     _fields_ = [
@@ -32,6 +32,32 @@ class Step(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("src", "weights", "bias", "add", "dst", "shared")),
         ("joins", ctypes.c_int64),
     ]
+
+
+class Script:
+    """A list of steps for so many threads, and what is counted while they walk it.
+
+    `local` are the addresses of as many workspaces. The last step joins.
+
+    Raises:
+        ValueError: there are no steps, or fewer workspaces than threads.
+    """
+
+    def __init__(self, steps: Sequence[Step], threads: int, local: Sequence[int]) -> None:
+        if not steps or len(local) < threads:
+            raise ValueError(f"{threads} threads need a step and as many workspaces")
+        self.threads, self.count = threads, len(steps)
+        self._steps = (Step * len(steps))(*steps)
+        self._steps[-1].joins = 1
+        self._local = (ctypes.c_void_p * threads)(*local[:threads])
+        self._room = ctypes.create_string_buffer(2 * len(steps) * threads * COUNTERS + LINE)
+        self.parity = 0
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of the steps, the workspaces and the counters."""
+        counters = -(-ctypes.addressof(self._room) // LINE) * LINE
+        return ctypes.addressof(self._steps), ctypes.addressof(self._local), counters
 
 
 class Team:
@@ -45,8 +71,8 @@ class Team:
         self._lock = threading.Lock()
         self._room = ctypes.create_string_buffer(TEAM_BYTES + LINE)
         self._base = -(-ctypes.addressof(self._room) // LINE) * LINE
-        self._job = (ctypes.c_int64 * len(JOB_WORDS)).from_address(self._base + JOB)
-        self._arrived = ctypes.c_int64.from_address(self._base + ARRIVED)
+        self._arrived = 0  # what the team's count is once all have left the last job
+        self._script: Script | None = None  # who is late still reads it
         self._lead, serve = _driver()
         self._size = threads
         self._members: list[threading.Thread] = []
@@ -74,34 +100,48 @@ class Team:
 
     def run(
         self,
-        steps: ctypes.Array[Step],
-        local: Sequence[int],
+        script: Script,
         repeats: int = 1,
         copies: tuple[int, int, int] = (0, 1, 0),
         stamps: int = 0,
+        gather: bool = False,
     ) -> float:
         """Walk the steps `repeats` times; seconds for all of it, as the caller sees it.
 
-        `local` holds one workspace per thread. `copies` are the number of the first copy of the
-        weights to use, how many there are, and the bytes from one to the next. At the address
-        `stamps` one 64-bit integer per step receives the nanosecond at which it was done.
+        `copies` are the number of the first copy of the weights to use, how many there are, and
+        the bytes from one to the next. At the address `stamps` one 64-bit integer per step
+        receives the nanosecond at which it was done. With `gather` the clock starts when all
+        threads are there.
+
+        Raises:
+            ValueError: the script is for another number of threads.
         """
-        workspaces = (ctypes.c_void_p * self._size)(*local[: self._size])
-        addresses = ctypes.addressof(steps), ctypes.addressof(workspaces)
+        if script.threads != self._size:
+            raise ValueError(f"a script for {script.threads} threads, a team of {self._size}")
         with self._lock:
-            self._job[:] = [
-                addresses[0], len(steps), self._size, addresses[1], self._arrived.value, repeats,
-                *copies, stamps,
-            ]  # fmt: skip
-            return float(self._lead(self._base)) * 1e-9
+            steps, local, counters = script.addresses
+            seconds = self._call(
+                steps=steps, count=script.count, local=local, gather=int(gather), repeats=repeats,
+                copy=copies[0], copies=copies[1], stride=copies[2], stamps=stamps,
+                counters=counters, parity=script.parity,
+            )  # fmt: skip
+            meetings = repeats - 1 if self._size > 1 else 0
+            self._arrived += self._size * (1 + meetings + int(gather))
+            script.parity = (script.parity + repeats) % 2
+            self._script = script
+            return seconds
 
     def disband(self) -> None:
         """Let the threads end; the team cannot run any more."""
         with self._lock:
-            self._job[0] = 0
-            self._lead(self._base)
+            self._call(steps=0)
             for member in self._members:
                 member.join()
+
+    def _call(self, **words: int) -> float:
+        words |= {"threads": self._size, "base": self._arrived}
+        job = (ctypes.c_int64 * len(JOB_WORDS))(*(words.get(name, 0) for name in JOB_WORDS))
+        return float(self._lead(self._base, ctypes.addressof(job))) * 1e-9
 
 
 _teams: dict[tuple[int, tuple[int, ...]], Team] = {}
@@ -175,21 +215,20 @@ class Runner:
         if threads > min(len(buffers.local), len(self._cores) or threads):
             raise ValueError(f"{threads} threads need as many cores and local workspaces")
         copies = self._copy, buffers.copies, buffers.stride
+        script = Script(self._steps(buffers), threads, buffers.local)
         workers = team(threads, self._cores if threads > 1 else ())
-        seconds = workers.run(self._steps(buffers), buffers.local, repeats, copies)
+        seconds = workers.run(script, repeats, copies, gather=True)
         self._copy = (self._copy + repeats) % buffers.copies
         return seconds
 
-    def _steps(self, b: Buffers) -> ctypes.Array[Step]:
-        return (Step * len(self._stages))(
-            *(
-                Step(
-                    self._library.address(stage.symbol), stage.tasks,
-                    b.src, b.weights, b.bias, b.add, b.dst, b.shared, 1,
-                )
-                for stage in self._stages
+    def _steps(self, b: Buffers) -> list[Step]:
+        return [
+            Step(
+                self._library.address(stage.symbol), stage.tasks,
+                b.src, b.weights, b.bias, b.add, b.dst, b.shared, 1,
             )
-        )  # fmt: skip
+            for stage in self._stages
+        ]  # fmt: skip
 
 
 @functools.cache
@@ -202,6 +241,6 @@ def _library() -> Library:
 def _driver() -> tuple[Callable[..., int], Callable[..., None]]:
     """`lead` and `serve`, called without Python's lock."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    lead = ctypes.CFUNCTYPE(number, pointer)(_library().address("lead"))
+    lead = ctypes.CFUNCTYPE(number, pointer, pointer)(_library().address("lead"))
     serve = ctypes.CFUNCTYPE(None, pointer, number)(_library().address("serve"))
     return lead, serve
