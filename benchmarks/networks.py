@@ -10,6 +10,7 @@ output where the engine does, as in a loop over frames.
 from __future__ import annotations
 
 import sys
+import warnings
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,6 +100,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a network or an ONNX file")
     report.add_options(parser, rounds=10)
     arguments = parser.parse_args(words)
+    warnings.simplefilter("once")  # what `tuner.load` says of one network it says of all
     peers = report.usable(arguments.engines)
     report.introduce(peers, {})
     engines = [e for e in arguments.engines if e == ours.NAME or e in peers]
