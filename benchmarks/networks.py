@@ -86,10 +86,14 @@ def _ours(
     database: str | None,
 ) -> Entrant:
     try:
-        session = ours.Network(model, threads, database)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            session = ours.Network(model, threads, database)
     except GraphError as error:
         return Entrant(ours.NAME, None, note=str(error))
-    return judged(Entrant(ours.NAME, calls_of(session)), session.run(inputs), truth, WRONG)
+    note = "; ".join(str(w.message) for w in said)
+    entrant = Entrant(ours.NAME, calls_of(session), note=note)
+    return judged(entrant, session.run(inputs), truth, WRONG)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -100,7 +104,6 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="a network or an ONNX file")
     report.add_options(parser, rounds=10)
     arguments = parser.parse_args(words)
-    warnings.simplefilter("once")  # what `tuner.load` says of one network it says of all
     peers = report.usable(arguments.engines)
     report.introduce(peers, {})
     engines = [e for e in arguments.engines if e == ours.NAME or e in peers]
@@ -119,6 +122,9 @@ def main(words: Sequence[str] | None = None) -> int:
         report.means_table(group)
     report.scaling_table(found)
     report.remarks(found)
+    for note in dict.fromkeys(lap.note for h in found for lap in h.laps if lap.samples):
+        if note:
+            print(f"{ours.NAME}: {note}")
     if arguments.json:
         report.write_json(arguments.json, found, arguments)
     return 0

@@ -171,7 +171,6 @@ def test_ratios_and_means() -> None:
     assert mean == pytest.approx(1.0)
 
 
-@pytest.mark.filterwarnings("ignore:nothing is tuned")
 def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
     words = ["shufflenetv2", "--engines", "ours", "--rounds", "2", "--json", out]
