@@ -31,13 +31,17 @@ SMALL = 64
 class Proposer:
     """Proposes schedules of one space, best guesses first, each at most once.
 
-    `first` are tried before the sampler is asked: heuristics, winners of similar problems.
+    `first` are tried before the sampler is asked: heuristics, winners of similar problems. After
+    that the sampler and the neighbourhood of the best so far take turns: a good heuristic leaves
+    its last tenth close by, where a sampler that is still learning does not look.
     `rejected` counts proposals by the name of the rule they broke.
     """
 
     def __init__(self, space: Space, seed: int, first: Iterable[Any] = ()) -> None:
         self.space, self.rejected = space, Counter[str]()
         self._first = list(first)
+        self._best: tuple[float, Any] = (math.inf, None)
+        self._turn = 0
         self._seen: set[Any] = set()
         self._trials: dict[Any, optuna.Trial] = {}
         sampler = optuna.samplers.TPESampler(seed=seed)
@@ -56,6 +60,11 @@ class Proposer:
             if schedule not in self._seen:
                 self._seen.add(schedule)
                 return schedule
+        self._turn += 1
+        if self._rest is None and self._best[1] is not None and self._turn % 2:
+            near = self._neighbour(self._best[1])
+            if near is not None:
+                return near
         if self._rest is None:
             for _ in range(PATIENCE):
                 schedule = self._ask()
@@ -74,11 +83,13 @@ class Proposer:
         Schedules that were never proposed, from earlier runs, are learnt from as well.
         """
         self._seen.add(schedule)
+        point = self.space.point(schedule)
+        if seconds is not None and seconds < self._best[0] and point is not None:
+            self._best = seconds, schedule
         trial = self._trials.pop(schedule, None)
         if trial is not None:
             self._finish(trial, seconds)
             return
-        point = self.space.point(schedule)
         if point is not None:
             self._study.add_trial(
                 optuna.trial.create_trial(

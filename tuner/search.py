@@ -44,6 +44,8 @@ class Arm:
     template: KernelTemplate
     proposer: Proposer
     trials: int = 0
+    outcomes: int = 0
+    seconds: float = 0.0  # that its outcomes took to come by
     best: float = math.inf
     exhausted: bool = False
 
@@ -52,7 +54,7 @@ class ProblemSearch:
     """The search for one problem: every algorithm that applies competes for its trials.
 
     Baselines come first, then each algorithm's heuristic. After that an algorithm's share of the
-    trials is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
+    time is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
     one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
     output's, may not lead.
     """
@@ -113,6 +115,8 @@ class ProblemSearch:
         except ScheduleError:
             return  # written by an older generator whose schedule had other fields
         self.outcomes[record.outcome] += 1
+        arm.outcomes += 1
+        arm.seconds += sum(record.seconds.values())
         precise = record.errors is None or record.errors.rms <= self.max_error
         usable = record.outcome == Outcome.CORRECT and precise
         seconds = record.seconds_per_call
@@ -160,11 +164,13 @@ class ProblemSearch:
         """Arms by how much they deserve the next trial."""
         live = [arm for arm in self.arms.values() if not arm.exhausted]
 
-        def spent(arm: Arm) -> tuple[bool, bool, float]:
+        def order(arm: Arm) -> tuple[bool, bool, float]:
             deserves = (self.best / arm.best) ** 4 if arm.best < math.inf else 1.0
-            return arm.trials > 0, not arm.template.baseline, arm.trials / max(deserves, 1e-3)
+            cost = arm.seconds / arm.outcomes if arm.outcomes else 0.1
+            spent = arm.trials * cost / max(deserves, 1e-3)
+            return arm.trials > 0, not arm.template.baseline, spent
 
-        return iter(sorted(live, key=spent))
+        return iter(sorted(live, key=order))
 
 
 def gain(search: ProblemSearch, window: int = 8, trust_slope: float = 0.2) -> float:
