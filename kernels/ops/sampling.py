@@ -24,10 +24,14 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
+from kernels.codegen.tile_gemm import Run
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK, Array, Io
 from kernels.core.strided import Ints, Strided
 from kernels.core.template import Program, check
+
+# Vectors of a sampled row that are straight code, in which lookups become shuffles.
+STRAIGHT = 32
 
 COORDINATES = (
     "half_pixel",
@@ -146,13 +150,23 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
     # Tables become views like any other, so that axes beside the sampled ones can be merged.
     out, frame, *found = aligned(dst, Strided(dst.shape, strides, src.offset), *views)
     *outer, length = out.shape
+    tiles = rows(length, cpu.lanes, 1)
+    whole = bool(found) and found[-1].strides[-1] == 1 and length <= STRAIGHT * cpu.lanes
+    if whole:
+        tiles = [Run(0, length, 1)]
     module = Module(cpu)
 
     def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
         lanes = width(cpu.lanes, sizes[-1])
         step, written = frame.strides[-1], out.strides[-1]
         looked_up = [
-            _Table(operand(k, "weights", view).at(*places).strided(1), view.strides[-1], s)
+            _Table(
+                operand(k, "weights", view).at(*places).strided(1),
+                view.strides[-1],
+                s,
+                src.strides[s.axis],
+                whole and view is found[-1],
+            )
             for view, s in zip(found, sampled, strict=True)
         ]
         a = operand(k, "src", frame).at(*places).strided(1)
@@ -163,7 +177,7 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
             value = point.value(a.at(start * step), None, looked_up)
             store_row(b.at(start * written), written, count, value)
 
-    nest(module, "sample", [*singly(tuple(outer)), rows(length, cpu.lanes, 1)], body)
+    nest(module, "sample", [*singly(tuple(outer)), tiles], body)
     table = np.concatenate([*tables, np.zeros(READ_SLACK, np.float32)])
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), lambda w: table)
 
@@ -175,6 +189,14 @@ class _Table:
     at: Buffer
     step: int  # 1 where the row runs along the axis, else 0
     axis: _Sampled
+    stride: int  # of the input along the axis
+    whole: bool  # the row is the whole axis, so what it reads is known when it is built
+
+    def window(self, start: int, count: int) -> tuple[int, int]:
+        """The first input that so many outputs read, and how many floats to behind the last."""
+        part = slice(start, start + count)
+        read = np.concatenate([self.axis.low[part], self.axis.high[part]])
+        return int(read.min()), int(np.ptp(read)) * self.stride + 1
 
     @property
     def size(self) -> int:
@@ -211,6 +233,10 @@ class _Point:
         self, base: Buffer, offsets: str | None, table: _Table, row: int, rest: Sequence[_Table]
     ) -> Vec:
         """The value where this axis is read at the offsets in one row of its table."""
+        if table.whole and not rest and self.lanes > 1 and table.stride > 0:
+            first, floats = table.window(self.start, self.count)
+            if floats <= 2 * self.lanes:
+                return self._shuffled(base.at(first * table.stride), table, row, first)
         address = table.at.address(row * table.size + self.start * table.step)
         if table.step and self.lanes > 1:
             assert offsets is None
@@ -220,6 +246,13 @@ class _Point:
         number = self.k.emit(f"load i32, ptr {address}, align 4")
         moved = Index(self.k, self.k.emit(f"sext i32 {number} to i64"))
         return self.value(base.at(moved), offsets, rest)
+
+    def _shuffled(self, base: Buffer, table: _Table, row: int, first: int) -> Vec:
+        """As `_at`, where what is read lies within two vectors, from input `first` on."""
+        index = (table.axis.low, table.axis.high)[row][self.start : self.start + self.count]
+        order = [int(i - first) * table.stride for i in index]
+        a, b = (base.load(i, lanes=self.lanes) for i in (0, self.lanes))
+        return self.k.shuffle(a, b, order + [0] * (self.lanes - self.count))
 
     def _gathered(self, base: Buffer, offsets: str) -> Vec:
         k, n = self.k, self.lanes
