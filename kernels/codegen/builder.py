@@ -445,16 +445,6 @@ class Kernel:
         arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
         return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes)
 
-    def scale_by_power_of_two(self, x: Vec, exponent: Vec) -> Vec:
-        """x * 2^exponent for a whole `exponent` that leaves the result normal."""
-        wide = _type(x.lanes, "i32")
-        whole = self.emit(f"fptosi {x.type} {exponent.ssa} to {wide}")
-        mantissa_bits = "23" if x.lanes == 1 else _repeat("i32 23", x.lanes)
-        shifted = self.emit(f"shl {wide} {whole}, {mantissa_bits}")
-        bits = self.emit(f"bitcast {x.type} {x.ssa} to {wide}")
-        summed = self.emit(f"add {wide} {bits}, {shifted}")
-        return Vec(self, self.emit(f"bitcast {wide} {summed} to {x.type}"), x.lanes)
-
     def slot(self, lanes: int, count: int = 1) -> str:
         """Stack room for `count` vectors, as a pointer."""
         name = f"%slot{len(self._slots)}"

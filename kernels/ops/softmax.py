@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from kernels.codegen.builder import Int, Kernel, Module, Vec
-from kernels.codegen.epilogue import exp
+from kernels.codegen.functions import exp
 from kernels.codegen.tile_gemm import Run, cut, sweep
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Placement
