@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graph import ops, reference
+from kernels.codegen.jit import compile_object
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout, Placement
 from kernels.core.strided import Ints, Strided
@@ -544,3 +545,32 @@ def test_conv_transpose_refuses() -> None:
     spec, b = ConvTranspose((2,), (1,), (0, 0), (1,), groups=2), Strided.row_major((1, 3, 5))
     with pytest.raises(ScheduleError, match="2 groups"):
         conv_transpose.conv_transpose(spec, CPU, b, Strided.row_major((1, 4, 6)))
+
+
+@pytest.mark.parametrize("cpu", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda cpu: cpu.name)
+def test_builds_for_every_target(cpu: Cpu) -> None:
+    """Masked gathers, functions of the C library and transposes among them."""
+    view, square = Strided.row_major((3, 70)), Strided.row_major((70, 70))
+    programs = [
+        elementwise.unary(Unary("gelu"), cpu, view, view),
+        elementwise.binary(Binary("pow"), cpu, view, view, view),
+        movement.copy(cpu, square.transpose((1, 0)), square),
+        sampling.gather(
+            Gather(1, tuple(range(69, -1, -1)) * 30), cpu, view, Strided.row_major((3, 2100))
+        ),
+        reduce.softmax(Softmax(1), cpu, view, view),
+        matmul.matmul(MatMul(), cpu, view, square, view),
+    ]
+    for program in programs:
+        assert compile_object(program.ir, cpu).startswith(b"\x7fELF")
+
+
+def test_tensors_without_elements() -> None:
+    dst = Strided.row_major((3, 0, 5))
+    for program in (
+        movement.copy(CPU, dst, dst),
+        elementwise.unary(Unary("exp"), CPU, dst, dst),
+        movement.copy(CPU, dst, Strided.row_major((3, 4, 5)).part(1, 2, 0)),
+    ):
+        assert sum(stage.tasks for stage in program.stages) == 0
+        assert compile_object(program.ir, CPU)

@@ -60,7 +60,7 @@ def aligned(*views: Strided) -> list[Strided]:
 def rows(length: int, lanes: int, unroll: int) -> list[Run]:
     """`length` elements in tiles of `unroll` vectors, then of one, then what is left."""
     many = cut(length, lanes * unroll)
-    if many[-1].size == lanes * unroll:
+    if not many or many[-1].size == lanes * unroll:
         return many
     tail = many.pop()
     return many + [Run(tail.start + r.start, r.size, r.count) for r in cut(tail.size, lanes)]

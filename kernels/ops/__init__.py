@@ -1,5 +1,6 @@
 """Everything a network needs besides convolutions.
 
-Each file is one operator: a frozen spec that says what, and
-`build(spec, cpu, src, dst) -> Program` for where its input and output lie.
+Each file is one operator or a family: frozen specs that say what, and a function per spec that
+returns the Program for where its input and output lie. Those of images take a `Placement`
+(`build`), those of tensors of any rank a `Strided`, which every placement is too.
 """
