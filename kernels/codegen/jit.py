@@ -12,7 +12,6 @@ import llvmlite.binding as llvm
 
 from kernels.core.cpu import Cpu
 
-
 # Part of the cache's key: objects made by other passes are others.
 PIPELINE = "O3 by function"
 

@@ -148,6 +148,13 @@ def start_of(runs: Sequence[Run], number: Int) -> Int:
     return number * small + (least(number, larger) if larger else 0)
 
 
+def tiles_per_task(tiles: int, fit: int, cpu: Cpu) -> int:
+    """Tiles of a task, when about `fit` of them suit a cache: every core gets as many tasks."""
+    tasks = -(-tiles // max(1, fit))
+    tasks = min(tiles, -(-tasks // cpu.cores) * cpu.cores)
+    return -(-tiles // tasks)
+
+
 def tile_count(runs: Sequence[Run]) -> int:
     """Tiles in all the runs."""
     return sum(run.count for run in runs)

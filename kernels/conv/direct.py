@@ -24,6 +24,7 @@ from kernels.codegen.tile_gemm import (
     registers,
     sweep,
     tile_count,
+    tiles_per_task,
 )
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Placement, layout_pair
@@ -58,8 +59,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = lanes_for(p, layout_pair(layout)[1], cpu)
     tile_h, tile_w, cols = best_tile(p.oh, p.ow, -(-p.group_oc // lanes), cpu)
     # Rows of input that stay in half of L2 while the panels go by.
-    row_bytes = 4 * p.group_c * p.w * p.stride[0] * tile_h
-    rows = max(1, min(-(-p.oh // tile_h), cpu.l2 // 2 // row_bytes))
+    fit = cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0] * tile_h)
+    rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
     return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=False)
 
 

@@ -22,6 +22,7 @@ from kernels.codegen.tile_gemm import (
     registers,
     sweep,
     tile_count,
+    tiles_per_task,
 )
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK, Io
@@ -52,7 +53,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     vectors = -(-p.ow // lanes_for(p, cpu))
     _, ocs, cols = best_tile(1, min(p.group_oc, 16), vectors, cpu)
     # Rows of input that stay in half of L2 while the panels of weights go by.
-    rows = max(1, min(p.oh, cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0])))
+    rows = tiles_per_task(p.oh, cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0]), cpu)
     return Schedule("NCHW", ocs, cols, unroll=p.kernel[1], rows=rows, oc_outer=False)
 
 

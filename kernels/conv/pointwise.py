@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kernels.codegen.tile_gemm import best_tile, lanes_for
+from kernels.codegen.tile_gemm import best_tile, lanes_for, tiles_per_task
 from kernels.conv import direct, planar
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Layout, Placement
@@ -40,7 +40,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = lanes_for(p, Layout(block), cpu)
     rows, _, cols = best_tile(p.h * p.w, 1, -(-p.group_oc // lanes), cpu)
     # Pixels that stay in half of L2 while the panels of weights go by.
-    tiles = max(1, cpu.l2 // 2 // (4 * p.group_c * rows))
+    tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // (4 * p.group_c * rows), cpu)
     return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False)
 
 
