@@ -9,6 +9,7 @@ from itertools import chain
 
 import numpy as np
 
+from graph import strided
 from graph.errors import UnsupportedError
 from graph.model import Array, Graph
 from graph.ops import (
@@ -21,17 +22,17 @@ from graph.ops import (
     Ints,
     Pool,
     Reduce,
-    Softmax,
     Unary,
 )
 from graph.problems import conv_problem
+from graph.strided import constant
 from graph.tasks import Task, shape4
 from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, Io, Placement
+from kernels.core.layout import Io, Placement
 from kernels.core.problem import ConvProblem
 from kernels.core.strided import Strided
 from kernels.core.template import Program, ScheduleError, applicable, parse_schedule
-from kernels.ops import dense, elementwise, pool, shuffle, softmax
+from kernels.ops import dense, elementwise, pool, shuffle
 from kernels.ops.dense import Dense
 
 
@@ -43,9 +44,9 @@ class Kernel:
     """
 
     program: Program
+    weights: Array | None
+    bias: Array | None
     algorithm: str
-    weights: Array | None = None
-    bias: Array | None = None
 
 
 def build(
@@ -69,28 +70,44 @@ def build(
                 problem = conv_problem(graph, node)
                 io = Io(src, dst, reads[1] if problem.add else dst)
                 program, text = _convolution(problem, schedules, cpu, io)
-                weights = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
-                bias = _constant(graph, task, 2) if problem.bias else np.zeros(problem.oc)
-                return Kernel(program, text, weights, bias.reshape(-1))
-            case Gemm():
+                filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
+                bias = constant(graph, task, 2) if problem.bias else np.zeros(problem.oc)
+                return Kernel(program, filters, bias.reshape(-1), text)
+            case Gemm() if is_dense(graph, task):
                 weights, bias = _dense(graph, task, op)
-                return Kernel(dense.build(Dense(bias=True), cpu, src, dst), "dense", weights, bias)
+                return Kernel(dense.build(Dense(bias=True), cpu, src, dst), weights, bias, "dense")
             case Pool():
-                return Kernel(pool.build(pool_spec(op), cpu, src, dst), "pool")
-            case Reduce():
+                return Kernel(pool.build(pool_spec(op), cpu, src, dst), None, None, "pool")
+            case Reduce() if is_global_pool(graph, task):
                 whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
-                return Kernel(pool.build(whole, cpu, src, dst), "pool")
-            case ChannelShuffle():
-                second = reads[1] if len(reads) > 1 else None
-                program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, second)
-                return Kernel(program, "shuffle")
+                return Kernel(pool.build(whole, cpu, src, dst), None, None, "pool")
+            case ChannelShuffle() if len(reads) > 1:
+                program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
+                return Kernel(program, None, None, "shuffle")
             case Unary() | Clip() | Affine() | Binary():
                 return _elementwise(graph, task, cpu, reads, dst)
-            case Softmax():
-                return Kernel(softmax.build(softmax.Softmax(), cpu, src, dst), "softmax")
+            case _:
+                return Kernel(*strided.build(graph, task, cpu, reads, dst), "strided")
     except ScheduleError as error:
         raise UnsupportedError(f"node {node.label} cannot be run: {error}") from error
-    raise UnsupportedError(f"node {node.label} cannot be run: there is no kernel for it")
+
+
+def is_dense(graph: Graph, task: Task) -> bool:
+    """Whether a Gemm is a layer: of rows of one tensor, with constant weights and bias."""
+    node = task.node
+    assert isinstance(node.op, Gemm)
+    if node.op.transpose_a or node.inputs[1] not in graph.constants or len(task.reads) != 1:
+        return False
+    outputs = graph.shape(task.output)[1]
+    bias = node.input(2)
+    return not bias or graph.shape(bias) in ((outputs,), (1, outputs))
+
+
+def is_global_pool(graph: Graph, task: Task) -> bool:
+    """Whether a reduction is over all pixels, in a way that pooling can do."""
+    op, rank = task.node.op, len(graph.shape(task.reads[0]))
+    assert isinstance(op, Reduce)
+    return op.function in ("mean", "max") and rank in (3, 4) and op.axes == tuple(range(2, rank))
 
 
 def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> tuple[Program, str]:
@@ -121,45 +138,51 @@ def _elementwise(
 ) -> Kernel:
     """A function of the values at each place; constants are brought into the layout."""
     op, node = task.node.op, task.node
-    views, out = [Strided.of(x) for x in reads], Strided.of(dst)
+    if dst.layout.blocked:
+        views, out = [Strided.of(x) for x in reads], Strided.of(dst)
+    else:
+        shapes = [graph.shape(x) for x in task.reads]
+        views = [strided.view(x, shape) for x, shape in zip(reads, shapes, strict=True)]
+        out = strided.view(dst, graph.shape(task.output))
     match op:
         case Unary():
             spec = elementwise.Unary(op.function, op.alpha, op.beta)
-            return Kernel(elementwise.unary(spec, cpu, views[0], out), "elementwise")
+            program = elementwise.unary(spec, cpu, views[0], out)
+            return Kernel(program, None, None, "elementwise")
         case Clip():
             limits = elementwise.Clip(op.low, op.high)
-            return Kernel(elementwise.clip(limits, cpu, views[0], out), "elementwise")
+            program = elementwise.clip(limits, cpu, views[0], out)
+            return Kernel(program, None, None, "elementwise")
         case Affine():
-            channels = elementwise.Affine(axis=1 if dst.layout == NCHW else 4)
-            program = elementwise.affine(channels, cpu, views[0], out)
-            both = np.stack([_constant(graph, task, i) for i in (1, 2)])
-            return Kernel(program, "elementwise", both)
+            program = elementwise.affine(elementwise.Affine(), cpu, views[0], out)
+            both = np.stack([constant(graph, task, i) for i in (1, 2)])
+            return Kernel(program, both, None, "elementwise")
     assert isinstance(op, Binary)
     operands, arguments = [], []
     weights = None
     for name in node.inputs:
         if name in graph.constants:
-            value = graph.constants[name]
-            rank = len(graph.shape(task.output))
-            value = value.reshape((1,) * (rank - value.ndim) + value.shape)
-            weights = _blocks(value.reshape(shape4(value.shape)), dst)
+            weights = graph.constants[name]
+            if dst.layout.blocked:
+                missing = len(graph.shape(task.output)) - weights.ndim
+                weights = _blocks(weights.reshape((1,) * missing + weights.shape), dst)
             operands.append(Strided.row_major(weights.shape))
             arguments.append("weights")
         else:
             arguments.append("add" if "src" in arguments else "src")
             operands.append(views[task.reads.index(name)])
-    program = elementwise.binary(
-        elementwise.Binary(op.function), cpu, operands[0], operands[1], out,
-        (arguments[0], arguments[1]),
-    )  # fmt: skip
-    return Kernel(program, "elementwise", weights)
+    places = (arguments[0], arguments[1])
+    function = elementwise.Binary(op.function)
+    program = elementwise.binary(function, cpu, operands[0], operands[1], out, places)
+    return Kernel(program, weights, None, "elementwise")
 
 
 def _blocks(values: Array, where: Placement) -> Array:
     """Values of shape (n, c, h, w), some of these 1, as (n, block, h, w, channel)."""
     n, c, h, w = shape4(values.shape)
+    values = values.reshape(n, c, h, w)
     if c == 1:
-        return values.reshape(n, 1, h, w, 1)
+        return values[..., None]
     padded = np.zeros((n, where.blocks * where.block, h, w), np.float32)
     padded[:, :c] = values
     return padded.reshape(n, where.blocks, where.block, h, w).transpose(0, 1, 3, 4, 2)
@@ -182,25 +205,13 @@ def pool_spec(op: Pool) -> pool.Pool:
     )
 
 
-def _constant(graph: Graph, task: Task, index: int) -> Array:
-    name = task.node.input(index)
-    if name not in graph.constants:
-        raise UnsupportedError(
-            f"node {task.node.label}: {name!r} is computed or an input; "
-            "export the model with constant weights"
-        )
-    return graph.constants[name]
-
-
 def _dense(graph: Graph, task: Task, op: Gemm) -> tuple[Array, Array]:
     """Weights (outputs, features) and a bias per output, factors multiplied in."""
-    b = _constant(graph, task, 1)
+    b = constant(graph, task, 1)
     weights = b if op.transpose_b else b.T
     if op.alpha != 1:
         weights = weights * np.float32(op.alpha)
     bias: Array = np.zeros(len(weights), np.float32)
     if task.node.input(2):
-        bias = bias + op.beta * _constant(graph, task, 2)
-    if bias.shape not in (weights.shape[:1], (1, len(weights))):
-        raise UnsupportedError(f"node {task.node.label} needs one bias per column")
+        bias = bias + op.beta * constant(graph, task, 2)
     return weights, bias.reshape(-1)

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
-from graph.arrange import Arrangement, Port
 from graph.errors import InputError
 from graph.memory import LINE, Lifetime, allocate
 from graph.model import Array
 from graph.plan import Plan
+from graph.steps import Arrangement, Port
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.codegen.runner import Script, Step, team
 from kernels.core.cpu import Cpu
@@ -123,7 +123,8 @@ class Executable:
         first = self._arena.address + size
         self._local = tuple(first + local * i for i in range(model.threads))
         native, self._owners = self._native(len(buffers))
-        self._script = Script(native, model.threads, self._local)
+        # Where outputs are mere views of inputs there is nothing to run.
+        self._script = Script(native, model.threads, self._local) if native else None
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
         self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
         self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
@@ -151,7 +152,7 @@ class Executable:
         with self._lock:
             for name, (_, view) in self._inputs.items():
                 view[...] = inputs[name].reshape(view.shape)
-            team(self._model.threads).run(self._script)
+            self._walk()
             return {
                 name: np.array(view).reshape(port.shape)
                 for name, (port, view) in self._outputs.items()
@@ -160,19 +161,21 @@ class Executable:
     def seconds(self, repeats: int = 1) -> float:
         """Seconds of `repeats` runs of what the inputs last were, without Python between."""
         with self._lock:
-            return team(self._model.threads).run(self._script, repeats)
+            return self._walk(repeats)
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
 
         Seconds are the medians of `repeats` runs, each step's as the first thread sees it.
         """
-        count = self._script.count
+        count = len(self._owners)
+        if not count:
+            return []
         times = np.zeros((repeats, count))
         stamps = (ctypes.c_int64 * count)()
         with self._lock:
             for row in times:
-                whole = team(self._model.threads).run(self._script, stamps=ctypes.addressof(stamps))
+                whole = self._walk(stamps=ctypes.addressof(stamps))
                 ends = np.array(stamps)
                 # The clock starts when all threads have met, which no stamp says.
                 row[0] = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
@@ -182,19 +185,23 @@ class Executable:
         for i, step in enumerate(self._model.arrangement.steps):
             mine = [j for j, owner in enumerate(self._owners) if owner == i]
             seconds = float(medians[mine].sum())
-            io = step.program.io
             rows.append(
                 {
                     "name": step.name,
                     "work": step.work,
                     "algorithm": step.algorithm,
-                    "layouts": f"{io.src.layout}>{io.dst.layout}",
+                    "layouts": step.layouts,
                     "seconds": seconds,
                     "share": seconds / float(medians.sum()),
                     "expected": step.seconds,
                 }
             )
         return rows
+
+    def _walk(self, repeats: int = 1, stamps: int = 0) -> float:
+        if self._script is None:
+            return 0.0
+        return team(self._model.threads).run(self._script, repeats, stamps=stamps)
 
     def _native(self, buffers: int) -> tuple[list[Step], list[int]]:
         """The native steps, one per stage, and the step of the arrangement each is of."""

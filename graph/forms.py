@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from graph.build import is_dense, is_global_pool
 from graph.choices import Choice, Choose
 from graph.errors import UnsupportedError
 from graph.model import Graph
@@ -22,11 +23,10 @@ from graph.ops import (
     Reduce,
     Reshape,
     Slice,
-    Softmax,
     Unary,
 )
 from graph.problems import conv_problem
-from graph.tasks import Shape4, Task, shape4
+from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NCHW, NHWC, Layout
 from kernels.core.problem import ConvProblem
 
@@ -102,44 +102,41 @@ class Forms:
         def alike(layouts: Sequence[Layout], seconds: float = streaming) -> list[Form]:
             return [Form((x,) * len(task.reads), x, name, seconds) for x in layouts]
 
+        plain = (NCHW, NHWC)
+
+        def across(seconds: float) -> list[Form]:
+            """Any of the plain layouts for what is read, any for what is written."""
+            return [Form((x,) * len(task.reads), y, name, seconds) for x in plain for y in plain]
+
         match op:
             case Conv():
                 return self._convolutions(task)
-            case Gemm():
+            case Gemm() if is_dense(self.graph, task):
                 return [
                     Form((x,), NCHW, name, STEP + 4 * self._weights(task) / STREAMING)
                     for x in self.layouts
-                    if len(task.reads) == 1 and self._whole_blocks(task.reads[0], x)
+                    if self._whole_blocks(task.reads[0], x)
                 ]
-            case Reduce(axes=axes):
-                rank = len(self.graph.shape(task.reads[0]))
-                windows = op.function in ("mean", "max") and axes == tuple(range(2, rank))
-                return alike(self.layouts if windows and rank in (3, 4) else [])
-            case Pool() | Unary() | Clip():
+            case Reduce() if not is_global_pool(self.graph, task):
+                return across(2 * streaming)
+            case Pool() | Reduce() | Unary() | Clip():
                 return alike(self.layouts)
             case Affine():
-                return alike([NCHW, NHWC])
+                return alike(plain)
             case Binary():
                 return alike(self._broadcastable(task))
-            case ChannelShuffle():
-                return alike([NHWC] if len(task.reads) == 2 else [NCHW], 2 * streaming)
-            case Concat(axis=1):
-                sizes = [shape4(self.graph.shape(x))[1] for x in task.node.inputs]
-                return alike(self._aligned(list(accumulate(sizes, initial=0))[:-1]), STEP)
-            case Slice(starts=starts, steps=steps):
-                shape, out = self.graph.shape(task.reads[0]), self.graph.shape(task.output)
-                others = [a == b for a, b in zip(shape, out, strict=True)]
-                whole = all(others[:1] + others[2:]) and steps[1:2] == (1,)
-                return alike(self._aligned([starts[1]]) if whole else [], 0.0)
-            case Softmax(axis=1, log=False):
-                pixels = shape4(self.graph.shape(task.output))[2:]
-                return alike([NCHW] if pixels == (1, 1) else [])
+            case ChannelShuffle() if len(task.reads) == 2:
+                return alike([NHWC], 2 * streaming)
+            case Concat():
+                return alike(self._concatenable(task, op.axis), STEP)
+            case Slice() if is_range(self.graph, task):
+                return alike(self._aligned([op.starts[1]]), 0.0)
             case Identity() | Reshape():
                 same = shape4(self.graph.shape(task.reads[0])) == shape4(
                     self.graph.shape(task.output)
                 )
                 return alike(self.layouts if same else [NCHW], 0.0)
-        return []
+        return across(2 * streaming)
 
     def _convolutions(self, task: Task) -> list[Form]:
         fastest: dict[tuple[Layout, Layout], Choice] = {}
@@ -156,14 +153,23 @@ class Forms:
         return [x for x in self.layouts if not x.blocked or not any(s % x.blocked for s in starts)]
 
     def _broadcastable(self, task: Task) -> Sequence[Layout]:
-        """Where an operand has one channel for all, channels must not lie in padded blocks."""
+        """Channels may lie in blocks where no operand has one channel for all of them."""
         shape = self.graph.shape(task.output)
         mine = [self.graph.shape(x) for x in task.reads]
+        plain = [x for x in self.layouts if not x.blocked]
         if any(x != shape and (len(x) != len(shape) or len(x) > 4) for x in mine):
-            return []
-        if all(shape4(x)[1] == shape4(shape)[1] for x in mine):
-            return self.layouts
-        return [x for x in self.layouts if not x.blocked]
+            return plain
+        constants = [self.graph.shape(x) for x in task.node.inputs if x in self.graph.constants]
+        if any(len(x) > 4 and max(x[2:]) > 1 for x in constants):
+            return plain
+        return self.layouts if all(shape4(x)[1] == shape4(shape)[1] for x in mine) else plain
+
+    def _concatenable(self, task: Task, axis: int) -> Sequence[Layout]:
+        """Ranges of channels are parts in every layout; any other part is a strided copy."""
+        if axis != 1 or len(task.reads) != len(task.node.inputs):
+            return [x for x in self.layouts if not x.blocked]
+        sizes = [shape4(self.graph.shape(x))[1] for x in task.reads]
+        return self._aligned(list(accumulate(sizes, initial=0))[:-1])
 
     def _whole_blocks(self, name: str, layout: Layout) -> bool:
         return not layout.blocked or shape4(self.graph.shape(name))[1] % layout.blocked == 0

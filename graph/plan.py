@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph.arrange import Arrangement, arrange
 from graph.choices import Choose
 from graph.errors import GraphError
 from graph.forms import Form, Forms, MoveCost, move_seconds
 from graph.layout import assign
 from graph.model import Graph, Shape
 from graph.ops import Conv
+from graph.steps import Arrangement, arrange
 from graph.tasks import Task, tasks
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout

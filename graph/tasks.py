@@ -10,7 +10,7 @@ import numpy as np
 
 from graph.errors import UnsupportedError
 from graph.model import Graph, Node, Shape
-from graph.ops import ChannelShuffle, Concat, Gemm, Reshape
+from graph.ops import ChannelShuffle, Concat, Gemm, Reshape, Slice
 
 Shape4 = tuple[int, int, int, int]
 
@@ -64,6 +64,20 @@ def shape4(shape: Shape) -> Shape4:
         n, c = (1, 1, *shape)[-2:]
         return n, c, 1, 1
     return shape[0], shape[1], math.prod(shape[2:-1]), shape[-1]
+
+
+def is_range(graph: Graph, task: Task) -> bool:
+    """Whether a slice takes a range of channels and nothing else."""
+    op = task.node.op
+    assert isinstance(op, Slice)
+    before, after = graph.shape(task.reads[0]), graph.shape(task.output)
+    others = [a == b for i, (a, b) in enumerate(zip(before, after, strict=True)) if i != 1]
+    return (
+        len(after) > 1
+        and all(others)
+        and op.steps[1] == 1
+        and not any(start for i, start in enumerate(op.starts) if i != 1)
+    )
 
 
 def _reads(graph: Graph, node: Node) -> tuple[str, ...]:

@@ -1,0 +1,206 @@
+"""A network as steps over buffers: the programs of all tasks and moves, and how long data lives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from graph import strided
+from graph.arrange import Arranger, Move, Piece, Run, Tensor
+from graph.build import build
+from graph.forms import Form, Forms
+from graph.model import Array, Graph
+from graph.ops import Conv
+from graph.tasks import Task
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW, READ_SLACK, Placement
+from kernels.core.strided import Strided
+from kernels.core.template import Program
+from kernels.ops import halo, movement, reorder
+
+
+@dataclass(frozen=True)
+class Step:
+    """A program and the buffers it works on, by number; None is an operand it does not have.
+
+    `name` is what the node is called, `work` what it does, `algorithm` by which kernel, `layouts`
+    what that reads and writes.
+    `output` is the tensor computed. Without `joins` the next step may begin before this one ends.
+    """
+
+    name: str
+    work: str
+    algorithm: str
+    layouts: str
+    output: str
+    program: Program
+    src: int
+    add: int | None
+    dst: int
+    weights: Array | None = None
+    bias: Array | None = None
+    seconds: float = 0.0
+    joins: bool = True
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """`size` bytes needed from step `first` to step `last`, both included."""
+
+    size: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Port:
+    """Where an input or output of the network lies, and the shape it has outside."""
+
+    name: str
+    shape: tuple[int, ...]
+    buffer: int
+    placement: Placement
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """A network as a list of steps over buffers, and its inputs and outputs in their order."""
+
+    steps: tuple[Step, ...]
+    buffers: tuple[Buffer, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+# The number of the buffer that a tensor lies in.
+_Number = Callable[[Tensor], int]
+
+
+def arrange(
+    graph: Graph, tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms, cpu: Cpu
+) -> Arrangement:
+    """The steps of a network whose tasks run in the forms `chosen`, by output.
+
+    Raises:
+        UnsupportedError: a task has no kernel.
+    """
+    arranger = Arranger(graph)
+    for name in graph.inputs:
+        arranger.new(name, NCHW, given=True)
+    for task in tasks:
+        arranger.task(task, chosen[task.output])
+    outputs = [arranger.in_layout(x, NCHW) for x in graph.outputs]
+    roots: dict[int, Tensor] = {}
+
+    def number(tensor: Tensor) -> int:
+        root = tensor.root
+        if root.number < 0:
+            root.number = len(roots)
+            roots[root.number] = root
+        return root.number
+
+    inputs = [arranger.there[x][0] for x in graph.inputs]
+    steps: list[Step] = []
+    for tensor in inputs:
+        number(tensor)
+        steps += _zeroed(tensor, cpu)
+    if steps:
+        steps[-1] = replace(steps[-1], joins=True)
+    for item in arranger.work:
+        if item.dst.root.number < 0:
+            number(item.dst)
+            steps += _zeroed(item.dst.root, cpu)
+        steps.append(_step(graph, forms, cpu, item, number))
+    return Arrangement(
+        tuple(steps),
+        _lifetimes(steps, roots, [number(t) for t in inputs], [number(t) for t in outputs]),
+        tuple(_port(graph, x, t, number) for x, t in zip(graph.inputs, inputs, strict=True)),
+        tuple(_port(graph, x, t, number) for x, t in zip(graph.outputs, outputs, strict=True)),
+    )
+
+
+def _zeroed(tensor: Tensor, cpu: Cpu) -> Iterable[Step]:
+    """The step that zeroes the halo, which whoever writes the pixels need not wait for."""
+    where = tensor.placement
+    if any(where.halo):
+        program = halo.build(halo.ZeroHalo(), cpu, where, where)
+        number = tensor.number
+        layouts = f"{where.layout}>{where.layout}"
+        yield Step("", "halo", "zero", layouts, "", program, number, None, number, joins=False)
+
+
+def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number: _Number) -> Step:
+    dst = item.dst.placement
+    if isinstance(item, Move):
+        src = item.src.placement
+        program = reorder.build(reorder.Reorder(), cpu, src, dst)
+        layouts = f"{src.layout}>{dst.layout}"
+        return Step(item.name, "reorder", "reorder", layouts, item.name, program,
+                    number(item.src), None, number(item.dst))  # fmt: skip
+    if isinstance(item, Piece):
+        return _piece_step(graph, cpu, item, number)
+    task, form = item.task, item.form
+    schedules = [form.algorithm]
+    if isinstance(task.node.op, Conv):
+        schedules += forms.choices(task, form.reads[0], form.writes)
+    reads = [tensor.placement for tensor in item.reads]
+    kernel = build(graph, task, schedules, cpu, reads, dst)
+    second = number(item.reads[1]) if len(item.reads) > 1 else None
+    return Step(
+        name=task.node.name,
+        work=task.node.work,
+        algorithm=kernel.algorithm,
+        layouts=_layouts(form),
+        output=task.output,
+        program=kernel.program,
+        src=number(item.reads[0]),
+        add=second,
+        dst=number(item.dst),
+        weights=kernel.weights,
+        bias=kernel.bias,
+        seconds=form.seconds,
+    )
+
+
+def _piece_step(graph: Graph, cpu: Cpu, item: Piece, number: _Number) -> Step:
+    shape = graph.shape(item.name)
+    value = None if item.src else graph.constants[item.name]
+    src = strided.view(item.src.placement, shape) if item.src else Strided.row_major(shape)
+    whole = strided.view(item.dst.placement, graph.shape(item.task.output))
+    part = whole.part(item.axis, item.start, shape[item.axis])
+    return Step(
+        name=item.task.node.name,
+        work=item.task.node.work,
+        algorithm="copy",
+        layouts=_layouts(item.form),
+        output=item.task.output,
+        program=movement.copy(cpu, src, part, constant=value is not None),
+        src=number(item.src or item.dst),
+        add=None,
+        dst=number(item.dst),
+        weights=value,
+    )
+
+
+def _layouts(form: Form) -> str:
+    return f"{','.join(map(str, form.reads))}>{form.writes}"
+
+
+def _lifetimes(
+    steps: Sequence[Step], roots: Mapping[int, Tensor], given: list[int], wanted: list[int]
+) -> tuple[Buffer, ...]:
+    """From the first step that writes a buffer to the last that reads it."""
+    spans: dict[int, tuple[int, int]] = dict.fromkeys(given, (0, 0))
+    for i, step in enumerate(steps):
+        for x in (step.src, step.add, step.dst):
+            if x is not None:
+                spans[x] = spans.get(x, (i, i))[0], i
+    for x in wanted:
+        spans[x] = spans[x][0], len(steps)
+    return tuple(
+        Buffer(4 * (tensor.placement.size + READ_SLACK), *spans[x]) for x, tensor in roots.items()
+    )
+
+
+def _port(graph: Graph, name: str, tensor: Tensor, number: _Number) -> Port:
+    return Port(name, graph.shape(name), number(tensor), tensor.placement)

@@ -1,0 +1,149 @@
+"""Kernels for operators that care about axes rather than channels, on tensors in NCHW or NHWC.
+
+Each tensor is seen with the axes it has in the graph, wherever these lie in memory.
+"""
+
+from __future__ import annotations
+
+from graph.errors import UnsupportedError
+from graph.model import Array, Graph, Shape
+from graph.ops import (
+    LRN,
+    ChannelShuffle,
+    ConvTranspose,
+    Expand,
+    Gather,
+    Gemm,
+    MatMul,
+    Pad,
+    Reduce,
+    Resize,
+    Slice,
+    Softmax,
+    Transpose,
+)
+from graph.tasks import Task
+from kernels.core.cpu import Cpu
+from kernels.core.layout import Placement
+from kernels.core.strided import Strided
+from kernels.core.template import Program
+from kernels.ops import conv_transpose, lrn, matmul, movement, reduce, sampling
+
+# A program and the constants it reads, weights and bias.
+Built = tuple[Program, Array | None, Array | None]
+
+
+def view(where: Placement, shape: Shape) -> Strided:
+    """A tensor in NCHW or NHWC with the axes that `shape` has in the graph."""
+    channel = where.block_stride if where.layout.name == "NCHW" else 1
+    strides = (where.n_stride, channel, where.y_stride, where.x_stride)
+    sizes = (where.n, where.c, where.h, where.w)
+    if len(shape) > 4:
+        return Strided(sizes, strides, where.origin).split(2, shape[2:-1])
+    axes = {0: (), 1: (1,), 2: (0, 1), 3: (0, 1, 3), 4: (0, 1, 2, 3)}[len(shape)]
+    return Strided(shape, tuple(strides[i] for i in axes), where.origin)
+
+
+def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Placement) -> Built:
+    """The program, its weights and its bias.
+
+    Raises:
+        ScheduleError: the kernel cannot do this.
+        UnsupportedError: there is no kernel for this use of the operator.
+    """
+    node = task.node
+    out = view(dst, graph.shape(task.output))
+    views = [view(x, graph.shape(name)) for x, name in zip(reads, task.reads, strict=True)]
+    x = views[0]
+    match node.op:
+        case Softmax(axis=axis, log=log):
+            return reduce.softmax(reduce.Softmax(axis, log), cpu, x, out), None, None
+        case Reduce(function=function, axes=axes):
+            return reduce.reduce(reduce.Reduce(function, axes), cpu, x, out), None, None
+        case LRN() as op:
+            spec = lrn.Lrn(op.size, op.alpha, op.beta, op.bias)
+            return lrn.lrn(spec, cpu, x, out), None, None
+        case Pad() as op:
+            return (
+                movement.pad(movement.Pad(op.padding, op.mode, op.value), cpu, x, out),
+                None,
+                None,
+            )
+        case Transpose(order=order):
+            return movement.copy(cpu, x.transpose(order), out), None, None
+        case Slice(starts=starts, sizes=sizes, steps=steps):
+            return movement.copy(cpu, x.slice(starts, sizes, steps), out), None, None
+        case Expand():
+            return movement.copy(cpu, x, out), None, None
+        case ChannelShuffle(groups=groups):
+            each = out.shape[1] // groups
+            order = (0, 2, 1, *range(3, len(out.shape) + 1))
+            turned = x.split(1, (groups, each)).transpose(order)
+            return movement.copy(cpu, turned, out.split(1, (each, groups))), None, None
+        case Gather(axis=axis):
+            indices = graph.constants[node.inputs[1]]
+            if indices.ndim != 1:
+                raise UnsupportedError(f"node {node.label} needs a list of indices")
+            listed = sampling.Gather(axis, tuple(indices.tolist()))
+            return sampling.gather(listed, cpu, x, out), None, None
+        case Resize() as op:
+            sized = sampling.Resize(op.mode, op.scales, op.coordinates, op.rounding)
+            return sampling.resize(sized, cpu, x, out), None, None
+        case ConvTranspose():
+            return _conv_transpose(graph, task, cpu, x, out)
+        case MatMul() | Gemm():
+            return _product(graph, task, cpu, views, out)
+    raise UnsupportedError(f"node {node.label} cannot be run: there is no kernel for it")
+
+
+def constant(graph: Graph, task: Task, index: int) -> Array:
+    """The value of an input that must not be computed.
+
+    Raises:
+        UnsupportedError: it is.
+    """
+    name = task.node.input(index)
+    if name not in graph.constants:
+        raise UnsupportedError(
+            f"node {task.node.label}: {name!r} is computed or an input; "
+            "export the model with constant weights"
+        )
+    return graph.constants[name]
+
+
+def _conv_transpose(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided) -> Built:
+    op = task.node.op
+    assert isinstance(op, ConvTranspose)
+    weights = constant(graph, task, 1)
+    bias = constant(graph, task, 2) if task.node.input(2) else None
+    spec = conv_transpose.ConvTranspose(
+        weights.shape[2:], op.stride, op.padding, op.dilation, op.groups, bias is not None
+    )
+    return conv_transpose.conv_transpose(spec, cpu, x, out), weights, bias
+
+
+def _product(graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Strided) -> Built:
+    """A matrix product one operand of which may be constant, and an optional constant summand."""
+    node, op = task.node, task.node.op
+    operands, arguments = [], []
+    weights = None
+    for name in node.inputs[:2]:
+        if name in graph.constants:
+            weights = graph.constants[name]
+            operands.append(Strided.row_major(weights.shape))
+            arguments.append("weights")
+        else:
+            arguments.append("add" if "src" in arguments else "src")
+            operands.append(views[task.reads.index(name)])
+    a, b = operands
+    spec, summand, bias = matmul.MatMul(), None, None
+    if isinstance(op, Gemm):
+        spec = matmul.MatMul(op.alpha, op.beta)
+        a = a.transpose((1, 0)) if op.transpose_a else a
+        b = b.transpose((1, 0)) if op.transpose_b else b
+        if node.input(2):
+            bias = constant(graph, task, 2)
+            summand = Strided.row_major(bias.shape)
+    places = (arguments[0], arguments[1], "bias")
+    program = matmul.matmul(spec, cpu, a, b, out, summand, places)
+    return program, weights, bias
