@@ -153,7 +153,8 @@ class Executable:
             for name, (_, view) in self._inputs.items():
                 view[...] = inputs[name].reshape(view.shape)
             self._walk()
-            return {
+            constants = self._model.arrangement.constants.items()
+            return {name: np.array(value) for name, value in constants} | {
                 name: np.array(view).reshape(port.shape)
                 for name, (port, view) in self._outputs.items()
             }

@@ -47,8 +47,10 @@ def assign(
     `forms` has the candidates by the same names. Inputs and outputs of the network are NCHW.
     """
     last_use = {x: i for i, task in enumerate(tasks) for x in task.reads}
-    last_use |= dict.fromkeys(graph.outputs, len(tasks))
+    computed = [x for x in graph.outputs if x not in graph.constants]
+    last_use |= dict.fromkeys(computed, len(tasks))
     shapes = {x: shape4(graph.shape(x)) for task in tasks for x in (*task.reads, task.output)}
+    shapes |= {x: shape4(graph.shape(x)) for x in graph.inputs}
 
     def moved(live: Live, wanted: Sequence[tuple[str, Layout]]) -> tuple[Live, float]:
         """With the tensors wanted brought into their layouts, and the seconds that takes."""
@@ -74,7 +76,7 @@ def assign(
                 if live not in best or total < best[live].seconds:
                     best[live] = _State(total, live, form, state)
         states = sorted(best.values(), key=lambda s: s.seconds)[:BEAM]
-    outputs = [(x, NCHW) for x in graph.outputs if x in shapes and x not in graph.constants]
+    outputs = [(x, NCHW) for x in computed]
 
     def whole(state: _State) -> float:
         return state.seconds + moved(state.live, outputs)[1]

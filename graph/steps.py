@@ -64,12 +64,16 @@ class Port:
 
 @dataclass(frozen=True)
 class Arrangement:
-    """A network as a list of steps over buffers, and its inputs and outputs in their order."""
+    """A network as a list of steps over buffers, and its inputs and outputs in their order.
+
+    `constants` are the outputs that do not depend on any input.
+    """
 
     steps: tuple[Step, ...]
     buffers: tuple[Buffer, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    constants: Mapping[str, Array]
 
 
 # The number of the buffer that a tensor lies in.
@@ -89,7 +93,9 @@ def arrange(
         arranger.new(name, NCHW, given=True)
     for task in tasks:
         arranger.task(task, chosen[task.output])
-    outputs = [arranger.in_layout(x, NCHW) for x in graph.outputs]
+    constants = {x: graph.constants[x] for x in graph.outputs if x in graph.constants}
+    computed = [x for x in graph.outputs if x not in constants]
+    outputs = [arranger.in_layout(x, NCHW) for x in computed]
     roots: dict[int, Tensor] = {}
 
     def number(tensor: Tensor) -> int:
@@ -115,7 +121,8 @@ def arrange(
         tuple(steps),
         _lifetimes(steps, roots, [number(t) for t in inputs], [number(t) for t in outputs]),
         tuple(_port(graph, x, t, number) for x, t in zip(graph.inputs, inputs, strict=True)),
-        tuple(_port(graph, x, t, number) for x, t in zip(graph.outputs, outputs, strict=True)),
+        tuple(_port(graph, x, t, number) for x, t in zip(computed, outputs, strict=True)),
+        constants,
     )
 
 

@@ -321,15 +321,16 @@ def test_aligned_concatenation_copies_nothing() -> None:
 
 
 def test_inputs_and_outputs_may_be_any_tensors() -> None:
-    """An input that is an output, an output that others read, one that is a part of another."""
+    """An input, a constant, a tensor that others read, one that is a part of another."""
     nodes = [
         conv("x", "a", "w", 1),
         node("Concat", "a x", "b", axis=1),
         node("Relu", "b", "y"),
         node("Identity", "x", "z"),
+        node("Neg", "w", "fixed"),
     ]
     proto = model(nodes, {"w": weights(8, 4, 3)})
-    for name in ("a", "b", "z"):
+    for name in ("a", "b", "z", "fixed"):
         proto.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
     for layout in CHANNEL_LAYOUTS:
         check(proto, only("NCHW", layout))
