@@ -19,7 +19,7 @@ from graph.model import Array
 from graph.plan import Plan
 from graph.steps import Arrangement, Port
 from kernels.codegen.jit import Library, ObjectCache
-from kernels.codegen.runner import Script, Step, team
+from kernels.codegen.runner import Script, Step, Team, team
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK
 from kernels.core.template import pack_bias
@@ -125,6 +125,7 @@ class Executable:
         native, self._owners = self._native(len(buffers))
         # Where outputs are mere views of inputs there is nothing to run.
         self._script = Script(native, model.threads, self._local) if native else None
+        self._alone = Team(1)
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
         self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
         self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
@@ -202,7 +203,9 @@ class Executable:
     def _walk(self, repeats: int = 1, stamps: int = 0) -> float:
         if self._script is None:
             return 0.0
-        return team(self._model.threads).run(self._script, repeats, stamps=stamps)
+        threads = self._model.threads
+        workers = team(threads) if threads > 1 else self._alone
+        return workers.run(self._script, repeats, stamps=stamps)
 
     def _native(self, buffers: int) -> tuple[list[Step], list[int]]:
         """The native steps, one per stage, and the step of the arrangement each is of."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -351,6 +352,30 @@ def test_clones_share_weights_and_nothing_else() -> None:
     assert np.array_equal(second.run({"x": x})["y"], expected)
     assert first.memory == second.memory
     assert first._model is second._model
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_clones_run_in_several_python_threads(threads: int) -> None:
+    first = check(concatenations(), heuristic_choices(CPU), threads)
+    inputs = [{"x": normal(1, 4, 8, 8, seed=seed)} for seed in range(4)]
+    expected = [first.run(x)["y"] for x in inputs]
+    clones = [first, *(first.clone() for _ in inputs[1:])]
+
+    def work(i: int) -> bool:
+        return all(np.array_equal(clones[i].run(inputs[i])["y"], expected[i]) for _ in range(50))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+def test_one_executable_serves_several_python_threads() -> None:
+    network = check(excited(), heuristic_choices(CPU), 2)
+    inputs = [{"x": normal(1, 4, 8, 8, seed=seed)} for seed in range(4)]
+    expected = [network.run(x)["y"] for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            found = list(pool.map(lambda x: network.run(x)["y"], inputs))
+            assert all(map(np.array_equal, found, expected))
 
 
 def test_profile_names_what_ran() -> None:
