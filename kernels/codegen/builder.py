@@ -115,6 +115,9 @@ class Condition:
     def __and__(self, other: Condition) -> Condition:
         return Condition(self.k, self.k.emit(f"and i1 {self.ssa}, {other.ssa}"))
 
+    def __invert__(self) -> Condition:
+        return Condition(self.k, self.k.emit(f"xor i1 {self.ssa}, true"))
+
 
 @dataclass(frozen=True)
 class Vec:
@@ -436,6 +439,18 @@ class Kernel:
         yield
         self.emit_void(f"br label %else{name}")
         self._start(f"else{name}")
+
+    def choose(
+        self, condition: Condition | bool, yes: Callable[[], None], no: Callable[[], None]
+    ) -> None:
+        """One of two pieces of code: now where the condition is known, else when it runs."""
+        if isinstance(condition, bool):
+            (yes if condition else no)()
+            return
+        with self.when(condition):
+            yes()
+        with self.when(~condition):
+            no()
 
     def intrinsic(self, name: str, *operands: Vec) -> Vec:
         """An LLVM float intrinsic with operands and result of one type."""

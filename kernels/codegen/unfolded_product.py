@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Vec, at_channel
+from kernels.codegen.builder import Buffer, Condition, Int, Kernel, Tile, Vec, at_channel
 from kernels.codegen.epilogue import finish
 from kernels.codegen.reduction import each, pack_panels
 from kernels.codegen.tile_gemm import (
@@ -49,19 +49,20 @@ class Chunk:
 
     number: Int
     channels: int
-    first: bool
-    last: bool
+    first: Condition | bool
+    last: Condition | bool
 
 
 def chunks(k: Kernel, channels: int, kc: int) -> Iterator[Chunk]:
-    """All blocks of K; the first and the last are code of their own."""
-    count = -(-channels // kc)
-    yield Chunk(0, min(kc, channels), True, count == 1)
-    if count > 2:
-        with k.loop(1, count - 1) as i:
-            yield Chunk(i, kc, False, False)
-    if count > 1:
-        yield Chunk(count - 1, channels - (count - 1) * kc, False, True)
+    """All blocks of K: whole ones share their code, and what is left has its own."""
+    whole, rest = divmod(channels, kc)
+    if whole == 1:
+        yield Chunk(0, kc, True, not rest)
+    else:
+        with k.loop(whole) as i:
+            yield Chunk(i, kc, i < 1, False if rest else i >= whole - 1)
+    if rest:
+        yield Chunk(whole, rest, False, True)
 
 
 def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
@@ -101,12 +102,27 @@ class Form:
         """Where a tile lies in its task's block, from where it lies in the image."""
         return at + first * -self.tiles[0].size
 
-    def store(self, chunk: Chunk, value: Vec, kept: int, channel: Int, pixel: Int) -> None:
-        """A partial sum as it is, a whole one through the epilogue."""
-        if chunk.last:
-            add = self.output(self.add, self.io.add, channel, pixel) if self.p.add else None
-            value = finish(self.p, value, add.load(lanes=self.lanes) if add else None)
-        self.output(self.dst, self.io.dst, channel, pixel).store_first(value, kept)
+    def store(
+        self, chunk: Chunk, acc: Tile, place: Callable[[int, int], tuple[Int, Int, int]]
+    ) -> None:
+        """Partial sums as they are, whole ones through the epilogue.
+
+        `place` gives the channel, the pixel and the lanes to keep of a cell.
+        """
+
+        def partial_sums() -> None:
+            for i, j in acc:
+                channel, pixel, kept = place(i, j)
+                self.output(self.dst, self.io.dst, channel, pixel).store_first(acc[i, j], kept)
+
+        def results() -> None:
+            for i, j in acc:
+                channel, pixel, kept = place(i, j)
+                add = self.output(self.add, self.io.add, channel, pixel) if self.p.add else None
+                value = finish(self.p, acc[i, j], add.load(lanes=self.lanes) if add else None)
+                self.output(self.dst, self.io.dst, channel, pixel).store_first(value, kept)
+
+        self.k.choose(chunk.last, results, partial_sums)
 
     def output(self, tensor: Buffer, where: Placement, channel: Int, pixel: Int) -> Buffer:
         """The output at a pixel of oh * ow and a channel, counted as the form's panels do."""
@@ -153,12 +169,17 @@ class Planar(Form):
         acc = self.k.tile(panel.size, tile.size, self.lanes)
         tail = self.p.oh * self.p.ow % self.lanes
         pixel = at * self.lanes
-        for i, j in acc:
-            if chunk.first:
+
+        def from_bias() -> None:
+            for i, j in acc:
                 acc[i, j] = self.bias.splat(0, oc + i, lanes=self.lanes)
-            else:
+
+        def from_partial_sums() -> None:
+            for i, j in acc:
                 partial = self.output(self.dst, self.io.dst, oc + i, pixel + j * self.lanes)
                 acc[i, j] = partial.load(lanes=self.lanes)
+
+        self.k.choose(chunk.first, from_bias, from_partial_sums)
         pixels = self._panel(chunk, tile, at, first)
         start = oc * self.p.depth + chunk.number * (self.s.kc * self.taps * panel.size)
         weights = self.weights.at(start + self.group * (self.p.group_oc * self.p.depth))
@@ -173,9 +194,11 @@ class Planar(Form):
 
         each(self.k, chunk.channels * self.taps, self.s.unroll, step)
         last = tail if tail and tile.end == self.tiles[-1].end else self.lanes
-        for i, j in acc:
-            kept = last if j == tile.size - 1 else self.lanes
-            self.store(chunk, acc[i, j], kept, oc + i, pixel + j * self.lanes)
+
+        def place(i: int, j: int) -> tuple[Int, Int, int]:
+            return oc + i, pixel + j * self.lanes, last if j == tile.size - 1 else self.lanes
+
+        self.store(chunk, acc, place)
 
     def _panel(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> Buffer:
         floats = self.lanes * chunk.channels * self.taps
@@ -237,12 +260,17 @@ class Channels(Form):
         acc = self.k.tile(tile.size, panel.size, self.lanes)
         masked = self.plain and panel.end == self.panels[-1].end
         tail = self.p.group_oc % self.lanes if masked else 0
-        for i, j in acc:
-            if chunk.first:
+
+        def from_bias() -> None:
+            for i, j in acc:
                 acc[i, j] = self.bias.load(0, (vector + j) * self.lanes, lanes=self.lanes)
-            else:
+
+        def from_partial_sums() -> None:
+            for i, j in acc:
                 partial = self.output(self.dst, self.io.dst, vector + j, at + i)
                 acc[i, j] = partial.load(lanes=self.lanes)
+
+        self.k.choose(chunk.first, from_bias, from_partial_sums)
         panel_floats = self.lanes * self.p.depth
         start = vector * panel_floats + self.group * (self.panels[-1].end * panel_floats)
         start += chunk.number * (self.s.kc * self.taps * panel.size * self.lanes)
@@ -260,9 +288,11 @@ class Channels(Form):
             each(self.k, size, min(self.s.unroll, size), step)
 
         self._windows(chunk, window)
-        for i, j in acc:
-            kept = tail if tail and j == acc.cols - 1 else self.lanes
-            self.store(chunk, acc[i, j], kept, vector + j, at + i)
+
+        def place(i: int, j: int) -> tuple[Int, Int, int]:
+            return vector + j, at + i, tail if tail and j == acc.cols - 1 else self.lanes
+
+        self.store(chunk, acc, place)
 
     def _windows(self, chunk: Chunk, body: Callable[[Int, int], None]) -> None:
         """`body(term, size)` for every run of `size` channels under one tap of the filter."""
