@@ -94,10 +94,14 @@ def pack(weights: Array, src: Placement, lanes: int) -> Array:
 
     What is no feature, halo or padding channels, weighs nothing.
     """
-    outputs = len(weights)
+    outputs, one = len(weights), replace(src, n=1)
     numbers = np.arange(1, src.c * src.h * src.w + 1, dtype=np.float32)
-    one = replace(src, n=1)
     feature = one.pack(numbers.reshape(1, src.c, src.h, src.w)).astype(np.int64) - 1
-    packed = np.zeros((-(-outputs // lanes) * lanes, one.size), np.float32)
-    packed[:outputs, feature >= 0] = weights.reshape(outputs, -1)[:, feature[feature >= 0]]
-    return packed.reshape(-1, lanes, one.size).transpose(0, 2, 1).reshape(-1)
+    places = np.flatnonzero(feature >= 0)
+    packed = np.zeros((-(-outputs // lanes), one.size, lanes), np.float32)
+    rows = weights.reshape(outputs, -1)
+    # One panel at a time, which caches hold while its rows become columns.
+    for panel, first in zip(packed, range(0, outputs, lanes), strict=True):
+        some = rows[first : first + lanes].take(feature[places], axis=1)
+        panel[places, : len(some)] = some.T
+    return packed.reshape(-1)
