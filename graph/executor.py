@@ -19,6 +19,7 @@ from graph.model import Array
 from graph.plan import Plan
 from graph.steps import Arrangement, Port
 from kernels.codegen.jit import Library, ObjectCache
+from kernels.codegen.precompile import precompile
 from kernels.codegen.runner import Script, Step, Team, team
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK
@@ -69,6 +70,7 @@ class _Model:
     def load(cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan) -> _Model:
         """Compile what is not in the object cache, and pack the weights in the order of use."""
         cache, libraries = ObjectCache(), dict[str, Library]()
+        precompile([step.program.ir for step in arrangement.steps], cpu, cache)
         for step in arrangement.steps:
             program = step.program
             if program.ir not in libraries:

@@ -1,5 +1,7 @@
 """Machine code from IR, and a cache that is never trusted blindly."""
 
+import ctypes
+import os
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 from kernels.codegen.builder import Module, fma
 from kernels.codegen.facts import facts
 from kernels.codegen.jit import CompileError, Library, ObjectCache, compile_object
+from kernels.codegen.precompile import precompile
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
@@ -114,3 +117,27 @@ def test_heuristic_choice_is_never_a_baseline() -> None:
     template, schedule = heuristic_choice(P, CPU)
     assert not template.baseline
     assert template.program(P, schedule, CPU).ir
+
+
+def test_precompiling_fills_the_cache_from_several_processes(tmp_path: Path) -> None:
+    cpu, cache = Cpu.host(), ObjectCache(tmp_path)
+    head = f'target triple = "{cpu.triple}"\n'
+    irs = [f"{head}define i64 @f() {{ ret i64 {i} }}" for i in range(5)]
+    before = cache.object(irs[0], cpu)
+    precompile(irs, cpu, cache, share=1)
+    assert all(cache.path(ir, cpu).exists() for ir in irs)
+    assert cache.object(irs[0], cpu) == before
+    for i, ir in enumerate(irs):
+        library = Library(cache.object(ir, cpu), ["f"])
+        assert ctypes.CFUNCTYPE(ctypes.c_int64)(library.address("f"))() == i
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core compiles all by itself")
+def test_precompiling_leaves_what_other_processes_cannot_do(tmp_path: Path) -> None:
+    cpu, cache = Cpu.host(), ObjectCache(tmp_path)
+    good = f'target triple = "{cpu.triple}"\ndefine i64 @f() {{ ret i64 1 }}' + "; long" * 99
+    precompile([good, "nonsense"], cpu, cache, share=1)
+    assert cache.path(good, cpu).exists()
+    with pytest.raises(CompileError):
+        precompile(["nonsense"], cpu, cache)
+    precompile([], cpu, cache)
