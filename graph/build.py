@@ -126,7 +126,7 @@ def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> 
     raise refusal
 
 
-@functools.lru_cache(512)
+@functools.lru_cache(128)
 def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
     """Networks repeat themselves, and writing a kernel takes longer than running it."""
     template, schedule = parse_schedule(text)

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,8 @@ class _Model:
                 block.floats[offset // 4 : offset // 4 + piece.size] = piece
                 addresses.append(block.address + offset)
         pairs = list(zip(addresses[::2], addresses[1::2], strict=True))
+        light = (replace(step, weights=None, bias=None) for step in arrangement.steps)
+        arrangement = replace(arrangement, steps=tuple(light))
         return cls(arrangement, threads, libraries, block, size, pairs, plan)
 
 
