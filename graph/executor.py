@@ -143,6 +143,18 @@ class Executable:
         """
         return cls(_Model.load(arrangement, cpu, threads, plan))
 
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs by name; all are float32."""
+        return {port.name: port.shape for port in self._model.arrangement.inputs}
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the outputs by name."""
+        constants = self._model.arrangement.constants.items()
+        computed = {port.name: port.shape for port in self._model.arrangement.outputs}
+        return {name: value.shape for name, value in constants} | computed
+
     def clone(self) -> Executable:
         """The same network with activations of its own."""
         return Executable(self._model)

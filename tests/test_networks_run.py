@@ -259,12 +259,12 @@ def check(proto: onnx.ModelProto, choose: Choose, threads: int = 1) -> Executabl
     plan, arrangement = make_plan(graph, choose, CPU)
     executable = Executable.of(arrangement, CPU, threads, plan)
     for seed in range(2):
-        x = normal(*graph.shape("x"), seed=seed)
+        x = normal(*executable.inputs["x"], seed=seed)
         expected = reference.run(truth, {"x": x})
         found = executable.run({"x": x})
-        assert found.keys() == expected.keys()
+        assert found.keys() == expected.keys() == executable.outputs.keys()
         for name, value in expected.items():
-            assert found[name].shape == value.shape
+            assert found[name].shape == value.shape == executable.outputs[name]
             assert relative_error(found[name], value) < TOLERANCE
     return executable
 
