@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+# Cores that compile as fast as one core times.
+ENOUGH = 8
+
 
 class Cores:
     """A division of the cores. Where `timing` and `compiling` overlap, the two take turns.
@@ -18,15 +21,16 @@ class Cores:
 
     def __init__(self, timing: Sequence[int], compiling: Sequence[int]) -> None:
         self.timing, self.compiling = tuple(timing), tuple(compiling)
-        self._shared = bool(set(timing) & set(compiling))
+        self.shared = bool(set(timing) & set(compiling))
         self._free = threading.Semaphore(len(self.compiling))
 
     @classmethod
     def split(cls, threads: int) -> Cores:
         """The last `threads` cores this process may use for timing, the others for compiling.
 
-        The first core takes most interrupts, so it times last. If no core is left to compile,
-        all of them do, between timings.
+        The first core takes most interrupts, so it times last. Compiling a candidate takes some
+        ten times as long as timing it, so where fewer than `ENOUGH` cores are left, all of them
+        compile, between timings.
 
         Raises:
             ValueError: there are fewer cores than threads.
@@ -35,12 +39,13 @@ class Cores:
         if not 1 <= threads <= len(allowed):
             raise ValueError(f"cannot time {threads} threads on {len(allowed)} cores")
         first = len(allowed) - threads
-        return cls(allowed[first:], allowed[:first] or allowed)
+        others = allowed[:first]
+        return cls(allowed[first:], others if len(others) >= ENOUGH else allowed)
 
     @contextmanager
     def compile_turn(self) -> Iterator[None]:
         """One compilation: waits while a shared core is timing."""
-        if self._shared:
+        if self.shared:
             with self._free:
                 yield
         else:
@@ -49,7 +54,7 @@ class Cores:
     @contextmanager
     def timing_turn(self) -> Iterator[None]:
         """One timing: waits until no compilation uses a shared core."""
-        taken = len(self.compiling) if self._shared else 0
+        taken = len(self.compiling) if self.shared else 0
         for _ in range(taken):
             self._free.acquire()
         try:
@@ -62,7 +67,7 @@ class Cores:
     def keep_clear(self) -> Iterator[None]:
         """Keep this process, too, off the cores that time, as far as there are others."""
         before = os.sched_getaffinity(0)
-        pin(self.compiling)
+        pin(before - set(self.timing) or before)
         try:
             yield
         finally:

@@ -144,7 +144,9 @@ class _Run:
             self._compiler = stack.enter_context(Compiler(cores, self._cpu, self.limits))
             self._sandbox = stack.enter_context(Sandbox(cores, self.limits))
             self._stack = stack.pop_all()
-        self._ahead = 2 * len(cores.compiling) + 1
+        # Where compiling must pause for timing, it pauses for several candidates at once.
+        self._batch = 2 * len(cores.compiling) if cores.shared else 1
+        self._ahead = self._batch + 2 * len(cores.compiling)
         return self
 
     def __exit__(
@@ -180,7 +182,7 @@ class _Run:
         """Spend the budget: propose, compile, measure and remember, several at a time."""
         compiling: dict[Future[Compiled | Result], Candidate] = {}
         ready: deque[tuple[Candidate, Compiled]] = deque()
-        timing: dict[Future[Result], tuple[Candidate, Compiled]] = {}
+        timing: tuple[Future[list[Result]], list[tuple[Candidate, Compiled]]] | None = None
         retries = Counter[Candidate]()
         while True:
             while len(compiling) + len(ready) < self._ahead:
@@ -189,23 +191,22 @@ class _Run:
                     break
                 operands = self._operands_of(candidate.problem)
                 compiling[self._compiler.submit(operands, candidate.text)] = candidate
-            # Two at a time: the second begins while we are busy with the first one's outcome.
-            while ready and len(timing) < 2:
-                candidate, program = ready.popleft()
-                timing[self._sandbox.submit(self._job(candidate, program))] = candidate, program
-            if not compiling and not timing:
+            if timing is None and ready and (len(ready) >= self._batch or not compiling):
+                batch = [ready.popleft() for _ in range(min(len(ready), self._batch))]
+                timing = self._sandbox.submit_all([self._job(*b) for b in batch]), batch
+            if not compiling and timing is None:
                 return
-            futures: list[Future[Any]] = [*compiling, *timing]
+            futures: list[Future[Any]] = [*compiling, *([timing[0]] if timing else [])]
             wait(futures, return_when=FIRST_COMPLETED)
-            for timed in [f for f in timing if f.done()]:
-                candidate, program = timing.pop(timed)
-                result = timed.result()
-                if _disturbed(result) and retries[candidate] < RETRIES:
-                    retries[candidate] += 1
-                    ready.appendleft((candidate, program))
-                    continue
-                program.discard()
-                self._remember(candidate, result, program)
+            if timing is not None and timing[0].done():
+                done, timing = timing, None
+                for (candidate, program), result in zip(done[1], done[0].result(), strict=True):
+                    if _disturbed(result) and retries[candidate] < RETRIES:
+                        retries[candidate] += 1
+                        ready.append((candidate, program))
+                        continue
+                    program.discard()
+                    self._remember(candidate, result, program)
             for compiled in [f for f in compiling if f.done()]:
                 candidate, outcome = compiling.pop(compiled), compiled.result()
                 if isinstance(outcome, Compiled):

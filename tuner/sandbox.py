@@ -61,6 +61,12 @@ class Sandbox:
         self._check(job)
         return self._workers.submit(self._run, job)
 
+    def submit_all(self, jobs: Sequence[Job]) -> Future[list[Result]]:
+        """Verify and time candidates one after the other, with one turn on the cores for all."""
+        for job in jobs:
+            self._check(job)
+        return self._workers.submit(self._run_all, list(jobs))
+
     def race(self, jobs: Sequence[Job], rounds: int, seed: int = 0) -> Future[list[Result]]:
         """Verify all candidates, then time the correct ones in `rounds` interleaved rounds.
 
@@ -80,25 +86,34 @@ class Sandbox:
             raise ValueError(f"{job.threads} threads, but {len(self._cores.timing)} cores to time")
 
     def _run(self, job: Job) -> Result:
-        return self._guarded(worker.run_one, (job, self._cores.timing), job.timeout())[0]
+        return self._run_all([job])[0]
+
+    def _run_all(self, jobs: list[Job]) -> list[Result]:
+        with self._cores.timing_turn():
+            return [
+                self._guarded(worker.run_one, (job, self._cores.timing), job.timeout())[0]
+                for job in jobs
+            ]
 
     def _race(self, jobs: list[Job], rounds: int, seed: int) -> list[Result]:
         timeout = sum(job.timeout(rounds) for job in jobs)
-        found = self._guarded(worker.run_race, (jobs, rounds, seed, self._cores.timing), timeout)
+        with self._cores.timing_turn():
+            found = self._guarded(
+                worker.run_race, (jobs, rounds, seed, self._cores.timing), timeout
+            )
         return found * len(jobs) if len(found) < len(jobs) else found
 
     def _guarded(
         self, work: Callable[..., list[Result]], arguments: tuple[Any, ...], timeout: float
     ) -> list[Result]:
-        with self._cores.timing_turn():
-            try:
-                return self._workers.call(work, arguments, timeout)
-            except TimeoutError:
-                return [Result(Outcome.TIMEOUT, f"stopped after {timeout:.1f} s")]
-            except ProcessExpired as death:
-                return [_obituary(death)]
-            except MemoryError as error:
-                return [Result(Outcome.RUNTIME, f"out of memory: {error}")]
+        try:
+            return self._workers.call(work, arguments, timeout)
+        except TimeoutError:
+            return [Result(Outcome.TIMEOUT, f"stopped after {timeout:.1f} s")]
+        except ProcessExpired as death:
+            return [_obituary(death)]
+        except MemoryError as error:
+            return [Result(Outcome.RUNTIME, f"out of memory: {error}")]
 
 
 class Compiler:
