@@ -154,8 +154,10 @@ def _elementwise(
             program = elementwise.clip(limits, cpu, views[0], out)
             return Kernel(program, None, None, "elementwise")
         case Affine():
-            program = elementwise.affine(elementwise.Affine(), cpu, views[0], out)
-            both = np.stack([constant(graph, task, i) for i in (1, 2)])
+            axes = (1, 4) if dst.layout.blocked else (1,)
+            program = elementwise.affine(elementwise.Affine(axes), cpu, views[0], out)
+            both = np.zeros((2, dst.blocks * dst.block), np.float32)
+            both[:, : dst.c] = [constant(graph, task, i) for i in (1, 2)]
             return Kernel(program, both, None, "elementwise")
     assert isinstance(op, Binary)
     operands, arguments = [], []

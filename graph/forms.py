@@ -119,10 +119,8 @@ class Forms:
                 ]
             case Reduce() if not is_global_pool(self.graph, task):
                 return across(2 * streaming)
-            case Pool() | Reduce() | Unary() | Clip():
+            case Pool() | Reduce() | Unary() | Clip() | Affine():
                 return alike(self.layouts)
-            case Affine():
-                return alike(plain)
             case Binary():
                 return alike(self._broadcastable(task))
             case ChannelShuffle() if len(task.reads) == 2:

@@ -195,6 +195,18 @@ def test_elementwise_in_place_of_layouts(layout: str) -> None:
     assert np.array_equal(execute(program, {"x": x, "add": y}, threads=2), x * y)
 
 
+def test_affine_of_channels_in_blocks() -> None:
+    where = Placement(Layout("NCHW8c"), 2, 21, 5, 3, (1, 1, 0, 2))
+    x, pairs = normal(2, 21, 5, 3), normal(2, 21)
+    padded = np.pad(pairs, [(0, 0), (0, 3)])
+    view = Strided.of(where)
+    program = elementwise.affine(Affine(axes=(1, 4)), CPU, view, view)
+    program = replace(program, io=replace(program.io, src=where, dst=where))
+    scale, shift = (p.astype(np.float64).reshape(-1, 1, 1) for p in pairs)
+    found = execute(program, {"x": x, "weights": padded}, threads=2)
+    assert_close(found, x * scale + shift, least=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(2, 5), (1, 7, 9), (3, 12, 5, 7), (2, 3, 2, 3, 2)], ids=str)
 def test_affine(shape: Ints) -> None:
     x, view, pairs = normal(*shape), Strided.row_major(shape), normal(2, shape[1])

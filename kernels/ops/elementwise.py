@@ -33,7 +33,6 @@ from kernels.codegen.nest import (
     aligned,
     fitted,
     load_row,
-    marked,
     nest,
     operand,
     rows,
@@ -75,9 +74,9 @@ class Binary:
 
 @dataclass(frozen=True)
 class Affine:
-    """`x * scale + shift`; `axis` is that of the channels."""
+    """`x * scale + shift`; `axes` are those of the channels, the last closest together."""
 
-    axis: int = 1
+    axes: Ints = (1,)
 
 
 Operands = Sequence[tuple[str, Strided]]
@@ -131,9 +130,10 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     Raises:
         ScheduleError: the shapes do not fit.
     """
-    channels = dst.shape[spec.axis]
-    scale = marked(dst, spec.axis)
-    shift = replace(scale, offset=channels)
+    channels = Strided.row_major(tuple(dst.shape[axis] for axis in spec.axes))
+    steps = dict(zip(spec.axes, channels.strides, strict=True))
+    scale = Strided(dst.shape, tuple(steps.get(axis, 0) for axis in range(len(dst.shape))))
+    shift = replace(scale, offset=channels.size)
     operands = [("src", src), ("weights", scale), ("weights", shift)]
     return _map(cpu, "affine", fma, operands, dst)
 
