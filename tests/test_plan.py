@@ -27,7 +27,7 @@ from tests.execution import relative_error
 from tests.graph_models import normal
 from tests.records import record
 from tests.test_networks_run import residual, shaken
-from tuner.database import Database
+from tuner.database import Database, DatabaseError
 from tuner.environment import toolchain
 from tuner.loading import load
 
@@ -168,9 +168,12 @@ def test_what_was_measured_decides(tmp_path: Path) -> None:
     fast, stale = (direct.template.text(replace(schedule, rows=r)) for r in (1, 2))
     ir_hash = direct.template.program(p, replace(schedule, rows=1), CPU).ir_hash
     with Database(tmp_path / "records.db") as database:
-        for text, made, seconds in ((stale, "other code", 1e-9), (fast, ir_hash, 2e-9)):
+        former = "direct(layout=NHWC, speed=9)"
+        for text, made, seconds in (
+            (stale, "other code", 1e-9), (former, "older code", 1e-9), (fast, ir_hash, 2e-9),
+        ):  # fmt: skip
             known = {"machine": CPU.fingerprint, "toolchain": toolchain()}
-            if text == stale:
+            if text != fast:
                 known["toolchain"] = f"{toolchain().partition(',')[0]}, kernels of yesterday"
             database.add(
                 record(problem=str(p), schedule=text, ir_hash=made, samples=(seconds,) * 3, **known)
@@ -182,3 +185,14 @@ def test_what_was_measured_decides(tmp_path: Path) -> None:
     assert fast not in [
         f.algorithm for f in load(residual(), policy="heuristic").plan.forms.values()
     ]
+
+
+def test_a_damaged_default_database_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path))
+    (tmp_path / "fastrun.db").write_bytes(b"not a database, " * 99)
+    with pytest.warns(UserWarning, match="running by heuristics"):
+        load(residual())
+    with pytest.raises(DatabaseError):
+        load(residual(), database=tmp_path / "fastrun.db")

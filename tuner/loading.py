@@ -20,7 +20,7 @@ from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
 from kernels.core.layout import layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import parse_schedule
+from kernels.core.template import ScheduleError, parse_schedule
 
 if TYPE_CHECKING:
     import onnx
@@ -84,9 +84,15 @@ def _with_database(
         )
         return otherwise
     # Running a tuned network from a plan or by heuristics takes no SQL.
-    from tuner.database import Database
+    from tuner.database import Database, DatabaseError
 
-    store = database if isinstance(database, Database) else Database(database, read_only=True)
+    try:
+        store = database if isinstance(database, Database) else Database(database, read_only=True)
+    except DatabaseError as error:
+        if database is not None:
+            raise
+        warnings.warn(f"{error}; running by heuristics", stacklevel=3)
+        return otherwise
 
     def choose(p: ConvProblem) -> list[Choice]:
         known = _measured(store, p, cpu, threads)
@@ -112,7 +118,10 @@ def _measured(store: Database, p: ConvProblem, cpu: Cpu, threads: int) -> list[C
     for regime in _REGIMES:
         found: dict[object, Choice] = {}
         for record in store.ranking(p, cpu.fingerprint, threads, regime):
-            _, schedule = parse_schedule(record.schedule)
+            try:
+                _, schedule = parse_schedule(record.schedule)
+            except ScheduleError:
+                continue  # of an algorithm as it was, or of one that is no more
             pair = layout_pair(schedule.layout)
             if pair not in found and is_current(record):
                 found[pair] = Choice(record.schedule, *pair, record.seconds_per_call)
