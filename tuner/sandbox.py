@@ -182,10 +182,10 @@ class _Workers:
     def stop(self) -> None:
         with self._change:
             pool, self._pool = self._pool, None
-        assert pool
-        pool.stop()  # type: ignore[no-untyped-call]
-        for future in list(self._running):
-            future.cancel()
+            assert pool
+            pool.stop()  # type: ignore[no-untyped-call]
+            for future in list(self._running):
+                future.cancel()
         self._threads.shutdown(cancel_futures=True)
         pool.join()
 
@@ -205,14 +205,19 @@ class _Workers:
             ProcessExpired: its process died.
         """
         while True:
-            pool = self._pool
-            if pool is None:
-                raise RuntimeError("the pool is closed")
-            if not pool.active:
+            # With `stop` in between, nobody would ever cancel what was just scheduled.
+            with self._change:
+                pool = self._pool
+                if pool is None:
+                    raise RuntimeError("the pool is closed")
+                future = (
+                    pool.schedule(function, arguments, timeout=timeout) if pool.active else None
+                )
+                if future is not None:
+                    self._running.add(future)
+            if future is None:
                 self._replace(pool)
                 continue
-            future = pool.schedule(function, arguments, timeout=timeout)
-            self._running.add(future)
             try:
                 return future.result()
             except BrokenProcessPool:
