@@ -233,13 +233,19 @@ class _Workers:
                 self._pool = self._fresh()
 
     def _fresh(self) -> ProcessPool:
-        pool = ProcessPool(
-            max_workers=self._count,
-            initializer=worker.enter,
-            initargs=self._arguments,
-            context=get_context("spawn"),
-        )
-        assert pool.active  # asking starts the processes
+        # Ctrl-C goes to the whole group, and ending a run in order is the parent's business.
+        # What the pool starts from here, threads and processes, inherits the blocked signal.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            pool = ProcessPool(
+                max_workers=self._count,
+                initializer=worker.enter,
+                initargs=self._arguments,
+                context=get_context("spawn"),
+            )
+            assert pool.active  # asking starts the processes
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return pool
 
 
