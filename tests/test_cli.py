@@ -232,7 +232,7 @@ def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
     assert "interrupted: the same command goes on" in out
     assert "Traceback" not in err
     with Database(tmp_path / "cut.db") as database:
-        assert database.info().records >= 2
+        assert database.info().records >= 1  # the best that was shown is stored
 
 
 def test_a_closed_pipe_is_no_mistake(cache: Path) -> None:
