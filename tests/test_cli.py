@@ -223,8 +223,11 @@ def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert running.stdout
+    # Outcomes come in batches, the naive loop's before or after the first best.
+    awaited = {"baseline naive", "new best"}
     for line in running.stdout:
-        if "new best" in line:
+        awaited -= {words for words in awaited if words in line}
+        if not awaited:
             break
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=60)
@@ -232,7 +235,7 @@ def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
     assert "interrupted: the same command goes on" in out
     assert "Traceback" not in err
     with Database(tmp_path / "cut.db") as database:
-        assert database.info().records >= 1  # the best that was shown is stored
+        assert database.info().records >= 2
 
 
 def test_a_closed_pipe_is_no_mistake(cache: Path) -> None:
