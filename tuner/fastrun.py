@@ -217,12 +217,15 @@ class _Run:
     def finals(self) -> None:
         """Race each problem's leaders against its heuristic, in fresh processes."""
         programs: dict[Candidate, Compiled] = {}
-        for search in self.searches:
-            for candidate in self._finalists(search):
-                operands = self._operands_of(search.problem)
-                compiled = self._compiler.submit(operands, candidate.text).result()
-                if isinstance(compiled, Compiled):
-                    programs[candidate] = compiled
+        compiling = {
+            candidate: self._compiler.submit(self._operands_of(search.problem), candidate.text)
+            for search in self.searches
+            for candidate in self._finalists(search)
+        }
+        for candidate, future in compiling.items():
+            compiled = future.result()
+            if isinstance(compiled, Compiled):
+                programs[candidate] = compiled
         results: dict[Candidate, Result] = {}
         for process in range(FINAL_PROCESSES):
             if process and self.budget.seconds and self._elapsed > self.budget.seconds:

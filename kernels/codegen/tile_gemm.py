@@ -8,8 +8,9 @@ from itertools import product
 
 from kernels.codegen.builder import Index, Int, Kernel, Tile, Vec, fma, least
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Layout
+from kernels.core.layout import Io, Layout
 from kernels.core.problem import ConvProblem
+from kernels.core.template import check
 
 
 def outer_product(acc: Tile, a: Callable[[int], Vec], b: Callable[[int], Vec]) -> None:
@@ -101,6 +102,21 @@ def last_apart(runs: list[Run]) -> list[Run]:
         return runs
     whole = replace(last, count=last.count - 1)
     return [*before, whole, Run(whole.end, last.size, 1)]
+
+
+def task_order(task: Index, rows: int, panels: int, panels_outer: bool) -> tuple[Int, Int, Int]:
+    """(row, panel, rest) of a task: which of the two changes first decides what stays in cache."""
+    inner, outer = (rows, panels) if panels_outer else (panels, rows)
+    fast, rest = task % inner, task // inner
+    slow, rest = rest % outer, rest // outer
+    return (fast, slow, rest) if panels_outer else (slow, fast, rest)
+
+
+def check_groups(p: ConvProblem, io: Io) -> None:
+    """Raise `ScheduleError` unless groups begin and end on the channel blocks of the layouts."""
+    for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
+        aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
+        check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
 
 
 def dispatch(k: Kernel, runs: Sequence[Run], number: Int, body: Callable[[Run, Int], None]) -> None:

@@ -12,6 +12,7 @@ from kernels.codegen.reduction import each, pack_panels
 from kernels.codegen.tile_gemm import (
     Run,
     channel_panels,
+    check_groups,
     cover,
     cut,
     lanes_for,
@@ -215,9 +216,7 @@ class Channels(Form):
 
     def __init__(self, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> None:
         super().__init__(p, s, io, lanes_for(p, io.dst.layout, cpu))
-        for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
-            aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
-            check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
+        check_groups(p, io)
         self.block = io.src.layout.blocked or s.kc
         check(s.kc % self.block == 0 or s.kc == p.group_c, "kc is not whole channel blocks")
         self.plain = not io.dst.layout.blocked

@@ -17,12 +17,14 @@ from kernels.codegen.tile_gemm import (
     Run,
     best_tile,
     channel_panels,
+    check_groups,
     cover,
     dispatch,
     lanes_for,
     outer_product,
     registers,
     sweep,
+    task_order,
     tile_count,
     tiles_per_task,
 )
@@ -68,9 +70,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
     block = min(io.src.block, p.group_c)
-    for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
-        aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
-        check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
+    check_groups(p, io)
     lanes = lanes_for(p, dst_layout, cpu)
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=dst_layout.name == "NHWC")
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
@@ -81,12 +81,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
     module = Module(cpu)
     with module.stage("direct", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
-        if s.oc_outer:
-            row, rest = task % row_tasks, task // row_tasks
-            panel, rest = rest % panel_tasks, rest // panel_tasks
-        else:
-            panel, rest = task % panel_tasks, task // panel_tasks
-            row, rest = rest % row_tasks, rest // row_tasks
+        row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
         src = at_channel(src, io.src, group, p.group_c)

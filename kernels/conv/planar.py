@@ -21,6 +21,7 @@ from kernels.codegen.tile_gemm import (
     outer_product,
     registers,
     sweep,
+    task_order,
     tile_count,
     tiles_per_task,
 )
@@ -69,12 +70,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
     module = Module(cpu)
     with module.stage("planar", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
-        if s.oc_outer:
-            row, rest = task % row_tasks, task // row_tasks
-            panel, rest = rest % panel_tasks, rest // panel_tasks
-        else:
-            panel, rest = task % panel_tasks, task // panel_tasks
-            row, rest = rest % row_tasks, rest // row_tasks
+        row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1])
         src = src.at(image, group * p.group_c)

@@ -21,6 +21,7 @@ from kernels.codegen.reduction import pack_panels, reduction
 from kernels.codegen.tile_gemm import (
     Run,
     channel_panels,
+    check_groups,
     cover,
     dispatch,
     outer_product,
@@ -132,9 +133,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     counts = (s.mh, s.mw, s.nr_tiles, s.cols, s.unroll, s.oc_block, s.prefetch + 1)
     check(min(counts) > 0, "sizes of tiles, blocks and panels are at least 1, prefetch at least 0")
     check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
-    for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
-        aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
-        check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
+    check_groups(p, io)
     w = _Winograd.of(p, s, cpu, io)
     blocks = tile_count(w.blocks)
     module = Module(cpu)
