@@ -31,18 +31,10 @@ from tuner.verify import STRAYS
 T = TypeVar("T")
 
 
-class Sandbox:
-    """One process, bound to the timing cores, in which candidates are verified and then timed.
+class _Context:
+    """Something whose processes live as long as a `with` block."""
 
-    A context. Jobs run one after the other in the order given; one that kills the process costs
-    the next a fresh one. Of `limits` the memory counts, which a process is given when it starts;
-    the others come with each job.
-    """
-
-    def __init__(self, cores: Cores, limits: Limits | None = None) -> None:
-        self._cores = cores
-        memory = (limits or Limits()).memory
-        self._workers = _Workers(1, cores.timing[:1], memory)
+    _workers: _Workers
 
     def __enter__(self) -> Self:
         self._workers.start()
@@ -55,6 +47,20 @@ class Sandbox:
         trace: TracebackType | None,
     ) -> None:
         self._workers.stop()
+
+
+class Sandbox(_Context):
+    """One process, bound to the timing cores, in which candidates are verified and then timed.
+
+    A context. Jobs run one after the other in the order given; one that kills the process costs
+    the next a fresh one. Of `limits` the memory counts, which a process is given when it starts;
+    the others come with each job.
+    """
+
+    def __init__(self, cores: Cores, limits: Limits | None = None) -> None:
+        self._cores = cores
+        memory = (limits or Limits()).memory
+        self._workers = _Workers(1, cores.timing[:1], memory)
 
     def submit(self, job: Job) -> Future[Result]:
         """Verify the candidate, then time it."""
@@ -116,7 +122,7 @@ class Sandbox:
             return [Result(Outcome.RUNTIME, f"out of memory: {error}")]
 
 
-class Compiler:
+class Compiler(_Context):
     """Processes, bound to the compiling cores, that build, compile and pack weights. A context."""
 
     def __init__(
@@ -125,18 +131,6 @@ class Compiler:
         self._cores, self._cpu, self._timeout = cores, cpu, timeout
         memory = (limits or Limits()).memory
         self._workers = _Workers(len(cores.compiling), cores.compiling, memory)
-
-    def __enter__(self) -> Self:
-        self._workers.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._workers.stop()
 
     def submit(self, operands: Operands, schedule: str) -> Future[Compiled | Result]:
         """Make the operands' problem with this schedule: a program, or why there is none."""
