@@ -206,7 +206,7 @@ def test_demo_ends_with_the_report(
 ) -> None:
     """The network is a tiny one here; everything else is what `make demo` runs."""
     tiny = Target("resnet18", ((ConvProblem.parse(OTHER), 2),))
-    monkeypatch.setattr("tuner.commands.read_target", {"resnet18": tiny}.__getitem__)
+    monkeypatch.setattr("tuner.commands.demo.read_target", {"resnet18": tiny}.__getitem__)
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("demo", "--trials", "2", "--db", tmp_path / "demo.db")
     assert code == 0
@@ -300,7 +300,7 @@ def test_defects_keep_their_trace(run: Run, monkeypatch: pytest.MonkeyPatch) -> 
     def broken(text: str) -> Target:
         raise KeyError(text)
 
-    monkeypatch.setattr("tuner.commands.read_target", broken)
+    monkeypatch.setattr("tuner.commands.best.read_target", broken)
     with pytest.raises(KeyError):
         run("best", P)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.exit(2, f"fastrun: error: no command {words[0]!r}: {hint}\n")
     arguments = parser.parse_args(words)
     try:
-        from tuner import commands
-
-        code: int = getattr(commands, arguments.run)(arguments)
+        module, function = arguments.command
+        command = importlib.import_module(f"tuner.commands.{module}")
+        code: int = getattr(command, function)(arguments)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -85,7 +86,7 @@ def _parsers() -> tuple[Parser, list[str]]:
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
-        added.set_defaults(run=name)
+        added.set_defaults(command=(name, "run"))
         return added
 
     c = command("doctor", "show this machine: caches, measured peak, bandwidths, noise")
@@ -135,7 +136,7 @@ def _parsers() -> tuple[Parser, list[str]]:
         ("import", "FILE", "add the records of a .jsonl file"),
     ):
         action = actions.add_parser(name, help=help, description=help)
-        action.set_defaults(run=f"db_{name}")
+        action.set_defaults(command=("db", f"{name}_database"))
         if path:
             action.add_argument("path", metavar=path)
         _database(action)

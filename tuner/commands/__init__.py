@@ -1,0 +1,18 @@
+"""The commands of `fastrun`, a file each.
+
+A command's function takes the parsed arguments and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kernels.codegen.jit import cache_root
+from tuner.database import Database
+
+
+def existing(url: str | None) -> Database:
+    """The database to look into: an empty one if it is the default's and nothing was tuned."""
+    if url is None and not os.path.exists(cache_root() / "fastrun.db"):
+        return Database("sqlite://")
+    return Database(url, read_only=True)

@@ -1,0 +1,106 @@
+"""`fastrun best`: the best known schedules of a target."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from kernels.core.cpu import Cpu
+from kernels.core.template import (
+    heuristic_choice,
+)
+from tuner.commands import existing
+from tuner.database import Database
+from tuner.display import grid, screen
+from tuner.standing import Standing, network_seconds, seconds, standings
+from tuner.targets import Target, merged, read_target
+from tuner.units import UNKNOWN, ms, plural
+
+
+def run(arguments: Namespace) -> int:
+    """Print the best known schedules of a target."""
+    target = read_target(arguments.target)
+    with existing(arguments.db) as database:
+        return print_choices([target], database, arguments)
+
+
+def print_choices(
+    targets: Sequence[Target], database: Database | None, arguments: Namespace
+) -> int:
+    """What would run: the best measured schedule, else what the heuristic says."""
+    cpu, problems = Cpu.host(), merged(targets)
+    if database is None:
+        found = [Standing(p, count, None, None, None) for p, count in problems]
+    else:
+        found = standings(
+            database,
+            problems,
+            cpu.fingerprint,
+            arguments.threads,
+            arguments.regime,
+            max_error=arguments.max_error,
+        )
+    if getattr(arguments, "json", False):
+        print(json.dumps(_choices_document(targets[0], found, arguments, cpu), indent=1))
+        return 0
+    rows = [
+        (
+            *(str(s.problem), str(s.count), _choice(s, cpu)),
+            *("measured" if s.best else "heuristic", ms(seconds(s.best))),
+            f"{s.gflops:.1f}" if s.best else UNKNOWN,
+        )
+        for s in found
+    ]
+    grid(screen(), ("problem", "n>", "schedule", "from", "ms>", "GFLOP/s>"), rows)
+    missing = sum(s.best is None for s in found)
+    if missing and database is not None:
+        print(
+            f"{missing} of {plural(len(found), 'problem')} not measured with "
+            f"{plural(arguments.threads, 'thread')}, {arguments.regime}: `fastrun tune` does that"
+        )
+    return 0
+
+
+def _choice(s: Standing, cpu: Cpu) -> str:
+    if s.best:
+        return s.best.schedule
+    template, schedule = heuristic_choice(s.problem, cpu)
+    return template.text(schedule)
+
+
+def _choices_document(
+    target: Target, found: Sequence[Standing], arguments: Namespace, cpu: Cpu
+) -> dict[str, Any]:
+    """JSON form of what would run; times in seconds, null is what nobody measured."""
+    naive, heuristic, total = network_seconds(found)
+    return {
+        "target": target.name,
+        "machine": cpu.fingerprint,
+        "threads": arguments.threads,
+        "regime": arguments.regime,
+        "naive": _finite(naive),
+        "heuristic": _finite(heuristic),
+        "best": _finite(total),
+        "problems": [
+            {
+                "problem": str(s.problem),
+                "count": s.count,
+                "schedule": _choice(s, cpu),
+                "from": "measured" if s.best else "heuristic",
+                "verdict": s.verdict,
+                "naive": _finite(seconds(s.naive)),
+                "heuristic": _finite(seconds(s.heuristic)),
+                "best": _finite(seconds(s.best)),
+                "gflops": _finite(s.gflops),
+                "error": s.best.errors.to_dict() if s.best and s.best.errors else None,
+                "workspace": s.best.workspace if s.best else None,
+            }
+            for s in found
+        ],
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if value == value else None

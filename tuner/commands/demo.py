@@ -1,0 +1,23 @@
+"""`fastrun demo`: tune ResNet-18 and report."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from tuner.commands.report import write
+from tuner.commands.tune import profile
+from tuner.database import Database
+from tuner.targets import read_target
+
+DEMO_SECONDS = 110.0
+
+
+def run(arguments: Namespace) -> int:
+    """Tune ResNet-18 and report."""
+    targets = [read_target("resnet18")]
+    if arguments.seconds is None and arguments.trials is None:
+        arguments.seconds = DEMO_SECONDS
+    arguments.seed, arguments.algorithms = 0, ()
+    with Database(arguments.db) as database:
+        code = profile(targets, database, arguments)
+        return code or write(targets, database, arguments, None)

@@ -1,0 +1,70 @@
+"""`fastrun doctor`: what is known about this machine."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from kernels.codegen.jit import cache_root
+from kernels.core.cpu import Cpu
+from tuner.environment import Environment
+from tuner.machine import MachineReport, probe
+from tuner.timing import canary
+from tuner.units import UNKNOWN, percent, plural, significant, size
+
+
+def run(arguments: Namespace) -> int:
+    """Say what is known about this machine, and measure what is not."""
+    report, cpu, here = probe(arguments.refresh), Cpu.host(), Environment.host()
+    caches = (("L1", cpu.l1), ("L2", cpu.l2), ("L3", cpu.l3))
+    limit = "none" if here.cpu_limit is None else f"{significant(here.cpu_limit)} cores of time"
+    memory = "" if here.memory_limit is None else f", {size(here.memory_limit)} of it allowed"
+    settings = {"governor": here.governor, "turbo": here.turbo, "SMT": here.smt}
+    features = {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
+    rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in report.read_streams.items())
+    lines = [
+        ("processor", f"{cpu.model} ({cpu.name}), {plural(cpu.cores, 'core')} to use"),
+        ("vectors", f"{cpu.lanes} floats wide, {cpu.registers} registers"),
+        ("features", " ".join(sorted(features & _FEATURES)) or UNKNOWN),
+        ("caches", ", ".join(f"{level} {size(n)}" for level, n in caches if n)),
+        ("memory", f"{size(here.memory)}{memory}"),
+        ("CPU limit", limit),
+        ("settings", ", ".join(f"{k} {v or 'unknown'}" for k, v in settings.items())),
+        ("system", f"{here.system}, {here.kernel}"),
+        ("versions", ", ".join(f"{name} {v}" for name, v in here.versions.items())),
+        ("", ""),
+        ("measured", f"{report.time[:16]} UTC; --refresh measures again"),
+        ("peak", f"{_peak_text(report)} of float32 multiply-adds"),
+        ("reading", f"{rates} GB/s on one core"),
+        ("noise", f"{percent(report.noise)} then, {percent(_noise_now())} now: {_advice(report)}"),
+        ("load", ", ".join(f"{x:.2f}" for x in here.load) + " over 1, 5 and 15 minutes"),
+        ("", ""),
+        ("machine", f"{cpu.fingerprint} (what records are filed under)"),
+        ("files", str(cache_root())),
+    ]
+    for name, text in lines:
+        print(f"{name:<11}{text}".rstrip())
+    return 0
+
+
+_FEATURES = {
+    *("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "avx512vnni"),
+    *("neon", "fp-armv8", "dotprod", "fullfp16", "sve"),
+}
+
+
+def _peak_text(report: MachineReport) -> str:
+    one, all_cores = report.peak / 1e9, report.peak_all / 1e9
+    return f"{one:.1f} GFLOP/s on one core, {all_cores:.1f} on {report.cores}"
+
+
+def _noise_now() -> float:
+    readings = sorted(canary() for _ in range(50))
+    return readings[45]
+
+
+def _advice(report: MachineReport) -> str:
+    if report.noise < 0.03:
+        return "a quiet machine"
+    if report.noise < 0.15:
+        return "usable; differences of a few per cent need the final race"
+    return "noisy: stop other work before you tune, or expect ties"

@@ -1,0 +1,92 @@
+"""`fastrun show`: a kernel taken apart, or the problems of a network."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+from kernels.codegen.jit import compile_assembly
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import (
+    KernelTemplate,
+    ScheduleError,
+    heuristic_choice,
+    parse_schedule,
+    templates,
+)
+from tuner.commands import existing
+from tuner.display import grid, screen
+from tuner.machine import probe
+from tuner.record import Record
+from tuner.targets import Target, read_target
+from tuner.units import percent, plural, significant
+
+
+def run(arguments: Namespace) -> int:
+    """Take a kernel apart, or list a network's problems."""
+    target = read_target(arguments.target)
+    if target.is_network:
+        return _show_network(target)
+    from tuner.show import Kernel, algorithm_lines, kernel_lines, problem_lines
+
+    problem, cpu = target.problems[0][0], Cpu.host()
+    with existing(arguments.db) as database:
+        where = (problem, cpu.fingerprint, arguments.threads, arguments.regime)
+        ranking = database.ranking(*where, include_baselines=True)
+    template, schedule, source = _pick(problem, arguments, ranking, cpu)
+    kernel = Kernel.of(problem, template, schedule, cpu)
+    if arguments.ir or arguments.asm:
+        print(kernel.program.ir if arguments.ir else compile_assembly(kernel.program.ir, cpu))
+        return 0
+    text = template.text(schedule)
+    record = next((r for r in ranking if r.ir_hash == kernel.program.ir_hash), None)
+    if arguments.measure:
+        from tuner.remeasure import remeasure
+
+        record = remeasure(problem, text, arguments.threads, arguments.regime)
+    print("\n".join(problem_lines(problem)))
+    if arguments.algorithm is None and arguments.schedule is None:
+        print("\nalgorithms, as they would run unmeasured")
+        print("\n".join(algorithm_lines(problem, cpu)))
+    peak = probe().peak_of(arguments.threads)
+    print("\n" + "\n".join(kernel_lines(kernel, source, record, peak)))
+    return 0
+
+
+def _pick(
+    problem: ConvProblem, arguments: Namespace, ranking: Sequence[Record], cpu: Cpu
+) -> tuple[KernelTemplate, Any, str]:
+    """The kernel that `show` is asked for, and where its schedule is from."""
+    name = arguments.algorithm
+    if name is not None and name not in templates():
+        raise ScheduleError(f"no algorithm {name!r}: there are {', '.join(templates())}")
+    if arguments.schedule is not None:
+        template, schedule = parse_schedule(arguments.schedule)
+        if name not in (None, template.name):
+            raise ScheduleError(f"{arguments.schedule!r} is no schedule of {name}")
+        return template, schedule, "given"
+    if name is not None and (reason := templates()[name].why_not(problem, cpu)):
+        raise ScheduleError(f"{name} cannot do {problem}: {reason}")
+    for record in ranking:
+        if record.algorithm == name or (name is None and not record.baseline):
+            return *parse_schedule(record.schedule), "best measured"
+    if name is not None:
+        return templates()[name], templates()[name].heuristic(problem, cpu), "its heuristic"
+    return *heuristic_choice(problem, cpu), "heuristic"
+
+
+def _show_network(target: Target) -> int:
+    total = sum(count * p.macs for p, count in target.problems)
+    rows = [
+        (str(p), str(count), significant(p.macs / 1e6), percent(count * p.macs / total))
+        for p, count in target.problems
+    ]
+    grid(screen(), ("problem", "n>", "MMAC>", "of all>"), rows)
+    number = sum(count for _, count in target.problems)
+    print(
+        f"{target.name}: {plural(number, 'convolution')}, {len(rows)} distinct, "
+        f"{significant(total / 1e6)} million multiply-adds"
+    )
+    return 0
