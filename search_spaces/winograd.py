@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from kernels.codegen.winograd import POINTS
+from kernels.codegen.winograd import POINTS, sets_of_points, tile_sizes
 from kernels.conv.winograd import Schedule, heuristic
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
@@ -12,10 +12,6 @@ from search_spaces.space import Space, blocked_layouts, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
-    def sizes(r: int, extent: int) -> list[int]:
-        """Tiles that have points, and are at most twice the output; 1: no transform."""
-        return [m for m in (1, 2, 4, 6) if m == 1 or (1 < r <= 9 - m and m <= 2 * extent)]
-
     def alphas(s: Schedule) -> tuple[int, int]:
         return s.mh + p.kernel[0] - 1, s.mw + p.kernel[1] - 1
 
@@ -27,7 +23,11 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return (s.mh, s.mw) != (1, 1)
 
     def sets_of_points_differ(s: Schedule) -> bool:
-        return s.points == POINTS[0] or 6 in alphas(s)
+        """Balanced ones are never worse: others are for where they are others, and exist."""
+        names = [sets_of_points(alpha - 1) for alpha in alphas(s)]
+        return s.points == "balanced" or (
+            all("standard" in n for n in names) and any("balanced" in n for n in names)
+        )
 
     def block_has_its_tiles(s: Schedule) -> bool:
         return s.nr_tiles < 2 * tiles(s)
@@ -47,8 +47,8 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         Schedule,
         {
             "layout": ["NHWC", *blocked_layouts(p, cpu)],
-            "mh": sizes(p.kernel[0], p.oh),
-            "mw": sizes(p.kernel[1], p.ow),
+            "mh": tile_sizes(p.kernel[0], p.oh),
+            "mw": tile_sizes(p.kernel[1], p.ow),
             "points": POINTS,
             "nr_tiles": sorted({heuristic(p, cpu).nr_tiles, *upto(most, *blocks)}),
             "cols": [1, 2, 3, 4],

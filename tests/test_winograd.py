@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from kernels.codegen.facts import facts
-from kernels.codegen.winograd import POINTS, Transform, finite_points
+from kernels.codegen.winograd import POINTS, Transform, finite_points, tile_sizes
 from kernels.conv import winograd, winograd_naive
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
@@ -28,7 +28,7 @@ def rms_error(p: ConvProblem, template: KernelTemplate, schedule: object, seed: 
 
 def schedule(**changes: object) -> winograd.Schedule:
     usual: dict[str, object] = {
-        "layout": "NCHW8c", "mh": 4, "mw": 4, "points": "sqrt2", "nr_tiles": 5, "cols": 2,
+        "layout": "NCHW8c", "mh": 4, "mw": 4, "points": "balanced", "nr_tiles": 5, "cols": 2,
         "unroll": 4, "oc_block": 1, "prefetch": 0, "split": "tiles",
     }  # fmt: skip
     return winograd.Schedule(**{**usual, **changes})
@@ -44,7 +44,7 @@ def transposed(matrix):
 
 @pytest.mark.parametrize("points", POINTS)
 @pytest.mark.parametrize(
-    ("m", "r"), [(1, 3), (2, 3), (4, 3), (6, 3), (2, 5), (4, 5), (2, 7), (3, 1)]
+    ("m", "r"), [(1, 3), (2, 3), (3, 3), (4, 3), (5, 3), (6, 3), (2, 5), (4, 5), (2, 7), (3, 1)]
 )
 def test_nested_transforms_are_exactly_a_correlation(m: int, r: int, points: str) -> None:
     """At [(G g Gt) * (Bt d B)] A in rationals, with another size across than down."""
@@ -66,14 +66,35 @@ def test_nested_transforms_are_exactly_a_correlation(m: int, r: int, points: str
 
 
 def test_points_are_few_and_named() -> None:
-    assert finite_points(3, "sqrt2") == finite_points(3, "standard") == (0, 1, -1)
-    assert finite_points(5, "sqrt2")[3] ** 2 == pytest.approx(2, abs=1e-12)
-    with pytest.raises(ScheduleError, match="use one of standard, sqrt2"):
+    assert finite_points(3, "balanced") == finite_points(3, "standard") == (0, 1, -1)
+    assert finite_points(5, "balanced") != finite_points(5, "standard")
+    with pytest.raises(ScheduleError, match="use one of standard, balanced"):
         rms_error(
             ConvProblem.parse("conv 1x8x8x8 8x3x3 s1 p1"), winograd.template, schedule(points="pi")
         )
-    with pytest.raises(ScheduleError, match="at most 8"):
+    with pytest.raises(ScheduleError, match="no balanced points for 10 inputs"):
         rms_error(ConvProblem.parse("conv 1x8x8x8 8x5x5 s1 p2"), winograd.template, schedule(mh=6))
+
+
+@pytest.mark.parametrize(("m", "r"), [(3, 3), (4, 3), (5, 3), (2, 5)])
+def test_balanced_points_amplify_less(m: int, r: int) -> None:
+    standard, balanced = (Transform.of(m, r, points).amplification for points in POINTS)
+    assert 1 < balanced < standard
+
+
+def test_tile_sizes_that_a_smaller_one_makes_pointless_are_left_out() -> None:
+    assert tile_sizes(3, 56) == [1, 2, 3, 4, 5, 6, 7]
+    assert tile_sizes(3, 14) == [1, 2, 3, 4, 5, 7]
+    assert tile_sizes(3, 7) == [1, 2, 3, 4, 7]
+    assert tile_sizes(5, 14) == [1, 2, 3, 4, 5]
+    assert tile_sizes(1, 14) == tile_sizes(3, 1) == [1]
+
+
+@pytest.mark.parametrize("m", [(2, 2), (4, 4), (6, 6), (7, 7), (7, 1)])
+def test_expected_errors_are_those_found(m: tuple[int, int]) -> None:
+    p = ConvProblem.parse("conv 1x96x14x14 16x3x3 s1 p1")
+    found = rms_error(p, winograd.template, schedule(mh=m[0], mw=m[1]))
+    assert found == pytest.approx(winograd.expected_error(p, m), rel=0.5)
 
 
 RAGGED = [
@@ -85,7 +106,7 @@ RAGGED = [
 
 
 @pytest.mark.parametrize("text", RAGGED)
-@pytest.mark.parametrize(("mh", "mw"), [(2, 2), (4, 4), (6, 6), (1, 4), (6, 2)])
+@pytest.mark.parametrize(("mh", "mw"), [(2, 2), (3, 4), (5, 5), (6, 6), (1, 7), (7, 2)])
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW16c>NCHW4c"])
 def test_every_tile_on_ragged_maps(text: str, mh: int, mw: int, layout: str) -> None:
     p = ConvProblem.parse(text)
@@ -111,7 +132,7 @@ def test_other_filters_and_groups(text: str) -> None:
 def test_errors_grow_with_the_tile_and_stay_in_bounds() -> None:
     """Root mean squares relative to the output's, for the deepest sum of the usual networks."""
     p = ConvProblem.parse("conv 1x512x12x12 16x3x3 s1 p1")
-    sets = [(2, "standard"), (4, "sqrt2"), (4, "standard"), (6, "standard")]
+    sets = [(2, "standard"), (4, "balanced"), (4, "standard"), (6, "standard")]
     errors = [
         rms_error(p, winograd.template, schedule(mh=m, mw=m, points=points)) for m, points in sets
     ]

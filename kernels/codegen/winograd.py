@@ -20,26 +20,54 @@ from kernels.core.layout import Array
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
-# Where the polynomials are evaluated, besides infinity. Opposite points share half their work, and
-# magnitudes near 1 keep rounding errors small: of five points the roots err half as much as whole
-# numbers do, of three or seven nothing symmetric errs less than these.
+# Where the polynomials are evaluated, besides infinity: whole numbers and their inverses, or the
+# magnitudes that amplify rounding errors least. Opposite points share half their work, and no
+# other sets amplify less. Of three or seven points the standard ones are the best already.
 _STANDARD = (*map(Fraction, (0, 1, -1, 2, -2)), Fraction(1, 2), Fraction(-1, 2))
-_ROOT = Fraction(math.sqrt(2))
-_ROOTS = (Fraction(0), _ROOT / 2, -_ROOT / 2, _ROOT, -_ROOT)
-POINTS = ("standard", "sqrt2")
+_MAGNITUDES = {
+    4: ("0.38", "1.28"),
+    5: ("0", "0.65", "1.53"),
+    6: ("0.28", "0.85", "1.77"),
+    8: ("0.23", "0.67", "1.13", "2.18"),
+}
+_BALANCED = {
+    count: tuple(dict.fromkeys(s * Fraction(m) for m in magnitudes for s in (1, -1)))
+    for count, magnitudes in _MAGNITUDES.items()
+}
+POINTS = ("standard", "balanced")
+
+# Inputs on an axis of a tile, at most: there are no points for more.
+ALPHA = 9
+
+
+def tile_sizes(r: int, extent: int) -> list[int]:
+    """Outputs of a tile worth trying on an axis of `extent` outputs and r taps; 1: no transform.
+
+    A size is left out where a smaller one needs no more tiles.
+    """
+    largest = ALPHA + 1 - r if r > 1 else 1
+    return [1, *(m for m in range(2, largest + 1) if m == -(-extent // -(-extent // m)))]
 
 
 def finite_points(count: int, points: str) -> Row:
-    """The set of that name: `standard`, or `sqrt2`, which differs where there are five.
+    """The set of that name: `standard`, or `balanced`, which differs where there is a better one.
 
     Raises:
         ValueError: there is no such set, or not for so many points.
     """
     if points not in POINTS:
         raise ValueError(f"no points {points!r}: use one of {', '.join(POINTS)}")
+    if points == "balanced" and count in _BALANCED:
+        return _BALANCED[count]
     if count > len(_STANDARD):
-        raise ValueError(f"{count + 1} inputs on an axis of a tile: at most {len(_STANDARD) + 1}")
-    return _ROOTS if points == "sqrt2" and count == 5 else _STANDARD[:count]
+        raise ValueError(f"no {points} points for {count + 1} inputs on an axis of a tile")
+    return _STANDARD[:count]
+
+
+def sets_of_points(count: int) -> list[str]:
+    """Names of the sets of so many points, one name for each set."""
+    standard = ["standard"] if count <= len(_STANDARD) else []
+    return [*standard, *(["balanced"] if count in _BALANCED else [])]
 
 
 @dataclass(frozen=True)
@@ -88,6 +116,16 @@ class Transform:
     def alpha(self) -> int:
         """Inputs of a tile, and products."""
         return len(self.bt)
+
+    @property
+    def amplification(self) -> float:
+        """How much larger the values summed up are than what they sum up to, as rms: >= 1.
+
+        For inputs and weights of independent normal numbers. Rounding errors grow by as much.
+        """
+        at, g, bt = (np.array(x, np.float64) for x in (self.at, self.g, self.bt))
+        products = np.square(g).sum(1) * np.square(bt).sum(1)
+        return math.sqrt((np.square(at) @ products).mean() / g.shape[1])
 
     def of_input(self, d: Sequence[Vec]) -> list[Vec]:
         """Bt d: alpha values from alpha values."""
