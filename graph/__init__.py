@@ -8,5 +8,5 @@ graph, `passes` and `patterns` rewrite it through `edit`; `problems` lists its c
 To run it: `tasks` lists what is to be done, `choices` and `forms` how each of that could be done,
 `layout` picks one way for each, which `plan` keeps as a file; `arrange` lays the tensors out,
 `build` and `strided` get the kernels, `steps` puts all in order, `memory` gives every buffer its
-place, and `executor` runs it.
+place, and `executor` runs it. `onnx_backend` offers all that by ONNX's interface for backends.
 """

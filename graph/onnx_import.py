@@ -42,6 +42,7 @@ COMPUTATION_ERRORS = (
 # Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
 LARGEST_TENSOR = 2**40
 RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli"}
+NO_TENSORS = {"SequenceEmpty", "SequenceConstruct", "SplitToSequence", "Optional"}
 
 
 def import_onnx(
@@ -94,9 +95,9 @@ def _current(model: onnx.ModelProto) -> onnx.ModelProto:
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
-    if not opsets:
+    if not model.opset_import:
         raise ModelFileError("the model states no opset: it is cut short or not ONNX's")
-    if opsets[0] >= OLDEST_OPSET:
+    if not opsets or opsets[0] >= OLDEST_OPSET:
         return model
     try:
         return onnx.version_converter.convert_version(model, OLDEST_OPSET)
@@ -156,8 +157,10 @@ class _Importer:
             shape = tuple(int(size) for size in self._shapes[value.name])
         else:
             shape = _given_shape(value)
-        if min(shape, default=1) < 1:
+        if min(shape, default=1) < 0:
             raise GraphError(f"input {value.name!r} cannot have shape {shape}")
+        if 0 in shape:
+            raise UnsupportedError(f"input {value.name!r} is empty: its shape is {shape}")
         self._set_type(value.name, helper.make_tensor_type_proto(described.elem_type, shape))
 
     def _set_type(self, name: str, described: onnx.TypeProto) -> None:
@@ -191,7 +194,7 @@ class _Importer:
     def _computable(self, node: onnx.NodeProto) -> bool:
         return (
             all(not x or x in self._constants for x in node.input)
-            and node.op_type not in RANDOM
+            and node.op_type not in RANDOM | NO_TENSORS
             and onnx.defs.has(node.op_type, node.domain)
             and not any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
         )
@@ -258,7 +261,7 @@ class _Importer:
         for name in names:
             # ONNX's own inference of Slice aborts the process on a size of 0.
             if name in self._tensors and 0 in self._tensors[name].shape:
-                raise GraphError(f"node {_label(node)}: its input {name!r} is empty")
+                raise UnsupportedError(f"node {_label(node)}: its input {name!r} is empty")
         small = [
             x
             for x in names
@@ -278,6 +281,8 @@ class _Importer:
             onnx.checker.ValidationError,
             ValueError,
         ) as error:
+            if not all(self._type(x).tensor_type.elem_type for x in names):
+                return  # the types are not wrong but unknown, or not those of tensors
             raise GraphError(f"node {_label(node)} is impossible: {_line(error)}") from None
         for name, described in inferred.items():
             self._set_type(name, described)

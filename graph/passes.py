@@ -53,7 +53,8 @@ def _is_identity(node: Node, edit: Edit) -> bool:
         return True
     if isinstance(op, Cast):
         return edit.dtype(node.inputs[0]) == edit.dtype(node.output)
-    if edit.shape(node.inputs[0]) is None or edit.shape(node.inputs[0]) != edit.shape(node.output):
+    before = edit.shape(node.input(0))
+    if before is None or before != edit.shape(node.output):
         return False
     match op:
         case Reshape() | Expand():

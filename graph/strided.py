@@ -146,4 +146,4 @@ def _product(graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Stri
             summand = Strided.row_major(bias.shape)
     places = (arguments[0], arguments[1], "bias")
     program = matmul.matmul(spec, cpu, a, b, out, summand, places)
-    return program, weights, bias
+    return program, weights, None if bias is None else bias.reshape(-1)
