@@ -126,8 +126,9 @@ def open_database(url: str | None) -> Database | None:
     Raises:
         DatabaseError: it cannot be read.
     """
-    usual = cache_root() / "fastrun.db"
-    return Database(url or usual, read_only=True) if url or usual.exists() else None
+    if url:
+        return Database(url, read_only=True)
+    return Database() if (cache_root() / "fastrun.db").exists() else None
 
 
 def _columns(flops: dict[str, int], peak: float) -> dict[str, Callable[[Heat], str]]:

@@ -18,6 +18,7 @@ from tuner import tables
 from tuner.database import Database, DatabaseError
 from tuner.environment import Environment
 from tuner.record import Errors, Outcome, Record
+from tuner.tables import schema_version
 
 KEY = (PROBLEM, "machine", 1, "hot")
 
@@ -237,6 +238,15 @@ def test_merge_is_idempotent_and_brings_everything(tmp_path: Path, database: Dat
         assert other.merge(database) == 0
 
 
+def test_merge_keeps_the_noise_of_those_that_have_one(tmp_path: Path, database: Database) -> None:
+    stored = [record(1), record(2, noise=0.5), record(3)]
+    with Database(tmp_path / "other.db") as other:
+        for r in stored:
+            other.add(r)
+        assert database.merge(other) == 3
+    assert database.records() == stored
+
+
 def test_merge_is_all_or_nothing(tmp_path: Path, database: Database) -> None:
     with Database(tmp_path / "other.db") as other:
         for mr in range(3):
@@ -299,27 +309,62 @@ def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -
     with Database(path) as database:
         database.add(record())
     steps = (("ALTER TABLE meta ADD COLUMN a TEXT", "UPDATE meta SET a = 'x'"), ("SELECT 1",))
-    monkeypatch.setattr(tables, "MIGRATIONS", steps)
-    assert "schema 1" in refused(lambda: Database(path, read_only=True))
+    monkeypatch.setattr(tables, "MIGRATIONS", (*tables.MIGRATIONS, *steps))
+    before = schema_version() - 2
+    assert f"schema {before}" in refused(lambda: Database(path, read_only=True))
     with Database(path) as database:
-        assert database.info().schema == 3
+        assert database.info().schema == before + 2
         assert database.records() == [record()]
-    assert edit(path, "SELECT value, a FROM meta") == [("3", "x")]
+    assert edit(path, "SELECT value, a FROM meta") == [(str(before + 2), "x")]
     with Database(path, read_only=True) as database:
         assert database.records() == [record()]
 
 
-def test_new_database_needs_no_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "MIGRATIONS", (("this is not SQL",),))
+FIRST_SCHEMA = """
+CREATE TABLE meta (name VARCHAR(32) NOT NULL PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE environments (id INTEGER NOT NULL PRIMARY KEY, "key" VARCHAR(32) NOT NULL UNIQUE,
+    machine TEXT NOT NULL, run TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE records (id INTEGER NOT NULL PRIMARY KEY, "key" VARCHAR(32) NOT NULL UNIQUE,
+    problem TEXT NOT NULL, algorithm TEXT NOT NULL, schedule TEXT NOT NULL,
+    machine TEXT NOT NULL, regime TEXT NOT NULL, toolchain TEXT NOT NULL, ir_hash TEXT NOT NULL,
+    outcome TEXT NOT NULL, reason TEXT NOT NULL, stage TEXT NOT NULL, run TEXT NOT NULL,
+    time TEXT NOT NULL, threads INTEGER NOT NULL, baseline BOOLEAN NOT NULL,
+    heuristic BOOLEAN NOT NULL, workspace BIGINT NOT NULL, seconds_per_call DOUBLE,
+    error_rms DOUBLE, errors TEXT NOT NULL, samples TEXT NOT NULL, seconds TEXT NOT NULL);
+INSERT INTO meta VALUES ('schema', '1');
+"""
+
+
+def test_a_file_of_the_first_schema_is_migrated(path: Path) -> None:
+    row = {name: x for name, x in tables.record_row(record()).items() if name != "noise"}
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(FIRST_SCHEMA)
+        names, marks = ", ".join(f'"{name}"' for name in row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO records ({names}) VALUES ({marks})", [*row.values()])
     with Database(path) as database:
-        assert database.info().schema == 2
+        assert database.info().schema == schema_version()
+        assert database.records() == [record()]
+        database.add(record())
+        database.add(record(7, noise=0.25))
+        assert database.records() == [record(), record(7, noise=0.25)]
+    fresh = path.with_name("fresh.db")
+    Database(fresh).close()
+    columns = "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c"
+    assert {*edit(path, columns)} == {*edit(fresh, columns)}
+
+
+def test_new_database_needs_no_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MIGRATIONS", (("this is not SQL",),) * 4)
+    with Database(path) as database:
+        assert database.info().schema == 5
 
 
 def test_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Database(path) as database:
         database.add(record())
     with monkeypatch.context() as patch:
-        patch.setattr(tables, "MIGRATIONS", (("DROP TABLE records", "this is not SQL"),))
+        broken = ("DROP TABLE records", "this is not SQL")
+        patch.setattr(tables, "MIGRATIONS", (*tables.MIGRATIONS, broken))
         refused(lambda: Database(path))
     with Database(path) as database:
         assert database.records() == [record()]
@@ -328,7 +373,7 @@ def test_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.Monkey
 def test_newer_schema_is_refused_untouched(path: Path) -> None:
     with Database(path) as database:
         database.add(record())
-    edit(path, "UPDATE meta SET value = '2'")
+    edit(path, f"UPDATE meta SET value = '{schema_version() + 1}'")
     before = path.read_bytes()
     for read_only in (False, True):
         message = refused(lambda read_only=read_only: Database(path, read_only))

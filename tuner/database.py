@@ -29,6 +29,7 @@ from tuner.environment import Environment
 from tuner.record import Record, RecordError
 from tuner.tables import (
     ENVIRONMENTS,
+    FIRST_TABLES,
     META,
     RECORDS,
     TABLES,
@@ -335,7 +336,7 @@ class Database:
         tables = set(sql.inspect(connection).get_table_names())
         if not tables:
             return None
-        if not tables >= set(TABLES.tables):
+        if not tables >= FIRST_TABLES:
             raise DatabaseError(f"database {self.name} holds other tables: use one of its own")
         stored = sql.select(META.c.value).where(META.c.name == "schema")
         version = str(connection.execute(stored).scalar_one_or_none())

@@ -152,6 +152,8 @@ def _t4_result(record: Record) -> dict[str, Any]:
 def _t4_measurements(record: Record) -> Iterator[dict[str, Any]]:
     if record.samples:
         yield {"name": "time", "value": 1e3 * record.seconds_per_call, "unit": "milliseconds"}
+    if record.noise is not None:
+        yield {"name": "noise", "value": record.noise, "unit": "share"}
     if record.outcome == Outcome.CORRECT:
         yield {"name": "workspace", "value": record.workspace, "unit": "bytes"}
     if record.errors:

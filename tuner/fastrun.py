@@ -315,6 +315,7 @@ class _Run:
             baseline=candidate.template.baseline,
             heuristic=candidate.heuristic,
             run=self.name,
+            noise=result.noise,
         )
         self.database.add(record)
         search = next(s for s in self.searches if s.problem == candidate.problem)
@@ -344,7 +345,7 @@ class _Run:
 def _disturbed(result: Result) -> bool:
     """Whether the samples tell of the machine rather than of the candidate."""
     spread = max(result.samples) / min(result.samples) - 1 if result.samples else 0.0
-    return max(result.noise, spread) > DISTURBED
+    return max(result.noise or 0.0, spread) > DISTURBED
 
 
 def _joined(before: Result | None, result: Result) -> Result:
@@ -353,4 +354,5 @@ def _joined(before: Result | None, result: Result) -> Result:
         return before or result
     if result.outcome != Outcome.CORRECT:
         return result
-    return replace(result, samples=before.samples + result.samples)
+    noise = max(before.noise or 0.0, result.noise or 0.0)
+    return replace(result, samples=before.samples + result.samples, noise=noise)

@@ -92,7 +92,7 @@ class Result:
 
     `samples` are seconds per call of each block, `repeats` the calls of a block; `complete` is
     False where it was given up as too slow. `noise` is the largest reading of the spin canary
-    before and after. `seconds` says what verify and measure took.
+    before and after, None where nothing was timed. `seconds` says what verify and measure took.
     """
 
     outcome: Outcome
@@ -101,5 +101,5 @@ class Result:
     repeats: int = 0
     complete: bool = True
     errors: Errors | None = None
-    noise: float = 0.0
+    noise: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)

@@ -87,7 +87,12 @@ def _with_database(
     from tuner.database import Database, DatabaseError
 
     try:
-        store = database if isinstance(database, Database) else Database(database, read_only=True)
+        # One's own is migrated where it is of an older schema, somebody else's left as it is.
+        store = (
+            database
+            if isinstance(database, Database)
+            else Database(database, read_only=database is not None)
+        )
     except DatabaseError as error:
         if database is not None:
             raise

@@ -92,9 +92,10 @@ class Record:
     `problem` and `schedule` are text forms; `machine` is `Cpu.fingerprint`; `toolchain` names the
     LLVM and the generator, and `ir_hash` the code they made ('' where none was made). `reason`
     says in one line why the outcome is not correct. `samples` holds every timed block as
-    seconds per call, in the order measured; `workspace` is in bytes; `seconds` says what the trial
-    cost (build, compile, verify, measure). One record per schedule, run and stage: a run that
-    measures again stores a new one.
+    seconds per call, in the order measured, and `noise` the spin canary's largest reading around
+    them (0.1: a fixed loop took ten per cent longer than at its best; None where nobody looked).
+    `workspace` is in bytes; `seconds` says what the trial cost (build, compile, verify, measure).
+    One record per schedule, run and stage: a run that measures again stores a new one.
 
     Raises:
         RecordError: a text of several lines (a `reason` is joined to one instead), a word outside
@@ -119,6 +120,7 @@ class Record:
     heuristic: bool = False
     run: str = ""
     time: str = field(default_factory=now)
+    noise: float | None = None
 
     def __post_init__(self) -> None:
         # Reasons come from compilers and dying processes: they are made one line, not refused.
@@ -136,6 +138,8 @@ class Record:
             raise RecordError("record field 'samples': a time is positive and finite")
         if not all(0 <= cost < math.inf for cost in self.seconds.values()):
             raise RecordError("record field 'seconds': a duration is finite and at least 0")
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise RecordError("record field 'noise': a deviation is finite and at least 0")
         if not _is_utc(self.time):
             raise RecordError(f"record field 'time': {self.time!r} is not UTC in ISO form")
 
@@ -162,8 +166,14 @@ class Record:
         return content_key(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `Record.from_dict` gives back an equal record."""
+        """JSON form; `Record.from_dict` gives back an equal record.
+
+        Without a `noise` it has no such name: the first version of the form had none, and the same
+        fact keeps its key.
+        """
         data = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.noise is None:
+            del data["noise"]
         return data | {
             "outcome": str(self.outcome),
             "samples": list(self.samples),
@@ -178,6 +188,7 @@ class Record:
         Raises:
             RecordError: naming the first field that is missing, unknown or wrong.
         """
+        data = {"noise": None, **data}
         _check_names(cls, data)
         for kind, names in _TYPES.items():
             for name in names:
@@ -192,6 +203,7 @@ class Record:
                 "samples": tuple(_number("samples", x) for x in data["samples"]),
                 "errors": None if errors is None else Errors.from_dict(errors),
                 "seconds": {k: _number("seconds", x) for k, x in data["seconds"].items()},
+                "noise": None if data["noise"] is None else _number("noise", data["noise"]),
             }
         )
 

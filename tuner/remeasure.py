@@ -45,4 +45,5 @@ def remeasure(problem: ConvProblem, schedule: str, threads: int, regime: str) ->
         errors=result.errors,
         workspace=program.workspace(threads) if program else 0,
         seconds=result.seconds,
+        noise=result.noise,
     )

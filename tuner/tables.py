@@ -49,6 +49,7 @@ RECORDS = sql.Table(
     sql.Column("workspace", sql.BigInteger, nullable=False),
     sql.Column("seconds_per_call", sql.Double),
     sql.Column("error_rms", sql.Double),
+    sql.Column("noise", sql.Double),
     sql.Column("errors", sql.Text, nullable=False),
     sql.Column("samples", sql.Text, nullable=False),
     sql.Column("seconds", sql.Text, nullable=False),
@@ -57,7 +58,12 @@ RECORDS = sql.Table(
     sql.Index("records_of_code", "ir_hash", "machine", "toolchain"),
 )
 
-MIGRATIONS: tuple[tuple[str, ...], ...] = ()
+FIRST_TABLES = {META.name, ENVIRONMENTS.name, RECORDS.name}
+"""What a database of any schema holds."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    ("ALTER TABLE records ADD COLUMN noise DOUBLE PRECISION",),
+)
 """MIGRATIONS[i] holds the SQL statements that turn schema i + 1 into i + 2."""
 
 Row = dict[str, Any]
@@ -110,6 +116,7 @@ def record_row(record: Record) -> Row:
     data = record.to_dict()
     return data | {
         "key": record.key,
+        "noise": record.noise,  # named in every row, or one without would decide for all
         "algorithm": record.algorithm,
         "seconds_per_call": record.seconds_per_call if record.samples else None,
         "error_rms": record.errors.rms if record.errors else None,

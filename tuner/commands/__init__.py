@@ -15,4 +15,5 @@ def existing(url: str | None) -> Database:
     """The database to look into: an empty one if it is the default's and nothing was tuned."""
     if url is None and not os.path.exists(cache_root() / "fastrun.db"):
         return Database("sqlite://")
-    return Database(url, read_only=True)
+    # One's own is migrated where it is of an older schema, somebody else's left as it is.
+    return Database(url, read_only=url is not None)
