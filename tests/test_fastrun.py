@@ -15,6 +15,7 @@ from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice
 from tuner.database import Database
 from tuner.fastrun import Budget, Progress, fast_run
+from tuner.finals import FINAL
 from tuner.record import Outcome
 from tuner.search import ProblemSearch, next_search, related
 
@@ -42,8 +43,12 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
     assert best.errors is not None
     assert best.errors.max < 1e-4
     naive = [r for r in records if r.algorithm == "naive" and r.problem == str(TINY)]
-    assert len(naive) == 1
+    assert [r.stage for r in naive] == ["screen", "final"]
     assert naive[0].baseline
+    assert {r.stage for r in records} == {"screen", "race", "final"}
+    timed = [r for r in finals if not r.baseline]
+    assert {len(r.samples) for r in timed} == {FINAL.processes * FINAL.rounds}
+    assert all(r.noise is not None for r in timed)
     template, schedule = heuristic_choice(TINY, Cpu.host())
     heuristics = [r for r in records if r.heuristic and r.problem == str(TINY)]
     assert {r.schedule for r in heuristics} == {template.text(schedule)}

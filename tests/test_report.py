@@ -33,7 +33,7 @@ from tuner.standing import (
     Standing,
     is_current,
     network_seconds,
-    ratio_interval,
+    speedup_interval,
     standings,
 )
 from tuner.targets import Target
@@ -130,10 +130,10 @@ def test_pairs_cancel_what_disturbs_both() -> None:
     fields = {"stage": "final", "run": "one"}
     fast = record(mr=8, samples=base, **fields)
     slow = record(mr=6, samples=[1.1 * x for x in base], **fields)
-    low, high = ratio_interval(slow, fast)
+    low, high = speedup_interval(slow, fast)
     assert low == pytest.approx(1.1)
     assert high == pytest.approx(1.1)
-    low, high = ratio_interval(replace(slow, run="another"), fast)
+    low, high = speedup_interval(replace(slow, run="another"), fast)
     assert high - low > 0.1
 
 

@@ -105,6 +105,14 @@ def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
     assert order == first
 
 
+def test_those_surely_slower_leave_a_race_at_the_next_rung() -> None:
+    logs = [Simulated(2e-3), Simulated(2.2e-3), Simulated(2e-3)]
+    timings = interleave(logs, 15, Protocol(), seed=0, rung=5)
+    assert [len(t.samples) for t in timings] == [15, 5, 15]
+    assert [t.complete for t in timings] == [True, False, True]
+    assert len(interleave(logs, 15, Protocol(), seed=0)[1].samples) == 15
+
+
 def test_weight_copies_exceed_twice_the_last_cache() -> None:
     cpu = Cpu.avx2()
     for size in (64, 1000, 9 << 20, 600 << 20):

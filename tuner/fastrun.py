@@ -1,8 +1,8 @@
 """Fast-Run: measure candidates for a network's problems within a budget, and keep every outcome.
 
 A pipeline: while one candidate is verified and timed in the sandbox, the next ones compile on the
-other cores. The last part of the budget goes to a final race of each problem's leaders against
-its heuristic, in fresh processes; what that measures is what counts.
+other cores. The last part of the budget goes to races of each problem's leaders (`tuner.finals`);
+what those measure is what counts.
 """
 
 from __future__ import annotations
@@ -12,36 +12,27 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import permutations
-from types import TracebackType
-from typing import Any, Self
-from uuid import uuid4
+from typing import Any
 
-from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
-from tuner.cores import Cores
 from tuner.database import Database
 from tuner.environment import Environment, toolchain
+from tuner.finals import FINAL, RACE, race
 from tuner.job import Compiled, Job, Limits, Result
-from tuner.operands import Operands, Scratch
+from tuner.measurer import DISTURBED, RETRIES, Measurer
 from tuner.record import Outcome, Record
-from tuner.sandbox import Compiler, Sandbox
 from tuner.search import Candidate, ProblemSearch, next_search, related
 
-FINALISTS = 3
-FINAL_PROCESSES = 3
-FINAL_ROUNDS = 5
-FINAL_SHARE = 0.15  # of the seconds of a budget
+# What is this close to a problem's leader, and so many of them, race; the fastest go to the final.
+NEAR, RACERS, FINALISTS = 1.3, 8, 3
+# The naive loop races in the final too, unless a call of it takes more than these seconds.
+PATIENCE = 0.5
+FINAL_SHARE = 0.15  # of the seconds of a budget goes to races
 
 # Outcomes between two rounds of telling related problems who leads.
 GOSSIP = 25
-
-# A candidate is measured again, so often at most, when the canary or its own samples say that
-# somebody else used the core meanwhile.
-RETRIES = 2
-DISTURBED = 0.25
 
 
 @dataclass(frozen=True)
@@ -106,7 +97,8 @@ def fast_run(
         ValueError: more threads than cores.
         DatabaseError: an outcome cannot be stored.
     """
-    with _Run(database, budget, threads, regime, limits or Limits(), observe) as run:
+    with Measurer(threads, regime, limits) as measurer:
+        run = _Run(database, budget, measurer, observe)
         run.prepare(problems, seed, algorithms, max_error)
         try:
             run.search()
@@ -119,43 +111,23 @@ def fast_run(
 
 @dataclass
 class _Run:
-    """One run's processes, searches and clock."""
+    """One run's searches and clock."""
 
     database: Database
     budget: Budget
-    threads: int
-    regime: str
-    limits: Limits
+    measurer: Measurer
     observe: Callable[[Progress], None] | None
-    name: str = field(default_factory=lambda: uuid4().hex[:12])
     searches: list[ProblemSearch] = field(default_factory=list)
     trials: int = 0
     known: int = 0
 
-    def __enter__(self) -> Self:
+    def __post_init__(self) -> None:
         self._begin = time.monotonic()
-        self._cpu, self._toolchain = Cpu.host(), toolchain()
-        self._operands: dict[ConvProblem, Operands] = {}
         self._proposed = Counter[ConvProblem]()
-        cores = Cores.split(self.threads)
-        with ExitStack() as stack:
-            stack.enter_context(cores.keep_clear())
-            self._scratch = stack.enter_context(Scratch())
-            self._compiler = stack.enter_context(Compiler(cores, self._cpu, self.limits))
-            self._sandbox = stack.enter_context(Sandbox(cores, self.limits))
-            self._stack = stack.pop_all()
         # Where compiling must pause for timing, it pauses for several candidates at once.
+        cores = self.measurer.cores
         self._batch = 2 * len(cores.compiling) if cores.shared else 1
         self._ahead = self._batch + 2 * len(cores.compiling)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.__exit__(kind, error, trace)
 
     def prepare(
         self,
@@ -165,15 +137,16 @@ class _Run:
         max_error: float,
     ) -> None:
         """Make the searches and teach them what the database knows."""
-        self.database.add_environment(Environment.host(), self.name)
+        measurer = self.measurer
+        self.database.add_environment(Environment.host(), measurer.run)
         for problem, occurrences in problems:
-            search = ProblemSearch(problem, occurrences, self._cpu, seed, algorithms, max_error)
+            search = ProblemSearch(problem, occurrences, measurer.cpu, seed, algorithms, max_error)
             stored = self.database.records(
                 problem=str(problem),
-                machine=self._cpu.fingerprint,
-                threads=self.threads,
-                regime=self.regime,
-                toolchain=self._toolchain,
+                machine=measurer.cpu.fingerprint,
+                threads=measurer.threads,
+                regime=measurer.regime,
+                toolchain=toolchain(),
             )
             self.known += search.replay(stored)
             self.searches.append(search)
@@ -189,11 +162,11 @@ class _Run:
                 candidate = self._propose()
                 if candidate is None:
                     break
-                operands = self._operands_of(candidate.problem)
-                compiling[self._compiler.submit(operands, candidate.text)] = candidate
+                compiled = self.measurer.compile(candidate.problem, candidate.text)
+                compiling[compiled] = candidate
             if timing is None and ready and (len(ready) >= self._batch or not compiling):
                 batch = [ready.popleft() for _ in range(min(len(ready), self._batch))]
-                timing = self._sandbox.submit_all([self._job(*b) for b in batch]), batch
+                timing = self.measurer.sandbox.submit_all([self._job(*b) for b in batch]), batch
             if not compiling and timing is None:
                 return
             futures: list[Future[Any]] = [*compiling, *([timing[0]] if timing else [])]
@@ -215,40 +188,21 @@ class _Run:
                     self._remember(candidate, outcome, None)
 
     def finals(self) -> None:
-        """Race each problem's leaders against its heuristic, in fresh processes."""
-        programs: dict[Candidate, Compiled] = {}
-        compiling = {
-            candidate: self._compiler.submit(self._operands_of(search.problem), candidate.text)
-            for search in self.searches
-            for candidate in self._finalists(search)
-        }
-        for candidate, future in compiling.items():
-            compiled = future.result()
-            if isinstance(compiled, Compiled):
-                programs[candidate] = compiled
-        results: dict[Candidate, Result] = {}
-        for process in range(FINAL_PROCESSES):
-            if process and self.budget.seconds and self._elapsed > self.budget.seconds:
-                break  # a budget that is short of time gets fewer processes, not more time
-            self._sandbox.restart()
-            for search in self.searches:
-                racing = [c for c in programs if c.problem == search.problem]
-                if not racing:
-                    continue
-                jobs = [replace(self._job(c, programs[c]), incumbent=search.best) for c in racing]
-                found = self._sandbox.race(jobs, FINAL_ROUNDS, seed=process).result()
-                for candidate, result in zip(racing, found, strict=True):
-                    results[candidate] = _joined(results.get(candidate), result)
-                self._tell("final", None)
-        for candidate, result in results.items():
-            programs[candidate].discard()
-            self._remember(candidate, result, programs[candidate], stage="final")
+        """Race each problem's leaders, then the fastest with the heuristic and the naive loop."""
+        leaders = {s.problem: self._leaders(s) for s in self.searches}
+        raced: dict[ConvProblem, list[Record]] = {problem: [] for problem in leaders}
+        for record in race(self.measurer, leaders, RACE, self._in_time):
+            self._store(record)
+            raced[ConvProblem.parse(record.problem)].append(record)
+        finalists = {s.problem: _finalists(s, raced[s.problem]) for s in self.searches}
+        for record in race(self.measurer, finalists, FINAL, self._in_time):
+            self._store(record)
         self._tell("done", None)
 
     def summary(self, interrupted: bool) -> Summary:
         """What has been done so far."""
         return Summary(
-            self.name, self.searches, self.trials, self.known, self._elapsed, interrupted
+            self.measurer.run, self.searches, self.trials, self.known, self._elapsed, interrupted
         )
 
     def _propose(self) -> Candidate | None:
@@ -265,65 +219,41 @@ class _Run:
             live.remove(search)
         return None
 
-    def _finalists(self, search: ProblemSearch) -> list[Candidate]:
-        """The fastest schedules so far, and the heuristic's."""
+    def _leaders(self, search: ProblemSearch) -> list[str]:
+        """The fastest schedules so far that are worth racing against each other."""
         ranked = sorted(search.measured.values(), key=lambda r: r.seconds_per_call)
-        texts = [r.schedule for r in ranked if not r.baseline][:FINALISTS]
-        return [search.candidate(text) for text in dict.fromkeys([*texts, search.heuristic])]
-
-    def _operands_of(self, problem: ConvProblem) -> Operands:
-        if problem not in self._operands:
-            self._operands[problem] = Operands.make(problem, self._scratch)
-        return self._operands[problem]
+        near = [
+            r.schedule
+            for r in ranked
+            if not r.baseline and r.seconds_per_call <= NEAR * search.best
+        ]
+        return near[:RACERS]
 
     def _job(self, candidate: Candidate, program: Compiled) -> Job:
-        search = next(s for s in self.searches if s.problem == candidate.problem)
+        search = self._search_of(candidate.problem)
         # A baseline is slow by nature and is measured whatever the incumbent.
         incumbent = math.inf if candidate.template.baseline else search.best
-        return Job(
-            program,
-            self._operands[candidate.problem],
-            threads=self.threads,
-            regime=self.regime,
-            limits=self.limits,
-            incumbent=incumbent,
-        )
+        return self.measurer.job(candidate.problem, program, incumbent)
 
-    def _remember(
-        self,
-        candidate: Candidate,
-        result: Result,
-        program: Compiled | None,
-        stage: str = "screen",
-    ) -> None:
-        """Store an outcome, learn from it, pass it on."""
-        record = Record(
-            problem=str(candidate.problem),
-            schedule=candidate.text,
-            machine=self._cpu.fingerprint,
-            threads=self.threads,
-            regime=self.regime,
-            toolchain=self._toolchain,
-            ir_hash=program.ir_hash if program else "",
-            outcome=result.outcome,
-            reason=result.reason,
-            stage=stage,
-            samples=result.samples,
-            errors=result.errors,
-            workspace=program.workspace(self.threads) if program else 0,
-            seconds={**(program.seconds if program else {}), **result.seconds},
-            baseline=candidate.template.baseline,
-            heuristic=candidate.heuristic,
-            run=self.name,
-            noise=result.noise,
-        )
-        self.database.add(record)
-        search = next(s for s in self.searches if s.problem == candidate.problem)
-        search.tell(record)
-        self.trials += stage == "screen"
-        if stage == "screen" and self.trials % GOSSIP == 0:
+    def _remember(self, candidate: Candidate, result: Result, program: Compiled | None) -> None:
+        """Store the outcome of a trial, learn from it, pass it on."""
+        self.trials += 1
+        self._store(self.measurer.record(candidate.problem, candidate.text, result, program))
+        if self.trials % GOSSIP == 0:
             self._gossip()
-        self._tell("search" if stage == "screen" else stage, record)
+
+    def _store(self, record: Record) -> None:
+        self.database.add(record)
+        self._search_of(ConvProblem.parse(record.problem)).tell(record)
+        self._tell("search" if record.stage == "screen" else "final", record)
+
+    def _search_of(self, problem: ConvProblem) -> ProblemSearch:
+        return next(s for s in self.searches if s.problem == problem)
+
+    def _in_time(self) -> bool:
+        """Whether another process of races is affordable: a short budget gets fewer."""
+        self._tell("final", None)
+        return not self.budget.seconds or self._elapsed <= self.budget.seconds
 
     def _gossip(self) -> None:
         """Let related problems try each other's leaders."""
@@ -348,11 +278,10 @@ def _disturbed(result: Result) -> bool:
     return max(result.noise or 0.0, spread) > DISTURBED
 
 
-def _joined(before: Result | None, result: Result) -> Result:
-    """The samples of several processes as one result; a failure in any of them is the outcome."""
-    if before is None or before.outcome != Outcome.CORRECT:
-        return before or result
-    if result.outcome != Outcome.CORRECT:
-        return result
-    noise = max(before.noise or 0.0, result.noise or 0.0)
-    return replace(result, samples=before.samples + result.samples, noise=noise)
+def _finalists(search: ProblemSearch, raced: Sequence[Record]) -> list[str]:
+    """The fastest of those raced, the heuristic's and, unless it is too slow, the naive loop."""
+    correct = [r for r in raced if r.outcome == Outcome.CORRECT]
+    fastest = sorted(correct, key=lambda r: r.seconds_per_call)[:FINALISTS]
+    naive = [r.schedule for r in search.measured.values() if r.algorithm == "naive"]
+    patient = naive if search.naive <= PATIENCE else []
+    return list(dict.fromkeys([*(r.schedule for r in fastest), search.heuristic, *patient]))

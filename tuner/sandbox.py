@@ -73,15 +73,18 @@ class Sandbox(_Context):
             self._check(job)
         return self._workers.submit(self._run_all, list(jobs))
 
-    def race(self, jobs: Sequence[Job], rounds: int, seed: int = 0) -> Future[list[Result]]:
+    def race(
+        self, jobs: Sequence[Job], rounds: int, seed: int = 0, rung: int = 0
+    ) -> Future[list[Result]]:
         """Verify all candidates, then time the correct ones in `rounds` interleaved rounds.
 
-        Sample i of every result is of round i; the first job's protocol holds for all. If the
-        process dies, all share that result.
+        Sample i of every result is of round i; the first job's blocks hold for all. After every
+        `rung` rounds, where that is given, those leave that are surely slower than the fastest. If
+        the process dies, all share that result.
         """
         for job in jobs:
             self._check(job)
-        return self._workers.submit(self._race, list(jobs), rounds, seed)
+        return self._workers.submit(self._race, list(jobs), rounds, seed, rung)
 
     def restart(self) -> None:
         """Run what is submitted from now on in a fresh process: its memory lies elsewhere."""
@@ -101,11 +104,11 @@ class Sandbox(_Context):
                 for job in jobs
             ]
 
-    def _race(self, jobs: list[Job], rounds: int, seed: int) -> list[Result]:
+    def _race(self, jobs: list[Job], rounds: int, seed: int, rung: int) -> list[Result]:
         timeout = sum(job.timeout(rounds) for job in jobs)
         with self._cores.timing_turn():
             found = self._guarded(
-                worker.run_race, (jobs, rounds, seed, self._cores.timing), timeout
+                worker.run_race, (jobs, rounds, seed, rung, self._cores.timing), timeout
             )
         return found * len(jobs) if len(found) < len(jobs) else found
 

@@ -7,23 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import ScheduleError, parse_schedule
 from tuner.database import Database
 from tuner.environment import toolchain
+from tuner.intervals import ratio_interval
 from tuner.record import Record
 
 PRACTICAL = 1.03
 """A schedule that is not surely this much faster than another counts as equal to it."""
-
-ENOUGH = 5
-"""Samples below which no interval is worth giving."""
-
-_RESAMPLES = 2000
 
 # Older records that are built again to see whether they still hold.
 _LOOKS = 8
@@ -63,7 +56,7 @@ class Standing:
         """The 95 % interval of `over_heuristic`; NaN where there are too few samples."""
         if not (self.best and self.heuristic):
             return math.nan, math.nan
-        return ratio_interval(self.heuristic, self.best)
+        return speedup_interval(self.heuristic, self.best)
 
     @property
     def verdict(self) -> str:
@@ -165,24 +158,11 @@ def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
     return naive, heuristic, best
 
 
-def ratio_interval(slower: Record, faster: Record) -> tuple[float, float]:
-    """The bootstrapped 95 % interval of how many times `faster` is faster than `slower`.
+def speedup_interval(slower: Record, faster: Record) -> tuple[float, float]:
+    """The 95 % interval of how many times `faster` is faster than `slower`; NaN if unknown.
 
-    Samples that one run took in interleaved rounds are drawn in pairs, so that what disturbed
-    both cancels. NaN with fewer than `ENOUGH` samples.
+    What one run's race timed in interleaved rounds is compared in pairs.
     """
-    a, b = np.array(slower.samples), np.array(faster.samples)
-    if min(len(a), len(b)) < ENOUGH:
-        return math.nan, math.nan
-    draw = np.random.default_rng(0)
-    paired = (slower.run, slower.stage, len(a)) == (faster.run, "final", len(b))
-    i = draw.integers(len(a), size=(_RESAMPLES, len(a)))
-    j = i if paired else draw.integers(len(b), size=(_RESAMPLES, len(b)))
-    low, high = np.quantile(_lower_quartiles(a[i]) / _lower_quartiles(b[j]), (0.025, 0.975))
-    return float(low), float(high)
-
-
-def _lower_quartiles(samples: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`Record.seconds_per_call` of every row."""
-    faster = np.sort(samples, axis=1)[:, : (samples.shape[1] + 1) // 2]
-    return np.asarray(np.median(faster, axis=1))
+    ours = (slower.run, slower.stage, len(slower.samples))
+    paired = ours == (faster.run, "final", len(faster.samples))
+    return ratio_interval(slower.samples, faster.samples, paired)

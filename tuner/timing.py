@@ -17,6 +17,8 @@ from pathlib import Path
 
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.core.cpu import Cpu
+from tuner.intervals import ratio_interval
+from tuner.record import typical
 
 # Runs a candidate so many times in native code and returns the seconds for all of them.
 Calls = Callable[[int], float]
@@ -82,20 +84,32 @@ def calibrate(calls: Calls, block: float) -> tuple[int, float]:
 
 
 def interleave(
-    candidates: Sequence[Calls], rounds: int, protocol: Protocol, seed: int
+    candidates: Sequence[Calls], rounds: int, protocol: Protocol, seed: int, rung: int = 0
 ) -> list[Timing]:
     """Time several candidates against each other: in every round each runs one block.
 
     The order within a round is random. Sample i of every candidate is of round i, so that what
-    disturbs one round disturbs all of its samples and ratios can be taken in pairs.
+    disturbs one round disturbs all of its samples and ratios can be taken in pairs. After every
+    `rung` rounds, where that is given, those leave that are surely slower than the fastest.
     """
     order = random.Random(seed)
     repeats = [calibrate(calls, protocol.block)[0] for calls in candidates]
     samples: list[list[float]] = [[] for _ in candidates]
-    for _ in range(rounds):
-        for i in order.sample(range(len(candidates)), len(candidates)):
+    running = list(range(len(candidates)))
+    for done in range(1, rounds + 1):
+        for i in order.sample(running, len(running)):
             samples[i].append(candidates[i](repeats[i]) / repeats[i])
-    return [Timing(tuple(s), n) for s, n in zip(samples, repeats, strict=True)]
+        if rung and done % rung == 0 and done < rounds:
+            fastest = min((samples[i] for i in running), key=typical)
+            running = [i for i in running if not _surely_slower(samples[i], fastest)]
+    return [
+        Timing(tuple(s), n, complete=len(s) == rounds)
+        for s, n in zip(samples, repeats, strict=True)
+    ]
+
+
+def _surely_slower(samples: Sequence[float], fastest: Sequence[float]) -> bool:
+    return samples is not fastest and ratio_interval(samples, fastest, paired=True)[0] > 1
 
 
 def weight_copies(weight_bytes: int, cpu: Cpu) -> int:

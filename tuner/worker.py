@@ -58,20 +58,29 @@ def run_one(job: Job, cores: Sequence[int]) -> list[Result]:
     return [_finish(candidate, result, timing, max(noise, canary()), begin)]
 
 
-def run_race(jobs: Sequence[Job], rounds: int, seed: int, cores: Sequence[int]) -> list[Result]:
-    """Verify all candidates, then time the correct ones in interleaved rounds."""
+def run_race(
+    jobs: Sequence[Job], rounds: int, seed: int, rung: int, cores: Sequence[int]
+) -> list[Result]:
+    """Verify all candidates, then time the correct ones in interleaved rounds.
+
+    One whose call takes as long as its protocol calls slow is left at the call that verified it.
+    """
     verified = [_verify(job, Arena(), cores) for job in jobs]
-    racing = {i: candidate for i, (candidate, _, _) in enumerate(verified) if candidate}
+    correct = {i: candidate for i, (candidate, _, _) in enumerate(verified) if candidate}
+    slow = {i: verified[i][2] for i in correct if verified[i][2] >= jobs[i].protocol.slow}
+    racing = [i for i in correct if i not in slow]
     begin = time.perf_counter()
-    for candidate in racing.values():
-        candidate.cool()
+    for i in racing:
+        correct[i].cool()
     noise = canary()
-    calls = [candidate.calls for candidate in racing.values()]
-    timings = interleave(calls, rounds, jobs[0].protocol, seed)
+    calls = [correct[i].calls for i in racing]
+    timings = interleave(calls, rounds, jobs[0].protocol, seed, rung)
     noise = max(noise, canary())
+    timed = dict(zip(racing, timings, strict=True))
+    timed |= {i: Timing((first,), 1, complete=False) for i, first in slow.items()}
     results = [result for _, result, _ in verified]
-    for (i, candidate), timing in zip(racing.items(), timings, strict=True):
-        results[i] = _finish(candidate, results[i], timing, noise, begin)
+    for i, candidate in correct.items():
+        results[i] = _finish(candidate, results[i], timed[i], noise, begin)
     return results
 
 

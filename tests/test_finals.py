@@ -1,0 +1,102 @@
+"""Races: who runs when, who leaves early, and that one's death is not held against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import replace
+
+import pytest
+
+from kernels.codegen.builder import ARGUMENTS
+from kernels.codegen.jit import compile_object
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import Stage, templates
+from tuner.finals import FINAL, Format, race
+from tuner.job import Compiled, Result
+from tuner.measurer import Measurer, heuristic_text
+from tuner.record import Outcome
+
+P = ConvProblem.parse("conv 1x8x8x8 8x3x3 s1 p1 bias")
+OTHER = ConvProblem.parse("conv 1x8x8x8 8x1x1 s1 p0")
+NAIVE = "naive(layout=NCHW)"
+QUICK = Format("race", processes=2, rounds=5)
+
+
+@pytest.fixture(scope="module")
+def measurer() -> Iterator[Measurer]:
+    with Measurer() as opened:
+        yield opened
+
+
+def test_everybody_runs_in_every_process(measurer: Measurer) -> None:
+    contestants = {P: [heuristic_text(P), NAIVE], OTHER: [heuristic_text(OTHER)]}
+    records = list(race(measurer, contestants, FINAL))
+    assert [(r.problem, r.schedule) for r in records] == [
+        (str(p), s) for p, schedules in contestants.items() for s in schedules
+    ]
+    assert {r.outcome for r in records} == {Outcome.CORRECT}
+    assert {(r.stage, r.run) for r in records} == {("final", measurer.run)}
+    assert {len(r.samples) for r in records} == {FINAL.processes * FINAL.rounds}
+    assert [r.baseline for r in records] == [False, True, False]
+    assert [r.heuristic for r in records] == [True, False, True]
+
+
+def test_no_process_is_begun_when_time_is_up_but_every_problem_is_raced(
+    measurer: Measurer,
+) -> None:
+    contestants = {P: [heuristic_text(P)], OTHER: [heuristic_text(OTHER)]}
+    records = list(race(measurer, contestants, QUICK, lambda: False))
+    assert [len(r.samples) for r in records] == [QUICK.rounds] * 2
+
+
+def test_what_cannot_be_built_is_an_outcome_and_the_others_race(measurer: Measurer) -> None:
+    impossible = heuristic_text(P).replace("NCHW", "XYZ").replace("NHWC", "XYZ")
+    records = {r.schedule: r for r in race(measurer, {P: [impossible, NAIVE]}, QUICK)}
+    assert records[impossible].outcome in (Outcome.CONSTRAINTS, Outcome.COMPILE)
+    assert records[NAIVE].outcome == Outcome.CORRECT
+
+
+def test_an_interrupt_keeps_what_was_measured(measurer: Measurer) -> None:
+    def interrupt() -> bool:
+        raise KeyboardInterrupt
+
+    racing = race(measurer, {P: [NAIVE], OTHER: [NAIVE]}, QUICK, interrupt)
+    first = next(racing)
+    assert (first.problem, len(first.samples)) == (str(P), QUICK.rounds)
+    with pytest.raises(KeyboardInterrupt):
+        next(racing)
+
+
+class WithOneThatDies(Measurer):
+    """A measurer whose naive loops crash."""
+
+    def compile(self, problem: ConvProblem, schedule: str) -> Future[Compiled | Result]:
+        made = super().compile(problem, schedule).result()
+        assert isinstance(made, Compiled)
+        if schedule == NAIVE:
+            pointers = ", ".join(f"ptr %{a}" for a in ARGUMENTS)
+            cpu = Cpu.host()
+            ir = f"""target triple = "{cpu.triple}"
+            define void @dies({pointers}, i64 %begin, i64 %end) {{
+            store volatile float 1.0, ptr null
+            ret void
+            }}"""
+            made = replace(made, code=compile_object(ir, cpu), stages=(Stage("dies", 1),))
+        answer: Future[Compiled | Result] = Future()
+        answer.set_result(made)
+        return answer
+
+
+def test_a_death_is_held_against_the_dead_alone() -> None:
+    direct = templates()["direct"]
+    cpu = Cpu.host()
+    schedules = dict.fromkeys([heuristic_text(P), direct.text(direct.heuristic(P, cpu))])
+    with WithOneThatDies() as measurer:
+        records = {r.schedule: r for r in race(measurer, {P: [*schedules, NAIVE]}, QUICK)}
+    assert (records[NAIVE].outcome, records[NAIVE].samples) == (Outcome.RUNTIME, ())
+    assert "SIGSEGV" in records[NAIVE].reason
+    for schedule in schedules:
+        assert records[schedule].outcome == Outcome.CORRECT
+        assert len(records[schedule].samples) == QUICK.processes * QUICK.rounds

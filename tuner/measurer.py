@@ -1,0 +1,132 @@
+"""Compiles, verifies and times schedules under one set of conditions, and records what comes of it.
+
+A search, a final race and a repetition of one row differ in what they measure and when; how, and
+what of it is stored, is said here.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from concurrent.futures import Future
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Self
+from uuid import uuid4
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import heuristic_choice, templates
+from tuner.cores import Cores
+from tuner.environment import toolchain
+from tuner.job import Compiled, Job, Limits, Result
+from tuner.operands import Operands, Scratch
+from tuner.record import Record
+from tuner.sandbox import Compiler, Sandbox
+from tuner.timing import Protocol
+
+# A candidate is measured again, so often at most, when the canary or its own samples say that
+# somebody else used the core meanwhile.
+RETRIES = 2
+DISTURBED = 0.25
+
+
+class Measurer:
+    """The processes, scratch files and cores of one run, whose name all its records bear.
+
+    A context. `compiler` and `sandbox` answer with futures; `record` makes their answers facts.
+
+    Raises:
+        ValueError: more threads than cores.
+    """
+
+    def __init__(self, threads: int = 1, regime: str = "hot", limits: Limits | None = None) -> None:
+        self.threads, self.regime = threads, regime
+        self.limits = limits or Limits()
+        self.cores, self.cpu = Cores.split(threads), Cpu.host()
+        self.run = uuid4().hex[:12]
+        self._toolchain = toolchain()
+        self._operands: dict[ConvProblem, Operands] = {}
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(self.cores.keep_clear())
+            self._scratch = stack.enter_context(Scratch())
+            self.compiler = stack.enter_context(Compiler(self.cores, self.cpu, self.limits))
+            self.sandbox = stack.enter_context(Sandbox(self.cores, self.limits))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def compile(self, problem: ConvProblem, schedule: str) -> Future[Compiled | Result]:
+        """Make the problem's program with this schedule: a program, or why there is none."""
+        if problem not in self._operands:
+            self._operands[problem] = Operands.make(problem, self._scratch)
+        return self.compiler.submit(self._operands[problem], schedule)
+
+    def job(
+        self,
+        problem: ConvProblem,
+        program: Compiled,
+        incumbent: float = math.inf,
+        protocol: Protocol | None = None,
+    ) -> Job:
+        """What the sandbox is to do with a program that `compile` has made."""
+        return Job(
+            program,
+            self._operands[problem],
+            threads=self.threads,
+            regime=self.regime,
+            protocol=protocol or Protocol(),
+            limits=self.limits,
+            incumbent=incumbent,
+        )
+
+    def record(
+        self,
+        problem: ConvProblem,
+        schedule: str,
+        result: Result,
+        program: Compiled | None,
+        stage: str = "screen",
+    ) -> Record:
+        """The outcome as a fact; `program` is None where there was none to run."""
+        return Record(
+            problem=str(problem),
+            schedule=schedule,
+            machine=self.cpu.fingerprint,
+            threads=self.threads,
+            regime=self.regime,
+            toolchain=self._toolchain,
+            ir_hash=program.ir_hash if program else "",
+            outcome=result.outcome,
+            reason=result.reason,
+            stage=stage,
+            samples=result.samples,
+            errors=result.errors,
+            workspace=program.workspace(self.threads) if program else 0,
+            seconds={**(program.seconds if program else {}), **result.seconds},
+            baseline=is_baseline(schedule),
+            heuristic=schedule == heuristic_text(problem),
+            run=self.run,
+            noise=result.noise,
+        )
+
+
+def is_baseline(schedule: str) -> bool:
+    """Whether the schedule's algorithm exists to be compared with."""
+    return templates()[schedule.partition("(")[0]].baseline
+
+
+@functools.lru_cache(1000)
+def heuristic_text(problem: ConvProblem) -> str:
+    """The schedule that would run on this machine without any measuring."""
+    template, schedule = heuristic_choice(problem, Cpu.host())
+    return template.text(schedule)
