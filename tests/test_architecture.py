@@ -30,6 +30,7 @@ ONLY_HERE = {
     "rich": {"tuner/display.py"},
     "pebble": {"tuner/sandbox.py"},
     "jinja2": {"tuner/report.py"},
+    "PIL": {"tuner/pictures.py"},
 }
 
 

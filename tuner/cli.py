@@ -122,6 +122,46 @@ def _parsers() -> tuple[Parser, list[str]]:
     c.add_argument("--measure", action="store_true", help="verify it and time it now")
     _conditions(c)
 
+    c = command("plan", "print what every step of a network runs, in which layouts, how long")
+    _network(c)
+    c.add_argument("--save", type=Path, metavar="FILE", help="write the plan: it starts anywhere")
+    c.add_argument("--json", action="store_true", help="as JSON")
+
+    c = command("run", "run a network once on arrays or pictures")
+    _network(c)
+    c.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="an array (.npy) or a picture, for one of several inputs as NAME=FILE, or all inputs "
+        "by their names (.npz)",
+    )
+    c.add_argument("--output", type=Path, metavar="FILE", help="write the outputs: .npy or .npz")
+    c.add_argument(
+        "--top", type=_count, default=5, metavar="N", help="classes that are shown (default 5)"
+    )
+    pictures = c.add_argument_group(
+        "pictures", "are scaled to cover the input, cut, and made (value - mean) / std of 0..255"
+    )
+    pictures.add_argument(
+        "--crop", type=_share, default=0.875, metavar="SHARE", help="that is kept (default 0.875)"
+    )
+    pictures.add_argument(
+        "--mean",
+        type=_numbers,
+        default=(123.675, 116.28, 103.53),
+        metavar="R,G,B",
+        help="or one number (default 123.675,116.28,103.53)",
+    )
+    pictures.add_argument(
+        "--std",
+        type=_numbers,
+        default=(58.395, 57.12, 57.375),
+        metavar="R,G,B",
+        help="or one number (default 58.395,57.12,57.375)",
+    )
+
     c = command("report", "write a page, figures and tables about what was measured")
     c.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that was measured")
     c.add_argument("--out", type=Path, metavar="DIR", help="default: results/ and the machine")
@@ -147,6 +187,27 @@ def _parsers() -> tuple[Parser, list[str]]:
     return parser, list(commands.choices)
 
 
+def _network(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a built-in network or an ONNX file")
+    _thread_count(parser)
+    parser.add_argument(
+        "--policy",
+        choices=("cached", "heuristic"),
+        default="cached",
+        help="what was measured and else the heuristic (default), or the heuristic alone",
+    )
+    parser.add_argument("--plan", type=Path, metavar="FILE", help="choose nothing: follow this")
+    parser.add_argument(
+        "--shape",
+        type=_shape,
+        action="append",
+        default=[],
+        metavar="NAME=1x3x224x224",
+        help="the shape of an input, where it is open or another one is wanted",
+    )
+    _database(parser)
+
+
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=_positive, metavar="S", help="wall time (default: 8 per problem)"
@@ -154,10 +215,14 @@ def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=_count, metavar="N", help="candidates per problem")
 
 
-def _conditions(parser: argparse.ArgumentParser) -> None:
+def _thread_count(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=_threads, default=1, metavar="T", help="that run a kernel (default 1)"
     )
+
+
+def _conditions(parser: argparse.ArgumentParser) -> None:
+    _thread_count(parser)
     parser.add_argument(
         "--regime",
         choices=("hot", "cold-weights"),
@@ -204,6 +269,27 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _share(text: str) -> float:
+    value = _positive(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of at most 1")
+    return value
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number or several: R,G,B") from None
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    name, _, sizes = text.rpartition("=")
+    if not name or not all(size.isdecimal() for size in sizes.split("x")):
+        raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=1x3x224x224")
+    return name, tuple(map(int, sizes.split("x")))
 
 
 def _threads(text: str) -> int:

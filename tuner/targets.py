@@ -19,7 +19,12 @@ class Target:
     @property
     def is_network(self) -> bool:
         """Whether the name is that of a network, so that the sum over its problems means much."""
-        return not self.name.startswith("conv ")
+        return not is_problem(self.name)
+
+
+def is_problem(text: str) -> bool:
+    """Whether a text is, or would be, that of a problem."""
+    return text.split()[:1] == ["conv"]
 
 
 def read_target(text: str) -> Target:
@@ -29,7 +34,7 @@ def read_target(text: str) -> Target:
         ProblemError: it looks like a problem's text and is none.
         GraphError: there is no such network or file, or it cannot be used.
     """
-    if text.split()[:1] == ["conv"]:
+    if is_problem(text):
         problem = ConvProblem.parse(text)
         return Target(str(problem), ((problem, 1),))
     # Reading a problem's text takes no ONNX.

@@ -1,10 +1,11 @@
-"""`fastrun show`: a kernel taken apart, or the problems of a network."""
+"""`fastrun show`: a kernel taken apart, or what the passes make of a network."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kernels.codegen.jit import compile_assembly
 from kernels.core.cpu import Cpu
@@ -20,18 +21,21 @@ from tuner.commands import existing
 from tuner.display import grid, screen
 from tuner.machine import probe
 from tuner.record import Record
-from tuner.targets import Target, read_target
+from tuner.targets import is_problem
 from tuner.units import percent, plural, significant
+
+if TYPE_CHECKING:  # a kernel takes no ONNX
+    from graph.model import Graph
+    from graph.problems import DistinctProblem
 
 
 def run(arguments: Namespace) -> int:
-    """Take a kernel apart, or list a network's problems."""
-    target = read_target(arguments.target)
-    if target.is_network:
-        return _show_network(target)
+    """Take a kernel apart, or say what the passes make of a network."""
+    if not is_problem(arguments.target):
+        return _show_network(arguments.target)
     from tuner.show import Kernel, algorithm_lines, kernel_lines, problem_lines
 
-    problem, cpu = target.problems[0][0], Cpu.host()
+    problem, cpu = ConvProblem.parse(arguments.target), Cpu.host()
     with existing(arguments.db) as database:
         where = (problem, cpu.fingerprint, arguments.threads, arguments.regime)
         ranking = database.ranking(*where, include_baselines=True)
@@ -77,16 +81,47 @@ def _pick(
     return *heuristic_choice(problem, cpu), "heuristic"
 
 
-def _show_network(target: Target) -> int:
-    total = sum(count * p.macs for p, count in target.problems)
+def _show_network(name: str) -> int:
+    from graph.networks import load_network
+    from graph.passes import PASSES
+    from graph.problems import convolutions
+
+    graph = load_network(name)
+    print(f"{graph.summary()}\n")
+    before, rows = _works(graph), [("as imported", str(len(graph.nodes)), "", "")]
+    for optimise in PASSES:
+        graph = optimise(graph)
+        after = _works(graph)
+        if after != before:
+            gone, new = _listed(before - after), _listed(after - before)
+            rows.append((optimise.__name__, str(len(graph.nodes)), gone, new))
+        before = after
+    grid(screen(), ("pass", "nodes>", "takes out", "puts in"), rows)
+    print(f"\n{graph.summary()}\n")
+    _print_problems(name, convolutions(graph))
+    return 0
+
+
+def _works(graph: Graph) -> Counter[str]:
+    return Counter(node.work for node in graph.nodes)
+
+
+def _listed(works: Counter[str]) -> str:
+    return ", ".join(f"{count} {work}" for work, count in works.most_common())
+
+
+def _print_problems(name: str, found: Sequence[DistinctProblem]) -> None:
+    if not found:
+        print(f"{name}: no convolution: nothing to tune")
+        return
+    total = sum(count * p.macs for p, count, _ in found)
     rows = [
         (str(p), str(count), significant(p.macs / 1e6), percent(count * p.macs / total))
-        for p, count in target.problems
+        for p, count, _ in found
     ]
     grid(screen(), ("problem", "n>", "MMAC>", "of all>"), rows)
-    number = sum(count for _, count in target.problems)
+    number = sum(count for _, count, _ in found)
     print(
-        f"{target.name}: {plural(number, 'convolution')}, {len(rows)} distinct, "
+        f"{name}: {plural(number, 'convolution')}, {len(rows)} distinct, "
         f"{significant(total / 1e6)} million multiply-adds"
     )
-    return 0
