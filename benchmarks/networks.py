@@ -1,17 +1,12 @@
-"""Our networks and other engines' as whole networks.
+"""Our networks and other engines' as whole networks; `fastrun bench` is the command.
 
-    python -m benchmarks.networks [MODEL ...] [--threads 1,2] [--engines ours,ort,...] [--json OUT]
-
-A MODEL is a built-in network or an ONNX file; without any, all built-in ones. Every engine is
-checked against float64 before it is timed. A call takes its input where it lies and leaves its
-output where the engine does, as in a loop over frames.
+Every engine is checked against float64 before it is timed. A call takes its input where it lies
+and leaves its output where the engine does, as in a loop over frames.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import ours, report
+from benchmarks import ours
 from benchmarks.peers import Array
 from benchmarks.race import Entrant, calls_of, judged, peer, race
 from benchmarks.report import Heat
@@ -28,7 +23,9 @@ from graph import reference, zoo
 from graph.errors import GraphError
 from graph.model import Graph
 from graph.networks import load_network
-from tuner.units import plural
+
+ROUNDS = 10
+"""Samples of each engine, unless told otherwise."""
 
 WRONG = 1e-3
 """The rms error of a network's output, relative to the output's, that is not timed."""
@@ -94,41 +91,3 @@ def _ours(
     note = "; ".join(str(w.message) for w in said)
     entrant = Entrant(ours.NAME, calls_of(session), note=note)
     return judged(entrant, session.run(inputs), truth, WRONG)
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command; 2 if it is used wrongly."""
-    parser = ArgumentParser(
-        prog="python -m benchmarks.networks", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="a network or an ONNX file")
-    report.add_options(parser, rounds=10)
-    arguments = parser.parse_args(words)
-    peers = report.usable(arguments.engines)
-    report.introduce(peers, {})
-    engines = [e for e in arguments.engines if e == ours.NAME or e in peers]
-    found: list[Heat] = []
-    for name in arguments.models or zoo.NAMES:
-        report.notice(name)
-        try:
-            found += heats(name, arguments.threads, engines, arguments.rounds, arguments.db)
-        except (GraphError, OSError) as error:
-            print(error, file=sys.stderr)
-            return 2
-    for count in arguments.threads:
-        group = [h for h in found if h.threads == count]
-        print(f"\n{plural(count, 'thread')}")
-        report.times_table(group)
-        report.means_table(group)
-    report.scaling_table(found)
-    report.remarks(found)
-    for note in dict.fromkeys(lap.note for h in found for lap in h.laps if lap.samples):
-        if note:
-            print(f"{ours.NAME}: {note}")
-    if arguments.json:
-        report.write_json(arguments.json, found, arguments)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What both benchmarks share: command line, tables of ratios, JSON."""
+"""What benchmarks of layers and of networks share: tables of ratios, JSON."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import statistics
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 from benchmarks import ours, peers
 from benchmarks.race import LOOSE, Lap
-from kernels.core.cpu import Cpu
 from tuner.display import grid, screen
 from tuner.environment import Environment
 from tuner.machine import probe
@@ -55,25 +53,6 @@ class Heat:
         """How many times faster we are than an engine; NaN if either is missing."""
         quotient = self.seconds(engine) / self.seconds(ours.NAME)
         return quotient if 0 < quotient < math.inf else math.nan
-
-
-def add_options(parser: ArgumentParser, rounds: int) -> None:
-    """The options of both benchmarks."""
-    parser.add_argument(
-        "--engines",
-        type=_engine_names,
-        default=list(ENGINES),
-        help=f"which of {','.join(ENGINES)} (default: all)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_thread_counts,
-        default=[1],
-        help="thread counts, such as 1,2 (default: 1)",
-    )
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"default: {rounds}")
-    parser.add_argument("--db", help="database of tuned schedules (default: the usual one)")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="write all samples to this file")
 
 
 def usable(engines: Iterable[str]) -> list[str]:
@@ -160,7 +139,7 @@ def remarks(heats: Sequence[Heat]) -> None:
                 print(f"{where}: rms error {lap.errors.rms:.1e} of the output's rms")
 
 
-def write_json(path: Path, heats: Sequence[Heat], arguments: Namespace) -> None:
+def write_json(path: Path, heats: Sequence[Heat]) -> None:
     """Write everything that was measured: raw samples in seconds per call, overhead included."""
     engines = [e for e in _engines(heats) if e != ours.NAME]
     results = [
@@ -183,7 +162,6 @@ def write_json(path: Path, heats: Sequence[Heat], arguments: Namespace) -> None:
         "environment": Environment.host().to_dict(),
         "machine": asdict(probe()),
         "engines": {e: peers.engine(e).version() for e in engines},
-        "rounds": arguments.rounds,
         "results": results,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")
@@ -213,18 +191,3 @@ def _long(heat: Heat, engine: str) -> bool:
 
 def _finite(seconds: float) -> float | None:
     return seconds if math.isfinite(seconds) else None
-
-
-def _engine_names(text: str) -> list[str]:
-    names = text.split(",")
-    unknown = [name for name in names if name not in ENGINES]
-    if unknown:
-        raise ArgumentTypeError(f"unknown engine {unknown[0]!r}: there are {', '.join(ENGINES)}")
-    return names
-
-
-def _thread_counts(text: str) -> list[int]:
-    words, cores = text.split(","), Cpu.host().cores
-    if not all(word.isdecimal() and 1 <= int(word) <= cores for word in words):
-        raise ArgumentTypeError(f"{text!r}: expected numbers from 1 to {cores}, the cores here")
-    return [int(word) for word in words]

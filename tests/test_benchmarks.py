@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from benchmarks import layers, networks, ours, peers, race, report
+from benchmarks import layers, ours, peers, race, report
 from benchmarks.one_layer import one_layer
 from benchmarks.peers import Array, LoadError
 from benchmarks.race import Entrant, Lap
@@ -20,6 +20,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.reference import convolve, random_operands
 from kernels.core.template import heuristic_choice, templates
+from tuner.cli import main
 from tuner.database import Database
 from tuner.environment import toolchain
 from tuner.operands import Operands, Scratch
@@ -28,30 +29,26 @@ from tuner.record import Outcome, Record
 TINY = "conv 1x16x6x5 24x3x3 s2 p1 bias add relu6"
 
 
-@pytest.fixture
-def tiny_file(tmp_path: Path) -> Path:
-    path = tmp_path / "layers.json"
-    path.write_text(json.dumps([{"name": "tiny", "group": "3x3", "problem": TINY}]))
-    return path
+def bench(*words: str | Path) -> int:
+    return main(["bench", *map(str, words)])
 
 
 def test_every_layer_of_the_list_is_a_problem_with_a_name_of_its_own() -> None:
-    found = layers.read_layers(layers.LAYERS)
+    found = layers.published()
     assert len({x.name for x in found}) == len(found)
     assert len({x.problem for x in found}) == len(found)
 
 
-def test_filter_looks_at_group_name_and_problem() -> None:
+def test_layers_are_found_by_group_name_and_problem() -> None:
     for text in ("depthwise", "SqueezeNet", "7x7 s2"):
-        found = layers.read_layers(layers.LAYERS, text)
-        assert 0 < len(found) < len(layers.read_layers(layers.LAYERS))
+        assert 0 < len(layers.published(text)) < len(layers.published())
 
 
-def test_ours_alone(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "out.json"
-    words = ["--layers", tiny_file, "--engines", "ours", "--rounds", "2", "--json", out]
-    assert layers.main([*map(str, words), "--db", str(_empty_database(tmp_path))]) == 0
-    assert "tiny" in capsys.readouterr().out
+def test_ours_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, database = tmp_path / "out.json", _empty_database(tmp_path)
+    words = (TINY, "--peers", "none", "--rounds", "2", "--json", out, "--db", database)
+    assert bench(*words) == 0
+    assert TINY in capsys.readouterr().out
     [result] = json.loads(out.read_text())["results"]
     assert result["engine"] == "ours"
     assert result["note"].startswith("heuristic: ")
@@ -60,15 +57,14 @@ def test_ours_alone(tiny_file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_missing_peer_is_left_out_with_a_notice(
-    tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     find = importlib.util.find_spec
     absent = {"MNN": None}
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda x: absent[x] if x in absent else find(x)
     )
-    words = ["--layers", str(tiny_file), "--engines", "ours,mnn", "--rounds", "1"]
-    assert layers.main(words) == 0
+    assert bench(TINY, "--peers", "mnn", "--rounds", "1") == 0
     printed = capsys.readouterr()
     assert "mnn is left out: MNN is not installed: pip install" in printed.err
     assert "mnn" not in printed.out
@@ -92,11 +88,10 @@ def test_peer_computes_a_layer(name: str, inner: bool) -> None:
             assert race.errors_of(found, truth).rms < race.LOOSE
 
 
-def test_onnxruntime_in_turns_with_ours(tiny_file: Path, tmp_path: Path) -> None:
+def test_onnxruntime_in_turns_with_ours(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     out = tmp_path / "out.json"
-    words = ["--layers", tiny_file, "--engines", "ours,ort", "--rounds", "3", "--json", out]
-    assert layers.main([str(word) for word in words]) == 0
+    assert bench(TINY, "--peers", "ort", "--rounds", "3", "--json", out) == 0
     ours_, ort = json.loads(out.read_text())["results"]
     assert len(ours_["samples"]) == len(ort["samples"]) == 3
     assert 0 < ort["seconds"] < np.median(ort["samples"])
@@ -173,8 +168,7 @@ def test_ratios_and_means() -> None:
 
 def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.json"
-    words = ["shufflenetv2", "--engines", "ours", "--rounds", "2", "--json", out]
-    assert networks.main([str(word) for word in words]) == 0
+    assert bench("shufflenetv2", "--peers", "none", "--rounds", "2", "--json", out) == 0
     assert "shufflenetv2" in capsys.readouterr().out
     [result] = json.loads(out.read_text())["results"]
     assert result["errors"]["rms"] < race.LOOSE
@@ -191,30 +185,34 @@ def test_network_file_with_an_open_batch_size(
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.save(model, tmp_path / "small.onnx")
-    words = [tmp_path / "small.onnx", "--engines", "ort", "--rounds", "1"]
-    assert networks.main([str(word) for word in words]) == 0
-    assert "small" in capsys.readouterr().out
+    assert bench(tmp_path / "small.onnx", "--peers", "ort", "--rounds", "1") == 0
+    assert "not timed" not in (out := capsys.readouterr().out)
+    assert "small" in out
 
 
-@pytest.mark.parametrize("words", [["--threads", "0"], ["--threads", "9999"], ["--engines", "x"]])
-def test_impossible_options_are_refused(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--threads", "0"], "at least 1"),
+        (["--threads", "1,9999"], "9999 threads"),
+        (["--peers", "ort,tflow"], "no peer 'tflow': there are ort, openvino"),
+        (["resnet81"], "did you mean resnet18"),
+        (["shufflenetv2", "conv 1x8"], "not a problem"),
+        (["--layers", "no such words"], "no layer's description has"),
+        ([TINY, "--json", "no/such/folder.json"], "no/such/folder.json"),
+    ],
+)
+def test_mistakes_take_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        layers.main(words)
-    assert "expected numbers" in (error := capsys.readouterr().err) or "unknown engine" in error
-
-
-def test_no_such_network_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert networks.main(["resnet81", "--engines", "ours"]) == 2
-    assert "did you mean resnet18" in capsys.readouterr().err
-
-
-def test_unknown_layer_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "layers.json"
-    path.write_text('[{"name": "x"}]')
-    assert layers.main(["--layers", str(path)]) == 2
-    assert "not a list of layers" in capsys.readouterr().err
+    try:
+        code = bench(*words)
+    except SystemExit as leaving:
+        code = int(str(leaving.code))
+    assert code == 2
+    mistake = capsys.readouterr().err
+    assert mistake.count("\n") == 1
+    assert message in mistake
 
 
 def _empty_database(folder: Path) -> Path:

@@ -49,3 +49,6 @@ def test_an_installed_wheel_tunes_a_layer(tmp_path: Path) -> None:
     assert problem in out
     best = run(clean / "bin/fastrun", "best", problem, "--json", cwd=tmp_path, **cache)
     assert json.loads(best)
+    layer = ("--layers", "ShuffleNetV2 58@28", "--peers", "none", "--rounds", "1")
+    out = run(clean / "bin/fastrun", "bench", *layer, cwd=tmp_path, **cache)
+    assert "ShuffleNetV2 58@28" in out

@@ -162,6 +162,30 @@ def _parsers() -> tuple[Parser, list[str]]:
         help="or one number (default 58.395,57.12,57.375)",
     )
 
+    c = command("bench", "time networks and layers in turns with other inference engines")
+    c.add_argument("targets", nargs="*", metavar="TARGET", help="default: all built-in networks")
+    c.add_argument(
+        "--layers",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="single layers of published networks, all or those described with TEXT",
+    )
+    c.add_argument(
+        "--peers",
+        type=_peers,
+        metavar="A,B",
+        help="ort, openvino, torch, ncnn, mnn, or none (default: all that are installed)",
+    )
+    c.add_argument(
+        "--threads", type=_thread_list, default=(1,), metavar="T,T", help="such as 1,2 (default 1)"
+    )
+    c.add_argument(
+        "--rounds", type=_count, metavar="N", help="samples (default 15 of layers, 10 of networks)"
+    )
+    c.add_argument("--json", type=Path, metavar="FILE", help="write all samples to this file")
+    _database(c)
+
     c = command("report", "write a page, figures and tables about what was measured")
     c.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that was measured")
     c.add_argument("--out", type=Path, metavar="DIR", help="default: results/ and the machine")
@@ -297,6 +321,19 @@ def _threads(text: str) -> int:
     if not 1 <= _count(text) <= cores:
         raise argparse.ArgumentTypeError(f"{text} threads, but this process may use {cores} cores")
     return int(text)
+
+
+def _thread_list(text: str) -> tuple[int, ...]:
+    return tuple(map(_threads, text.split(",")))
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    from tuner.commands.bench import peer_names
+
+    try:
+        return peer_names(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _algorithms(text: str) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def read_picture(path: Path, shape: Sequence[int], how: Preparation) -> NDArray[
         raise InputError(f"{path}: no picture that can be read: {error}") from None
     part = _middle(whole, height, width, how.crop)
     pixels = np.asarray(part, np.float32).reshape(height, width, channels)
-    values = (pixels - np.float32(how.mean)) / np.float32(how.std)
+    values = (pixels - np.array(how.mean, np.float32)) / np.array(how.std, np.float32)
     return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
 
