@@ -84,7 +84,8 @@ def test_best_needs_no_search_or_plots(cache: Path) -> None:
 def test_without_arguments_it_says_what_there_is(run: Run) -> None:
     code, out, _ = run()
     assert code == 0
-    for command in "doctor tune best show plan run bench report db demo".split():
+    before, after = ("doctor", "tune", "best", "show", "plan"), ("run", "bench", "report", "db")
+    for command in (*before, *after, "demo"):
         assert re.search(rf"^ +{command} +\w", out, re.MULTILINE), command
 
 
