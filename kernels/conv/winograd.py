@@ -68,10 +68,14 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    return heuristic_with_tile(p, cpu, *_best_sizes(p))
+
+
+def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
+    """The heuristic's schedule for tiles of mh x mw outputs."""
     block = min(16, max(4, cpu.lanes))
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = Layout("NHWC" if grouped else f"NCHW{block}c")
-    mh, mw = _best_sizes(p)
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * -(-p.oh // mh) * -(-p.ow // mw)
     # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
@@ -101,12 +105,13 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def _best_cols(tiles: int, vectors: int, cpu: Cpu) -> int:
-    """The narrowest panel whose smallest register tile has twelve accumulators, or has most."""
-    # A single vector takes more loads than products, unless those read a broadcast from memory.
-    narrowest = 1 if cpu.lanes == LINE else 2
+    """The narrowest panel whose smallest register tile has enough accumulators, or has most."""
+    # A single vector takes more loads than products, unless those read a broadcast from memory;
+    # then weights come fast enough only with more sums in flight.
+    narrowest, enough = (1, 12) if cpu.lanes == LINE else (2, 10)
 
     def accumulators(cols: int) -> int:
-        return min(12, cover(tiles, _max_rows(cols, cpu))[-1].size * cols)
+        return min(enough, cover(tiles, _max_rows(cols, cpu))[-1].size * cols)
 
     return max(range(min(narrowest, vectors), min(4, vectors) + 1), key=accumulators)
 
