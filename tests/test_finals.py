@@ -21,7 +21,7 @@ from tuner.record import Outcome
 P = ConvProblem.parse("conv 1x8x8x8 8x3x3 s1 p1 bias")
 OTHER = ConvProblem.parse("conv 1x8x8x8 8x1x1 s1 p0")
 NAIVE = "naive(layout=NCHW)"
-QUICK = Format("race", processes=2, rounds=5)
+QUICK = Format("race", processes=2, rounds=5, block=1e-3)
 
 
 @pytest.fixture(scope="module")

@@ -95,7 +95,9 @@ def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
     kernels = [kernel("a", 2e-3), kernel("b", 3e-3), kernel("c", 4e-3)]
     timings = interleave(kernels, 20, Protocol(), seed=1)
     assert [t.samples for t in timings] == [(2e-3,) * 20, (3e-3,) * 20, (4e-3,) * 20]
-    rounds = [tuple(order[i : i + 3]) for i in range(3, len(order), 3)]
+    blocks = order[3:]
+    assert blocks[::2] == blocks[1::2]  # every block comes after calls that warm the caches up
+    rounds = [tuple(blocks[i : i + 6 : 2]) for i in range(0, len(blocks), 6)]
     assert len(rounds) == 20
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 2
@@ -103,6 +105,12 @@ def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
     order.clear()
     interleave(kernels, 20, Protocol(), seed=1)
     assert order == first
+
+
+def test_a_race_warms_up_by_a_quarter_of_a_block() -> None:
+    kernel = Simulated(1e-4)
+    [timing] = interleave([kernel], 3, Protocol(), seed=0)
+    assert kernel.log[-6:] == [-(-timing.repeats // 4), timing.repeats] * 3
 
 
 def test_those_surely_slower_leave_a_race_at_the_next_rung() -> None:

@@ -113,6 +113,18 @@ def _parsers() -> tuple[Parser, list[str]]:
     c.add_argument("--json", action="store_true", help="as JSON")
     _conditions(c)
 
+    c = command("verify", "race the stored winners against the heuristic again")
+    c.description = (
+        "Race the stored winner of every convolution of a target against the heuristic again, in "
+        "fresh processes, and store what comes of it. Exits with 1 if a winner failed or is surely "
+        "slower than the heuristic."
+    )
+    c.add_argument("target", metavar="TARGET")
+    c.add_argument("--json", action="store_true", help="as JSON")
+    _thread_count(c)
+    _regime(c)
+    _database(c)
+
     c = command("show", "take a kernel apart, or list the problems of a network")
     c.add_argument("target", metavar="TARGET")
     c.add_argument("algorithm", nargs="?", metavar="ALGORITHM")
@@ -247,12 +259,7 @@ def _thread_count(parser: argparse.ArgumentParser) -> None:
 
 def _conditions(parser: argparse.ArgumentParser) -> None:
     _thread_count(parser)
-    parser.add_argument(
-        "--regime",
-        choices=("hot", "cold-weights"),
-        default="hot",
-        help="what the caches hold when a kernel starts (default hot)",
-    )
+    _regime(parser)
     parser.add_argument(
         "--max-error",
         type=_error,
@@ -261,6 +268,15 @@ def _conditions(parser: argparse.ArgumentParser) -> None:
         "the output's, such as 2e-6 (default: any that passed verification)",
     )
     _database(parser)
+
+
+def _regime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--regime",
+        choices=("hot", "cold-weights"),
+        default="hot",
+        help="what the caches hold when a kernel starts (default hot)",
+    )
 
 
 def _database(parser: argparse.ArgumentParser) -> None:

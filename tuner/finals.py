@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from kernels.core.problem import ConvProblem
@@ -22,26 +23,29 @@ Contestants = Mapping[ConvProblem, Sequence[str]]
 
 Key = tuple[ConvProblem, str]
 
-# Every contestant runs in all rounds; only a baseline may be slow, and is called once a process.
-_PROTOCOL, _BASELINE = Protocol(slow=math.inf), Protocol()
-
 
 @dataclass(frozen=True)
 class Format:
     """How contestants race: in `rounds` interleaved rounds in each of so many fresh processes.
 
-    After every `rung` rounds, where that is given, those leave that are surely slower than the
-    fastest. `stage` is that of the records.
+    A block lasts `block` seconds. After every `rung` rounds, where that is given, those leave that
+    are surely slower than the fastest. `stage` is that of the records.
     """
 
     stage: str
     processes: int
     rounds: int
+    block: float
     rung: int = 0
 
+    def protocol(self, schedule: str) -> Protocol:
+        """How a schedule is timed: a slow baseline by one call a process, all else in full."""
+        slow = Protocol.slow if is_baseline(schedule) else math.inf
+        return Protocol(block=self.block, slow=slow)
 
-RACE = Format("race", processes=1, rounds=15, rung=5)
-FINAL = Format("final", processes=3, rounds=5)
+
+RACE = Format("race", processes=1, rounds=10, block=5e-3, rung=5)
+FINAL = Format("final", processes=3, rounds=5, block=10e-3)
 
 
 def race(
@@ -73,9 +77,13 @@ def race(
         for process in range(form.processes):
             measurer.sandbox.restart()
             willing = True
-            for problem in contestants:
-                racing = {key: program for key, program in programs.items() if key[0] == problem}
-                for key, result in _heat(measurer, racing, form, process).items():
+            # All at once: there may be several machines to race on.
+            heats = [
+                _Heat(measurer, {k: v for k, v in programs.items() if k[0] == p}, form, process)
+                for p in contestants
+            ]
+            for heat in heats:
+                for key, result in heat.results().items():
                     results[key] = _joined(results.get(key), result)
                 willing = go_on()
             if not willing:
@@ -91,34 +99,45 @@ def race(
         raise interrupted
 
 
-def _heat(
-    measurer: Measurer, racing: Mapping[Key, Compiled], form: Format, process: int
-) -> dict[Key, Result]:
-    """One problem's race in one process, repeated while the canary says that others disturb it.
+class _Heat:
+    """One problem's race in one process, begun; repeated while the canary says it is disturbed.
 
     A process that dies takes all contestants along, so each runs alone then: those that fail alone
-    have failed, and the others race without them.
+    have failed, and the others race without them. If nobody fails alone, that is how all did.
     """
-    if not racing:
-        return {}
-    jobs = [
-        measurer.job(problem, program, protocol=_BASELINE if is_baseline(schedule) else _PROTOCOL)
-        for (problem, schedule), program in racing.items()
-    ]
-    for _ in range(1 + RETRIES):
-        found = measurer.sandbox.race(jobs, form.rounds, process, form.rung).result()
-        if not any(result.noise and result.noise > DISTURBED for result in found):
-            break
-    if len(jobs) == 1 or any(result.outcome == Outcome.CORRECT for result in found):
-        return dict(zip(racing, found, strict=True))
-    alone = measurer.sandbox.submit_all(jobs).result()
-    failed = {
-        key: result
-        for key, result in zip(racing, alone, strict=True)
-        if result.outcome != Outcome.CORRECT
-    }
-    fit = {key: program for key, program in racing.items() if key not in failed}
-    return failed | (_heat(measurer, fit, form, process) if failed else {})
+
+    def __init__(
+        self, measurer: Measurer, racing: Mapping[Key, Compiled], form: Format, process: int
+    ) -> None:
+        self._measurer, self._racing, self._form, self._process = measurer, racing, form, process
+        self._jobs = [
+            measurer.job(problem, program, protocol=form.protocol(schedule))
+            for (problem, schedule), program in racing.items()
+        ]
+        self._begun = self._begin() if racing else None
+
+    def _begin(self) -> Future[list[Result]]:
+        form = self._form
+        return self._measurer.sandbox.race(self._jobs, form.rounds, self._process, form.rung)
+
+    def results(self) -> dict[Key, Result]:
+        """How each contestant did, when the race is over."""
+        if self._begun is None:
+            return {}
+        found = self._begun.result()
+        for _ in range(RETRIES):
+            if not any(result.noise and result.noise > DISTURBED for result in found):
+                break
+            found = self._begin().result()
+        if len(found) == 1 or any(result.outcome == Outcome.CORRECT for result in found):
+            return dict(zip(self._racing, found, strict=True))
+        alone = self._measurer.sandbox.submit_all(self._jobs).result()
+        results = dict(zip(self._racing, alone, strict=True))
+        failed = {key: r for key, r in results.items() if r.outcome != Outcome.CORRECT}
+        if not failed:
+            return results
+        fit = {key: program for key, program in self._racing.items() if key not in failed}
+        return failed | _Heat(self._measurer, fit, self._form, self._process).results()
 
 
 def _joined(before: Result | None, result: Result) -> Result:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from types import TracebackType
+from typing import Protocol as Interface
 from typing import Self
 from uuid import uuid4
 
@@ -18,7 +20,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice, templates
 from tuner.cores import Cores
-from tuner.environment import toolchain
+from tuner.environment import Environment, toolchain
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.operands import Operands, Scratch
 from tuner.record import Record
@@ -31,31 +33,62 @@ RETRIES = 2
 DISTURBED = 0.25
 
 
+class Bench(Interface):
+    """Where candidates are verified and timed; `tuner.sandbox.Sandbox` says how."""
+
+    def submit_all(self, jobs: Sequence[Job]) -> Future[list[Result]]:
+        """Verify and time candidates one after the other."""
+
+    def race(
+        self, jobs: Sequence[Job], rounds: int, seed: int = 0, rung: int = 0
+    ) -> Future[list[Result]]:
+        """Verify all candidates, then time the correct ones in interleaved rounds."""
+
+    def restart(self) -> None:
+        """Run what is submitted from now on in a fresh process."""
+
+
 class Measurer:
     """The processes, scratch files and cores of one run, whose name all its records bear.
 
-    A context. `compiler` and `sandbox` answer with futures; `record` makes their answers facts.
+    A context. `compile` and `sandbox` answer with futures, `record` makes their answers facts.
+    `cpu` is what measures, and `width` how many calls of the sandbox keep it busy.
 
     Raises:
         ValueError: more threads than cores.
     """
 
-    def __init__(self, threads: int = 1, regime: str = "hot", limits: Limits | None = None) -> None:
+    width = 1
+    sandbox: Bench
+
+    def __init__(
+        self,
+        threads: int = 1,
+        regime: str = "hot",
+        limits: Limits | None = None,
+        *,
+        cores: Cores | None = None,
+        cpu: Cpu | None = None,
+    ) -> None:
         self.threads, self.regime = threads, regime
         self.limits = limits or Limits()
-        self.cores, self.cpu = Cores.split(threads), Cpu.host()
+        self.cores, self.cpu = cores or Cores.split(threads), cpu or Cpu.host()
         self.run = uuid4().hex[:12]
         self._toolchain = toolchain()
         self._operands: dict[ConvProblem, Operands] = {}
+        self._told = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(self.cores.keep_clear())
-            self._scratch = stack.enter_context(Scratch())
-            self.compiler = stack.enter_context(Compiler(self.cores, self.cpu, self.limits))
-            self.sandbox = stack.enter_context(Sandbox(self.cores, self.limits))
+            self._open(stack)
             self._stack = stack.pop_all()
         return self
+
+    def _open(self, stack: ExitStack) -> None:
+        stack.enter_context(self.cores.keep_clear())
+        self._scratch = stack.enter_context(Scratch())
+        self.compiler = stack.enter_context(Compiler(self.cores, self.cpu, self.limits))
+        self.sandbox = stack.enter_context(Sandbox(self.cores, self.limits))
 
     def __exit__(
         self,
@@ -65,11 +98,26 @@ class Measurer:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def compile(self, problem: ConvProblem, schedule: str) -> Future[Compiled | Result]:
-        """Make the problem's program with this schedule: a program, or why there is none."""
+    def environments(self) -> Iterator[Environment]:
+        """Where results come from, as far as this has not said it before."""
+        if not self._told:
+            self._told = True
+            yield Environment.host()
+
+    def operands(self, problem: ConvProblem) -> Operands:
+        """What the problem's candidates are fed and judged by, made when first asked for."""
         if problem not in self._operands:
             self._operands[problem] = Operands.make(problem, self._scratch)
-        return self.compiler.submit(self._operands[problem], schedule)
+        return self._operands[problem]
+
+    def compile(
+        self, problem: ConvProblem, schedule: str, code: bytes | None = None
+    ) -> Future[Compiled | Result]:
+        """Make the problem's program with this schedule: a program, or why there is none.
+
+        `code` is its machine code where another machine has compiled it.
+        """
+        return self.compiler.submit(self.operands(problem), schedule, code)
 
     def job(
         self,
@@ -81,7 +129,7 @@ class Measurer:
         """What the sandbox is to do with a program that `compile` has made."""
         return Job(
             program,
-            self._operands[problem],
+            self.operands(problem),
             threads=self.threads,
             regime=self.regime,
             protocol=protocol or Protocol(),
@@ -114,7 +162,7 @@ class Measurer:
             workspace=program.workspace(self.threads) if program else 0,
             seconds={**(program.seconds if program else {}), **result.seconds},
             baseline=is_baseline(schedule),
-            heuristic=schedule == heuristic_text(problem),
+            heuristic=schedule == heuristic_text(problem, self.cpu),
             run=self.run,
             noise=result.noise,
         )
@@ -122,11 +170,12 @@ class Measurer:
 
 def is_baseline(schedule: str) -> bool:
     """Whether the schedule's algorithm exists to be compared with."""
-    return templates()[schedule.partition("(")[0]].baseline
+    template = templates().get(schedule.partition("(")[0])
+    return template is not None and template.baseline
 
 
 @functools.lru_cache(1000)
-def heuristic_text(problem: ConvProblem) -> str:
-    """The schedule that would run on this machine without any measuring."""
-    template, schedule = heuristic_choice(problem, Cpu.host())
+def heuristic_text(problem: ConvProblem, cpu: Cpu | None = None) -> str:
+    """The schedule that would run without any measuring, on this machine unless on `cpu`."""
+    template, schedule = heuristic_choice(problem, cpu or Cpu.host())
     return template.text(schedule)

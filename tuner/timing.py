@@ -38,6 +38,7 @@ class Protocol:
     blocks: int = 3  # blocks that are kept
     give_up: float = 2.5  # stop when the best block takes this many times the incumbent's time
     slow: float = 0.05  # a call that takes this long is measured once, without warming up
+    rewarm: float = 0.25  # of a block, run before each in a race: others have used the caches since
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ def interleave(
 ) -> list[Timing]:
     """Time several candidates against each other: in every round each runs one block.
 
-    The order within a round is random. Sample i of every candidate is of round i, so that what
+    The order within a round is random, and every block is preceded by some calls that bring a
+    candidate's data back into the caches. Sample i of every candidate is of round i, so that what
     disturbs one round disturbs all of its samples and ratios can be taken in pairs. After every
     `rung` rounds, where that is given, those leave that are surely slower than the fastest.
     """
@@ -98,6 +100,7 @@ def interleave(
     running = list(range(len(candidates)))
     for done in range(1, rounds + 1):
         for i in order.sample(running, len(running)):
+            candidates[i](math.ceil(protocol.rewarm * repeats[i]))
             samples[i].append(candidates[i](repeats[i]) / repeats[i])
         if rung and done % rung == 0 and done < rounds:
             fastest = min((samples[i] for i in running), key=typical)

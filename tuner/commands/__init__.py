@@ -5,10 +5,16 @@ A command's function takes the parsed arguments and returns an exit code.
 
 from __future__ import annotations
 
+import math
 import os
 
 from kernels.codegen.jit import cache_root
 from tuner.database import Database
+
+
+def finite(value: float) -> float | None:
+    """A number as JSON can say it: None is what is not known."""
+    return value if math.isfinite(value) else None
 
 
 def existing(url: str | None) -> Database:

@@ -11,7 +11,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.template import (
     heuristic_choice,
 )
-from tuner.commands import existing
+from tuner.commands import existing, finite
 from tuner.database import Database
 from tuner.display import grid, screen
 from tuner.standing import Standing, network_seconds, seconds, standings
@@ -80,9 +80,9 @@ def _choices_document(
         "machine": cpu.fingerprint,
         "threads": arguments.threads,
         "regime": arguments.regime,
-        "naive": _finite(naive),
-        "heuristic": _finite(heuristic),
-        "best": _finite(total),
+        "naive": finite(naive),
+        "heuristic": finite(heuristic),
+        "best": finite(total),
         "problems": [
             {
                 "problem": str(s.problem),
@@ -90,17 +90,13 @@ def _choices_document(
                 "schedule": _choice(s, cpu),
                 "from": "measured" if s.best else "heuristic",
                 "verdict": s.verdict,
-                "naive": _finite(seconds(s.naive)),
-                "heuristic": _finite(seconds(s.heuristic)),
-                "best": _finite(seconds(s.best)),
-                "gflops": _finite(s.gflops),
+                "naive": finite(seconds(s.naive)),
+                "heuristic": finite(seconds(s.heuristic)),
+                "best": finite(seconds(s.best)),
+                "gflops": finite(s.gflops),
                 "error": s.best.errors.to_dict() if s.best and s.best.errors else None,
                 "workspace": s.best.workspace if s.best else None,
             }
             for s in found
         ],
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None
