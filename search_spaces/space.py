@@ -12,6 +12,7 @@ from typing import Any
 from kernels.core.cpu import Cpu
 from kernels.core.layout import BLOCKS
 from kernels.core.problem import ConvProblem
+from kernels.core.template import check, word
 
 Rule = Callable[[Any], bool]
 Point = tuple[int, ...]
@@ -65,6 +66,25 @@ class Space:
     def broken_rule(self, schedule: Any) -> str | None:
         """The name of the first rule that `schedule` breaks."""
         return next((rule.__name__ for rule in self.rules if not rule(schedule)), None)
+
+    def pinned(self, text: str) -> Space:
+        """The part of the space that some fields of a schedule's text leave.
+
+        `winograd(mh=2|4, prefetch=0)` lets `mh` be 2 or 4, `prefetch` be 0, and the rest be free.
+
+        Raises:
+            ScheduleError: no such field, or it never has such a value here.
+        """
+        domains = dict(self.domains)
+        body = text.partition("(")[2].removesuffix(")")
+        for part in filter(None, map(str.strip, body.split(","))):
+            name, _, wanted = part.partition("=")
+            check(name in domains, f"no field {name!r} to pin: there are {', '.join(domains)}")
+            words = {word(value): value for value in domains[name]}
+            asked = wanted.split("|")
+            check(set(asked) <= set(words), f"{part}: {name} is one of {', '.join(words)} here")
+            domains[name] = [value for known, value in words.items() if known in asked]
+        return Space(self.schedule, domains, self.rules)
 
     @property
     def volume(self) -> int:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,7 +105,16 @@ def _parsers() -> tuple[Parser, list[str]]:
         "heuristic looks nothing up. The last two never measure",
     )
     c.add_argument(
-        "--algorithms", type=_algorithms, default=(), metavar="A,B", help="search only these"
+        "--algorithms",
+        type=_algorithms,
+        default=(),
+        metavar="A,B",
+        help="search only these; 'winograd(mh=2|4, prefetch=0)' pins some of its fields",
+    )
+    c.add_argument(
+        "--sampler",
+        choices=("tpe", "random", "exhaustive", "local", "cmaes", "gp"),
+        help="how to search (default: as the effort says)",
     )
     c.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default 0)")
 
@@ -246,7 +256,13 @@ def _network(parser: argparse.ArgumentParser) -> None:
 
 def _budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--seconds", type=_positive, metavar="S", help="wall time (default: 8 per problem)"
+        "--effort",
+        choices=("quick", "normal", "thorough", "exhaustive"),
+        help="3, 8 or 60 s per problem, less for those that level off, or every schedule there is "
+        "(default normal)",
+    )
+    parser.add_argument(
+        "--seconds", type=_positive, metavar="S", help="wall time, in place of the effort's"
     )
     parser.add_argument("--trials", type=_count, metavar="N", help="candidates per problem")
 
@@ -355,10 +371,10 @@ def _peers(text: str) -> tuple[str, ...]:
 def _algorithms(text: str) -> tuple[str, ...]:
     from kernels.core.template import templates
 
-    names = tuple(filter(None, text.split(",")))
-    for name in names:
+    named = tuple(filter(None, map(str.strip, re.split(r",(?![^()]*\))", text))))
+    for name in (words.partition("(")[0] for words in named):
         if name not in templates():
             raise argparse.ArgumentTypeError(
                 f"no algorithm {name!r}: there are {', '.join(templates())}"
             )
-    return names
+    return named

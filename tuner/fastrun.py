@@ -24,6 +24,7 @@ from tuner.job import Compiled, Job, Limits, Result
 from tuner.measurer import DISTURBED, RETRIES, Measurer
 from tuner.record import Outcome, Record
 from tuner.search import Candidate, ProblemSearch, next_search, related
+from tuner.timing import Protocol
 
 # What is this close to a problem's leader, and so many of them, race; the fastest go to the final.
 NEAR, RACERS, FINALISTS = 1.3, 8, 3
@@ -37,10 +38,15 @@ GOSSIP = 25
 
 @dataclass(frozen=True)
 class Budget:
-    """When to stop: after `seconds` of wall time, or `trials` per problem. None is no limit."""
+    """When to stop: after `seconds` of wall time, or `trials` per problem. None is no limit.
+
+    `worth` ends the search of a problem that has levelled off: its best has fallen by less than
+    this share while its trials doubled.
+    """
 
     seconds: float | None = None
     trials: int | None = None
+    worth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did. `trials` counts outcomes of this run, `known` those it found stored."""
+    """What a run did. `trials` counts outcomes of this run, `known` those it found stored.
+
+    `settled` are the problems whose search ended before its budget: they had levelled off, or
+    nothing was left to try.
+    """
 
     run: str
     searches: Sequence[ProblemSearch]
@@ -69,6 +79,7 @@ class Summary:
     known: int
     seconds: float
     interrupted: bool
+    settled: Sequence[ConvProblem] = ()
 
 
 def fast_run(
@@ -81,6 +92,8 @@ def fast_run(
     seed: int = 0,
     algorithms: Sequence[str] = (),
     max_error: float = math.inf,
+    sampler: str = "tpe",
+    protocol: Protocol | None = None,
     limits: Limits | None = None,
     observe: Callable[[Progress], None] | None = None,
 ) -> Summary:
@@ -88,18 +101,21 @@ def fast_run(
 
     Outcomes that the database holds for this machine, toolchain, thread count and regime are
     learnt from and not measured again. Candidates that err by more than `max_error`, an rms
-    relative to the output's, are recorded but cannot win.
+    relative to the output's, are recorded but cannot win. `algorithms` restricts the search as
+    `ProblemSearch` says, `sampler` is one of `tuner.propose.SAMPLERS`, `protocol` says how
+    candidates are screened.
 
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
     says so.
 
     Raises:
         ValueError: more threads than cores.
+        ScheduleError: `algorithms` names a field or value that there is not.
         DatabaseError: an outcome cannot be stored.
     """
     with Measurer(threads, regime, limits) as measurer:
-        run = _Run(database, budget, measurer, observe)
-        run.prepare(problems, seed, algorithms, max_error)
+        run = _Run(database, budget, measurer, protocol, observe)
+        run.prepare(problems, seed, algorithms, max_error, sampler)
         try:
             run.search()
             run.finals()
@@ -116,6 +132,7 @@ class _Run:
     database: Database
     budget: Budget
     measurer: Measurer
+    protocol: Protocol | None
     observe: Callable[[Progress], None] | None
     searches: list[ProblemSearch] = field(default_factory=list)
     trials: int = 0
@@ -135,12 +152,15 @@ class _Run:
         seed: int,
         algorithms: Sequence[str],
         max_error: float,
+        sampler: str,
     ) -> None:
         """Make the searches and teach them what the database knows."""
         measurer = self.measurer
         self.database.add_environment(Environment.host(), measurer.run)
         for problem, occurrences in problems:
-            search = ProblemSearch(problem, occurrences, measurer.cpu, seed, algorithms, max_error)
+            search = ProblemSearch(
+                problem, occurrences, measurer.cpu, seed, algorithms, max_error, sampler
+            )
             stored = self.database.records(
                 problem=str(problem),
                 machine=measurer.cpu.fingerprint,
@@ -202,7 +222,13 @@ class _Run:
     def summary(self, interrupted: bool) -> Summary:
         """What has been done so far."""
         return Summary(
-            self.measurer.run, self.searches, self.trials, self.known, self._elapsed, interrupted
+            self.measurer.run,
+            self.searches,
+            self.trials,
+            self.known,
+            self._elapsed,
+            interrupted,
+            [s.problem for s in self.searches if s.exhausted or self._levelled_off(s)],
         )
 
     def _propose(self) -> Candidate | None:
@@ -210,7 +236,11 @@ class _Run:
         seconds, trials = self.budget.seconds, self.budget.trials
         if seconds is not None and self._elapsed > (1 - FINAL_SHARE) * seconds:
             return None
-        live = [s for s in self.searches if trials is None or self._proposed[s.problem] < trials]
+        live = [
+            s
+            for s in self.searches
+            if (trials is None or self._proposed[s.problem] < trials) and not self._levelled_off(s)
+        ]
         while search := next_search(live):
             candidate = search.propose()
             if candidate is not None:
@@ -218,6 +248,9 @@ class _Run:
                 return candidate
             live.remove(search)
         return None
+
+    def _levelled_off(self, search: ProblemSearch) -> bool:
+        return self.budget.worth is not None and search.levelled_off(self.budget.worth)
 
     def _leaders(self, search: ProblemSearch) -> list[str]:
         """The fastest schedules so far that are worth racing against each other."""
@@ -233,7 +266,7 @@ class _Run:
         search = self._search_of(candidate.problem)
         # A baseline is slow by nature and is measured whatever the incumbent.
         incumbent = math.inf if candidate.template.baseline else search.best
-        return self.measurer.job(candidate.problem, program, incumbent)
+        return self.measurer.job(candidate.problem, program, incumbent, self.protocol)
 
     def _remember(self, candidate: Candidate, result: Result, program: Compiled | None) -> None:
         """Store the outcome of a trial, learn from it, pass it on."""

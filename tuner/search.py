@@ -21,6 +21,9 @@ from search_spaces.space import space_for
 from tuner.propose import Proposer
 from tuner.record import Outcome, Record
 
+# Outcomes before a search may be said to have levelled off.
+LEVEL = 40
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -56,7 +59,11 @@ class ProblemSearch:
     Baselines come first, then each algorithm's heuristic. After that an algorithm's share of the
     time is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
     one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
-    output's, may not lead.
+    output's, may not lead. `algorithms` restricts the search to those named, and their fields to
+    those of `winograd(mh=2|4, prefetch=0)`.
+
+    Raises:
+        ScheduleError: no such field, or it never has that value for this problem.
     """
 
     def __init__(
@@ -67,19 +74,15 @@ class ProblemSearch:
         seed: int,
         algorithms: Sequence[str] = (),
         max_error: float = math.inf,
+        sampler: str = "tpe",
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
         self.max_error = max_error
-        wanted = set(algorithms)
-        templates = [
-            t for t in applicable(problem, cpu) if t.baseline or not wanted or t.name in wanted
-        ]
+        wanted = {text.partition("(")[0]: text for text in algorithms}
         self.arms = {
-            t.name: Arm(
-                t,
-                Proposer(space_for(t.name, problem, cpu), seed + i, [t.heuristic(problem, cpu)]),
-            )
-            for i, t in enumerate(templates)
+            t.name: Arm(t, _proposer(t, problem, cpu, wanted.get(t.name, ""), seed + i, sampler))
+            for i, t in enumerate(applicable(problem, cpu))
+            if t.baseline or not wanted or t.name in wanted
         }
         template, schedule = heuristic_choice(problem, cpu)
         self.heuristic = template.text(schedule)
@@ -155,6 +158,15 @@ class ProblemSearch:
         """Seconds per call of the leader."""
         return self.leader.seconds_per_call if self.leader else math.inf
 
+    def levelled_off(self, worth: float) -> bool:
+        """Whether the best fell by less than the share `worth` while the trials last doubled.
+
+        What follows is expected to bring no more for as many trials again: improvements become
+        rarer in proportion to the trials made.
+        """
+        n = len(self.history)
+        return n >= LEVEL and self.history[n // 2] <= (1 + worth) * self.history[-1] < math.inf
+
     @property
     def exhausted(self) -> bool:
         """Nothing new is left to measure."""
@@ -171,6 +183,21 @@ class ProblemSearch:
             return arm.trials > 0, not arm.template.baseline, spent
 
         return iter(sorted(live, key=order))
+
+
+def _proposer(
+    template: KernelTemplate,
+    problem: ConvProblem,
+    cpu: Cpu,
+    pins: str,
+    seed: int,
+    sampler: str,
+) -> Proposer:
+    space, heuristic = space_for(template.name, problem, cpu), template.heuristic(problem, cpu)
+    if not pins:
+        return Proposer(space, seed, [heuristic], sampler)
+    space = space.pinned(pins)
+    return Proposer(space, seed, [heuristic] if space.point(heuristic) else [], sampler)
 
 
 def gain(search: ProblemSearch, window: int = 8, trust_slope: float = 0.2) -> float:

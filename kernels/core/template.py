@@ -94,10 +94,11 @@ class KernelTemplate:
     def text(self, schedule: Any) -> str:
         """`direct(layout=NHWC, mr=6, ...)`: the schedule's name everywhere."""
         values = ((f.name, getattr(schedule, f.name)) for f in fields(schedule))
-        return f"{self.name}({', '.join(f'{n}={_word(v)}' for n, v in values)})"
+        return f"{self.name}({', '.join(f'{n}={word(v)}' for n, v in values)})"
 
 
-def _word(value: object) -> str:
+def word(value: object) -> str:
+    """A field's value as schedules' texts have it."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 

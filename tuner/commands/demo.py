@@ -17,7 +17,7 @@ def run(arguments: Namespace) -> int:
     targets = [read_target("resnet18")]
     if arguments.seconds is None and arguments.trials is None:
         arguments.seconds = DEMO_SECONDS
-    arguments.seed, arguments.algorithms = 0, ()
+    arguments.seed, arguments.algorithms, arguments.sampler = 0, (), None
     with Database(arguments.db) as database:
         code = profile(targets, database, arguments)
         return code or write(targets, database, arguments, None)

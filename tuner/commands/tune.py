@@ -11,13 +11,11 @@ from tuner.commands import existing
 from tuner.commands.best import print_choices
 from tuner.database import Database
 from tuner.display import network_sums, screen, standings_table
+from tuner.effort import EFFORTS, Effort
 from tuner.machine import probe
 from tuner.standing import standings
 from tuner.targets import Target, merged, read_target
-from tuner.units import duration, plural
-
-SECONDS_PER_PROBLEM = 8.0
-"""The default budget: what the schedules of a problem take to level off."""
+from tuner.units import duration, percent, plural
 
 INTERRUPTED = 130
 
@@ -41,10 +39,11 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
 
     peak = probe().peak_of(arguments.threads)
     problems = merged(targets)
+    effort = _effort(arguments)
     limit = arguments.seconds
-    if limit is None and arguments.trials is None:
-        limit = SECONDS_PER_PROBLEM * len(problems)
-    budget = Budget(limit, arguments.trials)
+    if limit is None and effort.seconds is not None:
+        limit = effort.seconds * len(problems)
+    budget = Budget(limit, arguments.trials, effort.worth)
     names = ", ".join(target.name for target in targets)
     title = (
         f"{names}: {plural(len(problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
@@ -61,6 +60,8 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
             seed=arguments.seed,
             algorithms=arguments.algorithms,
             max_error=math.inf if arguments.max_error is None else arguments.max_error,
+            sampler=arguments.sampler or effort.sampler,
+            protocol=effort.protocol,
             observe=board,
         )
     machine = Cpu.host().fingerprint
@@ -81,10 +82,23 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
         f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
         f"{summary.known} known before; stored in {database.name}"
     )
+    if budget.worth is not None and summary.settled:
+        print(
+            f"{len(summary.settled)} of {plural(len(problems), 'problem')} levelled off: twice the "
+            f"trials made their best less than {percent(budget.worth)} faster"
+        )
     if summary.interrupted:
         print("interrupted: the same command goes on where this one stopped")
         return INTERRUPTED
     return 0
+
+
+def _effort(arguments: Namespace) -> Effort:
+    """The effort asked for; a budget of the user's own is spent whole unless one is."""
+    if arguments.effort:
+        return EFFORTS[arguments.effort]
+    own = arguments.seconds is not None or arguments.trials is not None
+    return Effort(None, None) if own else EFFORTS["normal"]
 
 
 def _budget_text(limit: float | None, trials: int | None) -> str:
