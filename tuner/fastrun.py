@@ -22,6 +22,7 @@ from tuner.environment import Environment, toolchain
 from tuner.finals import FINAL, RACE, race
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.measurer import DISTURBED, RETRIES, Measurer
+from tuner.nearest import first_guesses
 from tuner.record import Outcome, Record
 from tuner.search import Candidate, ProblemSearch, next_search, related
 from tuner.timing import Protocol
@@ -30,7 +31,8 @@ from tuner.timing import Protocol
 NEAR, RACERS, FINALISTS = 1.3, 8, 3
 # The naive loop races in the final too, unless a call of it takes more than these seconds.
 PATIENCE = 0.5
-FINAL_SHARE = 0.15  # of the seconds of a budget goes to races
+# Of the seconds of a budget this share goes to races, or so many per problem, but at most half.
+FINAL_SHARE, FINAL_SECONDS = 0.2, 1.5
 
 # Outcomes between two rounds of telling related problems who leads.
 GOSSIP = 25
@@ -157,6 +159,9 @@ class _Run:
         """Make the searches and teach them what the database knows."""
         measurer = self.measurer
         self.database.add_environment(Environment.host(), measurer.run)
+        where = measurer.cpu.fingerprint, measurer.threads, measurer.regime
+        best = self.database.best_all(*where)
+        winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
         for problem, occurrences in problems:
             search = ProblemSearch(
                 problem, occurrences, measurer.cpu, seed, algorithms, max_error, sampler
@@ -169,6 +174,9 @@ class _Run:
                 toolchain=toolchain(),
             )
             self.known += search.replay(stored)
+            ranking = self.database.ranking(problem, *where)
+            for schedule in first_guesses(problem, ranking, winners, measurer.cpu):
+                search.suggest(schedule)
             self.searches.append(search)
 
     def search(self) -> None:
@@ -234,7 +242,7 @@ class _Run:
     def _propose(self) -> Candidate | None:
         """The next candidate of the whole run, or None when the budget or the spaces are spent."""
         seconds, trials = self.budget.seconds, self.budget.trials
-        if seconds is not None and self._elapsed > (1 - FINAL_SHARE) * seconds:
+        if seconds is not None and self._elapsed > seconds - self._reserve(seconds):
             return None
         live = [
             s
@@ -282,6 +290,11 @@ class _Run:
 
     def _search_of(self, problem: ConvProblem) -> ProblemSearch:
         return next(s for s in self.searches if s.problem == problem)
+
+    def _reserve(self, seconds: float) -> float:
+        """The seconds of the budget that races should take."""
+        races = max(FINAL_SHARE * seconds, FINAL_SECONDS * len(self.searches))
+        return min(races, 0.5 * seconds)
 
     def _in_time(self) -> bool:
         """Whether another process of races is affordable: a short budget gets fewer."""

@@ -119,12 +119,17 @@ def is_current(record: Record) -> bool:
         return True
     if record.toolchain.partition(",")[0] != ours.partition(",")[0]:
         return False
+    return _todays_hash(record.problem, record.schedule) == record.ir_hash
+
+
+@functools.lru_cache(4096)
+def _todays_hash(problem: str, schedule: str) -> str | None:
+    """What today's generator makes of a schedule on this machine; None if it refuses."""
     try:
-        template, schedule = parse_schedule(record.schedule)
-        program = template.program(ConvProblem.parse(record.problem), schedule, cpu)
+        template, parsed = parse_schedule(schedule)
+        return template.program(ConvProblem.parse(problem), parsed, Cpu.host()).ir_hash
     except ScheduleError:
-        return False
-    return program.ir_hash == record.ir_hash
+        return None
 
 
 def first_current(records: Iterable[Record]) -> Record | None:
