@@ -35,8 +35,8 @@ class Format:
     stage: str
     processes: int
     rounds: int
-    block: float
     rung: int = 0
+    block: float = 10e-3
 
     def protocol(self, schedule: str) -> Protocol:
         """How a schedule is timed: a slow baseline by one call a process, all else in full."""
@@ -44,8 +44,8 @@ class Format:
         return Protocol(block=self.block, slow=slow)
 
 
-RACE = Format("race", processes=1, rounds=10, block=5e-3, rung=5)
-FINAL = Format("final", processes=3, rounds=5, block=10e-3)
+RACE = Format("race", processes=1, rounds=10, rung=5, block=5e-3)
+FINAL = Format("final", processes=3, rounds=5)
 
 
 def race(
