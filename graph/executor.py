@@ -184,37 +184,35 @@ class Executable:
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
 
-        Seconds are the medians of `repeats` runs, each step's as the first thread sees it.
+        `output` is the tensor it computes. Seconds are the medians of `repeats` runs.
         """
-        count = len(self._owners)
-        if not count:
-            return []
-        times = np.zeros((repeats, count))
-        stamps = (ctypes.c_int64 * count)()
+        medians = np.median(self.step_seconds(repeats), axis=0)
+        return [
+            {
+                "name": step.name,
+                "work": step.work,
+                "algorithm": step.algorithm,
+                "layouts": step.layouts,
+                "output": step.output,
+                "seconds": float(seconds),
+                "share": float(seconds / medians.sum()),
+                "expected": step.seconds,
+            }
+            for step, seconds in zip(self._model.arrangement.steps, medians, strict=True)
+        ]
+
+    def step_seconds(self, repeats: int = 1) -> NDArray[np.float64]:
+        """A row for each of `repeats` runs: the seconds of every step, by the first thread's clock."""
+        times = np.zeros((repeats, len(self._model.arrangement.steps)))
+        stamps = (ctypes.c_int64 * len(self._owners))()
         with self._lock:
-            for row in times:
+            for row in times if self._owners else ():
                 whole = self._walk(stamps=ctypes.addressof(stamps))
                 ends = np.array(stamps)
                 # The clock starts when all threads have met, which no stamp says.
-                row[0] = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
-                row[1:] = np.diff(ends) * 1e-9
-        medians = np.median(times, axis=0)
-        rows = []
-        for i, step in enumerate(self._model.arrangement.steps):
-            mine = [j for j, owner in enumerate(self._owners) if owner == i]
-            seconds = float(medians[mine].sum())
-            rows.append(
-                {
-                    "name": step.name,
-                    "work": step.work,
-                    "algorithm": step.algorithm,
-                    "layouts": step.layouts,
-                    "seconds": seconds,
-                    "share": seconds / float(medians.sum()),
-                    "expected": step.seconds,
-                }
-            )
-        return rows
+                first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
+                np.add.at(row, self._owners, np.array([first, *np.diff(ends) * 1e-9]))
+        return times
 
     def _walk(self, repeats: int = 1, stamps: int = 0) -> float:
         if self._script is None:

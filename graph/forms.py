@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -30,8 +31,8 @@ from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NCHW, NHWC, Layout
 from kernels.core.problem import ConvProblem
 
-# Bytes per second of work that is all moving: with the order kept, and with it changed. Beside
-# convolutions these matter little; a step costs at least its barrier.
+# Guesses of the bytes per second that are read and written: with the order kept, and with it
+# changed. A step costs at least its barrier.
 STREAMING, REORDERING, STEP = 15e9, 8e9, 1e-6
 
 
@@ -48,14 +49,30 @@ class Form:
     seconds: float
 
 
-# What it costs to bring a tensor of this shape from one layout into another.
+# Seconds to bring a tensor of this shape from one layout into another.
 MoveCost = Callable[[Shape4, Layout, Layout], float]
 
 
-def move_seconds(shape: Shape4, src: Layout, dst: Layout) -> float:
-    """A guess by bandwidth; single pixels lie alike in every layout."""
-    n, c, h, w = shape
-    return 0.0 if h == w == 1 else STEP + 8 * n * c * h * w / REORDERING
+def _guessed_move(shape: Shape4, src: Layout, dst: Layout) -> float:
+    return STEP + 8 * math.prod(shape) / REORDERING
+
+
+def _guessed_stream(size: int) -> float:
+    return STEP + size / STREAMING
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of work that only moves data; guesses, until somebody has measured.
+
+    `move` brings a tensor into another layout, `stream` reads and writes so many bytes in all.
+    """
+
+    move: MoveCost = _guessed_move
+    stream: Callable[[int], float] = _guessed_stream
+
+
+GUESSED = Costs()
 
 
 class Forms:
@@ -65,8 +82,10 @@ class Forms:
     considered anywhere.
     """
 
-    def __init__(self, graph: Graph, tasks: Sequence[Task], choose: Choose) -> None:
-        self.graph = graph
+    def __init__(
+        self, graph: Graph, tasks: Sequence[Task], choose: Choose, costs: Costs = GUESSED
+    ) -> None:
+        self.graph, self._costs = graph, costs
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
@@ -97,7 +116,7 @@ class Forms:
     def _of(self, task: Task) -> list[Form]:
         op, name = task.node.op, task.node.work
         values = sum(self._values(x) for x in (*task.reads, task.output))
-        streaming = STEP + 4 * values / STREAMING
+        streaming = self._costs.stream(4 * values)
 
         def alike(layouts: Sequence[Layout], seconds: float = streaming) -> list[Form]:
             return [Form((x,) * len(task.reads), x, name, seconds) for x in layouts]
@@ -113,7 +132,7 @@ class Forms:
                 return self._convolutions(task)
             case Gemm() if is_dense(self.graph, task):
                 return [
-                    Form((x,), NCHW, name, STEP + 4 * self._weights(task) / STREAMING)
+                    Form((x,), NCHW, name, self._costs.stream(4 * self._weights(task)))
                     for x in self.layouts
                     if self._whole_blocks(task.reads[0], x)
                 ]

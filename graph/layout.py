@@ -58,7 +58,9 @@ def assign(
         for name, layout in wanted:
             if (name, layout) not in live:
                 there = [x for n, x in live if n == name]
-                seconds += min(move(shapes[name], x, layout) for x in there)
+                # Single pixels lie alike in every layout.
+                if shapes[name][2:] != (1, 1):
+                    seconds += min(move(shapes[name], x, layout) for x in there)
                 live |= {(name, layout)}
         return live, seconds
 

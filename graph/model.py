@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -127,6 +128,17 @@ class Graph:
     def shape(self, name: str) -> Shape:
         """The shape of a value or constant; raises as `tensor` does."""
         return self.tensor(name).shape
+
+    @cached_property
+    def digest(self) -> str:
+        """Thirty-two hex digits of all but the name and the values of constants.
+
+        A plan for one of two graphs with equal digests is one for the other.
+        """
+        shapes = [(x, str(self.tensors.get(x))) for x in self.inputs]
+        sizes = [(x, a.shape, str(a.dtype)) for x, a in sorted(self.constants.items())]
+        text = repr((self.nodes, self.outputs, shapes, sizes))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def parameter_count(self) -> int:
         """Floating-point values among the constants."""

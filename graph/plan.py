@@ -7,13 +7,13 @@ or diff can see what was decided.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graph.choices import Choose
 from graph.errors import GraphError
-from graph.forms import Form, Forms, MoveCost, move_seconds
+from graph.forms import GUESSED, Costs, Form, Forms, MoveCost
 from graph.layout import assign
 from graph.model import Graph, Shape
 from graph.ops import Conv
@@ -111,7 +111,7 @@ class Plan:
 
 
 def make_plan(
-    graph: Graph, choose: Choose, cpu: Cpu, move: MoveCost = move_seconds
+    graph: Graph, choose: Choose, cpu: Cpu, costs: Costs = GUESSED
 ) -> tuple[Plan, Arrangement]:
     """Choose a form for every task so that the whole network should take the least time.
 
@@ -119,14 +119,19 @@ def make_plan(
         UnsupportedError: a node cannot be run; it is named.
     """
     todo = tasks(graph)
-    forms = Forms(graph, todo, choose)
-    candidates = {task.output: forms.of(task) for task in todo}
-    chosen, seconds = assign(graph, todo, candidates, move)
-    arrangement = arrange(graph, todo, chosen, forms, cpu)
+    forms = Forms(graph, todo, choose, costs)
+    plan = cheapest_plan(graph, {task.output: forms.of(task) for task in todo}, costs.move)
+    arrangement = arrange(graph, todo, plan.forms, forms, cpu)
     # Where a kernel refused to work between these halos, another one took its place.
     used = {step.output: step.algorithm for step in arrangement.steps if step.work != "reorder"}
-    final = {task.output: _with_algorithm(task, chosen[task.output], used) for task in todo}
-    return Plan(graph.name, _shapes(graph), final, seconds), arrangement
+    final = {task.output: _with_algorithm(task, plan.forms[task.output], used) for task in todo}
+    return replace(plan, forms=final), arrangement
+
+
+def cheapest_plan(graph: Graph, forms: Mapping[str, Sequence[Form]], move: MoveCost) -> Plan:
+    """Of the forms given for each task, by its output, those that take the least time together."""
+    chosen, seconds = assign(graph, tasks(graph), forms, move)
+    return Plan(graph.name, _shapes(graph), chosen, seconds)
 
 
 def follow_plan(graph: Graph, plan: Plan, cpu: Cpu) -> Arrangement:

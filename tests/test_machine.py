@@ -23,6 +23,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "_BLOCK", 1e-5)
     monkeypatch.setattr(machine, "_BLOCKS", 2)
+    monkeypatch.setattr(machine, "move_rates", lambda cpu, sizes, cores: {"a>b": {"1": 1e9}})
     return tmp_path
 
 
@@ -50,6 +51,7 @@ def test_a_probe_measures_everything_and_leaves_the_affinity_alone() -> None:
     rates = [report.peak, report.peak_all, *report.read.values(), *report.read_streams.values()]
     assert all(1e6 < rate < math.inf for rate in rates)
     assert report.noise >= 0
+    assert report.moves == report.moves_all == {"a>b": {"1": 1e9}}
 
 
 def test_a_report_is_kept_until_a_new_one_is_asked_for() -> None:

@@ -56,6 +56,8 @@ MACHINE = MachineReport(
     peak_all=2 * PEAK,
     read={"L1": 2e11, "DRAM": 2e10},
     read_streams={"L1": 2e11, "DRAM": 3e10},
+    moves={},
+    moves_all={},
     noise=0.01,
     time="2026-01-01T00:00:00+00:00",
 )

@@ -20,6 +20,7 @@ from kernels.codegen.jit import Library, ObjectCache, cache_root
 from kernels.codegen.runner import Buffers, Runner
 from kernels.core.cpu import Cpu
 from kernels.core.layout import NCHW, Array, Io, Placement
+from tuner.moves import Rates, move_rates
 from tuner.record import now
 from tuner.timing import calibrate, canary
 
@@ -39,8 +40,9 @@ class MachineReport:
 
     `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`;
     `read` and `read_streams` are bytes/s that one core reads from L1, L2, L3 and DRAM, at one place
-    and at several in turn. `noise` is the ninetieth percentile of the spin canary: the share by
-    which a short piece of work is commonly delayed.
+    and at several in turn. `moves` and `moves_all` are bytes/s of one core and of all of them that
+    bring tensors into other layouts, as in `tuner.moves`. `noise` is the ninetieth percentile of
+    the spin canary: the share by which a short piece of work is commonly delayed.
     """
 
     machine: str
@@ -50,6 +52,8 @@ class MachineReport:
     peak_all: float
     read: Mapping[str, float] = field(hash=False)
     read_streams: Mapping[str, float] = field(hash=False)
+    moves: Rates = field(hash=False)
+    moves_all: Rates = field(hash=False)
     noise: float
     time: str
 
@@ -59,18 +63,33 @@ class MachineReport:
 
 
 def probe(refresh: bool = False) -> MachineReport:
-    """This machine's report: the one on file, or measured now, which takes about two seconds.
+    """This machine's report: the one on file, or measured now, which takes about five seconds.
 
     A report is kept per machine and number of cores; `refresh` measures it again.
     """
-    cpu = Cpu.host()
-    path = cache_root() / f"machine-{cpu.fingerprint}-{cpu.cores}.json"
-    stored = None if refresh else _load(path)
+    stored = None if refresh else on_file()
     if stored:
         return stored
-    report = _measure(cpu)
-    _save(path, report)
+    report = _measure(Cpu.host())
+    _save(_path(), report)
     return report
+
+
+def on_file() -> MachineReport | None:
+    """The report that `probe` would not measure again; None where there is none."""
+    try:
+        stored = json.loads(_path().read_text())
+    except (OSError, ValueError):
+        return None
+    names = {f.name for f in fields(MachineReport)}
+    if not isinstance(stored, dict) or stored.keys() != names:
+        return None
+    return MachineReport(**stored)
+
+
+def _path() -> Path:
+    cpu = Cpu.host()
+    return cache_root() / f"machine-{cpu.fingerprint}-{cpu.cores}.json"
 
 
 def _measure(cpu: Cpu) -> MachineReport:
@@ -83,6 +102,7 @@ def _measure(cpu: Cpu) -> MachineReport:
         noise = sorted(canary() for _ in range(50))[45]
         levels = _levels(cpu)
         memory = _lines(max(levels.values()))
+        sizes = [4 * floats for floats in levels.values()]
         return MachineReport(
             machine=cpu.fingerprint,
             model=cpu.model,
@@ -93,6 +113,8 @@ def _measure(cpu: Cpu) -> MachineReport:
             read_streams={
                 level: read_rate(cpu, memory[:n], STREAMS) for level, n in levels.items()
             },
+            moves=move_rates(cpu, sizes, order[:1]),
+            moves_all=move_rates(cpu, sizes, order),
             noise=noise,
             time=now(),
         )
@@ -201,18 +223,6 @@ def _lines(floats: int) -> Array:
     whole = np.ones(floats + 16, np.float32)
     skipped = -whole.ctypes.data % 64 // 4
     return whole[skipped : skipped + floats]
-
-
-def _load(path: Path) -> MachineReport | None:
-    """The report on file; None where there is none that this version can read."""
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    names = {f.name for f in fields(MachineReport)}
-    if not isinstance(stored, dict) or stored.keys() != names:
-        return None
-    return MachineReport(**stored)
 
 
 def _save(path: Path, report: MachineReport) -> None:
