@@ -460,6 +460,12 @@ class Kernel:
         arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
         return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes)
 
+    def call(self, stage: Stage, **arguments: Buffer) -> None:
+        """Do all tasks of a stage of this module; operands not given are this kernel's own."""
+        pointers = (f"ptr {arguments[a].base if a in arguments else f'%{a}'}" for a in ARGUMENTS)
+        everything = [*pointers, "i64 0", f"i64 {stage.tasks}"]
+        self.emit_void(f"call void @{stage.symbol}({', '.join(everything)})")
+
     def slot(self, lanes: int, count: int = 1) -> str:
         """Stack room for `count` vectors, as a pointer."""
         name = f"%slot{len(self._slots)}"
@@ -528,6 +534,20 @@ class Module:
             yield k, task
         self._functions.append(k.text())
         self._stages.append(Stage(symbol, tasks))
+
+    def include(self, program: Program, name: str) -> list[Stage]:
+        """Take over the stages of a finished program, for `Kernel.call`, as `name` and a number."""
+        _, *paragraphs = program.ir.rstrip().split("\n\n")
+        found = []
+        for number, stage in enumerate(program.stages):
+            mine = Stage(f"{name}{number}", stage.tasks)
+            head = f"define void @{stage.symbol}("
+            text = next(x for x in paragraphs if x.startswith(head))
+            self._functions.append(text.replace(head, f"define internal void @{mine.symbol}(", 1))
+            found.append(mine)
+        lines = (line for x in paragraphs[len(found) :] for line in x.splitlines())
+        self.declarations |= dict.fromkeys(lines)
+        return found
 
     def program(
         self,

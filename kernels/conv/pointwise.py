@@ -49,22 +49,29 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     for where in (io.src, io.dst, io.add):
         check(where.dense, "rows of pixels have gaps between them")
     pixels = p.h * p.w
+    places = (io.src, io.dst, io.add)
     if s.layout == "NCHW":
         check(not s.prefetch, "weights are not fetched ahead in NCHW")
         line = replace(p, h=1, w=pixels)
-        flat = Io(*(_reshaped(where, 1, pixels) for where in (io.src, io.dst, io.add)))
+        flat = Io(*map(_line, places))
         across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
         return replace(planar.build(line, across, cpu, flat), io=io)
     column = replace(p, h=pixels, w=1)
-    flat = Io(*(_reshaped(where, pixels, 1) for where in (io.src, io.dst, io.add)))
+    flat = Io(*map(_column, places))
     down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch)
     return replace(direct.build(column, down, cpu, flat), io=io)
 
 
-def _reshaped(where: Placement, h: int, w: int) -> Placement:
+def _line(where: Placement) -> Placement:
+    """All pixels of a plane in one row."""
     top, _, bottom, _ = where.halo
-    check(top == bottom == 0, "planes have a halo")
-    return replace(where, h=h, w=w)
+    return replace(where, h=1, w=where.h * where.w, halo=(0, top * where.w, 0, bottom * where.w))
+
+
+def _column(where: Placement) -> Placement:
+    """All pixels of a plane one below the other."""
+    top, _, bottom, _ = where.halo
+    return replace(where, h=where.h * where.w, w=1, halo=(top * where.w, 0, bottom * where.w, 0))
 
 
 template = KernelTemplate("pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2)

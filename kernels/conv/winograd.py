@@ -436,4 +436,4 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     return 4 if pays else 0
 
 
-template = KernelTemplate("winograd", Schedule, why_not, heuristic, build, rank)
+template = KernelTemplate("winograd", Schedule, why_not, heuristic, build, rank, rows_alike=False)

@@ -247,4 +247,6 @@ class _Naive:
         return k.argument("shared", self.p.oc * self.pitch, self.pitch, 1, offset=behind)
 
 
-template = KernelTemplate("winograd_naive", Schedule, why_not, heuristic, build, baseline=True)
+template = KernelTemplate(
+    "winograd_naive", Schedule, why_not, heuristic, build, baseline=True, rows_alike=False
+)

@@ -76,7 +76,8 @@ class KernelTemplate:
     `why_not` says in words why the algorithm does not apply, or returns None.
     `heuristic` answers without measuring. `build` raises `ScheduleError` for a schedule that
     cannot be right. `rank` says how much a fixed preference favours the algorithm for a problem.
-    `baseline` marks algorithms that exist to be compared with.
+    `baseline` marks algorithms that exist to be compared with. Without `rows_alike` the bits of
+    an output row depend on which others are computed with it.
     """
 
     name: str
@@ -86,6 +87,7 @@ class KernelTemplate:
     build: Callable[[ConvProblem, Any, Cpu, Io], Program]
     rank: Callable[[ConvProblem, Cpu], int] = lambda p, cpu: 1
     baseline: bool = False
+    rows_alike: bool = True
 
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
         """Build with the usual placement of operands (`Io.of`)."""

@@ -119,11 +119,11 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
             for x in columns:
                 for run in _tiles(x, spec, cpu.lanes if planar else 0):
                     sweep(k, [run], partial(tile, top, x))
-    return module.program(Io(src, dst, dst), lambda w: _shares(rows))
+    return module.program(Io(src, dst, dst), lambda w: shares(rows))
 
 
-def _shares(rows: list[Zone]) -> Array:
-    """What each output row's average multiplies its sums with."""
+def shares(rows: list[Zone]) -> Array:
+    """The packed weights: what each output row's average multiplies its sums with."""
     return np.concatenate([np.full(z.count, 1 / z.counted, np.float32) for z in rows])
 
 

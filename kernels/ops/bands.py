@@ -1,0 +1,303 @@
+"""Two operators as one kernel: what the first computes, the second consumes while it is in cache.
+
+The result is made in bands of a few rows. For each of them the first operator computes the rows
+that the band needs into the thread's workspace, and the second makes the band of these. Both are
+kernels of their own generators, built for so many rows; a driver calls them in turns and shifts
+their operands. Rows that the next band needs as well are kept while one thread goes through the
+bands in order, and computed again where another takes over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+
+import numpy as np
+
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, least
+from kernels.codegen.tile_gemm import Run, cut, dispatch
+from kernels.core.cpu import Cpu
+from kernels.core.layout import READ_SLACK, Array, Io, Placement
+from kernels.core.problem import ConvProblem
+from kernels.core.template import KernelTemplate, Program, Stage, check, pack_bias
+from kernels.ops import pool
+
+LINE = 16  # floats of a cache line
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two operators: `rows` rows, each made of a window of its input's rows.
+
+    Windows are `span` rows high; the first begins `top` rows above the input, every other one
+    `stride` further down.
+
+    `build(rows, above, below, io)` makes a kernel for some rows of one image, whose operands begin
+    where the first of them does. Of the windows' rows, those `above` and `below` are outside the
+    image; there is room for them in `io.src`. The kernel packs a flat array of weights.
+    """
+
+    rows: int
+    span: int
+    stride: int
+    top: int
+    build: Callable[[int, int, int, Io], Program]
+    weights: int = 0  # floats, before they are packed
+    biases: int = 0
+    per_row: int = 0  # floats of packed weights for each row
+    grain: int = 1  # rows that are best computed together
+    alike: bool = True  # the bits of a row do not depend on which others are computed with it
+
+    def window(self, rows: int) -> int:
+        """Rows of input for so many rows in a row."""
+        return (rows - 1) * self.stride + self.span
+
+
+def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu: Cpu) -> Part:
+    """A convolution; as the second operator it has no padding above and below."""
+    top, left, _, right = p.padding
+
+    def build(rows: int, above: int, below: int, io: Io) -> Program:
+        check(above == below == 0, "there are no zeros round a band for the padding")
+        part = replace(p, n=1, h=whole.window(rows), padding=(0, left, 0, right))
+        program = template.build(part, schedule, cpu, io)
+        pack = program.pack_weights
+        return replace(program, pack_weights=lambda w: pack(w.reshape(p.weight_shape)))
+
+    whole = Part(
+        rows=p.oh,
+        span=(p.kernel[0] - 1) * p.dilation[0] + 1,
+        stride=p.stride[0],
+        top=top,
+        build=build,
+        weights=math.prod(p.weight_shape),
+        biases=p.oc,
+        grain=getattr(schedule, "mh", 0) or getattr(schedule, "tile_h", 1),
+        alike=template.rows_alike,
+    )
+    return whole
+
+
+def pooling(spec: pool.Pool, cpu: Cpu, src: Placement, dst: Placement) -> Part:
+    """A pool of `src` into `dst`, as the second operator."""
+    _, left, bottom, right = spec.padding
+    shares = pool.shares(pool.zones(spec, 0, src.h, dst.h))
+
+    def build(rows: int, above: int, below: int, io: Io) -> Program:
+        part = replace(spec, padding=(above, left, min(below, bottom), right))
+        inside = whole.window(rows) - above - below
+        program = pool.build(part, cpu, _rows(io.src, inside, above), _rows(io.dst, rows))
+        return replace(program, pack_weights=lambda w: shares)
+
+    whole = Part(
+        rows=dst.h,
+        span=(spec.kernel[0] - 1) * spec.dilation[0] + 1,
+        stride=spec.stride[0],
+        top=spec.padding[0],
+        build=build,
+        per_row=1,
+    )
+    return whole
+
+
+def _rows(where: Placement, h: int, first: int = 0) -> Placement:
+    """`h` rows of one image, from row `first` on, in the same buffer."""
+    top, left, bottom, right = where.halo
+    halo = (top + first, left, bottom + where.h - h - first, right)
+    return replace(where, n=1, h=h, halo=halo)
+
+
+@dataclass(frozen=True)
+class Band:
+    """`rows` rows of the result and what they need of the first operator's.
+
+    Of the rows of their windows some are `above` and `below` the image and `needed` are inside;
+    `kept` of these are among the last of the band before.
+    """
+
+    rows: int
+    above: int
+    below: int
+    needed: int
+    kept: int
+
+
+def cut_bands(first: Part, second: Part, rows: int) -> list[Band]:
+    """All bands of an image, of `rows` rows each but the last."""
+    found, done = list[Band](), 0
+    for run in cut(second.rows, rows):
+        for start in range(run.start, run.end, run.size):
+            begin = start * second.stride - second.top
+            end = begin + second.window(run.size)
+            low, high = max(begin, 0), min(end, first.rows)
+            found.append(Band(run.size, low - begin, end - high, high - low, max(0, done - low)))
+            done = high
+    return found
+
+
+def bands_per_task(bands: int, overlap: bool, cpu: Cpu) -> int:
+    """Where rows are computed again at the start of a task, there are two tasks for each core."""
+    return -(-bands // (2 * cpu.cores)) if overlap else 1
+
+
+def rows_per_band(first: Part, second: Part, mid: Placement, cpu: Cpu) -> int:
+    """So many that the busiest core has least to do, and that the band fits half of L2.
+
+    Whole tiles of the first operator count; of two heights that are equally good the larger wins.
+    """
+
+    def key(rows: int) -> tuple[int, bool, int]:
+        return busiest(first, second, rows, mid.n, cpu.cores, cpu), size(rows) > cpu.l2 // 2, -rows
+
+    def size(rows: int) -> int:
+        return 4 * mid.c * mid.w * second.window(rows)
+
+    fit = [rows for rows in range(1, second.rows + 1) if size(rows) <= cpu.l2]
+    return min(fit, key=key, default=1)
+
+
+def busiest(first: Part, second: Part, rows: int, n: int, threads: int, cpu: Cpu) -> int:
+    """Rows that the first operator computes on the thread that has most of them."""
+    bands = -(-second.rows // rows)
+    overlap = max(0, second.span - second.stride)
+    per_task = bands_per_task(bands, overlap > 0, cpu)
+    tasks = -(-n * -(-bands // per_task) // threads)
+    tiles = -(-rows * second.stride // first.grain)
+    again = overlap * (tasks if threads > 1 else 1)
+    return tasks * per_task * tiles * first.grain + again
+
+
+def join_weights(*weights: Array) -> Array:
+    """The weights of both operators as the kernel packs them."""
+    return np.concatenate([w.reshape(-1) for w in weights])
+
+
+def join_biases(first: Array, second: Array) -> Array:
+    """The biases of both operators as the kernel reads them, but for `pack_bias`."""
+    return np.concatenate([pack_bias(first), second])
+
+
+def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement) -> Program:
+    """The kernel that makes `rows` rows of the result at a time.
+
+    `mid` is where the first operator's result would lie; only a band of it ever does. One of the
+    operators may read `io.add`. Weights and biases are joined ones.
+
+    Raises:
+        ScheduleError: one of the kernels cannot be built so, or the first does not compute a row
+            alike twice where it would have to.
+    """
+    check(mid.h == first.rows, "the second operator does not read what the first writes")
+    bands = cut_bands(first, second, rows)
+    kept = max(band.kept for band in bands)
+    check(kept == 0 or first.alike, "rows would differ with the band they are computed in")
+    height = max(band.above + band.needed + band.below for band in bands)
+    buffer = Placement(mid.layout, 1, mid.c, height, mid.w)
+
+    module = Module(cpu)
+    programs = list[Program]()
+
+    def include(part: Part, rows: int, above: int, below: int, io: Io) -> list[Stage]:
+        programs.append(program := part.build(rows, above, below, io))
+        return module.include(program, f"part{len(programs)}_")
+
+    heights = {x for b in bands for x in (b.needed, b.needed - b.kept) if x}
+    firsts = {h: include(first, h, 0, 0, Io(io.src, buffer, io.add)) for h in sorted(heights)}
+    pack_first = programs[0].pack_weights
+    kinds = sorted({(b.rows, b.above, b.below) for b in bands})
+    seconds = {kind: include(second, *kind, Io(buffer, io.dst, io.add)) for kind in kinds}
+    pack_second = programs[-1].pack_weights
+
+    # In the thread's workspace: the band, then the workspaces of either kernel.
+    shared = _lines(buffer.size + READ_SLACK)
+    local = shared + _lines(max(program.shared_bytes for program in programs) // 4)
+    tail = _lines(pack_second(np.zeros(second.weights, np.float32)).size + READ_SLACK)
+    per_task = bands_per_task(len(bands), kept > 0, cpu)
+    tasks = -(-len(bands) // per_task)
+
+    with module.stage("bands", mid.n * tasks) as (k, task):
+        start, image = task % tasks * per_task, task // tasks
+        band_buffer = k.argument("local", buffer.y_stride)
+        workspaces = {
+            "shared": k.argument("local", offset=shared),
+            "local": k.argument("local", offset=local),
+        }
+
+        def at_row(name: str, where: Placement, row: Int) -> Buffer:
+            return k.argument(name, where.n_stride, where.y_stride).at(image, row)
+
+        def produce(count: int, row: Int, at: int) -> None:
+            for stage in firsts[count] if count else ():
+                k.call(
+                    stage,
+                    src=at_row("src", io.src, row * first.stride - first.top),
+                    weights=k.argument("weights", offset=tail),
+                    add=at_row("add", io.add, row),
+                    dst=band_buffer.at(at),
+                    **workspaces,
+                )
+
+        def one_band(run: Run, number: Int) -> None:
+            band = bands[run.start]
+            row = number * rows
+            low = row * second.stride + (band.above - second.top)
+
+            def all_rows() -> None:
+                produce(band.needed, low, band.above)
+
+            def new_rows() -> None:
+                _keep(k, buffer, rows * second.stride, band.above, band.kept)
+                produce(band.needed - band.kept, low + band.kept, band.above + band.kept)
+
+            before = (number - start) + (task - k.begin)
+            k.choose(before < 1 if band.kept else True, all_rows, new_rows)
+            for stage in seconds[band.rows, band.above, band.below]:
+                k.call(
+                    stage,
+                    src=band_buffer,
+                    weights=k.argument("weights", second.per_row).at(row),
+                    bias=k.argument(
+                        "bias", offset=pack_bias(np.zeros(first.biases, np.float32)).size
+                    ),
+                    add=at_row("add", io.add, row),
+                    dst=at_row("dst", io.dst, row),
+                    **workspaces,
+                )
+
+        with k.loop(start, least(start + per_task, len(bands))) as number:
+            dispatch(k, list(_alike(bands)), number, one_band)
+
+    def pack(weights: Array) -> Array:
+        flat = weights.reshape(-1)
+        own = pack_second(flat[first.weights :])
+        filled = np.zeros(tail - own.size, np.float32)
+        return np.concatenate([own, filled, pack_first(flat[: first.weights])])
+
+    own = max(program.local_bytes for program in programs)
+    return module.program(io, pack, local_bytes=4 * local + own)
+
+
+def _alike(bands: list[Band]) -> Iterator[Run]:
+    """Runs of equal bands."""
+    start = 0
+    for _, members in groupby(bands):
+        count = len(list(members))
+        yield Run(start, 1, count)
+        start += count
+
+
+def _keep(k: Kernel, buffer: Placement, shift: int, at: int, count: int) -> None:
+    """Move the rows `shift` below row `at` there."""
+    k.declare("declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)")
+    with k.loop(buffer.blocks) as block:
+        plane = k.argument("local", buffer.block_stride, buffer.y_stride).at(block, at)
+        ends = f"ptr align 4 {plane.base}, ptr align 4 {plane.at(0, shift).base}"
+        size = 4 * count * buffer.y_stride
+        k.emit_void(f"call void @llvm.memmove.p0.p0.i64({ends}, i64 {size}, i1 false)")
+
+
+def _lines(floats: int) -> int:
+    """Rounded up to whole cache lines."""
+    return -(-floats // LINE) * LINE
