@@ -97,6 +97,8 @@ def store(buffer: str, index: int, value: str = "1.0") -> str:
 
 SIZE = Io.of(PROBLEM, "NCHW").dst.size
 
+RAISE = "declare i32 @raise(i32)"
+
 DEADLY = {
     "segfault": ("store volatile float 1.0, ptr null\nret void", "", "SIGSEGV"),
     "illegal instruction": (
@@ -105,11 +107,25 @@ DEADLY = {
         "SIGILL",
     ),
     "abort": ("call void @abort()\nunreachable", "declare void @abort()", "SIGABRT"),
-    "exit": ("call void @_exit(i32 3)\nunreachable", "declare void @_exit(i32)", "code 3"),
+    "exit at once": ("call void @_exit(i32 3)\nunreachable", "declare void @_exit(i32)", "code 3"),
+    "division by zero": (
+        "%d = sub i64 %end, 1\n%r = sdiv i64 1, %d\n%p = inttoptr i64 %r to ptr\n"
+        "store volatile float 1.0, ptr %p\nret void",
+        "",
+        "SIG",
+    ),
+    "kills itself": ("%r = call i32 @raise(i32 9)\nret void", RAISE, "SIGKILL"),
+    "terminates itself": ("%r = call i32 @raise(i32 15)\nret void", RAISE, "SIGTERM"),
     "endless recursion": (
         "%a = alloca [4096 x i8]\nstore volatile i8 1, ptr %a\n"
         "call void @hostile(ptr %src, ptr %weights, ptr %bias, ptr %add, ptr %dst, ptr %shared,"
         " ptr %local, i64 %begin, i64 %end)\nstore volatile i8 2, ptr %a\nret void",
+        "",
+        "SIGSEGV",
+    ),
+    "far outside": (
+        "%at = getelementptr float, ptr %dst, i64 -70368744177664\n"
+        "store volatile float 1.0, ptr %at\nret void",
         "",
         "SIGSEGV",
     ),
@@ -133,6 +149,59 @@ def test_a_kernel_that_kills_its_process_is_a_runtime_outcome(lab: Lab, case: st
     result = lab.run(hostile(lab, body, declarations))
     assert (result.outcome, result.samples) == (Outcome.RUNTIME, ())
     assert reason in result.reason
+    assert lab.run().outcome == Outcome.CORRECT
+
+
+NUMEROUS = {
+    "becomes another program": (
+        "%r = call i32 @execl(ptr @sh, ptr @sh, ptr null)\nret void",
+        '@sh = constant [8 x i8] c"/bin/sh\\00"\ndeclare i32 @execl(ptr, ptr, ...)',
+        "SIGSYS",
+    ),
+    "multiplies": (
+        "br label %more\nmore:\n%r = call i32 @fork()\nbr label %more",
+        "declare i32 @fork()",
+        "SIGSYS",
+    ),
+    "multiplies by another call": (
+        "br label %more\nmore:\n%r = call i32 @vfork()\nbr label %more",
+        "declare i32 @vfork() returns_twice",
+        "SIGSYS",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NUMEROUS)
+def test_a_kernel_that_starts_a_process_is_killed(lab: Lab, case: str) -> None:
+    asked = "import sys; from tuner.confine import forbid_processes; sys.exit(forbid_processes())"
+    if subprocess.run([sys.executable, "-c", asked], check=False).returncode != 1:
+        pytest.skip("needs Linux's seccomp")
+    body, declarations, reason = NUMEROUS[case]
+    result = lab.run(hostile(lab, body, declarations))
+    assert (result.outcome, result.samples) == (Outcome.RUNTIME, ())
+    assert reason in result.reason
+    assert lab.run().outcome == Outcome.CORRECT
+
+
+SILENT = {
+    "exit in order": ("call void @exit(i32 0)\nunreachable", "declare void @exit(i32)"),
+    "closes every file": (
+        "br label %loop\nloop:\n%f = phi i32 [ 0, %0 ], [ %next, %loop ]\n"
+        "%r = call i32 @close(i32 %f)\n%next = add i32 %f, 1\n%more = icmp ult i32 %next, 4096\n"
+        "br i1 %more, label %loop, label %done\ndone:\nret void",
+        "declare i32 @close(i32)",
+    ),
+    "stops itself": ("%r = call i32 @raise(i32 19)\nret void", RAISE),
+    "sleeps": ("%r = call i32 @sleep(i32 1000)\nret void", "declare i32 @sleep(i32)"),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_a_kernel_that_falls_silent_is_ended(lab: Lab, case: str) -> None:
+    """What of the C library, or of the pipe to us, still works after such a call is luck."""
+    result = lab.run(hostile(lab, *SILENT[case]))
+    assert result.outcome in (Outcome.RUNTIME, Outcome.TIMEOUT)
+    assert result.samples == ()
     assert lab.run().outcome == Outcome.CORRECT
 
 
@@ -191,6 +260,15 @@ def test_a_result_off_by_a_thousandth_is_wrong(lab: Lab) -> None:
     lenient = replace(lab.job(after_naive(lab, body)), limits=replace(LIMITS, error=0.1))
     # Every call scales its own fresh output, so the candidate is only inexact, and steadily so.
     assert lab.sandbox.submit(lenient).result(timeout=30).outcome == Outcome.CORRECT
+
+
+@pytest.mark.parametrize("value", ["0x7FF8000000000000", "0x7FF0000000000000"])
+def test_a_value_that_is_not_finite_is_wrong(lab: Lab, value: str) -> None:
+    result = lab.run(after_naive(lab, store("dst", SIZE // 2, value)))
+    assert result.outcome == Outcome.CORRECTNESS
+    assert f"1 of {SIZE} outputs" in result.reason
+    assert result.errors is not None
+    assert math.isinf(result.errors.max)
 
 
 def test_outputs_left_unwritten_are_wrong(lab: Lab) -> None:

@@ -20,6 +20,7 @@ from kernels.codegen.jit import ObjectCache
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
+from tuner.confine import forbid_processes
 from tuner.cores import pin
 from tuner.job import Compiled, Job, Result
 from tuner.operands import Operands
@@ -44,6 +45,7 @@ def enter(cores: tuple[int, ...], memory: int) -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
+    forbid_processes()
 
 
 def run_one(job: Job, cores: Sequence[int]) -> list[Result]:

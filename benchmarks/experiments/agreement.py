@@ -1,0 +1,258 @@
+"""Whether tunings agree with each other, and with what is measured a minute later.
+
+    python -m benchmarks.experiments.agreement [--minutes M] [--seconds S] [--csv FOLDER]
+
+Five tunings of the same layers, each with a database and a seed of its own, choose a schedule each;
+the five race each other, so that their true times can be compared. And many layers are tuned, and
+the winner of each races the heuristic again at once: how far is the second speed-up from the first?
+What was measured is kept (`--work`), and the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import report
+from benchmarks.experiments.command import show
+from kernels.codegen.jit import cache_root
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from tuner.database import Database
+from tuner.fastrun import Budget, fast_run
+from tuner.finals import FINAL, race
+from tuner.frames import layer_labels
+from tuner.measurer import Measurer
+from tuner.recheck import recheck
+from tuner.standing import standings
+from tuner.units import ms, plural, ratio
+
+TUNINGS = 5
+
+REPEATED = (
+    "conv 1x64x56x56 64x3x3 s1 p1 bias relu",
+    "conv 1x256x14x14 256x3x3 s1 p1 bias relu",
+    "conv 1x64x56x56 128x3x3 s2 p1 bias relu",
+    "conv 1x512x28x28 128x1x1 s1 p0 bias relu",
+    "conv 1x144x56x56 144x3x3 s1 p1 g144 bias relu6",
+)
+
+LATER = (
+    # ResNet-18 and 50
+    "conv 1x3x224x224 64x7x7 s2 p3 bias relu",
+    "conv 1x64x56x56 64x3x3 s1 p1 bias add relu",
+    "conv 1x128x28x28 128x3x3 s1 p1 bias relu",
+    "conv 1x128x28x28 256x3x3 s2 p1 bias relu",
+    "conv 1x256x14x14 256x3x3 s1 p1 bias add relu",
+    "conv 1x256x14x14 512x3x3 s2 p1 bias relu",
+    "conv 1x512x7x7 512x3x3 s1 p1 bias relu",
+    "conv 1x64x56x56 256x1x1 s1 p0 bias",
+    "conv 1x256x56x56 64x1x1 s1 p0 bias relu",
+    "conv 1x1024x14x14 256x1x1 s1 p0 bias relu",
+    "conv 1x2048x7x7 512x1x1 s1 p0 bias relu",
+    # MobileNetV2
+    "conv 1x3x224x224 32x3x3 s2 p1 bias relu6",
+    "conv 1x16x112x112 96x1x1 s1 p0 bias relu6",
+    "conv 1x24x56x56 144x1x1 s1 p0 bias relu6",
+    "conv 1x144x56x56 144x3x3 s2 p1 g144 bias relu6",
+    "conv 1x384x14x14 384x3x3 s1 p1 g384 bias relu6",
+    "conv 1x576x14x14 96x1x1 s1 p0 bias",
+    "conv 1x960x7x7 960x3x3 s1 p1 g960 bias relu6",
+    # ShuffleNetV2, SqueezeNet, VGG, Inception
+    "conv 1x58x28x28 58x1x1 s1 p0 bias relu",
+    "conv 1x116x14x14 116x3x3 s1 p1 g116 bias",
+    "conv 1x64x55x55 16x1x1 s1 p0 bias relu",
+    "conv 1x32x27x27 128x3x3 s1 p1 bias relu",
+    "conv 1x512x14x14 512x3x3 s1 p1 bias relu",
+    "conv 1x192x17x17 192x1x7 s1 p0x3 bias relu",
+)
+
+Step = Callable[[], None]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure what is missing, then print and write what there is."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.experiments.agreement",
+        description=str(__doc__).split("\n")[0],
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after these")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of every tuning (default 20)")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
+    parser.add_argument(
+        "--work", type=Path, default=cache_root() / "agreement", help="where measurements are kept"
+    )
+    arguments = parser.parse_args(words)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    report.introduce((), {})
+    end = time.monotonic() + 60 * arguments.minutes
+    steps = list(_missing(arguments.work, arguments.seconds))
+    for number, step in enumerate(steps):
+        if time.monotonic() > end:
+            report.notice(f"{plural(len(steps) - number, 'step')} left: the same command goes on")
+            break
+        step()
+    for name, table, print_ in (
+        ("agreement-tunings", tunings(arguments.work), _show_tunings),
+        ("agreement-later", later(arguments.work), _show_later),
+    ):
+        if len(table):
+            print(f"\n{name}")
+            print_(table)
+        if arguments.csv:
+            arguments.csv.mkdir(parents=True, exist_ok=True)
+            path = arguments.csv / f"{name}.csv"
+            table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+    return 0
+
+
+def _missing(work: Path, seconds: float) -> Iterator[Step]:
+    """What is still to be measured, in order."""
+    for text in REPEATED:
+        for seed in range(TUNINGS):
+            if not _chosen(work, text, seed):
+                yield partial(_tune, work, text, seed, seconds)
+        if not (work / _name(text, "race")).exists():
+            yield partial(_race, work, text)
+    for text in LATER:
+        if not (work / _name(text, "later")).exists():
+            yield partial(_again, work, text, seconds)
+
+
+def _tune(work: Path, text: str, seed: int, seconds: float) -> None:
+    report.notice(f"tuning {seed}: {text}")
+    with Database(work / f"tuning-{seed}.db") as database:
+        fast_run([(ConvProblem.parse(text), 1)], database, Budget(seconds), seed=seed)
+
+
+def _chosen(work: Path, text: str, seed: int) -> str | None:
+    """What a tuning chose; None where it has not run."""
+    path = work / f"tuning-{seed}.db"
+    if not path.exists():
+        return None
+    with Database(path, read_only=True) as database:
+        machine = Cpu.host().fingerprint
+        [found] = standings(database, [(ConvProblem.parse(text), 1)], machine, 1, "hot")
+    return found.best.schedule if found.best and found.best.stage == "final" else None
+
+
+def _race(work: Path, text: str) -> None:
+    """The schedules of all tunings against each other."""
+    report.notice(f"race: {text}")
+    chosen = [s for seed in range(TUNINGS) if (s := _chosen(work, text, seed))]
+    with Measurer() as measurer:
+        contestants = {ConvProblem.parse(text): list(dict.fromkeys(chosen))}
+        times = {r.schedule: r.seconds_per_call for r in race(measurer, contestants, FINAL)}
+    rows = [{"tuning": i, "schedule": s, "seconds": times[s]} for i, s in enumerate(chosen)]
+    (work / _name(text, "race")).write_text(json.dumps(rows))
+
+
+def _again(work: Path, text: str, seconds: float) -> None:
+    """Tune, and race the winner again at once."""
+    report.notice(f"tune and race again: {text}")
+    p = ConvProblem.parse(text)
+    with Database(work / "later.db") as database:
+        fast_run([(p, 1)], database, Budget(seconds))
+        machine = Cpu.host().fingerprint
+        [stored] = standings(database, [(p, 1)], machine, 1, "hot")
+        [found] = recheck(database, [p])
+    row = {
+        "schedule": found.stored.schedule,
+        "reported": stored.over_heuristic,
+        "reported_low": stored.interval[0],
+        "reported_high": stored.interval[1],
+        "verdict": stored.verdict,
+        "again": found.now,
+        "again_low": found.interval[0],
+        "again_high": found.interval[1],
+        "again_verdict": found.verdict,
+    }
+    (work / _name(text, "later")).write_text(json.dumps(row))
+
+
+def tunings(work: Path) -> pd.DataFrame:
+    """A row per tuning: what it chose, and its true time over that of the best choice."""
+    labels = layer_labels(list(map(ConvProblem.parse, REPEATED)))
+    rows = []
+    for text, label in zip(REPEATED, labels, strict=True):
+        if (work / _name(text, "race")).exists():
+            found = json.loads((work / _name(text, "race")).read_text())
+            best = min(row["seconds"] for row in found)
+            rows += [{"layer": label, **r, "behind": r["seconds"] / best - 1} for r in found]
+    return pd.DataFrame(rows)
+
+
+def later(work: Path) -> pd.DataFrame:
+    """A row per layer: the speed-up that was reported, and the one measured after it."""
+    labels = layer_labels(list(map(ConvProblem.parse, LATER)))
+    rows = [
+        {"layer": label, **json.loads((work / _name(text, "later")).read_text())}
+        for text, label in zip(LATER, labels, strict=True)
+        if (work / _name(text, "later")).exists()
+    ]
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["drift"] = table["again"] / table["reported"] - 1
+    return table
+
+
+def _show_tunings(table: pd.DataFrame) -> None:
+    layers = table.groupby("layer", sort=False)
+    summary = pd.DataFrame(
+        {
+            "layer": layers["seconds"].min().index,
+            "best": layers["seconds"].min().values,
+            "schedules": layers["schedule"].nunique().values,
+            "worst": layers["behind"].max().values,
+        }
+    )
+    show(
+        {
+            "layer": lambda r: r.layer,
+            "different\nschedules>": lambda r: str(r.schedules),
+            "best\nms>": lambda r: ms(r.best),
+            "slowest choice\nis behind by>": lambda r: f"{100 * r.worst:.1f} %",
+        }
+    )(summary)
+    print(
+        f"{TUNINGS} tunings each: the slowest choice is behind the fastest by "
+        f"{100 * summary['worst'].median():.1f} % (median), {100 * summary['worst'].max():.1f} % "
+        "at most"
+    )
+
+
+def _show_later(table: pd.DataFrame) -> None:
+    show(
+        {
+            "layer": lambda r: r.layer,
+            "reported\nover heur.>": lambda r: ratio(r.reported),
+            "95 %\ninterval>": lambda r: f"{r.reported_low:.3f} to {r.reported_high:.3f}",
+            "verdict": lambda r: r.verdict,
+            "again\nover heur.>": lambda r: ratio(r.again),
+            "drift>": lambda r: f"{100 * r.drift:+.1f} %",
+        }
+    )(table)
+    other = table[table["verdict"] != "heuristic"]
+    for words, part in (("all layers", table), ("other schedules than the heuristic's", other)):
+        drift = part["drift"].abs()
+        inside = part["again"].between(part["reported_low"], part["reported_high"]).sum()
+        print(
+            f"{words}: {len(part)}; measured again, the speed-up differs by "
+            f"{100 * drift.median():.1f} % (median), {100 * drift.max():.1f} % at most; it lies in "
+            f"the reported interval {inside} times"
+        )
+
+
+def _name(text: str, part: str) -> str:
+    return f"{text.replace(' ', '_')}.{part}.json"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
