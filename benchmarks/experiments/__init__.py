@@ -1,0 +1,1 @@
+"""The article's experiments, repeatable: `python -m benchmarks.experiments.NAME`."""

@@ -1,0 +1,144 @@
+"""What the experiments' commands share: options, tables, files."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks import report
+from benchmarks.experiments.duel import Findings, rows
+from tuner.display import grid, screen
+from tuner.environment import Environment
+from tuner.machine import probe
+from tuner.units import ms, ratio, size
+
+Column = Callable[[Any], str]
+"""What a table shows of a row, whose columns are attributes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A question of an experiment: how it is measured, and how its table is printed."""
+
+    name: str
+    measure: Callable[[bool], Findings]
+    show: Callable[[pd.DataFrame], None]
+
+
+def command(
+    name: str, doc: str | None, parts: Sequence[Part], words: Sequence[str] | None = None
+) -> int:
+    """Measure and print every part; write tables and samples where the options say."""
+    parser = ArgumentParser(
+        prog=f"python -m benchmarks.experiments.{name}", description=(doc or "").split("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help="a few small layers, few samples")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write all samples to this file")
+    arguments = parser.parse_args(words)
+    report.introduce((), {})
+    found = {}
+    for part in parts:
+        found[part.name] = findings = part.measure(arguments.quick)
+        print(f"\n{part.name}")
+        part.show(findings.table)
+        if arguments.csv:
+            arguments.csv.mkdir(parents=True, exist_ok=True)
+            path = arguments.csv / f"{part.name}.csv"
+            findings.table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+    if arguments.json:
+        _write_json(arguments.json, found)
+    return 0
+
+
+def show(columns: Mapping[str, Column]) -> Callable[[pd.DataFrame], None]:
+    """A printer of tables with these heads."""
+
+    def print_(table: pd.DataFrame) -> None:
+        cells = [[column(row) for column in columns.values()] for row in rows(table)]
+        grid(screen(), list(columns), cells)
+
+    return print_
+
+
+def show_duels(
+    about: Mapping[str, Column], before: str, after: str, by: str, memory: bool = False
+) -> Callable[[pd.DataFrame], None]:
+    """A printer of `settle`'s tables: `about` each duel, its sides, and a summary by a column."""
+    columns: dict[str, Column] = {
+        **about,
+        f"{before}\nms>": lambda r: ms(r.before),
+        f"{after}\nms>": lambda r: ms(r.after),
+        f"{after}\nis faster>": lambda r: ratio(r.speedup),
+        "95 %\ninterval>": lambda r: f"{r.low:.2f} to {r.high:.2f}",
+        "verdict": lambda r: r.verdict,
+    }
+    if memory:
+        columns |= {
+            f"{before}\nworkspace>": lambda r: size(r.before_bytes),
+            f"{after}\nworkspace>": lambda r: size(r.after_bytes),
+            "smaller\nby>": lambda r: ratio(r.before_bytes / r.after_bytes),
+        }
+
+    def print_(table: pd.DataFrame) -> None:
+        show(columns)(table)
+        show(_SUMMARY)(summary(table, by))
+
+    return print_
+
+
+def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """How the duels ended, for each value of a column and for all of them.
+
+    Columns: `group`, `duels`, the geometric mean of `speedup` as `mean`, its extremes `least` and
+    `most`, and how many are `faster`, `tie` and `slower`.
+    """
+    groups = [(str(key), members) for key, members in table.groupby(by, sort=False)]
+    ended = []
+    for key, members in [*groups, ("all", table)] if len(groups) > 1 else [("all", table)]:
+        speedups, verdicts = members["speedup"], list(members["verdict"])
+        ended.append(
+            {
+                "group": key,
+                "duels": len(members),
+                "mean": report.geometric_mean(speedups),
+                "least": speedups.min(),
+                "most": speedups.max(),
+                **{word: verdicts.count(word) for word in ("faster", "tie", "slower")},
+            }
+        )
+    return pd.DataFrame(ended)
+
+
+_SUMMARY: dict[str, Column] = {
+    "": lambda r: r.group,
+    "n>": lambda r: str(r.duels),
+    "faster by,\ngeom. mean>": lambda r: ratio(r.mean),
+    "least>": lambda r: ratio(r.least),
+    "most>": lambda r: ratio(r.most),
+    "faster>": lambda r: str(r.faster),
+    "tie>": lambda r: str(r.tie),
+    "slower>": lambda r: str(r.slower),
+}
+
+
+def _write_json(path: Path, found: Mapping[str, Findings]) -> None:
+    """Machine, tables and all raw samples, in seconds per call."""
+    data = {
+        "environment": Environment.host().to_dict(),
+        "machine": asdict(probe()),
+        "parts": {
+            name: {
+                "table": json.loads(findings.table.to_json(orient="records", double_precision=15)),
+                "records": [record.to_dict() for record in findings.records],
+            }
+            for name, findings in found.items()
+        },
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n")

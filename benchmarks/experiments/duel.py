@@ -1,0 +1,138 @@
+"""Two ways to compute the same layers, each at its best, raced against each other.
+
+Each side of a duel is a few schedules. All of them are verified against float64 and timed in turns,
+and the fastest of each side race again in fresh processes, since the lowest of several noisy times
+is low partly by luck. Only the second race counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from kernels.core.problem import ConvProblem
+from tuner.finals import FINAL, Contestants, Format, race
+from tuner.intervals import ENOUGH
+from tuner.measurer import Measurer
+from tuner.record import Outcome, Record
+from tuner.standing import PRACTICAL, speedup_interval
+
+_SWEEP = Format("race", processes=1, rounds=ENOUGH, block=5e-3)
+_QUICK_SWEEP = Format("race", processes=1, rounds=2, block=1e-3)
+_QUICK_FINAL = Format("final", processes=1, rounds=ENOUGH, block=1e-3)
+
+Found = dict[tuple[str, str], Record]
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A question about one problem: how many times faster is `after` than `before`?
+
+    Both are the schedules, as text, of which a side may choose its best. `about` are the columns
+    that tell the duel from the others of its experiment.
+    """
+
+    problem: ConvProblem
+    before: Sequence[str]
+    after: Sequence[str]
+    about: Mapping[str, str | int]
+
+    @property
+    def sides(self) -> tuple[Sequence[str], Sequence[str]]:
+        return self.before, self.after
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What an experiment found: a tidy table, and the records of all that was timed for it."""
+
+    table: pd.DataFrame
+    records: Sequence[Record]
+
+
+def settle(duels: Sequence[Duel], regime: str = "hot", quick: bool = False) -> Findings:
+    """Race all duels on one thread; a row for each.
+
+    Columns: those of `about`, `problem`, and for both sides seconds per call (`before`, `after`),
+    bytes of workspace (`before_bytes`), rms error relative to the output's (`before_error`) and the
+    schedule (`before_schedule`); `speedup` with its 95 % interval `low` to `high`, and `verdict`.
+
+    Raises:
+        RuntimeError: a side has no schedule that can be timed; says why.
+    """
+    sweep, final = (_QUICK_SWEEP, _QUICK_FINAL) if quick else (_SWEEP, FINAL)
+    with Measurer(regime=regime) as measurer:
+        choices = [(d.problem, side) for d in duels for side in d.sides if len(side) > 1]
+        swept = raced(measurer, _merged(choices), sweep)
+        chosen = [[_best(swept, d.problem, side) for side in d.sides] for d in duels]
+        pairs = [(d.problem, pair) for d, pair in zip(duels, chosen, strict=True)]
+        finals = raced(measurer, _merged(pairs), final)
+    decided = [
+        _row(d, *(finals[str(d.problem), schedule] for schedule in pair))
+        for d, pair in zip(duels, chosen, strict=True)
+    ]
+    return Findings(pd.DataFrame(decided), [*swept.values(), *finals.values()])
+
+
+def raced(measurer: Measurer, contestants: Contestants, form: Format) -> Found:
+    """The records of a race, by problem and schedule."""
+    if not contestants:
+        return {}
+    return {(r.problem, r.schedule): r for r in race(measurer, contestants, form)}
+
+
+def verdict(interval: tuple[float, float]) -> str:
+    """`faster` or `slower` if the interval clears 3 %, else `tie`; `unsure` if there is none."""
+    low, high = interval
+    if math.isnan(low):
+        return "unsure"
+    return "faster" if low > PRACTICAL else "slower" if high < 1 / PRACTICAL else "tie"
+
+
+def rows(table: pd.DataFrame) -> list[Any]:
+    """The rows, a column an attribute."""
+    return list(table.itertuples(index=False))
+
+
+def _merged(parts: Sequence[tuple[ConvProblem, Sequence[str]]]) -> dict[ConvProblem, list[str]]:
+    """All schedules of each problem, each once."""
+    merged: dict[ConvProblem, dict[str, None]] = {}
+    for problem, schedules in parts:
+        merged.setdefault(problem, {}).update(dict.fromkeys(schedules))
+    return {problem: list(schedules) for problem, schedules in merged.items()}
+
+
+def _best(swept: Found, problem: ConvProblem, side: Sequence[str]) -> str:
+    if len(side) == 1:
+        return side[0]
+    tried = [swept[str(problem), schedule] for schedule in side]
+    timed = [r for r in tried if r.samples]
+    if not timed:
+        reasons = "; ".join(sorted({f"{r.outcome}: {r.reason}" for r in tried}))
+        raise RuntimeError(f"{problem}: no schedule can be timed: {reasons}")
+    return min(timed, key=lambda r: r.seconds_per_call).schedule
+
+
+def _row(duel: Duel, before: Record, after: Record) -> dict[str, object]:
+    interval = speedup_interval(before, after)
+    sides = {"before": before, "after": after}
+    return {
+        **duel.about,
+        "problem": str(duel.problem),
+        **{name: _seconds(r) for name, r in sides.items()},
+        "speedup": _seconds(before) / _seconds(after),
+        "low": interval[0],
+        "high": interval[1],
+        "verdict": verdict(interval),
+        **{f"{name}_bytes": r.workspace for name, r in sides.items()},
+        **{f"{name}_error": r.errors.rms if r.errors else math.nan for name, r in sides.items()},
+        **{f"{name}_schedule": r.schedule for name, r in sides.items()},
+    }
+
+
+def _seconds(record: Record) -> float:
+    return record.seconds_per_call if record.outcome == Outcome.CORRECT else math.nan

@@ -1,0 +1,104 @@
+"""Experiment 1: unfolding a block of the image at a time against unfolding all of it.
+
+    python -m benchmarks.experiments.im2col [--quick] [--json OUT] [--csv FOLDER]
+
+Both sides unfold, pack and multiply on the same register tile, each in its best layout, NCHW or
+NHWC. Whole: all of the image at once. Blocked: half, once or twice as many pixels at a time as the
+formula for L2 says. Once with a packing step of its own, as in the textbook, and once unfolded
+straight into the packed panels. All channels are unfolded together: K is never cut.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from benchmarks.experiments.command import Column, Part, command, show_duels
+from benchmarks.experiments.duel import Duel, Findings, settle
+from kernels.codegen.tile_gemm import best_tile
+from kernels.codegen.unfolded_product import pixel_lanes
+from kernels.conv.im2col import Schedule, template
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from tuner.frames import layer_labels
+from tuner.targets import merged, read_target
+
+LAYOUTS = ("NCHW", "NHWC")
+PACKS = {False: "separate", True: "fused"}
+
+
+def measure(quick: bool = False) -> Findings:
+    """A row for each layer and way to pack; `before` is whole, `after` blocked."""
+    problems = layers(quick)
+    labels = layer_labels(problems)
+    return settle(
+        [
+            Duel(
+                problem,
+                before=schedules(problem, LAYOUTS, [problem.oh * problem.ow], fused),
+                after=schedules(problem, LAYOUTS, blocks(problem), fused),
+                about={"layer": label, "pack": pack},
+            )
+            for problem, label in zip(problems, labels, strict=True)
+            for fused, pack in PACKS.items()
+        ],
+        quick=quick,
+    )
+
+
+def layers(quick: bool = False) -> list[ConvProblem]:
+    """The distinct convolutions of three networks that leave something to unfold."""
+    if quick:
+        return [ConvProblem.parse("conv 1x16x14x14 32x3x3 s1 p1 bias relu")]
+    networks = [read_target(name) for name in ("resnet18", "vgg16", "squeezenet1.1")]
+    plain = [
+        replace(p, bias=True, add=False, activation="relu")
+        for p, _ in merged(networks)
+        if template.why_not(p, Cpu.host()) is None
+    ]
+    return list(dict.fromkeys(plain))
+
+
+def schedules(
+    p: ConvProblem, layouts: Sequence[str], blocks: Sequence[int], fused: bool
+) -> list[str]:
+    """im2col with each of these layouts and numbers of pixels, on the heuristic's register tile."""
+    return [
+        template.text(replace(on_tile(p, layout), block=block, fused=fused))
+        for layout in layouts
+        for block in blocks
+    ]
+
+
+def on_tile(p: ConvProblem, layout: str) -> Schedule:
+    """The heuristic's schedule in this layout."""
+    cpu = Cpu.host()
+    found: Schedule = template.heuristic(p, cpu)
+    if layout == "NCHW":
+        return found
+    rows, _, cols = best_tile(p.oh * p.ow, 1, -(-p.group_oc // cpu.lanes), cpu)
+    return replace(found, layout=layout, rows=rows, cols=cols, unroll=4)
+
+
+def blocks(p: ConvProblem) -> list[int]:
+    """Half, once and twice what the formula says, as far as that is less than all pixels."""
+    cpu, pixels = Cpu.host(), p.oh * p.ow
+    formula = template.heuristic(p, cpu).block
+    lanes = pixel_lanes(p, cpu)
+    found = {max(lanes, formula * num // den) for num, den in ((1, 2), (1, 1), (2, 1))}
+    return sorted(b for b in found if b < pixels) or [max(lanes, pixels // 2)]
+
+
+_ABOUT: dict[str, Column] = {"layer": lambda r: r.layer, "pack": lambda r: r.pack}
+
+PARTS = [Part("im2col", measure, show_duels(_ABOUT, "whole", "blocked", by="pack", memory=True))]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return command("im2col", __doc__, PARTS, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What fetching weights ahead buys in late layers, whose weights stream from memory.
+
+    python -m benchmarks.experiments.prefetch [--quick] [--json OUT] [--csv FOLDER]
+
+`cold-weights` calls a kernel on another copy of the weights each time, as a network does; `hot`,
+for contrast, on the same. Each side is at its best of both orders of tasks, and with prefetch of
+three distances: 16 steps of K, 64, and a whole panel.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.experiments.command import Column, Part, command, show_duels
+from benchmarks.experiments.duel import Duel, Findings, settle
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import templates
+from tuner.record import REGIMES
+
+LAYERS = (
+    ("3x3 256@14", "direct", "conv 1x256x14x14 256x3x3 s1 p1 bias relu"),
+    ("3x3 512@7", "direct", "conv 1x512x7x7 512x3x3 s1 p1 bias relu"),
+    ("3x3 512@14", "direct", "conv 1x512x14x14 512x3x3 s1 p1 bias relu"),
+    ("3x3 256-512@14 /2", "direct", "conv 1x256x14x14 512x3x3 s2 p1 bias relu"),
+    ("3x3 256@14", "winograd", "conv 1x256x14x14 256x3x3 s1 p1 bias relu"),
+    ("3x3 512@7", "winograd", "conv 1x512x7x7 512x3x3 s1 p1 bias relu"),
+    ("3x3 512@14", "winograd", "conv 1x512x14x14 512x3x3 s1 p1 bias relu"),
+    ("1x1 1024-256@14", "pointwise", "conv 1x1024x14x14 256x1x1 s1 p0 bias relu"),
+    ("1x1 2048-512@7", "pointwise", "conv 1x2048x7x7 512x1x1 s1 p0 bias relu"),
+    ("1x1 512-2048@7", "pointwise", "conv 1x512x7x7 2048x1x1 s1 p0 bias relu"),
+    ("1x1 320-1280@7", "pointwise", "conv 1x320x7x7 1280x1x1 s1 p0 bias relu"),
+    ("dense 2048-1000", "pointwise", "conv 1x2048x1x1 1000x1x1 s1 p0 bias"),
+    ("dense 4096-4096", "pointwise", "conv 1x4096x1x1 4096x1x1 s1 p0 bias relu"),
+)
+
+
+def measure(quick: bool = False) -> Findings:
+    """A row for each layer, algorithm and regime; `before` does not fetch ahead, `after` does."""
+    chosen = LAYERS[:1] if quick else LAYERS
+    parts = [settle([_duel(*x, regime) for x in chosen], regime, quick) for regime in REGIMES]
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    return Findings(table, [r for part in parts for r in part.records])
+
+
+def _duel(label: str, algorithm: str, text: str, regime: str) -> Duel:
+    problem, template = ConvProblem.parse(text), templates()[algorithm]
+    orders = _ORDERS[algorithm](template.heuristic(problem, Cpu.host()))
+    panel = problem.c if algorithm == "winograd" else problem.depth
+
+    def fetching(distance: int) -> list[str]:
+        return [template.text(replace(s, prefetch=distance)) for s in orders]
+
+    return Duel(
+        problem,
+        before=fetching(0),
+        after=[s for distance in (16, 64, panel) for s in fetching(distance)],
+        about={"layer": label, "algorithm": algorithm, "regime": regime},
+    )
+
+
+def _panels_first_or_last(schedule: Any) -> list[Any]:
+    return [replace(schedule, oc_outer=outer) for outer in (False, True)]
+
+
+_ORDERS: dict[str, Callable[[Any], list[Any]]] = {
+    "direct": _panels_first_or_last,
+    "pointwise": _panels_first_or_last,
+    "winograd": lambda schedule: [replace(schedule, split=s) for s in ("tiles", "channels")],
+}
+
+_ABOUT: dict[str, Column] = {
+    "layer": lambda r: r.layer,
+    "algorithm": lambda r: r.algorithm,
+    "regime": lambda r: r.regime,
+}
+
+PARTS = [Part("prefetch", measure, show_duels(_ABOUT, "without", "with", by="regime"))]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return command("prefetch", __doc__, PARTS, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Experiment 3: Winograd in blocks of tiles against the naive chain over the whole map; accuracy.
+
+    python -m benchmarks.experiments.winograd [--quick] [--json OUT] [--csv FOLDER]
+
+Square maps of 7 to 224 pixels, as many output channels as input channels, up to 4 GFLOP. Naive:
+everything padded, transformed, packed, multiplied, transformed back, in NCHW; it has no choices.
+Engineered: half, once or twice as many tiles to a block as the formula for L1 says. How the block
+matters beyond that: `python -m benchmarks.experiments.formulas`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from benchmarks.experiments.command import Column, Part, command, show, show_duels
+from benchmarks.experiments.duel import Duel, Findings, raced, settle
+from kernels.codegen.winograd import ALPHA, sets_of_points
+from kernels.conv import winograd, winograd_naive
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from tuner.finals import Format
+from tuner.measurer import Measurer
+
+SIZES = (7, 14, 28, 56, 112, 224)
+CHANNELS = (32, 64, 128, 256, 512)
+TILES = (2, 4, 6)
+
+_MOST = 4e9  # FLOP
+
+
+def measure(quick: bool = False) -> Findings:
+    """A row for each tile, size and number of channels; `before` is naive, `after` engineered."""
+    sizes, channels, tiles = ((7, 14), (32,), (6,)) if quick else (SIZES, CHANNELS, TILES)
+    problems = [(layer(c, size), c, size) for size in sizes for c in channels]
+    return settle(
+        [
+            Duel(
+                problem,
+                before=[winograd_naive.template.text(winograd_naive.Schedule("NCHW", m))],
+                after=engineered(problem, m),
+                about={"layer": f"{c}@{size}", "m": m, "size": size, "channels": c},
+            )
+            for problem, c, size in problems
+            for m in tiles
+            if problem.flops < _MOST
+        ],
+        quick=quick,
+    )
+
+
+def layer(channels: int, size: int) -> ConvProblem:
+    """A 3x3 layer of a ResNet or VGG."""
+    return ConvProblem.parse(f"conv 1x{channels}x{size}x{size} {channels}x3x3 s1 p1 bias relu")
+
+
+def engineered(p: ConvProblem, m: int) -> list[str]:
+    """F(m x m, 3x3) with blocks of half, once and twice the formula's tiles."""
+    formula = winograd.heuristic_with_tile(p, Cpu.host(), m, m)
+    sizes = dict.fromkeys(-(-formula.nr_tiles * k // 2) for k in (1, 2, 4))
+    return [winograd.template.text(replace(formula, nr_tiles=n)) for n in sizes]
+
+
+def accuracy(quick: bool = False) -> Findings:
+    """A row for each tile, its points and number of channels: errors against float64.
+
+    Columns `m`, `points`, `channels`, and relative to the output's rms: `rms` and `max`, measured,
+    and `expected`, what the heuristic counts with.
+    """
+    channels = (16, 64) if quick else (16, 64, 256, 512)
+    cpu = Cpu.host()
+    about = {}
+    for c in channels:
+        p = layer(c, 28)
+        for m in range(2, ALPHA - 1):
+            for points in sets_of_points(m + 1):
+                s = replace(winograd.heuristic_with_tile(p, cpu, m, m), points=points)
+                about[p, winograd.template.text(s)] = (m, points, c)
+    contestants: dict[ConvProblem, list[str]] = {}
+    for p, schedule in about:
+        contestants.setdefault(p, []).append(schedule)
+    with Measurer() as measurer:
+        found = raced(measurer, contestants, Format("race", processes=1, rounds=1, block=0.0))
+    rows = []
+    for (p, schedule), (m, points, c) in about.items():
+        errors = found[str(p), schedule].errors
+        assert errors, f"{schedule} did not run"
+        expected = winograd.expected_error(p, (m, m), points)
+        rows.append((m, points, c, errors.rms, errors.max, expected))
+    columns = ["m", "points", "channels", "rms", "max", "expected"]
+    return Findings(pd.DataFrame(rows, columns=columns), list(found.values()))
+
+
+_ABOUT: dict[str, Column] = {
+    "map": lambda r: f"{r.size}x{r.size}",
+    "channels>": lambda r: str(r.channels),
+    "tile": lambda r: f"F({r.m},3)",
+}
+_ACCURACY: dict[str, Column] = {
+    "tile": lambda r: f"F({r.m},3)",
+    "points": lambda r: r.points,
+    "channels>": lambda r: str(r.channels),
+    "rms\nerror>": lambda r: f"{r.rms:.1e}",
+    "largest\nerror>": lambda r: f"{r.max:.1e}",
+    "rms\nexpected>": lambda r: f"{r.expected:.1e}",
+}
+
+PARTS = [
+    Part("winograd", measure, show_duels(_ABOUT, "naive", "engineered", by="m", memory=True)),
+    Part("winograd-accuracy", accuracy, show(_ACCURACY)),
+]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    return command("winograd", __doc__, PARTS, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
