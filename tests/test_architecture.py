@@ -26,8 +26,10 @@ EXCEPTIONS = {"tuner/commands/bench.py": {"benchmarks"}}
 OURS = {*MAY_IMPORT, "benchmarks", "examples", "notebooks", "tests"}
 ONLY_HERE = {
     "llvmlite": {"kernels/codegen/jit.py", "kernels/codegen/facts.py", "kernels/core/cpu.py"},
-    "optuna": {"tuner/propose.py"},
-    "sqlalchemy": {"tuner/database.py", "tuner/tables.py"},
+    "optuna": {"tuner/propose.py", "tuner/mirror.py"},  # to search with, to show with
+    "optuna_dashboard": {"tuner/mirror.py"},
+    "distributed": {"tuner/fleet.py"},
+    "sqlalchemy": {"tuner/database.py", "tuner/tables.py", "tuner/mirror.py"},
     "matplotlib": {"tuner/plots.py"},
     "rich": {"tuner/display.py"},
     "pebble": {"tuner/sandbox.py"},

@@ -17,6 +17,9 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 
+_EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
+"""Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
+
 
 class Parser(argparse.ArgumentParser):
     """Answers a mistake in one line."""
@@ -40,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         parser.exit(2, f"fastrun: error: no command {words[0]!r}: {hint}\n")
     arguments = parser.parse_args(words)
+    _check_threads(parser, arguments)
     try:
         module, function = arguments.command
         command = importlib.import_module(f"tuner.commands.{module}")
@@ -52,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("fastrun: interrupted; what was measured is stored", file=sys.stderr)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        print(
+            f"fastrun: error: {error.name} is not installed: `pip install '.[{extra}]'` in the "
+            "clone of fastrun-toolkit installs it",
+            file=sys.stderr,
+        )
+        return 2
     except _mistakes() as error:
         print(f"fastrun: error: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -117,10 +131,40 @@ def _parsers() -> tuple[Parser, list[str]]:
         help="how to search (default: as the effort says)",
     )
     c.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default 0)")
+    elsewhere = c.add_argument_group("other machines")
+    elsewhere.add_argument(
+        "--workers",
+        metavar="URL",
+        help="measure on all `fastrun worker` of this scheduler, such as tcp://host:8786",
+    )
+    elsewhere.add_argument(
+        "--machine", metavar="PRINT", help="on those of this kind: the start of a fingerprint"
+    )
+    c.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="add every trial to this Optuna storage, such as sqlite:///optuna.db, too",
+    )
+
+    c = command("worker", "measure candidates for `fastrun tune --workers` on another machine")
+    c.add_argument("address", metavar="URL", help="of the scheduler, such as tcp://host:8786")
+    c.add_argument(
+        "--threads-per-trial",
+        dest="threads",
+        type=_count,
+        default=1,
+        metavar="T",
+        help="cores that measure a candidate (default 1)",
+    )
 
     c = command("best", "print the best known schedule of every convolution of a target")
     c.add_argument("target", metavar="TARGET")
     c.add_argument("--json", action="store_true", help="as JSON")
+    c.add_argument(
+        "--pareto",
+        action="store_true",
+        help="all schedules that are best at something: time, workspace, error",
+    )
     _conditions(c)
 
     c = command("verify", "race the stored winners against the heuristic again")
@@ -227,6 +271,16 @@ def _parsers() -> tuple[Parser, list[str]]:
             action.add_argument("path", metavar=path)
         _database(action)
 
+    c = command("dashboard", "watch mirrored studies in the browser, by optuna-dashboard")
+    c.add_argument(
+        "url",
+        nargs="?",
+        default="sqlite:///optuna.db",
+        metavar="URL",
+        help="what `fastrun tune --mirror` was given (default sqlite:///optuna.db)",
+    )
+    c.add_argument("--port", type=_port, default=8080, metavar="N", help="default 8080")
+
     c = command("demo", "tune ResNet-18 and write the report: about two minutes")
     _budget(c)
     _conditions(c)
@@ -269,7 +323,7 @@ def _budget(parser: argparse.ArgumentParser) -> None:
 
 def _thread_count(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--threads", type=_threads, default=1, metavar="T", help="that run a kernel (default 1)"
+        "--threads", type=_count, default=1, metavar="T", help="that run a kernel (default 1)"
     )
 
 
@@ -317,6 +371,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _port(text: str) -> int:
+    if _count(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: there are 65535")
+    return int(text)
+
+
 def _positive(text: str) -> float:
     try:
         value = float(text)
@@ -346,6 +406,14 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
     if not name or not all(size.isdecimal() for size in sizes.split("x")):
         raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=1x3x224x224")
     return name, tuple(map(int, sizes.split("x")))
+
+
+def _check_threads(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Refuse more threads than cores, unless other machines measure."""
+    options = vars(arguments)
+    threads, cores = options.get("threads", 1), len(os.sched_getaffinity(0))
+    if isinstance(threads, int) and threads > cores and not options.get("workers"):
+        parser.error(f"{threads} threads, but this process may use {cores} cores")
 
 
 def _threads(text: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from kernels.core.problem import ConvProblem
 from tuner.database import Database
-from tuner.environment import Environment, toolchain
+from tuner.environment import toolchain
 from tuner.finals import FINAL, RACE, race
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.measurer import DISTURBED, RETRIES, Measurer
@@ -97,25 +97,28 @@ def fast_run(
     sampler: str = "tpe",
     protocol: Protocol | None = None,
     limits: Limits | None = None,
+    measurer: Measurer | None = None,
     observe: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Tune distinct `problems`, each with the number of times its network has it.
 
-    Outcomes that the database holds for this machine, toolchain, thread count and regime are
+    Outcomes that the database holds for the machine, toolchain, thread count and regime are
     learnt from and not measured again. Candidates that err by more than `max_error`, an rms
     relative to the output's, are recorded but cannot win. `algorithms` restricts the search as
     `ProblemSearch` says, `sampler` is one of `tuner.propose.SAMPLERS`, `protocol` says how
-    candidates are screened.
+    candidates are screened. `measurer`, a `tuner.fleet.Fleet`, measures on other machines, under
+    the conditions it was made with; else it is this machine with `threads`, `regime` and `limits`.
 
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
     says so.
 
     Raises:
         ValueError: more threads than cores.
+        ConnectionError: the scheduler of the other machines is gone.
         ScheduleError: `algorithms` names a field or value that there is not.
         DatabaseError: an outcome cannot be stored.
     """
-    with Measurer(threads, regime, limits) as measurer:
+    with measurer or Measurer(threads, regime, limits) as measurer:
         run = _Run(database, budget, measurer, protocol, observe)
         run.prepare(problems, seed, algorithms, max_error, sampler)
         try:
@@ -158,7 +161,6 @@ class _Run:
     ) -> None:
         """Make the searches and teach them what the database knows."""
         measurer = self.measurer
-        self.database.add_environment(Environment.host(), measurer.run)
         where = measurer.cpu.fingerprint, measurer.threads, measurer.regime
         best = self.database.best_all(*where)
         winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
@@ -183,7 +185,7 @@ class _Run:
         """Spend the budget: propose, compile, measure and remember, several at a time."""
         compiling: dict[Future[Compiled | Result], Candidate] = {}
         ready: deque[tuple[Candidate, Compiled]] = deque()
-        timing: tuple[Future[list[Result]], list[tuple[Candidate, Compiled]]] | None = None
+        timing: dict[Future[list[Result]], list[tuple[Candidate, Compiled]]] = {}
         retries = Counter[Candidate]()
         while True:
             while len(compiling) + len(ready) < self._ahead:
@@ -192,16 +194,20 @@ class _Run:
                     break
                 compiled = self.measurer.compile(candidate.problem, candidate.text)
                 compiling[compiled] = candidate
-            if timing is None and ready and (len(ready) >= self._batch or not compiling):
+            while len(timing) < self.measurer.width and (
+                len(ready) >= self._batch or (ready and not compiling)
+            ):
                 batch = [ready.popleft() for _ in range(min(len(ready), self._batch))]
-                timing = self.measurer.sandbox.submit_all([self._job(*b) for b in batch]), batch
-            if not compiling and timing is None:
+                timed = self.measurer.sandbox.submit_all([self._job(*b) for b in batch])
+                timing[timed] = batch
+            futures: list[Future[Any]] = [*compiling, *timing]
+            if not futures:
                 return
-            futures: list[Future[Any]] = [*compiling, *([timing[0]] if timing else [])]
             wait(futures, return_when=FIRST_COMPLETED)
-            if timing is not None and timing[0].done():
-                done, timing = timing, None
-                for (candidate, program), result in zip(done[1], done[0].result(), strict=True):
+            for timed in [f for f in timing if f.done()]:
+                for (candidate, program), result in zip(
+                    timing.pop(timed), timed.result(), strict=True
+                ):
                     if _disturbed(result) and retries[candidate] < RETRIES:
                         retries[candidate] += 1
                         ready.append((candidate, program))
@@ -284,6 +290,8 @@ class _Run:
             self._gossip()
 
     def _store(self, record: Record) -> None:
+        for environment in self.measurer.environments():
+            self.database.add_environment(environment, self.measurer.run)
         self.database.add(record)
         self._search_of(ConvProblem.parse(record.problem)).tell(record)
         self._tell("search" if record.stage == "screen" else "final", record)

@@ -30,8 +30,8 @@ class Limits:
 class Compiled:
     """A candidate's machine code and all that is needed to run it.
 
-    `weights` is a .npy file of packed weights; `seconds` says how long build, compile and pack
-    took.
+    `weights` is a .npy file of packed weights, `Path()` where another machine packs them; `seconds`
+    says how long build, compile and pack took.
     """
 
     problem: str
@@ -51,7 +51,8 @@ class Compiled:
 
     def discard(self) -> None:
         """Delete the packed weights, which nobody will ask for again."""
-        self.weights.unlink(missing_ok=True)
+        if self.weights != Path():
+            self.weights.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,11 @@ class Measurer:
             self._operands[problem] = Operands.make(problem, self._scratch)
         return self._operands[problem]
 
+    def forget(self) -> None:
+        """Delete all operands: what comes next is about other problems."""
+        while self._operands:
+            self._operands.popitem()[1].discard()
+
     def compile(
         self, problem: ConvProblem, schedule: str, code: bytes | None = None
     ) -> Future[Compiled | Result]:

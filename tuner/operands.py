@@ -48,11 +48,17 @@ class Scratch:
 class Operands:
     """One problem's inputs and the float64 output they must give, as files of a folder.
 
-    `x`, `weights` and `add` are as in `random_operands`, `bias` is as kernels read it.
+    `x`, `weights` and `add` are as in `random_operands`, `bias` is as kernels read it. Without a
+    folder they are the business of another machine, which makes the same.
     """
 
     problem: str
-    folder: Path
+    folder: Path = Path()
+
+    @property
+    def here(self) -> bool:
+        """Whether the files are on this machine."""
+        return self.folder != Path()
 
     @classmethod
     def make(
@@ -78,6 +84,10 @@ class Operands:
         for key, array in arrays.items():
             np.save(folder / f"{key}.npy", array)
         return cls(str(p), folder)
+
+    def discard(self) -> None:
+        """Delete the files."""
+        shutil.rmtree(self.folder)
 
     def load(self, name: str) -> NDArray[Any]:
         """One of x, weights, bias, add, reference; read-only."""

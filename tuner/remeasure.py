@@ -22,4 +22,5 @@ def remeasure(problem: ConvProblem, schedule: str, threads: int, regime: str) ->
         if not isinstance(made, Compiled):
             return measurer.record(problem, schedule, made, None)
         job = measurer.job(problem, made, protocol=_PROTOCOL)
-        return measurer.record(problem, schedule, measurer.sandbox.submit(job).result(), made)
+        (result,) = measurer.sandbox.submit_all([job]).result()
+        return measurer.record(problem, schedule, result, made)

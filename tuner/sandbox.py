@@ -135,15 +135,20 @@ class Compiler(_Context):
         memory = (limits or Limits()).memory
         self._workers = _Workers(len(cores.compiling), cores.compiling, memory)
 
-    def submit(self, operands: Operands, schedule: str) -> Future[Compiled | Result]:
-        """Make the operands' problem with this schedule: a program, or why there is none."""
-        return self._workers.submit(self._compile, operands, schedule)
+    def submit(
+        self, operands: Operands, schedule: str, code: bytes | None = None
+    ) -> Future[Compiled | Result]:
+        """Make the operands' problem with this schedule: a program, or why there is none.
 
-    def _compile(self, operands: Operands, schedule: str) -> Compiled | Result:
+        `code` is the program's machine code where another machine has compiled it.
+        """
+        return self._workers.submit(self._compile, operands, schedule, code)
+
+    def _compile(self, operands: Operands, schedule: str, code: bytes | None) -> Compiled | Result:
         with self._cores.compile_turn():
             try:
                 return self._workers.call(
-                    worker.compile_one, (operands, schedule, self._cpu), self._timeout
+                    worker.compile_one, (operands, schedule, self._cpu, code), self._timeout
                 )
             except ScheduleError as error:
                 return Result(Outcome.CONSTRAINTS, str(error))

@@ -86,8 +86,11 @@ def run_race(
     return results
 
 
-def compile_one(operands: Operands, schedule: str, cpu: Cpu) -> Compiled:
+def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None = None) -> Compiled:
     """Build, compile through the object cache and pack the operands' weights.
+
+    Weights that lie elsewhere are not packed. `code` is the object that compiling would give, where
+    another process has made it already.
 
     Raises:
         ScheduleError: the schedule cannot be right for the problem.
@@ -97,13 +100,16 @@ def compile_one(operands: Operands, schedule: str, cpu: Cpu) -> Compiled:
     template, parsed = parse_schedule(schedule)
     program = template.program(ConvProblem.parse(operands.problem), parsed, cpu)
     clock.append(time.perf_counter())
-    code = ObjectCache().object(program.ir, cpu)
+    code = code or ObjectCache().object(program.ir, cpu)
     clock.append(time.perf_counter())
-    packed = program.pack_weights(operands.load("weights"))
-    with tempfile.NamedTemporaryFile(
-        dir=operands.folder, prefix=f"{program.ir_hash}-", suffix=".npy", delete=False
-    ) as file:
-        np.save(file, np.ascontiguousarray(packed, np.float32))
+    weights = Path()
+    if operands.here:
+        packed = program.pack_weights(operands.load("weights"))
+        with tempfile.NamedTemporaryFile(
+            dir=operands.folder, prefix=f"{program.ir_hash}-", suffix=".npy", delete=False
+        ) as file:
+            np.save(file, np.ascontiguousarray(packed, np.float32))
+        weights = Path(file.name)
     clock.append(time.perf_counter())
     durations = [after - before for before, after in pairwise(clock)]
     return Compiled(
@@ -113,7 +119,7 @@ def compile_one(operands: Operands, schedule: str, cpu: Cpu) -> Compiled:
         code=code,
         stages=program.stages,
         io=program.io,
-        weights=Path(file.name),
+        weights=weights,
         shared_bytes=program.shared_bytes,
         local_bytes=program.local_bytes,
         seconds=dict(zip(("build", "compile", "pack"), durations, strict=True)),

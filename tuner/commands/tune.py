@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 from kernels.core.cpu import Cpu
 from tuner.commands import existing
@@ -12,10 +14,14 @@ from tuner.commands.best import print_choices
 from tuner.database import Database
 from tuner.display import network_sums, screen, standings_table
 from tuner.effort import EFFORTS, Effort
-from tuner.machine import probe
+from tuner.machine import MachineReport, probe
+from tuner.measurer import Measurer
 from tuner.standing import standings
 from tuner.targets import Target, merged, read_target
 from tuner.units import duration, percent, plural
+
+if TYPE_CHECKING:
+    from tuner.mirror import Mirror
 
 INTERRUPTED = 130
 
@@ -35,9 +41,9 @@ def run(arguments: Namespace) -> int:
 def profile(targets: Sequence[Target], database: Database, arguments: Namespace) -> int:
     """Tune, and show what has come of it."""
     from tuner.display import Board
-    from tuner.fastrun import Budget, fast_run
+    from tuner.fastrun import Budget, Progress, fast_run
 
-    peak = probe().peak_of(arguments.threads)
+    measurer, report = _measurer(arguments)
     problems = merged(targets)
     effort = _effort(arguments)
     limit = arguments.seconds
@@ -50,30 +56,34 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
         f"{arguments.regime}, {_budget_text(budget.seconds, budget.trials)}"
     )
     console = screen()
-    with Board(console, title, budget) as board:
+    with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, budget) as board:
+
+        def observe(progress: Progress) -> None:
+            board(progress)
+            if mirror:
+                mirror(progress)
+
         summary = fast_run(
             problems,
             database,
             budget,
-            threads=arguments.threads,
-            regime=arguments.regime,
+            measurer=measurer,
             seed=arguments.seed,
             algorithms=arguments.algorithms,
             max_error=math.inf if arguments.max_error is None else arguments.max_error,
             sampler=arguments.sampler or effort.sampler,
             protocol=effort.protocol,
-            observe=board,
+            observe=observe,
         )
-    machine = Cpu.host().fingerprint
     found = standings(
         database,
         problems,
-        machine,
+        measurer.cpu.fingerprint,
         arguments.threads,
         arguments.regime,
         max_error=arguments.max_error,
     )
-    standings_table(console, found, peak)
+    standings_table(console, found, report.peak_of(arguments.threads))
     for target in targets:
         if target.is_network:
             network_sums(console, target, found)
@@ -82,6 +92,10 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
         f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
         f"{summary.known} known before; stored in {database.name}"
     )
+    if mirror:
+        url = arguments.mirror
+        done = f"mirrored in {url}: `fastrun dashboard {url}` shows it"
+        print(f"not all is mirrored in {url}: {mirror.error}" if mirror.error else done)
     if budget.worth is not None and summary.settled:
         print(
             f"{len(summary.settled)} of {plural(len(problems), 'problem')} levelled off: twice the "
@@ -91,6 +105,24 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
         print("interrupted: the same command goes on where this one stopped")
         return INTERRUPTED
     return 0
+
+
+def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:
+    """What measures, here or elsewhere, and what that machine can do."""
+    if arguments.workers is None:
+        return Measurer(arguments.threads, arguments.regime), probe()
+    from tuner.fleet import Fleet
+
+    fleet = Fleet(arguments.workers, arguments.threads, arguments.regime, machine=arguments.machine)
+    return fleet, fleet.report
+
+
+def _mirror(url: str | None, cpu: Cpu) -> AbstractContextManager[Mirror | None]:
+    if url is None:
+        return nullcontext()
+    from tuner.mirror import Mirror
+
+    return Mirror(url, cpu)
 
 
 def _effort(arguments: Namespace) -> Effort:
