@@ -34,7 +34,7 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 class Mirror:
-    """An observer of `fast_run` that adds each screened record to the Optuna storage at `url`.
+    """An observer of `fast_run` that adds each trial of a search to the Optuna storage at `url`.
 
     A context. It writes in a thread of its own, so that no search waits for it. What is written
     when is the storage's business; if it fails, `error` says why and the rest is left out. `cpu` is
@@ -66,8 +66,9 @@ class Mirror:
         self._thread.join()
 
     def __call__(self, progress: Progress) -> None:
-        if progress.record is not None and progress.record.stage == "screen":
-            self._records.put(progress.record)
+        record = progress.record
+        if record is not None and record.stage == "screen" and not record.baseline:
+            self._records.put(record)
 
     def _copy(self) -> None:
         while (record := self._records.get()) is not None:
@@ -83,7 +84,8 @@ class Mirror:
         self._study(record).add_trial(
             create_trial(
                 state=TrialState.COMPLETE if correct else TrialState.FAIL,
-                value=1e3 * record.seconds_per_call if correct else None,
+                # The dashboard prints every digit it is given.
+                value=float(f"{1e3 * record.seconds_per_call:.5g}") if correct else None,
                 params=params,
                 distributions=distributions,
                 user_attrs={
