@@ -14,7 +14,7 @@ from graph.model import Graph
 from graph.ops import Concat, Conv, Identity, Reshape, Slice
 from graph.problems import conv_problem
 from graph.tasks import Shape4, Task, is_range, shape4
-from kernels.core.layout import Halo, Layout, Placement
+from kernels.core.layout import NHWC, Halo, Layout, Placement
 
 NO_HALO: Halo = (0, 0, 0, 0)
 
@@ -24,7 +24,8 @@ class Tensor:
     """A tensor in one layout: a buffer of its own, or a view of another one.
 
     A view is a range of the parent's channels, or the parent's memory under another shape
-    (`recast`), which only a buffer without gaps offers: the root is then `rigid`.
+    (`recast`), which only a buffer without gaps offers: the root is then `rigid`. Where one
+    kernel picks channels from several tensors, their roots are `twins`, of equal strides.
     """
 
     shape: Shape4
@@ -36,6 +37,7 @@ class Tensor:
     halo: Halo = NO_HALO
     given: bool = False  # an input of the network
     number: int = -1
+    twins: list[Tensor] = field(default_factory=list)
 
     @property
     def root(self) -> Tensor:
@@ -46,18 +48,32 @@ class Tensor:
     def placement(self) -> Placement:
         """Where it lies in the root's buffer, once halos are known."""
         if self.parent is None:
-            return Placement(self.layout, *self.shape, self.halo)
+            room = max(tensor.shape[1] for tensor in self.family)
+            whole = room if room > self.shape[1] else 0
+            return Placement(self.layout, *self.shape, self.halo, whole)
         if self.recast:
             return Placement(self.layout, *self.shape)
         return self.parent.placement.part(self.first, self.shape[1])
 
+    @property
+    def family(self) -> list[Tensor]:
+        """The roots whose strides are the same as those of this one's root."""
+        return self.root.twins or [self.root]
+
     def widen(self, halo: Halo) -> bool:
         """Make the halo at least this wide; says whether that is possible."""
-        root = self.root
-        if root.rigid:
+        if self.root.rigid:
             return halo == NO_HALO
-        root.halo = tuple(map(max, root.halo, halo))  # type: ignore[assignment]
+        for tensor in self.family:
+            tensor.halo = tuple(map(max, tensor.halo, halo))  # type: ignore[assignment]
         return True
+
+    def twin(self, other: Tensor) -> None:
+        """Give both roots, which are not rigid, the same strides."""
+        family = [*dict.fromkeys([*self.family, *other.family])]
+        halo = tuple(map(max, self.root.halo, other.root.halo))
+        for tensor in family:
+            tensor.twins, tensor.halo = family, halo  # type: ignore[assignment]
 
 
 @dataclass
@@ -71,12 +87,13 @@ class Move:
 
 @dataclass
 class Run:
-    """A task to be computed by a kernel."""
+    """A task to be computed by a kernel; `picked` if the input is several tensors, these."""
 
     task: Task
     form: Form
     reads: list[Tensor]
     dst: Tensor
+    picked: Sequence[Tensor] = ()
 
 
 @dataclass
@@ -123,7 +140,7 @@ class Arranger:
         """A view of the memory under another shape, if it has neither gaps nor foreign channels."""
         root = source.root
         direct = source is root or source.recast
-        if not direct or root.halo != NO_HALO:
+        if not direct or root.halo != NO_HALO or root.twins:
             return None
         root.rigid = True
         return Tensor(shape, layout, parent=root, recast=True)
@@ -132,10 +149,10 @@ class Arranger:
         wanted = zip(task.reads, form.reads, strict=True)
         reads = [self.in_layout(x, layout) for x, layout in wanted]
         match task.node.op:
-            case Slice(starts=starts) if is_range(self.graph, task):
+            case Slice(starts=starts) if is_range(self.graph, task.node):
                 self._slice(task, reads[0], starts[1])
             case Concat(axis=1) if len(reads) == len(task.node.inputs):
-                self._concat(task, reads, form.writes)
+                self._concat(task.output, task.reads, reads, form.writes)
             case Concat(axis=axis):
                 self._pieces(task, reads, form, axis)
             case Reshape() | Identity():
@@ -150,18 +167,21 @@ class Arranger:
         view = Tensor(shape, source.layout, parent=source, first=first)
         self.there[task.output] = [view]
 
-    def _concat(self, task: Task, reads: Sequence[Tensor], layout: Layout) -> None:
-        whole, first = self.new(task.output, layout), 0
-        for name, source in zip(task.reads, reads, strict=True):
+    def _concat(
+        self, output: str, names: Sequence[str], reads: Sequence[Tensor], layout: Layout
+    ) -> Tensor:
+        whole, first = self.new(output, layout), 0
+        for name, source in zip(names, reads, strict=True):
             root = source.root
-            adoptable = source is root and not root.rigid and not root.given and root is not whole
-            if adoptable:
+            free = not (root.rigid or root.given or root.twins)
+            if source is root and free and root is not whole:
                 whole.widen(source.halo)
                 source.parent, source.first, source.halo = whole, first, NO_HALO
             else:
                 part = Tensor(source.shape, layout, parent=whole, first=first)
                 self.work.append(Move(name, source, part))
             first += source.shape[1]
+        return whole
 
     def _pieces(self, task: Task, reads: list[Tensor], form: Form, axis: int) -> None:
         """A concatenation along another axis than that of channels, or with constant parts."""
@@ -183,13 +203,35 @@ class Arranger:
         self.there[task.output] = [view]
 
     def _run(self, task: Task, form: Form, reads: list[Tensor]) -> None:
+        picked: list[Tensor] = []
         if isinstance(task.node.op, Conv):
-            padding = conv_problem(self.graph, task.node).padding
-            if not reads[0].widen(padding):
-                reads[0] = self._copied(task.reads[0], reads[0])
-                reads[0].widen(padding)
+            parts = reads[: task.parts]
+            if len(parts) > 1 and form.reads[0] != NHWC:
+                parts = [self._joined(task, parts, form.reads[0])]
+            parts = self._padded(task, parts)
+            picked = parts if len(parts) > 1 else []
+            reads = [parts[0], *reads[task.parts :]]
         dst = self.new(task.output, form.writes)
-        self.work.append(Run(task, form, reads, dst))
+        self.work.append(Run(task, form, reads, dst, picked))
+
+    def _joined(self, task: Task, parts: list[Tensor], layout: Layout) -> Tensor:
+        """The parts of a convolution's input put together, once for all who read them."""
+        name = task.node.inputs[0]
+        for tensor in self.there.get(name, []):
+            if tensor.layout == layout:
+                return tensor
+        return self._concat(name, task.reads[: task.parts], parts, layout)
+
+    def _padded(self, task: Task, parts: list[Tensor]) -> list[Tensor]:
+        """The parts of a convolution's input with room for its padding, and of equal strides."""
+        padding = conv_problem(self.graph, task.node).padding
+        for i, part in enumerate(parts):
+            if not part.widen(padding) or (len(parts) > 1 and part.root.rigid):
+                parts[i] = self._copied(task.reads[i], part)
+                parts[i].widen(padding)
+            if i:
+                parts[0].twin(parts[i])
+        return parts
 
     def _copied(self, name: str, source: Tensor) -> Tensor:
         """The same in a buffer of its own."""

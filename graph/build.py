@@ -31,7 +31,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Placement
 from kernels.core.problem import ConvProblem
 from kernels.core.strided import Strided
-from kernels.core.template import Program, ScheduleError, applicable, parse_schedule
+from kernels.core.template import Program, ScheduleError, applicable, check, parse_schedule
 from kernels.ops import dense, elementwise, pool, shuffle
 from kernels.ops.dense import Dense
 
@@ -56,8 +56,11 @@ def build(
     cpu: Cpu,
     reads: list[Placement],
     dst: Placement,
+    picked: bool = False,
 ) -> Kernel:
-    """The kernel of a task that computes; `schedules` are for a convolution, the best first.
+    """The kernel of a task that computes.
+
+    `schedules` are for a convolution, the best first, and so is whether its input is `picked`.
 
     Raises:
         UnsupportedError: there is none for this use of the operator.
@@ -68,7 +71,7 @@ def build(
         match op:
             case Conv():
                 problem = conv_problem(graph, node)
-                io = Io(src, dst, reads[1] if problem.add else dst)
+                io = Io(src, dst, reads[1] if problem.add else dst, picked)
                 program, text = _convolution(problem, schedules, cpu, io)
                 filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
                 bias = constant(graph, task, 2) if problem.bias else np.zeros(problem.oc)
@@ -130,6 +133,7 @@ def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> 
 def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
     """Networks repeat themselves, and writing a kernel takes longer than running it."""
     template, schedule = parse_schedule(text)
+    check(template.picks or not io.picked, f"{template.name} cannot pick channels")
     return template.build(p, schedule, cpu, io)
 
 

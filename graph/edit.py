@@ -31,6 +31,10 @@ class Edit:
             if output in self._nodes:
                 yield self._nodes[output]
 
+    def tensor(self, name: str) -> Tensor:
+        """Shape and type of a computed value that are known."""
+        return self._tensors[name]
+
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a value or constant, None if unknown."""
         if name in self.constants:
@@ -58,29 +62,30 @@ class Edit:
 
     def constant(self, name: str, values: Array) -> str:
         """Add a constant under a name like `name` that is free, and return that name."""
-        free, count = name, 1
-        while free in self.constants or free in self._tensors:
-            free, count = f"{name}.{count}", count + 1
+        free = self.fresh(name)
         self.constants[free] = values
         return free
 
-    def replace(self, node: Node, *new: Node) -> None:
-        """Put nodes in the place of one; the last computes the same output."""
-        self._count(node, -1)
-        position = {n.output: n for n in new}
-        if len(position) == 1:
-            self._nodes[node.output] = new[0]
-        else:
-            nodes = list(self._nodes.values())
-            at = nodes.index(node)
-            nodes[at : at + 1] = new
-            self._nodes = {n.output: n for n in nodes}
-        for n in new:
-            self._count(n, 1)
+    def fresh(self, name: str) -> str:
+        """A name like `name` that is free."""
+        free, count = name, 1
+        while free in self.constants or free in self._tensors:
+            free, count = f"{name}.{count}", count + 1
+        return free
 
-    def describe(self, name: str, tensor: Tensor) -> None:
-        """State the shape and type of a value that the pass introduces."""
-        self._tensors[name] = tensor
+    def replace(self, node: Node, new: Node) -> None:
+        """Let another node compute what this one does."""
+        self._count(node, -1)
+        self._nodes[node.output] = new
+        self._count(new, 1)
+
+    def insert(self, new: Node, tensor: Tensor, before: Node) -> None:
+        """Put a node in front of another; `tensor` describes its output."""
+        nodes = list(self._nodes.items())
+        at = [*self._nodes].index(before.output)
+        self._nodes = dict([*nodes[:at], (new.output, new), *nodes[at:]])
+        self._tensors[new.output] = tensor
+        self._count(new, 1)
 
     def merge(self, first: Node, second: Node, merged: Node) -> None:
         """Let one node, in the place of `second`, do the work of both.

@@ -23,7 +23,7 @@ from kernels.codegen.precompile import precompile
 from kernels.codegen.runner import Script, Step, Team, team
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK
-from kernels.core.template import pack_bias
+from kernels.core.template import pack_bias, pack_channels
 
 _HUGE = 2 << 20
 
@@ -56,10 +56,15 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Model:
-    """What clones share: code and weights, with the addresses of both for every step."""
+    """What clones share: code and weights, with the addresses of both for every step.
+
+    `offsets` in an arena of `arena` bytes are those of all buffers, then of the steps' workspaces.
+    """
 
     arrangement: Arrangement
     threads: int
+    offsets: Sequence[int]
+    arena: int
     libraries: Mapping[str, Library]
     weights: _Block
     weight_bytes: int
@@ -76,31 +81,45 @@ class _Model:
             if program.ir not in libraries:
                 symbols = [stage.symbol for stage in program.stages]
                 libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
+        offsets, arena = _arena(arrangement)
         pieces: list[Array | None] = []
         for step in arrangement.steps:
             empty = np.zeros(0, np.float32)
             weights = empty if step.weights is None else step.weights
             packed = step.program.pack_weights(np.ascontiguousarray(weights, np.float32))
-            pieces.append(np.ascontiguousarray(packed.reshape(-1), np.float32))
+            packed = np.ascontiguousarray(packed.reshape(-1), np.float32)
+            if step.picks:
+                src = offsets[step.src]
+                places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.picks]
+                packed = np.concatenate([pack_channels(places), packed])
+            pieces.append(packed)
             pieces.append(None if step.bias is None else pack_bias(step.bias))
-        offsets, size = [], 0
+        starts, size = [], 0
         for piece in pieces:
-            offsets.append(size)
+            starts.append(size)
             if piece is not None and piece.size:
                 size += -(-4 * (piece.size + READ_SLACK) // LINE) * LINE
         block = _Block(size)
         addresses = []
-        for i, offset in enumerate(offsets):
+        for i, start in enumerate(starts):
             piece, pieces[i] = pieces[i], None  # freed as soon as it is copied
             if piece is None or not piece.size:
                 addresses.append(0)
             else:
-                block.floats[offset // 4 : offset // 4 + piece.size] = piece
-                addresses.append(block.address + offset)
+                block.floats[start // 4 : start // 4 + piece.size] = piece
+                addresses.append(block.address + start)
         pairs = list(zip(addresses[::2], addresses[1::2], strict=True))
         light = (replace(step, weights=None, bias=None) for step in arrangement.steps)
         arrangement = replace(arrangement, steps=tuple(light))
-        return cls(arrangement, threads, libraries, block, size, pairs, plan)
+        return cls(arrangement, threads, offsets, arena, libraries, block, size, pairs, plan)
+
+
+def _arena(arrangement: Arrangement) -> tuple[list[int], int]:
+    """Offsets of the buffers and of the steps' workspaces, and the bytes that these take."""
+    steps = enumerate(arrangement.steps)
+    shared = [Lifetime(step.program.shared_bytes, i, i) for i, step in steps]
+    lives = [Lifetime(b.size, b.first, b.last) for b in arrangement.buffers]
+    return allocate([*lives, *shared])
 
 
 class Executable:
@@ -117,9 +136,7 @@ class Executable:
         self.plan = model.plan
         self._lock = threading.Lock()
         steps, buffers = model.arrangement.steps, model.arrangement.buffers
-        shared = [Lifetime(s.program.shared_bytes, i, i) for i, s in enumerate(steps)]
-        lives = [Lifetime(b.size, b.first, b.last) for b in buffers]
-        offsets, size = allocate([*lives, *shared])
+        offsets, size = model.offsets, model.arena
         local = max((s.program.local_bytes for s in steps), default=0)
         local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
         self._arena = _Block(size + local * model.threads)

@@ -30,6 +30,7 @@ from graph.problems import conv_problem
 from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NCHW, NHWC, Layout
 from kernels.core.problem import ConvProblem
+from kernels.core.template import parse_schedule
 
 # Guesses of the bytes per second that are read and written: with the order kept, and with it
 # changed. A step costs at least its barrier.
@@ -146,7 +147,7 @@ class Forms:
                 return alike([NHWC], 2 * streaming)
             case Concat():
                 return alike(self._concatenable(task, op.axis), STEP)
-            case Slice() if is_range(self.graph, task):
+            case Slice() if is_range(self.graph, task.node):
                 return alike(self._aligned([op.starts[1]]), 0.0)
             case Identity() | Reshape():
                 same = shape4(self.graph.shape(task.reads[0])) == shape4(
@@ -156,14 +157,26 @@ class Forms:
         return across(2 * streaming)
 
     def _convolutions(self, task: Task) -> list[Form]:
-        fastest: dict[tuple[Layout, Layout], Choice] = {}
+        """The fastest choice for each pair of layouts.
+
+        Parts of an input are picked from in NHWC; in other layouts they are put together first.
+        """
+        residual = len(task.reads) - task.parts
+        layouts, joining = self._together(task.reads[: task.parts]), 0.0
+        if task.parts > 1:
+            joining = self._costs.stream(8 * self._values(task.node.inputs[0]))
+        found: dict[tuple[Layout, Layout], Form] = {}
         for choice in self._choices[conv_problem(self.graph, task.node)]:
-            fastest.setdefault((choice.src, choice.dst), choice)
-        residual = len(task.reads) - 1
-        return [
-            Form((src, *[dst] * residual), dst, choice.schedule, choice.seconds)
-            for (src, dst), choice in fastest.items()
-        ]
+            src, dst = choice.src, choice.dst
+            picks = task.parts > 1 and src == NHWC
+            if (src, dst) in found or src not in layouts:
+                continue
+            if picks and not parse_schedule(choice.schedule)[0].picks:
+                continue
+            reads = (*[src] * task.parts, *[dst] * residual)
+            seconds = choice.seconds + (0.0 if picks else joining)
+            found[src, dst] = Form(reads, dst, choice.schedule, seconds)
+        return list(found.values())
 
     def _aligned(self, starts: Sequence[int]) -> list[Layout]:
         """The layouts in which ranges of channels may begin at `starts`."""
@@ -185,7 +198,11 @@ class Forms:
         """Ranges of channels are parts in every layout; any other part is a strided copy."""
         if axis != 1 or len(task.reads) != len(task.node.inputs):
             return [x for x in self.layouts if not x.blocked]
-        sizes = [shape4(self.graph.shape(x))[1] for x in task.reads]
+        return self._together(task.reads)
+
+    def _together(self, names: Sequence[str]) -> list[Layout]:
+        """The layouts in which these tensors can be ranges of channels of one."""
+        sizes = [shape4(self.graph.shape(x))[1] for x in names]
         return self._aligned(list(accumulate(sizes, initial=0))[:-1])
 
     def _whole_blocks(self, name: str, layout: Layout) -> bool:

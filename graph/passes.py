@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from graph.affine import fold_affine, normalise_affine
+from graph.channels import absorb_shuffles
 from graph.edit import Edit
 from graph.model import Graph, Node
 from graph.ops import (
@@ -156,6 +157,7 @@ PASSES: tuple[Pass, ...] = (
     fold_affine,
     fuse_add,
     fuse_activation,
+    absorb_shuffles,
 )
 
 
@@ -164,7 +166,8 @@ def optimise(graph: Graph) -> Graph:
 
     Patterns come first, while their scales are still as exported. Scales fold before anything is
     fused, because they fold into a linear convolution only; the add comes before the activation,
-    because the epilogue applies them in that order.
+    because the epilogue applies them in that order. Shuffles come last, when what reads them is
+    convolutions.
     """
     for run in PASSES:
         graph = run(graph)

@@ -26,6 +26,8 @@ class Step:
     `name` is what the node is called, `work` what it does, `algorithm` by which kernel, `layouts`
     what that reads and writes.
     `output` is the tensor computed. Without `joins` the next step may begin before this one ends.
+    `picks` are the buffer of every input channel and its place there, in floats from where `src`
+    has its first, if the program picks channels.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Step:
     bias: Array | None = None
     seconds: float = 0.0
     joins: bool = True
+    picks: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def arrange(
 
 def _zeroed(tensor: Tensor, cpu: Cpu) -> Iterable[Step]:
     """The step that zeroes the halo, which whoever writes the pixels need not wait for."""
-    where = tensor.placement
+    where = replace(tensor.placement, c=tensor.placement.buffer_c, whole=0)
     if any(where.halo):
         program = halo.build(halo.ZeroHalo(), cpu, where, where)
         number = tensor.number
@@ -151,7 +154,13 @@ def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number
     if isinstance(task.node.op, Conv):
         schedules += forms.choices(task, form.reads[0], form.writes)
     reads = [tensor.placement for tensor in item.reads]
-    kernel = build(graph, task, schedules, cpu, reads, dst)
+    picks: list[tuple[int, int]] = []
+    if item.picked:
+        reads[0] = item.reads[0].root.placement
+        for tensor in item.picked:
+            first = tensor.placement.origin - reads[0].origin
+            picks += [(number(tensor), first + c) for c in range(tensor.shape[1])]
+    kernel = build(graph, task, schedules, cpu, reads, dst, bool(picks))
     second = number(item.reads[1]) if len(item.reads) > 1 else None
     return Step(
         name=task.node.name,
@@ -166,6 +175,7 @@ def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number
         weights=kernel.weights,
         bias=kernel.bias,
         seconds=form.seconds,
+        picks=tuple(picks),
     )
 
 
@@ -199,7 +209,7 @@ def _lifetimes(
     """From the first step that writes a buffer to the last that reads it."""
     spans: dict[int, tuple[int, int]] = dict.fromkeys(given, (0, 0))
     for i, step in enumerate(steps):
-        for x in (step.src, step.add, step.dst):
+        for x in (step.src, step.add, step.dst, *(buffer for buffer, _ in step.picks)):
             if x is not None:
                 spans[x] = spans.get(x, (i, i))[0], i
     for x in wanted:

@@ -10,7 +10,7 @@ import numpy as np
 
 from graph.errors import UnsupportedError
 from graph.model import Graph, Node, Shape
-from graph.ops import ChannelShuffle, Concat, Gemm, Reshape, Slice
+from graph.ops import ChannelShuffle, Concat, Conv, Gemm, Reshape, Slice
 
 Shape4 = tuple[int, int, int, int]
 
@@ -19,12 +19,14 @@ Shape4 = tuple[int, int, int, int]
 class Task:
     """A node and the computed tensors it reads, which its own inputs need not be.
 
-    A dense layer reads what its flattened input was before, and a channel shuffle the tensors
-    that a concatenation would have put together for it.
+    A dense layer reads what its flattened input was before, and a channel shuffle or a 1x1
+    convolution the tensors that a concatenation would have put together for it. The first `parts`
+    of the tensors are then its input, one after another.
     """
 
     node: Node
     reads: tuple[str, ...]
+    parts: int = 1
 
     @property
     def output(self) -> str:
@@ -39,6 +41,7 @@ def tasks(graph: Graph) -> list[Task]:
         UnsupportedError: a node cannot be run: it is foreign or computes anything but float32.
     """
     graph.check_supported()
+    spread = _spread(graph)
     found = []
     for node in graph.nodes:
         for name in (*node.inputs, node.output):
@@ -47,7 +50,7 @@ def tasks(graph: Graph) -> list[Task]:
                     f"node {node.label}: {name!r} is {graph.tensor(name).dtype}; "
                     "only float32 can be computed: convert the model"
                 )
-        found.append(Task(node, _reads(graph, node)))
+        found.append(_task(graph, node, spread))
     uses = Counter([*graph.outputs, *(x for task in found for x in task.reads)])
     kept = []
     for task in reversed(found):
@@ -66,11 +69,11 @@ def shape4(shape: Shape) -> Shape4:
     return shape[0], shape[1], math.prod(shape[2:-1]), shape[-1]
 
 
-def is_range(graph: Graph, task: Task) -> bool:
+def is_range(graph: Graph, node: Node) -> bool:
     """Whether a slice takes a range of channels and nothing else."""
-    op = task.node.op
+    op = node.op
     assert isinstance(op, Slice)
-    before, after = graph.shape(task.reads[0]), graph.shape(task.output)
+    before, after = graph.shape(node.inputs[0]), graph.shape(node.output)
     others = [a == b for i, (a, b) in enumerate(zip(before, after, strict=True)) if i != 1]
     return (
         len(after) > 1
@@ -80,18 +83,49 @@ def is_range(graph: Graph, task: Task) -> bool:
     )
 
 
-def _reads(graph: Graph, node: Node) -> tuple[str, ...]:
+def _task(graph: Graph, node: Node, spread: set[str]) -> Task:
     reads = tuple(x for x in node.inputs if x and x not in graph.constants)
     before = graph.producers.get(reads[0]) if reads else None
     if before is None:
-        return reads
+        return Task(node, reads)
     x, y = before.inputs[0], before.output
     match node.op, before.op:
         case Gemm(transpose_a=False), Reshape() if graph.shape(x)[0] == graph.shape(y)[0]:
-            return (x, *reads[1:])
+            return Task(node, (x, *reads[1:]))
         case ChannelShuffle(groups=2), Concat(axis=1) if len(before.inputs) == 2:
             a, b = before.inputs
             both = a not in graph.constants and b not in graph.constants
             if both and graph.shape(a) == graph.shape(b):
-                return before.inputs
-    return reads
+                return Task(node, before.inputs, 2)
+        case Conv(), Concat() if y in spread:
+            return Task(node, (*before.inputs, *reads[1:]), len(before.inputs))
+    return Task(node, reads)
+
+
+def _spread(graph: Graph) -> set[str]:
+    """Concatenations that 1x1 convolutions had better read where their parts lie.
+
+    No part can be computed in its place if it is a range of another tensor, and only ungrouped,
+    or at least not depthwise, convolutions broadcast channels one by one.
+    """
+
+    def is_spread(node: Node) -> bool:
+        if node.op != Concat(1) or any(x in graph.constants for x in node.inputs):
+            return False
+        before = [graph.producers[x].op for x in node.inputs if x in graph.producers]
+        readers = graph.readers.get(node.output, ())
+        return (
+            any(isinstance(op, Slice) for op in before)
+            and node.output not in graph.outputs
+            and all(_picks(graph, reader, node.output) for reader in readers)
+        )
+
+    return {node.output for node in graph.nodes if is_spread(node)}
+
+
+def _picks(graph: Graph, node: Node, x: str) -> bool:
+    """Whether a node is a convolution that can read the channels of `x` wherever they lie."""
+    if not isinstance(node.op, Conv) or x in node.inputs[1:]:
+        return False
+    weights = graph.shape(node.inputs[1])
+    return weights[1:] != (1,) * (len(weights) - 1) and max(weights[2:]) == 1

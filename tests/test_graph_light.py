@@ -83,6 +83,6 @@ def test_densenet_keeps_one_scale_per_activation_that_precedes_a_convolution() -
     assert (work.count("Affine"), work.count("BatchNorm"), work.count("mul")) == (62, 0, 0)
 
 
-def test_shufflenet_shuffles_sixteen_times() -> None:
+def test_shufflenet_shuffles_nothing() -> None:
     work = [node.work for node in optimise(light("shufflenet")).nodes]
-    assert (work.count("ChannelShuffle"), work.count("Transpose")) == (16, 0)
+    assert (work.count("ChannelShuffle"), work.count("Transpose")) == (0, 0)

@@ -221,6 +221,11 @@ class Buffer:
         address = self.address(*index)
         return Vec(self.k, self.k.emit(f"load {_type(lanes)}, ptr {address}, align 4"), lanes)
 
+    def index(self, *index: Int) -> Index:
+        """An int32 that lies in place of a float."""
+        word = self.k.emit(f"load i32, ptr {self.address(*index)}, align 4")
+        return Index(self.k, self.k.emit(f"sext i32 {word} to i64"))
+
     def load_strided(self, *index: Int, step: int, lanes: int = 0) -> Vec:
         """Every `step`-th float, `lanes` of them; reads to the end of the last step."""
         lanes = lanes or self.k.lanes

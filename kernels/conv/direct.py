@@ -31,7 +31,7 @@ from kernels.codegen.tile_gemm import (
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Placement, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check
+from kernels.core.template import KernelTemplate, Program, channel_table, check
 
 LINE = 16  # floats of a cache line
 
@@ -69,7 +69,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
-    block = min(io.src.block, p.group_c)
+    check(not io.picked or io.src.layout.name == "NHWC", "channels are picked from NHWC only")
+    block = p.group_c if io.picked else min(io.src.block, p.group_c)
     check_groups(p, io)
     lanes = lanes_for(p, dst_layout, cpu)
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=dst_layout.name == "NHWC")
@@ -84,8 +85,11 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
-        src = at_channel(src, io.src, group, p.group_c)
-        weights = k.argument("weights", panels[-1].end * lanes * p.depth, lanes * p.depth)
+        picks = k.argument("weights", p.group_c, 1)
+        if not io.picked:
+            src = at_channel(src, io.src, group, p.group_c)
+        strides = (panels[-1].end * lanes * p.depth, lanes * p.depth)
+        weights = k.argument("weights", *strides, offset=channel_table(p.c) if io.picked else 0)
         first = row * s.rows
 
         def whole_panel(v: Run, vector: Int) -> None:
@@ -105,6 +109,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 ]
 
                 def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
+                    lane = picks.index(group, lane) if io.picked else lane
                     at = (0, b, ky * p.dilation[0], kx * p.dilation[1], lane)
                     for line in range(0, v.size * lanes if s.prefetch else 0, LINE):
                         packed.prefetch(position + s.prefetch, line, level=2)
@@ -165,4 +170,4 @@ class _Outputs:
         return at_channel(tensor, where, self.vector + j, self.lanes)
 
 
-template = KernelTemplate("direct", Schedule, why_not, heuristic, build)
+template = KernelTemplate("direct", Schedule, why_not, heuristic, build, picks=True)

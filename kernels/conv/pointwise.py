@@ -49,15 +49,15 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     for where in (io.src, io.dst, io.add):
         check(where.dense, "rows of pixels have gaps between them")
     pixels = p.h * p.w
-    places = (io.src, io.dst, io.add)
     if s.layout == "NCHW":
+        check(not io.picked, "channels are picked from NHWC only")
         check(not s.prefetch, "weights are not fetched ahead in NCHW")
         line = replace(p, h=1, w=pixels)
-        flat = Io(*map(_line, places))
+        flat = Io(_line(io.src), _line(io.dst), _line(io.add))
         across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
         return replace(planar.build(line, across, cpu, flat), io=io)
     column = replace(p, h=pixels, w=1)
-    flat = Io(*map(_column, places))
+    flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.picked)
     down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch)
     return replace(direct.build(column, down, cpu, flat), io=io)
 
@@ -74,4 +74,6 @@ def _column(where: Placement) -> Placement:
     return replace(where, h=where.h * where.w, w=1, halo=(top * where.w, 0, bottom * where.w, 0))
 
 
-template = KernelTemplate("pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2)
+template = KernelTemplate(
+    "pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2, picks=True
+)

@@ -191,11 +191,17 @@ class Placement:
 
 @dataclass(frozen=True)
 class Io:
-    """Where a kernel finds its input and leaves its output; `add` lies like `dst` unless said."""
+    """Where a kernel finds its input and leaves its output; `add` lies like `dst` unless said.
+
+    Input channels may be `picked`: channel i is then not the i-th of `src`, which only tells the
+    strides, but lies as many floats further as the i-th number of a table says that precedes the
+    weights (`kernels.core.template.pack_channels`). They come from any tensors of these strides.
+    """
 
     src: Placement
     dst: Placement
     add: Placement
+    picked: bool = False
 
     @classmethod
     def of(cls, p: ConvProblem, layout: str) -> Io:

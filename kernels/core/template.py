@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import pkgutil
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
@@ -68,6 +68,18 @@ def pack_bias(bias: Array) -> Array:
     return np.concatenate([bias, np.zeros(64, np.float32)]).astype(np.float32)
 
 
+def channel_table(c: int) -> int:
+    """Floats that the table of `c` picked channels takes: whole cache lines."""
+    return -(-c // 16) * 16
+
+
+def pack_channels(offsets: Sequence[int]) -> Array:
+    """Where a kernel finds picked channels (see `Io`), to precede its weights: int32 as floats."""
+    table = np.zeros(channel_table(len(offsets)), np.int32)
+    table[: len(offsets)] = offsets
+    return table.view(np.float32)
+
+
 @dataclass(frozen=True)
 class KernelTemplate:
     """One algorithm. Plain functions in a frozen record; no subclassing.
@@ -76,8 +88,9 @@ class KernelTemplate:
     `why_not` says in words why the algorithm does not apply, or returns None.
     `heuristic` answers without measuring. `build` raises `ScheduleError` for a schedule that
     cannot be right. `rank` says how much a fixed preference favours the algorithm for a problem.
-    `baseline` marks algorithms that exist to be compared with. Without `rows_alike` the bits of
-    an output row depend on which others are computed with it.
+    `baseline` marks algorithms that exist to be compared with, `picks` those that can read
+    picked channels (see `Io`). Without `rows_alike` the bits of an output row depend on which
+    others are computed with it.
     """
 
     name: str
@@ -87,6 +100,7 @@ class KernelTemplate:
     build: Callable[[ConvProblem, Any, Cpu, Io], Program]
     rank: Callable[[ConvProblem, Cpu], int] = lambda p, cpu: 1
     baseline: bool = False
+    picks: bool = False
     rows_alike: bool = True
 
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
