@@ -1,7 +1,7 @@
 """A process that may start threads but no processes: what a kernel may do is compute.
 
-By a filter of Linux's seccomp, in its classic BPF form. Whatever starts a process or another program
-kills the one that tries; where the system offers no filters, nothing is confined.
+By a filter of Linux's seccomp, in its classic BPF form: whoever wants to start a process or another
+program is killed. Where the system offers no filters, nothing is confined.
 """
 
 from __future__ import annotations

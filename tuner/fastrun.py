@@ -31,8 +31,9 @@ from tuner.timing import Protocol
 NEAR, RACERS, FINALISTS = 1.3, 8, 3
 # The naive loop races in the final too, unless a call of it takes more than these seconds.
 PATIENCE = 0.5
-# Of the seconds of a budget this share goes to races, or so many per problem, but at most half.
-FINAL_SHARE, FINAL_SECONDS = 0.2, 1.5
+# Of the seconds of a budget this share goes to races, or so many to start their processes and for
+# each problem, but at most half.
+FINAL_SHARE, FINAL_START, FINAL_SECONDS = 0.2, 4.0, 1.5
 
 # Outcomes between two rounds of telling related problems who leads.
 GOSSIP = 25
@@ -301,7 +302,7 @@ class _Run:
 
     def _reserve(self, seconds: float) -> float:
         """The seconds of the budget that races should take."""
-        races = max(FINAL_SHARE * seconds, FINAL_SECONDS * len(self.searches))
+        races = max(FINAL_SHARE * seconds, FINAL_START + FINAL_SECONDS * len(self.searches))
         return min(races, 0.5 * seconds)
 
     def _in_time(self) -> bool:

@@ -6,7 +6,7 @@ import math
 import re
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,33 @@ def algorithms_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = [(*key, r.seconds_per_call, r.schedule, r.baseline) for key, r in best.items()]
     table = pd.DataFrame(rows, columns=["problem", "algorithm", "best", "schedule", "baseline"])
     return table.astype({"baseline": bool})
+
+
+def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame:
+    """The `tuner.pareto.front` of each problem: a row per schedule, the fastest of a problem first.
+
+    Columns `layer`, `problem`, `algorithm`, `schedule`, `seconds` per call, `slower` (over the
+    fastest's), `workspace` in bytes, `error_rms` and `stage`.
+    """
+    rows = [
+        {
+            "layer": label,
+            "problem": str(problem),
+            "algorithm": r.algorithm,
+            "schedule": r.schedule,
+            "seconds": r.seconds_per_call,
+            "slower": r.seconds_per_call / records[0].seconds_per_call,
+            "workspace": r.workspace,
+            "error_rms": r.errors.rms if r.errors else math.nan,
+            "stage": r.stage,
+        }
+        for (problem, records), label in zip(
+            fronts.items(), layer_labels(list(fronts)), strict=True
+        )
+        for r in records
+    ]
+    columns = ["layer", "problem", "algorithm", "schedule", "seconds", "slower", "workspace"]
+    return pd.DataFrame(rows, columns=[*columns, "error_rms", "stage"])
 
 
 def outcomes_frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -92,7 +92,7 @@ class Result:
     """How a candidate ended.
 
     `samples` are seconds per call of each block, `repeats` the calls of a block; `complete` is
-    False where it was given up as too slow. `noise` is the largest reading of the spin canary
+    False where it was given up as too slow. `noise` is the largest reading of the canary
     before and after, None where nothing was timed. `seconds` says what verify and measure took.
     """
 

@@ -42,7 +42,7 @@ class MachineReport:
     `read` and `read_streams` are bytes/s that one core reads from L1, L2, L3 and DRAM, at one place
     and at several in turn. `moves` and `moves_all` are bytes/s of one core and of all of them that
     bring tensors into other layouts, as in `tuner.moves`. `noise` is the ninetieth percentile of
-    the spin canary: the share by which a short piece of work is commonly delayed.
+    the canary: the share by which a short piece of work is commonly delayed.
     """
 
     machine: str

@@ -218,6 +218,40 @@ def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
     return figure
 
 
+def pareto(table: pd.DataFrame) -> Figure:
+    """What less workspace and a smaller error cost in time; a `pareto_frame`."""
+    with _figure("Time, workspace, error", 5.2) as (figure, first):
+        first.remove()
+        upper, lower = figure.subplots(2, 1, sharey=True)
+        # A schedule without workspace has a place of its own, left of a kibibyte.
+        kibibytes = (table["workspace"] / 1024).clip(lower=0.5)
+        for axes, values in ((upper, kibibytes), (lower, table["error_rms"])):
+            axes.grid(axis="both")
+            axes.tick_params(length=0)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            for _, group in table.assign(x=values).groupby("problem", sort=False):
+                ordered = group.sort_values("x")
+                axes.plot(ordered["x"], ordered["slower"], color=FAINT, linewidth=0.6, alpha=0.6)
+                for row in _rows(group):
+                    axes.plot(
+                        row.x, row.slower, _shape(row.algorithm), color=_colour(row.algorithm),
+                        markersize=5, markeredgecolor=PAPER, markeredgewidth=0.5, clip_on=False,
+                    )  # fmt: skip
+            axes.set_ylabel("times as long as the fastest")
+            axes.xaxis.set_minor_locator(NullLocator())
+        upper.set_ylim(0.95, 1.15 * _top(table["slower"], 1.5))
+        _plain_log(upper, "y")
+        upper.set_xlim(0.4, 2 * _top(kibibytes, 1))
+        upper.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else "")
+        )
+        upper.set_xlabel("workspace, KiB (far left: none)")
+        lower.set_xlabel("rms error over the output's")
+        _legend_of_algorithms(figure, table["algorithm"])
+    return figure
+
+
 def outcomes(table: pd.DataFrame) -> Figure:
     """Trials that came to nothing, by reason; an `outcomes_frame`."""
     shown = table.head(12)

@@ -92,8 +92,8 @@ class Record:
     `problem` and `schedule` are text forms; `machine` is `Cpu.fingerprint`; `toolchain` names the
     LLVM and the generator, and `ir_hash` the code they made ('' where none was made). `reason`
     says in one line why the outcome is not correct. `samples` holds every timed block as
-    seconds per call, in the order measured, and `noise` the spin canary's largest reading around
-    them (0.1: a fixed loop took ten per cent longer than at its best; None where nobody looked).
+    seconds per call, in the order measured, and `noise` the canary's largest reading around them
+    (0.1: fixed work took ten per cent longer than at its best; None where nobody looked).
     `workspace` is in bytes; `seconds` says what the trial cost (build, compile, verify, measure).
     One record per schedule, run and stage: a run that measures again stores a new one.
 

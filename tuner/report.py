@@ -13,8 +13,15 @@ from markupsafe import Markup
 from kernels.core.problem import ConvProblem
 from tuner import plots
 from tuner.database import Database, DatabaseError
-from tuner.frames import algorithms_frame, best_frame, convergence_frame, outcomes_frame
+from tuner.frames import (
+    algorithms_frame,
+    best_frame,
+    convergence_frame,
+    outcomes_frame,
+    pareto_frame,
+)
 from tuner.machine import MachineReport
+from tuner.pareto import front
 from tuner.record import Record
 from tuner.sections import Facts, conditions, sections, summary, tiles
 from tuner.standing import first_current, standings
@@ -52,6 +59,7 @@ def write_report(
         "layers": best,
         "algorithms": algorithms_frame(facts.decisive),
         "convergence": convergence_frame(facts.records),
+        "pareto": pareto_frame(facts.fronts),
         "failures": outcomes_frame(facts.records),
     }
     for name, table in tables.items():
@@ -111,11 +119,8 @@ def _gather(
             f"database {database.name} holds no valid measurement of {asked} on this machine with "
             f"{plural(threads, 'thread')}, {regime}: `fastrun tune` first"
         )
-    decisive = [
-        record
-        for problem, _ in problems
-        for record in _best_of_each(database.ranking(problem, *where, include_baselines=True))
-    ]
+    rankings = {p: database.ranking(p, *where, include_baselines=True) for p, _ in problems}
+    decisive = [r for ranking in rankings.values() for r in _best_of_each(ranking)]
     runs = {r.run for r in records}
     environments = [e for run in sorted(runs) for e in database.environments(run)]
     return Facts(
@@ -127,6 +132,7 @@ def _gather(
         found=found,
         records=records,
         decisive=decisive,
+        fronts={p: front(ranking) for p, ranking in rankings.items()},
     )
 
 

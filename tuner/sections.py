@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from kernels.core.problem import ConvProblem
 from tuner import plots
 from tuner.environment import Environment
-from tuner.frames import algorithms_frame, convergence_frame, outcomes_frame
+from tuner.frames import algorithms_frame, convergence_frame, outcomes_frame, pareto_frame
 from tuner.machine import MachineReport
 from tuner.record import Record
 from tuner.standing import Standing, network_seconds, seconds
@@ -50,6 +51,7 @@ class Facts:
     found: list[Standing]
     records: list[Record]
     decisive: list[Record]
+    fronts: dict[ConvProblem, list[Record]]
 
     @property
     def peak(self) -> float:
@@ -179,6 +181,16 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
         "the rates at which one core reads from each cache.",
         plots.roofline(best, facts.peak, facts.machine.read_streams),
     )
+    fronts = pareto_frame(facts.fronts)
+    if len(fronts) > fronts["problem"].nunique():
+        yield Section(
+            "pareto",
+            "Time, workspace, error",
+            "Schedules that are slower than the fastest of their layer, but take a tenth less "
+            "workspace or err by a tenth less than all that are faster. A line is a layer. "
+            "`fastrun best --pareto` lists them.",
+            plots.pareto(fronts),
+        )
     curves = convergence_frame(facts.records)
     if len(curves):
         yield Section(
@@ -272,7 +284,7 @@ def _environment_table(facts: Facts) -> Table:
             f"{machine.peak / 1e9:.1f} GFLOP/s on one core, {machine.peak_all / 1e9:.1f} on all",
         ),
         ("reading", f"{rates} GB/s, one core"),
-        ("noise", f"{percent(machine.noise)} by the spin canary when the machine was measured"),
+        ("noise", f"{percent(machine.noise)} by the canary when the machine was measured"),
     ]
     for environment in facts.environments[-1:]:
         settings = {

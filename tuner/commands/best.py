@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kernels.core.cpu import Cpu
-from kernels.core.template import (
-    heuristic_choice,
-)
+from kernels.core.problem import ConvProblem
+from kernels.core.template import heuristic_choice
 from tuner.commands import existing, finite
 from tuner.database import Database
 from tuner.display import grid, screen
+from tuner.pareto import front
+from tuner.record import Record
 from tuner.standing import Standing, network_seconds, seconds, standings
+from tuner.tables import Limits
 from tuner.targets import Target, merged, read_target
-from tuner.units import UNKNOWN, ms, plural
+from tuner.units import UNKNOWN, ms, plural, ratio, size
 
 
 def run(arguments: Namespace) -> int:
     """Print the best known schedules of a target."""
     target = read_target(arguments.target)
     with existing(arguments.db) as database:
+        if arguments.pareto:
+            return _print_fronts(target, database, arguments)
         return print_choices([target], database, arguments)
 
 
@@ -61,6 +65,57 @@ def print_choices(
             f"{plural(arguments.threads, 'thread')}, {arguments.regime}: `fastrun tune` does that"
         )
     return 0
+
+
+def _print_fronts(target: Target, database: Database, arguments: Namespace) -> int:
+    """The schedules of each problem that are best at time, workspace or error."""
+    where = Cpu.host().fingerprint, arguments.threads, arguments.regime
+    limits: Limits = {"max_error": arguments.max_error}
+    fronts = {p: front(database.ranking(p, *where, **limits)) for p, _ in target.problems}
+    if arguments.json:
+        print(json.dumps(_fronts_document(target, fronts, arguments), indent=1))
+        return 0
+    rows = [
+        (
+            "" if i else str(p),
+            *(ms(r.seconds_per_call), ratio(r.seconds_per_call / records[0].seconds_per_call)),
+            *(size(r.workspace), f"{r.errors.rms:.1e}" if r.errors else UNKNOWN, r.schedule),
+        )
+        for p, records in fronts.items()
+        for i, r in enumerate(records)
+    ]
+    heads = ("problem", "ms>", "as long as\nthe fastest>", "workspace>", "rms error>", "schedule")
+    grid(screen(), heads, rows)
+    if missing := sum(not records for records in fronts.values()):
+        print(f"{plural(missing, 'problem')} not measured: `fastrun tune` does that")
+    return 0
+
+
+def _fronts_document(
+    target: Target, fronts: Mapping[ConvProblem, Sequence[Record]], arguments: Namespace
+) -> dict[str, Any]:
+    """JSON form of the fronts; times in seconds, workspace in bytes."""
+    return {
+        "target": target.name,
+        "threads": arguments.threads,
+        "regime": arguments.regime,
+        "problems": [
+            {
+                "problem": str(p),
+                "pareto": [
+                    {
+                        "schedule": r.schedule,
+                        "seconds": finite(r.seconds_per_call),
+                        "workspace": r.workspace,
+                        "error": r.errors.to_dict() if r.errors else None,
+                        "stage": r.stage,
+                    }
+                    for r in records
+                ],
+            }
+            for p, records in fronts.items()
+        ],
+    }
 
 
 def _choice(s: Standing, cpu: Cpu) -> str:
