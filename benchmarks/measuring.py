@@ -1,4 +1,4 @@
-"""What measuring itself costs: a call, a barrier, a job through the sandbox.
+"""What measuring itself costs: a call, a barrier, a job through the sandbox, storing a record.
 
     python benchmarks/measuring.py
 
@@ -8,24 +8,31 @@ blocks: transfer, loading, the verifying call, comparing, calibrating and two ca
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 from kernels.codegen.builder import ARGUMENTS
-from kernels.codegen.jit import Library, compile_object
+from kernels.codegen.jit import Library, cache_root, compile_object
 from kernels.codegen.runner import Buffers, Runner
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import Stage, templates
 from tuner.cores import Cores
+from tuner.database import Database
+from tuner.environment import toolchain
 from tuner.job import Compiled, Job
 from tuner.operands import Operands, Scratch
+from tuner.record import Errors, Outcome, Record
 from tuner.sandbox import Compiler, Sandbox
 
 PROBLEMS = ("conv 1x64x56x56 64x3x3 s1 p1 bias relu", "conv 1x512x7x7 512x3x3 s1 p1 bias relu")
 CALLS = 100_000
 JOBS = 20
+STORED = 1000
 
 
 def call_seconds(stages: int, threads: int) -> float:
@@ -59,6 +66,38 @@ def job_overheads(text: str, regime: str) -> list[float]:
     return overheads
 
 
+def storing_seconds(folder: Path, already: int) -> list[float]:
+    """Seconds that storing each of `STORED` records takes in a file that holds `already` others."""
+
+    def record(number: int) -> Record:
+        return Record(
+            problem=PROBLEMS[number % 2],
+            schedule=f"direct(layout=NCHW16c, tile_h=2, tile_w=3, cols=4, unroll={number})",
+            machine=Cpu.host().fingerprint,
+            threads=1,
+            regime="hot",
+            toolchain=toolchain(),
+            ir_hash=f"{number:032}",
+            outcome=Outcome.CORRECT,
+            samples=tuple(1e-3 + 1e-6 * (number + i) for i in range(15)),
+            errors=Errors(1e-6, 1e-7, 1e-9),
+            seconds={"build": 0.03, "compile": 0.04, "verify": 0.01, "measure": 0.01},
+            run="storing",
+            noise=0.01,
+        )
+
+    others, path = folder / "others.jsonl", folder / f"{already}.db"
+    others.write_text("".join(f"{json.dumps(record(i).to_dict())}\n" for i in range(already)))
+    spent = []
+    with Database(path) as database:
+        database.import_jsonl(others)
+        for new in [record(already + i) for i in range(STORED)]:
+            start = time.perf_counter()
+            database.add(new)
+            spent.append(time.perf_counter() - start)
+    return spent
+
+
 def main() -> None:
     one, four = call_seconds(1, 1), call_seconds(4, 1)
     print(f"call of one stage, 1 thread       {one * 1e9:8.1f} ns")
@@ -69,6 +108,15 @@ def main() -> None:
         for regime in ("hot", "cold-weights"):
             median = statistics.median(job_overheads(text, regime))
             print(f"job beyond its blocks, {regime:12} {median * 1e3:6.1f} ms  {text}")
+    for already in (0, 20_000):
+        # Where databases lie, which is a disk and no file system in memory.
+        cache_root().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache_root()) as folder:
+            spent = sorted(storing_seconds(Path(folder), already))
+        print(
+            f"storing a record after {already:6} {1e3 * statistics.median(spent):8.2f} ms; "
+            f"99 of 100 within {1e3 * spent[STORED * 99 // 100]:.2f} ms"
+        )
 
 
 if __name__ == "__main__":

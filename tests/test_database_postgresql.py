@@ -18,6 +18,7 @@ from tests.test_database import KEY, refused
 from tuner.database import Database
 from tuner.environment import Environment
 from tuner.record import Errors, Outcome
+from tuner.tables import FIRST_TABLES, TABLES, schema_version
 
 pytest.importorskip("psycopg", reason="needs psycopg")
 
@@ -110,6 +111,26 @@ def test_eight_writers_create_and_merge_at_once(url: str) -> None:
     assert [writer.exitcode for writer in writers] == [0] * 8
     with Database(url) as database:
         assert len(database.records()) == 8 * 5 + 5
+
+
+def test_the_first_schema_is_migrated(url: str) -> None:
+    import psycopg
+
+    with Database(url) as database:
+        database.add(record())
+    later = sorted(set(TABLES.tables) - FIRST_TABLES)
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        for statement in (
+            "ALTER TABLE records DROP COLUMN noise",
+            *(f"DROP TABLE {name}" for name in later),
+            "UPDATE meta SET value = '1'",
+        ):
+            connection.execute(statement)
+    assert "schema 1" in refused(lambda: Database(url, read_only=True))
+    with Database(url) as database:
+        database.add(record(7, noise=0.5))
+        assert database.records() == [record(), record(7, noise=0.5)]
+        assert database.info().schema == schema_version()
 
 
 def test_refusals_are_one_line_without_the_password(url: str) -> None:

@@ -1,0 +1,126 @@
+"""Whether the winner of the nearest shape is better than the heuristic where nothing was measured.
+
+    python -m benchmarks.experiments.nearest [--db URL] [--filter TEXT] [--csv FOLDER]
+
+Every tuned problem of the database in turn counts as unseen: it gets the schedule that
+`tuner.nearest` makes of the winner of the nearest other shape, and that races the heuristic's and
+the one that tuning has found.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from benchmarks import report
+from benchmarks.experiments.command import show
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from tuner.commands import existing
+from tuner.finals import FINAL, race
+from tuner.frames import layer_labels
+from tuner.measurer import Measurer, heuristic_text
+from tuner.nearest import distance, suggestions
+from tuner.standing import first_current, speedup_interval
+from tuner.units import ms, ratio
+
+# Problems no further apart than by their epilogues are the same shape.
+_SAME = 1.0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Race, print and write."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.experiments.nearest", description=str(__doc__).split("\n")[0]
+    )
+    parser.add_argument("--db", metavar="URL", help="where tuned problems are (default: the usual)")
+    parser.add_argument("--filter", default="", help="only problems whose text contains this")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
+    arguments = parser.parse_args(words)
+    report.introduce((), {})
+    table = measured(winners(arguments.db), arguments.filter)
+    if not len(table):
+        report.notice("no problem of the database has another one of its class: tune some first")
+        return 1
+    columns = {
+        "layer": lambda r: r.layer,
+        "nearest": lambda r: r.nearest,
+        "heuristic\nms>": lambda r: ms(r.heuristic),
+        "nearest\nover heur.>": lambda r: ratio(r.gain),
+        "95 %\ninterval>": lambda r: f"{r.low:.2f} to {r.high:.2f}",
+        "tuned\nover heur.>": lambda r: ratio(r.tuned_gain),
+    }
+    show(columns)(table)
+    for words_, part in (
+        ("all", table),
+        ("another schedule than the heuristic's", table[table["schedule"] != table["guess"]]),
+    ):
+        gains, best = (np.exp(np.log(part[c]).mean()) for c in ("gain", "tuned_gain"))
+        print(
+            f"{words_}, {len(part)}: the nearest shape's schedule is {gains:.3f} times as fast as "
+            f"the heuristic's (geometric mean), the tuned one {best:.3f} times; worst "
+            f"{part['gain'].min():.2f}, surely faster by 3 % {(part['low'] > 1.03).sum()} times, "
+            f"surely slower {(part['high'] < 1).sum()} times"
+        )
+    if arguments.csv:
+        arguments.csv.mkdir(parents=True, exist_ok=True)
+        path = arguments.csv / "nearest.csv"
+        table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+    return 0
+
+
+def winners(url: str | None) -> dict[ConvProblem, str]:
+    """The best schedule of every problem that was tuned on one thread, hot."""
+    where = Cpu.host().fingerprint, 1, "hot"
+    with existing(url) as database:
+        problems = [ConvProblem.parse(text) for text in database.best_all(*where)]
+        best = {p: first_current(database.ranking(p, *where)) for p in problems}
+    return {p: record.schedule for p, record in best.items() if record}
+
+
+def measured(tuned: dict[ConvProblem, str], text: str) -> pd.DataFrame:
+    """A row per problem that has a nearest one."""
+    cpu, guesses = Cpu.host(), {}
+    for p in tuned:
+        others = {q: schedule for q, schedule in tuned.items() if distance(p, q) >= _SAME}
+        guess = next(suggestions(p, others, cpu), None)
+        if guess is not None and text in str(p):
+            guesses[p] = guess
+    contestants = {
+        p: list(dict.fromkeys([heuristic_text(p), schedule, tuned[p]]))
+        for p, (_, schedule) in guesses.items()
+    }
+    with Measurer() as measurer:
+        found = {(r.problem, r.schedule): r for r in race(measurer, contestants, FINAL)}
+    rows = []
+    labels = layer_labels(list(tuned))
+    names = dict(zip(tuned, labels, strict=True))
+    for p, (other, schedule) in guesses.items():
+        heuristic, nearest, best = (
+            found[str(p), s] for s in (heuristic_text(p), schedule, tuned[p])
+        )
+        low, high = speedup_interval(heuristic, nearest)
+        rows.append(
+            {
+                "layer": names[p],
+                "nearest": names[other],
+                "distance": distance(p, other),
+                "heuristic": heuristic.seconds_per_call,
+                "gain": heuristic.seconds_per_call / nearest.seconds_per_call,
+                "low": low,
+                "high": high,
+                "tuned_gain": heuristic.seconds_per_call / best.seconds_per_call,
+                "guess": heuristic_text(p),
+                "schedule": schedule,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
