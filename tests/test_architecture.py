@@ -30,7 +30,7 @@ ONLY_HERE = {
     "optuna_dashboard": {"tuner/mirror.py"},
     "distributed": {"tuner/fleet.py"},
     "sqlalchemy": {"tuner/database.py", "tuner/tables.py", "tuner/mirror.py"},
-    "matplotlib": {"tuner/plots.py"},
+    "matplotlib": {"tuner/look.py", "tuner/plots.py"},
     "rich": {"tuner/display.py"},
     "pebble": {"tuner/sandbox.py"},
     "jinja2": {"tuner/report.py"},

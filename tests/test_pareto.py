@@ -15,8 +15,9 @@ from tests.synthetic import records
 from tuner.cli import main
 from tuner.database import Database
 from tuner.frames import pareto_frame
+from tuner.look import svg
 from tuner.pareto import WORTH, front
-from tuner.plots import pareto, svg
+from tuner.plots import pareto
 from tuner.record import Errors, Record
 
 P = ConvProblem.parse("conv 1x64x56x56 64x3x3 s1 p1")

@@ -11,7 +11,7 @@ from jinja2 import PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from kernels.core.problem import ConvProblem
-from tuner import plots
+from tuner import look
 from tuner.database import Database, DatabaseError
 from tuner.frames import (
     algorithms_frame,
@@ -54,7 +54,7 @@ def write_report(
     parts = list(sections(facts, best))
     for section in parts:
         if section.figure:
-            plots.save_png(section.figure, folder / f"{section.name}.png")
+            look.save_png(section.figure, folder / f"{section.name}.png")
     tables = {
         "layers": best,
         "algorithms": algorithms_frame(facts.decisive),
@@ -71,9 +71,9 @@ def write_report(
         "summary": list(summary(facts)),
         "sections": parts,
         "csv": sorted(tables),
-        "ink": plots.INK,
-        "paper": plots.PAPER,
-        "faint": plots.FAINT,
+        "ink": look.INK,
+        "paper": look.PAPER,
+        "faint": look.FAINT,
     }
     templates = Templates(
         loader=PackageLoader("tuner"),
@@ -145,10 +145,10 @@ def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
             yield best
 
 
-def _themed_svg(figure: plots.Figure) -> Markup:
+def _themed_svg(figure: look.Figure) -> Markup:
     """A figure whose ink, paper and grid are the page's, light or dark."""
-    text = plots.svg(figure)
-    for colour, name in ((plots.INK, "ink"), (plots.PAPER, "paper"), (plots.FAINT, "faint")):
+    text = look.svg(figure)
+    for colour, name in ((look.INK, "ink"), (look.PAPER, "paper"), (look.FAINT, "faint")):
         text = text.replace(colour, f"var(--{name})")
     # Matplotlib's width and height would win over the page's.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kernels.core.problem import ConvProblem
-from tuner import plots
+from tuner import look, plots
 from tuner.environment import Environment
 from tuner.frames import algorithms_frame, convergence_frame, outcomes_frame, pareto_frame
 from tuner.machine import MachineReport
@@ -35,7 +35,7 @@ class Section:
     name: str
     title: str
     text: str
-    figure: plots.Figure | None = None
+    figure: look.Figure | None = None
     table: Table | None = None
 
 
