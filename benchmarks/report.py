@@ -17,7 +17,7 @@ from benchmarks.race import LOOSE, Lap
 from tuner.display import grid, screen
 from tuner.environment import Environment
 from tuner.machine import probe
-from tuner.timing import runnable
+from tuner.noise import others
 from tuner.units import UNKNOWN, duration, ms, plural, ratio
 
 ENGINES = (ours.NAME, *peers.NAMES)
@@ -74,8 +74,8 @@ def introduce(engines: Sequence[str], overhead: Mapping[str, float]) -> None:
     for name in engines:
         taken = f"; {duration(overhead[name])} taken off a call" if name in overhead else ""
         print(f"{name}: {peers.engine(name).title} {peers.engine(name).version()}{taken}")
-    if waiting := runnable():
-        notice(f"{plural(waiting, 'other task')} at work on this machine: times will be noisy")
+    if warning := others():
+        notice(warning)
 
 
 def notice(text: str) -> None:

@@ -181,9 +181,11 @@ class Board:
         if record.outcome == Outcome.CONSTRAINTS:
             return []
         took = record.seconds_per_call
+        if record.stage != "screen":
+            return []
         if record.baseline:
             return [f"baseline {record.algorithm} {ms(took)} ms"]
-        if took >= self._best.get(record.problem, math.inf) or record.stage == "final":
+        if took >= self._best.get(record.problem, math.inf):
             return []
         self._best[record.problem] = took
         gain = f", {ratio(search.naive / took)} over naive" if search.naive < math.inf else ""

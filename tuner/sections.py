@@ -11,6 +11,7 @@ from tuner import look, plots
 from tuner.environment import Environment
 from tuner.frames import algorithms_frame, convergence_frame, outcomes_frame, pareto_frame
 from tuner.machine import MachineReport
+from tuner.noise import NOISY, noise_of
 from tuner.record import Record
 from tuner.standing import Standing, network_seconds, seconds
 from tuner.targets import Target
@@ -126,6 +127,12 @@ def summary(facts: Facts) -> Iterator[str]:
             yield f"{words}: all layers."
         elif named:
             yield f"{words}: {plural(len(named), 'layer')}. {'; '.join(named)}."
+    noise = noise_of(facts.records)
+    if noise >= NOISY:
+        yield (
+            f"This was a noisy machine: by one in ten of the canary's readings, fixed work took "
+            f"{percent(noise)} longer than at its best, or more. Small differences are ties here."
+        )
     errors = [s.best.errors.max for s in facts.found if s.best and s.best.errors]
     if errors:
         yield (
@@ -284,7 +291,11 @@ def _environment_table(facts: Facts) -> Table:
             f"{machine.peak / 1e9:.1f} GFLOP/s on one core, {machine.peak_all / 1e9:.1f} on all",
         ),
         ("reading", f"{rates} GB/s, one core"),
-        ("noise", f"{percent(machine.noise)} by the canary when the machine was measured"),
+        (
+            "noise",
+            f"{percent(machine.noise)} by the canary when the machine was measured, "
+            f"{percent(noise_of(facts.records))} while it tuned",
+        ),
     ]
     for environment in facts.environments[-1:]:
         settings = {

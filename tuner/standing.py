@@ -18,6 +18,9 @@ from tuner.record import Record
 PRACTICAL = 1.03
 """A schedule that is not surely this much faster than another counts as equal to it."""
 
+ENOUGH = 15
+"""Samples below which there is no verdict: five of each of three processes."""
+
 # Older records that are built again to see whether they still hold.
 _LOOKS = 8
 
@@ -70,7 +73,7 @@ class Standing:
             return "not measured"
         if self.best.schedule == self.heuristic.schedule:
             return "heuristic"
-        if math.isnan(self.interval[0]):
+        if min(len(self.best.samples), len(self.heuristic.samples)) < ENOUGH:
             return "unsure"
         return "faster" if self.interval[0] > PRACTICAL else "tie"
 

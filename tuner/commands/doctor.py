@@ -8,6 +8,7 @@ from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
 from tuner.environment import Environment
 from tuner.machine import MachineReport, probe
+from tuner.noise import in_words
 from tuner.timing import canary
 from tuner.units import UNKNOWN, percent, plural, significant, size
 
@@ -35,7 +36,8 @@ def run(arguments: Namespace) -> int:
         ("measured", f"{report.time[:16]} UTC; --refresh measures again"),
         ("peak", f"{_peak_text(report)} of float32 multiply-adds"),
         ("reading", f"{rates} GB/s on one core"),
-        ("noise", f"{percent(report.noise)} then, {percent(_noise_now())} now: {_advice(report)}"),
+        ("noise", f"{percent(report.noise)} then, {percent(_noise_now())} now"),
+        ("", in_words(report.noise)),
         ("load", ", ".join(f"{x:.2f}" for x in here.load) + " over 1, 5 and 15 minutes"),
         ("", ""),
         ("machine", f"{cpu.fingerprint} (what records are filed under)"),
@@ -60,11 +62,3 @@ def _peak_text(report: MachineReport) -> str:
 def _noise_now() -> float:
     readings = sorted(canary() for _ in range(50))
     return readings[45]
-
-
-def _advice(report: MachineReport) -> str:
-    if report.noise < 0.03:
-        return "a quiet machine"
-    if report.noise < 0.15:
-        return "usable; differences of a few per cent need the final race"
-    return "noisy: stop other work before you tune, or expect ties"

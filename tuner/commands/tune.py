@@ -16,6 +16,7 @@ from tuner.display import network_sums, screen, standings_table
 from tuner.effort import EFFORTS, Effort
 from tuner.machine import MachineReport, probe
 from tuner.measurer import Measurer
+from tuner.noise import NOISY, in_words, noise_of, others
 from tuner.standing import standings
 from tuner.targets import Target, merged, read_target
 from tuner.units import duration, percent, plural
@@ -56,6 +57,8 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
         f"{arguments.regime}, {_budget_text(budget.seconds, budget.trials)}"
     )
     console = screen()
+    if warning := others():
+        print(warning)
     with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, budget) as board:
 
         def observe(progress: Progress) -> None:
@@ -88,9 +91,12 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
         if target.is_network:
             network_sums(console, target, found)
     rate = summary.trials / summary.seconds if summary.seconds else 0.0
+    noise = noise_of(database.records(run=summary.run))
+    if noise >= NOISY:
+        print(f"noise {percent(noise)}, {in_words(noise)}")
     print(
         f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
-        f"{summary.known} known before; stored in {database.name}"
+        f"{summary.known} known before, noise {percent(noise)}; stored in {database.name}"
     )
     if mirror:
         url = arguments.mirror
