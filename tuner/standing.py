@@ -65,17 +65,14 @@ class Standing:
     def verdict(self) -> str:
         """What measuring has gained over the heuristic, in a word or two.
 
-        `faster`: the interval clears 3 %. `tie`: it does not. `heuristic`: the heuristic's own
-        schedule is the best. `unsure`: there are too few samples to say. `not measured`: one of
-        the two is missing.
+        `heuristic`: the heuristic's own schedule is the best. `not measured`: one of the two is
+        missing. Else as the function `verdict` says.
         """
         if not (self.best and self.heuristic):
             return "not measured"
         if self.best.schedule == self.heuristic.schedule:
             return "heuristic"
-        if min(len(self.best.samples), len(self.heuristic.samples)) < ENOUGH:
-            return "unsure"
-        return "faster" if self.interval[0] > PRACTICAL else "tie"
+        return verdict(self.heuristic, self.best)
 
 
 def standings(
@@ -164,6 +161,19 @@ def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
         )
     )
     return naive, heuristic, best
+
+
+def verdict(before: Record, after: Record) -> str:
+    """`faster` or `slower` where the interval of the speed-up clears 3 %, else `tie`.
+
+    `unsure` where there are too few samples to say.
+    """
+    if min(len(before.samples), len(after.samples)) < ENOUGH:
+        return "unsure"
+    low, high = speedup_interval(before, after)
+    if low > PRACTICAL:
+        return "faster"
+    return "slower" if high < 1 / PRACTICAL else "tie"
 
 
 def speedup_interval(slower: Record, faster: Record) -> tuple[float, float]:

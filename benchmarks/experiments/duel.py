@@ -19,7 +19,7 @@ from tuner.finals import FINAL, Contestants, Format, race
 from tuner.intervals import ENOUGH
 from tuner.measurer import Measurer
 from tuner.record import Outcome, Record
-from tuner.standing import PRACTICAL, speedup_interval
+from tuner.standing import speedup_interval, verdict
 
 _SWEEP = Format("race", processes=1, rounds=ENOUGH, block=5e-3)
 _QUICK_SWEEP = Format("race", processes=1, rounds=2, block=1e-3)
@@ -85,14 +85,6 @@ def raced(measurer: Measurer, contestants: Contestants, form: Format) -> Found:
     return {(r.problem, r.schedule): r for r in race(measurer, contestants, form)}
 
 
-def verdict(interval: tuple[float, float]) -> str:
-    """`faster` or `slower` if the interval clears 3 %, else `tie`; `unsure` if there is none."""
-    low, high = interval
-    if math.isnan(low):
-        return "unsure"
-    return "faster" if low > PRACTICAL else "slower" if high < 1 / PRACTICAL else "tie"
-
-
 def rows(table: pd.DataFrame) -> list[Any]:
     """The rows, a column an attribute."""
     return list(table.itertuples(index=False))
@@ -118,16 +110,16 @@ def _best(swept: Found, problem: ConvProblem, side: Sequence[str]) -> str:
 
 
 def _row(duel: Duel, before: Record, after: Record) -> dict[str, object]:
-    interval = speedup_interval(before, after)
+    low, high = speedup_interval(before, after)
     sides = {"before": before, "after": after}
     return {
         **duel.about,
         "problem": str(duel.problem),
         **{name: _seconds(r) for name, r in sides.items()},
         "speedup": _seconds(before) / _seconds(after),
-        "low": interval[0],
-        "high": interval[1],
-        "verdict": verdict(interval),
+        "low": low,
+        "high": high,
+        "verdict": verdict(before, after),
         **{f"{name}_bytes": r.workspace for name, r in sides.items()},
         **{f"{name}_error": r.errors.rms if r.errors else math.nan for name, r in sides.items()},
         **{f"{name}_schedule": r.schedule for name, r in sides.items()},
