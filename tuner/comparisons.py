@@ -55,7 +55,7 @@ def speedups(table: pd.DataFrame, title: str, by: str) -> Figure:
             axes.set_xscale("log")
             plain_log(axes)
         marks = [mark(MARKS[n], COLOURS[n], str(kind)) for n, kind in enumerate(kinds)]
-        legend(figure, [*marks, mark("o", FAINT, "a tie within 3 %", hollow=True)])
+        legend(figure, [*marks, mark("o", FAINT, "not surely 3 % apart", hollow=True)])
     return figure
 
 

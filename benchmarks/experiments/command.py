@@ -88,9 +88,14 @@ def show_duels(
 
     def print_(table: pd.DataFrame) -> None:
         show(columns)(table)
-        show(_SUMMARY)(summary(table, by))
+        show_summary(table, by)
 
     return print_
+
+
+def show_summary(table: pd.DataFrame, by: str) -> None:
+    """Print how the duels ended."""
+    show(_SUMMARY)(summary(table, by))
 
 
 def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:

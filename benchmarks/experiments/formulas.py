@@ -65,6 +65,11 @@ class Formula:
         tried = [replace(says, **{self.field: v}) for v in sorted(values)]
         return template.text(says), [template.text(s) for s in tried]
 
+    def value(self, schedule: str) -> int:
+        """The number in a schedule's text."""
+        found: int = getattr(parse_schedule(schedule)[1], self.field)
+        return found
+
 
 FORMULAS = {
     "L1: tiles of a Winograd block": Formula(
@@ -97,11 +102,11 @@ def measure(quick: bool = False, names: Sequence[str] = tuple(FORMULAS)) -> Find
             about: dict[str, str | int] = {
                 "formula": name,
                 "layer": label,
-                "value": _value(says, formula),
+                "value": formula.value(says),
             }
             duels.append(Duel(problem, [says], tried, about))
     found = settle(duels, quick=quick)
-    best = [_value(r.after_schedule, FORMULAS[r.formula]) for r in rows(found.table)]
+    best = [FORMULAS[r.formula].value(r.after_schedule) for r in rows(found.table)]
     return Findings(found.table.assign(best=best), found.records)
 
 
@@ -114,7 +119,7 @@ def curves(found: Findings) -> pd.DataFrame:
     for duel in rows(found.table):
         formula = FORMULAS[duel.formula]
         tried = {
-            _value(r.schedule, formula): r.seconds_per_call
+            formula.value(r.schedule): r.seconds_per_call
             for r in found.records
             if (r.stage, r.problem, r.algorithm) == ("race", duel.problem, formula.algorithm)
         }
@@ -126,11 +131,6 @@ def curves(found: Findings) -> pd.DataFrame:
     return pd.DataFrame(points, columns=["formula", "layer", "value", "times", "slower"])
 
 
-def _value(schedule: str, formula: Formula) -> int:
-    value: int = getattr(parse_schedule(schedule)[1], formula.field)
-    return value
-
-
 _ABOUT: dict[str, Column] = {
     "formula": lambda r: r.formula,
     "layer": lambda r: r.layer,
@@ -138,7 +138,9 @@ _ABOUT: dict[str, Column] = {
     "best>": lambda r: str(r.best),
 }
 
-PARTS = [Part("formulas", measure, show_duels(_ABOUT, "formula", "best", by="formula"))]
+show_table = show_duels(_ABOUT, "formula", "best", by="formula")
+
+PARTS = [Part("formulas", measure, show_table)]
 
 
 def main(words: Sequence[str] | None = None) -> int:

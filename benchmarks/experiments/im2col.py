@@ -92,7 +92,9 @@ def blocks(p: ConvProblem) -> list[int]:
 
 _ABOUT: dict[str, Column] = {"layer": lambda r: r.layer, "pack": lambda r: r.pack}
 
-PARTS = [Part("im2col", measure, show_duels(_ABOUT, "whole", "blocked", by="pack", memory=True))]
+show_table = show_duels(_ABOUT, "whole", "blocked", by="pack", memory=True)
+
+PARTS = [Part("im2col", measure, show_table)]
 
 
 def main(words: Sequence[str] | None = None) -> int:

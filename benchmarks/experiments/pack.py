@@ -38,7 +38,9 @@ def measure(quick: bool = False) -> Findings:
 
 _ABOUT: dict[str, Column] = {"layer": lambda r: r.layer, "layout": lambda r: r.layout}
 
-PARTS = [Part("pack", measure, show_duels(_ABOUT, "separate", "fused", by="layout"))]
+show_table = show_duels(_ABOUT, "separate", "fused", by="layout")
+
+PARTS = [Part("pack", measure, show_table)]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -43,12 +43,13 @@ LAYERS = (
 def measure(quick: bool = False) -> Findings:
     """A row for each layer, algorithm and regime; `before` does not fetch ahead, `after` does."""
     chosen = LAYERS[:1] if quick else LAYERS
-    parts = [settle([_duel(*x, regime) for x in chosen], regime, quick) for regime in REGIMES]
+    parts = [settle([contest(*x, regime) for x in chosen], regime, quick) for regime in REGIMES]
     table = pd.concat([part.table for part in parts], ignore_index=True)
     return Findings(table, [r for part in parts for r in part.records])
 
 
-def _duel(label: str, algorithm: str, text: str, regime: str) -> Duel:
+def contest(label: str, algorithm: str, text: str, regime: str) -> Duel:
+    """The same orders of tasks on both sides, with and without fetching ahead."""
     problem, template = ConvProblem.parse(text), templates()[algorithm]
     orders = _ORDERS[algorithm](template.heuristic(problem, Cpu.host()))
     panel = problem.c if algorithm == "winograd" else problem.depth
@@ -80,7 +81,9 @@ _ABOUT: dict[str, Column] = {
     "regime": lambda r: r.regime,
 }
 
-PARTS = [Part("prefetch", measure, show_duels(_ABOUT, "without", "with", by="regime"))]
+show_table = show_duels(_ABOUT, "without", "with", by="regime")
+
+PARTS = [Part("prefetch", measure, show_table)]
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -108,9 +108,12 @@ _ACCURACY: dict[str, Column] = {
     "rms\nexpected>": lambda r: f"{r.expected:.1e}",
 }
 
+show_table = show_duels(_ABOUT, "naive", "engineered", by="m", memory=True)
+show_accuracy = show(_ACCURACY)
+
 PARTS = [
-    Part("winograd", measure, show_duels(_ABOUT, "naive", "engineered", by="m", memory=True)),
-    Part("winograd-accuracy", accuracy, show(_ACCURACY)),
+    Part("winograd", measure, show_table),
+    Part("winograd-accuracy", accuracy, show_accuracy),
 ]
 
 
