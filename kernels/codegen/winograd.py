@@ -6,6 +6,7 @@ multiplications, `y = At [(G g) * (Bt d)]`; two axes nest (Lavin and Gray, 2016)
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ import numpy as np
 
 from kernels.codegen.builder import Vec, fma
 from kernels.core.layout import Array
+
+# Multiplications up to which a matrix product stays in cache and on this thread: those of large
+# ones wait for each other longer than they work.
+_ALONE = 2**18
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -82,6 +87,7 @@ class Transform:
     bt: Matrix
 
     @classmethod
+    @functools.cache
     def of(cls, m: int, r: int, points: str) -> Transform:
         """By Toom and Cook: filter and output matrices are powers of the points.
 
@@ -117,7 +123,7 @@ class Transform:
         """Inputs of a tile, and products."""
         return len(self.bt)
 
-    @property
+    @functools.cached_property
     def amplification(self) -> float:
         """How much larger the values summed up are than what they sum up to, as rms: >= 1.
 
@@ -159,10 +165,13 @@ class Transform:
 def transform_weights(weights: Array, vertical: Transform, horizontal: Transform) -> Array:
     """G g Gt of weights (oc, c, kh, kw) in float64, rounded once: (alpha_h, alpha_w, oc, c)."""
     gh, gw = (np.array(t.g, np.float64) for t in (vertical, horizontal))
-    oc, c, kh, kw = weights.shape
-    taps = weights.reshape(oc * c, kh * kw).astype(np.float64)
-    u = (np.kron(gh, gw) @ taps.T).astype(np.float32)
-    return u.reshape(vertical.alpha, horizontal.alpha, oc, c)
+    both = np.kron(gh, gw)
+    taps = weights.reshape(-1, both.shape[1])
+    u = np.empty((len(both), len(taps)), np.float32)
+    step = max(1, _ALONE // both.size)
+    for first in range(0, len(taps), step):
+        u[:, first : first + step] = both @ taps[first : first + step].T.astype(np.float64)
+    return u.reshape(vertical.alpha, horizontal.alpha, *weights.shape[:2])
 
 
 def _combine(coefficients: Sequence[Fraction], values: Sequence[Vec]) -> Vec:

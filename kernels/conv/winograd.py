@@ -18,7 +18,7 @@ import numpy as np
 
 from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel, least, most
 from kernels.codegen.epilogue import finish
-from kernels.codegen.reduction import pack_panels, reduction
+from kernels.codegen.reduction import reduction
 from kernels.codegen.tile_gemm import (
     Run,
     channel_panels,
@@ -240,21 +240,25 @@ class _Winograd:
 
     def pack(self, weights: Array) -> Array:
         """Transformed weights in reading order: group, pass, plane, panel, term of K, channel."""
-        u = transform_weights(weights, self.vertical, self.horizontal)
-        planes = np.stack(
-            [
-                pack_panels(u[i, j, :, :, None, None], self.p.groups, self.input_lanes,
-                            self.lanes, self.panels)
-                for i in range(self.vertical.alpha)
-                for j in range(self.horizontal.alpha)
-            ]
-        )  # fmt: skip
-        sizes = [run.size for run in self.panels for _ in range(run.count)]
-        passes = [
-            sum(sizes[i : i + self.s.oc_block]) for i in range(0, len(sizes), self.s.oc_block)
-        ]
-        ends = np.cumsum(passes * self.p.groups) * self.lanes * self.p.group_c
-        return np.concatenate([part.reshape(-1) for part in np.split(planes, ends[:-1], axis=1)])
+        p, width = self.p, self.panels[-1].end * self.lanes
+        filters = weights.reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
+        taps = np.zeros((p.groups, p.group_c, width, *p.kernel), np.float32)
+        taps[:, :, : p.group_oc] = filters.swapaxes(1, 2)
+        sizes = [run.size * self.lanes for run in self.panels for _ in range(run.count)]
+        packed = np.empty(p.groups * self.planes * p.group_c * width, np.float32)
+        left = packed
+        for group in taps:
+            u = transform_weights(group, self.vertical, self.horizontal)
+            panels = np.split(u.reshape(self.planes, p.group_c, width), np.cumsum(sizes)[:-1], 2)
+            for first in range(0, len(panels), self.s.oc_block):
+                through = panels[first : first + self.s.oc_block]
+                count = sum(panel.size for panel in through)
+                planes, left = left[:count].reshape(self.planes, -1), left[count:]
+                for panel in through:
+                    size = panel[0].size
+                    planes[:, :size].reshape(panel.shape)[...] = panel
+                    planes = planes[:, size:]
+        return packed
 
     def transform_input(
         self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
