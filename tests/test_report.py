@@ -2,6 +2,7 @@
 
 import html
 import math
+import random
 import re
 import shlex
 from dataclasses import replace
@@ -23,6 +24,7 @@ from tuner.frames import (
     best_frame,
     convergence_frame,
     frame,
+    importance_frame,
     layer_labels,
     outcomes_frame,
 )
@@ -186,6 +188,25 @@ def test_the_best_of_each_algorithm() -> None:
     assert table.loc["naive", "baseline"]
 
 
+def test_importance_finds_what_matters() -> None:
+    """Times depend on `mr` alone; `odd` is noise, `one` is always the same."""
+    draw = random.Random(0)
+    trials = [
+        record(
+            schedule=f"direct(layout=NHWC, mr={mr}, odd={draw.randrange(4)}, one=1)",
+            samples=[1e-3 * mr * draw.uniform(0.99, 1.01)],
+        )
+        for mr in (1, 2, 3, 4) * 15
+    ]
+    table = importance_frame(trials).set_index("parameter")["importance"]
+    assert table.idxmax() == "mr"
+    assert table["mr"] > 0.98
+    assert table["odd"] < 0.1
+    assert table["one"] == table["layout"] == 0
+    assert len(importance_frame(trials[:19])) == 0
+    plots.importance(importance_frame(trials))
+
+
 def test_labels_differ() -> None:
     twins = ["conv 1x8x9x7 8x3x3 s1 p1", "conv 1x8x9x7 8x3x3 s1 p0", "conv 1x8x9x7 8x3x3 s2 g4"]
     labels = layer_labels([ConvProblem.parse(t) for t in (*TEXTS, *twins)])
@@ -258,8 +279,10 @@ def test_the_page_says_what_matters_first(page: Path, found: list[Standing]) -> 
     faster = sum(s.verdict == "faster" for s in found)
     assert f"{faster} of {len(found)}" in text
     assert f"{sum(count for _, count in PROBLEMS)} convolutions of a &lt;b&gt;network" in text
-    for s in found:
-        named = str(s.problem) in text
+    assert text.index("How much faster") < text.index("What did not get faster")
+    slow = text.partition("What did not get faster")[2].partition("</p>")[0]
+    for label, s in zip(layer_labels([s.problem for s in found]), found, strict=True):
+        named = html.escape(label.replace(" ", "\xa0")) in slow
         assert named == (s.verdict != "faster")
 
 

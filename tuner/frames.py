@@ -105,6 +105,48 @@ def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame
     return pd.DataFrame(rows, columns=[*columns, "error_rms", "stage"])
 
 
+def importance_frame(records: Iterable[Record], least: int = 20) -> pd.DataFrame:
+    """What share of the variance of log time each schedule field explains, by algorithm.
+
+    Of every problem with at least `least` correct trials of an algorithm, the mean weighted by
+    trials. Columns `algorithm`, `parameter`, `importance`, `trials`, `problems`. It is omega
+    squared of a one-way analysis of variance (Hays, 1963), which chance alone leaves at zero, and
+    negative values count as that; interactions show up in no single parameter.
+    """
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for r in records:
+        if r.outcome == Outcome.CORRECT and r.stage == "screen" and not r.baseline:
+            groups.setdefault((r.algorithm, r.problem), []).append(r)
+    shares: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    for (algorithm, _), measured in groups.items():
+        if len(measured) >= least:
+            times = pd.Series([math.log(r.seconds_per_call) for r in measured])
+            fields = pd.DataFrame([r.parameters for r in measured])
+            for name in fields:
+                share = _explained(times, fields[name])
+                shares.setdefault((algorithm, str(name)), []).append((share, len(measured)))
+    rows = []
+    for key, parts in shares.items():
+        trials = sum(count for _, count in parts)
+        rows.append((*key, sum(s * count for s, count in parts) / trials, trials, len(parts)))
+    columns = ["algorithm", "parameter", "importance", "trials", "problems"]
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        ["trials", "algorithm", "importance"], ascending=False, ignore_index=True
+    )
+
+
+def _explained(values: pd.Series, by: pd.Series) -> float:
+    """Omega squared, at least 0: 0 too where there is one group, or nothing in any to compare."""
+    groups = values.groupby(by.to_numpy())
+    between = float((groups.transform("mean") - values.mean()).pow(2).sum())
+    total = float((values - values.mean()).pow(2).sum())
+    freedom = len(values) - groups.ngroups
+    if groups.ngroups < 2 or freedom < 1 or total <= 0:
+        return 0.0
+    chance = (total - between) / freedom
+    return max(0.0, (between - (groups.ngroups - 1) * chance) / (total + chance))
+
+
 def outcomes_frame(records: Iterable[Record]) -> pd.DataFrame:
     """How many trials failed, by outcome and reason, most first; numbers in reasons become #."""
     counts = Counter(

@@ -200,8 +200,9 @@ def pareto(table: pd.DataFrame) -> Figure:
             axes.set_xscale("log")
             axes.set_yscale("log")
             for _, group in table.assign(x=values).groupby("problem", sort=False):
-                ordered = group.sort_values("x")
-                axes.plot(ordered["x"], ordered["slower"], color=FAINT, linewidth=0.6, alpha=0.6)
+                # The fastest comes first: the line joins what takes less than all before it.
+                less = group[group["x"] < group["x"].cummin().shift(fill_value=math.inf)]
+                axes.plot(less["x"], less["slower"], color=FAINT, linewidth=0.6, alpha=0.6)
                 for row in rows(group):
                     axes.plot(
                         row.x, row.slower, _shape(row.algorithm), color=_colour(row.algorithm),
@@ -216,8 +217,25 @@ def pareto(table: pd.DataFrame) -> Figure:
             FuncFormatter(lambda value, _: f"{value:g}" if value >= 1 else "")
         )
         upper.set_xlabel("workspace, KiB (far left: none)")
+        plain_log(lower)
         lower.set_xlabel("rms error over the output's")
         _legend_of_algorithms(figure, table["algorithm"])
+    return figure
+
+
+def importance(table: pd.DataFrame) -> Figure:
+    """Which parameters explain the times of the algorithms tried most; an `importance_frame`."""
+    names = list(dict.fromkeys(table["algorithm"]))[:3]
+    worth = table[table["importance"] >= 0.01]
+    shown = pd.concat([worth[worth["algorithm"] == name].head(6) for name in names])
+    named = shown.rename(columns={"parameter": "layer"})
+    title = "What matters to each algorithm"
+    with layer_canvas(named, title, "per cent of the variance of log time") as (figure, axes):
+        for y, row in enumerate(rows(shown)):
+            axes.barh(y, 100 * row.importance, height=0.62, color=_colour(row.algorithm))
+            note(axes, 100 * row.importance, y, percent(row.importance))
+        axes.set_xlim(0, 115 * top(shown["importance"], 0.1))
+        _legend_of_algorithms(figure, shown["algorithm"], "s")
     return figure
 
 

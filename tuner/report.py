@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from kernels.core.problem import ConvProblem
 from tuner import look
@@ -17,14 +17,16 @@ from tuner.frames import (
     algorithms_frame,
     best_frame,
     convergence_frame,
+    importance_frame,
     outcomes_frame,
     pareto_frame,
 )
 from tuner.machine import MachineReport
 from tuner.pareto import front
 from tuner.record import Record
-from tuner.sections import Facts, conditions, sections, summary, tiles
+from tuner.sections import sections
 from tuner.standing import first_current, standings
+from tuner.summary import Facts, conditions, summary, tiles
 from tuner.targets import Target, merged
 from tuner.units import plural
 
@@ -60,15 +62,17 @@ def write_report(
         "algorithms": algorithms_frame(facts.decisive),
         "convergence": convergence_frame(facts.records),
         "pareto": pareto_frame(facts.fronts),
+        "importance": importance_frame(facts.records),
         "failures": outcomes_frame(facts.records),
     }
+    tables = {name: table for name, table in tables.items() if len(table)}
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     content = {
         "title": ", ".join(t.name for t in facts.targets) or "all problems measured",
         "subtitle": conditions(facts),
         "tiles": list(tiles(facts)),
-        "summary": list(summary(facts)),
+        "summary": list(summary(facts, list(best["layer"]))),
         "sections": parts,
         "csv": sorted(tables),
         "ink": look.INK,
@@ -82,7 +86,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters["themed_svg"] = _themed_svg
+    templates.filters |= {"themed_svg": _themed_svg, "prose": _prose}
     for name in ("report.html", "report.md"):
         text = templates.get_template(name).render(content)
         (folder / name).write_text(text, encoding="utf-8")
@@ -145,8 +149,15 @@ def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
             yield best
 
 
+def _prose(text: str) -> Markup:
+    """Sentences: code in backticks, numbers that stay with their unit."""
+    escaped = str(escape(text)).replace(" %", "\u00a0%")
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
+
+
 def _themed_svg(figure: look.Figure) -> Markup:
-    """A figure whose ink, paper and grid are the page's, light or dark."""
+    """A figure whose ink, paper and grid are the page's, light or dark; the page says its title."""
+    figure.suptitle("")
     text = look.svg(figure)
     for colour, name in ((look.INK, "ink"), (look.PAPER, "paper"), (look.FAINT, "faint")):
         text = text.replace(colour, f"var(--{name})")

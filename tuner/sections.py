@@ -1,20 +1,22 @@
-"""What a report says: a summary, and sections of sentences, figures and tables."""
+"""What a report says after its summary: sections of sentences, figures and tables."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kernels.core.problem import ConvProblem
 from tuner import look, plots
-from tuner.environment import Environment
-from tuner.frames import algorithms_frame, convergence_frame, outcomes_frame, pareto_frame
-from tuner.machine import MachineReport
-from tuner.noise import NOISY, noise_of
-from tuner.record import Record
-from tuner.standing import Standing, network_seconds, seconds
-from tuner.targets import Target
+from tuner.frames import (
+    algorithms_frame,
+    convergence_frame,
+    importance_frame,
+    outcomes_frame,
+    pareto_frame,
+)
+from tuner.noise import noise_of
+from tuner.standing import seconds
+from tuner.summary import Facts
 from tuner.units import UNKNOWN, ms, percent, plural, ratio, significant, size
 
 if TYPE_CHECKING:
@@ -38,107 +40,6 @@ class Section:
     text: str
     figure: look.Figure | None = None
     table: Table | None = None
-
-
-@dataclass(frozen=True)
-class Facts:
-    """All that the report is made from."""
-
-    machine: MachineReport
-    environments: list[Environment]
-    targets: Sequence[Target]
-    threads: int
-    regime: str
-    found: list[Standing]
-    records: list[Record]
-    decisive: list[Record]
-    fronts: dict[ConvProblem, list[Record]]
-
-    @property
-    def peak(self) -> float:
-        """The measured FLOP/s of the threads used."""
-        return self.machine.peak_of(self.threads)
-
-    @property
-    def options(self) -> str:
-        """The options that commands need to speak of the same conditions."""
-        parts = [f" --threads {self.threads}"] if self.threads != 1 else []
-        return "".join([*parts, *([f" --regime {self.regime}"] if self.regime != "hot" else [])])
-
-
-def conditions(facts: Facts) -> str:
-    first, last = (pick(r.time for r in facts.records)[:16] for pick in (min, max))
-    when = first.replace("T", " ") if first[:10] == last[:10] else f"{first[:10]} to {last[:10]}"
-    return f"{facts.machine.model}, {plural(facts.threads, 'thread')}, {facts.regime}, {when} UTC"
-
-
-def tiles(facts: Facts) -> Iterator[tuple[str, str]]:
-    """The few figures to remember: a number and what it is."""
-    naive, heuristic, best = network_seconds(facts.found)
-    if any(t.is_network for t in facts.targets) and best == best:
-        yield f"{ms(best)} ms", f"all convolutions; heuristic {ms(heuristic)} ms"
-        yield ratio(naive / best), "faster than the naive loop"
-        yield ratio(heuristic / best), "faster than the heuristic"
-    verdicts = [s.verdict for s in facts.found]
-    yield f"{verdicts.count('faster')} of {len(verdicts)}", "layers surely faster by tuning"
-
-
-def summary(facts: Facts) -> Iterator[str]:
-    """What was tuned, how much faster it is, how sure that is, and what did not get faster."""
-    trials = sum(r.stage == "screen" for r in facts.records)
-    runs = len({r.run for r in facts.records})
-    yield (
-        f"{plural(len(facts.found), 'distinct convolution')} tuned by "
-        f"{plural(trials, 'trial')} in {plural(runs, 'run')}."
-    )
-    for target in facts.targets:
-        counts = dict(target.problems)
-        own = [
-            Standing(s.problem, counts[s.problem], s.naive, s.heuristic, s.best)
-            for s in facts.found
-            if s.problem in counts
-        ]
-        naive, heuristic, best = network_seconds(own)
-        if target.is_network:
-            yield (
-                f"The {sum(counts.values())} convolutions of {target.name} take {ms(best)} ms "
-                f"one after the other: {ratio(naive / best)} faster than the naive loop "
-                f"({ms(naive)} ms), {ratio(heuristic / best)} faster than the heuristic, which "
-                f"chooses without measuring ({ms(heuristic)} ms)."
-            )
-    final = [s for s in facts.found if s.best and s.best.stage == "final"]
-    if final:
-        fewest = min(len(s.best.samples) for s in final if s.best)
-        yield (
-            f"How sure: {len(final)} of {len(facts.found)} winners raced the heuristic in "
-            f"interleaved rounds, {fewest} samples each at least, and what the race measured is "
-            "what is shown. A layer counts as faster only if the 95 % interval of its speed-up "
-            "clears 3 %."
-        )
-    slow = {
-        "tie": "Not surely faster than the heuristic",
-        "heuristic": "Left as the heuristic had them",
-        "unsure": "Measured too little to say",
-        "not measured": "Not measured",
-    }
-    for verdict, words in slow.items():
-        named = [str(s.problem) for s in facts.found if s.verdict == verdict]
-        if len(named) == len(facts.found):
-            yield f"{words}: all layers."
-        elif named:
-            yield f"{words}: {plural(len(named), 'layer')}. {'; '.join(named)}."
-    noise = noise_of(facts.records)
-    if noise >= NOISY:
-        yield (
-            f"This was a noisy machine: by one in ten of the canary's readings, fixed work took "
-            f"{percent(noise)} longer than at its best, or more. Small differences are ties here."
-        )
-    errors = [s.best.errors.max for s in facts.found if s.best and s.best.errors]
-    if errors:
-        yield (
-            "Every result was compared with float64 before it was timed: the largest error of a "
-            f"winner is {max(errors):.1e} of the output's root mean square."
-        )
 
 
 def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
@@ -206,12 +107,22 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
             "The best so far after each trial, as a multiple of the best found.",
             plots.convergence(curves),
         )
+    matters = importance_frame(facts.records)
+    if len(matters):
+        yield Section(
+            "importance",
+            "Parameter importance",
+            "How much of the variance of an algorithm's times on a layer (of their logarithms) one "
+            "parameter explains by itself, corrected for chance, averaged over the layers. The "
+            "search looks where it is fast: what it settled early seems to matter little.",
+            plots.importance(matters),
+        )
     yield from _failures(facts)
-    yield Section("schedules", "Winning schedules", "", table=_schedules_table(best))
     yield Section(
         "reproduce",
-        "Repeat a row",
-        "Each command builds the schedule, verifies it and times it now.",
+        "Winning schedules, and how to repeat a row",
+        "Each command builds the schedule, verifies it and times it now. The error is the largest, "
+        "over the output's root mean square.",
         table=_reproduce_table(facts, best),
     )
     yield Section("environment", "Where this was measured", "", table=_environment_table(facts))
@@ -225,18 +136,19 @@ def _layers_text(facts: Facts) -> str:
 
 
 def _layers_table(facts: Facts, best: pd.DataFrame) -> Table:
+    # What matters most comes first: a telephone shows little more.
     heads = (
-        *("layer", "n>", "naive ms>", "heuristic ms>", "best ms>", "over naive>"),
-        *("over heuristic>", "95 % interval>", "GFLOP/s>", "of peak>", "winner", "verdict"),
+        *("layer", "n>", "best ms>", "over heuristic>", "95 % interval>", "verdict", "winner"),
+        *("of peak>", "GFLOP/s>", "heuristic ms>", "naive ms>", "over naive>"),
     )
     rows = (
         (
-            *(label, str(s.count)),
-            *(ms(seconds(record)) for record in (s.naive, s.heuristic, s.best)),
-            *(ratio(s.over_naive), ratio(s.over_heuristic)),
+            *(label, str(s.count), ms(seconds(s.best)), ratio(s.over_heuristic)),
             "{:.2f} to {:.2f}".format(*s.interval) if s.verdict in ("faster", "tie") else UNKNOWN,
-            *(f"{s.gflops:.1f}" if s.best else UNKNOWN, percent(s.gflops * 1e9 / facts.peak)),
-            *(s.best.algorithm if s.best else UNKNOWN, s.verdict),
+            *(s.verdict, s.best.algorithm if s.best else UNKNOWN),
+            percent(s.gflops * 1e9 / facts.peak),
+            f"{s.gflops:.1f}" if s.best else UNKNOWN,
+            *(ms(seconds(s.heuristic)), ms(seconds(s.naive)), ratio(s.over_naive)),
         )
         for label, s in zip(best["layer"], facts.found, strict=True)
     )
@@ -258,26 +170,18 @@ def _failures(facts: Facts) -> Iterator[Section]:
     yield Section("failures", "Failures", text, figure, table)
 
 
-def _schedules_table(best: pd.DataFrame) -> Table:
-    rows = (
-        (row.layer, row.winner, f"{row.error_max:.1e}", size(int(row.workspace)))
-        if row.winner
-        else (row.layer, UNKNOWN, UNKNOWN, UNKNOWN)
-        for row in _rows(best)
-    )
-    return Table(("layer", "schedule", "error>", "workspace>"), tuple(rows))
-
-
 def _reproduce_table(facts: Facts, best: pd.DataFrame) -> Table:
     rows = (
         (
             row.layer,
             f"fastrun show '{row.problem}' --schedule '{row.winner}' --measure{facts.options}",
+            f"{row.error_max:.1e}",
+            size(int(row.workspace)),
         )
         for row in _rows(best)
         if row.winner
     )
-    return Table(("layer", "command"), tuple(rows))
+    return Table(("layer", "command", "error>", "workspace>"), tuple(rows))
 
 
 def _environment_table(facts: Facts) -> Table:
