@@ -94,16 +94,16 @@ def curves(
     by: str,
     reference: float | None = None,
 ) -> Figure:
-    """`y` over `x`, both logarithmic, a curve for each `by`; `x` and `y` are (column, words).
+    """`y` over `x`, a curve for each `by`; `x` and `y` are (column, words).
 
     Columns `low` and `high`, where there are any, become error bars. `reference` is a value of `x`
-    that is marked by a line.
+    that is marked by a line. `x` is logarithmic, and so is `y` where it spans much.
     """
     kinds = list(dict.fromkeys(table[by]))
     with canvas(title, 3.4) as (figure, axes):
         axes.grid(axis="both")
         axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set_xlim(table[x[0]].min() / 1.2, table[x[0]].max() * 1.2)
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8)
         for n, kind in enumerate(kinds):
@@ -117,8 +117,13 @@ def curves(
                 axes.vlines(of_kind[x[0]], of_kind["low"], of_kind["high"], colour, linewidth=1)
         axes.set_xlabel(x[1])
         axes.set_ylabel(y[1])
+        if table[y[0]].max() > 4 * table[y[0]].min():
+            axes.set_yscale("log")
+            plain_log(axes, "y")
         plain_log(axes, "x")
-        plain_log(axes, "y")
+        values = sorted(set(table[x[0]]))
+        if len(values) <= _TICKS:
+            axes.set_xticks(values, [f"{value:.3g}" for value in values])
         legend(
             figure,
             [
@@ -130,4 +135,5 @@ def curves(
     return figure
 
 
+_TICKS = 8  # values that have room below an axis
 _OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
