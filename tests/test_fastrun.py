@@ -54,6 +54,19 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
     assert {r.schedule for r in heuristics} == {template.text(schedule)}
 
 
+def test_the_final_may_be_raced_in_both_regimes(tmp_path: Path) -> None:
+    with Database(tmp_path / "records.db") as database:
+        summary = fast_run([(TINY, 1)], database, Budget(trials=4), also=["cold-weights"])
+        hot, cold = (
+            {r.schedule for r in database.records(run=summary.run, regime=regime, stage="final")}
+            for regime in ("hot", "cold-weights")
+        )
+        other = database.records(regime="cold-weights", stage="screen")
+    assert hot == cold
+    assert len(hot) >= 2
+    assert other == []
+
+
 def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
         fast_run([(TINY, 1)], database, Budget(trials=8), algorithms=["direct"])

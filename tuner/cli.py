@@ -110,7 +110,7 @@ def _parsers() -> tuple[Parser, list[str]]:
     c = command("tune", "find the best schedule of every convolution of the targets")
     c.add_argument("targets", nargs="+", metavar="TARGET")
     _budget(c)
-    _conditions(c)
+    _conditions(c, both=True)
     c.add_argument(
         "--policy",
         choices=("profile", "cached", "heuristic"),
@@ -327,9 +327,9 @@ def _thread_count(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _conditions(parser: argparse.ArgumentParser) -> None:
+def _conditions(parser: argparse.ArgumentParser, both: bool = False) -> None:
     _thread_count(parser)
-    _regime(parser)
+    _regime(parser, both)
     parser.add_argument(
         "--max-error",
         type=_error,
@@ -340,12 +340,13 @@ def _conditions(parser: argparse.ArgumentParser) -> None:
     _database(parser)
 
 
-def _regime(parser: argparse.ArgumentParser) -> None:
+def _regime(parser: argparse.ArgumentParser, both: bool = False) -> None:
+    finals = "; both: search hot, race the leaders in both" if both else ""
     parser.add_argument(
         "--regime",
-        choices=("hot", "cold-weights"),
+        choices=("hot", "cold-weights", *(["both"] if both else [])),
         default="hot",
-        help="what the caches hold when a kernel starts (default hot)",
+        help=f"what the caches hold when a kernel starts (default hot){finals}",
     )
 
 

@@ -92,6 +92,7 @@ def fast_run(
     *,
     threads: int = 1,
     regime: str = "hot",
+    also: Sequence[str] = (),
     seed: int = 0,
     algorithms: Sequence[str] = (),
     max_error: float = math.inf,
@@ -102,6 +103,8 @@ def fast_run(
     observe: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Tune distinct `problems`, each with the number of times its network has it.
+
+    The search goes by `regime`; the final is raced in it and in the regimes `also` given.
 
     Outcomes that the database holds for the machine, toolchain, thread count and regime are
     learnt from and not measured again. Candidates that err by more than `max_error`, an rms
@@ -120,7 +123,7 @@ def fast_run(
         DatabaseError: an outcome cannot be stored.
     """
     with measurer or Measurer(threads, regime, limits) as measurer:
-        run = _Run(database, budget, measurer, protocol, observe)
+        run = _Run(database, budget, measurer, protocol, also, observe)
         run.prepare(problems, seed, algorithms, max_error, sampler)
         try:
             run.search()
@@ -139,6 +142,7 @@ class _Run:
     budget: Budget
     measurer: Measurer
     protocol: Protocol | None
+    also: Sequence[str]
     observe: Callable[[Progress], None] | None
     searches: list[ProblemSearch] = field(default_factory=list)
     trials: int = 0
@@ -232,6 +236,10 @@ class _Run:
         finalists = {s.problem: _finalists(s, raced[s.problem]) for s in self.searches}
         for record in race(self.measurer, finalists, FINAL, self._in_time):
             self._store(record)
+        for regime in self.also:
+            self.measurer.regime = regime
+            for record in race(self.measurer, finalists, FINAL, self._in_time):
+                self.database.add(record)
         self._tell("done", None)
 
     def summary(self, interrupted: bool) -> Summary:
@@ -303,7 +311,7 @@ class _Run:
     def _reserve(self, seconds: float) -> float:
         """The seconds of the budget that races should take."""
         races = max(FINAL_SHARE * seconds, FINAL_START + FINAL_SECONDS * len(self.searches))
-        return min(races, 0.5 * seconds)
+        return min(races * (1 + len(self.also)), 0.5 * seconds)
 
     def _in_time(self) -> bool:
         """Whether another process of races is affordable: a short budget gets fewer."""

@@ -17,6 +17,7 @@ from tuner.effort import EFFORTS, Effort
 from tuner.machine import MachineReport, probe
 from tuner.measurer import Measurer
 from tuner.noise import NOISY, in_words, noise_of, others
+from tuner.record import REGIMES
 from tuner.standing import standings
 from tuner.targets import Target, merged, read_target
 from tuner.units import duration, percent, plural
@@ -30,17 +31,25 @@ INTERRUPTED = 130
 def run(arguments: Namespace) -> int:
     """Search for the best schedules of the targets, or say what a policy would use."""
     targets = [read_target(text) for text in arguments.targets]
+    also: list[str] = []
+    if arguments.regime == "both":
+        arguments.regime, *also = REGIMES
     if arguments.policy == "heuristic":
         return print_choices(targets, None, arguments)
     if arguments.policy == "cached":
         with existing(arguments.db) as database:
             return print_choices(targets, database, arguments)
     with Database(arguments.db) as database:
-        return profile(targets, database, arguments)
+        return profile(targets, database, arguments, also)
 
 
-def profile(targets: Sequence[Target], database: Database, arguments: Namespace) -> int:
-    """Tune, and show what has come of it."""
+def profile(
+    targets: Sequence[Target],
+    database: Database,
+    arguments: Namespace,
+    also: Sequence[str] = (),
+) -> int:
+    """Tune, with finals in the regimes `also` given, and show what has come of it."""
     from tuner.display import Board
     from tuner.fastrun import Budget, Progress, fast_run
 
@@ -54,7 +63,8 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
     names = ", ".join(target.name for target in targets)
     title = (
         f"{names}: {plural(len(problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
-        f"{arguments.regime}, {_budget_text(budget.seconds, budget.trials)}"
+        f"{' and '.join([arguments.regime, *also])}, "
+        f"{_budget_text(budget.seconds, budget.trials)}"
     )
     console = screen()
     if warning := others():
@@ -71,6 +81,7 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
             database,
             budget,
             measurer=measurer,
+            also=also,
             seed=arguments.seed,
             algorithms=arguments.algorithms,
             max_error=math.inf if arguments.max_error is None else arguments.max_error,
@@ -78,18 +89,21 @@ def profile(targets: Sequence[Target], database: Database, arguments: Namespace)
             protocol=effort.protocol,
             observe=observe,
         )
-    found = standings(
-        database,
-        problems,
-        measurer.cpu.fingerprint,
-        arguments.threads,
-        arguments.regime,
-        max_error=arguments.max_error,
-    )
-    standings_table(console, found, report.peak_of(arguments.threads))
-    for target in targets:
-        if target.is_network:
-            network_sums(console, target, found)
+    for regime in (arguments.regime, *also):
+        found = standings(
+            database,
+            problems,
+            measurer.cpu.fingerprint,
+            arguments.threads,
+            regime,
+            max_error=arguments.max_error,
+        )
+        if also:
+            print(regime)
+        standings_table(console, found, report.peak_of(arguments.threads))
+        for target in targets:
+            if target.is_network:
+                network_sums(console, target, found)
     rate = summary.trials / summary.seconds if summary.seconds else 0.0
     noise = noise_of(database.records(run=summary.run))
     if noise >= NOISY:
