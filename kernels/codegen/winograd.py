@@ -136,7 +136,7 @@ class Transform:
     def of_input(self, d: Sequence[Vec]) -> list[Vec]:
         """Bt d: alpha values from alpha values."""
         rows: dict[int, Vec] = {}
-        for i, j in _mirrored(self.bt):
+        for i, j in self._mirrored_inputs:
             pairs = list(zip(self.bt[i], self.bt[j], strict=True))
             even = _combine([x if x == y else Fraction(0) for x, y in pairs], d)
             odd = [x if x != y else Fraction(0) for x, y in pairs]
@@ -147,8 +147,7 @@ class Transform:
 
     def of_output(self, products: Sequence[Vec]) -> list[Vec]:
         """At products: m values from alpha values."""
-        columns = tuple(zip(*self.at, strict=True))
-        pairs = _mirrored(columns)
+        pairs = self._mirrored_outputs
         sums = {i: products[i] + products[j] for i, j in pairs}
         differences = {i: products[i] - products[j] for i, j in pairs}
         second = {j for _, j in pairs}
@@ -160,6 +159,14 @@ class Transform:
             once = [Fraction(0) if j in second else x for j, x in enumerate(row)]
             outputs.append(_combine(once, values))
         return outputs
+
+    @functools.cached_property
+    def _mirrored_inputs(self) -> list[tuple[int, int]]:
+        return _mirrored(self.bt)
+
+    @functools.cached_property
+    def _mirrored_outputs(self) -> list[tuple[int, int]]:
+        return _mirrored(tuple(zip(*self.at, strict=True)))
 
 
 def transform_weights(weights: Array, vertical: Transform, horizontal: Transform) -> Array:
