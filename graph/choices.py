@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, applicable, heuristic_choice
+from kernels.core.template import KernelTemplate, applicable, heuristic_choice, parse_schedule
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,10 @@ Choose = Callable[[ConvProblem], Sequence[Choice]]
 # the preferred algorithm another one is. Nobody should trust these; they only break ties.
 _EFFICIENCY, _SECOND_BEST = 0.5, 1.5
 _CLOCK = 3e9
+
+# What it costs to read channels in other blocks than the kernel was measured with, at most: input
+# is broadcast or transformed, so that its blocks hardly matter.
+_OTHER_BLOCKS = 1.05
 
 
 def heuristic_choices(cpu: Cpu) -> Choose:
@@ -61,4 +66,23 @@ def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float
         layout = str(pair[1]) if pair[0] == pair[1] else f"{pair[0]}>{pair[1]}"
         text = template.text(replace(schedule, layout=layout))
         found.append(Choice(text, *pair, 1.02 * seconds))
+    return found
+
+
+def crossed(p: ConvProblem, choices: Sequence[Choice]) -> list[Choice]:
+    """The choices, and each that keeps the block of channels with another block read.
+
+    A tensor of 24 channels is best kept in blocks of 8, one of 96 in blocks of 16: what leads from
+    one to the other was measured in neither.
+    """
+    # In groups, what is read lies across the vector lanes.
+    blocked = [c for c in choices if c.src == c.dst and c.src.blocked and p.groups == 1]
+    known = {(c.src, c.dst) for c in choices}
+    found = list(choices)
+    for choice, other in product(blocked, blocked):
+        pair = other.src, choice.dst
+        if pair not in known:
+            template, schedule = parse_schedule(choice.schedule)
+            text = template.text(replace(schedule, layout=f"{pair[0]}>{pair[1]}"))
+            found.append(Choice(text, *pair, choice.seconds * _OTHER_BLOCKS))
     return found

@@ -6,13 +6,14 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from graph import reference
-from graph.choices import heuristic_choices
+from graph.choices import Choice, crossed, heuristic_choices
 from graph.errors import GraphError
 from graph.forms import Form
 from graph.memory import LINE, Lifetime, allocate
@@ -22,7 +23,8 @@ from graph.plan import Plan, PlanError, follow_plan, make_plan
 from graph.problems import conv_problem, convolutions
 from kernels.conv import direct
 from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, NHWC
+from kernels.core.layout import NCHW, NHWC, Layout
+from kernels.core.problem import ConvProblem
 from tests.execution import relative_error
 from tests.graph_models import normal
 from tests.records import record
@@ -31,6 +33,7 @@ from tuner.database import Database, DatabaseError
 from tuner.environment import toolchain
 from tuner.loading import load
 
+NCHW8, NCHW16 = Layout("NCHW8c"), Layout("NCHW16c")
 CPU = Cpu.host()
 ROOT = Path(__file__).parent.parent
 
@@ -120,6 +123,21 @@ def test_a_schedule_that_cannot_be_built_gives_way() -> None:
     forms = {**plan.forms, name: replace(form, algorithm=greedy)}
     steps = follow_plan(graph, replace(plan, forms=forms), CPU).steps
     assert next(s for s in steps if s.output == name).algorithm != greedy
+
+
+def test_blocks_of_channels_change_between_kernels_measured_with_either() -> None:
+    narrow = "pointwise(layout=NCHW8c, rows=4, cols=3, unroll=4, tiles=8, oc_outer=no, prefetch=0)"
+    wide = narrow.replace("8c", "16c").replace("cols=3", "cols=2")
+    measured = [Choice(narrow, NCHW8, NCHW8, 2e-6), Choice(wide, NCHW16, NCHW16, 1e-6)]
+    p = ConvProblem.parse("conv 1x24x7x7 144x1x1 s1 bias")
+    found = {(c.src, c.dst): c for c in crossed(p, measured)}
+    assert found.keys() == set(product((NCHW8, NCHW16), repeat=2))
+    crossing = found[NCHW8, NCHW16]
+    assert "layout=NCHW8c>NCHW16c" in crossing.schedule
+    assert "cols=2" in crossing.schedule
+    assert crossing.seconds == pytest.approx(1e-6, rel=0.1)
+    grouped = ConvProblem.parse("conv 1x32x7x7 32x1x1 s1 g2")
+    assert crossed(grouped, measured) == measured
 
 
 def test_loading_and_running_import_no_search_and_no_tables(tmp_path: Path) -> None:
