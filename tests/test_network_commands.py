@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,3 +273,16 @@ def test_mistakes_take_one_line(
     mistake = err.splitlines()[-1]
     assert mistake.startswith("fastrun: error: ")
     assert message in mistake
+
+
+def test_running_a_plan_takes_no_search_and_no_sql(classifier: Path, tmp_path: Path) -> None:
+    load(classifier, policy="heuristic").plan.save(tmp_path / "net.plan")
+    np.save(tmp_path / "x.npy", normal(1, 3, 12, 16))
+    words = ["run", str(classifier), "--plan", str(tmp_path / "net.plan")]
+    code = (
+        "import sys; from tuner.cli import main\n"
+        f"assert main({[*words, '--input', str(tmp_path / 'x.npy')]!r}) == 0\n"
+        "heavy = {'optuna', 'pandas', 'matplotlib', 'sqlalchemy', 'jinja2', 'PIL', 'benchmarks'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)

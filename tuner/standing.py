@@ -6,14 +6,17 @@ import functools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import ScheduleError, parse_schedule
-from tuner.database import Database
 from tuner.environment import toolchain
 from tuner.intervals import ratio_interval
 from tuner.record import Record
+
+if TYPE_CHECKING:  # a table on the terminal needs no SQL
+    from tuner.database import Database
 
 PRACTICAL = 1.03
 """A schedule that is not surely this much faster than another counts as equal to it."""

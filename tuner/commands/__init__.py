@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 from kernels.codegen.jit import cache_root
-from tuner.database import Database
+
+if TYPE_CHECKING:
+    from tuner.database import Database
 
 
 def finite(value: float) -> float | None:
@@ -19,6 +22,8 @@ def finite(value: float) -> float | None:
 
 def existing(url: str | None) -> Database:
     """The database to look into: an empty one if it is the default's and nothing was tuned."""
+    from tuner.database import Database  # not every command needs SQL
+
     if url is None and not os.path.exists(cache_root() / "fastrun.db"):
         return Database("sqlite://")
     # One's own is migrated where it is of an older schema, somebody else's left as it is.
