@@ -19,6 +19,7 @@ from graph.model import Graph, Shape
 from graph.ops import Conv
 from graph.steps import Arrangement, arrange
 from graph.tasks import Task, tasks
+from kernels.core.card import card
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout
 
@@ -51,6 +52,16 @@ class Plan:
         ]
         head = [_HEAD, f"network\t{_escaped(self.network)}", f"total\t{self.seconds * 1e6:.1f}"]
         return "\n".join([*head, *(f"input\t{line}" for line in inputs), *rows]) + "\n"
+
+    def _repr_html_(self) -> str:
+        seconds: dict[str, list[float]] = {}
+        for form in self.forms.values():
+            seconds.setdefault(form.algorithm.partition("(")[0], []).append(form.seconds)
+        inputs = (f"{name} {'x'.join(map(str, shape))}" for name, shape in self.inputs.items())
+        facts = {"inputs": ", ".join(inputs), "expected": f"{1e3 * self.seconds:.2f} ms"}
+        for name, spent in sorted(seconds.items(), key=lambda item: -sum(item[1])):
+            facts[name] = f"{len(spent)} of {len(self.forms)} tasks, {1e3 * sum(spent):.2f} ms"
+        return card(f"plan of {self.network}", facts)
 
     def save(self, path: str | Path) -> None:
         """Write the file.

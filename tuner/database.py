@@ -16,13 +16,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 from urllib.parse import quote
 
 import sqlalchemy as sql
 from sqlalchemy import exc
 
 from kernels.codegen.jit import cache_root
+from kernels.core.card import card
 from kernels.core.problem import ConvProblem
 from tuner import exchange
 from tuner.environment import Environment
@@ -45,6 +46,10 @@ from tuner.tables import (
     row_record,
     schema_version,
 )
+from tuner.units import plural
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _CREATION_LOCK = 0x46617374
 """An arbitrary number on which clients of one PostgreSQL server agree."""
@@ -154,6 +159,12 @@ class Database:
         """The records that match, in the order stored."""
         query = sql.select(RECORDS).where(*equal(match)).order_by(RECORDS.c.id)
         return self._fetched(query)
+
+    def frame(self, parameters: bool = False, **match: Unpack[Match]) -> pd.DataFrame:
+        """The records that match as a table: `tuner.frames.frame` says which columns it has."""
+        from tuner.frames import frame
+
+        return frame(self.records(**match), parameters)
 
     def environments(self, run: str | None = None) -> list[Environment]:
         """Where the records of a run, or of all runs, were taken; in the order stored."""
@@ -267,6 +278,18 @@ class Database:
                 first=first,
                 last=last,
             )
+
+    def _repr_html_(self) -> str:
+        info = self.info()
+        facts = {
+            "records": f"{info.records}, of {plural(info.problems, 'problem')} on "
+            f"{plural(info.machines, 'machine')}, from {plural(info.runs, 'run')}",
+            "outcomes": ", ".join(f"{count} {name}" for name, count in info.outcomes.items()),
+            "measured": f"{info.first[:16]} to {info.last[:16]} UTC"
+            if info.first and info.last
+            else "",
+        }
+        return card(info.name, facts)
 
     def _on_connect(self, connection: sqlite3.Connection, _: object) -> None:
         # SQLAlchemy's begin event opens transactions, not the driver.

@@ -13,6 +13,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from kernels.core.card import card
+from tuner.units import duration, plural, size
+
 REGIMES = ("hot", "cold-weights")
 """What the caches hold when a call starts: everything, or all but the weights."""
 
@@ -164,6 +167,25 @@ class Record:
     def key(self) -> str:
         """Thirty-two hex digits of the content: the same fact has the same key everywhere."""
         return content_key(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        timed = ""
+        if self.samples:
+            low, high = min(self.samples), max(self.samples)
+            timed = f"{duration(self.seconds_per_call)} per call, {len(self.samples)} samples of "
+            timed += duration(low) if low == high else f"{duration(low)} to {duration(high)}"
+        facts = {
+            "schedule": self.schedule,
+            "outcome": f"{self.outcome}: {self.reason}" if self.reason else str(self.outcome),
+            "time": timed,
+            "error": f"{self.errors.rms:.1e} rms, {self.errors.max:.1e} at most"
+            if self.errors
+            else "",
+            "workspace": size(self.workspace),
+            "measured": f"{self.stage}, {plural(self.threads, 'thread')}, {self.regime}, "
+            f"machine {self.machine}, {self.time[:16].replace('T', ' ')} UTC",
+        }
+        return card(self.problem, facts)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `Record.from_dict` gives back an equal record.

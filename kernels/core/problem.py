@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kernels.core.card import card
+
 ACTIVATIONS = ("relu", "relu6", "hardswish", "sigmoid")
 
 GRAMMAR = (
@@ -109,6 +111,23 @@ class ConvProblem:
 
     def _span(self, axis: int) -> int:
         return (self.kernel[axis] - 1) * self.dilation[axis] + 1
+
+    def _repr_html_(self) -> str:
+        kh, kw = self.kernel
+        sizes = {
+            "input": self.n * self.c * self.h * self.w,
+            "filters": self.oc * self.depth,
+            "output": self.n * self.oc * self.oh * self.ow,
+        }
+        shapes = {
+            "input": f"{self.n} x {self.c} channels of {self.h}x{self.w}",
+            "filters": f"{self.oc} of {self.group_c}x{kh}x{kw}",
+            "output": f"{self.n} x {self.oc} channels of {self.oh}x{self.ow}",
+        }
+        facts = {k: f"{text}, {sizes[k] / 256:.0f} KiB" for k, text in shapes.items()}
+        intensity = self.flops / (4 * sum(sizes.values()))
+        work = f"{self.flops / 1e6:.1f} MFLOP, {intensity:.1f} FLOP per byte"
+        return card(str(self), {**facts, "work": work})
 
     def __str__(self) -> str:
         words = [

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from kernels.core.card import card
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io
 from kernels.core.problem import ConvProblem
@@ -102,6 +103,14 @@ class KernelTemplate:
     baseline: bool = False
     picks: bool = False
     rows_alike: bool = True
+
+    def __post_init__(self) -> None:
+        # A schedule does not know whose it is, but notebooks are to say so.
+        def shown(schedule: Any) -> str:
+            values = {f.name: word(getattr(schedule, f.name)) for f in fields(schedule)}
+            return card(self.name, values)
+
+        self.schedule._repr_html_ = shown
 
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
         """Build with the usual placement of operands (`Io.of`)."""
