@@ -26,10 +26,11 @@ Key = tuple[ConvProblem, str]
 
 @dataclass(frozen=True)
 class Format:
-    """How contestants race: in `rounds` interleaved rounds in each of so many fresh processes.
+    """How contestants race: in `rounds` interleaved rounds in each of so many processes.
 
-    A block lasts `block` seconds. After every `rung` rounds, where that is given, those leave that
-    are surely slower than the fastest. `stage` is that of the records.
+    Where there are several, they are fresh ones. A block lasts `block` seconds. After every `rung`
+    rounds, where that is given, those leave that are surely slower than the fastest. `stage` is
+    that of the records.
     """
 
     stage: str
@@ -75,7 +76,8 @@ def race(
             else:
                 results[key] = made
         for process in range(form.processes):
-            measurer.sandbox.restart()
+            if form.processes > 1:
+                measurer.sandbox.restart()
             willing = True
             # All at once: there may be several machines to race on.
             heats = [

@@ -14,12 +14,15 @@ from typing import Any
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import ScheduleError, parse_schedule
-from search_spaces.space import Space, space_for
+from search_spaces.space import Point, Space, space_for
 from tuner.environment import toolchain
 from tuner.record import Record
 
 # Old winners of a problem that are measured again, and winners of other problems that are tried.
 _OLD, _NEAR = 8, 4
+
+# How far a schedule that breaks a rule elsewhere is moved, a field by one value each: two steps.
+_STEPS = 3
 
 # Epilogues matter little to what is fast: less than a shape that differs by a fifth.
 _EPILOGUE = 0.25
@@ -48,8 +51,9 @@ def nearest(p: ConvProblem, known: Iterable[ConvProblem]) -> list[ConvProblem]:
 def transferred(schedule: str, p: ConvProblem, cpu: Cpu) -> str | None:
     """The schedule nearest to this one of another problem that is worth trying for `p`.
 
-    Numbers that the algorithm's space has not for `p` move to the closest that it has. None where
-    the algorithm does not apply, or what comes of it breaks a rule.
+    Numbers that the algorithm's space has not for `p` move to the closest that it has, and a step
+    or two further where what comes of it breaks a rule. None where the algorithm does not apply, or
+    nothing so near is legal.
     """
     try:
         template, wanted = parse_schedule(schedule)
@@ -97,14 +101,26 @@ def _sizes(p: ConvProblem) -> tuple[int, ...]:
 
 
 def _closest(space: Space, wanted: Any) -> Any | None:
-    values = {}
+    """The legal schedule that is the fewest steps from the point closest to `wanted`."""
+    point = []
     for name, domain in space.domains.items():
-        value = getattr(wanted, name)
-        if value not in domain:
-            numbers = [v for v in domain if type(v) is int]
-            if type(value) is not int or not numbers:
+        value, values = getattr(wanted, name), list(domain)
+        if value not in values:
+            if type(value) is not int or not all(type(v) is int for v in values):
                 return None
-            value = min(numbers, key=lambda v: abs(math.log((1 + v) / (1 + value))))
-        values[name] = value
-    found = space.schedule(**values)
-    return None if space.broken_rule(found) else found
+            value = min(values, key=lambda v: abs(math.log((1 + v) / (1 + value))))
+        point.append(values.index(value))
+    near = [tuple(point)]
+    for _ in range(_STEPS):
+        legal = next((s for s in map(space.at, near) if space.broken_rule(s) is None), None)
+        if legal is not None:
+            return legal
+        near = list(dict.fromkeys(q for p in near for q in _neighbours(space, p)))
+    return None
+
+
+def _neighbours(space: Space, point: Point) -> Iterator[Point]:
+    for axis, values in enumerate(space.domains.values()):
+        for moved in (point[axis] - 1, point[axis] + 1):
+            if 0 <= moved < len(values):
+                yield (*point[:axis], moved, *point[axis + 1 :])
