@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,15 +17,19 @@ from graph.errors import InputError
 from graph.memory import LINE, Lifetime, allocate
 from graph.model import Array
 from graph.plan import Plan
-from graph.steps import Arrangement, Port
+from graph.steps import Arrangement, Port, Step
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.codegen.precompile import precompile
-from kernels.codegen.runner import Script, Step, Team, team
+from kernels.codegen.runner import Script, Team, team
+from kernels.codegen.runner import Step as NativeStep
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK
 from kernels.core.template import pack_bias, pack_channels
 
 _HUGE = 2 << 20
+
+# Gives a step's packed weights; who loads several plans of a network need not pack them twice.
+Packed = Callable[[Step], Array]
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class _Model:
     plan: Plan
 
     @classmethod
-    def load(cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan) -> _Model:
+    def load(
+        cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan, packed: Packed
+    ) -> _Model:
         """Compile what is not in the object cache, and pack the weights in the order of use."""
         cache, libraries = ObjectCache(), dict[str, Library]()
         precompile([step.program.ir for step in arrangement.steps], cpu, cache)
@@ -84,15 +90,12 @@ class _Model:
         offsets, arena = _arena(arrangement)
         pieces: list[Array | None] = []
         for step in arrangement.steps:
-            empty = np.zeros(0, np.float32)
-            weights = empty if step.weights is None else step.weights
-            packed = step.program.pack_weights(np.ascontiguousarray(weights, np.float32))
-            packed = np.ascontiguousarray(packed.reshape(-1), np.float32)
+            weights = packed(step)
             if step.picks:
                 src = offsets[step.src]
                 places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.picks]
-                packed = np.concatenate([pack_channels(places), packed])
-            pieces.append(packed)
+                weights = np.concatenate([pack_channels(places), weights])
+            pieces.append(weights)
             pieces.append(None if step.bias is None else pack_bias(step.bias))
         starts, size = [], 0
         for piece in pieces:
@@ -152,13 +155,25 @@ class Executable:
         self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
 
     @classmethod
-    def of(cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan) -> Executable:
+    def of(
+        cls,
+        arrangement: Arrangement,
+        cpu: Cpu,
+        threads: int,
+        plan: Plan,
+        packed: Packed = Step.packed,
+    ) -> Executable:
         """Compile, pack and allocate.
 
         Raises:
             CompileError: LLVM refuses a kernel.
         """
-        return cls(_Model.load(arrangement, cpu, threads, plan))
+        return cls(_Model.load(arrangement, cpu, threads, plan, packed))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What runs, in this order; weights are where the programs find them."""
+        return self._model.arrangement.steps
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
@@ -215,12 +230,12 @@ class Executable:
                 "share": float(seconds / medians.sum()),
                 "expected": step.seconds,
             }
-            for step, seconds in zip(self._model.arrangement.steps, medians, strict=True)
+            for step, seconds in zip(self.steps, medians, strict=True)
         ]
 
     def step_seconds(self, repeats: int = 1) -> NDArray[np.float64]:
-        """A row for each of `repeats` runs: the seconds of every step, by the first thread's clock."""
-        times = np.zeros((repeats, len(self._model.arrangement.steps)))
+        """A row for each of `repeats` runs: every step's seconds by the first thread's clock."""
+        times = np.zeros((repeats, len(self.steps)))
         stamps = (ctypes.c_int64 * len(self._owners))()
         with self._lock:
             for row in times if self._owners else ():
@@ -238,14 +253,14 @@ class Executable:
         workers = team(threads) if threads > 1 else self._alone
         return workers.run(self._script, repeats, stamps=stamps)
 
-    def _native(self, buffers: int) -> tuple[list[Step], list[int]]:
+    def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
         """The native steps, one per stage, and the step of the arrangement each is of."""
-        model, found, owners = self._model, list[Step](), list[int]()
+        model, found, owners = self._model, list[NativeStep](), list[int]()
         for i, step in enumerate(model.arrangement.steps):
             weights, bias = model.packed[i]
             for stage in step.program.stages:
                 found.append(
-                    Step(
+                    NativeStep(
                         model.libraries[step.program.ir].address(stage.symbol),
                         stage.tasks,
                         self._at[step.src],

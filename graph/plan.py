@@ -134,7 +134,7 @@ def make_plan(
     plan = cheapest_plan(graph, {task.output: forms.of(task) for task in todo}, costs.move)
     arrangement = arrange(graph, todo, plan.forms, forms, cpu)
     # Where a kernel refused to work between these halos, another one took its place.
-    used = {step.output: step.algorithm for step in arrangement.steps if step.work != "reorder"}
+    used = {step.output: step.algorithm for step in arrangement.steps if step.computes}
     final = {task.output: _with_algorithm(task, plan.forms[task.output], used) for task in todo}
     return replace(plan, forms=final), arrangement
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from graph import strided
 from graph.arrange import Arranger, Move, Piece, Run, Tensor
 from graph.build import build
@@ -44,6 +46,17 @@ class Step:
     seconds: float = 0.0
     joins: bool = True
     picks: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def computes(self) -> bool:
+        """Whether this is a node's own work rather than moving data for it."""
+        return self.work not in ("reorder", "halo")
+
+    def packed(self) -> Array:
+        """The weights as the program reads them; empty where it reads none."""
+        given = np.zeros(0, np.float32) if self.weights is None else self.weights
+        packed = self.program.pack_weights(np.ascontiguousarray(given, np.float32))
+        return np.ascontiguousarray(packed.reshape(-1), np.float32)
 
 
 @dataclass(frozen=True)

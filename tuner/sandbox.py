@@ -31,6 +31,10 @@ from tuner.verify import STRAYS
 T = TypeVar("T")
 
 
+class WorkerDied(RuntimeError):
+    """A process did not live to answer. The message says what killed it."""
+
+
 class _Context:
     """Something whose processes live as long as a `with` block."""
 
@@ -85,6 +89,20 @@ class Sandbox(_Context):
         for job in jobs:
             self._check(job)
         return self._workers.submit(self._race, list(jobs), rounds, seed, rung)
+
+    def call(self, work: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> T:
+        """Do other work that needs the timing cores, and wait for its answer.
+
+        Raises:
+            WorkerDied: it killed its process, or took longer than `timeout` seconds.
+        """
+        with self._cores.timing_turn():
+            try:
+                return self._workers.call(work, arguments, timeout)
+            except TimeoutError:
+                raise WorkerDied(f"stopped after {timeout:.1f} s") from None
+            except ProcessExpired as death:
+                raise WorkerDied(_obituary(death).reason) from None
 
     def restart(self) -> None:
         """Run what is submitted from now on in a fresh process: its memory lies elsewhere."""

@@ -440,4 +440,13 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     return 4 if pays else 0
 
 
-template = KernelTemplate("winograd", Schedule, why_not, heuristic, build, rank, rows_alike=False)
+template = KernelTemplate(
+    "winograd",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    rank,
+    rows_alike=False,
+    error=lambda p, s: expected_error(p, (s.mh, s.mw), s.points),
+)
