@@ -43,7 +43,7 @@ class Pair:
         if isinstance(then, Pool):
             rows, columns = windows(then, p.oh, p.ow)
             self.dst = Placement(between, p.n, p.oc, rows, columns)
-            self.second = bands.pooling(then, cpu, self.mid, self.dst)
+            self.second = bands.pooling(then, p.oh, rows, cpu)
             self.truth = pooled(then, truth, rows, columns)
         else:
             self.dst = Placement(between, p.n, then.oc, then.oh, then.ow)
@@ -169,7 +169,7 @@ def compare(pair: Pair, rows: int) -> None:
     except ScheduleError:
         assume(False)
     assert np.array_equal(found, apart)
-    assert relative_error(found, pair.truth) < 1e-5
+    assert relative_error(found, pair.truth) < 1e-4
     for threads in (2, 3, 50):
         assert np.array_equal(found, pair.run(rows, threads))
 
@@ -224,8 +224,9 @@ def test_the_heuristic_band_fits_and_shares_out_evenly(cores: int) -> None:
     mid = Placement(NCHW, 1, 144, 56, 56)
     rows = bands.rows_per_band(first, second, mid, cpu)
     assert 4 * 144 * 56 * rows <= cpu.l2 // 2
-    share = bands.busiest(first, second, rows, 1, cores, cpu)
-    assert share <= max(2, math.ceil(56 / cores) + 1)
+    computed, consumed = bands.busiest(first, second, rows, 1, cores, cpu)
+    assert consumed == max(math.ceil(56 / cores), rows)
+    assert computed <= max(2, math.ceil(56 / cores) + 1)
 
 
 @pytest.mark.parametrize("target", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda c: c.name)

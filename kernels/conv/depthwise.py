@@ -216,4 +216,12 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-template = KernelTemplate("depthwise", Schedule, why_not, heuristic, build, lambda p, cpu: 3)
+template = KernelTemplate(
+    "depthwise",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    rank=lambda p, cpu: 3,
+    grain=lambda p, s: int(s.tile_h),
+)

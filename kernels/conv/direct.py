@@ -170,4 +170,12 @@ class _Outputs:
         return at_channel(tensor, where, self.vector + j, self.lanes)
 
 
-template = KernelTemplate("direct", Schedule, why_not, heuristic, build, picks=True)
+template = KernelTemplate(
+    "direct",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    picks=True,
+    grain=lambda p, s: int(s.tile_h),
+)

@@ -92,4 +92,12 @@ def _add_block(
     sweep(k, form.panels, multiply)
 
 
-template = KernelTemplate("im2col", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 0)
+template = KernelTemplate(
+    "im2col",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    rank=lambda p, cpu: 0,
+    grain=lambda p, s: -(-s.block // p.ow),
+)

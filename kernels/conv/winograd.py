@@ -440,6 +440,13 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     return 4 if pays else 0
 
 
+def grain(p: ConvProblem, s: Schedule) -> int:
+    """The rows of a block of tiles, for which weights go by once."""
+    if s.split == "channels":
+        return p.oh
+    return s.mh * -(-s.nr_tiles // -(-p.ow // s.mw))
+
+
 template = KernelTemplate(
     "winograd",
     Schedule,
@@ -448,5 +455,6 @@ template = KernelTemplate(
     build,
     rank,
     rows_alike=False,
+    grain=grain,
     error=lambda p, s: expected_error(p, (s.mh, s.mw), s.points),
 )

@@ -100,8 +100,8 @@ class KernelTemplate:
     cannot be right. `rank` says how much a fixed preference favours the algorithm for a problem.
     `baseline` marks algorithms that exist to be compared with, `picks` those that can read
     picked channels (see `Io`). Without `rows_alike` the bits of an output row depend on which
-    others are computed with it. `error` is the rms error to expect on normal data, relative to
-    the output's.
+    others are computed with it; `grain` says how many are best computed together. `error` is the
+    rms error to expect on normal data, relative to the output's.
     """
 
     name: str
@@ -113,6 +113,7 @@ class KernelTemplate:
     baseline: bool = False
     picks: bool = False
     rows_alike: bool = True
+    grain: Callable[[ConvProblem, Any], int] = lambda p, schedule: 1
     error: Callable[[ConvProblem, Any], float] = summation_error
 
     def __post_init__(self) -> None:

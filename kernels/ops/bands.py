@@ -74,25 +74,25 @@ def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu:
         build=build,
         weights=math.prod(p.weight_shape),
         biases=p.oc,
-        grain=getattr(schedule, "mh", 0) or getattr(schedule, "tile_h", 1),
+        grain=template.grain(p, schedule),
         alike=template.rows_alike,
     )
     return whole
 
 
-def pooling(spec: pool.Pool, cpu: Cpu, src: Placement, dst: Placement) -> Part:
-    """A pool of `src` into `dst`, as the second operator."""
+def pooling(spec: pool.Pool, h: int, rows: int, cpu: Cpu) -> Part:
+    """A pool of `h` rows into `rows`, as the second operator."""
     _, left, bottom, right = spec.padding
-    shares = pool.shares(pool.zones(spec, 0, src.h, dst.h))
+    shares = pool.shares(pool.zones(spec, 0, h, rows))
 
-    def build(rows: int, above: int, below: int, io: Io) -> Program:
+    def build(count: int, above: int, below: int, io: Io) -> Program:
         part = replace(spec, padding=(above, left, min(below, bottom), right))
-        inside = whole.window(rows) - above - below
-        program = pool.build(part, cpu, _rows(io.src, inside, above), _rows(io.dst, rows))
+        inside = whole.window(count) - above - below
+        program = pool.build(part, cpu, _rows(io.src, inside, above), _rows(io.dst, count))
         return replace(program, pack_weights=lambda w: shares)
 
     whole = Part(
-        rows=dst.h,
+        rows=rows,
         span=(spec.kernel[0] - 1) * spec.dilation[0] + 1,
         stride=spec.stride[0],
         top=spec.padding[0],
@@ -145,28 +145,46 @@ def bands_per_task(bands: int, overlap: bool, cpu: Cpu) -> int:
 def rows_per_band(first: Part, second: Part, mid: Placement, cpu: Cpu) -> int:
     """So many that the busiest core has least to do, and that the band fits half of L2.
 
-    Whole tiles of the first operator count; of two heights that are equally good the larger wins.
+    Of heights that are equally good the largest wins. 0 if no band fits L2 at all.
     """
-
-    def key(rows: int) -> tuple[int, bool, int]:
-        return busiest(first, second, rows, mid.n, cpu.cores, cpu), size(rows) > cpu.l2 // 2, -rows
 
     def size(rows: int) -> int:
         return 4 * mid.c * mid.w * second.window(rows)
 
+    def key(rows: int) -> tuple[int, bool, int]:
+        work, _ = busiest(first, second, rows, mid.n, cpu.cores, cpu)
+        return work, size(rows) > cpu.l2 // 2, -rows
+
     fit = [rows for rows in range(1, second.rows + 1) if size(rows) <= cpu.l2]
-    return min(fit, key=key, default=1)
+    return min(fit, key=key, default=0)
 
 
-def busiest(first: Part, second: Part, rows: int, n: int, threads: int, cpu: Cpu) -> int:
-    """Rows that the first operator computes on the thread that has most of them."""
-    bands = -(-second.rows // rows)
-    overlap = max(0, second.span - second.stride)
-    per_task = bands_per_task(bands, overlap > 0, cpu)
-    tasks = -(-n * -(-bands // per_task) // threads)
-    tiles = -(-rows * second.stride // first.grain)
-    again = overlap * (tasks if threads > 1 else 1)
-    return tasks * per_task * tiles * first.grain + again
+def busiest(
+    first: Part, second: Part, rows: int, n: int, threads: int, cpu: Cpu
+) -> tuple[int, int]:
+    """Rows that the two operators compute on the thread that has most to do.
+
+    Of the first operator, rows of whole grains count.
+    """
+    again = max(0, second.span - second.stride)
+    heights = [run.size for run in cut(second.rows, rows) for _ in range(run.count)]
+    work = [(whole_grains(first, height * second.stride), height) for height in heights]
+    per_task = bands_per_task(len(work), again > 0, cpu)
+    tasks = [
+        (again + sum(a for a, _ in bands), sum(b for _, b in bands))
+        for bands in (work[i : i + per_task] for i in range(0, len(work), per_task))
+    ] * n
+    if threads == 1:
+        tasks = [(a - again, b) for a, b in tasks]
+    shares = (
+        tasks[len(tasks) * t // threads : len(tasks) * (t + 1) // threads] for t in range(threads)
+    )
+    return max((sum(a for a, _ in share), sum(b for _, b in share)) for share in shares)
+
+
+def whole_grains(part: Part, rows: int) -> int:
+    """Rows that a kernel is as fast with as with `rows`."""
+    return -(-rows // part.grain) * part.grain
 
 
 def join_weights(*weights: Array) -> Array:
