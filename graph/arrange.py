@@ -87,13 +87,17 @@ class Move:
 
 @dataclass
 class Run:
-    """A task to be computed by a kernel; `picked` if the input is several tensors, these."""
+    """A task to be computed by a kernel; `picked` if the input is several tensors, these.
+
+    It may run `behind` another in one kernel: nobody else reads what that one computes.
+    """
 
     task: Task
     form: Form
     reads: list[Tensor]
     dst: Tensor
     picked: Sequence[Tensor] = ()
+    behind: Run | None = None
 
 
 @dataclass
@@ -212,7 +216,16 @@ class Arranger:
             picked = parts if len(parts) > 1 else []
             reads = [parts[0], *reads[task.parts :]]
         dst = self.new(task.output, form.writes)
-        self.work.append(Run(task, form, reads, dst, picked))
+        behind = self._taken(reads[0]) if form.rows else None
+        self.work.append(Run(task, form, reads, dst, picked, behind))
+
+    def _taken(self, tensor: Tensor) -> Run | None:
+        """The run that alone computes a tensor, taken off the work; None if there is none."""
+        for i, item in enumerate(self.work):
+            if isinstance(item, Run) and item.dst is tensor and not item.behind:
+                del self.work[i]
+                return item
+        return None
 
     def _joined(self, task: Task, parts: list[Tensor], layout: Layout) -> Tensor:
         """The parts of a convolution's input put together, once for all who read them."""

@@ -41,13 +41,15 @@ STREAMING, REORDERING, STEP = 15e9, 8e9, 1e-6
 class Form:
     """One way to run a task: the layouts it reads and writes, what runs, expected seconds.
 
-    `algorithm` is a schedule's text for a convolution and the operator's name for the rest.
+    `algorithm` is a schedule's text for a convolution and the operator's name for the rest. With
+    `rows` the task runs behind the convolution it reads, in one kernel, so many rows at a time.
     """
 
     reads: tuple[Layout, ...]
     writes: Layout
     algorithm: str
     seconds: float
+    rows: int = 0
 
 
 # Seconds to bring a tensor of this shape from one layout into another.

@@ -14,11 +14,11 @@ from pathlib import Path
 from graph.choices import Choose
 from graph.errors import GraphError
 from graph.forms import GUESSED, Costs, Form, Forms, MoveCost
+from graph.fusion import in_bands
 from graph.layout import assign
 from graph.model import Graph, Shape
-from graph.ops import Conv
 from graph.steps import Arrangement, arrange
-from graph.tasks import Task, tasks
+from graph.tasks import tasks
 from kernels.core.card import card
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout
@@ -47,7 +47,7 @@ class Plan:
         inputs = [f"{_escaped(name)}\t{'x'.join(map(str, s))}" for name, s in self.inputs.items()]
         rows = [
             f"{form.seconds * 1e6:.1f}\t{','.join(map(str, form.reads))}>{form.writes}"
-            f"\t{form.algorithm}\t{_escaped(name)}"
+            f"\t{form.algorithm}{f' by {form.rows} rows' * bool(form.rows)}\t{_escaped(name)}"
             for name, form in self.forms.items()
         ]
         head = [_HEAD, f"network\t{_escaped(self.network)}", f"total\t{self.seconds * 1e6:.1f}"]
@@ -108,11 +108,13 @@ class Plan:
                 else:
                     time, layouts, algorithm, name = fields
                     reads, _, writes = layouts.partition(">")
+                    plain, _, rows = algorithm.removesuffix(" rows").partition(" by ")
                     forms[_plain(name)] = Form(
                         tuple(map(Layout, filter(None, reads.split(",")))),
                         Layout(writes),
-                        algorithm,
+                        plain,
                         float(time) * 1e-6,
+                        int(rows or 0),
                     )
             except (ValueError, IndexError):
                 raise PlanError(f"line {number} is {line[:60]!r}") from None
@@ -122,9 +124,11 @@ class Plan:
 
 
 def make_plan(
-    graph: Graph, choose: Choose, cpu: Cpu, costs: Costs = GUESSED
+    graph: Graph, choose: Choose, cpu: Cpu, costs: Costs = GUESSED, threads: int = 0
 ) -> tuple[Plan, Arrangement]:
     """Choose a form for every task so that the whole network should take the least time.
+
+    With a number of `threads`, tasks run in bands where that should pay with so many.
 
     Raises:
         UnsupportedError: a node cannot be run; it is named.
@@ -132,17 +136,29 @@ def make_plan(
     todo = tasks(graph)
     forms = Forms(graph, todo, choose, costs)
     plan = cheapest_plan(graph, {task.output: forms.of(task) for task in todo}, costs.move)
+    if threads:
+        plan = replace(plan, forms=in_bands(graph, todo, plan.forms, cpu, threads))
     arrangement = arrange(graph, todo, plan.forms, forms, cpu)
-    # Where a kernel refused to work between these halos, another one took its place.
-    used = {step.output: step.algorithm for step in arrangement.steps if step.computes}
-    final = {task.output: _with_algorithm(task, plan.forms[task.output], used) for task in todo}
-    return replace(plan, forms=final), arrangement
+    return carried_out(plan, arrangement), arrangement
+
+
+def carried_out(plan: Plan, arrangement: Arrangement) -> Plan:
+    """The plan with the algorithms that its arrangement runs.
+
+    Where a kernel refuses to work between the halos it finds, another one takes its place.
+    """
+    forms = dict(plan.forms)
+    for step in arrangement.steps:
+        forms |= step.forms
+    return replace(plan, forms=forms)
 
 
 def cheapest_plan(graph: Graph, forms: Mapping[str, Sequence[Form]], move: MoveCost) -> Plan:
     """Of the forms given for each task, by its output, those that take the least time together."""
-    chosen, seconds = assign(graph, tasks(graph), forms, move)
-    return Plan(graph.name, _shapes(graph), chosen, seconds)
+    todo = tasks(graph)
+    chosen, seconds = assign(graph, todo, forms, move)
+    ordered = {task.output: chosen[task.output] for task in todo}
+    return Plan(graph.name, _shapes(graph), ordered, seconds)
 
 
 def follow_plan(graph: Graph, plan: Plan, cpu: Cpu) -> Arrangement:
@@ -168,12 +184,6 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu) -> Arrangement:
 
 def _shapes(graph: Graph) -> dict[str, Shape]:
     return {name: graph.shape(name) for name in graph.inputs}
-
-
-def _with_algorithm(task: Task, form: Form, used: Mapping[str, str]) -> Form:
-    if not isinstance(task.node.op, Conv):
-        return form
-    return Form(form.reads, form.writes, used[task.output], form.seconds)
 
 
 def _escaped(name: str) -> str:

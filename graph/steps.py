@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from graph import strided
 from graph.arrange import Arranger, Move, Piece, Run, Tensor
-from graph.build import build
+from graph.build import Kernel, build
 from graph.forms import Form, Forms
+from graph.fusion import fuse, partners
 from graph.model import Array, Graph
 from graph.ops import Conv
 from graph.tasks import Task
 from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, READ_SLACK, Placement
+from kernels.core.layout import NCHW, READ_SLACK, Io, Placement
 from kernels.core.strided import Strided
-from kernels.core.template import Program
+from kernels.core.template import Program, ScheduleError
 from kernels.ops import halo, movement, reorder
 
 
@@ -29,7 +30,8 @@ class Step:
     what that reads and writes.
     `output` is the tensor computed. Without `joins` the next step may begin before this one ends.
     `picks` are the buffer of every input channel and its place there, in floats from where `src`
-    has its first, if the program picks channels.
+    has its first, if the program picks channels. `forms` are those of the tasks that are done, by
+    output, with the algorithms that could be built.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Step:
     seconds: float = 0.0
     joins: bool = True
     picks: tuple[tuple[int, int], ...] = ()
+    forms: Mapping[str, Form] = field(default_factory=dict)
 
     @property
     def computes(self) -> bool:
@@ -107,8 +110,10 @@ def arrange(
     arranger = Arranger(graph)
     for name in graph.inputs:
         arranger.new(name, NCHW, given=True)
+    behind = partners(graph, tasks)
     for task in tasks:
-        arranger.task(task, chosen[task.output])
+        form = chosen[task.output]
+        arranger.task(task, form if task.output in behind else replace(form, rows=0))
     constants = {x: graph.constants[x] for x in graph.outputs if x in graph.constants}
     computed = [x for x in graph.outputs if x not in constants]
     outputs = [arranger.in_layout(x, NCHW) for x in computed]
@@ -132,7 +137,7 @@ def arrange(
         if item.dst.root.number < 0:
             number(item.dst)
             steps += _zeroed(item.dst.root, cpu)
-        steps.append(_step(graph, forms, cpu, item, number))
+        steps += _steps(graph, forms, cpu, item, number)
     return Arrangement(
         tuple(steps),
         _lifetimes(steps, roots, [number(t) for t in inputs], [number(t) for t in outputs]),
@@ -152,29 +157,77 @@ def _zeroed(tensor: Tensor, cpu: Cpu) -> Iterable[Step]:
         yield Step("", "halo", "zero", layouts, "", program, number, None, number, joins=False)
 
 
+def _steps(
+    graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number: _Number
+) -> list[Step]:
+    if isinstance(item, Run) and item.behind:
+        return _pair(graph, forms, cpu, item.behind, item, number)
+    return [_step(graph, forms, cpu, item, number)]
+
+
+def _pair(
+    graph: Graph, forms: Forms, cpu: Cpu, first: Run, second: Run, number: _Number
+) -> list[Step]:
+    """One step for two tasks; where they cannot be one kernel, a step for each."""
+    kernels = _kernel(graph, forms, cpu, first), _kernel(graph, forms, cpu, second)
+    src, *residuals = first.reads + second.reads[1:]
+    dst = second.dst.placement
+    io = Io(src.placement, dst, residuals[0].placement if residuals else dst)
+    tasks, rows = (first.task, second.task), second.form.rows
+    try:
+        kernel = fuse(graph, tasks, kernels, rows, cpu, io, first.dst.placement)
+    except ScheduleError:
+        alone = replace(second, form=replace(second.form, rows=0), behind=None)
+        return [_step(graph, forms, cpu, run, number) for run in (first, alone)]
+    step = _computing(second, kernel, src, residuals, number)
+    both = list(zip((first, second), kernels, strict=True))
+    return [
+        replace(
+            step,
+            name=", ".join(task.node.name for task in tasks),
+            work=" then ".join(task.node.work for task in tasks),
+            layouts=f"{_layouts(first.form)}>{second.form.writes}",
+            seconds=sum(run.form.seconds for run, _ in both),
+            forms={r.task.output: replace(r.form, algorithm=k.algorithm) for r, k in both},
+        )
+    ]
+
+
 def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number: _Number) -> Step:
     dst = item.dst.placement
     if isinstance(item, Move):
-        src = item.src.placement
-        program = reorder.build(reorder.Reorder(), cpu, src, dst)
-        layouts = f"{src.layout}>{dst.layout}"
+        before = item.src.placement
+        program = reorder.build(reorder.Reorder(), cpu, before, dst)
+        layouts = f"{before.layout}>{dst.layout}"
         return Step(item.name, "reorder", "reorder", layouts, item.name, program,
                     number(item.src), None, number(item.dst))  # fmt: skip
     if isinstance(item, Piece):
         return _piece_step(graph, cpu, item, number)
-    task, form = item.task, item.form
+    src, *others = item.reads
+    step = _computing(item, _kernel(graph, forms, cpu, item), src, others, number)
+    picks: list[tuple[int, int]] = []
+    for tensor in item.picked:
+        first = tensor.placement.origin - src.root.placement.origin
+        picks += [(number(tensor), first + c) for c in range(tensor.shape[1])]
+    return replace(step, picks=tuple(picks))
+
+
+def _kernel(graph: Graph, forms: Forms, cpu: Cpu, run: Run) -> Kernel:
+    task, form = run.task, run.form
     schedules = [form.algorithm]
     if isinstance(task.node.op, Conv):
         schedules += forms.choices(task, form.reads[0], form.writes)
-    reads = [tensor.placement for tensor in item.reads]
-    picks: list[tuple[int, int]] = []
-    if item.picked:
-        reads[0] = item.reads[0].root.placement
-        for tensor in item.picked:
-            first = tensor.placement.origin - reads[0].origin
-            picks += [(number(tensor), first + c) for c in range(tensor.shape[1])]
-    kernel = build(graph, task, schedules, cpu, reads, dst, bool(picks))
-    second = number(item.reads[1]) if len(item.reads) > 1 else None
+    reads = [tensor.placement for tensor in run.reads]
+    if run.picked:
+        reads[0] = run.reads[0].root.placement
+    return build(graph, task, schedules, cpu, reads, run.dst.placement, bool(run.picked))
+
+
+def _computing(
+    run: Run, kernel: Kernel, src: Tensor, others: Sequence[Tensor], number: _Number
+) -> Step:
+    task, form = run.task, run.form
+    conv = isinstance(task.node.op, Conv)
     return Step(
         name=task.node.name,
         work=task.node.work,
@@ -182,13 +235,13 @@ def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number
         layouts=_layouts(form),
         output=task.output,
         program=kernel.program,
-        src=number(item.reads[0]),
-        add=second,
-        dst=number(item.dst),
+        src=number(src),
+        add=number(others[0]) if others else None,
+        dst=number(run.dst),
         weights=kernel.weights,
         bias=kernel.bias,
         seconds=form.seconds,
-        picks=tuple(picks),
+        forms={task.output: replace(form, algorithm=kernel.algorithm) if conv else form},
     )
 
 
