@@ -84,7 +84,12 @@ def main(words: Sequence[str] | None = None) -> int:
         description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after these")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of every tuning (default 20)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="of every tuning (default 20); of those that are only raced again, half as many",
+    )
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
     parser.add_argument(
         "--work", type=Path, default=cache_root() / "agreement", help="where measurements are kept"
@@ -123,7 +128,7 @@ def _missing(work: Path, seconds: float) -> Iterator[Step]:
             yield partial(_race, work, text)
     for text in LATER:
         if not (work / _name(text, "later")).exists():
-            yield partial(_again, work, text, seconds)
+            yield partial(_again, work, text, seconds / 2)
 
 
 def _tune(work: Path, text: str, seed: int, seconds: float) -> None:
