@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,21 +104,19 @@ def test_own_old_winners_come_before_those_of_others() -> None:
 
 
 def test_after_a_change_old_winners_are_measured_again_before_they_count(tmp_path: Path) -> None:
+    template = next(t for t in applicable(TINY, CPU) if t.name == "direct")
+    heuristic = template.heuristic(TINY, CPU)
+    winner = template.text(replace(heuristic, rows=1, unroll=2))
+    assert transferred(winner, TINY, CPU) == winner != template.text(heuristic)
+    fields = {"machine": CPU.fingerprint, "problem": str(TINY), "stage": "final"}
+    where = TINY, CPU.fingerprint, 1, "hot"
     with Database(tmp_path / "records.db") as database:
-        fast_run([(TINY, 1)], database, Budget(trials=12), algorithms=["direct"])
-        where = TINY, CPU.fingerprint, 1, "hot"
-        before = next(r for r in database.ranking(*where) if r.algorithm == "direct")
-    # As if another generator had made other code of the same schedules.
-    older = tmp_path / "older.db"
-    with Database(older) as database, Database(tmp_path / "records.db") as source:
-        for r in source.records():
-            data = r.to_dict() | {"toolchain": "llvm 0, kernels 0", "ir_hash": "other"}
-            database.add(type(r).from_dict(data))
+        database.add(record(schedule=winner, **fields))
         assert first_current(database.ranking(*where)) is None
-        summary = fast_run([(TINY, 1)], database, Budget(trials=6), algorithms=["direct"])
+        summary = fast_run([(TINY, 1)], database, Budget(trials=5), algorithms=["direct"])
         assert summary.known == 0
         screened = [r.schedule for r in database.records(run=summary.run, stage="screen")]
-        assert before.schedule in screened
+        assert winner in screened
         now = first_current(database.ranking(*where))
         assert now is not None
         assert now.run == summary.run
