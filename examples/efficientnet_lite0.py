@@ -10,7 +10,6 @@ says what comes out.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import sys
 import warnings
@@ -44,10 +43,9 @@ def export(path: Path) -> None:
 
 def picture(name: str) -> Path:
     """A picture of scikit-image's package, one of `PICTURES`."""
-    package = importlib.util.find_spec("skimage")
-    if package is None or package.origin is None:
-        raise ModuleNotFoundError("scikit-image is not installed: pip install '.[examples]'")
-    return Path(package.origin).parent / "data" / name
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / name
 
 
 def main() -> None:
