@@ -27,22 +27,27 @@ from kernels.core.card import card
 from kernels.core.problem import ConvProblem
 from tuner import exchange
 from tuner.environment import Environment
+from tuner.network_record import NetworkRecord
 from tuner.record import Record, RecordError
 from tuner.tables import (
     ENVIRONMENTS,
     FIRST_TABLES,
     META,
+    NETWORKS,
     RECORDS,
     TABLES,
     Limits,
     Match,
+    NetworkMatch,
     Row,
     environment_row,
     equal,
     insert_new,
     migration,
+    network_row,
     ranked,
     record_row,
+    row_network,
     row_record,
     schema_version,
 )
@@ -155,6 +160,17 @@ class Database:
         """Store where and when the records of `run` are taken."""
         self._append([], [environment_row(environment, run)])
 
+    def add_network(self, record: NetworkRecord) -> None:
+        """Store how a network's final ended."""
+        self._append([], networks=[network_row(record)])
+
+    def networks(self, **match: Unpack[NetworkMatch]) -> list[NetworkRecord]:
+        """The records of networks' finals that match, the oldest first."""
+        query = sql.select(NETWORKS).order_by(NETWORKS.c.time, NETWORKS.c.key)
+        query = query.where(*(NETWORKS.c[name] == value for name, value in match.items()))
+        with self._reading() as connection, self._checked():
+            return [row_network(row) for row in connection.execute(query).mappings()]
+
     def records(self, **match: Unpack[Match]) -> list[Record]:
         """The records that match, in the order stored."""
         query = sql.select(RECORDS).where(*equal(match)).order_by(RECORDS.c.id)
@@ -221,7 +237,9 @@ class Database:
             with Database(other, read_only=True) as opened:
                 return self.merge(opened)
         environments = [environment_row(e, run) for e, run in other._environments()]
-        return self._append([record_row(record) for record in other.records()], environments)
+        networks = [network_row(record) for record in other.networks()]
+        rows = [record_row(record) for record in other.records()]
+        return self._append(rows, environments, networks)
 
     def export(self, path: str | Path, form: str, **match: Unpack[Match]) -> int:
         """Write the records that match as `t4`, `csv` or `jsonl`; return how many.
@@ -405,12 +423,18 @@ class Database:
             first = f"cannot be used: {str(error.orig).splitlines()[0]}"
             raise DatabaseError(f"database {self.name} {next(advice, first)}") from error
 
-    def _append(self, records: Sequence[Row], environments: Sequence[Row] = ()) -> int:
+    def _append(
+        self,
+        records: Sequence[Row],
+        environments: Sequence[Row] = (),
+        networks: Sequence[Row] = (),
+    ) -> int:
         """Store the rows whose key is new in one transaction; return the number of records."""
         for _ in range(_ATTEMPTS):
             try:
                 with self._writing() as connection:
                     insert_new(connection, ENVIRONMENTS, environments)
+                    insert_new(connection, NETWORKS, networks)
                     return insert_new(connection, RECORDS, records)
             except exc.IntegrityError as error:
                 # Where writers do not exclude each other, another has just added one of these

@@ -10,7 +10,8 @@ import sqlalchemy as sql
 
 from kernels.core.problem import ConvProblem
 from tuner.environment import Environment
-from tuner.record import STAGES, Outcome, Record, content_key
+from tuner.network_record import NetworkRecord
+from tuner.record import STAGES, Outcome, Record, RecordError, content_key
 
 TABLES = sql.MetaData()
 
@@ -58,11 +59,34 @@ RECORDS = sql.Table(
     sql.Index("records_of_code", "ir_hash", "machine", "toolchain"),
 )
 
+NETWORKS = sql.Table(
+    "networks",
+    TABLES,
+    sql.Column("key", sql.String(32), primary_key=True),
+    *(
+        sql.Column(name, sql.Text, nullable=False)
+        for name in (
+            *("network", "graph", "machine", "limits", "toolchain", "ir_hash", "kept", "plan"),
+            *("run", "time"),
+        )
+    ),
+    sql.Column("threads", sql.Integer, nullable=False),
+    sql.Column("seconds_per_run", sql.Double, nullable=False),
+    sql.Column("samples", sql.Text, nullable=False),
+)
+
 FIRST_TABLES = {META.name, ENVIRONMENTS.name, RECORDS.name}
 """What a database of any schema holds."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE records ADD COLUMN noise DOUBLE PRECISION",),
+    (
+        'CREATE TABLE networks ("key" VARCHAR(32) NOT NULL PRIMARY KEY, network TEXT NOT NULL, '
+        "graph TEXT NOT NULL, machine TEXT NOT NULL, limits TEXT NOT NULL, "
+        "toolchain TEXT NOT NULL, ir_hash TEXT NOT NULL, kept TEXT NOT NULL, plan TEXT NOT NULL, "
+        "run TEXT NOT NULL, time TEXT NOT NULL, threads INTEGER NOT NULL, "
+        "seconds_per_run DOUBLE PRECISION NOT NULL, samples TEXT NOT NULL)",
+    ),
 )
 """MIGRATIONS[i] holds the SQL statements that turn schema i + 1 into i + 2."""
 
@@ -84,6 +108,17 @@ class Match(TypedDict, total=False):
     ir_hash: str
     outcome: str
     stage: str
+    run: str
+
+
+class NetworkMatch(TypedDict, total=False):
+    """Columns that a network's record has to equal to be chosen."""
+
+    network: str
+    graph: str
+    machine: str
+    threads: int
+    limits: str
     run: str
 
 
@@ -143,6 +178,29 @@ def environment_row(environment: Environment, run: str) -> Row:
         "run": run,
         "body": json.dumps(body, allow_nan=False),
     }
+
+
+def network_row(record: NetworkRecord) -> Row:
+    """A network's record as a row of `NETWORKS`."""
+    data = record.to_dict()
+    return data | {
+        "key": record.key,
+        "seconds_per_run": record.seconds(record.kept),
+        "samples": json.dumps(data["samples"], allow_nan=False),
+    }
+
+
+def row_network(row: sql.RowMapping) -> NetworkRecord:
+    """The record of a row of `NETWORKS`, which may be a stranger's: all of it is checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no record.
+    """
+    data = {name: row[name] for name in NetworkRecord.__dataclass_fields__}
+    samples = json.loads(row["samples"])
+    if not isinstance(samples, dict):
+        raise RecordError("network record field 'samples' is not an object")
+    return NetworkRecord(**data | {"samples": {k: tuple(v) for k, v in samples.items()}})
 
 
 def insert_new(connection: sql.Connection, table: sql.Table, rows: Sequence[Row]) -> int:

@@ -1,0 +1,84 @@
+"""What is stored of a network's final: it reads back, travels, and is checked."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tuner.database import Database, DatabaseError
+from tuner.network_record import NetworkRecord
+from tuner.record import RecordError
+
+SAMPLES = {"heuristic": (2e-3,) * 6, "layer times": (1e-3, 1.1e-3, 1e-3, 1.2e-3, 1e-3, 1e-3)}
+
+
+def network_record(**fields: Any) -> NetworkRecord:
+    """Of a final that the plan from layer times won; `fields` override."""
+    usual: dict[str, Any] = {
+        "network": "small",
+        "graph": "0123",
+        "machine": "machine",
+        "threads": 1,
+        "limits": "",
+        "toolchain": "llvm 1, kernels 1",
+        "ir_hash": "code",
+        "kept": "layer times",
+        "plan": "# a plan\n",
+        "samples": SAMPLES,
+        "time": "2026-01-01T00:00:00.000000+00:00",
+    }
+    return NetworkRecord(**(usual | fields))
+
+
+def test_a_record_knows_what_it_is_worth() -> None:
+    r = network_record()
+    assert r.seconds("layer times") == 1e-3
+    assert r.seconds("in place") == math.inf
+    low, high = r.over("heuristic")
+    assert 1.9 < low <= high <= 2
+    assert math.isnan(r.over("in place")[0])
+
+
+def test_records_read_back_in_order_and_travel(tmp_path: Path) -> None:
+    later = network_record(time="2026-02-01T00:00:00.000000+00:00", threads=2)
+    with Database(tmp_path / "a.db") as a, Database(tmp_path / "b.db") as b:
+        a.add_network(later)
+        a.add_network(network_record())
+        a.add_network(network_record())
+        assert a.networks() == [network_record(), later]
+        assert a.networks(threads=2, machine="machine") == [later]
+        assert a.networks(graph="another") == []
+        for _ in range(2):
+            b.merge(a)
+        assert b.networks() == a.networks()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threads", 0),
+        ("plan", 1),
+        ("kept", "in place"),
+        ("samples", {"layer times": (math.nan,)}),
+        ("samples", {"layer times": ("1",)}),
+    ],
+)
+def test_nonsense_is_no_record(field: str, value: object) -> None:
+    with pytest.raises(RecordError, match=field):
+        network_record(**{field: value})
+
+
+@pytest.mark.parametrize("samples", ["[]", "{", "7", '{"layer times": 3}', '{"layer times": "x"}'])
+def test_a_stranger_is_checked(samples: str, tmp_path: Path) -> None:
+    path = tmp_path / "records.db"
+    with Database(path) as database:
+        database.add_network(network_record())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE networks SET samples = ?", [samples])
+    with Database(path) as database, pytest.raises(DatabaseError, match="no record"):
+        database.networks()

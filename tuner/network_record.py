@@ -1,0 +1,71 @@
+"""One measured fact about a whole network: which plan won its final, and what all of them took."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from tuner.intervals import ratio_interval
+from tuner.record import RecordError, content_key, now, typical
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkRecord:
+    """The outcome of a network's final on a machine.
+
+    `graph` is `Graph.digest`, `network` a name for people; `ir_hash` is that of all code of the
+    plan kept, and `limits` says which schedules were allowed. `samples` are seconds per run by the
+    plans' names, in rising order of what it takes to find them; sample i of all is of one round.
+    `kept` is the name of the plan whose text is `plan`.
+
+    Raises:
+        RecordError: a field is of the wrong type, or a time is not positive and finite.
+    """
+
+    network: str
+    graph: str
+    machine: str
+    threads: int
+    limits: str
+    toolchain: str
+    ir_hash: str
+    kept: str
+    plan: str
+    samples: Mapping[str, Sequence[float]] = field(hash=False)
+    run: str = ""
+    time: str = field(default_factory=now)
+
+    def __post_init__(self) -> None:
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise RecordError(f"network record field {name!r} is not a text")
+        if type(self.threads) is not int or self.threads < 1:
+            raise RecordError("network record field 'threads' is not a number of at least 1")
+        times = [x for samples in self.samples.values() for x in samples]
+        if not all(type(x) is float and 0 < x < math.inf for x in times):
+            raise RecordError("network record field 'samples': a time is positive and finite")
+        if not self.samples.get(self.kept):
+            raise RecordError("network record field 'kept' is not the name of a plan that ran")
+
+    @property
+    def key(self) -> str:
+        """Thirty-two hex digits of the content: the same fact has the same key everywhere."""
+        return content_key(self.to_dict())
+
+    def seconds(self, name: str) -> float:
+        """Of a run of the plan called so; infinite if it did not run."""
+        return typical(self.samples.get(name, ()))
+
+    def over(self, name: str) -> tuple[float, float]:
+        """The 95 % interval of how many times faster the plan kept is; NaN if nobody knows."""
+        return ratio_interval(self.samples.get(name, ()), self.samples[self.kept], paired=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `NetworkRecord(**data)` gives back an equal record."""
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        return data | {"samples": {name: [*times] for name, times in self.samples.items()}}
+
+
+_TEXTS = [f.name for f in fields(NetworkRecord) if f.name not in ("threads", "samples")]
