@@ -103,9 +103,8 @@ def test_the_layers_of_the_article_are_there() -> None:
 def test_engineered_keeps_the_tile() -> None:
     p = winograd.layer(64, 56)
     for m in winograd.TILES:
-        found = [parse_schedule(text)[1] for text in winograd.engineered(p, m)]
-        assert {(s.mh, s.mw) for s in found} == {(m, m)}
-        assert len({s.nr_tiles for s in found}) == 3
+        found = parse_schedule(winograd.engineered(p, m))[1]
+        assert (found.mh, found.mw) == (m, m)
 
 
 def test_prefetch_is_the_only_difference() -> None:

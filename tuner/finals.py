@@ -29,8 +29,8 @@ class Format:
     """How contestants race: in `rounds` interleaved rounds in each of so many processes.
 
     Where there are several, they are fresh ones. A block lasts `block` seconds. After every `rung`
-    rounds, where that is given, those leave that are surely slower than the fastest. `stage` is
-    that of the records.
+    rounds, where that is given, those leave that are surely slower than the fastest. A baseline
+    that takes `slow` seconds is called once a process. `stage` is that of the records.
     """
 
     stage: str
@@ -38,10 +38,11 @@ class Format:
     rounds: int
     rung: int = 0
     block: float = 10e-3
+    slow: float = Protocol.slow
 
     def protocol(self, schedule: str) -> Protocol:
         """How a schedule is timed: a slow baseline by one call a process, all else in full."""
-        slow = Protocol.slow if is_baseline(schedule) else math.inf
+        slow = self.slow if is_baseline(schedule) else math.inf
         return Protocol(block=self.block, slow=slow)
 
 

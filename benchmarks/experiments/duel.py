@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
@@ -21,7 +21,8 @@ from tuner.measurer import Measurer
 from tuner.record import Outcome, Record
 from tuner.standing import speedup_interval, verdict
 
-_SWEEP = Format("race", processes=1, rounds=ENOUGH, block=5e-3)
+_SWEEP = Format("race", processes=1, rounds=3, block=5e-3)
+_FINAL = replace(FINAL, block=5e-3, slow=math.inf)
 _QUICK_SWEEP = Format("race", processes=1, rounds=2, block=1e-3)
 _QUICK_FINAL = Format("final", processes=1, rounds=ENOUGH, block=1e-3)
 
@@ -64,7 +65,7 @@ def settle(duels: Sequence[Duel], regime: str = "hot", quick: bool = False) -> F
     Raises:
         RuntimeError: a side has no schedule that can be timed; says why.
     """
-    sweep, final = (_QUICK_SWEEP, _QUICK_FINAL) if quick else (_SWEEP, FINAL)
+    sweep, final = (_QUICK_SWEEP, _QUICK_FINAL) if quick else (_SWEEP, _FINAL)
     with Measurer(regime=regime) as measurer:
         choices = [(d.problem, side) for d in duels for side in d.sides if len(side) > 1]
         swept = raced(measurer, _merged(choices), sweep)
