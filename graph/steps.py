@@ -188,7 +188,7 @@ def _pair(
             work=" then ".join(task.node.work for task in tasks),
             layouts=f"{_layouts(first.form)}>{second.form.writes}",
             seconds=sum(run.form.seconds for run, _ in both),
-            forms={r.task.output: replace(r.form, algorithm=k.algorithm) for r, k in both},
+            forms={run.task.output: _as_built(run, kernel) for run, kernel in both},
         )
     ]
 
@@ -227,7 +227,6 @@ def _computing(
     run: Run, kernel: Kernel, src: Tensor, others: Sequence[Tensor], number: _Number
 ) -> Step:
     task, form = run.task, run.form
-    conv = isinstance(task.node.op, Conv)
     return Step(
         name=task.node.name,
         work=task.node.work,
@@ -241,8 +240,14 @@ def _computing(
         weights=kernel.weights,
         bias=kernel.bias,
         seconds=form.seconds,
-        forms={task.output: replace(form, algorithm=kernel.algorithm) if conv else form},
+        forms={task.output: _as_built(run, kernel)},
     )
+
+
+def _as_built(run: Run, kernel: Kernel) -> Form:
+    """The form with the schedule that could be built."""
+    conv = isinstance(run.task.node.op, Conv)
+    return replace(run.form, algorithm=kernel.algorithm) if conv else run.form
 
 
 def _piece_step(graph: Graph, cpu: Cpu, item: Piece, number: _Number) -> Step:
