@@ -1,6 +1,7 @@
 """Operators that run in one kernel with the convolution they read, a band of rows at a time.
 
-`partners` says which could, `in_bands` which should, and `fuse` makes the kernel.
+`partners` says which could, `in_bands` which should by what `estimate` says, and `fuse` makes the
+kernel.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def in_bands(
         one, two = forms[first.output], forms[output]
         cheap = isinstance(second.node.op, Pool) or is_depthwise(graph, first.node)
         if cheap and one.writes == two.reads[0]:
-            rows, gain = _best(graph, (first, second), (one, two), cpu, threads)
+            rows, gain = estimate(graph, (first, second), (one, two), cpu, threads)
             if gain > 0:
                 gains[output] = gain, rows, first.output
     found, taken = dict(forms), set[str]()
@@ -83,10 +84,10 @@ def in_bands(
     return found
 
 
-def _best(
+def estimate(
     graph: Graph, pair: tuple[Task, Task], forms: tuple[Form, Form], cpu: Cpu, threads: int
 ) -> tuple[int, float]:
-    """Rows of a band, and the seconds that bands should save.
+    """Rows of a band, 0 if no band fits L2, and the seconds that bands should save.
 
     Saved is passing the intermediate result on where it does not stay in a core's L2, and waiting
     for it where there are several threads. Lost is what cores do twice or wait for each other

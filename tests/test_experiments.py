@@ -9,7 +9,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from benchmarks.experiments import command, duel, formulas, im2col, pack, prefetch, winograd
+from benchmarks.experiments import (
+    bands,
+    command,
+    duel,
+    formulas,
+    im2col,
+    pack,
+    prefetch,
+    winograd,
+)
 from benchmarks.experiments.duel import Duel, Findings
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
@@ -148,6 +157,16 @@ def test_curves_are_of_the_first_race() -> None:
     curve = formulas.curves(Findings(table, [*races, final]))
     assert list(curve["slower"]) == [1.0 + n for n in range(len(tried))]
     assert float(curve[curve["value"] == value]["times"].iloc[0]) == 1.0
+
+
+def test_bands_race_the_same_kernels_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bands.main(["--quick", "--csv", str(tmp_path)]) == 0
+    assert "in bands" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "bands.csv")
+    assert list(table["layer"].unique()) == [bands.LAYERS[0].label]
+    assert (table[["before", "after", "speedup", "rows"]] > 0).all(axis=None)
 
 
 def test_summary_counts_and_averages() -> None:
