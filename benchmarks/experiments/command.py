@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
+import statistics
+import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from benchmarks import report
 from benchmarks.experiments.duel import Findings, rows
 from tuner.display import grid, screen
 from tuner.environment import Environment
-from tuner.machine import probe
-from tuner.units import ms, ratio, size
+from tuner.noise import in_words, noise_of, others
+from tuner.units import ms, percent, ratio, size
 
 Column = Callable[[Any], str]
 """What a table shows of a row, whose columns are attributes."""
@@ -42,12 +43,17 @@ def command(
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all samples to this file")
     arguments = parser.parse_args(words)
-    report.introduce((), {})
+    environment = Environment.host()
+    print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
+    if warning := others():
+        print(warning, file=sys.stderr)
     found = {}
     for part in parts:
         found[part.name] = findings = part.measure(arguments.quick)
         print(f"\n{part.name}")
         part.show(findings.table)
+        noise = noise_of(findings.records)
+        print(f"noise {percent(noise)}, {in_words(noise)}")
         if arguments.csv:
             arguments.csv.mkdir(parents=True, exist_ok=True)
             path = arguments.csv / f"{part.name}.csv"
@@ -112,7 +118,7 @@ def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
             {
                 "group": key,
                 "duels": len(members),
-                "mean": report.geometric_mean(speedups),
+                "mean": statistics.geometric_mean(speedups.dropna()),
                 "least": speedups.min(),
                 "most": speedups.max(),
                 **{word: verdicts.count(word) for word in ("faster", "tie", "slower")},
@@ -134,10 +140,9 @@ _SUMMARY: dict[str, Column] = {
 
 
 def _write_json(path: Path, found: Mapping[str, Findings]) -> None:
-    """Machine, tables and all raw samples, in seconds per call."""
+    """Environment, tables and all raw samples, in seconds per call."""
     data = {
         "environment": Environment.host().to_dict(),
-        "machine": asdict(probe()),
         "parts": {
             name: {
                 "table": json.loads(findings.table.to_json(orient="records", double_precision=15)),
