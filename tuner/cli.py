@@ -92,7 +92,8 @@ def _parsers() -> tuple[Parser, list[str]]:
     """The parser, and the names of the commands."""
     parser = Parser(
         prog="fastrun",
-        description="Autotuned convolution kernels for the CPU at hand.",
+        description="Autotuned convolution kernels for the CPU at hand. New here? `fastrun demo` "
+        "tunes a network and writes a report; `fastrun doctor` looks at this machine.",
         epilog="A TARGET is a built-in network (resnet18, resnet50, mobilenetv2, shufflenetv2, "
         "vgg16, squeezenet1.1), an ONNX file, or the text of a problem in quotes, such as "
         "'conv 1x64x56x56 64x3x3 s1 p1 bias relu'.",

@@ -338,7 +338,8 @@ class Database:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise DatabaseError(
-                    f"cannot make the folder {path.parent}: {error.strerror}; name another file"
+                    f"cannot make the folder {path.parent}: {error.strerror}; name another file "
+                    "(--db), or another folder for all files (FASTRUN_CACHE)"
                 ) from error
         return sql.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
@@ -348,7 +349,10 @@ class Database:
             version = self._stored_version(connection)
         if self.read_only and version != schema_version():
             state = "is empty" if version is None else f"has schema {version}, which is older"
-            raise DatabaseError(f"database {self.name} {state}: open it for writing once")
+            raise DatabaseError(
+                f"database {self.name} {state}: what writes to it, such as `fastrun tune --db`, "
+                "brings it up to date"
+            )
         if not self.read_only and self._engine.name == "sqlite":
             # Only now: a file that is not ours is left as it is.
             with self._explained(), closing(self._engine.raw_connection()) as raw:

@@ -101,12 +101,14 @@ class Board:
     def __init__(self, console: Console, title: str, budget: Budget) -> None:
         self._console, self._title, self._budget = console, title, budget
         self._live = Live(console=console, auto_refresh=False, transient=True)
+        # A dumb terminal cannot take back what it has shown.
+        self._lively = console.is_terminal and not console.is_dumb_terminal
         self._best: dict[str, float] = {}
         self._spoken = self._drawn = -math.inf
 
     def __enter__(self) -> Self:
         self._line(0.0, f"{self._title}; starting")
-        if self._console.is_terminal:
+        if self._lively:
             self._live.start()
         return self
 
@@ -116,11 +118,11 @@ class Board:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._console.is_terminal:
+        if self._lively:
             self._live.stop()
 
     def __call__(self, progress: Progress) -> None:
-        if self._console.is_terminal:
+        if self._lively:
             now = time.monotonic()
             if now - self._drawn > 0.1 or progress.stage == "done":
                 self._drawn = now
@@ -192,7 +194,7 @@ class Board:
         return [f"new best {ms(took)} ms{gain}: {record.schedule}"]
 
     def _line(self, at: float, text: str) -> None:
-        if not self._console.is_terminal:
+        if not self._lively:
             self._spoken = at
             print(f"[{at:6.1f} s] {text}", flush=True)
 

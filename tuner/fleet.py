@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from distributed import Client, KilledWorker, Worker, WorkerPlugin, get_worker
 from distributed.client import FutureCancelledError
+from distributed.core import connect
 
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
@@ -87,7 +88,10 @@ class Fleet(Measurer):
         limits: Limits | None = None,
         machine: str | None = None,
     ) -> None:
-        self._client = _connect(address)
+        # In a thread of its own: a notebook's has a loop that is running already.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _reach(address)).result()
+        self._client = Client(address, timeout=_PATIENCE, set_as_default=False)
         try:
             stations = _stations(self._client, address)
             station = choose(list(stations.values()), threads, machine)
@@ -250,19 +254,16 @@ class _Bench(WorkerPlugin):  # type: ignore[misc]
 
 
 async def _serve(address: str, bench: _Bench, tell: Callable[[Station], None]) -> None:
+    await _reach(address)
     station = bench.station
-    try:
-        worker = await Worker(
-            address,
-            nthreads=1,
-            resources={station.kind: station.threads},
-            plugins=(bench,),
-            memory_limit=0,
-            death_timeout=_PATIENCE,
-            silence_logs=logging.WARNING,
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unreachable(address) from error
+    worker = await Worker(
+        address,
+        nthreads=1,
+        resources={station.kind: station.threads},
+        plugins=(bench,),
+        memory_limit=0,
+        silence_logs=logging.WARNING,
+    )
     tell(station)
     try:
         await worker.finished()
@@ -270,18 +271,16 @@ async def _serve(address: str, bench: _Bench, tell: Callable[[Station], None]) -
         await worker.close()
 
 
-def _connect(address: str) -> Client:
+async def _reach(address: str) -> None:
+    """Make sure that there is a scheduler: clients and workers fail late and at length."""
     try:
-        return Client(address, timeout=_PATIENCE, set_as_default=False)
+        comm = await connect(address, timeout=_PATIENCE)
     except (OSError, ValueError) as error:
-        raise _unreachable(address) from error
-
-
-def _unreachable(address: str) -> ConnectionError:
-    return ConnectionError(
-        f"no scheduler answers at {address}: start one with `dask scheduler`, whose output names "
-        "its address"
-    )
+        raise ConnectionError(
+            f"no scheduler answers at {address}: start one with `dask scheduler`, whose output "
+            "names its address"
+        ) from error
+    await comm.close()
 
 
 def _stations(client: Client, address: str) -> dict[str, Station]:

@@ -24,7 +24,10 @@ def existing(url: str | None) -> Database:
     """The database to look into: an empty one if it is the default's and nothing was tuned."""
     from tuner.database import Database  # not every command needs SQL
 
-    if url is None and not os.path.exists(cache_root() / "fastrun.db"):
-        return Database("sqlite://")
+    usual = cache_root() / "fastrun.db"
+    if url is None and not os.path.exists(usual):
+        nothing = Database("sqlite://")
+        nothing.name = f"{usual} (not there yet)"
+        return nothing
     # One's own is migrated where it is of an older schema, somebody else's left as it is.
     return Database(url, read_only=url is not None)

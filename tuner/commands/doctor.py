@@ -20,12 +20,13 @@ def run(arguments: Namespace) -> int:
     limit = "none" if here.cpu_limit is None else f"{significant(here.cpu_limit)} cores of time"
     memory = "" if here.memory_limit is None else f", {size(here.memory_limit)} of it allowed"
     settings = {"governor": here.governor, "turbo": here.turbo, "SMT": here.smt}
-    features = {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
+    features = _features(cpu)
     rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in report.read_streams.items())
     lines = [
         ("processor", f"{cpu.model} ({cpu.name}), {plural(cpu.cores, 'core')} to use"),
         ("vectors", f"{cpu.lanes} floats wide, {cpu.registers} registers"),
         ("features", " ".join(sorted(features & _FEATURES)) or UNKNOWN),
+        *([("", complaint)] if (complaint := shortcoming(cpu)) else []),
         ("caches", ", ".join(f"{level} {size(n)}" for level, n in caches if n)),
         ("memory", f"{size(here.memory)}{memory}"),
         ("CPU limit", limit),
@@ -52,6 +53,20 @@ _FEATURES = {
     *("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "avx512vnni"),
     *("neon", "fp-armv8", "dotprod", "fullfp16", "sve"),
 }
+
+
+def shortcoming(cpu: Cpu) -> str:
+    """What keeps everything slow on this processor; '' where nothing does."""
+    if not cpu.triple.startswith("x86_64") or "fma" in _features(cpu):
+        return ""
+    return (
+        "no fused multiply-add (AVX2 machines have it): results are right, nothing is fast; "
+        "a virtual machine may hide it"
+    )
+
+
+def _features(cpu: Cpu) -> set[str]:
+    return {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
 
 
 def _peak_text(report: MachineReport) -> str:

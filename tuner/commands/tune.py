@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from kernels.core.cpu import Cpu
 from tuner.commands import existing
 from tuner.commands.best import print_choices
+from tuner.commands.doctor import shortcoming
 from tuner.database import Database
 from tuner.display import network_sums, screen, standings_table
 from tuner.effort import EFFORTS, Effort
@@ -67,7 +68,7 @@ def profile(
         f"{_budget_text(budget.seconds, budget.trials)}"
     )
     console = screen()
-    if warning := others():
+    for warning in filter(None, (shortcoming(measurer.cpu), not arguments.workers and others())):
         print(warning)
     with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, budget) as board:
 

@@ -1,0 +1,94 @@
+"""What a newcomer meets: old terminals, old processors, folders that cannot be written."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from tests.synthetic import records
+from tests.test_report import MACHINE
+from tuner.cli import main
+from tuner.commands.doctor import shortcoming
+from tuner.display import Board
+from tuner.fastrun import Budget, Progress
+from tuner.search import ProblemSearch
+
+ROOT = Path(__file__).parent.parent
+P = "conv 1x8x8x8 8x3x3 s1 p1"
+
+
+def fastrun(
+    folder: Path, *words: str, **environment: str | Path
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a folder, with changes to the environment."""
+    changes = {name: str(value) for name, value in environment.items()}
+    return subprocess.run(
+        [sys.executable, "-m", "tuner", *words],
+        capture_output=True, text=True, cwd=folder, timeout=120, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **changes},
+    )  # fmt: skip
+
+
+def test_a_dumb_terminal_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, _environ={"TERM": "dumb"})
+    search = ProblemSearch(ConvProblem.parse(P), 1, Cpu.host(), seed=0)
+    search.replay(records([ConvProblem.parse(P)], trials=2))
+    with Board(console, "a problem", Budget(seconds=9.0)) as board:
+        board(Progress("done", [search], None, 5, 9.0, 0.0))
+    told = capsys.readouterr().out + text.getvalue()
+    assert "done: 5 trials" in told
+    assert "\x1b" not in told
+
+
+def test_nothing_is_said_in_characters_that_the_terminal_lacks(tmp_path: Path) -> None:
+    """Tables in ASCII, as over an old connection."""
+    ascii = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    for words in (["tune", P, "--trials", "1"], ["best", P]):
+        done = fastrun(tmp_path, *words, "--db", "x.db", **ascii)
+        assert done.returncode == 0, done.stderr
+        assert P in done.stdout
+        assert done.stdout.isascii()
+
+
+def test_a_processor_without_multiply_adds_is_told_of(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = replace(
+        Cpu.host(), triple="x86_64-unknown-linux-gnu", features="+sse4.2,-fma", lanes=4,
+        registers=16,
+    )  # fmt: skip
+    assert shortcoming(old).startswith("no fused multiply-add")
+    assert not shortcoming(Cpu.neon())
+    assert not shortcoming(replace(old, features="+avx2,+fma"))
+    monkeypatch.setattr(Cpu, "host", lambda: old)
+    monkeypatch.setattr("tuner.commands.doctor.probe", lambda refresh: MACHINE)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "no fused multiply-add" in out
+    assert "4 floats wide" in out
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file stands where folders should be, which stops root as well."""
+    (tmp_path / "file").write_text("")
+    for words, code, told in (
+        (["best", P], 0, "heuristic"),
+        (["db", "info"], 0, "not there yet"),
+        (["tune", P, "--trials", "1"], 2, "FASTRUN_CACHE"),
+        (["report"], 2, "not there yet"),
+    ):
+        done = fastrun(tmp_path, *words, FASTRUN_CACHE=tmp_path / "file" / "cache")
+        assert done.returncode == code, done.stderr
+        assert told in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        assert code == 0 or done.stderr.count("\n") == 1
