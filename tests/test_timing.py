@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from kernels.core.cpu import Cpu
+from tuner import timing
 from tuner.cores import ENOUGH, Cores, pin
 from tuner.timing import Protocol, calibrate, canary, interleave, measure, runnable, weight_copies
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else wants the core: what is counted here does not depend on who runs beside."""
+    monkeypatch.setattr(timing, "waited", lambda: 0.0)
 
 
 @dataclass
@@ -111,6 +121,34 @@ def test_a_race_warms_up_by_a_quarter_of_a_block() -> None:
     kernel = Simulated(1e-4)
     [timing] = interleave([kernel], 3, Protocol(), seed=0)
     assert kernel.log[-6:] == [-(-timing.repeats // 4), timing.repeats] * 3
+
+
+def test_a_block_that_waited_for_its_core_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 5e-4, 5e-4, 5e-4, 5e-4, 8e-4, 8e-4, 8.5e-4, 8.5e-4, 12e-4])
+    monkeypatch.setattr(timing, "waited", lambda: next(clock))
+    costs = iter([1e-3, 2e-3, 1e-3, 3e-3, 1.1e-3, 4e-3])
+    found = measure(lambda repeats: next(costs) * repeats, Protocol(blocks=2), first=1e-3)
+    # The first kept block waited a quarter of its time, its repetition not at all; of the three
+    # after them, which all waited, the one that did least counts.
+    assert found.samples == (1e-3, 1.1e-3)
+    assert found.waited == pytest.approx(5e-5 / 1.1e-3)
+
+
+def test_a_process_waits_for_a_core_that_another_uses() -> None:
+    try:
+        Path("/proc/self/schedstat").read_text()
+    except OSError:
+        pytest.skip("this system does not count it")
+    code = (
+        "import os, time; from tuner.timing import waited\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "child = os.fork(); end = time.monotonic() + 0.3\n"
+        "while time.monotonic() < end: pass\n"
+        "if child == 0: os._exit(0)\n"
+        "os.wait(); print(waited())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0.05
 
 
 def test_those_surely_slower_leave_a_race_at_the_next_rung() -> None:

@@ -93,7 +93,8 @@ class Result:
 
     `samples` are seconds per call of each block, `repeats` the calls of a block; `complete` is
     False where it was given up as too slow. `noise` is the largest reading of the canary
-    before and after, None where nothing was timed. `seconds` says what verify and measure took.
+    before and after, or share of a block's time for which the process waited for a core; None where
+    nothing was timed. `seconds` says what verify and measure took.
     """
 
     outcome: Outcome

@@ -6,6 +6,7 @@ back to back in native code; what statistic to make of them is the reader's busi
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -24,6 +25,9 @@ from tuner.record import typical
 Calls = Callable[[int], float]
 
 _CANARY_SECONDS = 2e-4
+
+# A block is repeated, so often in all, while it waits for a core for a larger share of its time.
+_TRIES, _WAITED = 3, 0.02
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Protocol:
 class Timing:
     """Seconds per call of each block, in the order measured; `repeats` calls to a block.
 
-    `complete` is False where the candidate was given up as too slow.
+    `complete` is False where the candidate was given up as too slow. `waited` is the largest share
+    of a block's time for which the process waited for a core.
     """
 
     samples: tuple[float, ...]
     repeats: int
     complete: bool = True
+    waited: float = 0.0
 
 
 def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = math.inf) -> Timing:
@@ -66,11 +72,14 @@ def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = m
     for _ in range(protocol.warmup - 1):
         last = calls(repeats) / repeats
     samples: list[float] = []
+    longest = 0.0
     for _ in range(protocol.blocks):
         if min([last, *samples]) > limit:
-            return Timing(tuple(samples or [last]), repeats, complete=False)
-        samples.append(calls(repeats) / repeats)
-    return Timing(tuple(samples), repeats)
+            return Timing(tuple(samples or [last]), repeats, False, longest)
+        share, seconds = _undisturbed(calls, repeats)
+        samples.append(seconds)
+        longest = max(longest, share)
+    return Timing(tuple(samples), repeats, waited=longest)
 
 
 def calibrate(calls: Calls, block: float) -> tuple[int, float]:
@@ -97,18 +106,37 @@ def interleave(
     order = random.Random(seed)
     repeats = [calibrate(calls, protocol.block)[0] for calls in candidates]
     samples: list[list[float]] = [[] for _ in candidates]
+    longest = [0.0 for _ in candidates]
     running = list(range(len(candidates)))
     for done in range(1, rounds + 1):
         for i in order.sample(running, len(running)):
             candidates[i](math.ceil(protocol.rewarm * repeats[i]))
-            samples[i].append(candidates[i](repeats[i]) / repeats[i])
+            share, seconds = _undisturbed(candidates[i], repeats[i])
+            samples[i].append(seconds)
+            longest[i] = max(longest[i], share)
         if rung and done % rung == 0 and done < rounds:
             fastest = min((samples[i] for i in running), key=typical)
             running = [i for i in running if not _surely_slower(samples[i], fastest)]
     return [
-        Timing(tuple(s), n, complete=len(s) == rounds)
-        for s, n in zip(samples, repeats, strict=True)
+        Timing(tuple(s), n, len(s) == rounds, share)
+        for s, n, share in zip(samples, repeats, longest, strict=True)
     ]
+
+
+def _undisturbed(calls: Calls, repeats: int) -> tuple[float, float]:
+    """A block for which the process did not wait for a core: the share waited, seconds per call.
+
+    A block in between which others ran is repeated, twice at most; the least disturbed counts.
+    """
+    tries = []
+    for _ in range(_TRIES):
+        before = waited()
+        seconds = calls(repeats)
+        share = (waited() - before) / seconds
+        tries.append((share, seconds / repeats))
+        if share <= _WAITED:
+            break
+    return min(tries)
 
 
 def _surely_slower(samples: Sequence[float], fastest: Sequence[float]) -> bool:
@@ -129,6 +157,18 @@ def canary() -> float:
     and on the way to memory. They take some 0.4 ms.
     """
     return _Canary.get().deviation()
+
+
+def waited() -> float:
+    """Seconds that the threads of this process could have run but waited for a core, until now.
+
+    Zero where the system does not count it.
+    """
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # it ended since it was listed, or nobody counts
+            total += int((task / "schedstat").read_text().split()[1])
+    return 1e-9 * total
 
 
 def runnable() -> int:

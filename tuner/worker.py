@@ -162,7 +162,7 @@ def _finish(
         samples=timing.samples,
         repeats=timing.repeats,
         complete=timing.complete,
-        noise=noise,
+        noise=max(noise, timing.waited),
         seconds=spent,
     )
 
