@@ -15,6 +15,28 @@ from kernels.core.problem import ConvProblem
 OPSET, IR_VERSION = 17, 8
 INPUT, ADD, OUTPUT = "x", "add", "y"
 
+# Steps (name, operator, inputs, attributes) and constants of each activation, as exporters of this
+# opset write it; x is what it is applied to.
+_Steps = list[tuple[str, str, str, dict[str, float]]]
+_ACTIVATIONS: dict[str, tuple[_Steps, dict[str, float]]] = {
+    "relu": ([("relu", "Relu", "x", {})], {}),
+    "relu6": ([("clip", "Clip", "x low high", {})], {"low": 0, "high": 6}),
+    "hardswish": ([("hardswish", "HardSwish", "x", {})], {}),
+    "sigmoid": ([("sigmoid", "Sigmoid", "x", {})], {}),
+    "hardsigmoid": ([("hardsigmoid", "HardSigmoid", "x", {"alpha": 1 / 6, "beta": 0.5})], {}),
+    "silu": ([("gate", "Sigmoid", "x", {}), ("silu", "Mul", "x gate", {})], {}),
+    "gelu": (
+        [
+            ("scaled", "Div", "x root", {}),
+            ("erf", "Erf", "scaled", {}),
+            ("gate", "Add", "erf one", {}),
+            ("gated", "Mul", "x gate", {}),
+            ("gelu", "Mul", "gated half", {}),
+        ],
+        {"root": 2**0.5, "one": 1, "half": 0.5},
+    ),
+}
+
 
 def one_layer(p: ConvProblem, operands: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
     """The model; inputs are `x` and, where the problem has one, `add`. The weights are inside.
@@ -39,13 +61,15 @@ def one_layer(p: ConvProblem, operands: Mapping[str, NDArray[Any]]) -> onnx.Mode
     ]
     if p.add:
         nodes.append(helper.make_node("Add", ["conv", ADD], ["sum"], name="sum"))
-    last = nodes[-1].output[0]
-    if p.activation == "relu6":
-        weights |= {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}
-        nodes.append(helper.make_node("Clip", [last, "low", "high"], [OUTPUT], name="clip"))
-    elif p.activation:
-        operator = {"relu": "Relu", "hardswish": "HardSwish", "sigmoid": "Sigmoid"}[p.activation]
-        nodes.append(helper.make_node(operator, [last], [OUTPUT], name=p.activation))
+    if p.activation:
+        steps, constants = _ACTIVATIONS[p.activation]
+        weights |= {name: np.array(value, np.float32) for name, value in constants.items()}
+        last = nodes[-1].output[0]
+        for name, operator, given, attributes in steps:
+            inside = [last if x == "x" else x for x in given.split()]
+            node = helper.make_node(operator, inside, [name], name)
+            node.attribute.extend(helper.make_attribute(k, v) for k, v in attributes.items())
+            nodes.append(node)
     nodes[-1].output[0] = OUTPUT
     result = (p.n, p.oc, p.oh, p.ow)
     inputs = [(INPUT, (p.n, p.c, p.h, p.w)), *([(ADD, result)] if p.add else [])]

@@ -10,42 +10,63 @@ from graph.edit import Edit
 from graph.model import Array, Graph, Node, Shape
 from graph.ops import Affine, BatchNorm, Binary, Conv, ConvTranspose, Gemm
 
+# What a node computes per channel: x, and the scale and shift of it.
+_Form = tuple[str, Array, Array]
+
 
 def normalise_affine(graph: Graph) -> Graph:
     """Write batch normalisation as `Affine`, and arithmetic with one constant per channel too.
 
-    The latter only where it merges with an `Affine` or will fold into weights.
+    The latter only where it merges with another such node or will fold into weights.
     """
     edit = Edit(graph)
     for node in edit:
-        if isinstance(node.op, BatchNorm):
-            if all(x in edit.constants for x in node.inputs[1:]):
-                scale, shift, mean, variance = (_wide(edit, x) for x in node.inputs[1:])
-                factor = scale / np.sqrt(variance + node.op.epsilon)
-                _write_affine(edit, node, node.inputs[0], factor, shift - mean * factor)
-        elif isinstance(node.op, Binary):
-            _normalise_binary(edit, node, node.op.function)
+        form = _form(edit, node)
+        if form is None:
+            continue
+        before = edit.private_producer(form[0])
+        first = _form(edit, before) if before else None
+        if before and first:
+            x, scale, shift = first
+            merged = x, form[1] * scale, form[1] * shift + form[2]
+            edit.merge(before, node, _affine(edit, node, merged))
+        elif isinstance(node.op, BatchNorm) or (before and _is_linear(before, edit)):
+            edit.replace(node, _affine(edit, node, form))
     return edit.done()
 
 
-def _normalise_binary(edit: Edit, node: Node, function: str) -> None:
+def _form(edit: Edit, node: Node) -> _Form | None:
+    """What a node scales by and adds, if these are one constant per channel."""
+    match node.op:
+        case BatchNorm(epsilon=epsilon) if all(x in edit.constants for x in node.inputs[1:]):
+            scale, shift, mean, variance = (_wide(edit, x) for x in node.inputs[1:])
+            factor = scale / np.sqrt(variance + epsilon)
+            return node.inputs[0], factor, shift - mean * factor
+        case Affine(activation=""):
+            scale, shift = (_wide(edit, x) for x in node.inputs[1:])
+            return node.inputs[0], scale, shift
+        case Binary(function=function, activation=""):
+            return _binary_form(edit, node, function)
+    return None
+
+
+def _binary_form(edit: Edit, node: Node, function: str) -> _Form | None:
     x, constant = node.inputs
     if x in edit.constants and function in ("add", "mul"):
         x, constant = constant, x
-    before, shape = edit.private_producer(x), edit.shape(x)
-    if before is None or not (isinstance(before.op, Affine) or _is_linear(before, edit)):
-        return
+    shape = edit.shape(x)
     if constant not in edit.constants or shape is None or shape != edit.shape(node.output):
-        return
+        return None
+    if edit.constants[constant].dtype.kind != "f":
+        return None
     values = _per_channel(_wide(edit, constant), shape)
     if values is None:
-        return
+        return None
     one, zero = np.ones_like(values), np.zeros_like(values)
     forms = {"add": (one, values), "sub": (one, -values), "mul": (values, zero)}
     if np.all(values != 0):
         forms["div"] = (1 / values, zero)
-    if function in forms:
-        _write_affine(edit, node, x, *forms[function])
+    return (x, *forms[function]) if function in forms else None
 
 
 def _per_channel(values: Array, shape: Shape) -> Array | None:
@@ -61,30 +82,22 @@ def _one_per_channel(shape: Shape) -> Shape:
     return (1, shape[1], *(1,) * (len(shape) - 2))
 
 
-def _write_affine(edit: Edit, node: Node, x: str, scale: Array, shift: Array) -> None:
-    """Replace a node by an `Affine`, merged with the `Affine` it reads from if that is private."""
-    before = edit.private_producer(x)
-    merges = before is not None and isinstance(before.op, Affine)
-    if before is not None and merges:
-        first_scale, first_shift = (_wide(edit, name) for name in before.inputs[1:])
-        scale, shift, x = scale * first_scale, first_shift * scale + shift, before.inputs[0]
+def _affine(edit: Edit, node: Node, form: _Form) -> Node:
+    """An `Affine` in the place of `node`."""
+    x, scale, shift = form
     dtype = edit.dtype(node.output)
     parameters = (
         edit.constant(f"{node.name}.scale", scale.astype(dtype)),
         edit.constant(f"{node.name}.shift", shift.astype(dtype)),
     )
-    affine = Node(node.name, Affine(), (x, *parameters), node.outputs)
-    if before is not None and merges:
-        edit.merge(before, node, affine)
-    else:
-        edit.replace(node, affine)
+    return Node(node.name, Affine(), (x, *parameters), node.outputs)
 
 
 def fold_affine(graph: Graph) -> Graph:
     """Fold an `Affine` into the weights and bias of the convolution or dense layer before it."""
     edit = Edit(graph)
     for node in edit:
-        if not isinstance(node.op, Affine):
+        if node.op != Affine():
             continue
         before = edit.private_producer(node.inputs[0])
         if before is None or not _is_linear(before, edit):
@@ -108,9 +121,9 @@ def _is_linear(node: Node, edit: Edit) -> bool:
     match node.op:
         case Conv(activation="") if not node.input(3):
             linear = True
-        case ConvTranspose():
+        case ConvTranspose(activation=""):
             linear = True
-        case Gemm(alpha=1.0, beta=1.0):
+        case Gemm(alpha=1.0, beta=1.0, activation=""):
             # A bias may also differ per row, or be one number.
             weights = edit.shape(node.inputs[1]) or (0, 0)
             columns = weights[0 if node.op.transpose_b else 1]

@@ -78,7 +78,8 @@ def build(
                 return Kernel(program, filters, bias.reshape(-1), text)
             case Gemm() if is_dense(graph, task):
                 weights, bias = _dense(graph, task, op)
-                return Kernel(dense.build(Dense(bias=True), cpu, src, dst), weights, bias, "dense")
+                program = dense.build(Dense(True, activation=op.activation), cpu, src, dst)
+                return Kernel(program, weights, bias, "dense")
             case Pool():
                 return Kernel(pool.build(pool_spec(op), cpu, src, dst), None, None, "pool")
             case Reduce() if is_global_pool(graph, task):
@@ -159,7 +160,9 @@ def _elementwise(
             return Kernel(program, None, None, "elementwise")
         case Affine():
             axes = (1, 4) if dst.layout.blocked else (1,)
-            program = elementwise.affine(elementwise.Affine(axes), cpu, views[0], out)
+            program = elementwise.affine(
+                elementwise.Affine(axes, op.activation), cpu, views[0], out
+            )
             both = np.zeros((2, dst.blocks * dst.block), np.float32)
             both[:, : dst.c] = [constant(graph, task, i) for i in (1, 2)]
             return Kernel(program, both, None, "elementwise")
@@ -178,7 +181,7 @@ def _elementwise(
             arguments.append("add" if "src" in arguments else "src")
             operands.append(views[task.reads.index(name)])
     places = (arguments[0], arguments[1])
-    function = elementwise.Binary(op.function)
+    function = elementwise.Binary(op.function, op.activation)
     program = elementwise.binary(function, cpu, operands[0], operands[1], out, places)
     return Kernel(program, weights, None, "elementwise")
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graph.errors import GraphError, UnsupportedError
-from graph.ops import Binary, Conv, Foreign, Op, Pool, Reduce, Unary
+from graph.ops import Activating, Binary, Conv, Foreign, Op, Pool, Reduce, Unary
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -58,17 +58,17 @@ class Node:
     def work(self) -> str:
         """What the node does, epilogue included: `Conv + add + relu`, `max pool`, `Concat`."""
         match self.op:
-            case Conv(activation=activation):
-                return " + ".join(
-                    ["Conv", *(["add"] if self.input(3) else []), *filter(None, [activation])]
-                )
             case Pool(function=function):
                 return f"{function} pool"
-            case Unary() | Binary() | Reduce():
-                return self.op.function
             case Foreign(operator=operator):
                 return f"{operator} (unsupported)"
-        return type(self.op).__name__
+            case Unary() | Binary() | Reduce():
+                name = self.op.function
+            case _:
+                name = type(self.op).__name__
+        add = "add" if isinstance(self.op, Conv) and self.input(3) else ""
+        activation = self.op.activation if isinstance(self.op, Activating) else ""
+        return " + ".join(filter(None, [name, add, activation]))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 Tuples over space have one entry per spatial axis; padding lists all begins, then all ends.
 Every operator has one output, whose shape the graph knows; so there is one `Reshape` and no
-flatten, squeeze or unsqueeze.
+flatten, squeeze or unsqueeze. What computes by sums of products may apply an `activation` to its
+result: one of `kernels.core.problem.ACTIVATIONS`, or none.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ Ints = tuple[int, ...]
 class Conv:
     """`activation(conv(x) + bias + add)` of x, weights (oc, c / groups, *kernel), bias, add.
 
-    Bias and add are optional inputs: missing ones are "" or left out at the end. The activation
-    is one of `kernels.core.problem.ACTIVATIONS` or empty.
+    Bias and add are optional inputs: missing ones are "" or left out at the end.
     """
 
     stride: Ints
@@ -38,6 +38,7 @@ class ConvTranspose:
     padding: Ints
     dilation: Ints
     groups: int = 1
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ class BatchNorm:
 class Affine:
     """`x * scale + shift` per channel (axis 1), of x, scale (c,), shift (c,)."""
 
+    activation: str = ""
+
 
 @dataclass(frozen=True)
 class LRN:
@@ -83,7 +86,7 @@ class LRN:
 
 @dataclass(frozen=True)
 class Unary:
-    """A function of one value, by its lower-case ONNX name; also `relu6` and `gelu_tanh`.
+    """A function of one value, by its lower-case ONNX name; also `relu6`, `silu`, `gelu_tanh`.
 
     `alpha` and `beta` are the parameters to which ONNX gives these names; gamma is `beta`.
     """
@@ -106,6 +109,7 @@ class Binary:
     """`add`, `sub`, `mul`, `div`, `pow`, `max`, `min` or `prelu`, broadcast as numpy does."""
 
     function: str
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,11 +128,14 @@ class Gemm:
     beta: float = 1.0
     transpose_a: bool = False
     transpose_b: bool = False
+    activation: str = ""
 
 
 @dataclass(frozen=True)
 class MatMul:
-    """The matrix product of the last two axes, the others broadcast, as numpy's matmul."""
+    """`a @ b + c` of the last two axes of a, b and an optional c, the others broadcast."""
+
+    activation: str = ""
 
 
 @dataclass(frozen=True)
@@ -258,3 +265,6 @@ Op = (
     | Identity
     | Foreign
 )
+
+# What can apply an activation to its result.
+Activating = Conv | ConvTranspose | Affine | Binary | Gemm | MatMul

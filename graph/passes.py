@@ -5,22 +5,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+
+import numpy as np
 
 from graph.affine import fold_affine, normalise_affine
 from graph.channels import absorb_shuffles
 from graph.edit import Edit
 from graph.model import Graph, Node
 from graph.ops import (
+    Activating,
     Binary,
     Cast,
+    ChannelShuffle,
     Concat,
     Conv,
     Expand,
     Foreign,
     Identity,
+    Op,
     Pad,
+    Pool,
     Reshape,
     Resize,
     Slice,
@@ -28,15 +35,19 @@ from graph.ops import (
     Unary,
 )
 from graph.patterns import (
-    fuse_dense,
+    fuse_bias,
+    is_standard_hardsigmoid,
     merge_moves,
     recognise_channel_shuffle,
-    recognise_hardswish,
+    recognise_gates,
 )
 from graph.reference import evaluate
 from kernels.core.problem import ACTIVATIONS
 
 Pass = Callable[[Graph], Graph]
+
+# Functions whose results are never below zero.
+_NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "exp", "abs", "softplus")
 
 
 def drop_identities(graph: Graph) -> Graph:
@@ -87,26 +98,40 @@ def fold_constants(graph: Graph) -> Graph:
 
 
 def fold_padding(graph: Graph) -> Graph:
-    """Let a convolution pad by itself what is padded with zeros for it alone."""
+    """Let a convolution or pool pad by itself what is padded for it alone."""
     edit = Edit(graph)
     for node in edit:
-        if not isinstance(node.op, Conv):
-            continue
-        pad = edit.private_producer(node.inputs[0])
-        if pad is None or not isinstance(pad.op, Pad):
+        pad = edit.private_producer(node.inputs[0]) if node.inputs else None
+        if pad is None or not isinstance(pad.op, Pad) or not isinstance(node.op, Conv | Pool):
             continue
         rank = len(pad.op.padding) // 2
         begins, ends = pad.op.padding[:rank], pad.op.padding[rank:]
         outside_space = (*begins[:2], *ends[:2])
-        if pad.op.mode != "constant" or pad.op.value or any(outside_space):
-            continue
-        if min(pad.op.padding) < 0:
+        if any(outside_space) or min(pad.op.padding) < 0 or not _pads_alike(edit, pad, node.op):
             continue
         extra = (*begins[2:], *ends[2:])
         padding = tuple(a + b for a, b in zip(node.op.padding, extra, strict=True))
+        op: Op = replace(node.op, padding=padding)
+        if isinstance(op, Pool) and op.function == "average":
+            op = replace(op, count_padding=True)
         inputs = (pad.inputs[0], *node.inputs[1:])
-        edit.merge(pad, node, replace(node, op=replace(node.op, padding=padding), inputs=inputs))
+        edit.merge(pad, node, replace(node, op=op, inputs=inputs))
     return edit.done()
+
+
+def _pads_alike(edit: Edit, pad: Node, op: Conv | Pool) -> bool:
+    """Whether padding of one's own has the effect of what `pad` writes round the input."""
+    assert isinstance(pad.op, Pad)
+    if pad.op.mode != "constant":
+        return False
+    if isinstance(op, Conv):
+        return pad.op.value == 0
+    # What a window that ends beyond the input averages is a matter of how it came about.
+    if op.function == "average":
+        return pad.op.value == 0 and not op.ceil and (op.count_padding or not any(op.padding))
+    before = edit.producer(pad.inputs[0])
+    function = before.op.function if before and isinstance(before.op, Unary) else ""
+    return pad.op.value == -math.inf or (pad.op.value == 0 and function in _NEVER_NEGATIVE)
 
 
 def fuse_add(graph: Graph) -> Graph:
@@ -132,17 +157,54 @@ def fuse_add(graph: Graph) -> Graph:
 
 
 def fuse_activation(graph: Graph) -> Graph:
-    """Let a convolution apply the activation that is all that reads it."""
+    """Let an operator apply the activation that is all that reads it.
+
+    What only moves values may stand between, and so may a maximum where the activation keeps
+    the order and costs nothing.
+    """
     edit = Edit(graph)
     for node in edit:
-        if not isinstance(node.op, Unary) or node.op.function not in ACTIVATIONS:
-            continue
-        conv = edit.private_producer(node.inputs[0])
-        if conv is None or not isinstance(conv.op, Conv) or conv.op.activation:
-            continue
-        op = replace(conv.op, activation=node.op.function)
-        edit.merge(conv, node, replace(conv, op=op, outputs=node.outputs))
+        activation = _activation(node.op)
+        if activation and _can_apply(edit, node.inputs[0], activation):
+            _apply(edit, node.inputs[0], activation)
+            edit.bypass(node)
     return edit.done()
+
+
+def _activation(op: Op) -> str:
+    """The activation of the same effect, "" if there is none."""
+    if not isinstance(op, Unary) or op.function not in ACTIVATIONS:
+        return ""
+    if op.function == "hardsigmoid" and not is_standard_hardsigmoid(op):
+        return ""
+    return op.function
+
+
+def _moves(op: Op, activation: str) -> bool:
+    """Whether it makes no difference if an activation comes before or after an operator."""
+    if isinstance(op, Pool):
+        return op.function == "max" and activation in ("relu", "relu6")
+    return isinstance(op, Concat | Reshape | Transpose | ChannelShuffle)
+
+
+def _can_apply(edit: Edit, name: str, activation: str) -> bool:
+    """Whether those who compute a value can apply an activation to it, and nobody else reads it."""
+    node = edit.private_producer(name)
+    if node is None:
+        return False
+    if isinstance(node.op, Activating):
+        return not node.op.activation and edit.dtype(name) == np.float32
+    return _moves(node.op, activation) and all(_can_apply(edit, x, activation) for x in node.inputs)
+
+
+def _apply(edit: Edit, name: str, activation: str) -> None:
+    node = edit.producer(name)
+    assert node
+    if isinstance(node.op, Activating):
+        edit.replace(node, replace(node, op=replace(node.op, activation=activation)))
+    else:
+        for x in node.inputs:
+            _apply(edit, x, activation)
 
 
 PASSES: tuple[Pass, ...] = (
@@ -150,8 +212,8 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     recognise_channel_shuffle,
     merge_moves,
-    recognise_hardswish,
-    fuse_dense,
+    recognise_gates,
+    fuse_bias,
     fold_padding,
     normalise_affine,
     fold_affine,

@@ -8,25 +8,20 @@ from dataclasses import replace
 
 from graph.edit import Edit
 from graph.model import Graph, Node
-from graph.ops import Binary, ChannelShuffle, Gemm, MatMul, Reshape, Transpose, Unary
-
-# Whether a node computes a certain function, and of what.
-Gate = Callable[[Edit, Node], str]
+from graph.ops import Binary, ChannelShuffle, Gemm, MatMul, Op, Reshape, Transpose, Unary
 
 
-def recognise_hardswish(graph: Graph) -> Graph:
-    """Write `relu6(x + 3) / 6` as hardsigmoid, and x times that as hardswish."""
+def recognise_gates(graph: Graph) -> Graph:
+    """Write `factor * x * gate(x)` as the one function it is: SiLU, hardswish, GELU or Mish."""
     edit = Edit(graph)
     for node in edit:
-        x, factor = _scaled(edit, node)
-        scaled = edit.private_producer(x)
-        if scaled is not None and math.isclose(factor, 1 / 6, rel_tol=1e-5):
-            if y := _relu6_of_plus_3(edit, scaled):
-                edit.replace(node, replace(node, op=Unary("hardsigmoid", 1 / 6, 0.5), inputs=(y,)))
-            elif scaled.op == Binary("mul"):
-                _write_if_product(edit, node, scaled, _relu6_of_plus_3)
-        elif node.op == Binary("mul"):
-            _write_if_product(edit, node, node, _standard_hardsigmoid)
+        factor, terms = _product(edit, node)
+        if len(terms) == 1 and _near(factor, 1 / 6) and (x := _relu6_of_plus_3(edit, terms[0])):
+            edit.replace(node, replace(node, op=Unary("hardsigmoid", 1 / 6, 0.5), inputs=(x,)))
+        for function, expected, gate in _GATED if len(terms) == 2 else ():
+            for x, y in (terms, terms[::-1]):
+                if _near(factor, expected) and gate(edit, y) == x:
+                    edit.replace(node, replace(node, op=Unary(function), inputs=(x,)))
     return edit.done()
 
 
@@ -65,61 +60,96 @@ def merge_moves(graph: Graph) -> Graph:
     return edit.done()
 
 
-def fuse_dense(graph: Graph) -> Graph:
-    """Write a matrix product of two axes and the bias added to its rows as `Gemm`."""
+def fuse_bias(graph: Graph) -> Graph:
+    """Let a matrix product add the constant that is added to its rows; as `Gemm` if it can be."""
     edit = Edit(graph)
     for node in edit:
         if node.op != Binary("add"):
             continue
         for x, bias in (node.inputs, node.inputs[::-1]):
             product = edit.private_producer(x)
-            shape = edit.shape(bias)
-            if product is None or not isinstance(product.op, MatMul) or bias not in edit.constants:
+            if product is None or product.op != MatMul() or product.input(2):
                 continue
-            columns = (edit.shape(product.output) or ())[1:]
-            if len(columns) == 1 and shape in (columns, (1, *columns)):
-                inputs = (*product.inputs, bias)
-                edit.merge(product, node, replace(node, op=Gemm(), inputs=inputs))
+            shape, row = edit.shape(product.output) or (), edit.shape(bias) or ()
+            if bias in edit.constants and row[-1:] == shape[-1:] == (math.prod(row),):
+                op = Gemm() if len(shape) == 2 else MatMul()
+                inputs = (*product.inputs[:2], bias)
+                edit.merge(product, node, replace(node, op=op, inputs=inputs))
                 break
     return edit.done()
 
 
-def _scaled(edit: Edit, node: Node) -> tuple[str, float]:
-    """What a node multiplies or divides by a constant number, and the factor; or "", 0."""
+def _product(edit: Edit, node: Node) -> tuple[float, list[str]]:
+    """The constant factor and the others of a product, through products that only it reads."""
     if node.op == Binary("div") and (number := edit.number(node.inputs[1])):
-        return node.inputs[0], 1 / number
-    if node.op == Binary("mul"):
+        factor, given = 1 / number, node.inputs[:1]
+    elif node.op == Binary("mul"):
+        factor, given = 1.0, node.inputs
+    else:
+        return 1.0, []
+    found: list[str] = []
+    for x in given:
+        if number := edit.number(x):
+            factor *= number
+            continue
+        inner = edit.private_producer(x)
+        some, terms = _product(edit, inner) if inner else (1.0, [])
+        factor *= some
+        found += terms or [x]
+    return factor, found
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5)
+
+
+def _sum(edit: Edit, name: str, number: float) -> str:
+    """y, if `name` is y + number, else ""."""
+    node = edit.private_producer(name)
+    if node is not None and node.op == Binary("add"):
         for x, y in (node.inputs, node.inputs[::-1]):
-            if number := edit.number(y):
-                return x, number
-    return "", 0.0
-
-
-def _relu6_of_plus_3(edit: Edit, node: Node) -> str:
-    """x if the node computes relu6(x + 3), else ""."""
-    if node.op != Unary("relu6"):
-        return ""
-    plus = edit.private_producer(node.inputs[0])
-    if plus is not None and plus.op == Binary("add"):
-        for x, y in (plus.inputs, plus.inputs[::-1]):
-            if edit.number(y) == 3:
+            if edit.number(y) == number:
                 return x
     return ""
 
 
-def _standard_hardsigmoid(edit: Edit, node: Node) -> str:
-    """x if the node computes clip(x / 6 + 1 / 2, 0, 1), else ""."""
-    op = node.op
+def _argument(edit: Edit, name: str, *functions: str) -> str:
+    """y, if `name` is the first function of the second of ... y, else ""."""
+    for function in functions:
+        node = edit.private_producer(name)
+        if node is None or not isinstance(node.op, Unary) or node.op.function != function:
+            return ""
+        name = node.inputs[0]
+    return name
+
+
+def _relu6_of_plus_3(edit: Edit, name: str) -> str:
+    return _sum(edit, _argument(edit, name, "relu6"), 3)
+
+
+def _one_plus_erf(edit: Edit, name: str) -> str:
+    scaled = edit.private_producer(_argument(edit, _sum(edit, name, 1), "erf"))
+    factor, terms = _product(edit, scaled) if scaled else (0.0, [])
+    return terms[0] if len(terms) == 1 and _near(factor, 0.5**0.5) else ""
+
+
+def _hardsigmoid(edit: Edit, name: str) -> str:
+    node = edit.private_producer(name)
+    return node.inputs[0] if node and is_standard_hardsigmoid(node.op) else ""
+
+
+def is_standard_hardsigmoid(op: Op) -> bool:
+    """Whether an operator computes clip(x / 6 + 1 / 2, 0, 1), as the activation does."""
     if not isinstance(op, Unary) or op.function != "hardsigmoid":
-        return ""
-    standard = math.isclose(op.alpha, 1 / 6, rel_tol=1e-5) and op.beta == 0.5
-    return node.inputs[0] if standard else ""
+        return False
+    return _near(op.alpha, 1 / 6) and op.beta == 0.5
 
 
-def _write_if_product(edit: Edit, node: Node, product: Node, gate: Gate) -> None:
-    """Make `node` the hardswish of x if `product` is x times the gate of x."""
-    for x, y in (product.inputs, product.inputs[::-1]):
-        other = edit.private_producer(y)
-        if other is not None and gate(edit, other) == x:
-            edit.replace(node, replace(node, op=Unary("hardswish"), inputs=(x,)))
-            return
+# Functions of x: factor * x * gate(x). The last column finds x if a tensor is the gate of one.
+_GATED: tuple[tuple[str, float, Callable[[Edit, str], str]], ...] = (
+    ("hardswish", 1.0, _hardsigmoid),
+    ("hardswish", 1 / 6, _relu6_of_plus_3),
+    ("silu", 1.0, lambda edit, name: _argument(edit, name, "sigmoid")),
+    ("gelu", 0.5, _one_plus_erf),
+    ("mish", 1.0, lambda edit, name: _argument(edit, name, "tanh", "softplus")),
+)

@@ -17,6 +17,7 @@ from graph.errors import GraphError, UnsupportedError
 from graph.model import Array, Graph, Node, Shape, Tensor
 from graph.ops import (
     LRN,
+    Activating,
     Affine,
     BatchNorm,
     Binary,
@@ -85,6 +86,8 @@ def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Arra
     x, *rest = [None if a is None else _widen(a) for a in inputs]
     assert x is not None
     value: Array = _value(node, x, rest, result)
+    if isinstance(node.op, Activating) and not isinstance(node.op, Conv):
+        value = activate(value, node.op.activation)
     if value.shape != result.shape:
         raise GraphError(f"node {node.label} gives {value.shape} instead of {result.shape}")
     return value
@@ -118,7 +121,7 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case Gemm():
             return _gemm(op, x, *rest)
         case MatMul():
-            return x @ rest[0]
+            return x @ rest[0] + (rest[1] if len(rest) > 1 else 0)
         case Reduce():
             return REDUCTIONS[op.function](x, op.axes).reshape(result.shape)
         case Concat():
@@ -156,6 +159,7 @@ UNARY: dict[str, Callable[[Any, float, float], Any]] = {
     "relu6": lambda x, a, b: activate(x, "relu6"),
     "hardswish": lambda x, a, b: activate(x, "hardswish"),
     "sigmoid": lambda x, a, b: np.exp(-np.logaddexp(0, -x)),
+    "silu": lambda x, a, b: activate(x, "silu"),
     "leakyrelu": lambda x, a, b: np.where(x < 0, a * x, x),
     "hardsigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
     "tanh": lambda x, a, b: np.tanh(x),

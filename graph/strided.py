@@ -117,14 +117,16 @@ def _conv_transpose(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided
     weights = constant(graph, task, 1)
     bias = constant(graph, task, 2) if task.node.input(2) else None
     spec = conv_transpose.ConvTranspose(
-        weights.shape[2:], op.stride, op.padding, op.dilation, op.groups, bias is not None
-    )
+        weights.shape[2:], op.stride, op.padding, op.dilation, op.groups, bias is not None,
+        op.activation,
+    )  # fmt: skip
     return conv_transpose.conv_transpose(spec, cpu, x, out), weights, bias
 
 
 def _product(graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Strided) -> Built:
     """A matrix product one operand of which may be constant, and an optional constant summand."""
     node, op = task.node, task.node.op
+    assert isinstance(op, MatMul | Gemm)
     operands, arguments = [], []
     weights = None
     for name in node.inputs[:2]:
@@ -136,14 +138,14 @@ def _product(graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Stri
             arguments.append("add" if "src" in arguments else "src")
             operands.append(views[task.reads.index(name)])
     a, b = operands
-    spec, summand, bias = matmul.MatMul(), None, None
+    spec, summand, bias = matmul.MatMul(activation=op.activation), None, None
     if isinstance(op, Gemm):
-        spec = matmul.MatMul(op.alpha, op.beta)
+        spec = matmul.MatMul(op.alpha, op.beta, op.activation)
         a = a.transpose((1, 0)) if op.transpose_a else a
         b = b.transpose((1, 0)) if op.transpose_b else b
-        if node.input(2):
-            bias = constant(graph, task, 2)
-            summand = Strided.row_major(bias.shape)
+    if node.input(2):
+        bias = constant(graph, task, 2)
+        summand = Strided.row_major(bias.shape)
     places = (arguments[0], arguments[1], "bias")
     program = matmul.matmul(spec, cpu, a, b, out, summand, places)
     return program, weights, None if bias is None else bias.reshape(-1)

@@ -137,6 +137,35 @@ def test_padding(pads: list[int], value: float, folds: bool) -> None:
         assert graph.nodes[0].op.padding == (1, 1, 2, 3)
 
 
+@pytest.mark.parametrize(
+    ("value", "pool", "folds"),
+    [
+        (0, node("AveragePool", "p", "y", kernel_shape=[3, 3]), True),
+        (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], pads=[1] * 4), False),
+        (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
+         True),
+        (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), False),
+        (1, node("AveragePool", "p", "y", kernel_shape=[3, 3]), False),
+        (0, node("MaxPool", "p", "y", kernel_shape=[3, 3], strides=[2, 2]), False),
+        (-np.inf, node("MaxPool", "p", "y", kernel_shape=[3, 3], strides=[2, 2]), True),
+    ],
+)  # fmt: skip
+def test_padding_of_pools(value: float, pool: onnx.NodeProto, folds: bool) -> None:
+    weights = {"pads": np.array([0, 0, 1, 2, 0, 0, 1, 0]), "v": np.float32(value)}
+    graph = checked(model([node("Pad", "x pads v", "p"), pool], weights), fold_padding)
+    assert operators(graph) == (["Pool"] if folds else ["Pad", "Pool"])
+
+
+def test_a_maximum_of_what_is_never_negative_pads_with_zeros() -> None:
+    nodes = [
+        node("Relu", "x", "r"),
+        node("Pad", "r pads", "p"),
+        node("MaxPool", "p", "y", kernel_shape=[3, 3], strides=[2, 2]),
+    ]
+    graph = checked(model(nodes, {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}), fold_padding)
+    assert operators(graph) == ["Unary", "Pool"]
+
+
 def test_reflected_padding_and_shared_padding_stay() -> None:
     weights = W | {"pads": np.array([0, 0, 1, 1, 0, 0, 1, 1])}
     conv = node("Conv", "p w", "y")
@@ -166,7 +195,7 @@ def test_batch_norm_folds(bias: bool, groups: int, transpose: bool) -> None:
 def test_batch_norm_of_a_shared_or_absent_convolution_stays() -> None:
     weights = W | batch_norm(4)
     m = also_output(model([CONV, BN, node("Relu", "n", "y")], weights), "c")
-    assert operators(checked(m, optimise)) == ["Conv", "Affine", "Unary"]
+    assert operators(checked(m, optimise)) == ["Conv", "Affine"]
     m = model([node("Relu", "x", "c"), BN, node("Identity", "n", "y")], weights)
     assert operators(checked(m, optimise)) == ["Unary", "Affine"]
 
@@ -233,8 +262,15 @@ def test_a_chain_of_scales_without_convolution_becomes_one() -> None:
 
 
 def test_arithmetic_that_folds_into_nothing_stays_as_it_is() -> None:
-    m = model([node("Mul", "x k", "m"), node("Relu", "m", "y")], {"k": normal(4, 1, 1)})
+    m = model([node("Mul", "x k", "m"), node("Tanh", "m", "y")], {"k": normal(4, 1, 1)})
     assert operators(checked(m, optimise)) == ["Binary", "Unary"]
+
+
+def test_arithmetic_in_a_row_is_one_scale_and_shift() -> None:
+    nodes = [node("Sub", "x mean", "a"), node("Div", "a deviation", "b"), node("Relu", "b", "y")]
+    constants = {"mean": normal(1, 4, 1, 1), "deviation": np.float32(3) + normal(4, 1, 1)}
+    graph = checked(model(nodes, constants), optimise)
+    assert [n.op for n in graph.nodes] == [Affine("relu")]
 
 
 @pytest.mark.parametrize("transposed", [0, 1])
@@ -323,8 +359,8 @@ def test_activations(op: onnx.NodeProto, name: str) -> None:
 
 
 def test_an_activation_whose_input_is_read_twice_stays() -> None:
-    swish = [node("Sigmoid", "c", "s"), node("Mul", "c s", "y")]
-    assert operators(checked(model([CONV, *swish], W), optimise)) == ["Conv", "Unary", "Binary"]
+    gated = [node("Sigmoid", "c", "s"), node("Sub", "c s", "y")]
+    assert operators(checked(model([CONV, *gated], W), optimise)) == ["Conv", "Unary", "Binary"]
     m = also_output(model([CONV, node("Relu", "c", "y")], W), "c")
     assert operators(checked(m, optimise)) == ["Conv", "Unary"]
 

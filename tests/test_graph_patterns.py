@@ -10,7 +10,7 @@ from graph.model import Graph
 from graph.onnx_import import import_onnx
 from graph.ops import ChannelShuffle, Gemm, Transpose, Unary
 from graph.passes import optimise
-from graph.patterns import fuse_dense, merge_moves, recognise_channel_shuffle, recognise_hardswish
+from graph.patterns import fuse_bias, merge_moves, recognise_channel_shuffle, recognise_gates
 from graph.reference import run
 from tests.graph_models import Weights, model, node, normal
 
@@ -20,8 +20,14 @@ NUMBERS = {
     "sixth": np.float32(1 / 6),
     "zero": np.float32(0),
     "four": np.float32(4),
+    "half": np.float32(0.5),
+    "one": np.float32(1),
+    "root": np.float32(2**0.5),
+    "inverse": np.float32(0.5**0.5),
 }
 PLUS = node("Add", "c three", "p")
+ERF = [node("Div", "x root", "r"), node("Erf", "r", "e"), node("Add", "one e", "g")]
+SCALED = node("Mul", "inverse x", "r")
 GATE = node("Clip", "p zero six_", "g")
 
 
@@ -52,9 +58,43 @@ def assert_equal_results(a: Graph, b: Graph) -> None:
 def test_every_way_to_write_hardswish(tail: list[onnx.NodeProto]) -> None:
     weights = NUMBERS | {"w": normal(4, 4, 3, 3), "six_": np.float32(6)}
     graph = imported([node("Conv", "x w", "c"), *tail], weights)
-    recognised = recognise_hardswish(graph)
+    recognised = recognise_gates(graph)
     assert [n.work for n in recognised.nodes] == ["Conv", "hardswish"]
     assert [n.work for n in optimise(graph).nodes] == ["Conv + hardswish"]
+    assert_equal_results(graph, recognised)
+
+
+@pytest.mark.parametrize(
+    ("name", "tail"),
+    [
+        ("silu", [node("Sigmoid", "x", "s"), node("Mul", "s x", "y")]),
+        ("mish", [node("Softplus", "x", "s"), node("Tanh", "s", "t"), node("Mul", "x t", "y")]),
+        ("gelu", [ERF[0], *ERF[1:3], node("Mul", "x g", "m"), node("Mul", "m half", "y")]),
+        ("gelu", [ERF[0], *ERF[1:3], node("Mul", "half x", "m"), node("Mul", "g m", "y")]),
+        ("gelu", [SCALED, *ERF[1:3], node("Mul", "half g", "m"), node("Mul", "m x", "y")]),
+    ],
+)
+def test_functions_that_gate_their_argument(name: str, tail: list[onnx.NodeProto]) -> None:
+    graph = imported(tail, NUMBERS)
+    recognised = recognise_gates(graph)
+    assert [n.work for n in recognised.nodes] == [name]
+    assert_equal_results(graph, recognised)
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        [node("Sigmoid", "x", "s"), node("Tanh", "x", "t"), node("Mul", "s t", "y")],
+        [node("Sigmoid", "x", "s"), node("Mul", "s s", "y")],
+        [node("Sigmoid", "x", "s"), node("Mul", "s x", "m"), node("Add", "m s", "y")],
+        [ERF[0], *ERF[1:3], node("Mul", "x g", "y")],
+        [node("Erf", "x", "e"), ERF[2], node("Mul", "x g", "m"), node("Mul", "m half", "y")],
+    ],
+)
+def test_what_resembles_them(tail: list[onnx.NodeProto]) -> None:
+    graph = imported(tail, NUMBERS)
+    recognised = recognise_gates(graph)
+    assert not {"silu", "gelu"} & {n.work for n in recognised.nodes}
     assert_equal_results(graph, recognised)
 
 
@@ -71,7 +111,7 @@ def test_every_way_to_write_hardswish(tail: list[onnx.NodeProto]) -> None:
 def test_what_resembles_hardswish(tail: list[onnx.NodeProto]) -> None:
     nodes = [node("Relu", "x", "r"), node("Identity", "r", "z"), *tail]
     graph = imported(nodes, NUMBERS | {"six_": np.float32(6)})
-    recognised = recognise_hardswish(graph)
+    recognised = recognise_gates(graph)
     assert "hardswish" not in [n.work for n in recognised.nodes]
     assert_equal_results(graph, recognised)
 
@@ -136,9 +176,18 @@ def test_moves_in_a_row_become_one() -> None:
 def test_dense_layers(order: str, bias: tuple[int, ...], dense: bool) -> None:
     nodes = [node("MatMul", "x w", "m"), node("Add", order, "y")]
     graph = imported(nodes, {"w": normal(4, 6), "b": normal(*bias)}, (5, 4))
-    fused = fuse_dense(graph)
+    fused = fuse_bias(graph)
     assert [n.op == Gemm() for n in fused.nodes] == ([True] if dense else [False, False])
     assert_equal_results(graph, fused)
+
+
+def test_a_bias_of_a_batch_of_matrices() -> None:
+    nodes = [node("MatMul", "x w", "m"), node("Add", "b m", "y")]
+    for bias, fuses in (((5,), True), ((1, 1, 5), True), ((4, 5), False), ((4, 1), False)):
+        graph = imported(nodes, {"w": normal(6, 5), "b": normal(*bias)}, (2, 4, 6))
+        fused = fuse_bias(graph)
+        assert len(fused.nodes) == (1 if fuses else 2)
+        assert_equal_results(graph, fused)
 
 
 def test_the_gate_of_squeeze_and_excite_stays() -> None:

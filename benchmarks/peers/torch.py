@@ -19,6 +19,7 @@ from graph.errors import GraphError
 from graph.model import Graph, Node
 from graph.onnx_import import import_onnx
 from graph.ops import (
+    Activating,
     Binary,
     ChannelShuffle,
     Concat,
@@ -44,6 +45,9 @@ _EPILOGUES = {
     "relu6": '"hardtanh", torch.jit.annotate(List[Optional[number]], [0.0, 6.0]), ""',
     "hardswish": '"hardswish", [], ""',
     "sigmoid": '"sigmoid", [], ""',
+    "hardsigmoid": '"hardsigmoid", [], ""',
+    "silu": '"swish", [], ""',
+    "gelu": '"gelu", [], "none"',
 }
 _AFTER_ADD = {"": "None, [], None", "relu": '"relu", [], ""'}
 
@@ -107,6 +111,9 @@ class _Script:
         for i, node in enumerate(graph.nodes):
             value = self._value(node)
             self._names[node.output] = f"y{i}"
+            if isinstance(node.op, Activating) and not isinstance(node.op, Conv):
+                activation = node.op.activation
+                value = f"torch.nn.functional.{activation}({value})" if activation else value
             lines.append(f"    y{i} = {value}")
         results = "".join(f"{self._names[name]}, " for name in graph.outputs)
         self.text = "\n".join([*lines, f"    return ({results})", ""])

@@ -6,7 +6,7 @@ Bias is not here: it is what accumulators start from, which costs nothing.
 from __future__ import annotations
 
 from kernels.codegen.builder import Vec, fma
-from kernels.codegen.functions import sigmoid
+from kernels.codegen.functions import exp, gelu, sigmoid
 from kernels.core.problem import ConvProblem
 
 
@@ -24,9 +24,14 @@ def activate(x: Vec, activation: str) -> Vec:
         return x.max(0.0)
     if activation == "relu6":
         return x.max(0.0).min(6.0)
+    if activation == "hardsigmoid":
+        return fma(x, k.const(1 / 6, x.lanes), k.const(0.5, x.lanes)).max(0.0).min(1.0)
     if activation == "hardswish":
-        gate = fma(x, k.const(1 / 6, x.lanes), k.const(0.5, x.lanes))
-        return x * gate.max(0.0).min(1.0)
+        return x * activate(x, "hardsigmoid")
     if activation == "sigmoid":
         return sigmoid(x)
+    if activation == "silu":
+        return x / (exp(x * -1.0) + 1.0)
+    if activation == "gelu":
+        return gelu(x)
     return x

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kernels.core.card import card
 
-ACTIVATIONS = ("relu", "relu6", "hardswish", "sigmoid")
+ACTIVATIONS = ("relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu")
 
 GRAMMAR = (
     "conv NxCxHxW OCxKHxKW [s<stride>] [p<padding>] [d<dilation>] [g<groups>] [bias] [add] "

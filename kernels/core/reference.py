@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,21 @@ def activate(y: F64, activation: str) -> F64:
         return np.maximum(y, 0)
     if activation == "relu6":
         return np.clip(y, 0, 6)
+    if activation == "hardsigmoid":
+        return np.clip(y / 6 + 0.5, 0, 1)
     if activation == "hardswish":
-        return y * np.clip(y / 6 + 0.5, 0, 1)
+        return y * activate(y, "hardsigmoid")
     if activation == "sigmoid":
         return 1 / (1 + np.exp(-y))
+    if activation == "silu":
+        return y * activate(y, "sigmoid")
+    if activation == "gelu":
+        mass: F64 = (1 + _erf(y / math.sqrt(2))) / 2
+        return y * mass
     return y
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def random_operands(p: ConvProblem, seed: int) -> dict[str, NDArray[np.float32]]:

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from kernels.codegen.builder import Index, Int, Kernel, Module, least
+from kernels.codegen.epilogue import activate
 from kernels.codegen.nest import operand, store_row, width
 from kernels.codegen.reduction import each
 from kernels.codegen.tile_gemm import (
@@ -51,6 +52,7 @@ class ConvTranspose:
     dilation: Ints
     groups: int = 1
     bias: bool = False
+    activation: str = ""
 
 
 def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) -> Program:
@@ -125,7 +127,8 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
                 for i, j in acc:
                     kept = tail if tail and j == panel.size - 1 else lanes
                     at = target.at(0, i, 0, j * lanes * x.stride)
-                    store_row(at, x.stride * dst.strides[3], kept, acc[i, j])
+                    value = activate(acc[i, j], spec.activation)
+                    store_row(at, x.stride * dst.strides[3], kept, value)
 
             sweep(k, panels, tile)
 

@@ -67,16 +67,18 @@ class Clip:
 
 @dataclass(frozen=True)
 class Binary:
-    """One of `BINARY` of src and add."""
+    """One of `BINARY` of src and add, then an activation (see `ConvProblem`)."""
 
     function: str
+    activation: str = ""
 
 
 @dataclass(frozen=True)
 class Affine:
-    """`x * scale + shift`; `axes` are those of the channels, the last closest together."""
+    """`activation(x * scale + shift)`; `axes` are the channels', the last closest together."""
 
     axes: Ints = (1,)
+    activation: str = ""
 
 
 Operands = Sequence[tuple[str, Strided]]
@@ -121,7 +123,10 @@ def binary(
     """
     check(spec.function in BINARY, f"unknown function {spec.function!r}: use one of {[*BINARY]}")
     operands = list(zip(arguments, (src, add), strict=True))
-    return _map(cpu, "binary", BINARY[spec.function], operands, dst)
+    function = BINARY[spec.function]
+    return _map(
+        cpu, "binary", lambda x, y: activate(function(x, y), spec.activation), operands, dst
+    )
 
 
 def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
@@ -135,7 +140,9 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     scale = Strided(dst.shape, tuple(steps.get(axis, 0) for axis in range(len(dst.shape))))
     shift = replace(scale, offset=channels.size)
     operands = [("src", src), ("weights", scale), ("weights", shift)]
-    return _map(cpu, "affine", fma, operands, dst)
+    return _map(
+        cpu, "affine", lambda x, a, b: activate(fma(x, a, b), spec.activation), operands, dst
+    )
 
 
 def _map(
@@ -216,6 +223,7 @@ UNARY: dict[str, Callable[[Vec, float, float], Vec]] = {
     "relu6": lambda x, a, b: activate(x, "relu6"),
     "hardswish": lambda x, a, b: activate(x, "hardswish"),
     "sigmoid": lambda x, a, b: sigmoid(x),
+    "silu": lambda x, a, b: activate(x, "silu"),
     "leakyrelu": lambda x, a, b: x.k.blend(compare("olt", x, 0.0), x * a, x),
     "hardsigmoid": lambda x, a, b: fma(
         x, x.k.const(a, x.lanes), x.k.const(b, x.lanes)

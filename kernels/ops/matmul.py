@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from kernels.codegen.builder import Buffer, Int, Module
+from kernels.codegen.epilogue import activate
 from kernels.codegen.nest import aligned, fitted, load_row, store_row, width
 from kernels.codegen.reduction import each
 from kernels.codegen.tile_gemm import (
@@ -36,10 +37,11 @@ UNROLL, WORK = 4, 1 << 17
 
 @dataclass(frozen=True)
 class MatMul:
-    """`alpha * a @ b + beta * c`; c is optional."""
+    """`activation(alpha * a @ b + beta * c)`; c is optional."""
 
     alpha: float = 1.0
     beta: float = 1.0
+    activation: str = ""
 
 
 def matmul(
@@ -185,6 +187,7 @@ def _products(
                         at = matrix(names["c"], c, batches[2]).at(row + i, column).strided(1)
                         added = load_row(at, c.strides[-1], count, lanes)
                         value = value + (added * spec.beta if spec.beta != 1 else added)
+                    value = activate(value, spec.activation)
                     store_row(target.at(row + i, column), dst.strides[-1], count, value)
 
             begin = chunk * per_task
