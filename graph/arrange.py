@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from graph.forms import Form
+from graph.forms import Form, source_layout
 from graph.model import Graph
 from graph.ops import Concat, Conv, Identity, Reshape, Slice
 from graph.problems import conv_problem
@@ -78,11 +78,15 @@ class Tensor:
 
 @dataclass
 class Move:
-    """A tensor to be copied into another; part of the task that needs it."""
+    """A tensor to be copied into another; part of the task that needs it.
+
+    Without `joins` the next item, which depends on it in nothing, may begin before it ends.
+    """
 
     name: str
     src: Tensor
     dst: Tensor
+    joins: bool = True
 
 
 @dataclass
@@ -175,6 +179,7 @@ class Arranger:
         self, output: str, names: Sequence[str], reads: Sequence[Tensor], layout: Layout
     ) -> Tensor:
         whole, first = self.new(output, layout), 0
+        moves: list[Move] = []
         for name, source in zip(names, reads, strict=True):
             root = source.root
             free = not (root.rigid or root.given or root.twins)
@@ -183,8 +188,11 @@ class Arranger:
                 source.parent, source.first, source.halo = whole, first, NO_HALO
             else:
                 part = Tensor(source.shape, layout, parent=whole, first=first)
-                self.work.append(Move(name, source, part))
+                moves.append(Move(name, source, part, joins=False))
             first += source.shape[1]
+        if moves:
+            moves[-1].joins = True
+        self.work += moves
         return whole
 
     def _pieces(self, task: Task, reads: list[Tensor], form: Form, axis: int) -> None:
@@ -210,8 +218,8 @@ class Arranger:
         picked: list[Tensor] = []
         if isinstance(task.node.op, Conv):
             parts = reads[: task.parts]
-            if len(parts) > 1 and form.reads[0] != NHWC:
-                parts = [self._joined(task, parts, form.reads[0])]
+            if len(parts) > 1 and source_layout(form) != NHWC:
+                parts = [self._joined(task, parts, form)]
             parts = self._padded(task, parts)
             picked = parts if len(parts) > 1 else []
             reads = [parts[0], *reads[task.parts :]]
@@ -227,13 +235,13 @@ class Arranger:
                 return item
         return None
 
-    def _joined(self, task: Task, parts: list[Tensor], layout: Layout) -> Tensor:
+    def _joined(self, task: Task, parts: list[Tensor], form: Form) -> Tensor:
         """The parts of a convolution's input put together, once for all who read them."""
-        name = task.node.inputs[0]
-        for tensor in self.there.get(name, []):
-            if tensor.layout == layout:
-                return tensor
-        return self._concat(name, task.reads[: task.parts], parts, layout)
+        name, layout = task.node.inputs[0], source_layout(form)
+        there = {tensor.layout for tensor in self.there.get(name, [])}
+        if not there & {layout, form.reads[0]}:
+            self._concat(name, task.reads[: task.parts], parts, form.reads[0])
+        return self.in_layout(name, layout)
 
     def _padded(self, task: Task, parts: list[Tensor]) -> list[Tensor]:
         """The parts of a convolution's input with room for its padding, and of equal strides."""

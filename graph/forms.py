@@ -28,9 +28,9 @@ from graph.ops import (
 )
 from graph.problems import conv_problem
 from graph.tasks import Shape4, Task, is_range, shape4
-from kernels.core.layout import NCHW, NHWC, Layout
+from kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import parse_schedule
+from kernels.core.template import ScheduleError, parse_schedule
 
 # Guesses of the bytes per second that are read and written: with the order kept, and with it
 # changed. A step costs at least its barrier.
@@ -50,6 +50,18 @@ class Form:
     algorithm: str
     seconds: float
     rows: int = 0
+
+
+def source_layout(form: Form) -> Layout:
+    """The layout that a convolution's kernel reads, which parts of its input need not have.
+
+    That of the parts if the algorithm is none of today's: another will take its place.
+    """
+    try:
+        _, schedule = parse_schedule(form.algorithm)
+    except ScheduleError:
+        return form.reads[0]
+    return layout_pair(schedule.layout)[0]
 
 
 # Seconds to bring a tensor of this shape from one layout into another.
@@ -161,22 +173,25 @@ class Forms:
     def _convolutions(self, task: Task) -> list[Form]:
         """The fastest choice for each pair of layouts.
 
-        Parts of an input are picked from in NHWC; in other layouts they are put together first.
+        Parts of an input are picked from in NHWC; for other layouts they are put together first,
+        in NHWC where channel blocks of theirs would not begin at blocks of the whole.
         """
         residual = len(task.reads) - task.parts
+        name = task.node.inputs[0]
         layouts, joining = self._together(task.reads[: task.parts]), 0.0
         if task.parts > 1:
-            joining = self._costs.stream(8 * self._values(task.node.inputs[0]))
+            joining = self._costs.stream(8 * self._values(name))
         found: dict[tuple[Layout, Layout], Form] = {}
         for choice in self._choices[conv_problem(self.graph, task.node)]:
             src, dst = choice.src, choice.dst
             picks = task.parts > 1 and src == NHWC
-            if (src, dst) in found or src not in layouts:
+            if (src, dst) in found or (picks and not parse_schedule(choice.schedule)[0].picks):
                 continue
-            if picks and not parse_schedule(choice.schedule)[0].picks:
-                continue
-            reads = (*[src] * task.parts, *[dst] * residual)
+            part = src if src in layouts else NHWC
             seconds = choice.seconds + (0.0 if picks else joining)
+            if part != src:
+                seconds += self._costs.move(shape4(self.graph.shape(name)), part, src)
+            reads = (*[part] * task.parts, *[dst] * residual)
             found[src, dst] = Form(reads, dst, choice.schedule, seconds)
         return list(found.values())
 

@@ -200,7 +200,7 @@ def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number
         program = reorder.build(reorder.Reorder(), cpu, before, dst)
         layouts = f"{before.layout}>{dst.layout}"
         return Step(item.name, "reorder", "reorder", layouts, item.name, program,
-                    number(item.src), None, number(item.dst))  # fmt: skip
+                    number(item.src), None, number(item.dst), joins=item.joins)  # fmt: skip
     if isinstance(item, Piece):
         return _piece_step(graph, cpu, item, number)
     src, *others = item.reads

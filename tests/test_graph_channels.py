@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from graph.channels import absorb_shuffles
-from graph.choices import heuristic_choices
+from graph.choices import Choice, Choose, heuristic_choices
 from graph.executor import Executable
 from graph.model import Array, Graph, Node, Tensor
 from graph.ops import ChannelShuffle, Concat, Conv, Op, Pool, Slice, Unary
 from graph.plan import make_plan
 from graph.reference import run
+from kernels.conv import direct
 from kernels.core.cpu import Cpu
+from kernels.core.layout import Layout
+from kernels.core.problem import ConvProblem
 from tests.execution import relative_error
 from tests.graph_models import normal
 
@@ -136,14 +140,14 @@ def operators(graph: Graph) -> list[type]:
     return [type(node.op) for node in graph.nodes]
 
 
-def check(graph: Graph, natively: bool) -> Graph:
+def check(graph: Graph, natively: bool, choose: Choose | None = None) -> Graph:
     absorbed = absorb_shuffles(graph)
     x = {"x": normal(*graph.shape("x"))}
     truth, same = run(graph, x), run(absorbed, x)
     for name, value in truth.items():
         np.testing.assert_allclose(same[name], value, rtol=1e-9, atol=1e-9)
     if natively:
-        plan, arrangement = make_plan(absorbed, heuristic_choices(CPU), CPU)
+        plan, arrangement = make_plan(absorbed, choose or heuristic_choices(CPU), CPU)
         executable = Executable.of(arrangement, CPU, 2, plan)
         for _ in range(2):
             for name, value in executable.run(x).items():
@@ -200,6 +204,22 @@ def test_a_network_without_shuffles_stays_as_it_is() -> None:
     a, b = net.conv("x", 6), net.conv("x", 4)
     graph = net.graph(net.conv(net.concat(net.slice(a, 2, 3), b), 5))
     assert absorb_shuffles(graph) == graph
+
+
+def test_parts_are_put_together_for_kernels_that_read_blocks() -> None:
+    """In NHWC where they are no whole blocks, and then brought into blocks in one move."""
+
+    def in_blocks(p: ConvProblem) -> list[Choice]:
+        layout = Layout("NHWC" if p.groups > 1 else "NCHW8c")
+        schedule = replace(direct.template.heuristic(p, CPU), layout=str(layout))
+        return [Choice(direct.template.text(schedule), layout, layout, 1e-6)]
+
+    graph = check(units(3, 9), natively=True, choose=in_blocks)
+    _, arrangement = make_plan(graph, in_blocks, CPU)
+    moved = {(step.output, step.layouts) for step in arrangement.steps if step.work == "reorder"}
+    joined = [node.output for node in graph.nodes if node.op == Concat(1)]
+    assert {(name, "NHWC>NCHW8c") for name in joined} <= moved
+    assert not any(step.picks for step in arrangement.steps)
 
 
 def test_nothing_is_copied_where_convolutions_read_ranges() -> None:
