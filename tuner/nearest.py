@@ -1,7 +1,6 @@
 """What measurements of similar problems suggest where there are none of a problem itself.
 
-A search starts from the winners of the nearest shapes; a network that was never tuned may run by
-them.
+A search starts from the winners of the nearest shapes.
 """
 
 from __future__ import annotations

@@ -108,9 +108,10 @@ def main(words: Sequence[str] | None = None) -> int:
         ("agreement-tunings", tunings(arguments.work), _show_tunings),
         ("agreement-later", later(arguments.work), _show_later),
     ):
-        if len(table):
-            print(f"\n{name}")
-            print_(table)
+        if not len(table):
+            continue
+        print(f"\n{name}")
+        print_(table)
         if arguments.csv:
             arguments.csv.mkdir(parents=True, exist_ok=True)
             path = arguments.csv / f"{name}.csv"
