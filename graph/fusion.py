@@ -91,13 +91,14 @@ def estimate(
 
     Saved is passing the intermediate result on where it does not stay in a core's L2, and waiting
     for it where there are several threads. Lost is what cores do twice or wait for each other
-    because bands are coarse, and fetching large weights for each band.
+    because bands are coarse, and fetching large weights for each band. Convolutions whose own
+    weights exceed half of L2 have gained on one thread and lost on two: nothing is expected there.
     """
     first, second = (_part(graph, task, form, cpu) for task, form in zip(pair, forms, strict=True))
     mid = Placement(forms[0].writes, *shape4(graph.shape(pair[0].output)))
     rows = bands.rows_per_band(first, second, mid, cpu)
-    if not rows:
-        return 0, 0.0
+    if not rows or 4 * first.weights > cpu.l2 // 2:
+        return rows, 0.0
     size, weights = 4 * mid.size, 4 * second.weights
     saved = STEP if threads > 1 else 0.0
     if size > cpu.l2 or threads > 1:
