@@ -39,9 +39,15 @@ def test_a_record_knows_what_it_is_worth() -> None:
     r = network_record()
     assert r.seconds("layer times") == 1e-3
     assert r.seconds("in place") == math.inf
-    low, high = r.over("heuristic")
+    low, high = r.interval("layer times")
     assert 1.9 < low <= high <= 2
-    assert math.isnan(r.over("in place")[0])
+    assert math.isnan(r.interval("in place")[0])
+    assert "faster" in r.verdict
+    slower = {**SAMPLES, "layer times": tuple(0.99 * x for x in SAMPLES["heuristic"])}
+    assert "tie" in network_record(samples=slower).verdict
+    assert "own" in network_record(kept="heuristic").verdict
+    few = {name: samples[:2] for name, samples in SAMPLES.items()}
+    assert network_record(samples=few).verdict == "unsure"
 
 
 def test_records_read_back_in_order_and_travel(tmp_path: Path) -> None:

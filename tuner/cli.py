@@ -293,9 +293,10 @@ def _network(parser: argparse.ArgumentParser) -> None:
     _thread_count(parser)
     parser.add_argument(
         "--policy",
-        choices=("cached", "heuristic"),
+        choices=("cached", "heuristic", "reproducible"),
         default="cached",
-        help="what was measured and else the heuristic (default), or the heuristic alone",
+        help="what was measured and else the heuristic (default); the heuristic alone; or as "
+        "cached for one thread, so that any number of threads gives the same bits",
     )
     parser.add_argument("--plan", type=Path, metavar="FILE", help="choose nothing: follow this")
     parser.add_argument(
@@ -306,6 +307,7 @@ def _network(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=1x3x224x224",
         help="the shape of an input, where it is open or another one is wanted",
     )
+    _limits(parser)
     _database(parser)
 
 
@@ -331,6 +333,11 @@ def _thread_count(parser: argparse.ArgumentParser) -> None:
 def _conditions(parser: argparse.ArgumentParser, both: bool = False) -> None:
     _thread_count(parser)
     _regime(parser, both)
+    _limits(parser)
+    _database(parser)
+
+
+def _limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-error",
         type=_error,
@@ -338,7 +345,13 @@ def _conditions(parser: argparse.ArgumentParser, both: bool = False) -> None:
         help="use only schedules whose error against float64 is at most E, as an rms relative to "
         "the output's, such as 2e-6 (default: any that passed verification)",
     )
-    _database(parser)
+    parser.add_argument(
+        "--max-workspace",
+        type=_bytes,
+        metavar="SIZE",
+        help="use only schedules that take at most so many bytes beside their operands, such as "
+        "64K or 2M (default: any number)",
+    )
 
 
 def _regime(parser: argparse.ArgumentParser, both: bool = False) -> None:
@@ -365,6 +378,15 @@ def _error(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an error between 0 and 1")
     return value
+
+
+def _bytes(text: str) -> int:
+    number, unit = text[:-1], text[-1:].upper()
+    if unit not in ("K", "M", "G"):
+        number, unit = text, ""
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 64K or 2M")
+    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
 
 
 def _count(text: str) -> int:

@@ -20,8 +20,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from tuner.network_record import HEURISTIC, NetworkRecord
 from tuner.record import Outcome, Record
-from tuner.standing import Standing, network_seconds, seconds
+from tuner.standing import Standing, network_seconds, of_network, seconds
 from tuner.targets import Target
 from tuner.units import UNKNOWN, clock, ms, percent, plural, ratio
 
@@ -80,12 +81,7 @@ def standings_table(console: Console, found: Sequence[Standing], peak: float) ->
 
 def network_sums(console: Console, target: Target, found: Sequence[Standing]) -> None:
     """Print what all convolutions of a network take, one after the other."""
-    by_problem = {s.problem: s for s in found}
-    own = [
-        Standing(problem, count, old.naive, old.heuristic, old.best)
-        for problem, count in target.problems
-        if (old := by_problem.get(problem))
-    ]
+    own = of_network(found, target.problems)
     naive, heuristic, best = network_seconds(own)
     console.print(
         f"[bold]{escape(target.name)}[/], all {sum(s.count for s in own)} convolutions: "
@@ -93,6 +89,19 @@ def network_sums(console: Console, target: Target, found: Sequence[Standing]) ->
         f"[bold green]best {ms(best)} ms[/]: {ratio(naive / best)} over naive, "
         f"{ratio(heuristic / best)} over the heuristic"
     )
+
+
+def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
+    """Print how a network's plans raced; `naive` are the seconds of its layers' naive loops."""
+    rows = [("naive loops, sum of layers", ms(naive), "", "")]
+    for name in record.samples:
+        low, high = record.interval(name)
+        over = ratio(record.seconds(HEURISTIC) / record.seconds(name))
+        rows.append((name, ms(record.seconds(name)), over, f"{low:.3f} to {high:.3f}"))
+    console.print()
+    heads = (f"{record.network} as a whole", "ms>", "over heur.>", "95 % interval>")
+    grid(console, heads, rows)
+    console.print(f"kept: [bold]{escape(record.kept)}[/], {record.verdict}")
 
 
 class Board:

@@ -95,7 +95,8 @@ def fast_run(
     also: Sequence[str] = (),
     seed: int = 0,
     algorithms: Sequence[str] = (),
-    max_error: float = math.inf,
+    max_error: float | None = None,
+    max_workspace: int | None = None,
     sampler: str = "tpe",
     protocol: Protocol | None = None,
     limits: Limits | None = None,
@@ -108,9 +109,9 @@ def fast_run(
 
     Outcomes that the database holds for the machine, toolchain, thread count and regime are
     learnt from and not measured again. Candidates that err by more than `max_error`, an rms
-    relative to the output's, are recorded but cannot win. `algorithms` restricts the search as
-    `ProblemSearch` says, `sampler` is one of `tuner.propose.SAMPLERS`, `protocol` says how
-    candidates are screened. `measurer`, a `tuner.fleet.Fleet`, measures on other machines, under
+    relative to the output's, or take more than `max_workspace` bytes are recorded but cannot win.
+    `algorithms` restricts the search as `ProblemSearch` says, `sampler` is one of
+    `tuner.propose.SAMPLERS`, `protocol` says how candidates are screened. `measurer`, a `tuner.fleet.Fleet`, measures on other machines, under
     the conditions it was made with; else it is this machine with `threads`, `regime` and `limits`.
 
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
@@ -124,7 +125,7 @@ def fast_run(
     """
     with measurer or Measurer(threads, regime, limits) as measurer:
         run = _Run(database, budget, measurer, protocol, also, observe)
-        run.prepare(problems, seed, algorithms, max_error, sampler)
+        run.prepare(problems, seed, algorithms, max_error, max_workspace, sampler)
         try:
             run.search()
             run.finals()
@@ -161,7 +162,8 @@ class _Run:
         problems: Sequence[tuple[ConvProblem, int]],
         seed: int,
         algorithms: Sequence[str],
-        max_error: float,
+        max_error: float | None,
+        max_workspace: int | None,
         sampler: str,
     ) -> None:
         """Make the searches and teach them what the database knows."""
@@ -171,7 +173,14 @@ class _Run:
         winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
         for problem, occurrences in problems:
             search = ProblemSearch(
-                problem, occurrences, measurer.cpu, seed, algorithms, max_error, sampler
+                problem,
+                occurrences,
+                measurer.cpu,
+                seed,
+                algorithms,
+                max_error,
+                max_workspace,
+                sampler,
             )
             stored = self.database.records(
                 problem=str(problem),

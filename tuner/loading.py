@@ -11,30 +11,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from graph.choices import Choice, Choose, heuristic_choices
 from graph.executor import Executable
+from graph.forms import GUESSED
+from graph.model import Graph
 from graph.networks import load_network
 from graph.passes import optimise
 from graph.plan import Plan, follow_plan, make_plan
+from graph.steps import Arrangement
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
-from kernels.core.layout import layout_pair
-from kernels.core.problem import ConvProblem
-from kernels.core.template import ScheduleError, parse_schedule
+from tuner.choosing import guessed_choices, stored_choices
 
 if TYPE_CHECKING:
     import onnx
 
     from tuner.database import Database
+    from tuner.tables import Bounds
 
-POLICIES = ("cached", "heuristic")
-
-# What was measured with weights out of cache is closer to a network; else any measurement.
-_REGIMES = ("cold-weights", "hot")
-
-# Nobody knows how fast an unmeasured layout is. It must promise to be this much faster than what
-# was measured before it is believed.
-_DISTRUST = 1.3
+POLICIES = ("cached", "heuristic", "reproducible", "profile")
 
 
 def load(
@@ -44,17 +38,30 @@ def load(
     policy: str = "cached",
     shapes: Mapping[str, Sequence[int]] | None = None,
     plan: Plan | str | Path | None = None,
+    *,
+    max_error: float | None = None,
+    max_workspace: int | None = None,
+    seconds: float = 60.0,
 ) -> Executable:
     """A built-in network by name, an ONNX file or an ONNX model, ready to run.
 
-    `shapes` gives or overrides the shapes of inputs. The policy `cached` uses what `database`
-    holds for this machine and number of threads (a Database, path or URL; by default the one in
-    the cache folder), and the heuristic for the rest; `heuristic` looks at no database. With
-    `plan`, or the path of its file, nothing is chosen at all.
+    `shapes` gives or overrides the shapes of inputs. What runs is decided by the policy:
+
+    `cached`: the plan that `database` (a Database, path or URL; by default the one in the cache
+    folder) keeps for the network on this machine with so many threads; else a plan by the times of
+    layers that it holds, and the heuristic for the rest.
+    `heuristic`: no database is looked at.
+    `reproducible`: as `cached` for one thread, whatever `threads` is, so that all numbers of
+    threads give the same bits.
+    `profile`: tune for so many `seconds` first, into the database; then as `cached`.
+
+    Convolutions use only schedules whose error, an rms relative to the output's, is at most
+    `max_error` and whose workspace is at most `max_workspace` bytes; both are measured, or expected
+    of what was not. With `plan`, or the path of its file, nothing is chosen at all.
 
     Raises:
-        GraphError: the model or the plan cannot be used; the message says which node and why.
-        ValueError: there is no such policy, or less than one thread.
+        GraphError: the model or the plan cannot be used, or nothing stays within the limits.
+        ValueError: there is no such policy, less than one thread, or more than cores to profile.
         DatabaseError: the database given cannot be read.
     """
     if policy not in POLICIES:
@@ -66,70 +73,69 @@ def load(
     if plan is not None:
         followed = plan if isinstance(plan, Plan) else Plan.load(plan)
         return Executable.of(follow_plan(graph, followed, cpu), cpu, threads, followed)
-    choose = heuristic_choices(cpu)
-    if policy == "cached":
-        choose = _with_database(choose, cpu, threads, database)
-    made, arrangement = make_plan(graph, choose, cpu)
+    limits: Bounds = {"max_error": max_error, "max_workspace": max_workspace}
+    store = None
+    if policy == "profile":
+        store = _profiled(graph, database, threads, seconds, limits)
+    elif policy != "heuristic":
+        store = _opened(database)
+    planned = 1 if policy == "reproducible" else threads
+    made, arrangement = _planned(graph, store, cpu, planned, limits)
     return Executable.of(arrangement, cpu, threads, made)
 
 
-def _with_database(
-    otherwise: Choose, cpu: Cpu, threads: int, database: Database | str | Path | None
-) -> Choose:
-    """What the database knows, filled up with what the heuristic guesses."""
+def _planned(
+    graph: Graph, store: Database | None, cpu: Cpu, threads: int, limits: Bounds
+) -> tuple[Plan, Arrangement]:
+    """The plan that the database keeps, or one by what is known of layers."""
+    from tuner.machine import on_file
+    from tuner.moves import costs
+
+    choose = guessed_choices(cpu, threads, limits)
+    if store:
+        from tuner.plans import kept_plan
+
+        if kept := kept_plan(graph, store, cpu, threads, limits):
+            return kept
+        choose = stored_choices(store, cpu, threads, limits)
+    report = on_file()
+    return make_plan(graph, choose, cpu, costs(report, threads) if report else GUESSED, threads)
+
+
+def _opened(database: Database | str | Path | None) -> Database | None:
+    """The database to look into; None where there is none that can be read, which is said."""
     if database is None and not os.path.exists(cache_root() / "fastrun.db"):
         warnings.warn(
             "nothing is tuned on this machine: running by heuristics (`fastrun tune` measures)",
             stacklevel=3,
         )
-        return otherwise
+        return None
     # Running a tuned network from a plan or by heuristics takes no SQL.
     from tuner.database import Database, DatabaseError
 
+    if isinstance(database, Database):
+        return database
     try:
         # One's own is migrated where it is of an older schema, somebody else's left as it is.
-        store = (
-            database
-            if isinstance(database, Database)
-            else Database(database, read_only=database is not None)
-        )
+        return Database(database, read_only=database is not None)
     except DatabaseError as error:
         if database is not None:
             raise
         warnings.warn(f"{error}; running by heuristics", stacklevel=3)
-        return otherwise
-
-    def choose(p: ConvProblem) -> list[Choice]:
-        known = _measured(store, p, cpu, threads)
-        guesses = otherwise(p)
-        if not known:
-            return list(guesses)
-        layouts = {(choice.src, choice.dst) for choice in known}
-        # Guesses are good for comparing guesses only: the best one is as good as the best known.
-        scale = min(c.seconds for c in known) / min(c.seconds for c in guesses) * _DISTRUST
-        return known + [
-            Choice(c.schedule, c.src, c.dst, c.seconds * scale)
-            for c in guesses
-            if (c.src, c.dst) not in layouts
-        ]
-
-    return choose
+        return None
 
 
-def _measured(store: Database, p: ConvProblem, cpu: Cpu, threads: int) -> list[Choice]:
-    """The best schedule measured for each pair of layouts, as far as it is still what it was."""
-    from tuner.standing import is_current
+def _profiled(
+    graph: Graph,
+    database: Database | str | Path | None,
+    threads: int,
+    seconds: float,
+    limits: Bounds,
+) -> Database:
+    """The database, with what tuning the network for so long has found."""
+    from tuner.database import Database
+    from tuner.plans import tune
 
-    for regime in _REGIMES:
-        found: dict[object, Choice] = {}
-        for record in store.ranking(p, cpu.fingerprint, threads, regime):
-            try:
-                _, schedule = parse_schedule(record.schedule)
-            except ScheduleError:
-                continue  # of an algorithm as it was, or of one that is no more
-            pair = layout_pair(schedule.layout)
-            if pair not in found and is_current(record):
-                found[pair] = Choice(record.schedule, *pair, record.seconds_per_call)
-        if found:
-            return list(found.values())
-    return []
+    store = database if isinstance(database, Database) else Database(database)
+    tune(graph, store, threads, seconds, limits)
+    return store

@@ -9,6 +9,10 @@ from typing import Any
 
 from tuner.intervals import ratio_interval
 from tuner.record import RecordError, content_key, now, typical
+from tuner.standing import PRACTICAL
+
+HEURISTIC, LAYERS, IN_PLACE = "heuristic", "layer times", "in place"
+"""Plans: what needs no measuring, the one by what layers take alone, and in the network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +62,19 @@ class NetworkRecord:
         """Of a run of the plan called so; infinite if it did not run."""
         return typical(self.samples.get(name, ()))
 
-    def over(self, name: str) -> tuple[float, float]:
-        """The 95 % interval of how many times faster the plan kept is; NaN if nobody knows."""
-        return ratio_interval(self.samples.get(name, ()), self.samples[self.kept], paired=True)
+    def interval(self, name: str, over: str = HEURISTIC) -> tuple[float, float]:
+        """The 95 % interval of how many times faster one plan is than another; NaN if unknown."""
+        return ratio_interval(self.samples.get(over, ()), self.samples.get(name, ()), paired=True)
+
+    @property
+    def verdict(self) -> str:
+        """What the final has gained over the heuristic's plan, in words as `Standing.verdict`."""
+        if self.kept == HEURISTIC:
+            return "the heuristic's own"
+        low, _ = self.interval(self.kept)
+        if math.isnan(low):
+            return "unsure"
+        return "faster than the heuristic's" if low > PRACTICAL else "a tie with the heuristic's"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `NetworkRecord(**data)` gives back an equal record."""

@@ -59,8 +59,8 @@ class ProblemSearch:
     Baselines come first, then each algorithm's heuristic. After that an algorithm's share of the
     time is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
     one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
-    output's, may not lead. `algorithms` restricts the search to those named, and their fields to
-    those of `winograd(mh=2|4, prefetch=0)`.
+    output's, or takes more than `max_workspace` bytes may not lead. `algorithms` restricts the
+    search to those named, and their fields to those of `winograd(mh=2|4, prefetch=0)`.
 
     Raises:
         ScheduleError: no such field, or it never has that value for this problem.
@@ -73,11 +73,12 @@ class ProblemSearch:
         cpu: Cpu,
         seed: int,
         algorithms: Sequence[str] = (),
-        max_error: float = math.inf,
+        max_error: float | None = None,
+        max_workspace: int | None = None,
         sampler: str = "tpe",
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
-        self.max_error = max_error
+        self._bounds = max_error, max_workspace
         wanted = {text.partition("(")[0]: text for text in algorithms}
         self.arms = {
             t.name: Arm(t, _proposer(t, problem, cpu, wanted.get(t.name, ""), seed + i, sampler))
@@ -120,8 +121,7 @@ class ProblemSearch:
         self.outcomes[record.outcome] += 1
         arm.outcomes += 1
         arm.seconds += sum(record.seconds.values())
-        precise = record.errors is None or record.errors.rms <= self.max_error
-        usable = record.outcome == Outcome.CORRECT and precise
+        usable = record.outcome == Outcome.CORRECT and self._within_bounds(record)
         seconds = record.seconds_per_call
         arm.proposer.tell(schedule, seconds if usable else None)
         if usable:
@@ -134,6 +134,11 @@ class ProblemSearch:
             if record.schedule == self.heuristic:
                 self.heuristic_seconds = seconds
         self.history.append(self.best)
+
+    def _within_bounds(self, record: Record) -> bool:
+        error, workspace = self._bounds
+        precise = error is None or record.errors is None or record.errors.rms <= error
+        return record.baseline or (precise and (workspace is None or record.workspace <= workspace))
 
     def replay(self, records: Iterable[Record]) -> int:
         """Learn from stored records of this problem; returns how many there were."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from kernels.core.cpu import Cpu
@@ -85,10 +85,12 @@ def standings(
     threads: int,
     regime: str,
     max_error: float | None = None,
+    max_workspace: int | None = None,
 ) -> list[Standing]:
     """Where each problem stands, by what the database holds and today's generator still makes.
 
-    The best is the best of those whose rms error is at most `max_error`, where that is given.
+    The best is the best of those whose rms error is at most `max_error` and whose workspace is at
+    most `max_workspace` bytes, where these are given.
     """
     found = []
     for problem, count in problems:
@@ -102,7 +104,13 @@ def standings(
                 count,
                 naive=first_current(r for r in ranking if r.algorithm == "naive"),
                 heuristic=first_current(proposed),
-                best=first_current(r for r in ranking if not r.baseline and _precise(r, max_error)),
+                best=first_current(
+                    r
+                    for r in ranking
+                    if not r.baseline
+                    and _precise(r, max_error)
+                    and (max_workspace is None or r.workspace <= max_workspace)
+                ),
             )
         )
     return found
@@ -148,6 +156,14 @@ def first_current(records: Iterable[Record]) -> Record | None:
 def seconds(record: Record | None) -> float:
     """Seconds per call; NaN for no record."""
     return record.seconds_per_call if record else math.nan
+
+
+def of_network(
+    found: Iterable[Standing], problems: Iterable[tuple[ConvProblem, int]]
+) -> list[Standing]:
+    """Where a network's problems stand, each as often as the network has it."""
+    known = {s.problem: s for s in found}
+    return [replace(known[p], count=count) for p, count in problems if p in known]
 
 
 def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:

@@ -12,7 +12,7 @@ from tuner.environment import Environment
 from tuner.machine import MachineReport
 from tuner.noise import NOISY, noise_of
 from tuner.record import Record
-from tuner.standing import Standing, network_seconds
+from tuner.standing import Standing, network_seconds, of_network
 from tuner.targets import Target
 from tuner.units import ms, percent, plural, ratio
 
@@ -92,11 +92,7 @@ def _networks(facts: Facts) -> Iterator[str]:
     """A sentence for each network: all of its convolutions, one after the other."""
     for target in facts.targets:
         counts = dict(target.problems)
-        own = [
-            Standing(s.problem, counts[s.problem], s.naive, s.heuristic, s.best)
-            for s in facts.found
-            if s.problem in counts
-        ]
+        own = of_network(facts.found, target.problems)
         naive, heuristic, best = network_seconds(own)
         if target.is_network:
             yield (

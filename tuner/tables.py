@@ -122,16 +122,21 @@ class NetworkMatch(TypedDict, total=False):
     run: str
 
 
-class Limits(TypedDict, total=False):
-    """What a schedule has to meet to be ranked.
+class Bounds(TypedDict, total=False):
+    """What a schedule may cost beside time; None is no bound.
 
     `max_error` bounds `errors.rms`, so that a record without errors fails it; `max_workspace` is
-    in bytes. Baselines are left out unless `include_baselines`.
+    in bytes.
     """
 
-    toolchain: str | None
     max_error: float | None
     max_workspace: int | None
+
+
+class Limits(Bounds, total=False):
+    """What a schedule has to meet to be ranked; no baselines unless `include_baselines`."""
+
+    toolchain: str | None
     include_baselines: bool
 
 

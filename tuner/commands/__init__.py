@@ -12,12 +12,20 @@ from typing import TYPE_CHECKING
 from kernels.codegen.jit import cache_root
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
     from tuner.database import Database
+    from tuner.tables import Bounds
 
 
 def finite(value: float) -> float | None:
     """A number as JSON can say it: None is what is not known."""
     return value if math.isfinite(value) else None
+
+
+def limits_of(arguments: Namespace) -> Bounds:
+    """What the options of a command allow schedules."""
+    return {"max_error": arguments.max_error, "max_workspace": arguments.max_workspace}
 
 
 def existing(url: str | None) -> Database:

@@ -9,14 +9,13 @@ from typing import Any
 
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
-from kernels.core.template import heuristic_choice
-from tuner.commands import existing, finite
+from tuner.choosing import guessed_choices
+from tuner.commands import existing, finite, limits_of
 from tuner.database import Database
 from tuner.display import grid, screen
 from tuner.pareto import front
 from tuner.record import Record
 from tuner.standing import Standing, network_seconds, seconds, standings
-from tuner.tables import Limits
 from tuner.targets import Target, merged, read_target
 from tuner.units import UNKNOWN, ms, plural, ratio, size
 
@@ -44,14 +43,14 @@ def print_choices(
             cpu.fingerprint,
             arguments.threads,
             arguments.regime,
-            max_error=arguments.max_error,
+            **limits_of(arguments),
         )
     if getattr(arguments, "json", False):
         print(json.dumps(_choices_document(targets[0], found, arguments, cpu), indent=1))
         return 0
     rows = [
         (
-            *(str(s.problem), str(s.count), _choice(s, cpu)),
+            *(str(s.problem), str(s.count), _choice(s, cpu, arguments)),
             *("measured" if s.best else "heuristic", ms(seconds(s.best))),
             f"{s.gflops:.1f}" if s.best else UNKNOWN,
         )
@@ -70,7 +69,7 @@ def print_choices(
 def _print_fronts(target: Target, database: Database, arguments: Namespace) -> int:
     """The schedules of each problem that are best at time, workspace or error."""
     where = Cpu.host().fingerprint, arguments.threads, arguments.regime
-    limits: Limits = {"max_error": arguments.max_error}
+    limits = limits_of(arguments)
     fronts = {p: front(database.ranking(p, *where, **limits)) for p, _ in target.problems}
     if arguments.json:
         print(json.dumps(_fronts_document(target, fronts, arguments), indent=1))
@@ -118,11 +117,11 @@ def _fronts_document(
     }
 
 
-def _choice(s: Standing, cpu: Cpu) -> str:
+def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
     if s.best:
         return s.best.schedule
-    template, schedule = heuristic_choice(s.problem, cpu)
-    return template.text(schedule)
+    guesses = guessed_choices(cpu, arguments.threads, limits_of(arguments))(s.problem)
+    return min(guesses, key=lambda choice: choice.seconds).schedule
 
 
 def _choices_document(
@@ -142,7 +141,7 @@ def _choices_document(
             {
                 "problem": str(s.problem),
                 "count": s.count,
-                "schedule": _choice(s, cpu),
+                "schedule": _choice(s, cpu, arguments),
                 "from": "measured" if s.best else "heuristic",
                 "verdict": s.verdict,
                 "naive": finite(seconds(s.naive)),

@@ -60,6 +60,8 @@ def loaded(arguments: Namespace) -> Executable:
             arguments.policy,
             dict(arguments.shape),
             arguments.plan,
+            max_error=arguments.max_error,
+            max_workspace=arguments.max_workspace,
         )
     for warning in said:
         print(f"fastrun: {warning.message}", file=sys.stderr)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from graph.errors import UnsupportedError
+from graph.networks import load_network
+from graph.passes import optimise
 from kernels.core.cpu import Cpu
-from tuner.commands import existing
+from tuner.commands import existing, limits_of
 from tuner.commands.best import print_choices
 from tuner.commands.doctor import shortcoming
 from tuner.database import Database
-from tuner.display import network_sums, screen, standings_table
+from tuner.display import final_table, network_sums, screen, standings_table
 from tuner.effort import EFFORTS, Effort
 from tuner.machine import MachineReport, probe
 from tuner.measurer import Measurer
 from tuner.noise import NOISY, in_words, noise_of, others
+from tuner.plans import FINALS, settle
 from tuner.record import REGIMES
-from tuner.standing import standings
+from tuner.sandbox import WorkerDied
+from tuner.standing import network_seconds, of_network, standings
 from tuner.targets import Target, merged, read_target
 from tuner.units import duration, percent, plural
 
@@ -60,12 +64,16 @@ def profile(
     limit = arguments.seconds
     if limit is None and effort.seconds is not None:
         limit = effort.seconds * len(problems)
-    budget = Budget(limit, arguments.trials, effort.worth)
+    # Other machines measure layers only.
+    networks = [t for t in targets if t.is_network and arguments.workers is None]
+    share = FINALS if networks else 0.0
+    search = None if limit is None else (1 - share) * limit
+    budget = Budget(search, arguments.trials, effort.worth)
     names = ", ".join(target.name for target in targets)
     title = (
         f"{names}: {plural(len(problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
         f"{' and '.join([arguments.regime, *also])}, "
-        f"{_budget_text(budget.seconds, budget.trials)}"
+        f"{_budget_text(limit, budget.trials)}"
     )
     console = screen()
     for warning in filter(None, (shortcoming(measurer.cpu), not arguments.workers and others())):
@@ -85,7 +93,7 @@ def profile(
             also=also,
             seed=arguments.seed,
             algorithms=arguments.algorithms,
-            max_error=math.inf if arguments.max_error is None else arguments.max_error,
+            **limits_of(arguments),
             sampler=arguments.sampler or effort.sampler,
             protocol=effort.protocol,
             observe=observe,
@@ -97,7 +105,7 @@ def profile(
             measurer.cpu.fingerprint,
             arguments.threads,
             regime,
-            max_error=arguments.max_error,
+            **limits_of(arguments),
         )
         if also:
             print(regime)
@@ -125,7 +133,29 @@ def profile(
     if summary.interrupted:
         print("interrupted: the same command goes on where this one stopped")
         return INTERRUPTED
+    for target in networks:
+        naive, *_ = network_seconds(of_network(found, target.problems))
+        seconds = summary.seconds * share / (1 - share) / len(networks)
+        _final(target, database, arguments, seconds, summary.run, naive)
     return 0
+
+
+def _final(
+    target: Target,
+    database: Database,
+    arguments: Namespace,
+    seconds: float,
+    run: str,
+    naive: float,
+) -> None:
+    """Race the plans of a network, keep the fastest, and show how they did."""
+    graph = optimise(load_network(target.name))
+    try:
+        record = settle(graph, database, arguments.threads, seconds, limits_of(arguments), run)
+    except (UnsupportedError, WorkerDied) as error:
+        print(f"{target.name} was not raced as a whole: {error}")
+        return
+    final_table(screen(), record, naive)
 
 
 def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:

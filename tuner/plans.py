@@ -1,0 +1,121 @@
+"""Plans that the database keeps for whole networks: found by a final, used while current."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+
+from graph.errors import GraphError
+from graph.model import Graph
+from graph.plan import Plan, follow_plan
+from graph.problems import convolutions
+from graph.steps import Arrangement
+from kernels.core.cpu import Cpu
+from tuner.choosing import guessed_choices, stored_choices
+from tuner.database import Database
+from tuner.environment import toolchain
+from tuner.machine import probe
+from tuner.moves import costs
+from tuner.network import network_final
+from tuner.network_record import NetworkRecord
+from tuner.rivals import LEADERS, Knowledge
+from tuner.tables import Bounds
+
+FINALS = 0.15
+"""Of a budget, what goes to finals of whole networks."""
+
+
+def tune(graph: Graph, database: Database, threads: int, seconds: float, limits: Bounds) -> None:
+    """Spend so many seconds on an optimised network: on its layers, then on its final.
+
+    Raises:
+        As `settle`.
+        KeyboardInterrupt: what was measured until then is stored.
+    """
+    from tuner.fastrun import Budget, fast_run
+
+    problems = [(p, count) for p, count, _ in convolutions(graph)]
+    done = fast_run(
+        problems,
+        database,
+        Budget((1 - FINALS) * seconds),
+        threads=threads,
+        **limits,
+    )
+    if done.interrupted:
+        raise KeyboardInterrupt
+    settle(graph, database, threads, FINALS * seconds, limits, done.run)
+
+
+def settle(
+    graph: Graph,
+    database: Database,
+    threads: int,
+    seconds: float,
+    limits: Bounds,
+    run: str = "",
+) -> NetworkRecord:
+    """Find the plan of an optimised network that is fastest as a whole, and keep it.
+
+    Raises:
+        UnsupportedError: a node cannot be run; it is named.
+        ValueError: more threads than cores.
+        WorkerDied: not even the heuristic's plan could be run.
+        DatabaseError: the outcome cannot be stored.
+    """
+    cpu = Cpu.host()
+    knowledge = Knowledge(
+        guessed=functools.cache(guessed_choices(cpu, threads, limits)),
+        known=functools.cache(stored_choices(database, cpu, threads, limits)),
+        leaders=functools.cache(stored_choices(database, cpu, threads, limits, LEADERS)),
+        costs=costs(probe(), threads),
+    )
+    final = network_final(graph, knowledge, cpu, threads, seconds)
+    plan = final.plans[final.kept]
+    record = NetworkRecord(
+        network=graph.name,
+        graph=graph.digest,
+        machine=cpu.fingerprint,
+        threads=threads,
+        limits=_text(limits),
+        toolchain=toolchain(),
+        ir_hash=_code(follow_plan(graph, plan, cpu)),
+        kept=final.kept,
+        plan=str(plan),
+        samples=final.samples,
+        run=run,
+    )
+    database.add_network(record)
+    return record
+
+
+def kept_plan(
+    graph: Graph, database: Database, cpu: Cpu, threads: int, limits: Bounds
+) -> tuple[Plan, Arrangement] | None:
+    """The plan kept for a network under these conditions, if today's generator makes its code."""
+    found = database.networks(
+        graph=graph.digest, machine=cpu.fingerprint, threads=threads, limits=_text(limits)
+    )
+    if not found:
+        return None
+    newest = found[-1]
+    if newest.toolchain.partition(",")[0] != toolchain().partition(",")[0]:
+        return None
+    try:
+        plan = Plan.parse(newest.plan)
+        arrangement = follow_plan(graph, plan, cpu)
+    except GraphError:
+        return None  # of a planner as it was
+    return (plan, arrangement) if _code(arrangement) == newest.ir_hash else None
+
+
+def _code(arrangement: Arrangement) -> str:
+    """Thirty-two hex digits of all code of a network."""
+    code = "".join(step.program.ir_hash for step in arrangement.steps)
+    return hashlib.sha256(code.encode()).hexdigest()[:32]
+
+
+def _text(limits: Bounds) -> str:
+    given = {name: value for name, value in limits.items() if value is not None}
+    return json.dumps(given, sort_keys=True) if given else ""

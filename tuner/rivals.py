@@ -1,0 +1,136 @@
+"""Plans of one network that are worth comparing: by who made them, and variants of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, zip_longest
+
+from graph.choices import Choice, Choose
+from graph.forms import Costs, Form
+from graph.model import Graph
+from graph.ops import Conv
+from graph.plan import Plan, make_plan
+from graph.problems import conv_problem
+from graph.tasks import tasks
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW, NHWC, Layout
+from kernels.core.problem import ConvProblem
+from kernels.core.template import parse_schedule
+from search_spaces.space import space_for
+from tuner.network_record import HEURISTIC, LAYERS
+
+LEADERS = 4
+"""Schedules of a problem and pair of layouts that are tried in place."""
+
+# A schedule that took this many times as long as the fastest alone is not tried in place.
+NEAR = 1.25
+
+# Steps of K by which weights may be fetched ahead: alone they may stay in cache, here they do not.
+_AHEAD = 0, 16, 64
+
+_ONLY: Mapping[str, Callable[[Layout], bool]] = {
+    "all NCHWc": lambda layout: bool(layout.blocked),
+    "all NHWC": lambda layout: layout == NHWC,
+    "all NCHW": lambda layout: layout == NCHW,
+}
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What is known before: guesses, the best for each pair of layouts, the leaders, and moves."""
+
+    guessed: Choose
+    known: Choose
+    leaders: Choose
+    costs: Costs
+
+
+def plans(graph: Graph, knowledge: Knowledge, cpu: Cpu, threads: int) -> dict[str, Plan]:
+    """The heuristic's plan, the one from layer times, and some that keep to one layout if possible.
+
+    Each is there under its first name only.
+    """
+    ways = {HEURISTIC: knowledge.guessed, LAYERS: knowledge.known}
+    ways |= {name: _restricted(knowledge.known, allowed) for name, allowed in _ONLY.items()}
+    made = {
+        name: make_plan(graph, choose, cpu, knowledge.costs, threads)[0]
+        for name, choose in ways.items()
+    }
+    return distinct(made)
+
+
+def distinct(named: Mapping[str, Plan]) -> dict[str, Plan]:
+    """The plans under their first names."""
+    found: dict[str, Plan] = {}
+    for name, plan in named.items():
+        if not any(same(plan, other) for other in found.values()):
+            found[name] = plan
+    return found
+
+
+def same(a: Plan, b: Plan) -> bool:
+    """Whether two plans run the same, whatever they expect it to take."""
+    return [replace(form, seconds=0.0) for form in a.forms.values()] == [
+        replace(form, seconds=0.0) for form in b.forms.values()
+    ]
+
+
+def apart(plan: Plan) -> Plan:
+    """The plan with no task in bands behind another."""
+    return replace(plan, forms={x: replace(form, rows=0) for x, form in plan.forms.items()})
+
+
+def variants(graph: Graph, plan: Plan, leaders: Choose, cpu: Cpu) -> Iterator[Plan]:
+    """The plan with other schedules in the same layouts: each node's second choice, its third, ...
+
+    A node that has run out of choices keeps the plan's.
+    """
+    others: dict[str, list[str]] = {}
+    cached: dict[tuple[ConvProblem, Form], list[str]] = {}
+    for task in tasks(graph):
+        if isinstance(task.node.op, Conv):
+            problem, form = conv_problem(graph, task.node), plan.forms[task.output]
+            key = problem, replace(form, seconds=0.0)
+            if key not in cached:
+                cached[key] = _others(problem, form, leaders, cpu)
+            others[task.output] = cached[key]
+    for turn in zip_longest(*others.values()):
+        changed = {name: text for name, text in zip(others, turn, strict=True) if text}
+        forms = {
+            name: replace(form, algorithm=changed.get(name, form.algorithm))
+            for name, form in plan.forms.items()
+        }
+        yield replace(plan, forms=forms)
+
+
+def _others(p: ConvProblem, form: Form, leaders: Choose, cpu: Cpu) -> list[str]:
+    """What else could run a problem in a form's layouts, in the order of promise."""
+    pair = form.reads[0], form.writes
+    choices = [c for c in leaders(p) if (c.src, c.dst) == pair]
+    fastest = min((c.seconds for c in choices), default=0.0)
+    near = [c.schedule for c in choices if c.seconds <= NEAR * fastest]
+    ahead = _prefetching(p, form.algorithm, cpu)
+    second = near[:1] if near[:1] != [form.algorithm] else near[1:2]
+    ordered = dict.fromkeys(chain(second, ahead, near))
+    return [text for text in ordered if text != form.algorithm]
+
+
+def _prefetching(p: ConvProblem, text: str, cpu: Cpu) -> Iterator[str]:
+    template, schedule = parse_schedule(text)
+    space = space_for(template.name, p, cpu)
+    if "prefetch" in space.domains:
+        for distance in _AHEAD:
+            changed = replace(schedule, prefetch=distance)
+            if space.broken_rule(changed) is None:
+                yield template.text(changed)
+
+
+def _restricted(choose: Choose, allowed: Callable[[Layout], bool]) -> Choose:
+    """The choices that write allowed layouts, where there are such."""
+
+    def chosen(p: ConvProblem) -> Sequence[Choice]:
+        choices = choose(p)
+        return [c for c in choices if allowed(c.dst)] or choices
+
+    return chosen
