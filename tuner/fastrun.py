@@ -111,8 +111,9 @@ def fast_run(
     learnt from and not measured again. Candidates that err by more than `max_error`, an rms
     relative to the output's, or take more than `max_workspace` bytes are recorded but cannot win.
     `algorithms` restricts the search as `ProblemSearch` says, `sampler` is one of
-    `tuner.propose.SAMPLERS`, `protocol` says how candidates are screened. `measurer`, a `tuner.fleet.Fleet`, measures on other machines, under
-    the conditions it was made with; else it is this machine with `threads`, `regime` and `limits`.
+    `tuner.propose.SAMPLERS`, `protocol` says how candidates are screened. `measurer`, a
+    `tuner.fleet.Fleet`, measures on other machines, under the conditions it was made with; else it
+    is this machine with `threads`, `regime` and `limits`.
 
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
     says so.
