@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks clean
+.PHONY: demo test lint notebooks results clean
 
 demo: .venv/demo
 	$(BIN)/fastrun demo
@@ -18,6 +18,9 @@ lint: .venv/test
 notebooks: .venv/notebooks
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
 
+results: .venv/results
+	$(BIN)/python -m benchmarks.results
+
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable .
@@ -31,6 +34,11 @@ notebooks: .venv/notebooks
 .venv/notebooks: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --editable '.[notebooks]'
+	touch $@
+
+.venv/results: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable '.[peers]'
 	touch $@
 
 clean:

@@ -18,6 +18,7 @@ from tuner.display import grid, screen
 from tuner.environment import Environment
 from tuner.machine import probe
 from tuner.noise import others
+from tuner.record import Errors
 from tuner.units import UNKNOWN, duration, ms, plural, ratio
 
 ENGINES = (ours.NAME, *peers.NAMES)
@@ -165,6 +166,26 @@ def write_json(path: Path, heats: Sequence[Heat]) -> None:
         "results": results,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def read_heats(data: Mapping[str, Any]) -> list[Heat]:
+    """The heats of a file that `write_json` wrote, as it was parsed.
+
+    Raises:
+        KeyError: something is missing: it is no such file.
+    """
+    laps: dict[tuple[str, str, int], list[Lap]] = {}
+    for r in data["results"]:
+        lap = Lap(
+            engine=r["engine"],
+            samples=tuple(r["samples"]),
+            repeats=r["repeats"],
+            errors=r["errors"] and Errors.from_dict(r["errors"]),
+            overhead=r["overhead"],
+            note=r["note"],
+        )
+        laps.setdefault((r["subject"], r["group"], r["threads"]), []).append(lap)
+    return [Heat(*key, tuple(members)) for key, members in laps.items()]
 
 
 def geometric_mean(values: Iterable[float]) -> float:

@@ -107,6 +107,7 @@ def _parsers() -> tuple[Parser, list[str]]:
 
     c = command("doctor", "show this machine: caches, measured peak, bandwidths, noise")
     c.add_argument("--refresh", action="store_true", help="measure again")
+    c.add_argument("--json", action="store_true", help="as JSON, with nothing left out")
 
     c = command("tune", "find the best schedule of every convolution of the targets")
     c.add_argument("targets", nargs="+", metavar="TARGET")

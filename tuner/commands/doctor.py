@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
+from dataclasses import asdict
 
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
@@ -16,6 +18,9 @@ from tuner.units import UNKNOWN, percent, plural, significant, size
 def run(arguments: Namespace) -> int:
     """Say what is known about this machine, and measure what is not."""
     report, cpu, here = probe(arguments.refresh), Cpu.host(), Environment.host()
+    if arguments.json:
+        print(json.dumps({"environment": here.to_dict(), "machine": asdict(report)}, indent=1))
+        return 0
     caches = (("L1", cpu.l1), ("L2", cpu.l2), ("L3", cpu.l3))
     limit = "none" if here.cpu_limit is None else f"{significant(here.cpu_limit)} cores of time"
     memory = "" if here.memory_limit is None else f", {size(here.memory_limit)} of it allowed"

@@ -1,0 +1,139 @@
+"""All results of this machine, each by a command that anybody can run; `make results` is this.
+
+    python -m benchmarks.results [STEP ...] [--db URL] [--effort E] [--quick] [--out FOLDER]
+
+A step is one command, and what it prints becomes a file, headed by the command and the time. The
+file is only replaced when its command has succeeded. Without names all steps are taken, which
+needs hours and a quiet machine; they build upon one another in the order of the list.
+"""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import layers
+from graph import zoo
+from kernels.core.cpu import Cpu
+from tuner.effort import EFFORTS
+from tuner.machine import probe
+from tuner.record import now
+from tuner.report import machine_slug
+
+FASTRUN = ("-m", "tuner")
+EXPERIMENTS = ("im2col", "pack", "winograd", "prefetch", "formulas", "bands")
+
+_DATABASE, _QUICK = Path("build/results.db"), Path("build/results")
+_LAYER, _NETWORK = "ShuffleNetV2 58-58@28", "shufflenetv2"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A command, as the words that follow `python`, and the file that gets what it prints."""
+
+    command: Sequence[str]
+    file: str
+
+
+def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, Step]:
+    """Every step by its name, in order."""
+    stored = ("--db", database)
+    threads = range(1, min(2, Cpu.host().cores) + 1)
+    listed = ("--threads", ",".join(map(str, threads)))
+    few = ("--peers", "none", "--rounds", "2") if quick else ()
+    networks = (_NETWORK,) if quick else zoo.NAMES
+    single = [str(layer.problem) for layer in layers.published(_LAYER if quick else "")]
+    tuned = single if quick else [*networks, *single]
+    budget = ("--trials", "2") if quick else ("--effort", effort)
+
+    def bench(name: str, *what: str) -> Step:
+        out = ("--json", str(folder / f"{name}.json"))
+        return Step((*FASTRUN, "bench", *what, *listed, *few, *out, *stored), f"{name}.txt")
+
+    def experiment(name: str) -> Step:
+        words = ("--csv", str(folder / "experiments"), *(["--quick"] if quick else []))
+        module = f"benchmarks.experiments.{name}"
+        return Step(("-m", module, *words), f"experiments/{name}.txt")
+
+    records, written = str(folder / "records.jsonl.gz"), () if quick else ("--write", "README.md")
+    refresh = () if quick else ("--refresh",)
+    return {
+        "machine": Step((*FASTRUN, "doctor", "--json", *refresh), "machine.json"),
+        **{
+            f"tune-{n}": Step(
+                (*FASTRUN, "tune", *tuned, "--threads", str(n), *budget, *stored), f"tune-{n}.txt"
+            )
+            for n in threads
+        },
+        "records": Step((*FASTRUN, "db", "export", records, *stored), "records.txt"),
+        "report": Step(
+            (*FASTRUN, "report", *(tuned if quick else networks), "--out", str(folder), *stored),
+            "report.txt",
+        ),
+        "layers": bench("layers", "--layers", *([_LAYER] if quick else [])),
+        "networks": bench("networks", *networks),
+        **{name: experiment(name) for name in EXPERIMENTS},
+        "readme": Step(("-m", "benchmarks.readme", str(folder), *written), "summary.md"),
+    }
+
+
+def take(name: str, step: Step, folder: Path) -> int:
+    """Run a step's command and keep what it prints; the command's exit code."""
+    shown = shlex.join(["fastrun", *step.command[2:]] if step.command[:2] == FASTRUN else
+                       ["python", *step.command])  # fmt: skip
+    print(f"{name}: {shown[:90]}", flush=True)
+    begun, file = now(), folder / step.file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([sys.executable, *step.command], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"{name} failed, and {file} is as it was: {done.stdout.strip()}", file=sys.stderr)
+        return done.returncode
+    head = f"{shown}\nbegun {begun[:16]} UTC\n\n" if file.suffix == ".txt" else ""
+    file.write_text(head + done.stdout)
+    return 0
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Take the steps named; stop at the first that fails."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.results", description=str(__doc__).split("\n")[0]
+    )
+    names = list(steps(Path(), "", "normal", False))
+    parser.add_argument(
+        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)} (default: all)"
+    )
+    parser.add_argument("--db", metavar="URL", help=f"of what is tuned (default {_DATABASE})")
+    parser.add_argument(
+        "--effort", choices=EFFORTS, default="normal", help="of the tuning (default normal)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"one small layer and network, two trials, into {_QUICK}, with a database there",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: results/ and the machine's name"
+    )
+    arguments = parser.parse_args(words)
+    for name in arguments.steps:
+        if name not in names:
+            parser.error(f"no step {name!r}: there are {', '.join(names)}")
+    folder = arguments.out or (
+        _QUICK if arguments.quick else Path("results", machine_slug(probe()))
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    database = arguments.db or (str(folder / "quick.db") if arguments.quick else None)
+    planned = steps(folder, database, arguments.effort, arguments.quick)
+    for name in arguments.steps or names:
+        if code := take(name, planned[name], folder):
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
