@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint notebooks results clean
+.PHONY: demo test lint docs notebooks results clean
 
 demo: .venv/demo
 	$(BIN)/fastrun demo
@@ -14,6 +14,9 @@ lint: .venv/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/demo
+	$(BIN)/python docs/reference/generate.py
 
 notebooks: .venv/notebooks
 	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb

@@ -119,6 +119,11 @@ class Piece:
 
 @dataclass
 class Arranger:
+    """Places the tensors of a network, task by task.
+
+    `there` holds every tensor in the layouts that it has by now, `work` what has to be done.
+    """
+
     graph: Graph
     there: dict[str, list[Tensor]] = field(default_factory=dict)
     work: list[Move | Run | Piece] = field(default_factory=list)
@@ -154,6 +159,7 @@ class Arranger:
         return Tensor(shape, layout, parent=root, recast=True)
 
     def task(self, task: Task, form: Form) -> None:
+        """Have the task done in this form, on inputs that are moved where they do not lie so."""
         wanted = zip(task.reads, form.reads, strict=True)
         reads = [self.in_layout(x, layout) for x, layout in wanted]
         match task.node.op:

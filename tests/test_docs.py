@@ -13,11 +13,12 @@ import pytest
 
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
-from tuner.cli import _parsers
+from tuner.cli import parsers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
 PAGES += sorted((ROOT / "docs").glob("*.md"))
+REFERENCE = sorted((ROOT / "docs" / "reference").glob("*.md"))
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -53,7 +54,7 @@ def test_commands_were_found() -> None:
 @pytest.mark.parametrize("command", shown("fastrun"))
 def test_fastrun_knows_the_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
-    parser, names = _parsers()
+    parser, names = parsers()
     words = shlex.split(command.replace("NAME", "direct"))[1:]
     if words[1:] == ["--help"] and words[0] in ("COMMAND", *names):
         return
@@ -85,7 +86,7 @@ def test_python_finds_what_it_runs(command: str, capsys: pytest.CaptureFixture[s
     assert options <= set(re.findall(r"--\w+", capsys.readouterr().out))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *REFERENCE], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\((?!https?:)([^)]+)", FENCED.sub("", page.read_text())):
         file, _, anchor = link.partition("#")
@@ -121,7 +122,7 @@ def test_snippets_import_what_exists(page: Path) -> None:
 
 def test_every_page_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    for page in PAGES[1:]:
+    for page in [*PAGES[1:], *REFERENCE]:
         assert f"]({page.relative_to(ROOT)})" in readme
 
 

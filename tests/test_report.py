@@ -287,13 +287,13 @@ def test_the_page_says_what_matters_first(page: Path, found: list[Standing]) -> 
 
 
 def test_every_row_has_a_command_that_parses(page: Path, found: list[Standing]) -> None:
-    from tuner.cli import _parsers
+    from tuner.cli import parsers
 
     text = html.unescape(page.read_text())
     commands = re.findall(r"fastrun show '[^<]*--measure", text)
     assert len(commands) == len(found)
     for command, s in zip(commands, found, strict=True):
-        arguments = _parsers()[0].parse_args(shlex.split(command)[1:])
+        arguments = parsers()[0].parse_args(shlex.split(command)[1:])
         assert arguments.target == str(s.problem)
         assert s.best
         assert arguments.schedule == s.best.schedule

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     """Answers a mistake in one line."""
 
     def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where to read more; exit with 2."""
         self.exit(2, f"fastrun: error: {message}; see `{self.prog} --help`\n")
 
 
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 is success, 2 a mistake that the message explains, 130 an interruption.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    parser, names = _parsers()
+    parser, names = parsers()
     if not words:
         parser.print_help()
         return 0
@@ -88,8 +89,8 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def _parsers() -> tuple[Parser, list[str]]:
-    """The parser, and the names of the commands."""
+def parsers() -> tuple[Parser, dict[str, Parser]]:
+    """The parser, and those of the commands by name."""
     parser = Parser(
         prog="fastrun",
         description="Autotuned convolution kernels for the CPU at hand. New here? `fastrun demo` "
@@ -286,7 +287,7 @@ def _parsers() -> tuple[Parser, list[str]]:
     c = command("demo", "tune ResNet-18 and write the report: about two minutes")
     _budget(c)
     _conditions(c)
-    return parser, list(commands.choices)
+    return parser, commands.choices
 
 
 def _network(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,7 @@ class Proposer:
     """Proposes schedules of one space, best guesses first, each at most once.
 
     `first` are tried before the `sampler`, one of `SAMPLERS`, is asked: heuristics, winners of
-    similar problems. `rejected` counts proposals by the name of the rule they broke.
+    similar problems.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Proposer:
 
     @property
     def rejected(self) -> Counter[str]:
+        """How many proposals broke each rule, by its name."""
         return self._ground.rejected
 
     def propose(self) -> Any | None:
@@ -75,7 +76,7 @@ class Proposer:
             self._strategy.learn(schedule, seconds)
 
 
-class Sampled:
+class Sampled(Strategy):
     """What an Optuna sampler suggests; next to it, where it suggests what is known."""
 
     def __init__(self, ground: Ground, sampler: optuna.samplers.BaseSampler) -> None:
@@ -126,7 +127,7 @@ class Sampled:
         self._study.tell(trial, _objective(seconds))
 
 
-class Turns:
+class Turns(Strategy):
     """A strategy and the neighbourhood of the best so far, turn and turn about.
 
     A good heuristic leaves its last tenth close by, where a sampler that is still learning does

@@ -93,7 +93,7 @@ class Ground:
         return tuple(reversed(point))
 
 
-class Listed:
+class Listed(Strategy):
     """One schedule after the other, whatever comes of them."""
 
     def __init__(self, schedules: Iterator[Any]) -> None:
@@ -106,7 +106,7 @@ class Listed:
         pass
 
 
-class Local:
+class Local(Strategy):
     """Greedy local search: goes to any neighbour that is faster than where it stands.
 
     Where none is, it goes on from a random schedule.

@@ -44,6 +44,7 @@ class Facts:
 
 
 def conditions(facts: Facts) -> str:
+    """Where and when it was measured, in one line."""
     first, last = (pick(r.time for r in facts.records)[:16] for pick in (min, max))
     when = first.replace("T", " ") if first[:10] == last[:10] else f"{first[:10]} to {last[:10]}"
     return f"{facts.machine.model}, {plural(facts.threads, 'thread')}, {facts.regime}, {when} UTC"

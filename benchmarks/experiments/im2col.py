@@ -17,7 +17,7 @@ from dataclasses import replace
 from benchmarks.experiments.command import Column, Part, command, show_duels
 from benchmarks.experiments.duel import Duel, Findings, settle
 from kernels.codegen.tile_gemm import best_tile
-from kernels.codegen.unfolded_product import pixel_lanes
+from kernels.codegen.unfolded_forms import pixel_lanes
 from kernels.conv.im2col import Schedule, template
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem

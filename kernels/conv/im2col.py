@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from kernels.codegen.builder import Int, Kernel, Module
 from kernels.codegen.tile_gemm import Run, best_tile, sweep, tile_count
-from kernels.codegen.unfolded_product import Channels, Chunk, Planar, chunks, pixel_lanes
+from kernels.codegen.unfolded_forms import Channels, Planar, pixel_lanes
+from kernels.codegen.unfolded_product import Chunk, Form, chunks
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
@@ -51,6 +52,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(io.src.layout == io.dst.layout, "im2col keeps the layout")
     check(io.dst.dense and io.add.dense, "rows of output pixels have gaps between them")
     check(1 <= s.kc <= p.group_c, "a K block has more channels than there are")
+    form: Form
     form = Planar(p, s, cpu, io) if io.src.layout.name == "NCHW" else Channels(p, s, cpu, io)
     for pixels in form.tiles:
         for panel in form.panels:
@@ -69,9 +71,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     return module.program(io, form.pack_weights, local_bytes=4 * buffers * matrix_floats)
 
 
-def _add_block(
-    k: Kernel, form: Planar | Channels, s: Schedule, chunk: Chunk, first: Int, count: int
-) -> None:
+def _add_block(k: Kernel, form: Form, s: Schedule, chunk: Chunk, first: Int, count: int) -> None:
     """Unfold one block of K for `count` register tiles from `first` on, and multiply it."""
 
     def unfold(tile: Run, at: Int) -> None:
