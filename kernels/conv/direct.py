@@ -56,14 +56,17 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = min(16, max(4, cpu.lanes))
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = "NHWC" if grouped else f"NCHW{block}c"
-    if p.c < block and p.groups == 1:
+    first = p.c < block and p.groups == 1
+    if first:
         layout = f"NCHW>{layout}"
     lanes = lanes_for(p, layout_pair(layout)[1], cpu)
-    tile_h, tile_w, cols = best_tile(p.oh, p.ow, -(-p.group_oc // lanes), cpu)
+    # A first layer has few terms for each output: what counts is that it writes along rows.
+    height = 1 if first else p.oh
+    tile_h, tile_w, cols = best_tile(height, p.ow, -(-p.group_oc // lanes), cpu)
     # Rows of input that stay in half of L2 while the panels go by.
     fit = cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0] * tile_h)
     rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
-    return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=False)
+    return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -102,13 +105,18 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 acc = k.tile(y.size * x.size, v.size, lanes)
                 out.start(acc)
                 corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
-                pixels = [
-                    corner.at(0, 0, i * p.stride[0], j * p.stride[1])
+                offsets = [
+                    (0, 0, i * p.stride[0], j * p.stride[1])
                     for i in range(y.size)
                     for j in range(x.size)
                 ]
 
                 def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
+                    # Taps in straight code read the same pixels, which LLVM would keep in
+                    # registers that it does not have.
+                    overlapping = isinstance(kx, int) and p.kernel[1] > 1
+                    here = corner.after(acc[0, 0]) if overlapping else corner
+                    pixels = [here.at(*offset) for offset in offsets]
                     lane = picks.index(group, lane) if io.picked else lane
                     at = (0, b, ky * p.dilation[0], kx * p.dilation[1], lane)
                     for line in range(0, v.size * lanes if s.prefetch else 0, LINE):
