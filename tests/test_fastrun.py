@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice
+from tests.records import record
 from tuner.database import Database
 from tuner.fastrun import Budget, Progress, fast_run
 from tuner.finals import FINAL
@@ -194,3 +196,17 @@ def test_related_problems() -> None:
     other = ConvProblem.parse("conv 1x64x56x56 64x3x3 s1 p1")
     assert related(TINY, other)
     assert not related(TINY, OTHER)
+
+
+def test_a_leader_is_tried_in_its_other_layouts() -> None:
+    search = ProblemSearch(TINY, 1, Cpu.host(), 0, algorithms=["direct"])
+    direct = search.arms["direct"].proposer.space
+    leader = next(s for s in direct if s.layout == "NHWC" and s.unroll == 4)
+    text = search.arms["direct"].template.text(leader)
+    search.tell(record(problem=str(TINY), schedule=text))
+    search.spread()
+    siblings = {replace(leader, layout=layout) for layout in direct.domains["layout"]}
+    legal = [s for s in siblings - {leader} if direct.broken_rule(s) is None]
+    proposed = [search.arms["direct"].proposer.propose() for _ in range(1 + len(legal))]
+    assert set(proposed[1:]) == set(legal)  # after the heuristic
+    assert legal

@@ -329,7 +329,9 @@ class _Run:
         return not self.budget.seconds or self._elapsed <= self.budget.seconds
 
     def _gossip(self) -> None:
-        """Let related problems try each other's leaders."""
+        """Let related problems try each other's leaders, and layouts too."""
+        for search in self.searches:
+            search.spread()
         for a, b in permutations(self.searches, 2):
             if a.leader is not None and related(a.problem, b.problem):
                 b.suggest(a.leader.schedule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kernels.core.cpu import Cpu
@@ -23,6 +23,9 @@ from tuner.record import Outcome, Record
 
 # Outcomes before a search may be said to have levelled off.
 LEVEL = 40
+
+# An algorithm this many times slower than the best is not tried in all its layouts.
+SPREAD = 1.25
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,23 @@ class ProblemSearch:
         if arm is not None and arm.proposer.space.point(schedule) is not None:
             arm.proposer.enqueue(schedule)
             arm.exhausted = False
+
+    def spread(self) -> None:
+        """Try each good algorithm's best schedule in its other layouts.
+
+        A search goes where the fastest layout is; a network may need another one.
+        """
+        for name, arm in self.arms.items():
+            own = [r for r in self.measured.values() if r.algorithm == name]
+            leader = min(own, key=lambda r: r.seconds_per_call, default=None)
+            if leader is None or leader.baseline or arm.best > SPREAD * self.best:
+                continue
+            space, (_, schedule) = arm.proposer.space, parse_schedule(leader.schedule)
+            for layout in space.domains["layout"]:
+                sibling = replace(schedule, layout=layout)
+                if space.broken_rule(sibling) is None:
+                    arm.proposer.enqueue(sibling)
+                    arm.exhausted = False
 
     @property
     def best(self) -> float:
