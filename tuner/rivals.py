@@ -14,7 +14,7 @@ from graph.plan import Plan, make_plan
 from graph.problems import conv_problem
 from graph.tasks import tasks
 from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, NHWC, Layout
+from kernels.core.layout import NCHW, NHWC
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
 from search_spaces.space import space_for
@@ -29,11 +29,12 @@ NEAR = 1.25
 # Steps of K by which weights may be fetched ahead: alone they may stay in cache, here they do not.
 _AHEAD = 0, 16, 64
 
-_ONLY: Mapping[str, Callable[[Layout], bool]] = {
-    "all NCHWc": lambda layout: bool(layout.blocked),
-    "all NHWC": lambda layout: layout == NHWC,
-    "all NCHW": lambda layout: layout == NCHW,
+ONE_LAYOUT: Mapping[str, Callable[[Choice], bool]] = {
+    "all NCHWc": lambda choice: bool(choice.dst.blocked),
+    "all NHWC": lambda choice: choice.dst == NHWC,
+    "all NCHW": lambda choice: choice.dst == NCHW,
 }
+"""What a plan that keeps to one layout may choose, by the plan's name."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def plans(graph: Graph, knowledge: Knowledge, cpu: Cpu, threads: int) -> dict[st
     Each is there under its first name only.
     """
     ways = {HEURISTIC: knowledge.guessed, LAYERS: knowledge.known}
-    ways |= {name: _restricted(knowledge.known, allowed) for name, allowed in _ONLY.items()}
+    ways |= {name: restricted(knowledge.known, allowed) for name, allowed in ONE_LAYOUT.items()}
     made = {
         name: make_plan(graph, choose, cpu, knowledge.costs, threads)[0]
         for name, choose in ways.items()
@@ -126,11 +127,11 @@ def _prefetching(p: ConvProblem, text: str, cpu: Cpu) -> Iterator[str]:
                 yield template.text(changed)
 
 
-def _restricted(choose: Choose, allowed: Callable[[Layout], bool]) -> Choose:
-    """The choices that write allowed layouts, where there are such."""
+def restricted(choose: Choose, allowed: Callable[[Choice], bool]) -> Choose:
+    """The choices that are allowed; all of them where none is."""
 
     def chosen(p: ConvProblem) -> Sequence[Choice]:
         choices = choose(p)
-        return [c for c in choices if allowed(c.dst)] or choices
+        return [c for c in choices if allowed(c)] or choices
 
     return chosen

@@ -183,13 +183,19 @@ def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
 
 
 def verdict(before: Record, after: Record) -> str:
-    """`faster` or `slower` where the interval of the speed-up clears 3 %, else `tie`.
-
-    `unsure` where there are too few samples to say.
-    """
+    """What `in_a_word` says of the speed-up; `unsure` where there are too few samples."""
     if min(len(before.samples), len(after.samples)) < ENOUGH:
         return "unsure"
-    low, high = speedup_interval(before, after)
+    return in_a_word(*speedup_interval(before, after))
+
+
+def in_a_word(low: float, high: float) -> str:
+    """`faster` or `slower` where the interval of a speed-up clears 3 %, else `tie`.
+
+    `unsure` where there is no interval.
+    """
+    if math.isnan(low):
+        return "unsure"
     if low > PRACTICAL:
         return "faster"
     return "slower" if high < 1 / PRACTICAL else "tie"

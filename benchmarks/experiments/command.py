@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,13 +36,22 @@ def command(
     name: str, doc: str | None, parts: Sequence[Part], words: Sequence[str] | None = None
 ) -> int:
     """Measure and print every part; write tables and samples where the options say."""
+    return carry_out(parts, options(name, doc).parse_args(words))
+
+
+def options(name: str, doc: str | None) -> ArgumentParser:
+    """The options of all experiments."""
     parser = ArgumentParser(
         prog=f"python -m benchmarks.experiments.{name}", description=(doc or "").split("\n")[0]
     )
     parser.add_argument("--quick", action="store_true", help="a few small layers, few samples")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write all samples to this file")
-    arguments = parser.parse_args(words)
+    return parser
+
+
+def carry_out(parts: Sequence[Part], arguments: Namespace) -> int:
+    """Measure and print every part as the options say."""
     environment = Environment.host()
     print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
     if warning := others():

@@ -1,0 +1,282 @@
+"""Experiment 4: what Fast-Run makes of whole networks, availability and tuning told apart.
+
+    python -m benchmarks.experiments.network_plans [TARGET ...] [--threads 1,2] [--seconds S]
+        [--db FILE] [--quick] [--json OUT] [--csv FOLDER]
+
+Plans of one network race each other in the same processes: naive loops, im2col, the heuristics
+with and without Winograd, what the database knows with and without Winograd and in one layout
+only, and the plan that the network's final kept. Every plan must compute what the heuristics' one
+does. A faster algorithm that is merely there is no merit of tuning, so Winograd is counted both
+ways. With `--seconds`, each network is tuned into the database for so long before.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from benchmarks.experiments.command import Column, Part, carry_out, options, show
+from benchmarks.experiments.duel import Findings
+from graph.choices import Choice, Choose
+from graph.model import Graph
+from graph.networks import load_network
+from graph.passes import optimise
+from graph.plan import Plan, make_plan
+from kernels.core.cpu import Cpu
+from kernels.core.layout import NCHW
+from kernels.core.problem import ConvProblem
+from kernels.core.template import templates
+from tuner.choosing import guessed_choices, stored_choices
+from tuner.cores import Cores
+from tuner.database import Database
+from tuner.in_place import Network, race
+from tuner.intervals import ENOUGH, ratio_interval
+from tuner.machine import probe
+from tuner.moves import costs
+from tuner.operands import Scratch
+from tuner.plans import kept_plan, tune
+from tuner.record import typical
+from tuner.rivals import ONE_LAYOUT, restricted, same
+from tuner.sandbox import Sandbox
+from tuner.standing import in_a_word
+from tuner.units import UNKNOWN, ms, ratio
+
+NETWORKS = ("resnet18", "resnet50", "shufflenetv2", "mobilenetv2")
+
+NAIVE, IM2COL, WITHOUT, HEURISTIC = "naive", "im2col", "heuristic, no Winograd", "heuristic"
+TUNED_WITHOUT, TUNED, FINAL = "tuned layers, no Winograd", "tuned layers", "tuned, whole network"
+
+COMPARISONS: Mapping[str, tuple[str, str]] = {
+    "all together": (NAIVE, FINAL),
+    "methods instead of loops": (NAIVE, WITHOUT),
+    "Winograd is available": (WITHOUT, HEURISTIC),
+    "tuning, Winograd in neither": (WITHOUT, TUNED_WITHOUT),
+    "tuning, Winograd in both": (HEURISTIC, FINAL),
+    "tuning and Winograd": (WITHOUT, FINAL),
+    "final over layers": (TUNED, FINAL),
+    **{f"mixed over {name}": (name, TUNED) for name in ONE_LAYOUT},
+}
+"""What is asked: how many times faster is the second plan than the first?"""
+
+_PROCESSES, _ROUNDS = 3, 12
+# A plan whose run takes so many seconds is timed once.
+_SLOW = 4.0
+_PATIENCE = 1800.0  # seconds after which a process that times networks hangs
+# Enough records of each pair of layouts to have one without Winograd.
+_MANY = 1000
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What is asked for: the networks, numbers of threads, and the database that knows layers.
+
+    For `seconds` each network is tuned into it first.
+    """
+
+    networks: Sequence[str]
+    threads: Sequence[int]
+    database: str | Path | None
+    seconds: float = 0.0
+
+    def times(self, quick: bool = False) -> Findings:
+        """A row for each network, number of threads and plan.
+
+        `seconds` of a run, the name of the plan it is the `same` as, and all `samples`; those of
+        one network and number of threads are of the same rounds but for naive loops.
+        """
+        with Database(self.database) as store:
+            found = [
+                row
+                for name in self.networks
+                for threads in self.threads
+                for row in _contest(name, threads, store, self.seconds, quick)
+            ]
+        return Findings(pd.DataFrame(found), [])
+
+
+def speedups(times: pd.DataFrame) -> pd.DataFrame:
+    """A row for each network, number of threads and comparison whose plans there are.
+
+    `before` and `after` are seconds of a run, `speedup` their ratio with its 95 % interval `low` to
+    `high`, and `verdict` as of layers; `same plan` where both plans are.
+    """
+    rows = []
+    for (network, threads), members in times.groupby(["network", "threads"], sort=False):
+        plans = {row.plan: row for row in members.itertuples(index=False)}
+        for name, (first, second) in COMPARISONS.items():
+            if first in plans and second in plans:
+                compared = _compared(plans[first], plans[second])
+                rows.append(
+                    {"network": network, "threads": threads, "comparison": name, **compared}
+                )
+    return pd.DataFrame(rows)
+
+
+def named_plans(graph: Graph, store: Database, cpu: Cpu, threads: int) -> dict[str, Plan]:
+    """The plans that compete, by name; without the last where the network had no final."""
+    heuristic = functools.cache(guessed_choices(cpu, threads, {}))
+    tuned = functools.cache(stored_choices(store, cpu, threads, {}))
+    several = functools.cache(stored_choices(store, cpu, threads, {}, _MANY))
+    ways: dict[str, Choose] = {
+        NAIVE: _naive,
+        IM2COL: restricted(heuristic, _by("im2col")),
+        WITHOUT: restricted(heuristic, lambda choice: not _by("winograd")(choice)),
+        HEURISTIC: heuristic,
+        **{name: restricted(tuned, allowed) for name, allowed in ONE_LAYOUT.items()},
+        TUNED_WITHOUT: restricted(several, lambda choice: not _by("winograd")(choice)),
+        TUNED: tuned,
+    }
+    moving = costs(probe(), threads)
+    made = {x: make_plan(graph, way, cpu, moving, threads)[0] for x, way in ways.items()}
+    if kept := kept_plan(graph, store, cpu, threads, {}):
+        made[FINAL] = kept[0]
+    return made
+
+
+def _by(algorithm: str) -> Callable[[Choice], bool]:
+    return lambda choice: choice.schedule.startswith(f"{algorithm}(")
+
+
+def _naive(p: ConvProblem) -> list[Choice]:
+    template = templates()["naive"]
+    return [Choice(template.text(template.schedule()), NCHW, NCHW, p.flops / 1e9)]
+
+
+def _contest(
+    name: str, threads: int, store: Database, seconds: float, quick: bool
+) -> list[dict[str, object]]:
+    """The rows of one network."""
+    graph, cpu = optimise(load_network(name)), Cpu.host()
+    if seconds:
+        tune(graph, store, threads, seconds, {})
+    plans = named_plans(graph, store, cpu, threads)
+    # A network of which nothing suits Winograd has the same plan with and without.
+    order = [HEURISTIC, *plans]
+    first = {x: next(y for y in order if same(plans[y], plan)) for x, plan in plans.items()}
+    samples = _raced(graph, {x: plans[x] for x in first.values()}, threads, quick)
+    return [
+        {
+            "network": Path(name).stem if Path(name).exists() else name,
+            "threads": threads,
+            "plan": x,
+            "same": y if x != y else "",
+            "seconds": typical(samples[y]),
+            "samples": samples[y],
+        }
+        for x, y in first.items()
+    ]
+
+
+def _raced(
+    graph: Graph, plans: Mapping[str, Plan], threads: int, quick: bool
+) -> dict[str, list[float]]:
+    """Seconds of every run of each plan.
+
+    Raises:
+        RuntimeError: a plan computes something else than the heuristics'.
+    """
+    cores, samples = Cores.split(threads), {name: list[float]() for name in plans}
+    with Scratch() as scratch, Sandbox(cores) as sandbox:
+        file = scratch.folder / "graph"
+        file.write_bytes(pickle.dumps(graph))
+        network = Network(file, cores.timing)
+
+        def heat(names: Sequence[str], rounds: int, seed: int) -> None:
+            sandbox.restart()
+            texts = [str(plans[name]) for name in names]
+            found = sandbox.call(race, (network, texts, rounds, seed), _PATIENCE)
+            for name, times in zip(names, found, strict=True):
+                if not times:
+                    raise RuntimeError(f"{graph.name}: {name!r} computes another output")
+                samples[name] += times
+
+        if NAIVE in plans:
+            heat([HEURISTIC, NAIVE], 1, 0)
+            if not quick and samples[NAIVE][0] < _SLOW:
+                samples[NAIVE].clear()
+                heat([HEURISTIC, NAIVE], ENOUGH, 0)
+            samples[HEURISTIC].clear()
+        others = [HEURISTIC, *(x for x in plans if x not in (HEURISTIC, NAIVE))]
+        for process in range(1 if quick else _PROCESSES):
+            heat(others, ENOUGH if quick else _ROUNDS, process)
+    return samples
+
+
+def _compared(before: Any, after: Any) -> dict[str, object]:
+    """What the rows of two plans say about a speed-up."""
+    if (before.same or before.plan) == (after.same or after.plan):
+        low, high, said = 1.0, 1.0, "same plan"
+    else:
+        paired = len(before.samples) == len(after.samples) and before.plan != NAIVE
+        low, high = ratio_interval(before.samples, after.samples, paired)
+        said = in_a_word(low, high)
+    return {
+        "before": before.seconds,
+        "after": after.seconds,
+        "speedup": before.seconds / after.seconds,
+        "low": low,
+        "high": high,
+        "verdict": said,
+    }
+
+
+_TIMES: dict[str, Column] = {
+    "network": lambda r: r.network,
+    "threads>": lambda r: str(r.threads),
+    "plan": lambda r: r.plan,
+    "ms>": lambda r: ms(r.seconds),
+    "runs>": lambda r: str(len(r.samples)),
+    "the same as": lambda r: r.same,
+}
+_SPEEDUPS: dict[str, Column] = {
+    "network": lambda r: r.network,
+    "threads>": lambda r: str(r.threads),
+    "what": lambda r: r.comparison,
+    "before\nms>": lambda r: ms(r.before),
+    "after\nms>": lambda r: ms(r.after),
+    "faster>": lambda r: ratio(r.speedup),
+    "95 %\ninterval>": lambda r: interval(r.low, r.high),
+    "verdict": lambda r: r.verdict,
+}
+
+
+def interval(low: float, high: float) -> str:
+    """An interval of ratios; a dash where it is unknown."""
+    return UNKNOWN if math.isnan(low) else f"{low:.2f} to {high:.2f}"
+
+
+def show_tables(times: pd.DataFrame) -> None:
+    """Print what every plan takes, what the comparisons say, and who is what."""
+    show(_TIMES)(times)
+    show(_SPEEDUPS)(speedups(times))
+    for name, (first, second) in COMPARISONS.items():
+        print(f"{name}: {second} against {first}")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    parser = options("network_plans", __doc__)
+    parser.add_argument("networks", nargs="*", metavar="TARGET", help="networks or ONNX files")
+    parser.add_argument("--threads", type=_counts, default=(1,), metavar="N,...")
+    parser.add_argument("--db", metavar="FILE", help="default: the one in the cache folder")
+    parser.add_argument("--seconds", type=float, default=0.0, help="tune each for so long first")
+    arguments = parser.parse_args(words)
+    networks = arguments.networks or (NETWORKS[2:3] if arguments.quick else NETWORKS)
+    contest = Contest(networks, arguments.threads, arguments.db, arguments.seconds)
+    return carry_out([Part("network-plans", contest.times, show_tables)], arguments)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(int(x) for x in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
