@@ -24,7 +24,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return widest >= 8 or p.oh * p.ow * s.cols < 8
 
     def has_the_channels(s: Schedule) -> bool:
-        lanes = lanes_for(p, Layout(s.layout.rpartition(">")[2]), cpu)
+        lanes = lanes_for(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu)
         return (s.cols - 1) * lanes < p.group_oc
 
     def body_fits_op_cache(s: Schedule) -> bool:

@@ -79,10 +79,9 @@ def cut(total: int, tile: int) -> list[Run]:
     return [r for r in runs if r.count and r.size]
 
 
-def lanes_for(p: ConvProblem, dst: Layout, cpu: Cpu) -> int:
-    """Lanes of the vectors of output channels: no wider than the channels that lie together."""
-    together = dst.blocked or 1 << (p.group_oc - 1).bit_length()
-    return min(cpu.lanes, together)
+def lanes_for(channels: int, layout: Layout, cpu: Cpu) -> int:
+    """Lanes of the vectors of channels: no wider than the channels that lie together."""
+    return min(cpu.lanes, layout.blocked or 1 << (channels - 1).bit_length())
 
 
 def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> list[Run]:

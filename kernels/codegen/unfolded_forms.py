@@ -116,7 +116,7 @@ class Channels(Form):
     """NHWC and NCHWc: a panel is [window][pixels][channels of the window], pixels are broadcast."""
 
     def __init__(self, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> None:
-        super().__init__(p, s, io, lanes_for(p, io.dst.layout, cpu))
+        super().__init__(p, s, io, lanes_for(p.group_oc, io.dst.layout, cpu))
         check_groups(p, io)
         self.block = io.src.layout.blocked or s.kc
         check(s.kc % self.block == 0 or s.kc == p.group_c, "kc is not whole channel blocks")

@@ -59,7 +59,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     first = p.c < block and p.groups == 1
     if first:
         layout = f"NCHW>{layout}"
-    lanes = lanes_for(p, layout_pair(layout)[1], cpu)
+    lanes = lanes_for(p.group_oc, layout_pair(layout)[1], cpu)
     # A first layer has few terms for each output: what counts is that it writes along rows.
     height = 1 if first else p.oh
     tile_h, tile_w, cols = best_tile(height, p.ow, -(-p.group_oc // lanes), cpu)
@@ -75,7 +75,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(not io.picked or io.src.layout.name == "NHWC", "channels are picked from NHWC only")
     block = p.group_c if io.picked else min(io.src.block, p.group_c)
     check_groups(p, io)
-    lanes = lanes_for(p, dst_layout, cpu)
+    lanes = lanes_for(p.group_oc, dst_layout, cpu)
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=dst_layout.name == "NHWC")
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
     for y, x, v in product(y_tiles, x_tiles, panels):

@@ -9,35 +9,19 @@ nothing is packed or transposed on the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel, least, most
-from kernels.codegen.epilogue import finish
-from kernels.codegen.reduction import reduction
-from kernels.codegen.tile_gemm import (
-    Run,
-    channel_panels,
-    check_groups,
-    cover,
-    dispatch,
-    outer_product,
-    registers,
-    start_of,
-    sweep,
-    tile_count,
-)
-from kernels.codegen.winograd import Transform, tile_sizes, transform_weights
+from kernels.codegen.builder import Module
+from kernels.codegen.tile_gemm import check_groups, cover, lanes_for, tile_count
+from kernels.codegen.winograd import Transform, tile_sizes
+from kernels.codegen.winograd_steps import LINE, Steps, max_rows
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io, Layout, Placement
+from kernels.core.layout import Io, Layout
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, ScheduleError, check
-
-LINE = 16  # floats of a cache line
+from kernels.core.template import KernelTemplate, Program, check
 
 # The heuristic takes no tile that is expected to err by more: an rms relative to the output's.
 MAX_ERROR = 2e-5
@@ -95,7 +79,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         mw=mw,
         points="balanced",
         nr_tiles=nr_tiles,
-        cols=_best_cols(nr_tiles, -(-p.group_oc // _lanes(layout, p.group_oc, cpu)), cpu),
+        cols=_best_cols(nr_tiles, -(-p.group_oc // lanes_for(p.group_oc, layout, cpu)), cpu),
         unroll=4,
         oc_block=1,
         # A stream from memory is best left to the processor.
@@ -111,7 +95,7 @@ def _best_cols(tiles: int, vectors: int, cpu: Cpu) -> int:
     narrowest, enough = (1, 12) if cpu.lanes == LINE else (2, 10)
 
     def accumulators(cols: int) -> int:
-        return min(enough, cover(tiles, _max_rows(cols, cpu))[-1].size * cols)
+        return min(enough, cover(tiles, max_rows(cols, cpu))[-1].size * cols)
 
     return max(range(min(narrowest, vectors), min(4, vectors) + 1), key=accumulators)
 
@@ -152,7 +136,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(min(counts) > 0, "sizes of tiles, blocks and panels are at least 1, prefetch at least 0")
     check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
     check_groups(p, io)
-    w = _Winograd.of(p, s, cpu, io)
+    w = Steps.of(p, s, cpu, io)
     blocks = tile_count(w.blocks)
     module = Module(cpu)
     if s.split == "channels":
@@ -180,258 +164,6 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             w.multiply(k, block, group, number, planes, products)
             w.transform_output(k, block, group, number, products)
     return module.program(io, w.pack, local_bytes=4 * (w.input_floats + w.product_floats))
-
-
-@dataclass(frozen=True)
-class _Winograd:
-    """The sizes of one kernel and the code of its three steps."""
-
-    p: ConvProblem
-    s: Schedule
-    io: Io
-    vertical: Transform
-    horizontal: Transform
-    blocks: list[Run]  # of tiles, counted through all images
-    panels: list[Run]  # of vectors of output channels
-    rows: int  # tiles of a register tile, at most
-    input_lanes: int
-    lanes: int  # of output channels
-
-    @classmethod
-    def of(cls, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> _Winograd:
-        try:
-            vertical = Transform.of(s.mh, p.kernel[0], s.points)
-            horizontal = Transform.of(s.mw, p.kernel[1], s.points)
-        except ValueError as error:
-            raise ScheduleError(str(error)) from error
-        tiles = p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
-        lanes = _lanes(io.dst.layout, p.group_oc, cpu)
-        input_lanes = _lanes(io.src.layout, p.group_c, cpu)
-        panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
-        rows = _max_rows(panels[0].size, cpu)
-        check(rows > 0, "tile needs too many registers")
-        blocks = cover(tiles, s.nr_tiles)
-        return cls(p, s, io, vertical, horizontal, blocks, panels, rows, input_lanes, lanes)
-
-    @property
-    def planes(self) -> int:
-        """Products of a tile for each pair of channels."""
-        return self.vertical.alpha * self.horizontal.alpha
-
-    @property
-    def input_vectors(self) -> int:
-        return -(-self.p.group_c // self.input_lanes)
-
-    @property
-    def passes(self) -> int:
-        """Times the planes of a block are gone through, each time for some of the panels."""
-        return -(-tile_count(self.panels) // self.s.oc_block)
-
-    @property
-    def input_floats(self) -> int:
-        """Room for a block's transformed input."""
-        return self.input_vectors * self.planes * self._plane(self.input_lanes)
-
-    @property
-    def product_floats(self) -> int:
-        """Room for a block's products of one pass."""
-        vectors = min(self.s.oc_block * self.panels[0].size, self.panels[-1].end)
-        return vectors * self.planes * self._plane(self.lanes)
-
-    def pack(self, weights: Array) -> Array:
-        """Transformed weights in reading order: group, pass, plane, panel, term of K, channel."""
-        p, width = self.p, self.panels[-1].end * self.lanes
-        filters = weights.reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
-        taps = np.zeros((p.groups, p.group_c, width, *p.kernel), np.float32)
-        taps[:, :, : p.group_oc] = filters.swapaxes(1, 2)
-        sizes = [run.size * self.lanes for run in self.panels for _ in range(run.count)]
-        packed = np.empty(p.groups * self.planes * p.group_c * width, np.float32)
-        left = packed
-        for group in taps:
-            u = transform_weights(group, self.vertical, self.horizontal)
-            panels = np.split(u.reshape(self.planes, p.group_c, width), np.cumsum(sizes)[:-1], 2)
-            for first in range(0, len(panels), self.s.oc_block):
-                through = panels[first : first + self.s.oc_block]
-                count = sum(panel.size for panel in through)
-                planes, left = left[:count].reshape(self.planes, -1), left[count:]
-                for panel in through:
-                    size = panel[0].size
-                    planes[:, :size].reshape(panel.shape)[...] = panel
-                    planes = planes[:, size:]
-        return packed
-
-    def transform_input(
-        self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
-    ) -> None:
-        """Bt d B of one vector of channels for the tiles of a block: columns first, then rows."""
-        p, lanes = self.p, self.input_lanes
-        planes = self._planes(memory, lanes).at(vector)
-        src = k.tensor("src", self.io.src, y=-p.padding[0], x=-p.padding[1])
-        src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
-        height, width = self.vertical.alpha, self.horizontal.alpha
-        half = k.scratch(height * width * lanes, width * lanes, lanes, 1)
-        # A tile that hangs over the edge reads the last pixels again: its outputs inside do not
-        # depend on them, and nothing beyond the padding is touched.
-        last_y, last_x = p.oh + p.kernel[0] - 2, p.ow + p.kernel[1] - 2
-        with self._tiles(k, block) as (tile, image, top, left):
-            rows = [src.at(image, 0, least(top + i, last_y)) for i in range(height)]
-            for x in range(width):
-                column = [row.load(0, 0, 0, least(left + x, last_x), lanes=lanes) for row in rows]
-                for row in rows:
-                    row.prefetch(0, 0, 0, left + x + width)
-                for i, value in enumerate(self.vertical.of_input(column)):
-                    half.store(value, i, x)
-            for y in range(height):
-                line = [half.load(y, j, lanes=lanes) for j in range(width)]
-                for j, value in enumerate(self.horizontal.of_input(line)):
-                    planes.store(value, 0, y * width + j, tile)
-
-    def multiply(
-        self, k: Kernel, block: Int, group: Int, number: Int, inputs: Buffer, products: Buffer
-    ) -> None:
-        """The products of a block with the panels of pass `number`, plane by plane."""
-        begin, end, first, last = self._pass(number)
-        inputs = self._planes(inputs, self.input_lanes)
-        products = self._planes(products, self.lanes)
-        terms = self.lanes * self.p.group_c
-        weights = k.argument("weights", self.planes * self.panels[-1].end * terms, terms)
-        weights = weights.at(group, first * self.planes)
-
-        def whole_block(tiles: Run, _: Int) -> None:
-            def panel(v: Run, vector: Int) -> None:
-                here = (last - first) * plane + (vector - first)
-                packed = weights.at(0, here).strided(v.size * self.lanes, 1)
-                out = products.at(vector - first, plane)
-
-                def tile(t: Run, at: Int) -> None:
-                    self._product(k, t, v, inputs.at(0, plane, at), packed, out.at(0, 0, at))
-
-                sweep(k, cover(tiles.size, self.rows), tile)
-
-            with k.loop(self.planes) as plane:
-                sweep(k, self.panels, panel, begin, end)
-
-        dispatch(k, self.blocks, block, whole_block)
-
-    def _product(
-        self, k: Kernel, tiles: Run, v: Run, inputs: Buffer, weights: Buffer, out: Buffer
-    ) -> None:
-        """A register tile: some tiles of one plane times a panel of weights, over all of K."""
-        acc = k.tile(tiles.size, v.size, self.lanes)
-        acc.fill(k.const(0.0, self.lanes))
-        ahead = self.s.prefetch
-        lines = range(0, v.size * self.lanes, LINE) if ahead else ()
-
-        def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-            for line in lines:
-                weights.prefetch(position + ahead, line)
-            done = acc[tiles.size - 1, v.size - 1]
-            now, packed = inputs.after(done), weights.after(done)
-            outer_product(
-                acc,
-                lambda i: now.splat(b, 0, i, lane, lanes=self.lanes),
-                lambda j: packed.load(position, j * self.lanes, lanes=self.lanes),
-            )
-
-        reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
-        for i, j in acc:
-            out.store(acc[i, j], j, 0, i)
-
-    def transform_output(
-        self, k: Kernel, block: Int, group: Int, number: Int, products: Buffer
-    ) -> None:
-        """At m A of the vectors of pass `number`: columns first, then rows with the epilogue."""
-        p, lanes = self.p, self.lanes
-        _, _, first, last = self._pass(number)
-        products = self._planes(products, lanes)
-        width = self.horizontal.alpha
-        half = k.scratch(self.s.mh * width * lanes, width * lanes, lanes, 1)
-
-        def vectors(begin: Int, end: Int, kept: int) -> None:
-            with k.loop(begin, end) as vector:
-                planes = products.at(vector - first)
-                dst = self._channels(k, "dst", self.io.dst, group, vector)
-                add = self._channels(k, "add", self.io.add, group, vector)
-                bias = k.argument("bias", p.group_oc, lanes).load(group, vector, lanes=lanes)
-                with self._tiles(k, block) as (tile, image, top, left):
-                    with k.loop(width) as x:
-                        column = [
-                            planes.load(0, x + i * width, tile, lanes=lanes)
-                            for i in range(self.vertical.alpha)
-                        ]
-                        for i, value in enumerate(self.vertical.of_output(column)):
-                            dst.prefetch(image, 0, top + i, left + x + self.s.mw, write=True)
-                            half.store(value, i, x)
-
-                    def lines(pixels: int) -> None:
-                        with k.loop(least(p.oh - top, self.s.mh)) as y:
-                            line = [half.load(y, j, lanes=lanes) for j in range(width)]
-                            values = self.horizontal.of_output(line)[:pixels]
-                            for j, value in enumerate(values):
-                                at = (image, 0, top + y, left + j)
-                                residual = add.load(*at, lanes=lanes) if p.add else None
-                                dst.store_first(finish(p, value + bias, residual), kept, *at)
-
-                    self._by_width(k, left, lines)
-
-        whole = p.group_oc // lanes
-        if self.io.dst.blocks == 1 and p.group_oc % lanes:
-            if whole:
-                vectors(first, least(last, whole), lanes)
-            vectors(most(first, whole), last, p.group_oc % lanes)
-        else:
-            vectors(first, last, lanes)
-
-    def _pass(self, number: Int) -> tuple[Int, Int, Int, Int]:
-        """Panels [begin, end) of a pass, and their vectors."""
-        begin = number * self.s.oc_block
-        end = least(begin + self.s.oc_block, tile_count(self.panels))
-        return begin, end, start_of(self.panels, begin), start_of(self.panels, end)
-
-    def _plane(self, lanes: int) -> int:
-        """Floats from plane to plane: an odd number of lines, which spreads them over all sets."""
-        return (-(-self.blocks[0].size * lanes // LINE) | 1) * LINE
-
-    def _planes(self, memory: Buffer, lanes: int) -> Buffer:
-        """`memory` as (vector of channels, plane, tile, lane)."""
-        plane = self._plane(lanes)
-        return memory.strided(self.planes * plane, plane, lanes, 1)
-
-    @contextmanager
-    def _tiles(self, k: Kernel, block: Int) -> Iterator[tuple[Int, Int, Int, Int]]:
-        """A loop over a block: tile in the block, image, row and column of its first output."""
-        down, across = -(-self.p.oh // self.s.mh), -(-self.p.ow // self.s.mw)
-        first = start_of(self.blocks, block)
-        with k.loop(start_of(self.blocks, block + 1) - first) as tile:
-            number = tile + first
-            y, x = number // across % down, number % across
-            yield tile, number // (across * down), y * self.s.mh, x * self.s.mw
-
-    def _by_width(self, k: Kernel, left: Int, body: Callable[[int], None]) -> None:
-        """`body(columns)` for a tile at `left`: those of its columns that the image has."""
-        ragged = self.p.ow % self.s.mw
-        if not ragged or isinstance(left, int):
-            body(ragged or self.s.mw)
-            return
-        with k.when(left < self.p.ow - ragged):
-            body(self.s.mw)
-        with k.when(left >= self.p.ow - ragged):
-            body(ragged)
-
-    def _channels(self, k: Kernel, name: str, where: Placement, group: Int, vector: Int) -> Buffer:
-        """A tensor of the output's shape from the first channel of a vector on."""
-        tensor = at_channel(k.tensor(name, where), where, group, self.p.group_oc)
-        return at_channel(tensor, where, vector, self.lanes)
-
-
-def _max_rows(cols: int, cpu: Cpu) -> int:
-    """Rows of the largest register tile, 0 where there is none."""
-    return max(r for r in range(cpu.registers) if registers(r, cols) <= cpu.registers or r == 0)
-
-
-def _lanes(layout: Layout, channels: int, cpu: Cpu) -> int:
-    """Lanes of the vectors of channels: no wider than the channels that lie together."""
-    return min(cpu.lanes, layout.blocked or 1 << (channels - 1).bit_length())
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:

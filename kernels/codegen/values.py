@@ -1,0 +1,190 @@
+"""Values of a kernel under construction: integers, truth values and vectors, with operators.
+
+An operator on them writes the instruction that computes it. What is known when the kernel is built
+stays a Python number for as long as it can.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kernels.codegen.builder import Kernel
+
+
+@dataclass(frozen=True)
+class Index:
+    """An integer known only at run time, plus a constant. A plain `int` stays one until they meet.
+
+    The constant is kept apart so that it ends up as an address displacement.
+    """
+
+    k: Kernel
+    ssa: str
+    plus: int = 0
+
+    def __add__(self, other: Int) -> Index:
+        if isinstance(other, int):
+            return replace(self, plus=self.plus + other)
+        both = self.k.emit(f"add nsw i64 {self.ssa}, {other.ssa}")
+        return Index(self.k, both, self.plus + other.plus)
+
+    def __sub__(self, other: Int) -> Index:
+        return self + other * -1
+
+    def __rsub__(self, other: int) -> Int:
+        return self * -1 + other
+
+    def __mul__(self, factor: Int) -> Int:
+        if isinstance(factor, Index):
+            return Index(self.k, self.k.emit(f"mul nsw i64 {self.value}, {factor.value}"))
+        if factor in (0, 1):
+            return self if factor else 0
+        scaled = self.k.emit(f"mul nsw i64 {self.ssa}, {factor}")
+        return Index(self.k, scaled, self.plus * factor)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __floordiv__(self, divisor: int) -> Index:
+        return self if divisor == 1 else self._apply("udiv", divisor)
+
+    def __mod__(self, divisor: int) -> Int:
+        return 0 if divisor == 1 else self._apply("urem", divisor)
+
+    def __lt__(self, other: Int) -> Condition:
+        return self._compare("slt", other)
+
+    def __ge__(self, other: Int) -> Condition:
+        return self._compare("sge", other)
+
+    def min(self, other: Int) -> Index:
+        """The smaller of the two."""
+        return self._pick(self < other, other)
+
+    def max(self, other: Int) -> Index:
+        """The larger of the two."""
+        return self._pick(self >= other, other)
+
+    @property
+    def value(self) -> str:
+        """The whole sum as one SSA value."""
+        return self.k.emit(f"add nsw i64 {self.ssa}, {self.plus}") if self.plus else self.ssa
+
+    def _pick(self, mine: Condition, other: Int) -> Index:
+        a, b = self.value, operand(other)
+        return Index(self.k, self.k.emit(f"select i1 {mine.ssa}, i64 {a}, i64 {b}"))
+
+    def _apply(self, instruction: str, operand: int) -> Index:
+        return Index(self.k, self.k.emit(f"{instruction} i64 {self.value}, {operand}"))
+
+    def _compare(self, predicate: str, other: Int) -> Condition:
+        a, b = self.value, operand(other)
+        return Condition(self.k, self.k.emit(f"icmp {predicate} i64 {a}, {b}"))
+
+
+# An integer of the kernel: known when it is built, or only when it runs.
+Int = Index | int
+
+
+def least(i: Int, bound: int) -> Int:
+    """The smaller of the two."""
+    return min(i, bound) if isinstance(i, int) else i.min(bound)
+
+
+def most(i: Int, bound: int) -> Int:
+    """The larger of the two."""
+    return max(i, bound) if isinstance(i, int) else i.max(bound)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A truth value known only at run time."""
+
+    k: Kernel
+    ssa: str
+
+    def __and__(self, other: Condition) -> Condition:
+        return Condition(self.k, self.k.emit(f"and i1 {self.ssa}, {other.ssa}"))
+
+    def __invert__(self) -> Condition:
+        return Condition(self.k, self.k.emit(f"xor i1 {self.ssa}, true"))
+
+
+@dataclass(frozen=True)
+class Vec:
+    """`lanes` float32 values in a vector register; one lane is a plain float."""
+
+    k: Kernel
+    ssa: str
+    lanes: int
+
+    def __add__(self, other: Vec | float) -> Vec:
+        return self._apply("fadd", other)
+
+    def __sub__(self, other: Vec | float) -> Vec:
+        return self._apply("fsub", other)
+
+    def __mul__(self, other: Vec | float) -> Vec:
+        return self._apply("fmul", other)
+
+    def __truediv__(self, other: Vec | float) -> Vec:
+        return self._apply("fdiv", other)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def max(self, least: Vec | float) -> Vec:
+        """The larger of the two; a NaN in `self` stays."""
+        return self._select("ogt", least)
+
+    def min(self, most: Vec | float) -> Vec:
+        """The smaller of the two; a NaN in `self` stays."""
+        return self._select("olt", most)
+
+    @property
+    def type(self) -> str:
+        """The LLVM type."""
+        return vector_type(self.lanes)
+
+    def _operand(self, other: Vec | float) -> str:
+        return other.ssa if isinstance(other, Vec) else constant(other, self.lanes)
+
+    def _apply(self, instruction: str, other: Vec | float) -> Vec:
+        text = f"{instruction} {self.type} {self.ssa}, {self._operand(other)}"
+        return Vec(self.k, self.k.emit(text), self.lanes)
+
+    def _select(self, predicate: str, other: Vec | float) -> Vec:
+        k, bits = self.k, vector_type(self.lanes, "i1")
+        operand = self._operand(other)
+        wins = k.emit(f"fcmp {predicate} {self.type} {operand}, {self.ssa}")
+        text = f"select {bits} {wins}, {self.type} {operand}, {self.type} {self.ssa}"
+        return Vec(k, k.emit(text), self.lanes)
+
+
+def fma(a: Vec, b: Vec, c: Vec) -> Vec:
+    """a * b + c in one instruction, spelled out so it never depends on fast-math flags."""
+    return a.k.intrinsic("fma", a, b, c)
+
+
+def constant(value: float, lanes: int) -> str:
+    """A literal: LLVM writes float constants as the bits of the equal double."""
+    rounded = struct.unpack("f", struct.pack("f", value))[0]
+    bits = struct.unpack("<Q", struct.pack("<d", rounded))[0]
+    one = f"0x{bits:016X}"
+    return one if lanes == 1 else "<" + ", ".join([f"float {one}"] * lanes) + ">"
+
+
+def first_lanes(count: int, lanes: int) -> str:
+    """A constant mask with the first `count` lanes set."""
+    return "<" + ", ".join(f"i1 {int(i < count)}" for i in range(lanes)) + ">"
+
+
+def vector_type(lanes: int, element: str = "float") -> str:
+    """The LLVM type of so many lanes; of one it is the element's."""
+    return element if lanes == 1 else f"<{lanes} x {element}>"
+
+
+def operand(x: Int) -> str:
+    """An integer as an operand of an instruction."""
+    return str(x) if isinstance(x, int) else x.value
