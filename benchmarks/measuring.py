@@ -90,7 +90,7 @@ def storing_seconds(folder: Path, already: int) -> list[float]:
     others.write_text("".join(f"{json.dumps(record(i).to_dict())}\n" for i in range(already)))
     spent = []
     with Database(path) as database:
-        database.import_jsonl(others)
+        database.import_file(others)
         for new in [record(already + i) for i in range(STORED)]:
             start = time.perf_counter()
             database.add(new)

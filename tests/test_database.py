@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import pickle
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -502,8 +504,8 @@ def test_json_lines_read_back(tmp_path: Path, database: Database) -> None:
     for name in ("records.jsonl", "records.jsonl.gz"):
         assert database.export(tmp_path / name, "jsonl") == 2
         with Database("sqlite://") as other:
-            assert other.import_jsonl(tmp_path / name) == 2
-            assert other.import_jsonl(tmp_path / name) == 0
+            assert other.import_file(tmp_path / name) == 2
+            assert other.import_file(tmp_path / name) == 0
             assert other.records() == stored
 
 
@@ -512,18 +514,18 @@ def test_bad_json_lines_are_refused_whole(tmp_path: Path, database: Database, li
     file = tmp_path / "records.jsonl"
     good = json.dumps(record().to_dict())
     file.write_bytes(f"{good}\n{line}\n".encode("latin-1"))
-    assert "records.jsonl, line 2" in refused(lambda: database.import_jsonl(file))
+    assert "records.jsonl, line 2" in refused(lambda: database.import_file(file))
     assert database.records() == []
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path: Path, database: Database) -> None:
     database.add(record())
-    assert "cannot read" in refused(lambda: database.import_jsonl(tmp_path / "none.jsonl"))
+    assert "cannot read" in refused(lambda: database.import_file(tmp_path / "none.jsonl"))
     database.export(tmp_path / "x.gz", "jsonl")
     whole = (tmp_path / "x.gz").read_bytes()
     for broken in (whole[:-9], whole[:20] + bytes(20) + whole[40:], b"plain"):
         (tmp_path / "x.gz").write_bytes(broken)
-        assert "cannot read" in refused(lambda: database.import_jsonl(tmp_path / "x.gz"))
+        assert "cannot read" in refused(lambda: database.import_file(tmp_path / "x.gz"))
     assert "unknown format" in refused(lambda: database.export(tmp_path / "x", "xml"))
     assert "cannot write" in refused(lambda: database.export(tmp_path / "none" / "x", "csv"))
     (tmp_path / "folder").mkdir()
@@ -558,6 +560,46 @@ def test_t4_has_the_members_that_readers_use(tmp_path: Path, database: Database)
     assert first["times"]["runtimes"] == pytest.approx([3, 1, 2])
     time = next(m for m in first["measurements"] if m["name"] == "time")
     assert time == {"name": "time", "value": pytest.approx(1.5), "unit": "milliseconds"}
+
+
+def test_t4_reads_back(tmp_path: Path, database: Database) -> None:
+    stored = [
+        record(run="r", noise=0.01),
+        record(7, (), outcome=Outcome.TIMEOUT, errors=None, reason="2 s"),
+        record(8, (1 / 3e3, 2e-3), errors=Errors(math.inf, 1e-7, 0.0), workspace=4096),
+    ]
+    for r in stored:
+        database.add(r)
+    database.export(tmp_path / "a.json.gz", "t4")
+    with Database("sqlite://") as other:
+        assert other.import_file(tmp_path / "a.json.gz") == 3
+        assert other.import_file(tmp_path / "a.json.gz") == 0
+        other.export(tmp_path / "b.json", "t4")
+        back = other.records()
+    for before, after in zip(stored, back, strict=True):
+        # Build and compile time are one in T4, and times have seven digits.
+        assert after.samples == pytest.approx(before.samples, rel=1e-6)
+        assert after.seconds["compile"] == pytest.approx(0.03)
+        assert replace(after, samples=before.samples, seconds=before.seconds) == before
+    first = json.loads(gzip.decompress((tmp_path / "a.json.gz").read_bytes()))
+    assert json.loads((tmp_path / "b.json").read_text())["results"] == first["results"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "not a T4 file"),
+        ("[]", "not a T4 file"),
+        ('{"schema_version": "2.0.0", "results": []}', "1.0.0 is what can be read"),
+        ('{"schema_version": "1.0.0", "results": [{}]}', "result 1: 'measurements' is missing"),
+        ('{"schema_version": "1.0.0", "results": [7]}', "result 1"),
+    ],
+)
+def test_bad_t4_is_refused(tmp_path: Path, database: Database, text: str, says: str) -> None:
+    (tmp_path / "x.json").write_text(text)
+    message = refused(lambda: database.import_file(tmp_path / "x.json"))
+    assert "x.json" in message
+    assert says in message
 
 
 def test_csv_has_a_row_per_record(tmp_path: Path, database: Database) -> None:

@@ -266,7 +266,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         ("info", "", "what is stored"),
         ("merge", "DATABASE", "add what another database holds"),
         ("export", "FILE", "write the records to a .json (T4), .csv or .jsonl file"),
-        ("import", "FILE", "add the records of a .jsonl file"),
+        ("import", "FILE", "add the records of a .jsonl or .json (T4) file"),
     ):
         action = actions.add_parser(name, help=help, description=help)
         action.set_defaults(command=("db", f"{name}_database"))

@@ -258,10 +258,10 @@ class Database:
             raise DatabaseError(str(error)) from error
         return len(records)
 
-    def import_jsonl(self, path: str | Path) -> int:
-        """Add the records of a JSON lines file, all or none; return the number of new ones."""
+    def import_file(self, path: str | Path) -> int:
+        """Add the records of a JSON lines or T4 file, all or none; return how many are new."""
         try:
-            rows = [record_row(record) for record in exchange.read_jsonl(Path(path))]
+            rows = [record_row(record) for record in exchange.read(Path(path))]
         except RecordError as error:
             raise DatabaseError(str(error)) from error
         except (OSError, EOFError, zlib.error) as error:

@@ -1,4 +1,4 @@
-"""Records as files that others read: T4 results, CSV, JSON lines (which reads back)."""
+"""Records as files that others read: T4 results, CSV, JSON lines; the first and last read back."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tuner.environment import Environment
-from tuner.record import Outcome, Record, RecordError
+from tuner.record import Record, RecordError
+from tuner.t4 import read_t4, write_t4
 
 Writer = Callable[[Sequence[Record], Sequence[Environment]], str]
-
-T4_VERSION = "1.0.0"
 
 
 def write(
@@ -47,14 +45,20 @@ def write(
             raise
 
 
-def read_jsonl(path: Path) -> Iterator[Record]:
-    """The records of a JSON lines file, compressed if its name ends in `.gz`.
+def read(path: Path) -> Iterator[Record]:
+    """The records of a JSON lines or T4 file, by its name, compressed if that ends in `.gz`.
 
     Raises:
-        RecordError: a line is no record; the message names the line.
+        RecordError: a line or result is no record; the message names it.
         OSError: the file cannot be read.
     """
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        if path.name.removesuffix(".gz").endswith(".json"):
+            try:
+                yield from read_t4(file.read())
+            except RecordError as error:
+                raise RecordError(f"{path}: {error}") from error
+            return
         for number, line in enumerate(file, start=1):
             try:
                 data = json.loads(line)
@@ -93,73 +97,4 @@ def _flat(record: Record) -> dict[str, object]:
     )
 
 
-def _t4(records: Iterable[Record], environments: Sequence[Environment]) -> str:
-    """The community's results format; what it has no word for stands beside its own members."""
-    machines = {environment.machine: environment for environment in environments}
-    manifests = [environment.to_dict() for environment in machines.values()]
-    requirements = {
-        f"{package}=={release}"
-        for environment in machines.values()
-        for package, release in environment.versions.items()
-        if release
-    }
-    metadata = {
-        "timeunit": "milliseconds",
-        "hardware": {
-            "hardware_description": manifests,
-            "operating_system": ", ".join(sorted({m["system"] for m in manifests})),
-        },
-        "environment": {"device_query": {}, "requirements": sorted(requirements)},
-    }
-    document = {
-        "schema_version": T4_VERSION,
-        "metadata": metadata,
-        "results": [_t4_result(record) for record in records],
-    }
-    return json.dumps(document, indent=1, allow_nan=False) + "\n"
-
-
-def _t4_result(record: Record) -> dict[str, Any]:
-    cost = {name: 1e3 * seconds for name, seconds in record.seconds.items()}
-    compilation = cost.get("build", 0.0) + cost.get("compile", 0.0)
-    correct = record.outcome == Outcome.CORRECT
-    data = record.to_dict()
-    extra = (
-        *("problem", "schedule", "machine", "threads", "regime", "toolchain", "ir_hash"),
-        *("reason", "stage", "baseline", "heuristic", "run"),
-    )
-    return {
-        "timestamp": record.time,
-        "configuration": {"algorithm": record.algorithm, **record.parameters},
-        "objectives": ["time"],
-        "times": {
-            # The schema says compilation_time, the tools that read the files say compilation.
-            "compilation_time": compilation,
-            "compilation": compilation,
-            "benchmark": cost.get("measure", 0.0),
-            "validation": cost.get("verify", 0.0),
-            "search_algorithm": cost.get("search", 0.0),
-            "framework": cost.get("framework", 0.0),
-            "runtimes": [1e3 * sample for sample in record.samples],
-        },
-        "invalidity": str(record.outcome),
-        "correctness": 1.0 if correct else 0.0,
-        "measurements": list(_t4_measurements(record)),
-        **{name: data[name] for name in extra},
-    }
-
-
-def _t4_measurements(record: Record) -> Iterator[dict[str, Any]]:
-    if record.samples:
-        yield {"name": "time", "value": 1e3 * record.seconds_per_call, "unit": "milliseconds"}
-    if record.noise is not None:
-        yield {"name": "noise", "value": record.noise, "unit": "share"}
-    if record.outcome == Outcome.CORRECT:
-        yield {"name": "workspace", "value": record.workspace, "unit": "bytes"}
-    if record.errors:
-        for name, value in record.errors.to_dict().items():
-            number = "infinite" if value is None else value
-            yield {"name": f"error_{name}", "value": number, "unit": "output rms"}
-
-
-FORMATS: dict[str, Writer] = {"t4": _t4, "csv": _csv, "jsonl": _jsonl}
+FORMATS: dict[str, Writer] = {"t4": write_t4, "csv": _csv, "jsonl": _jsonl}

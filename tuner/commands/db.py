@@ -51,8 +51,8 @@ def export_database(arguments: Namespace) -> int:
 
 
 def import_database(arguments: Namespace) -> int:
-    """Add the records of a JSON lines file."""
+    """Add the records of a JSON lines or T4 file."""
     with Database(arguments.db) as database:
-        count = database.import_jsonl(arguments.path)
+        count = database.import_file(arguments.path)
         print(f"{plural(count, 'new record')} in {database.name}")
     return 0

@@ -1,0 +1,146 @@
+"""Open data: every schedule of six spaces measured, in T4 files that search methods can replay.
+
+    python -m benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL] [--out FOLDER]
+
+Layers of published networks, on one thread with warm caches. Fields of a schedule that would
+multiply a space without changing its shape are pinned. A file is written when its space is done;
+with a database, an interrupted run goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from kernels.core.template import parse_schedule
+from search_spaces.space import space_for
+from tuner import exchange
+from tuner.database import Database
+from tuner.effort import EFFORTS
+from tuner.environment import Environment, toolchain
+from tuner.fastrun import Budget, fast_run
+from tuner.noise import in_words, noise_of, others
+from tuner.record import Record
+from tuner.units import duration, percent, plural
+
+_QUICK = 12  # schedules of a space
+
+
+@dataclass(frozen=True)
+class Ground:
+    """A layer, and the part of an algorithm's space that is measured: pins as text."""
+
+    layer: str
+    pins: str
+
+    @property
+    def algorithm(self) -> str:
+        """The template's name."""
+        return self.pins.partition("(")[0]
+
+
+GROUNDS = {
+    "im2col-resnet-stem": Ground(
+        "conv 1x3x224x224 64x7x7 s2 p3 bias relu", "im2col(layout=NHWC, unroll=1|2|4)"
+    ),
+    "im2col-resnet-14x14": Ground(
+        "conv 1x256x14x14 256x3x3 s1 p1 bias relu",
+        "im2col(layout=NHWC, unroll=1|4, block=24|48|96|196, kc=16|64|256)",
+    ),
+    "winograd-resnet-56x56": Ground(
+        "conv 1x64x56x56 64x3x3 s1 p1 bias relu",
+        "winograd(layout=NHWC, mh=2|4|6, mw=2|4|6, points=balanced, nr_tiles=8|14|21|28|56, "
+        "prefetch=0)",
+    ),
+    "winograd-resnet-14x14": Ground(
+        "conv 1x256x14x14 256x3x3 s1 p1 bias relu",
+        "winograd(layout=NHWC, mh=2|4|7, mw=2|4|7, points=balanced, nr_tiles=4|8|14|16|49, "
+        "prefetch=0)",
+    ),
+    "depthwise-mobilenetv2-56x56": Ground(
+        "conv 1x144x56x56 144x3x3 s1 p1 g144 bias relu6", "depthwise(layout=NHWC)"
+    ),
+    "depthwise-mobilenetv2-14x14": Ground(
+        "conv 1x384x14x14 384x3x3 s1 p1 g384 bias relu6", "depthwise(layout=NHWC|NCHW16c)"
+    ),
+}
+"""The spaces by the names of their files: 900 to 1800 schedules each."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and write."""
+    parser = ArgumentParser(
+        prog="python -m benchmarks.experiments.spaces", description=str(__doc__).split("\n")[0]
+    )
+    parser.add_argument("--quick", action="store_true", help=f"{_QUICK} schedules of each space")
+    parser.add_argument("--only", default="", metavar="TEXT", help="spaces whose name contains it")
+    parser.add_argument("--db", metavar="URL", default="sqlite://", help="default: in memory")
+    parser.add_argument(
+        "--out", type=Path, default=Path("results/open-data"), metavar="FOLDER", help="of the files"
+    )
+    arguments = parser.parse_args(words)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if warning := others():
+        print(warning, file=sys.stderr)
+    for name in (name for name in GROUNDS if arguments.only in name):
+        with Database(arguments.db) as database:
+            seconds = measure(GROUNDS[name], database, _QUICK if arguments.quick else None)
+            found = results(GROUNDS[name], database)
+        path = arguments.out / f"{name}.json.gz"
+        exchange.write(path, "t4", found, [Environment.host()])
+        noise = noise_of(found)
+        print(
+            f"{path}: {plural(len(found), 'result')}, "
+            f"{sum(r.outcome == 'correct' for r in found)} correct, {duration(seconds)}, "
+            f"{path.stat().st_size >> 10} KiB, noise {percent(noise)}, {in_words(noise)}",
+            flush=True,
+        )
+    return 0
+
+
+def measure(ground: Ground, database: Database, trials: int | None = None) -> float:
+    """Measure the whole space, or the first `trials` of it; returns the seconds that took."""
+    summary = fast_run(
+        [(ConvProblem.parse(ground.layer), 1)],
+        database,
+        Budget(trials=trials),
+        algorithms=[ground.pins],
+        sampler="exhaustive",
+        protocol=EFFORTS["exhaustive"].protocol,
+    )
+    if summary.interrupted:
+        raise KeyboardInterrupt
+    return summary.seconds
+
+
+def results(ground: Ground, database: Database) -> list[Record]:
+    """What screening said of every schedule of the space, in the order of the space.
+
+    Races are left out: in them a few schedules are measured better than the rest.
+    """
+    environment = Environment.host()
+    problem = ConvProblem.parse(ground.layer)
+    stored = database.records(
+        problem=str(problem),
+        machine=environment.machine,
+        threads=1,
+        regime="hot",
+        toolchain=toolchain(),
+    )
+    space = space_for(ground.algorithm, problem, Cpu.host()).pinned(ground.pins)
+    placed = []
+    for record in stored:
+        if record.stage == "screen" and record.algorithm == ground.algorithm:
+            point = space.point(parse_schedule(record.schedule)[1])
+            if point is not None:
+                placed.append((point, record))
+    return [record for _, record in sorted(placed, key=lambda pair: pair[0])]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
