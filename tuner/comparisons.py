@@ -135,5 +135,28 @@ def curves(
     return figure
 
 
+def engines(table: pd.DataFrame, title: str) -> Figure:
+    """How long other engines take beside ours, a row for each subject.
+
+    Columns `subject`, `engine`, `times` (as long as ours) and its range `low` to `high`.
+    """
+    subjects = list(dict.fromkeys(table["subject"]))
+    names = list(dict.fromkeys(table["engine"]))
+    layers = pd.DataFrame({"layer": subjects})
+    with layer_canvas(layers, title, "times as long as ours, logarithmic") as (figure, axes):
+        axes.set_xscale("log")
+        axes.axvline(1, color=INK, linewidth=1.4)
+        axes.grid(axis="both")
+        for row in rows(table):
+            n = names.index(row.engine)
+            y = subjects.index(row.subject) + 0.5 * ((n + 0.5) / len(names) - 0.5)
+            axes.plot([row.low, row.high], [y, y], color=COLOURS[n], linewidth=1)
+            axes.plot(row.times, y, MARKS[n], color=COLOURS[n], markersize=4.5)
+        axes.set_xlim(min(0.9, table["low"].min() / 1.1), max(2.0, 1.1 * table["high"].max()))
+        plain_log(axes)
+        legend(figure, [mark(MARKS[n], COLOURS[n], name) for n, name in enumerate(names)])
+    return figure
+
+
 _TICKS = 8  # values that have room below an axis
 _OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}

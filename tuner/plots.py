@@ -163,6 +163,31 @@ def convergence(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def trials(table: pd.DataFrame) -> Figure:
+    """Every trial of a search by algorithm, and the best so far; a `frame` of one problem."""
+    shown = table.reset_index(drop=True)
+    with canvas("Every trial", 3.4) as (figure, axes):
+        axes.grid(axis="both")
+        axes.set_yscale("log")
+        times = 1e3 * shown["seconds_per_call"]
+        first = shown.index + 1
+        axes.step(first, times.cummin(), where="post", color=INK, linewidth=1.2)
+        names = shown["schedule"].str.partition("(")[0]
+        for name in names.unique():
+            mine = names == name
+            axes.plot(
+                first[mine], times[mine], _shape(name), color=_colour(name), markersize=4.5,
+                markeredgecolor=PAPER, markeredgewidth=0.5, linestyle="",
+            )  # fmt: skip
+        axes.set_ylim(0.9 * times.min(), 1.1 * times.max())
+        plain_log(axes, "y")
+        axes.set_xlabel("correct trials, in order")
+        axes.set_ylabel("ms")
+        line = Line2D([], [], color=INK, linewidth=1.2, label="best so far")
+        _legend_of_algorithms(figure, names, further=[line])
+    return figure
+
+
 def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
     """The best of each algorithm against the layer's winner; an `algorithms_frame`."""
     title = "The best of each algorithm"
@@ -287,6 +312,23 @@ def roofline(best: pd.DataFrame, peak: float, read: Mapping[str, float]) -> Figu
         plain_log(axes, "x")
         plain_log(axes, "y")
         _legend_of_algorithms(figure, best["algorithm"])
+    return figure
+
+
+def steps(table: pd.DataFrame, most: int = 24) -> Figure:
+    """Where a run of a network spends its time: the `most` longest steps, in the network's order.
+
+    `table` is of the rows of `Executable.profile`.
+    """
+    shown = table.loc[table["seconds"].nlargest(most).sort_index().index]
+    named = shown.assign(layer=shown["output"])
+    title = f"{len(shown)} of {len(table)} steps, {percent(shown['share'].sum())} of the time"
+    with layer_canvas(named, title, "microseconds") as (figure, axes):
+        for y, row in enumerate(rows(shown)):
+            axes.barh(y, 1e6 * row.seconds, height=0.62, color=_colour(row.algorithm))
+            note(axes, 1e6 * row.seconds, y, percent(row.share))
+        axes.set_xlim(0, 1.15e6 * top(shown["seconds"], 1e-9))
+        _legend_of_algorithms(figure, shown["algorithm"], "s")
     return figure
 
 
