@@ -89,7 +89,15 @@ def network_problems(
     Raises:
         GraphError: the model cannot be read, a convolution cannot be expressed, or there is none.
     """
-    graph = optimise(load_network(source, shapes))
+    return to_tune(optimise(load_network(source, shapes)))
+
+
+def to_tune(graph: Graph) -> list[DistinctProblem]:
+    """The convolutions of an optimised graph.
+
+    Raises:
+        UnsupportedError: a convolution cannot be expressed, or there is none.
+    """
     problems = convolutions(graph)
     if not problems:
         raise UnsupportedError(f"network {graph.name!r} has no convolution: nothing to tune")

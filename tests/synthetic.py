@@ -10,10 +10,14 @@ from kernels.core.problem import ConvProblem
 from kernels.core.template import applicable, heuristic_choice
 from search_spaces.space import space_for
 from tuner.environment import toolchain
+from tuner.network_record import HEURISTIC, IN_PLACE, LAYERS, NetworkRecord
 from tuner.record import Errors, Outcome, Record
 
 PEAK = 1e11
 """FLOP/s of the machine that the records pretend to be from."""
+
+GRAPH = "made-up"
+"""The digest of the network that the final pretends to be of."""
 
 _FAILURES = (
     (Outcome.CONSTRAINTS, "tile needs too many registers"),
@@ -28,6 +32,29 @@ def records(
     """What a run might leave: baselines, `trials` screened schedules per problem, finals."""
     draw = random.Random(seed)
     return [r for p in problems for r in _of_problem(p, trials, draw, run)]
+
+
+def final(machine: str) -> NetworkRecord:
+    """What a network's final might leave: the plan from layer times won."""
+    took = {HEURISTIC: 5e-3, LAYERS: 4e-3, IN_PLACE: 3.9e-3, "all NHWC": 6e-3}
+    samples = {x: tuple(t * (1 + n % 5 / 100) for n in range(36)) for x, t in took.items()}
+    return NetworkRecord(
+        network="made-up", graph=GRAPH, machine=machine, threads=1, limits="", plan="",
+        toolchain=toolchain(), ir_hash="0", kept=LAYERS, samples=samples,
+    )  # fmt: skip
+
+
+def bench(machine: str, subject: str) -> dict[str, object]:
+    """What `fastrun bench --json` might leave: ours, a peer, one that was not timed."""
+    took = {"ours": 4.1e-3, "peer": 7e-3, "broken": None}
+    return {
+        "machine": {"machine": machine},
+        "results": [
+            {"subject": subject, "threads": n, "engine": x, "seconds": s, "samples": [s] * 10}
+            for x, s in took.items()
+            for n in (1, 2)
+        ],
+    }
 
 
 def _of_problem(p: ConvProblem, trials: int, draw: random.Random, run: str) -> Iterator[Record]:

@@ -1,6 +1,7 @@
 """Standings, tables, figures and the page, from made-up records."""
 
 import html
+import json
 import math
 import random
 import re
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
+from tests import synthetic
 from tests.records import record
 from tests.synthetic import PEAK, records
 from tuner import look, plots
@@ -29,8 +31,9 @@ from tuner.frames import (
     outcomes_frame,
 )
 from tuner.machine import MachineReport
-from tuner.record import Outcome
+from tuner.record import Outcome, RecordError
 from tuner.report import machine_slug, write_report
+from tuner.side_by_side import BENCH, BENCHED, RACED, SUM, Network, benched, in_words, side_by_side
 from tuner.standing import (
     Standing,
     is_current,
@@ -48,7 +51,7 @@ TEXTS = (
     "conv 1x16x16x16 32x1x1 s2 p0 bias",
 )
 PROBLEMS = tuple((ConvProblem.parse(text), 1 + n) for n, text in enumerate(TEXTS))
-NETWORK = Target("a <b>network", PROBLEMS)
+NETWORK = Target("a <b>network", PROBLEMS, synthetic.GRAPH)
 HERE = Cpu.host().fingerprint
 MACHINE = MachineReport(
     machine=HERE,
@@ -70,6 +73,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
     stored = Database(tmp_path_factory.mktemp("made-up") / "records.db")
     for r in records([p for p, _ in PROBLEMS]):
         stored.add(r)
+    stored.add_network(synthetic.final(HERE))
     return stored
 
 
@@ -81,6 +85,7 @@ def found(database: Database) -> list[Standing]:
 @pytest.fixture(scope="module")
 def page(database: Database, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
+    (out / BENCHED).write_text(json.dumps(synthetic.bench(HERE, NETWORK.name)))
     return write_report(database, [NETWORK], out, MACHINE, threads=1, regime="hot")
 
 
@@ -313,6 +318,43 @@ def test_files_beside_the_page(page: Path, found: list[Standing]) -> None:
     heads = [line for line in markdown.splitlines() if line.startswith("| layer")]
     assert heads
     assert not re.search(r"\n\n\n", markdown)
+
+
+def test_a_network_stands_beside_plans_and_engines(page: Path, found: list[Standing]) -> None:
+    text = html.unescape(page.read_text())
+    section = text.partition("a <b>network as a whole")[2].partition("Layer by layer")[0]
+    assert section.count("<svg") == 1
+    table = pd.read_csv(page.with_name("networks.csv")).set_index("who")
+    assert list(table["source"]) == [SUM] * 3 + [RACED] * 4 + [BENCH] * 2
+    naive, _, best = network_seconds(found)
+    assert table.loc["layers: naive loops", "seconds"] == pytest.approx(naive)
+    assert table.loc["layers: tuned", "seconds"] == pytest.approx(best)
+    assert list(table.index[table["kept"]]) == ["plan: layer times"]
+    kept = table[table["kept"]].iloc[0]
+    assert kept["low"] <= kept["over_heuristic"] <= kept["high"]
+    assert table.loc["peer", "seconds"] == 7e-3
+    assert "broken" not in table.index
+    for words in ("sum of layers", "timed in place, 36 samples", "fastrun bench, 10 samples"):
+        assert f">{words}</td>" in section
+
+
+def test_a_network_without_a_final_says_so(found: list[Standing]) -> None:
+    network = Network("folder/net.onnx", found, None, [])
+    assert list(side_by_side([network])["source"]) == [SUM] * 3
+    assert network.title == "net"
+    assert "No plan was timed as a whole" in in_words(network)
+
+
+def test_engines_of_another_machine_are_left_out(tmp_path: Path) -> None:
+    assert benched(tmp_path, HERE, 1, "net.onnx") == []
+    file = tmp_path / BENCHED
+    file.write_text(json.dumps(synthetic.bench(HERE, "net")))
+    assert [r["engine"] for r in benched(tmp_path, HERE, 2, "a/net.onnx")] == ["ours", "peer"]
+    assert benched(tmp_path, "elsewhere", 1, "net") == []
+    for damaged in ("{", "[]", '{"results": []}'):
+        file.write_text(damaged)
+        with pytest.raises(RecordError, match="fastrun bench --json"):
+            benched(tmp_path, HERE, 1, "net")
 
 
 def test_nothing_measured_is_a_mistake(database: Database, tmp_path: Path) -> None:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests import synthetic
 from tests.browser import Browser, find_browser
 from tests.synthetic import records
 from tests.test_report import MACHINE, NETWORK, PROBLEMS
 from tuner.database import Database
 from tuner.report import write_report
+from tuner.side_by_side import BENCHED
 
 # What leaves the window without being in something that scrolls by itself.
 STICKS_OUT = """[...document.querySelectorAll("body *")]
@@ -38,6 +41,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Database(folder / "records.db") as database:
         for r in records([p for p, _ in PROBLEMS], trials=60):
             database.add(r)
+        database.add_network(synthetic.final(MACHINE.machine))
+        (folder / BENCHED).write_text(json.dumps(synthetic.bench(MACHINE.machine, NETWORK.name)))
         return write_report(database, [NETWORK], folder, MACHINE, threads=1, regime="hot")
 
 
@@ -51,8 +56,9 @@ def test_the_page_looks_right(browser: Browser, page: Path, width: int, scheme: 
     assert browser.ask(STICKS_OUT) == []
     assert (max(browser.ask(BACKGROUND)) < 80) == (scheme == "dark")
     figures = browser.ask("[...document.querySelectorAll('svg')].map(e => e.clientWidth)")
-    assert len(figures) >= 9
+    assert len(figures) >= 10
     assert min(figures) > 300
+    assert "as a whole" in browser.ask("document.querySelector('main h2').textContent")
 
 
 def test_a_bad_page_is_noticed(browser: Browser, tmp_path: Path) -> None:

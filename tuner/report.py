@@ -22,10 +22,12 @@ from tuner.frames import (
     pareto_frame,
 )
 from tuner.machine import MachineReport
+from tuner.network_record import NetworkRecord
 from tuner.pareto import front
 from tuner.record import Record
 from tuner.sections import sections
-from tuner.standing import first_current, standings
+from tuner.side_by_side import Network, benched, side_by_side
+from tuner.standing import first_current, of_network, standings
 from tuner.summary import Facts, conditions, summary, tiles
 from tuner.targets import Target, merged
 from tuner.units import plural
@@ -43,14 +45,16 @@ def write_report(
     """Write report.html, report.md, figures and tables into a folder; return the page's path.
 
     Without targets, the report is of every problem measured on `machine` with these `threads` and
-    in this `regime`. The default folder is `results/` and a name for the machine.
+    in this `regime`. The default folder is `results/` and a name for the machine. Other engines are
+    in it if what `fastrun bench --json` wrote of this machine lies there as `networks.json`.
 
     Raises:
         DatabaseError: nothing was measured there under these conditions.
+        RecordError: the `networks.json` there is damaged.
         OSError: the folder cannot be written.
     """
-    facts = _gather(database, targets, machine, threads, regime)
     folder = out or Path("results") / machine_slug(machine)
+    facts = _gather(database, targets, machine, threads, regime, folder)
     folder.mkdir(parents=True, exist_ok=True)
     best = best_frame(facts.found, facts.peak)
     parts = list(sections(facts, best))
@@ -58,6 +62,7 @@ def write_report(
         if section.figure:
             look.save_png(section.figure, folder / f"{section.name}.png")
     tables = {
+        "networks": side_by_side(facts.networks),
         "layers": best,
         "algorithms": algorithms_frame(facts.decisive),
         "convergence": convergence_frame(facts.records),
@@ -105,6 +110,7 @@ def _gather(
     machine: MachineReport,
     threads: int,
     regime: str,
+    folder: Path,
 ) -> Facts:
     where = machine.machine, threads, regime
     problems = merged(targets)
@@ -137,7 +143,24 @@ def _gather(
         records=records,
         decisive=decisive,
         fronts={p: front(ranking) for p, ranking in rankings.items()},
+        networks=[
+            Network(
+                target.name,
+                of_network(found, target.problems),
+                _newest_final(database, target, machine, threads),
+                benched(folder, machine.machine, threads, target.name),
+            )
+            for target in targets
+            if target.is_network
+        ],
     )
+
+
+def _newest_final(
+    database: Database, target: Target, machine: MachineReport, threads: int
+) -> NetworkRecord | None:
+    finals = database.networks(graph=target.graph, machine=machine.machine, threads=threads)
+    return finals[-1] if finals else None
 
 
 def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:

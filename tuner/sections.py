@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuner import look, plots
+from tuner import look, plots, side_by_side
 from tuner.frames import (
     algorithms_frame,
     convergence_frame,
@@ -44,6 +45,7 @@ class Section:
 
 def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
     """The parts of the report in order."""
+    yield from _networks(facts)
     yield Section("layers", "Layer by layer", _layers_text(facts), table=_layers_table(facts, best))
     yield Section(
         "over-heuristic",
@@ -126,6 +128,34 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
         table=_reproduce_table(facts, best),
     )
     yield Section("environment", "Where this was measured", "", table=_environment_table(facts))
+
+
+def _networks(facts: Facts) -> Iterator[Section]:
+    """A section for each network as a whole."""
+    for n, network in enumerate(facts.networks, 1):
+        table = side_by_side.side_by_side([network])
+        if len(table):
+            yield Section(
+                f"network-{n}",
+                f"{network.title} as a whole",
+                side_by_side.in_words(network),
+                side_by_side.figure(table),
+                _network_table(table),
+            )
+
+
+def _network_table(table: pd.DataFrame) -> Table:
+    heads = ("what", "ms>", "how it was measured", "over heuristic's plan>", "95 % interval>")
+    rows = (
+        (
+            *(row.who + " (kept)" * row.kept, ms(row.seconds)),
+            row.source + (f", {plural(row.samples, 'sample')}" if row.samples else ""),
+            ratio(row.over_heuristic),
+            UNKNOWN if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}",
+        )
+        for row in _rows(table)
+    )
+    return Table(heads, tuple(rows))
 
 
 def _layers_text(facts: Facts) -> str:

@@ -12,6 +12,7 @@ from tuner.environment import Environment
 from tuner.machine import MachineReport
 from tuner.noise import NOISY, noise_of
 from tuner.record import Record
+from tuner.side_by_side import Network
 from tuner.standing import Standing, network_seconds, of_network
 from tuner.targets import Target
 from tuner.units import ms, percent, plural, ratio
@@ -30,6 +31,7 @@ class Facts:
     records: list[Record]
     decisive: list[Record]
     fronts: dict[ConvProblem, list[Record]]
+    networks: Sequence[Network]
 
     @property
     def peak(self) -> float:

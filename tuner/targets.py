@@ -11,10 +11,14 @@ from kernels.core.problem import ConvProblem
 
 @dataclass(frozen=True)
 class Target:
-    """A name and its distinct problems, each with the number of times it occurs."""
+    """A name and its distinct problems, each with the number of times it occurs.
+
+    `graph` is a network's `Graph.digest` once optimised, '' for a problem.
+    """
 
     name: str
     problems: tuple[tuple[ConvProblem, int], ...]
+    graph: str = ""
 
     @property
     def is_network(self) -> bool:
@@ -38,9 +42,12 @@ def read_target(text: str) -> Target:
         problem = ConvProblem.parse(text)
         return Target(str(problem), ((problem, 1),))
     # Reading a problem's text takes no ONNX.
-    from graph.problems import network_problems
+    from graph.networks import load_network
+    from graph.passes import optimise
+    from graph.problems import to_tune
 
-    return Target(text, tuple((p, count) for p, count, _ in network_problems(text)))
+    graph = optimise(load_network(text))
+    return Target(text, tuple((p, count) for p, count, _ in to_tune(graph)), graph.digest)
 
 
 def merged(targets: Iterable[Target]) -> list[tuple[ConvProblem, int]]:
