@@ -123,12 +123,12 @@ def main(words: Sequence[str] | None = None) -> int:
     for name in arguments.steps:
         if name not in names:
             parser.error(f"no step {name!r}: there are {', '.join(names)}")
-    folder = arguments.out or (
-        _QUICK if arguments.quick else Path("results", machine_slug(probe()))
-    )
+    usual = _QUICK if arguments.quick else Path("results", machine_slug(probe()))
+    folder = arguments.out or usual
     folder.mkdir(parents=True, exist_ok=True)
-    database = arguments.db or (str(folder / "quick.db") if arguments.quick else None)
-    planned = steps(folder, database, arguments.effort, arguments.quick)
+    _DATABASE.parent.mkdir(exist_ok=True)
+    database = folder / "quick.db" if arguments.quick else _DATABASE
+    planned = steps(folder, str(arguments.db or database), arguments.effort, arguments.quick)
     for name in arguments.steps or names:
         if code := take(name, planned[name], folder):
             return code
