@@ -58,8 +58,8 @@ def test_figure_of_steps_keeps_the_longest_in_order() -> None:
     times = [5.0, 1.0, 4.0]
     table = pd.DataFrame(
         {
-            "output": ["first", "second", "third"],
-            "algorithm": ["direct", "", "winograd"],
+            "output": ["/first_output_0", "second", "third"],
+            "algorithm": ["direct(rows=1)", "", "depthwise(rows=1) + pointwise(rows=2)"],
             "seconds": times,
             "share": [x / 10 for x in times],
         }
@@ -68,3 +68,5 @@ def test_figure_of_steps_keeps_the_longest_in_order() -> None:
     assert "2 of 3 steps, 90 %" in text
     assert text.index(">first<") < text.index(">third<")
     assert ">second<" not in text
+    assert ">direct<" in text
+    assert ">depthwise + pointwise<" in text

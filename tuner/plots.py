@@ -321,9 +321,12 @@ def steps(table: pd.DataFrame, most: int = 24) -> Figure:
     `table` is of the rows of `Executable.profile`.
     """
     shown = table.loc[table["seconds"].nlargest(most).sort_index().index]
-    named = shown.assign(layer=shown["output"])
+    # Exporters name a tensor by its way through the modules; of a schedule the algorithm is enough.
+    labels = shown["output"].str.strip("/").str.removesuffix("_output_0")
+    kinds = shown["algorithm"].str.replace(r"\(.*?\)| by \d+ rows", "", regex=True)
+    shown = shown.assign(layer=labels, algorithm=kinds)
     title = f"{len(shown)} of {len(table)} steps, {percent(shown['share'].sum())} of the time"
-    with layer_canvas(named, title, "microseconds") as (figure, axes):
+    with layer_canvas(shown, title, "microseconds") as (figure, axes):
         for y, row in enumerate(rows(shown)):
             axes.barh(y, 1e6 * row.seconds, height=0.62, color=_colour(row.algorithm))
             note(axes, 1e6 * row.seconds, y, percent(row.share))
@@ -333,8 +336,10 @@ def steps(table: pd.DataFrame, most: int = 24) -> Figure:
 
 
 def _place(algorithm: str) -> int:
+    """Of its colour; what runs in bands has that of its first part."""
     names = [t.name for t in templates().values() if not t.baseline]
-    return names.index(algorithm) if algorithm in names else len(names)
+    first = algorithm.partition(" + ")[0]
+    return names.index(first) if first in names else len(names)
 
 
 def _colour(algorithm: str) -> str:
