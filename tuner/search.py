@@ -59,9 +59,10 @@ class Arm:
 class ProblemSearch:
     """The search for one problem: every algorithm that applies competes for its trials.
 
-    Baselines come first, then each algorithm's heuristic. After that an algorithm's share of the
-    time is (best of all / its best)^4: one that is 1.2 times slower gets half of the leader's,
-    one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
+    What would run without a search comes first, then baselines, then the other algorithms'
+    heuristics: a budget that ends early leaves no layer slower. After that an algorithm's share
+    of the time is (best of all / its best)^4: one that is 1.2 times slower gets half of the
+    leader's, one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
     output's, or takes more than `max_workspace` bytes may not lead. `algorithms` restricts the
     search to those named, and their fields to those of `winograd(mh=2|4, prefetch=0)`.
 
@@ -89,7 +90,7 @@ class ProblemSearch:
             if t.baseline or not wanted or t.name in wanted
         }
         template, schedule = heuristic_choice(problem, cpu)
-        self.heuristic = template.text(schedule)
+        self.heuristic, self._usual = template.text(schedule), template.name
         self.history: list[float] = []
         self.measured: dict[str, Record] = {}
         self.outcomes = Counter[Outcome]()
@@ -201,11 +202,12 @@ class ProblemSearch:
         """Arms by how much they deserve the next trial."""
         live = [arm for arm in self.arms.values() if not arm.exhausted]
 
-        def order(arm: Arm) -> tuple[bool, bool, float]:
+        def order(arm: Arm) -> tuple[bool, bool, bool, float]:
             deserves = (self.best / arm.best) ** 4 if arm.best < math.inf else 1.0
             cost = arm.seconds / arm.outcomes if arm.outcomes else 0.1
             spent = arm.trials * cost / max(deserves, 1e-3)
-            return arm.trials > 0, not arm.template.baseline, spent
+            usual = arm.template.name == self._usual
+            return arm.trials > 0, not usual, not arm.template.baseline, spent
 
         return iter(sorted(live, key=order))
 
