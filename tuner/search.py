@@ -62,9 +62,9 @@ class ProblemSearch:
     What would run without a search comes first, then baselines, then the other algorithms'
     heuristics: a budget that ends early leaves no layer slower. After that an algorithm's share
     of the time is (best of all / its best)^4: one that is 1.2 times slower gets half of the
-    leader's, one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative to the
-    output's, or takes more than `max_workspace` bytes may not lead. `algorithms` restricts the
-    search to those named, and their fields to those of `winograd(mh=2|4, prefetch=0)`.
+    leader's, one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative
+    to the output's, or takes more than `max_workspace` bytes may not lead. `algorithms` restricts
+    the search to those named, and their fields to those of `winograd(mh=2|4, prefetch=0)`.
 
     Raises:
         ScheduleError: no such field, or it never has that value for this problem.
