@@ -20,6 +20,8 @@ INTERRUPTED = 130
 _EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
 """Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
 
+_SAMPLERS = ("tpe", "random", "exhaustive", "local", "cmaes", "gp")
+
 
 class Parser(argparse.ArgumentParser):
     """Answers a mistake in one line."""
@@ -103,7 +105,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
     def command(name: str, help: str) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
-        added.set_defaults(command=(name, "run"))
+        added.set_defaults(command=(name.replace("-", "_"), "run"))
         return added
 
     c = command("doctor", "show this machine: caches, measured peak, bandwidths, noise")
@@ -130,7 +132,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument(
         "--sampler",
-        choices=("tpe", "random", "exhaustive", "local", "cmaes", "gp"),
+        choices=_SAMPLERS,
         help="how to search (default: as the effort says)",
     )
     c.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default 0)")
@@ -253,6 +255,31 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "--rounds", type=_count, metavar="N", help="samples (default 15 of layers, 10 of networks)"
     )
     c.add_argument("--json", type=Path, metavar="FILE", help="write all samples to this file")
+    _database(c)
+
+    c = command("compare-search", "replay search methods on recorded spaces, without measuring")
+    c.add_argument(
+        "spaces",
+        nargs="+",
+        metavar="SPACE",
+        help="a .json (T4) or .jsonl file, or the text of a problem in the database",
+    )
+    c.add_argument(
+        "--samplers",
+        type=_samplers,
+        default=("tpe", "random", "local"),
+        metavar="A,B",
+        help="of tpe, random, exhaustive, local, cmaes, gp (default tpe,random,local)",
+    )
+    c.add_argument(
+        "--repeats", type=_count, default=100, metavar="N", help="walks of each (default 100)"
+    )
+    c.add_argument("--seed", type=int, default=0, metavar="N", help="of the first (default 0)")
+    c.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the figure and the tables to files here"
+    )
+    _thread_count(c)
+    _regime(c)
     _database(c)
 
     c = command("report", "write a page, figures and tables about what was measured")
@@ -460,6 +487,16 @@ def _peers(text: str) -> tuple[str, ...]:
         return peer_names(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _samplers(text: str) -> tuple[str, ...]:
+    named = tuple(text.split(","))
+    for name in named:
+        if name not in _SAMPLERS:
+            raise argparse.ArgumentTypeError(
+                f"no sampler {name!r}: there are {', '.join(_SAMPLERS)}"
+            )
+    return named
 
 
 def _algorithms(text: str) -> tuple[str, ...]:

@@ -36,3 +36,13 @@ def _typical(samples: NDArray[np.float64]) -> NDArray[np.float64]:
     """`tuner.record.typical` of every row."""
     faster = np.sort(samples, axis=1)[:, : (samples.shape[1] + 1) // 2]
     return np.asarray(np.median(faster, axis=1))
+
+
+def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    """The 95 % interval of a mean, by bootstrap; NaN with fewer than `ENOUGH` values."""
+    found = np.array(values)
+    if len(found) < ENOUGH:
+        return math.nan, math.nan
+    drawn = np.random.default_rng(0).integers(len(found), size=(_RESAMPLES, len(found)))
+    low, high = np.quantile(found[drawn].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)

@@ -188,6 +188,40 @@ def trials(table: pd.DataFrame) -> Figure:
     return figure
 
 
+def search_curves(table: pd.DataFrame) -> Figure:
+    """What search methods have found after so many evaluations; a `replay.curves_frame`."""
+    names, methods = list(table["space"].unique()), list(table["sampler"].unique())
+    with canvas("Search methods on recorded spaces", 0.9 + 1.7 * len(names)) as (figure, first):
+        first.remove()
+        for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
+            axes.grid(axis="both")
+            axes.tick_params(length=0)
+            axes.set_xscale("log")
+            of_space = table[table["space"] == name]
+            for n, method in enumerate(methods):
+                curve = of_space[of_space["sampler"] == method]
+                x, colour = curve["evaluations"], COLOURS[n % len(COLOURS)]
+                axes.fill_between(
+                    x, curve["low"], curve["high"], step="post", color=colour, alpha=0.15,
+                    linewidth=0,
+                )  # fmt: skip
+                axes.step(x, curve["median"], where="post", color=colour, linewidth=1.6)
+            axes.plot(x, curve["random"], "--", color=INK, linewidth=1)
+            axes.set_ylim(0.98, min(4.0, max(1.3, float(of_space["random"].iloc[0]))))
+            axes.set_xlim(1, max(2, int(x.max())))
+            axes.set_title(short(name, 52), fontweight="normal", fontsize=8)
+            plain_log(axes)
+        axes.set_xlabel("schedules measured; bands hold 80 % of the walks")
+        figure.supylabel("times the optimum", fontsize=8.5)
+        lines = [
+            Line2D([], [], color=COLOURS[n % len(COLOURS)], linewidth=1.6, label=method)
+            for n, method in enumerate(methods)
+        ]
+        dashed = Line2D([], [], color=INK, linewidth=1, linestyle="--", label="random, calculated")
+        legend(figure, [*lines, dashed])
+    return figure
+
+
 def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
     """The best of each algorithm against the layer's winner; an `algorithms_frame`."""
     title = "The best of each algorithm"
