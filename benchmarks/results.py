@@ -55,8 +55,8 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
         out = ("--json", str(folder / f"{name}.json"))
         return Step((*FASTRUN, "bench", *what, *listed, *few, *out, *stored), f"{name}.txt")
 
-    def experiment(name: str) -> Step:
-        words = ("--csv", str(folder / "experiments"), *(["--quick"] if quick else []))
+    def experiment(name: str, *more: str) -> Step:
+        words = ("--csv", str(folder / "experiments"), *(["--quick"] if quick else []), *more)
         module = f"benchmarks.experiments.{name}"
         return Step(("-m", module, *words), f"experiments/{name}.txt")
 
@@ -70,14 +70,15 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
             )
             for n in threads
         },
+        "layers": bench("layers", "--layers", *([_LAYER] if quick else [])),
+        "networks": bench("networks", *networks),
         "records": Step((*FASTRUN, "db", "export", records, *stored), "records.txt"),
         "report": Step(
             (*FASTRUN, "report", *(tuned if quick else networks), "--out", str(folder), *stored),
             "report.txt",
         ),
-        "layers": bench("layers", "--layers", *([_LAYER] if quick else [])),
-        "networks": bench("networks", *networks),
         **{name: experiment(name) for name in EXPERIMENTS},
+        "network_plans": experiment("network_plans", *listed, *stored),
         "readme": Step(("-m", "benchmarks.readme", str(folder), *written), "summary.md"),
     }
 
