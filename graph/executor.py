@@ -27,6 +27,7 @@ from kernels.core.layout import READ_SLACK
 from kernels.core.template import pack_bias, pack_channels
 
 _HUGE = 2 << 20
+_CHUNK = 32 << 20  # bytes of a block of weights; what is never touched takes no memory
 
 # Gives a step's packed weights; who loads several plans of a network need not pack them twice.
 Packed = Callable[[Step], Array]
@@ -58,6 +59,33 @@ class _Block:
         self.floats = np.frombuffer(self._map, np.float32, size // 4, skipped)
 
 
+class _Weights:
+    """Packed weights one behind the other, in few large blocks.
+
+    Each is copied as soon as it is packed, so that packing the next finds warm memory.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._blocks: list[_Block] = []
+        self._left = 0  # floats at the end of the last block
+
+    def put(self, values: Array | None) -> int:
+        """Copy values behind those that are there; their address, 0 for none."""
+        if values is None or not values.size:
+            return 0
+        taken = -(-4 * (values.size + READ_SLACK) // LINE) * LINE // 4
+        if taken > self._left:
+            self._blocks.append(_Block(max(_CHUNK, 4 * taken)))
+            self._left = len(self._blocks[-1].floats)
+        block = self._blocks[-1]
+        start = len(block.floats) - self._left
+        block.floats[start : start + values.size] = values
+        self._left -= taken
+        self.size += 4 * taken
+        return block.address + 4 * start
+
+
 @dataclass(frozen=True)
 class _Model:
     """What clones share: code and weights, with the addresses of both for every step.
@@ -70,8 +98,7 @@ class _Model:
     offsets: Sequence[int]
     arena: int
     libraries: Mapping[str, Library]
-    weights: _Block
-    weight_bytes: int
+    weights: _Weights
     packed: Sequence[tuple[int, int]]  # addresses of weights and bias, 0 for none
     plan: Plan
 
@@ -88,33 +115,19 @@ class _Model:
                 symbols = [stage.symbol for stage in program.stages]
                 libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
         offsets, arena = _arena(arrangement)
-        pieces: list[Array | None] = []
+        block = _Weights()
+        pairs = []
         for step in arrangement.steps:
             weights = packed(step)
             if step.picks:
                 src = offsets[step.src]
                 places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.picks]
                 weights = np.concatenate([pack_channels(places), weights])
-            pieces.append(weights)
-            pieces.append(None if step.bias is None else pack_bias(step.bias))
-        starts, size = [], 0
-        for piece in pieces:
-            starts.append(size)
-            if piece is not None and piece.size:
-                size += -(-4 * (piece.size + READ_SLACK) // LINE) * LINE
-        block = _Block(size)
-        addresses = []
-        for i, start in enumerate(starts):
-            piece, pieces[i] = pieces[i], None  # freed as soon as it is copied
-            if piece is None or not piece.size:
-                addresses.append(0)
-            else:
-                block.floats[start // 4 : start // 4 + piece.size] = piece
-                addresses.append(block.address + start)
-        pairs = list(zip(addresses[::2], addresses[1::2], strict=True))
+            bias = None if step.bias is None else pack_bias(step.bias)
+            pairs.append((block.put(weights), block.put(bias)))
         light = (replace(step, weights=None, bias=None) for step in arrangement.steps)
         arrangement = replace(arrangement, steps=tuple(light))
-        return cls(arrangement, threads, offsets, arena, libraries, block, size, pairs, plan)
+        return cls(arrangement, threads, offsets, arena, libraries, block, pairs, plan)
 
 
 def _arena(arrangement: Arrangement) -> tuple[list[int], int]:
@@ -152,7 +165,7 @@ class Executable:
         self._alone = Team(1)
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
         self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
-        self.memory = MemoryUse(size, model.weight_bytes, local * model.threads)
+        self.memory = MemoryUse(size, model.weights.size, local * model.threads)
 
     @classmethod
     def of(

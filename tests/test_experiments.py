@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import onnx
 import pandas as pd
 import pytest
 
@@ -17,14 +18,17 @@ from benchmarks.experiments import (
     im2col,
     pack,
     prefetch,
+    starts,
     winograd,
 )
 from benchmarks.experiments.duel import Duel, Findings
+from graph.zoo.writer import Writer
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule, templates
 from tests.records import record
 from tuner import comparisons
+from tuner.database import Database
 from tuner.look import svg
 from tuner.record import Record
 from tuner.standing import verdict
@@ -188,3 +192,20 @@ def test_figures_of_comparisons() -> None:
     assert ">none<" not in memory
     x, y = ("speedup", "times"), ("after_bytes", "bytes")
     assert ">x<" in svg(comparisons.curves(table, "Curves", x, y, "kind", reference=1.0))
+
+
+def test_starts_find_code_the_second_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Writer("tiny", (1, 8, 9, 9))
+    model = tmp_path / "tiny.onnx"
+    onnx.save(net.model(net.conv("a", net.input, 16, 3, padding=1, bias=True)), model)
+    Database(tmp_path / "own.db").close()
+    words = [str(model), "--quick", "--db", str(tmp_path / "own.db"), "--csv", str(tmp_path)]
+    assert starts.main(words) == 0
+    assert "first" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "starts.csv").set_index("start")
+    assert (table[["seconds", "cpu", "imports", "load"]] > 0).all(axis=None)
+    assert table.loc["first", "load"] > table.loc["again", "load"]
+    with pytest.raises(RuntimeError, match="does not start from"):
+        starts.Starts(["no network"], 1, str(tmp_path / "own.db")).measure()

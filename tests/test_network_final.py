@@ -26,7 +26,7 @@ from kernels.core.template import parse_schedule
 from tests.graph_models import normal
 from tests.test_moves import REPORT
 from tests.test_networks_run import residual
-from tuner import network, plans
+from tuner import machine, network, plans
 from tuner.choosing import guessed_choices, stored_choices
 from tuner.database import Database
 from tuner.fastrun import Budget, Summary
@@ -53,7 +53,7 @@ def plan(graph: Graph) -> Plan:
 
 @pytest.fixture(autouse=True)
 def no_probe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "probe", lambda: REPORT)
+    monkeypatch.setattr(machine, "probe", lambda: REPORT)
 
 
 def in_nhwc(p: ConvProblem, rows: int) -> str:

@@ -15,11 +15,7 @@ from kernels.core.cpu import Cpu
 from tuner.choosing import guessed_choices, stored_choices
 from tuner.database import Database
 from tuner.environment import toolchain
-from tuner.machine import probe
-from tuner.moves import costs
-from tuner.network import network_final
 from tuner.network_record import NetworkRecord
-from tuner.rivals import LEADERS, Knowledge
 from tuner.tables import Bounds
 
 FINALS = 0.15
@@ -64,6 +60,12 @@ def settle(
         WorkerDied: not even the heuristic's plan could be run.
         DatabaseError: the outcome cannot be stored.
     """
+    # Running by a plan that is kept takes no processes to time others.
+    from tuner.machine import probe
+    from tuner.moves import costs
+    from tuner.network import network_final
+    from tuner.rivals import LEADERS, Knowledge
+
     cpu = Cpu.host()
     knowledge = Knowledge(
         guessed=functools.cache(guessed_choices(cpu, threads, limits)),
