@@ -21,6 +21,7 @@ import onnx.version_converter
 from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
+from graph.composed import composition
 from graph.errors import GraphError, ModelFileError, UnsupportedError
 from graph.lowering import Site, Unsupported, lower
 from graph.model import Array, Graph, Node, Shape, Tensor
@@ -298,6 +299,12 @@ class _Importer:
         try:
             lower(site)
         except Unsupported as need:
+            opset, types = self._opsets.get(node.domain, 1), [self._type(x) for x in node.input]
+            if simpler := composition(node, opset, types, site.name):
+                self._read = self._read.union(*(inner.input for inner in simpler))
+                for inner in simpler:
+                    self._add(inner)
+                return
             bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
             captured = {x for body in bodies for x in _reads(body)} & self._tensors.keys()
             op = Foreign(
