@@ -26,11 +26,12 @@ from tuner.targets import merged, read_target
 
 LAYOUTS = ("NCHW", "NHWC")
 PACKS = {False: "separate", True: "fused"}
+NETWORKS = ("resnet18", "vgg16", "squeezenet1.1")
 
 
-def measure(quick: bool = False) -> Findings:
+def measure(quick: bool = False, networks: Sequence[str] = NETWORKS) -> Findings:
     """A row for each layer and way to pack; `before` is whole, `after` blocked."""
-    problems = layers(quick)
+    problems = layers(quick, networks)
     labels = layer_labels(problems)
     return settle(
         [
@@ -47,14 +48,13 @@ def measure(quick: bool = False) -> Findings:
     )
 
 
-def layers(quick: bool = False) -> list[ConvProblem]:
-    """The distinct convolutions of three networks that leave something to unfold."""
+def layers(quick: bool = False, networks: Sequence[str] = NETWORKS) -> list[ConvProblem]:
+    """The distinct convolutions of networks that leave something to unfold."""
     if quick:
         return [ConvProblem.parse("conv 1x16x14x14 32x3x3 s1 p1 bias relu")]
-    networks = [read_target(name) for name in ("resnet18", "vgg16", "squeezenet1.1")]
     plain = [
         replace(p, bias=True, add=False, activation="relu")
-        for p, _ in merged(networks)
+        for p, _ in merged(map(read_target, networks))
         if template.why_not(p, Cpu.host()) is None
     ]
     return list(dict.fromkeys(plain))

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 
 from benchmarks.experiments.command import Column, Part, command, show_duels
 from benchmarks.experiments.duel import Duel, Findings, settle
-from benchmarks.experiments.im2col import LAYOUTS, blocks, layers, schedules
+from benchmarks.experiments.im2col import LAYOUTS, NETWORKS, blocks, layers, schedules
 from tuner.frames import layer_labels
 
 
-def measure(quick: bool = False) -> Findings:
+def measure(quick: bool = False, networks: Sequence[str] = NETWORKS) -> Findings:
     """A row for each layer and layout; `before` packs in a step of its own, `after` is fused."""
-    problems = layers(quick)
+    problems = layers(quick, networks)
     labels = layer_labels(problems)
     return settle(
         [

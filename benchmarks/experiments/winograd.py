@@ -33,9 +33,9 @@ TILES = (2, 4, 6)
 _MOST = 4e9  # FLOP
 
 
-def measure(quick: bool = False) -> Findings:
+def measure(quick: bool = False, channels: Sequence[int] = CHANNELS) -> Findings:
     """A row for each tile, size and number of channels; `before` is naive, `after` engineered."""
-    sizes, channels, tiles = ((7, 14), (32,), (6,)) if quick else (SIZES, CHANNELS, TILES)
+    sizes, channels, tiles = ((7, 14), (32,), (6,)) if quick else (SIZES, channels, TILES)
     problems = [(layer(c, size), c, size) for size in sizes for c in channels]
     return settle(
         [
