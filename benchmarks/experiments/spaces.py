@@ -66,7 +66,7 @@ GROUNDS = {
         "conv 1x144x56x56 144x3x3 s1 p1 g144 bias relu6", "depthwise(layout=NHWC)"
     ),
     "depthwise-mobilenetv2-14x14": Ground(
-        "conv 1x384x14x14 384x3x3 s1 p1 g384 bias relu6", "depthwise(layout=NHWC|NCHW16c)"
+        "conv 1x384x14x14 384x3x3 s1 p1 g384 bias relu6", "depthwise(layout=NHWC|NCHW8c)"
     ),
 }
 """The spaces by the names of their files: 900 to 1800 schedules each."""
