@@ -65,7 +65,7 @@ def test_fastrun_knows_the_command(command: str, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("command", shown("make"))
 def test_make_has_the_target(command: str) -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([\w./]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(command.split()[1:]) <= set(targets)
 
 
@@ -124,6 +124,12 @@ def test_every_page_is_linked_from_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
     for page in [*PAGES[1:], *REFERENCE]:
         assert f"]({page.relative_to(ROOT)})" in readme
+
+
+def test_every_machine_with_results_has_a_row() -> None:
+    page = (ROOT / "docs" / "performance.md").read_text()
+    for folder in (ROOT / "results").iterdir():
+        assert f"`results/{folder.name}/`" in page
 
 
 def test_the_tutorials_snippets_run(tmp_path: Path) -> None:

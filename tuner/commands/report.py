@@ -22,10 +22,19 @@ def run(arguments: Namespace) -> int:
 def write(
     targets: Sequence[Target], database: Database, arguments: Namespace, out: Path | None
 ) -> int:
+    """Write the report of the targets, and say where it is.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     from tuner.report import write_report
 
-    page = write_report(
-        database, targets, out, probe(), threads=arguments.threads, regime=arguments.regime
-    )
+    try:
+        page = write_report(
+            database, targets, out, probe(), threads=arguments.threads, regime=arguments.regime
+        )
+    except OSError as error:
+        advice = f"{error.strerror}; `fastrun report --out DIR` writes it elsewhere"
+        raise OSError(error.errno, advice, error.filename) from error
     print(f"report: {page}")
     return 0
