@@ -11,23 +11,35 @@ import numpy as np
 
 from kernels.codegen.builder import Int, Kernel
 from kernels.codegen.tile_gemm import Run
+from kernels.codegen.values import least, most
 from kernels.core.layout import Array
+from kernels.core.problem import ConvProblem
 
 Step = Callable[[Int, Int, Int, Int, Int], None]
 
+# The first and past the last, or None for all.
+Rows = tuple[Int, Int] | None
+
 
 def reduction(
-    k: Kernel, channels: int, block: int, kernel: tuple[int, int], unroll: int, step: Step
+    k: Kernel,
+    channels: int,
+    block: int,
+    kernel: tuple[int, int],
+    unroll: int,
+    step: Step,
+    rows: Rows = None,
 ) -> None:
     """Run `step(block, ky, kx, lane, position)` for every term; `position` counts them.
 
-    About `unroll` steps become straight code, from the innermost loop outwards.
+    About `unroll` steps become straight code, from the innermost loop outwards. Of the filter's
+    rows, those from the first to before the second of `rows` at least are run.
     """
     full, rest = divmod(channels, block)
     terms = block * kernel[0] * kernel[1]
-    each(k, full, 1, lambda b: _window(k, b, block, b * terms, kernel, unroll, step))
+    each(k, full, 1, lambda b: _window(k, b, block, b * terms, kernel, unroll, step, rows))
     if rest:
-        _window(k, full, rest, full * terms, kernel, unroll, step)
+        _window(k, full, rest, full * terms, kernel, unroll, step, rows)
 
 
 def each(k: Kernel, count: int, unroll: int, body: Callable[[Int], None]) -> None:
@@ -52,6 +64,7 @@ def _window(
     kernel: tuple[int, int],
     unroll: int,
     step: Step,
+    rows: Rows,
 ) -> None:
     """All taps and lanes of one channel block."""
     kh, kw = kernel
@@ -65,7 +78,24 @@ def _window(
 
         each(k, kw, across, tap)
 
-    each(k, kh, down, row)
+    if rows is None or down > 1:
+        each(k, kh, down, row)
+    else:
+        with k.loop(*rows) as ky:
+            row(ky)
+
+
+def met_rows(p: ConvProblem, top: Int, size: int) -> Rows:
+    """The filter's rows, first and past the last, that meet the image in output rows from `top`.
+
+    The others multiply padding only: a tenth of the work of 3x3 at 7x7. None if all do meet it.
+    """
+    (above, _, below, _), stride, apart = p.padding, p.stride[0], p.dilation[0]
+    if p.kernel[0] == 1 or above == below == 0:
+        return None
+    outside = most(above - (top + (size - 1)) * stride, 0)
+    inside = most(p.h - 1 + above - top * stride, 0)
+    return (outside + (apart - 1)) // apart, least(inside // apart + 1, p.kernel[0])
 
 
 def pack_panels(weights: Array, groups: int, block: int, lanes: int, panels: list[Run]) -> Array:

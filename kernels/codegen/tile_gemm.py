@@ -175,10 +175,17 @@ def tile_count(runs: Sequence[Run]) -> int:
     return sum(run.count for run in runs)
 
 
-def best_tile(height: int, width: int, vectors: int, cpu: Cpu) -> tuple[int, int, int]:
+def best_tile(
+    height: int,
+    width: int,
+    vectors: int,
+    cpu: Cpu,
+    share: Callable[[int], float] = lambda rows: 1.0,
+) -> tuple[int, int, int]:
     """(rows, columns, vectors) of the register tile that covers an output in fewest cycles.
 
-    Counts FMAs and loads only; a tie goes to the wider, then the fewer-vectored tile.
+    Counts FMAs and loads only, of which tiles of so many rows need a `share`; a tie goes to the
+    wider, then the fewer-vectored tile.
     """
 
     def cycles(shape: tuple[int, int, int]) -> tuple[float, int]:
@@ -187,7 +194,7 @@ def best_tile(height: int, width: int, vectors: int, cpu: Cpu) -> tuple[int, int
         total = sum(
             y.count * x.count * v.count * step_cycles(y.size * x.size, v.size) for y, x, v in sizes
         )
-        return total, th
+        return total * share(th), th
 
     shapes = [
         (th, tw, cols)

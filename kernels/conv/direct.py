@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import cast
 
 from kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
 from kernels.codegen.epilogue import finish
-from kernels.codegen.reduction import pack_panels, reduction
+from kernels.codegen.reduction import Rows, met_rows, pack_panels, reduction
 from kernels.codegen.tile_gemm import (
     Run,
     best_tile,
@@ -62,11 +63,21 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = lanes_for(p.group_oc, layout_pair(layout)[1], cpu)
     # A first layer has few terms for each output: what counts is that it writes along rows.
     height = 1 if first else p.oh
-    tile_h, tile_w, cols = best_tile(height, p.ow, -(-p.group_oc // lanes), cpu)
+    shape = height, p.ow, -(-p.group_oc // lanes)
+    tile_h, tile_w, cols = best_tile(*shape, cpu, lambda th: _share_of_rows(p, th))
     # Rows of input that stay in half of L2 while the panels go by.
     fit = cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0] * tile_h)
     rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
     return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first)
+
+
+def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
+    """How much of the filter's rows remains where tiles of that height skip what is padding."""
+    every = 0, p.kernel[0]
+    tops = range(0, p.oh, tile_h)
+    met = [met_rows(p, top, min(tile_h, p.oh - top)) or every for top in tops]
+    known = cast("list[tuple[int, int]]", met)  # as the tops are
+    return sum(past - first for first, past in known) / (len(known) * p.kernel[0])
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -101,7 +112,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             out = _Outputs(k, p, io, lanes, tail, image, group, vector)
             packed = weights.at(group, vector).strided(v.size * lanes, 1)
 
-            def tile(y: Run, top: Int, x: Run, left: Int) -> None:
+            def tile(y: Run, top: Int, rows: Rows, x: Run, left: Int) -> None:
                 acc = k.tile(y.size * x.size, v.size, lanes)
                 out.start(acc)
                 corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
@@ -127,11 +138,12 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                         lambda j: packed.load(position, j * lanes, lanes=lanes),
                     )
 
-                reduction(k, p.group_c, block, p.kernel, s.unroll, step)
+                reduction(k, p.group_c, block, p.kernel, s.unroll, step, rows)
                 out.finish(acc, top, left, x.size)
 
             def tile_row(y: Run, top: Int) -> None:
-                sweep(k, x_tiles, lambda x, left: tile(y, top, x, left))
+                rows = met_rows(p, top, y.size)
+                sweep(k, x_tiles, lambda x, left: tile(y, top, rows, x, left))
 
             sweep(k, y_tiles, tile_row, first, first + s.rows)
 

@@ -167,8 +167,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
-    """Preferred for square filters with enough channels to pay for the transforms."""
-    pays = min(p.kernel) >= 3 and max(p.kernel) <= 5 and min(p.group_c, p.group_oc) >= 16
+    """Preferred with enough channels to pay for the transforms, which save less along one axis."""
+    least = 16 if min(p.kernel) > 1 else 32
+    pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
     return 4 if pays else 0
 
 
