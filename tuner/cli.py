@@ -9,18 +9,17 @@ import argparse
 import difflib
 import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from tuner import options
+
 INTERRUPTED = 130
 
 _EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
 """Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
-
-_SAMPLERS = ("tpe", "random", "exhaustive", "local", "cmaes", "gp")
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,8 +113,8 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 
     c = command("tune", "find the best schedule of every convolution of the targets")
     c.add_argument("targets", nargs="+", metavar="TARGET")
-    _budget(c)
-    _conditions(c, both=True)
+    options.budget(c)
+    options.conditions(c, both=True)
     c.add_argument(
         "--policy",
         choices=("profile", "cached", "heuristic"),
@@ -125,14 +124,14 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument(
         "--algorithms",
-        type=_algorithms,
+        type=options.algorithms,
         default=(),
         metavar="A,B",
         help="search only these; 'winograd(mh=2|4, prefetch=0)' pins some of its fields",
     )
     c.add_argument(
         "--sampler",
-        choices=_SAMPLERS,
+        choices=options.SAMPLERS,
         help="how to search (default: as the effort says)",
     )
     c.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default 0)")
@@ -156,7 +155,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     c.add_argument(
         "--threads-per-trial",
         dest="threads",
-        type=_count,
+        type=options.count,
         default=1,
         metavar="T",
         help="cores that measure a candidate (default 1)",
@@ -170,7 +169,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         action="store_true",
         help="all schedules that are best at something: time, workspace, error",
     )
-    _conditions(c)
+    options.conditions(c)
 
     c = command("verify", "race the stored winners against the heuristic again")
     c.description = (
@@ -180,9 +179,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument("target", metavar="TARGET")
     c.add_argument("--json", action="store_true", help="as JSON")
-    _thread_count(c)
-    _regime(c)
-    _database(c)
+    options.thread_count(c)
+    options.regime(c)
+    options.database(c)
 
     c = command("show", "take a kernel apart, or list the problems of a network")
     c.add_argument("target", metavar="TARGET")
@@ -191,15 +190,15 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     c.add_argument("--ir", action="store_true", help="print the LLVM IR and nothing else")
     c.add_argument("--asm", action="store_true", help="print the assembly and nothing else")
     c.add_argument("--measure", action="store_true", help="verify it and time it now")
-    _conditions(c)
+    options.conditions(c)
 
     c = command("plan", "print what every step of a network runs, in which layouts, how long")
-    _network(c)
+    options.network(c)
     c.add_argument("--save", type=Path, metavar="FILE", help="write the plan: it starts anywhere")
     c.add_argument("--json", action="store_true", help="as JSON")
 
     c = command("run", "run a network once on arrays or pictures")
-    _network(c)
+    options.network(c)
     c.add_argument(
         "--input",
         action="append",
@@ -210,24 +209,32 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument("--output", type=Path, metavar="FILE", help="write the outputs: .npy or .npz")
     c.add_argument(
-        "--top", type=_count, default=5, metavar="N", help="classes that are shown (default 5)"
+        "--top",
+        type=options.count,
+        default=5,
+        metavar="N",
+        help="classes that are shown (default 5)",
     )
     pictures = c.add_argument_group(
         "pictures", "are scaled to cover the input, cut, and made (value - mean) / std of 0..255"
     )
     pictures.add_argument(
-        "--crop", type=_share, default=0.875, metavar="SHARE", help="that is kept (default 0.875)"
+        "--crop",
+        type=options.share,
+        default=0.875,
+        metavar="SHARE",
+        help="that is kept (default 0.875)",
     )
     pictures.add_argument(
         "--mean",
-        type=_numbers,
+        type=options.numbers,
         default=(123.675, 116.28, 103.53),
         metavar="R,G,B",
         help="or one number (default 123.675,116.28,103.53)",
     )
     pictures.add_argument(
         "--std",
-        type=_numbers,
+        type=options.numbers,
         default=(58.395, 57.12, 57.375),
         metavar="R,G,B",
         help="or one number (default 58.395,57.12,57.375)",
@@ -244,18 +251,25 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument(
         "--peers",
-        type=_peers,
+        type=options.peers,
         metavar="A,B",
         help="ort, openvino, torch, ncnn, mnn, or none (default: all that are installed)",
     )
     c.add_argument(
-        "--threads", type=_thread_list, default=(1,), metavar="T,T", help="such as 1,2 (default 1)"
+        "--threads",
+        type=options.thread_list,
+        default=(1,),
+        metavar="T,T",
+        help="such as 1,2 (default 1)",
     )
     c.add_argument(
-        "--rounds", type=_count, metavar="N", help="samples (default 15 of layers, 10 of networks)"
+        "--rounds",
+        type=options.count,
+        metavar="N",
+        help="samples (default 15 of layers, 10 of networks)",
     )
     c.add_argument("--json", type=Path, metavar="FILE", help="write all samples to this file")
-    _database(c)
+    options.database(c)
 
     c = command("compare-search", "replay search methods on recorded spaces, without measuring")
     c.add_argument(
@@ -266,26 +280,30 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument(
         "--samplers",
-        type=_samplers,
+        type=options.samplers,
         default=("tpe", "random", "local"),
         metavar="A,B",
         help="of tpe, random, exhaustive, local, cmaes, gp (default tpe,random,local)",
     )
     c.add_argument(
-        "--repeats", type=_count, default=100, metavar="N", help="walks of each (default 100)"
+        "--repeats",
+        type=options.count,
+        default=100,
+        metavar="N",
+        help="walks of each (default 100)",
     )
     c.add_argument("--seed", type=int, default=0, metavar="N", help="of the first (default 0)")
     c.add_argument(
         "--out", type=Path, metavar="DIR", help="write the figure and the tables to files here"
     )
-    _thread_count(c)
-    _regime(c)
-    _database(c)
+    options.thread_count(c)
+    options.regime(c)
+    options.database(c)
 
     c = command("report", "write a page, figures and tables about what was measured")
     c.add_argument("targets", nargs="*", metavar="TARGET", help="default: all that was measured")
     c.add_argument("--out", type=Path, metavar="DIR", help="default: results/ and the machine")
-    _conditions(c)
+    options.conditions(c)
 
     c = command("db", "look into the database, merge, export, import")
     actions = c.add_subparsers(metavar="ACTION", required=True)
@@ -299,7 +317,7 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         action.set_defaults(command=("db", f"{name}_database"))
         if path:
             action.add_argument("path", metavar=path)
-        _database(action)
+        options.database(action)
 
     c = command("dashboard", "watch mirrored studies in the browser, by optuna-dashboard")
     c.add_argument(
@@ -309,203 +327,17 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         metavar="URL",
         help="what `fastrun tune --mirror` was given (default sqlite:///optuna.db)",
     )
-    c.add_argument("--port", type=_port, default=8080, metavar="N", help="default 8080")
+    c.add_argument("--port", type=options.port, default=8080, metavar="N", help="default 8080")
 
     c = command("demo", "tune ResNet-18 and write the report: about two minutes")
-    _budget(c)
-    _conditions(c)
+    options.budget(c)
+    options.conditions(c)
     return parser, commands.choices
-
-
-def _network(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a built-in network or an ONNX file")
-    _thread_count(parser)
-    parser.add_argument(
-        "--policy",
-        choices=("cached", "heuristic", "reproducible"),
-        default="cached",
-        help="what was measured and else the heuristic (default); the heuristic alone; or as "
-        "cached for one thread, so that any number of threads gives the same bits",
-    )
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="choose nothing: follow this")
-    parser.add_argument(
-        "--shape",
-        type=_shape,
-        action="append",
-        default=[],
-        metavar="NAME=1x3x224x224",
-        help="the shape of an input, where it is open or another one is wanted",
-    )
-    _limits(parser)
-    _database(parser)
-
-
-def _budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--effort",
-        choices=("quick", "normal", "thorough", "exhaustive"),
-        help="3, 8 or 60 s per problem, less for those that level off, or every schedule there is "
-        "(default normal)",
-    )
-    parser.add_argument(
-        "--seconds", type=_positive, metavar="S", help="wall time, in place of the effort's"
-    )
-    parser.add_argument("--trials", type=_count, metavar="N", help="candidates per problem")
-
-
-def _thread_count(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--threads", type=_count, default=1, metavar="T", help="that run a kernel (default 1)"
-    )
-
-
-def _conditions(parser: argparse.ArgumentParser, both: bool = False) -> None:
-    _thread_count(parser)
-    _regime(parser, both)
-    _limits(parser)
-    _database(parser)
-
-
-def _limits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--max-error",
-        type=_error,
-        metavar="E",
-        help="use only schedules whose error against float64 is at most E, as an rms relative to "
-        "the output's, such as 2e-6 (default: any that passed verification)",
-    )
-    parser.add_argument(
-        "--max-workspace",
-        type=_bytes,
-        metavar="SIZE",
-        help="use only schedules that take at most so many bytes beside their operands, such as "
-        "64K or 2M (default: any number)",
-    )
-
-
-def _regime(parser: argparse.ArgumentParser, both: bool = False) -> None:
-    finals = "; both: search hot, race the leaders in both" if both else ""
-    parser.add_argument(
-        "--regime",
-        choices=("hot", "cold-weights", *(["both"] if both else [])),
-        default="hot",
-        help=f"what the caches hold when a kernel starts (default hot){finals}",
-    )
-
-
-def _database(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--db", metavar="URL", help="file or SQLAlchemy URL (default: in the cache folder)"
-    )
-
-
-def _error(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an error between 0 and 1")
-    return value
-
-
-def _bytes(text: str) -> int:
-    number, unit = text[:-1], text[-1:].upper()
-    if unit not in ("K", "M", "G"):
-        number, unit = text, ""
-    if not number.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 4096, 64K or 2M")
-    return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
-
-
-def _port(text: str) -> int:
-    if _count(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: there are 65535")
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def _share(text: str) -> float:
-    value = _positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share of at most 1")
-    return value
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or several: R,G,B") from None
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    name, _, sizes = text.rpartition("=")
-    if not name or not all(size.isdecimal() for size in sizes.split("x")):
-        raise argparse.ArgumentTypeError(f"{text!r} is not like NAME=1x3x224x224")
-    return name, tuple(map(int, sizes.split("x")))
 
 
 def _check_threads(parser: Parser, arguments: argparse.Namespace) -> None:
     """Refuse more threads than cores, unless other machines measure."""
-    options = vars(arguments)
-    threads, cores = options.get("threads", 1), len(os.sched_getaffinity(0))
-    if isinstance(threads, int) and threads > cores and not options.get("workers"):
+    given = vars(arguments)
+    threads, cores = given.get("threads", 1), len(os.sched_getaffinity(0))
+    if isinstance(threads, int) and threads > cores and not given.get("workers"):
         parser.error(f"{threads} threads, but this process may use {cores} cores")
-
-
-def _threads(text: str) -> int:
-    cores = len(os.sched_getaffinity(0))
-    if not 1 <= _count(text) <= cores:
-        raise argparse.ArgumentTypeError(f"{text} threads, but this process may use {cores} cores")
-    return int(text)
-
-
-def _thread_list(text: str) -> tuple[int, ...]:
-    return tuple(map(_threads, text.split(",")))
-
-
-def _peers(text: str) -> tuple[str, ...]:
-    from tuner.commands.bench import peer_names
-
-    try:
-        return peer_names(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _samplers(text: str) -> tuple[str, ...]:
-    named = tuple(text.split(","))
-    for name in named:
-        if name not in _SAMPLERS:
-            raise argparse.ArgumentTypeError(
-                f"no sampler {name!r}: there are {', '.join(_SAMPLERS)}"
-            )
-    return named
-
-
-def _algorithms(text: str) -> tuple[str, ...]:
-    from kernels.core.template import templates
-
-    named = tuple(filter(None, map(str.strip, re.split(r",(?![^()]*\))", text))))
-    for name in (words.partition("(")[0] for words in named):
-        if name not in templates():
-            raise argparse.ArgumentTypeError(
-                f"no algorithm {name!r}: there are {', '.join(templates())}"
-            )
-    return named

@@ -1,5 +1,6 @@
 """Figures of records. Every function takes a table of `tuner.frames` and returns a Figure.
 
+`best` is a `best_frame` everywhere; tables hold seconds and FLOP/s, axes show ms and GFLOP/s.
 Layers go down the page in the network's order.
 """
 
@@ -37,7 +38,7 @@ _VERDICTS = {"heuristic": "the heuristic is best"}
 
 
 def over_naive(best: pd.DataFrame) -> Figure:
-    """How many times faster than the naive loop each layer is; a `best_frame`."""
+    """How many times faster than the naive loop each layer is."""
     with layer_canvas(best, "Faster than the naive loop", "times, logarithmic") as (figure, axes):
         axes.set_xscale("log")
         for y, row in enumerate(rows(best)):
