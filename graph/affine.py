@@ -63,10 +63,20 @@ def _binary_form(edit: Edit, node: Node, function: str) -> _Form | None:
     if values is None:
         return None
     one, zero = np.ones_like(values), np.zeros_like(values)
-    forms = {"add": (one, values), "sub": (one, -values), "mul": (values, zero)}
-    if np.all(values != 0):
-        forms["div"] = (1 / values, zero)
-    return (x, *forms[function]) if function in forms else None
+    match function:
+        case "add":
+            return x, one, values
+        case "sub":
+            return x, one, -values
+        case "mul":
+            return x, values, zero
+        case "div":
+            # A divisor may be too small for its reciprocal to be a number.
+            with np.errstate(divide="ignore", over="ignore"):
+                factor = 1 / values
+                fits = np.isfinite(factor.astype(edit.dtype(node.output))).all()
+            return (x, factor, zero) if fits else None
+    return None
 
 
 def _per_channel(values: Array, shape: Shape) -> Array | None:

@@ -115,6 +115,10 @@ class Forms:
         choices = self._choices[conv_problem(self.graph, task.node)]
         return [c.schedule for c in choices if (c.src, c.dst) == (src, dst)]
 
+    def moving(self, shape: Shape4, src: Layout, dst: Layout) -> float:
+        """Seconds that bringing a tensor from one layout into another should take."""
+        return self._costs.move(shape, src, dst)
+
     def of(self, task: Task) -> list[Form]:
         """All forms of a task, at least one.
 

@@ -161,8 +161,10 @@ def cheapest_plan(graph: Graph, forms: Mapping[str, Sequence[Form]], move: MoveC
     return Plan(graph.name, _shapes(graph), ordered, seconds)
 
 
-def follow_plan(graph: Graph, plan: Plan, cpu: Cpu) -> Arrangement:
+def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> Arrangement:
     """Do as the plan says. Schedules that this machine cannot build give way to a heuristic.
+
+    By `costs` its moves are expected to take what the steps say.
 
     Raises:
         PlanError: it was made for another network or other shapes.
@@ -179,7 +181,7 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu) -> Arrangement:
     for task in todo:
         if len(plan.forms[task.output].reads) != len(task.reads):
             raise PlanError(f"the plan gives {task.output!r} the wrong number of operands")
-    return arrange(graph, todo, plan.forms, Forms(graph, todo, lambda p: []), cpu)
+    return arrange(graph, todo, plan.forms, Forms(graph, todo, lambda p: [], costs), cpu)
 
 
 def _shapes(graph: Graph) -> dict[str, Shape]:

@@ -199,8 +199,9 @@ def _step(graph: Graph, forms: Forms, cpu: Cpu, item: Move | Run | Piece, number
         before = item.src.placement
         program = reorder.build(reorder.Reorder(), cpu, before, dst)
         layouts = f"{before.layout}>{dst.layout}"
-        return Step(item.name, "reorder", "reorder", layouts, item.name, program,
-                    number(item.src), None, number(item.dst), joins=item.joins)  # fmt: skip
+        expected = forms.moving(item.src.shape, before.layout, dst.layout)
+        return Step(item.name, "reorder", "reorder", layouts, item.name, program, number(item.src),
+                    None, number(item.dst), seconds=expected, joins=item.joins)  # fmt: skip
     if isinstance(item, Piece):
         return _piece_step(graph, cpu, item, number)
     src, *others = item.reads

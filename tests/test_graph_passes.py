@@ -234,6 +234,15 @@ def test_arithmetic_with_one_constant_per_channel_folds(
     assert operators(checked(m, optimise)) == (["Conv"] if folds else ["Conv", "Binary"])
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("op", "tiny"), [("Div", 1e-40), ("Div", 0.0), ("Add", 1e-45)])
+def test_what_has_no_reciprocal_stays_a_divisor(op: str, tiny: float) -> None:
+    """0 / 1e-40 is 0, but 0 times infinity is not."""
+    m = model([CONV, node(op, "c k", "y")], W | {"k": np.array(tiny, np.float32)})
+    graph = optimise(import_onnx(m))
+    assert operators(graph) == (["Conv"] if op == "Add" else ["Conv", "Binary"])
+
+
 @pytest.mark.parametrize(
     ("first", "fused"),
     [

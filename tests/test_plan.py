@@ -15,7 +15,7 @@ import pytest
 from graph import reference
 from graph.choices import Choice, crossed, heuristic_choices
 from graph.errors import GraphError
-from graph.forms import Form
+from graph.forms import Costs, Form
 from graph.memory import LINE, Lifetime, allocate
 from graph.networks import load_network
 from graph.passes import optimise
@@ -29,7 +29,7 @@ from tests.execution import relative_error
 from tests.graph_models import normal
 from tests.records import record
 from tests.test_networks_run import residual, shaken
-from tuner.database import Database, DatabaseError
+from tuner.database import Database
 from tuner.environment import toolchain
 from tuner.loading import load
 
@@ -205,12 +205,11 @@ def test_what_was_measured_decides(tmp_path: Path) -> None:
     ]
 
 
-def test_a_damaged_default_database_is_no_obstacle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path))
-    (tmp_path / "fastrun.db").write_bytes(b"not a database, " * 99)
-    with pytest.warns(UserWarning, match="running by heuristics"):
-        load(residual())
-    with pytest.raises(DatabaseError):
-        load(residual(), database=tmp_path / "fastrun.db")
+def test_moves_are_expected_to_take_their_time() -> None:
+    graph = optimise(load_network(residual()))
+    costs = Costs(move=lambda shape, src, dst: 1.25e-6)
+    plan, arrangement = make_plan(graph, heuristic_choices(CPU), CPU, costs)
+    for steps in (arrangement.steps, follow_plan(graph, plan, CPU, costs).steps):
+        moves = [step.seconds for step in steps if step.work == "reorder"]
+        assert moves
+        assert set(moves) == {1.25e-6}

@@ -6,7 +6,7 @@ An injected function answers the planner, which knows of no database.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graph.choices import Choice, Choose, crossed, heuristic_choices
@@ -42,18 +42,24 @@ def guessed_choices(cpu: Cpu, threads: int, limits: Bounds) -> Choose:
 
 
 def stored_choices(
-    store: Database, cpu: Cpu, threads: int, limits: Bounds, each: int = 1
+    store: Database,
+    cpu: Cpu,
+    threads: int,
+    limits: Bounds,
+    each: int = 1,
+    missing: Callable[[ConvProblem], object] = lambda p: None,
 ) -> Choose:
     """What the database knows, filled up with guesses: `each` schedules per pair of layouts.
 
     Where nothing was measured with so many threads, what one thread was measured to take counts,
-    divided by the threads.
+    divided by the threads. `missing` is told of problems for which there is nothing at all.
     """
     guess = guessed_choices(cpu, threads, limits)
 
     def choose(p: ConvProblem) -> list[Choice]:
         known = _measured(store, p, cpu, threads, limits, each)
         if not known:
+            missing(p)
             return list(guess(p))
         try:
             guesses = guess(p)

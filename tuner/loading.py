@@ -11,22 +11,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from graph.choices import Choose
 from graph.executor import Executable
-from graph.forms import GUESSED
+from graph.forms import GUESSED, Costs
 from graph.model import Graph
 from graph.networks import load_network
 from graph.passes import optimise
 from graph.plan import Plan, follow_plan, make_plan
+from graph.problems import convolutions
 from graph.steps import Arrangement
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
 from tuner.choosing import guessed_choices, stored_choices
+from tuner.units import plural
 
 if TYPE_CHECKING:
     import onnx
 
     from tuner.database import Database
     from tuner.tables import Bounds
+
+# Seconds to wait for a lock before the heuristic steps in.
+_PATIENCE = 2.0
 
 POLICIES = ("cached", "heuristic", "reproducible", "profile")
 
@@ -53,7 +60,11 @@ def load(
     `heuristic`: no database is looked at.
     `reproducible`: as `cached` for one thread, whatever `threads` is, so that all numbers of
     threads give the same bits.
-    `profile`: tune for so many `seconds` first, into the database; then as `cached`.
+    `profile`: where the database keeps no plan, tune for so many `seconds` first, into the
+    database; then as `cached`.
+
+    A database that is missing, locked, damaged, of a newer schema or stale breaks nothing: the
+    heuristic steps in, and one warning says why and what to do.
 
     Convolutions use only schedules whose error, an rms relative to the output's, is at most
     `max_error` and whose workspace is at most `max_workspace` bytes; both are measured, or expected
@@ -62,7 +73,6 @@ def load(
     Raises:
         GraphError: the model or the plan cannot be used, or nothing stays within the limits.
         ValueError: there is no such policy, less than one thread, or more than cores to profile.
-        DatabaseError: the database given cannot be read.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
@@ -72,70 +82,78 @@ def load(
     graph = optimise(load_network(source, shapes))
     if plan is not None:
         followed = plan if isinstance(plan, Plan) else Plan.load(plan)
-        return Executable.of(follow_plan(graph, followed, cpu), cpu, threads, followed)
+        arrangement = follow_plan(graph, followed, cpu, _moving(threads))
+        return Executable.of(arrangement, cpu, threads, followed)
     limits: Bounds = {"max_error": max_error, "max_workspace": max_workspace}
-    store = None
-    if policy == "profile":
-        store = _profiled(graph, database, threads, seconds, limits)
-    elif policy != "heuristic":
-        store = _opened(database)
+    found, remark = None, ""
     planned = 1 if policy == "reproducible" else threads
-    made, arrangement = _planned(graph, store, cpu, planned, limits)
+    if policy != "heuristic":
+        tuning = seconds if policy == "profile" else 0.0
+        found, remark = _by_database(graph, database, cpu, planned, limits, tuning)
+    if remark:
+        warnings.warn(remark, stacklevel=2)
+    made, arrangement = found or _planned(
+        graph, guessed_choices(cpu, planned, limits), cpu, planned
+    )
     return Executable.of(arrangement, cpu, threads, made)
 
 
-def _planned(
-    graph: Graph, store: Database | None, cpu: Cpu, threads: int, limits: Bounds
-) -> tuple[Plan, Arrangement]:
-    """The plan that the database keeps, or one by what is known of layers."""
+def _by_database(
+    graph: Graph,
+    database: Database | str | Path | None,
+    cpu: Cpu,
+    threads: int,
+    limits: Bounds,
+    tuning: float,
+) -> tuple[tuple[Plan, Arrangement] | None, str]:
+    """The plan by what the database knows, None where it cannot be asked; and what to remark."""
+    own = database is None
+    if own and not tuning and not os.path.exists(cache_root() / "fastrun.db"):
+        return None, "nothing is tuned here: running by heuristics (`fastrun tune` measures)"
+    # Running a tuned network from a plan or by heuristics takes no SQL.
+    from tuner.database import Database, DatabaseError
+    from tuner.plans import kept_plan, tune
+
+    try:
+        # One's own is migrated where it is of an older schema, somebody else's left as it is.
+        store = (
+            database
+            if isinstance(database, Database)
+            else Database(database, not own and not tuning, timeout=_PATIENCE)
+        )
+        moving = _moving(threads)
+        kept = kept_plan(graph, store, cpu, threads, limits, moving)
+        if tuning and not kept:
+            tune(graph, store, threads, tuning, limits)
+            kept = kept_plan(graph, store, cpu, threads, limits, moving)
+        if kept:
+            return kept, ""
+        missing = set[ConvProblem]()
+        choose = stored_choices(store, cpu, threads, limits, missing=missing.add)
+        return _planned(graph, choose, cpu, threads), _remark(graph, store.name, missing)
+    except DatabaseError as error:
+        return None, f"{error}; running by heuristics"
+
+
+def _planned(graph: Graph, choose: Choose, cpu: Cpu, threads: int) -> tuple[Plan, Arrangement]:
+    return make_plan(graph, choose, cpu, _moving(threads), threads)
+
+
+def _moving(threads: int) -> Costs:
+    """What moving data takes, as measured if this machine ever was."""
     from tuner.machine import on_file
     from tuner.moves import costs
 
-    choose = guessed_choices(cpu, threads, limits)
-    if store:
-        from tuner.plans import kept_plan
-
-        if kept := kept_plan(graph, store, cpu, threads, limits):
-            return kept
-        choose = stored_choices(store, cpu, threads, limits)
     report = on_file()
-    return make_plan(graph, choose, cpu, costs(report, threads) if report else GUESSED, threads)
+    return costs(report, threads) if report else GUESSED
 
 
-def _opened(database: Database | str | Path | None) -> Database | None:
-    """The database to look into; None where there is none that can be read, which is said."""
-    if database is None and not os.path.exists(cache_root() / "fastrun.db"):
-        warnings.warn(
-            "nothing is tuned on this machine: running by heuristics (`fastrun tune` measures)",
-            stacklevel=3,
-        )
-        return None
-    # Running a tuned network from a plan or by heuristics takes no SQL.
-    from tuner.database import Database, DatabaseError
-
-    if isinstance(database, Database):
-        return database
-    try:
-        # One's own is migrated where it is of an older schema, somebody else's left as it is.
-        return Database(database, read_only=database is not None)
-    except DatabaseError as error:
-        if database is not None:
-            raise
-        warnings.warn(f"{error}; running by heuristics", stacklevel=3)
-        return None
-
-
-def _profiled(
-    graph: Graph,
-    database: Database | str | Path | None,
-    threads: int,
-    seconds: float,
-    limits: Bounds,
-) -> Database:
-    """The database, with what tuning the network for so long has found."""
-    from tuner.database import Database
-    from tuner.plans import tune
-
-    store = database if isinstance(database, Database) else Database(database)
-    tune(graph, store, threads, seconds, limits)
-    return store
+def _remark(graph: Graph, database: str, missing: set[ConvProblem]) -> str:
+    """What the heuristic has to do for lack of records that today's kernels still make."""
+    if not missing:
+        return ""
+    return (
+        f"{database} holds no current measurement of {len(missing)} of "
+        f"{plural(len(convolutions(graph)), 'convolution')} of {graph.name}: the heuristic chooses "
+        "for those (`fastrun tune` measures them)"
+    )

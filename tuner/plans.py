@@ -7,6 +7,7 @@ import hashlib
 import json
 
 from graph.errors import GraphError
+from graph.forms import GUESSED, Costs
 from graph.model import Graph
 from graph.plan import Plan, follow_plan
 from graph.problems import convolutions
@@ -93,9 +94,17 @@ def settle(
 
 
 def kept_plan(
-    graph: Graph, database: Database, cpu: Cpu, threads: int, limits: Bounds
+    graph: Graph,
+    database: Database,
+    cpu: Cpu,
+    threads: int,
+    limits: Bounds,
+    moving: Costs = GUESSED,
 ) -> tuple[Plan, Arrangement] | None:
-    """The plan kept for a network under these conditions, if today's generator makes its code."""
+    """The plan kept for a network under these conditions, if today's generator makes its code.
+
+    `moving` says what its moves should take.
+    """
     found = database.networks(
         graph=graph.digest, machine=cpu.fingerprint, threads=threads, limits=_text(limits)
     )
@@ -106,7 +115,7 @@ def kept_plan(
         return None
     try:
         plan = Plan.parse(newest.plan)
-        arrangement = follow_plan(graph, plan, cpu)
+        arrangement = follow_plan(graph, plan, cpu, moving)
     except GraphError:
         return None  # of a planner as it was
     return (plan, arrangement) if _code(arrangement) == newest.ir_hash else None

@@ -66,7 +66,7 @@ COMPARISONS: Mapping[str, tuple[str, str]] = {
 }
 """What is asked: how many times faster is the second plan than the first?"""
 
-_PROCESSES, _ROUNDS = 3, 12
+_ROUNDS = 12
 # A plan whose run takes so many seconds is timed once.
 _SLOW = 4.0
 _PATIENCE = 1800.0  # seconds after which a process that times networks hangs
@@ -78,13 +78,14 @@ _MANY = 1000
 class Contest:
     """What is asked for: the networks, numbers of threads, and the database that knows layers.
 
-    For `seconds` each network is tuned into it first.
+    For `seconds` each network is tuned into it first; plans race in so many `processes`.
     """
 
     networks: Sequence[str]
     threads: Sequence[int]
     database: str | Path | None
     seconds: float = 0.0
+    processes: int = 3
 
     def times(self, quick: bool = False) -> Findings:
         """A row for each network, number of threads and plan.
@@ -97,7 +98,7 @@ class Contest:
                 row
                 for name in self.networks
                 for threads in self.threads
-                for row in _contest(name, threads, store, self.seconds, quick)
+                for row in _contest(self, name, threads, store, quick)
             ]
         return Findings(pd.DataFrame(found), [])
 
@@ -151,17 +152,18 @@ def _naive(p: ConvProblem) -> list[Choice]:
 
 
 def _contest(
-    name: str, threads: int, store: Database, seconds: float, quick: bool
+    asked: Contest, name: str, threads: int, store: Database, quick: bool
 ) -> list[dict[str, object]]:
     """The rows of one network."""
     graph, cpu = optimise(load_network(name)), Cpu.host()
-    if seconds:
-        tune(graph, store, threads, seconds, {})
+    if asked.seconds:
+        tune(graph, store, threads, asked.seconds, {})
     plans = named_plans(graph, store, cpu, threads)
     # A network of which nothing suits Winograd has the same plan with and without.
     order = [HEURISTIC, *plans]
     first = {x: next(y for y in order if same(plans[y], plan)) for x, plan in plans.items()}
-    samples = _raced(graph, {x: plans[x] for x in first.values()}, threads, quick)
+    racing = {x: plans[x] for x in first.values()}
+    samples = _raced(graph, racing, threads, 1 if quick else asked.processes, quick)
     return [
         {
             "network": Path(name).stem if Path(name).exists() else name,
@@ -176,7 +178,7 @@ def _contest(
 
 
 def _raced(
-    graph: Graph, plans: Mapping[str, Plan], threads: int, quick: bool
+    graph: Graph, plans: Mapping[str, Plan], threads: int, processes: int, quick: bool
 ) -> dict[str, list[float]]:
     """Seconds of every run of each plan.
 
@@ -205,7 +207,7 @@ def _raced(
                 heat([HEURISTIC, NAIVE], ENOUGH, 0)
             samples[HEURISTIC].clear()
         others = [HEURISTIC, *(x for x in plans if x not in (HEURISTIC, NAIVE))]
-        for process in range(1 if quick else _PROCESSES):
+        for process in range(processes):
             heat(others, ENOUGH if quick else _ROUNDS, process)
     return samples
 

@@ -1,0 +1,192 @@
+"""Policies of `tuner.load`; databases that cannot help: inference goes on, one warning says so."""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graph.networks import load_network
+from graph.passes import optimise
+from graph.plan import Plan, make_plan
+from graph.problems import convolutions
+from kernels.conv import direct
+from kernels.core.cpu import Cpu
+from kernels.core.problem import ConvProblem
+from tests.graph_models import normal
+from tests.records import record
+from tests.test_networks_run import residual
+from tuner import plans
+from tuner.choosing import guessed_choices
+from tuner.database import Database
+from tuner.environment import toolchain
+from tuner.loading import load
+
+CPU = Cpu.host()
+X = {"x": normal(2, 3, 33, 29)}
+OLD = f"{toolchain().partition(',')[0]}, kernels of yesterday"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with Database(tmp_path / "records.db") as database:
+        for p in problems():
+            database.add(measured(p))
+    return tmp_path / "records.db"
+
+
+def problems() -> list[ConvProblem]:
+    return [x.problem for x in convolutions(optimise(load_network(residual())))]
+
+
+def measured(p: ConvProblem, **fields: Any) -> Any:
+    """A record of a schedule that is not the heuristic's, and is fast."""
+    rows = 1 + (direct.template.heuristic(p, CPU).rows == 1)
+    schedule = direct.template.heuristic(p, CPU)
+    schedule = type(schedule)(**{**vars(schedule), "rows": rows})
+    usual: dict[str, Any] = {
+        "problem": str(p),
+        "schedule": direct.template.text(schedule),
+        "machine": CPU.fingerprint,
+        "toolchain": toolchain(),
+        "ir_hash": direct.template.program(p, schedule, CPU).ir_hash,
+        "samples": (1e-9,) * 3,
+    }
+    return record(**(usual | fields))
+
+
+def algorithms(plan: Plan) -> list[str]:
+    return [form.algorithm for form in plan.forms.values()]
+
+
+def loaded(**options: Any) -> tuple[Any, list[str]]:
+    """The network, and what loading it remarked."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        network = load(residual(), **options)
+    assert {w.filename for w in said} <= {__file__}
+    return network, [str(w.message) for w in said]
+
+
+def test_cached_uses_what_was_measured_without_a_word(path: Path) -> None:
+    network, said = loaded(database=path)
+    assert said == []
+    assert {measured(p).schedule for p in problems()} <= {*algorithms(network.plan)}
+
+
+def test_heuristic_looks_at_no_database(path: Path, tmp_path: Path) -> None:
+    for database in (path, tmp_path / "missing.db"):
+        network, said = loaded(database=database, policy="heuristic")
+        assert said == []
+        assert not {measured(p).schedule for p in problems()} <= {*algorithms(network.plan)}
+
+
+def test_profile_tunes_what_is_missing_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def tune(graph: Any, store: Database, threads: int, seconds: float, limits: Any) -> None:
+        asked.append(seconds)
+        for p in problems():
+            store.add(measured(p))
+
+    monkeypatch.setattr(plans, "tune", tune)
+    path = tmp_path / "new.db"
+    network, said = loaded(database=path, policy="profile", seconds=7.0)
+    assert (asked, said) == ([7.0], [])
+    assert {measured(p).schedule for p in problems()} <= {*algorithms(network.plan)}
+    graph = optimise(load_network(residual()))
+    kept = make_plan(graph, guessed_choices(CPU, 1, {}), CPU)
+    monkeypatch.setattr(plans, "kept_plan", lambda *_: kept)
+    assert loaded(database=path, policy="profile")[0].plan == kept[0]
+    assert asked == [7.0]
+
+
+def missing(path: Path, stack: ExitStack) -> None:
+    path.unlink()
+
+
+def unreadable(path: Path, stack: ExitStack) -> None:
+    path.write_bytes(b"not a database, " * 99)
+
+
+def truncated(path: Path, stack: ExitStack) -> None:
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def a_folder(path: Path, stack: ExitStack) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def newer(path: Path, stack: ExitStack) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE meta SET value = '99'")
+
+
+def locked(path: Path, stack: ExitStack) -> None:
+    holder = stack.enter_context(closing(sqlite3.connect(path)))
+    holder.execute("PRAGMA locking_mode = EXCLUSIVE")
+    holder.execute("BEGIN EXCLUSIVE")
+    holder.execute("UPDATE meta SET value = value")
+
+
+def stale(path: Path, stack: ExitStack) -> None:
+    path.unlink()
+    with Database(path) as database:
+        for p in problems():
+            database.add(measured(p, toolchain=OLD, ir_hash="0" * 32))
+
+
+def elsewhere(path: Path, stack: ExitStack) -> None:
+    path.unlink()
+    with Database(path) as database:
+        for p in problems():
+            database.add(measured(p, machine="another"))
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["given", "default"])
+@pytest.mark.parametrize(
+    "spoil", [missing, unreadable, truncated, a_folder, newer, locked, stale, elsewhere]
+)
+def test_no_database_keeps_a_network_from_running(
+    spoil: Callable[[Path, ExitStack], None],
+    own: bool,
+    path: Path,
+    stack: ExitStack,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tuner.loading._PATIENCE", 0.05)
+    if own:
+        monkeypatch.setenv("FASTRUN_CACHE", str(path.parent))
+        path = path.rename(path.with_name("fastrun.db"))
+    spoil(path, stack)
+    network, said = loaded(**({} if own else {"database": path}))
+    (line,) = said
+    assert "heuristic" in line
+    assert "\n" not in line
+    expected = load(residual(), policy="heuristic")
+    assert algorithms(network.plan) == algorithms(expected.plan)
+    np.testing.assert_array_equal(network.run(X)["y"], expected.run(X)["y"])
+
+
+def test_layers_that_lack_are_counted(path: Path, tmp_path: Path) -> None:
+    first, *_ = problems()
+    with Database(tmp_path / "part.db") as database:
+        database.add(measured(first))
+    network, (line,) = loaded(database=tmp_path / "part.db")
+    assert f"{len(problems()) - 1} of {len(problems())} convolutions" in line
+    assert measured(first).schedule in algorithms(network.plan)
