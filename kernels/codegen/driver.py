@@ -50,7 +50,9 @@ def driver_ir(triple: str) -> str:
     """The driver for a target.
 
     `lead(team, job)` runs a job as thread 0 and returns the nanoseconds it took; with `gather`
-    all threads meet before the clock starts. `serve(team, thread)` is the life of another thread.
+    the clock starts when all threads have met and before any of them goes on, so that a lead whose
+    core is taken away cannot make work look short. `serve(team, thread)` is the life of another
+    thread.
 
     The job repeats its steps; repeat i gets weights displaced by (copy + i) % copies times
     `stride` bytes. If `stamps` is not null, the time after each step is left there.
@@ -88,9 +90,8 @@ define internal i64 @now() nounwind {{
   ret i64 %total
 }}
 
-define internal i64 @meet(ptr %arrived, i64 %target, i64 %threads) nounwind {{
+define internal void @await(ptr %arrived, i64 %target) nounwind {{
 entry:
-  %before = atomicrmw add ptr %arrived, i64 1 acq_rel
   br label %look
 look:
   %looks = phi i64 [ 0, %entry ], [ %looks.next, %spin ], [ 0, %yield ]
@@ -108,6 +109,12 @@ yield:
   %yielded = call i32 @sched_yield()
   br label %look
 go:
+  ret void
+}}
+
+define internal i64 @meet(ptr %arrived, i64 %target, i64 %threads) nounwind {{
+  %before = atomicrmw add ptr %arrived, i64 1 acq_rel
+  call void @await(ptr %arrived, i64 %target)
   %next = add i64 %target, %threads
   ret i64 %next
 }}
@@ -238,17 +245,30 @@ begin:
   %gathers = icmp ne i64 %gather, 0
   br i1 %gathers, label %assemble, label %start
 assemble:
-  %target.met = call i64 @meet(ptr %arrived, i64 %target.base, i64 %threads)
+  %target.met = add i64 %target.base, %threads
+  br i1 %leads, label %count.others, label %follow
+follow:
+  %followed = call i64 @meet(ptr %arrived, i64 %target.base, i64 %threads)
   br label %start
+count.others:
+  %others = sub i64 %target.base, 1
+  call void @await(ptr %arrived, i64 %others)
+  %released = call i64 @now()
+  %last = atomicrmw add ptr %arrived, i64 1 acq_rel
+  br label %timed
 start:
-  %target.start = phi i64 [ %target.base, %begin ], [ %target.met, %assemble ]
-  %clock = call i64 @now()
+  %target.now = phi i64 [ %target.base, %begin ], [ %target.met, %follow ]
+  %started = call i64 @now()
+  br label %timed
+timed:
+  %target.start = phi i64 [ %target.now, %start ], [ %target.met, %count.others ]
+  %clock = phi i64 [ %started, %start ], [ %released, %count.others ]
   br label %repeat
 repeat:
-  %r = phi i64 [ 0, %start ], [ %r.next, %rejoined ]
-  %c = phi i64 [ %copy, %start ], [ %c.next, %rejoined ]
-  %p = phi i64 [ %parity, %start ], [ %p.other, %rejoined ]
-  %target = phi i64 [ %target.start, %start ], [ %target.next, %rejoined ]
+  %r = phi i64 [ 0, %timed ], [ %r.next, %rejoined ]
+  %c = phi i64 [ %copy, %timed ], [ %c.next, %rejoined ]
+  %p = phi i64 [ %parity, %timed ], [ %p.other, %rejoined ]
+  %target = phi i64 [ %target.start, %timed ], [ %target.next, %rejoined ]
   %moved = mul i64 %c, %stride
   %p.other = xor i64 %p, 1
   %set.used = mul i64 %set, %p
