@@ -51,10 +51,8 @@ def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[
     for regime in ("hot", "cold-weights") if database else ():
         assert database
         ranking = database.ranking(p, cpu.fingerprint, threads, regime)
-        # A few, since finding out whether a record still holds means to build its kernel.
-        best = next((record for record in ranking[:8] if is_current(record)), None)
-        if best:
-            return best.schedule, "tuned"
+        if ranking and is_current(ranking[0]):
+            return ranking[0].schedule, "tuned"
     template, schedule = heuristic_choice(p, cpu)
     return template.text(schedule), "heuristic"
 

@@ -80,7 +80,10 @@ def stored_choices(
 def _measured(
     store: Database, p: ConvProblem, cpu: Cpu, threads: int, limits: Bounds, each: int
 ) -> list[Choice]:
-    """The best schedules measured for each pair of layouts, of those that are still the same."""
+    """The best schedules measured for each pair of layouts, of those that are still the same.
+
+    None where the best of all is no more the same.
+    """
     from tuner.standing import is_current
 
     for measured_threads in dict.fromkeys((threads, 1)):
@@ -92,8 +95,12 @@ def _measured(
                 except ScheduleError:
                     continue  # of an algorithm as it was, or of one that is no more
                 pair = layout_pair(schedule.layout)
-                if len(found[pair]) == each or not is_current(record):
+                if len(found[pair]) == each:
                     continue
+                if not is_current(record):
+                    if any(found.values()):
+                        continue
+                    break  # the fastest was made by an older generator: nobody knows who leads now
                 # One thread's workspace says nothing of several threads'.
                 if measured_threads == threads or _fits(
                     p, template, schedule, cpu, threads, limits
