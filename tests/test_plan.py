@@ -192,8 +192,13 @@ def store_two(database: Path, seconds: tuple[float, float]) -> tuple[str, str]:
     }
     with Database(database) as store:
         for (text, (ir_hash, tools)), x in zip(made.items(), seconds, strict=True):
-            known = {"machine": CPU.fingerprint, "ir_hash": ir_hash, "toolchain": tools}
-            store.add(record(problem=str(p), schedule=text, samples=(x,) * 3, **known))
+            made_by = replace(
+                record(problem=str(p), schedule=text, samples=(x,) * 3),
+                machine=CPU.fingerprint,
+                ir_hash=ir_hash,
+                toolchain=tools,
+            )
+            store.add(made_by)
     return today, yesterday
 
 
