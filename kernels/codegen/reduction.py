@@ -35,6 +35,9 @@ def reduction(
     About `unroll` steps become straight code, from the innermost loop outwards. Of the filter's
     rows, those from the first to before the second of `rows` at least are run.
     """
+    first, past = rows or (0, 1)
+    if isinstance(first, int) and isinstance(past, int) and first >= past:
+        return  # nothing but padding
     full, rest = divmod(channels, block)
     terms = block * kernel[0] * kernel[1]
     each(k, full, 1, lambda b: _window(k, b, block, b * terms, kernel, unroll, step, rows))

@@ -77,7 +77,7 @@ def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
     tops = range(0, p.oh, tile_h)
     met = [met_rows(p, top, min(tile_h, p.oh - top)) or every for top in tops]
     known = cast("list[tuple[int, int]]", met)  # as the tops are
-    return sum(past - first for first, past in known) / (len(known) * p.kernel[0])
+    return sum(max(past - first, 0) for first, past in known) / (len(known) * p.kernel[0])
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.codegen.builder import Module
 from kernels.codegen.tile_gemm import check_groups, cover, lanes_for, tile_count
-from kernels.codegen.winograd import Transform, tile_sizes
+from kernels.codegen.winograd import ALPHA, Transform, tile_sizes
 from kernels.codegen.winograd_steps import LINE, Steps, max_rows
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Layout
@@ -44,8 +44,8 @@ class Schedule:
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     if p.stride != (1, 1) or p.dilation != (1, 1):
         return "Winograd needs stride 1 and dilation 1"
-    if all(r == 1 or extent == 1 for r, extent in zip(p.kernel, (p.oh, p.ow), strict=True)):
-        return "no axis has both several taps and several outputs, which could share work"
+    if _sizes(p) == [(1, 1)]:
+        return f"no axis has both 2 to {ALPHA - 1} taps and several outputs, which could share work"
     if p.groups > 1 and p.group_c == 1:
         return "a depthwise convolution sums over no channels"
     return None
@@ -112,9 +112,12 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
         products = p.c * p.group_oc
         return planes * (tiles * (products + 6 * (p.c + p.oc)) + 5 * products)
 
-    pairs = product(tile_sizes(p.kernel[0], p.oh), tile_sizes(p.kernel[1], p.ow))
-    exact = [m for m in pairs if m != (1, 1) and expected_error(p, m) <= MAX_ERROR]
+    exact = [m for m in _sizes(p) if m != (1, 1) and expected_error(p, m) <= MAX_ERROR]
     return min(exact, key=cost)
+
+
+def _sizes(p: ConvProblem) -> list[tuple[int, int]]:
+    return [*product(tile_sizes(p.kernel[0], p.oh), tile_sizes(p.kernel[1], p.ow))]
 
 
 def expected_error(p: ConvProblem, m: tuple[int, int], points: str = "balanced") -> float:
