@@ -19,7 +19,7 @@ docs: .venv/demo
 	$(BIN)/python docs/reference/generate.py
 
 notebooks: .venv/notebooks
-	$(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+	$(BIN)/python notebooks/run.py
 
 results: .venv/results
 	$(BIN)/python -m benchmarks.results
