@@ -29,18 +29,25 @@ def reduction(
     unroll: int,
     step: Step,
     rows: Rows = None,
+    before: Callable[[Int], None] = lambda block: None,
 ) -> None:
     """Run `step(block, ky, kx, lane, position)` for every term; `position` counts them.
 
     About `unroll` steps become straight code, from the innermost loop outwards. Of the filter's
-    rows, those from the first to before the second of `rows` at least are run.
+    rows, those from the first to before the second of `rows` at least are run. `before(block)`
+    comes ahead of every whole block.
     """
     first, past = rows or (0, 1)
     if isinstance(first, int) and isinstance(past, int) and first >= past:
         return  # nothing but padding
     full, rest = divmod(channels, block)
     terms = block * kernel[0] * kernel[1]
-    each(k, full, 1, lambda b: _window(k, b, block, b * terms, kernel, unroll, step, rows))
+
+    def whole(b: Int) -> None:
+        before(b)
+        _window(k, b, block, b * terms, kernel, unroll, step, rows)
+
+    each(k, full, 1, whole)
     if rest:
         _window(k, full, rest, full * terms, kernel, unroll, step, rows)
 

@@ -64,7 +64,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     # A first layer has few terms for each output: what counts is that it writes along rows.
     height = 1 if first else p.oh
     shape = height, p.ow, -(-p.group_oc // lanes)
-    tile_h, tile_w, cols = best_tile(*shape, cpu, lambda th: _share_of_rows(p, th))
+    tile_h, tile_w, cols = best_tile(*shape, cpu, p.depth, lambda th: _share_of_rows(p, th))
     # Rows of input that stay in half of L2 while the panels go by.
     fit = cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0] * tile_h)
     rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
@@ -89,6 +89,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     lanes = lanes_for(p.group_oc, dst_layout, cpu)
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=dst_layout.name == "NHWC")
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
+    # The processor does not see where the next block of channels lies, and of a 1x1 filter it
+    # has little else to do until then.
+    far = io.src.blocks > 1 and p.kernel == (1, 1)
     for y, x, v in product(y_tiles, x_tiles, panels):
         check(registers(y.size * x.size, v.size) <= cpu.registers, "tile needs too many registers")
     row_tasks = -(-tile_count(y_tiles) // s.rows)
@@ -138,7 +141,11 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                         lambda j: packed.load(position, j * lanes, lanes=lanes),
                     )
 
-                reduction(k, p.group_c, block, p.kernel, s.unroll, step, rows)
+                def fetch_next(b: Int) -> None:
+                    for pixel in [corner.at(*offset) for offset in offsets] if far else ():
+                        pixel.prefetch(0, b + 1, 0, 0, 0)
+
+                reduction(k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)
                 out.finish(acc, top, left, x.size)
 
             def tile_row(y: Run, top: Int) -> None:

@@ -38,7 +38,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
     lanes = lanes_for(p.group_oc, Layout(block), cpu)
-    rows, _, cols = best_tile(p.h * p.w, 1, -(-p.group_oc // lanes), cpu)
+    _, rows, cols = best_tile(1, p.h * p.w, -(-p.group_oc // lanes), cpu, p.group_c)
     # Pixels that stay in half of L2 while the panels of weights go by.
     tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // (4 * p.group_c * rows), cpu)
     return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False)
