@@ -117,4 +117,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     return module.program(io, lambda w: pack_panels(w, p.groups, 1, 1, panels))
 
 
-template = KernelTemplate("planar", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 0)
+def rank(p: ConvProblem, cpu: Cpu) -> int:
+    """Preferred where output channels would fill far less of the vectors than pixels do."""
+
+    def share(size: int, lanes: int) -> float:
+        return size / (-(-size // lanes) * cpu.lanes)
+
+    channels = share(p.oc, cpu.lanes)
+    return 3 if p.groups == 1 and share(p.ow, lanes_for(p, cpu)) > 1.5 * channels else 0
+
+
+template = KernelTemplate("planar", Schedule, why_not, heuristic, build, rank)

@@ -171,7 +171,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
     """Preferred with enough channels to pay for the transforms, which save less along one axis."""
-    least = 16 if min(p.kernel) > 1 else 32
+    least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
     return 4 if pays else 0
 
