@@ -178,7 +178,7 @@ def test_summary_counts_and_averages() -> None:
     assert list(found.index) == ["x", "y", "all"]
     assert found.loc["x", "mean"] == pytest.approx(1.0)
     assert found.loc["all", "mean"] == pytest.approx(2.0)
-    assert list(found.loc["all", ["duels", "faster", "tie", "slower"]]) == [3, 1, 1, 1]
+    assert list(found.loc["all", ["duels", "faster", "tie", "slower", "unsure"]]) == [3, 1, 1, 1, 0]
 
 
 def test_figures_of_comparisons() -> None:
@@ -192,6 +192,9 @@ def test_figures_of_comparisons() -> None:
     assert ">none<" not in memory
     x, y = ("speedup", "times"), ("after_bytes", "bytes")
     assert ">x<" in svg(comparisons.curves(table, "Curves", x, y, "kind", reference=1.0))
+    many = pd.DataFrame({"x": [1.0, 2.0] * 12, "y": 1.0, "kind": [n // 2 for n in range(24)]})
+    lines = comparisons.curves(many, "Many", ("x", "x"), ("y", "y"), "kind").axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12
 
 
 def test_starts_find_code_the_second_time(

@@ -99,18 +99,17 @@ def curves(
     Columns `low` and `high`, where there are any, become error bars. `reference` is a value of `x`
     that is marked by a line. `x` is logarithmic, and so is `y` where it spans much.
     """
-    kinds = list(dict.fromkeys(table[by]))
+    looks = {str(kind): _look(n) for n, kind in enumerate(dict.fromkeys(table[by]))}
     with canvas(title, 3.4) as (figure, axes):
         axes.grid(axis="both")
         axes.set_xscale("log")
         axes.set_xlim(table[x[0]].min() / 1.2, table[x[0]].max() * 1.2)
         if reference is not None:
             axes.axvline(reference, color=INK, linewidth=0.8)
-        for n, kind in enumerate(kinds):
-            of_kind = table[table[by] == kind].sort_values(x[0])
-            colour = COLOURS[n % len(COLOURS)]
+        for kind, (colour, symbol) in looks.items():
+            of_kind = table[table[by].astype(str) == kind].sort_values(x[0])
             axes.plot(
-                of_kind[x[0]], of_kind[y[0]], marker=MARKS[n % len(MARKS)], color=colour,
+                of_kind[x[0]], of_kind[y[0]], marker=symbol, color=colour,
                 linewidth=1.2, markersize=4.5, markeredgecolor=PAPER, markeredgewidth=0.5,
             )  # fmt: skip
             if {"low", "high"} <= set(table.columns):
@@ -127,12 +126,18 @@ def curves(
         legend(
             figure,
             [
-                Line2D([], [], color=COLOURS[n % len(COLOURS)], marker=MARKS[n % len(MARKS)],
-                       markersize=4.5, linewidth=1.2, label=str(kind))
-                for n, kind in enumerate(kinds)
+                Line2D(
+                    [], [], color=colour, marker=symbol, markersize=4.5, linewidth=1.2, label=kind
+                )
+                for kind, (colour, symbol) in looks.items()
             ],
-        )  # fmt: skip
+        )
     return figure
+
+
+def _look(n: int) -> tuple[str, str]:
+    """The colour and mark of curve n. Where colours begin anew, they get other marks."""
+    return COLOURS[n % len(COLOURS)], MARKS[(n + n // len(COLOURS)) % len(MARKS)]
 
 
 def engines(table: pd.DataFrame, title: str) -> Figure:

@@ -117,7 +117,7 @@ def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
     """How the duels ended, for each value of a column and for all of them.
 
     Columns: `group`, `duels`, the geometric mean of `speedup` as `mean`, its extremes `least` and
-    `most`, and how many are `faster`, `tie` and `slower`.
+    `most`, and how many are `faster`, `tie`, `slower` and `unsure`.
     """
     groups = [(str(key), members) for key, members in table.groupby(by, sort=False)]
     ended = []
@@ -130,7 +130,7 @@ def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
                 "mean": statistics.geometric_mean(speedups.dropna()),
                 "least": speedups.min(),
                 "most": speedups.max(),
-                **{word: verdicts.count(word) for word in ("faster", "tie", "slower")},
+                **{word: verdicts.count(word) for word in _VERDICTS},
             }
         )
     return pd.DataFrame(ended)
@@ -145,7 +145,9 @@ _SUMMARY: dict[str, Column] = {
     "faster>": lambda r: str(r.faster),
     "tie>": lambda r: str(r.tie),
     "slower>": lambda r: str(r.slower),
+    "unsure>": lambda r: str(r.unsure),
 }
+_VERDICTS = ("faster", "tie", "slower", "unsure")
 
 
 def _write_json(path: Path, found: Mapping[str, Findings]) -> None:

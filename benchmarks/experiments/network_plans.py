@@ -68,7 +68,7 @@ COMPARISONS: Mapping[str, tuple[str, str]] = {
 
 _ROUNDS = 12
 # A plan whose run takes so many seconds is timed once.
-_SLOW = 4.0
+_SLOW = 1.0
 _PATIENCE = 1800.0  # seconds after which a process that times networks hangs
 # Enough records of each pair of layouts to have one without Winograd.
 _MANY = 1000
