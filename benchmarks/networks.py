@@ -20,9 +20,9 @@ from benchmarks.peers import Array
 from benchmarks.race import Entrant, calls_of, judged, peer, race
 from benchmarks.report import Heat
 from graph import reference, zoo
-from graph.errors import GraphError
 from graph.model import Graph
 from graph.networks import load_network
+from tuner.loading import load
 
 ROUNDS = 10
 """Samples of each engine, unless told otherwise."""
@@ -31,13 +31,25 @@ WRONG = 1e-3
 """The rms error of a network's output, relative to the output's, that is not timed."""
 
 
+def check(name: str, threads: Sequence[int], database: str | None) -> None:
+    """Plan a network as `heats` will, so that its mistakes are known before anything is timed.
+
+    Raises:
+        GraphError: there is no such network or we cannot run it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `heats` has them as notes
+        for count in threads:
+            load(name, count, database)
+
+
 def heats(
     name: str, threads: Sequence[int], engines: Sequence[str], rounds: int, database: str | None
 ) -> list[Heat]:
     """Every engine on one network, once per number of threads.
 
     Raises:
-        GraphError: there is no such network or it cannot be evaluated.
+        GraphError: as `check`.
     """
     graph = load_network(name)
     model = zoo.build(name) if name in zoo.NAMES else onnx.load(name)
@@ -82,12 +94,9 @@ def _ours(
     threads: int,
     database: str | None,
 ) -> Entrant:
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            session = ours.Network(model, threads, database)
-    except GraphError as error:
-        return Entrant(ours.NAME, None, note=str(error))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        session = ours.Network(model, threads, database)
     note = "; ".join(str(w.message) for w in said)
     entrant = Entrant(ours.NAME, calls_of(session), note=note)
     return judged(entrant, session.run(inputs), truth, WRONG)

@@ -6,16 +6,18 @@ import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from benchmarks import layers, ours, peers, race, report
+from benchmarks import layers, networks, ours, peers, race, report
 from benchmarks.one_layer import one_layer
 from benchmarks.peers import Array, LoadError
 from benchmarks.race import Entrant, Lap
 from benchmarks.report import Heat
+from graph.errors import GraphError
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.reference import convolve, random_operands
@@ -175,13 +177,63 @@ def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert len(result["samples"]) == 2
 
 
+def _small() -> onnx.ModelProto:
+    p = ConvProblem.parse("conv 1x16x6x5 24x3x3 s2 p1 bias relu6")
+    return one_layer(p, random_operands(p, 0))
+
+
+def test_network_that_cannot_run_is_refused_before_any_is_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad, out = tmp_path / "good.onnx", tmp_path / "bad.onnx", tmp_path / "out.json"
+    model = _small()
+    onnx.save(model, good)
+    model.graph.node.add(op_type="Det", name="det", input=["y"], output=["z"])
+    model.graph.output[0].name = "z"
+    onnx.save(model, bad)
+    assert bench(good, bad, "--peers", "none", "--rounds", "1", "--json", out) == 2
+    printed = capsys.readouterr()
+    assert "'det' (Det)" in printed.err
+    assert printed.err.count("\n") == 1
+    assert not printed.out
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [(GraphError("no memory"), 2), (KeyboardInterrupt(), 130)]
+)
+def test_what_was_timed_outlives_a_later_failure(
+    end: BaseException,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    heats = networks.heats
+
+    def failing(name: str, *more: Any) -> list[Heat]:
+        if Path(name).stem == "second":
+            raise end
+        return heats(name, *more)
+
+    monkeypatch.setattr(networks, "heats", failing)
+    paths = [tmp_path / f"{name}.onnx" for name in ("first", "second")]
+    for path in paths:
+        onnx.save(_small(), path)
+    out = tmp_path / "out.json"
+    assert bench(*paths, "--peers", "none", "--rounds", "1", "--json", out) == code
+    assert [r["subject"] for r in json.loads(out.read_text())["results"]] == ["first"]
+    printed = capsys.readouterr()
+    assert "first" in printed.out
+    assert ("no memory" if code == 2 else "interrupted") in printed.err
+
+
 def test_network_file_with_an_open_batch_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if reason := peers.engine("ort").available():
         pytest.skip(reason)
-    p = ConvProblem.parse("conv 1x16x6x5 24x3x3 s2 p1 bias relu6")
-    model = one_layer(p, random_operands(p, 0))
+    model = _small()
     for value in (model.graph.input[0], model.graph.output[0]):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.save(model, tmp_path / "small.onnx")

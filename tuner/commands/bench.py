@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks import layers, networks, ours, peers, race, report
 from benchmarks.report import Heat
 from graph import zoo
 from graph.errors import GraphError
-from graph.networks import load_network
 from tuner.machine import probe
 from tuner.targets import is_problem
 from tuner.units import plural
@@ -41,10 +41,10 @@ def run(arguments: Namespace) -> int:
         if not single:
             raise GraphError(f"no layer's description has {arguments.layers!r} in it")
     names = [text for text in arguments.targets if not is_problem(text)]
-    for name in names:  # a mistake in the last one would cost what the others took
-        load_network(name)
     if not single:
         names = names or list(zoo.NAMES)
+    for name in names:  # a mistake in the last one would cost what the others took
+        networks.check(name, arguments.threads, arguments.db)
     if arguments.json:
         arguments.json.open("a").close()
     rivals = report.usable(peers.NAMES if arguments.peers is None else arguments.peers)
@@ -53,25 +53,33 @@ def run(arguments: Namespace) -> int:
     report.introduce(rivals, overhead)
     database = layers.open_database(arguments.db) if single else None
     of_layers: list[Heat] = []
-    for i, layer in enumerate(single, 1):
-        report.notice(f"{i}/{len(single)} {layer.group}: {layer.name}")
-        rounds = arguments.rounds or layers.ROUNDS
-        of_layers += layers.heats(layer, arguments.threads, engines, rounds, database, overhead)
     of_networks: list[Heat] = []
-    for name in names:
-        report.notice(name)
-        rounds = arguments.rounds or networks.ROUNDS
-        of_networks += networks.heats(name, arguments.threads, engines, rounds, arguments.db)
-    if of_layers:
-        _print(of_layers, arguments.threads, layers.columns(single, probe()))
-    if of_networks:
-        _print(of_networks, arguments.threads)
-        for note in dict.fromkeys(x.note for h in of_networks for x in h.laps if x.samples):
-            if note:
-                print(f"{ours.NAME}: {note}")
-    if arguments.json:
-        report.write_json(arguments.json, of_layers + of_networks)
+    try:
+        for i, layer in enumerate(single, 1):
+            report.notice(f"{i}/{len(single)} {layer.group}: {layer.name}")
+            rounds = arguments.rounds or layers.ROUNDS
+            of_layers += layers.heats(layer, arguments.threads, engines, rounds, database, overhead)
+            _keep(arguments.json, of_layers)
+        for name in names:
+            report.notice(name)
+            rounds = arguments.rounds or networks.ROUNDS
+            of_networks += networks.heats(name, arguments.threads, engines, rounds, arguments.db)
+            _keep(arguments.json, of_layers + of_networks)
+    finally:  # also of a benchmark that ends early
+        if of_layers:
+            _print(of_layers, arguments.threads, layers.columns(single, probe()))
+        if of_networks:
+            _print(of_networks, arguments.threads)
+            for note in dict.fromkeys(x.note for h in of_networks for x in h.laps if x.samples):
+                if note:
+                    print(f"{ours.NAME}: {note}")
     return 0
+
+
+def _keep(path: Path | None, heats: Sequence[Heat]) -> None:
+    """Write what is done so far: an engine's crash may end the process at the next one."""
+    if path:
+        report.write_json(path, heats)
 
 
 def _print(
