@@ -337,8 +337,9 @@ def _given_shape(value: onnx.ValueInfoProto) -> Shape:
         return known
     example = tuple(size if isinstance(size, int) else 224 for size in sizes)
     raise UnsupportedError(
-        f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: give it, "
-        f"for example shapes={{{value.name!r}: {example or (1, 3, 224, 224)}}}"
+        f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: export "
+        f"the model with fixed sizes, or give it in Python, for example "
+        f"shapes={{{value.name!r}: {example or (1, 3, 224, 224)}}} (docs/faq.md)"
     )
 
 

@@ -69,7 +69,10 @@ class Plan:
         Raises:
             OSError: it cannot be written.
         """
-        Path(path).write_text(str(self), encoding="utf-8")
+        try:
+            Path(path).write_text(str(self), encoding="utf-8")
+        except OSError as error:  # which names no file where the disk is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -81,7 +84,8 @@ class Plan:
         try:
             return cls.parse(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"cannot read the plan {path}: {error}") from error
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise PlanError(f"cannot read the plan {path}: {reason}") from error
         except PlanError as error:
             raise PlanError(f"{path} is damaged or no plan: {error}") from error
 
@@ -177,7 +181,10 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
             "plan again for these shapes"
         )
     if [*plan.forms] != [task.output for task in todo]:
-        raise PlanError(f"the plan of {plan.network!r} is for another network than {graph.name!r}")
+        raise PlanError(
+            f"the plan of {plan.network!r} is for another network than this {graph.name!r}: "
+            "plan again for this one"
+        )
     for task in todo:
         if len(plan.forms[task.output].reads) != len(task.reads):
             raise PlanError(f"the plan gives {task.output!r} the wrong number of operands")

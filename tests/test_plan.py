@@ -108,8 +108,10 @@ def test_plans_of_other_networks_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(PlanError, match=message):
             follow_plan(graph, other, CPU)
-    with pytest.raises(PlanError, match="cannot read the plan"):
+    with pytest.raises(PlanError, match=r"cannot read the plan .*nowhere: No such file"):
         Plan.load(tmp_path / "nowhere")
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        plan.save("/dev/full")
 
 
 def test_a_schedule_that_cannot_be_built_gives_way() -> None:

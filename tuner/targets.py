@@ -13,12 +13,14 @@ from kernels.core.problem import ConvProblem
 class Target:
     """A name and its distinct problems, each with the number of times it occurs.
 
-    `graph` is a network's `Graph.digest` once optimised, '' for a problem.
+    `graph` is a network's `Graph.digest` once optimised, '' for a problem. `lacks` says why a
+    network cannot be run as a whole, '' if it can.
     """
 
     name: str
     problems: tuple[tuple[ConvProblem, int], ...]
     graph: str = ""
+    lacks: str = ""
 
     @property
     def is_network(self) -> bool:
@@ -42,12 +44,18 @@ def read_target(text: str) -> Target:
         problem = ConvProblem.parse(text)
         return Target(str(problem), ((problem, 1),))
     # Reading a problem's text takes no ONNX.
+    from graph.errors import UnsupportedError
     from graph.networks import load_network
     from graph.passes import optimise
     from graph.problems import to_tune
 
     graph = optimise(load_network(text))
-    return Target(text, tuple((p, count) for p, count, _ in to_tune(graph)), graph.digest)
+    problems = tuple((p, count) for p, count, _ in to_tune(graph))
+    try:
+        graph.check_supported()
+    except UnsupportedError as error:
+        return Target(text, problems, graph.digest, str(error))
+    return Target(text, problems, graph.digest)
 
 
 def merged(targets: Iterable[Target]) -> list[tuple[ConvProblem, int]]:
