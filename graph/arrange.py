@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 
 from graph.forms import Form, source_layout
 from graph.model import Graph
-from graph.ops import Concat, Conv, Identity, Reshape, Slice
+from graph.ops import Concat, Conv, Identity, Reshape, Slice, Transpose
 from graph.problems import conv_problem
+from graph.products import same_memory
 from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NHWC, Halo, Layout, Placement
 
@@ -170,7 +171,9 @@ class Arranger:
             case Concat(axis=axis):
                 self._pieces(task, reads, form, axis)
             case Reshape() | Identity():
-                self._reshape(task, reads[0])
+                self._reshape(task, reads[0], reads[0].layout)
+            case Transpose(order=order) if same_memory(order, form.reads[0], form.writes):
+                self._reshape(task, reads[0], form.writes)
             case _:
                 self._run(task, form, reads)
 
@@ -209,14 +212,15 @@ class Arranger:
             self.work.append(Piece(task, form, name, source, whole, axis, start))
             start += self.graph.shape(name)[axis]
 
-    def _reshape(self, task: Task, source: Tensor) -> None:
+    def _reshape(self, task: Task, source: Tensor, layout: Layout) -> None:
+        """The output is the source's memory, seen otherwise."""
         shape = shape4(self.graph.shape(task.output))
-        if shape == source.shape:
+        if (shape, layout) == (source.shape, source.layout):
             self.there[task.output] = [source]
             return
-        view = self.recast(source, shape, source.layout)
+        view = self.recast(source, shape, layout)
         if view is None:
-            view = self.recast(self._copied(task.reads[0], source), shape, source.layout)
+            view = self.recast(self._copied(task.reads[0], source), shape, layout)
         assert view
         self.there[task.output] = [view]
 

@@ -1,4 +1,7 @@
-"""Operators that ONNX itself defines as functions of simpler ones, such as LayerNormalization."""
+"""Operators that are functions of simpler ones, such as LayerNormalization.
+
+ONNX itself defines them so, all but InstanceNormalization.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,27 @@ from typing import Any
 
 import onnx
 
-COMPOSED = {"LayerNormalization", "GroupNormalization", "RMSNormalization"}
+INSTANCE = "InstanceNormalization"
+COMPOSED = {"LayerNormalization", "GroupNormalization", "RMSNormalization", INSTANCE}
+
+_INSTANCE_BODY = """
+<domain: "", opset_import: ["" : 17]>
+InstanceNormalization (x, scale, shift) => (y) {
+    mean = GlobalAveragePool (x)
+    deviation = Sub (x, mean)
+    square = Mul (deviation, deviation)
+    variance = GlobalAveragePool (square)
+    least = Constant <value = float {EPSILON}> ()
+    positive = Add (variance, least)
+    spread = Sqrt (positive)
+    normal = Div (deviation, spread)
+    channels = Constant <value = int64[RANK] {1, -1ONES}> ()
+    wide_scale = Reshape (scale, channels)
+    wide_shift = Reshape (shift, channels)
+    scaled = Mul (normal, wide_scale)
+    y = Add (scaled, wide_shift)
+}
+"""
 
 
 def composition(
@@ -19,6 +42,8 @@ def composition(
     """
     if node.op_type not in COMPOSED or node.domain:
         return []
+    if node.op_type == INSTANCE:
+        return _inlined(_instance_normalization(node, types[0]), node, prefix)
     schema: Any = onnx.defs.get_schema(node.op_type, opset, node.domain)
     since = [v for v in schema.function_opset_versions if v <= opset]
     since_by_type = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
@@ -30,6 +55,23 @@ def composition(
         function.ParseFromString(
             schema.get_context_dependent_function_with_opset_version(since_by_type[-1], *known)
         )
+    return _inlined(function, node, prefix)
+
+
+def _instance_normalization(node: onnx.NodeProto, x: onnx.TypeProto) -> onnx.FunctionProto:
+    rank = len(x.tensor_type.shape.dim)
+    epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
+    known = {"EPSILON": f"{epsilon:.9g}", "RANK": str(rank), "ONES": ", 1" * (rank - 2)}
+    text = _INSTANCE_BODY
+    for word, value in known.items():
+        text = text.replace(word, value)
+    return onnx.parser.parse_function(text)
+
+
+def _inlined(
+    function: onnx.FunctionProto, node: onnx.NodeProto, prefix: str
+) -> list[onnx.NodeProto]:
+    """The nodes of a function with the names and attributes of one use of it."""
     names = dict(zip(function.input, node.input, strict=False))
     names |= dict.fromkeys(function.input[len(node.input) :], "")
     names |= dict(zip(function.output, node.output, strict=False))

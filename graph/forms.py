@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from graph.build import is_dense, is_global_pool
@@ -24,9 +24,11 @@ from graph.ops import (
     Reduce,
     Reshape,
     Slice,
+    Transpose,
     Unary,
 )
 from graph.problems import conv_problem
+from graph.products import same_memory
 from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from kernels.core.problem import ConvProblem
@@ -149,6 +151,12 @@ class Forms:
         match op:
             case Conv():
                 return self._convolutions(task)
+            case Transpose(order=order):
+                moved = across(2 * streaming)
+                return [
+                    replace(f, seconds=0.0) if same_memory(order, f.reads[0], f.writes) else f
+                    for f in moved
+                ]
             case Gemm() if is_dense(self.graph, task):
                 return [
                     Form((x,), NCHW, name, self._costs.stream(4 * self._weights(task)))

@@ -41,6 +41,7 @@ from graph.patterns import (
     recognise_channel_shuffle,
     recognise_gates,
 )
+from graph.products import convolve_products, densify, sink_transposes
 from graph.reference import evaluate
 from kernels.core.problem import ACTIVATIONS
 
@@ -214,10 +215,15 @@ PASSES: tuple[Pass, ...] = (
     merge_moves,
     recognise_gates,
     fuse_bias,
+    convolve_products,
+    sink_transposes,
+    merge_moves,
+    drop_identities,
     fold_padding,
     normalise_affine,
     fold_affine,
     fuse_add,
+    densify,
     fuse_activation,
     absorb_shuffles,
 )
@@ -226,10 +232,10 @@ PASSES: tuple[Pass, ...] = (
 def optimise(graph: Graph) -> Graph:
     """Run every pass of `PASSES`.
 
-    Patterns come first, while their scales are still as exported. Scales fold before anything is
-    fused, because they fold into a linear convolution only; the add comes before the activation,
-    because the epilogue applies them in that order. Shuffles come last, when what reads them is
-    convolutions.
+    Patterns come first, while their scales are still as exported. Products become convolutions
+    before scales fold into weights. Scales fold before anything is fused, because they fold into
+    a linear convolution only; the add comes before the activation, because the epilogue applies
+    them in that order. Shuffles come last, when what reads them is convolutions.
     """
     for run in PASSES:
         graph = run(graph)

@@ -44,7 +44,7 @@ NUMBERS: Weights = {
     "six": np.float32(6),
 }
 
-IMAGE, ROWS, STACK = (2, 4, 7, 9), (3, 20), (2, 3, 5, 4)
+IMAGE, ROWS, SQUARES = (2, 4, 7, 9), (3, 20), (2, 3, 4, 4)
 RELU = node("Relu", "x", "r")
 
 # What computes h, how many nodes of the optimised graph do, and the shape of x.
@@ -65,12 +65,12 @@ PRODUCERS: dict[str, tuple[list[onnx.NodeProto], Weights, int, tuple[int, ...]]]
     "sum": ([RELU, node("Add", "r x", "h")], {}, 2, IMAGE),
     "product": ([RELU, node("Mul", "r k", "h")], {"k": normal(4, 1, 1)}, 2, IMAGE),
     "dense": ([node("Gemm", "x w b", "h")], {"w": normal(20, 7), "b": normal(7)}, 1, ROWS),
-    "matrices": ([RELU, node("MatMul", "r w", "h")], {"w": normal(4, 6)}, 2, STACK),
+    "matrices": ([RELU, node("MatMul", "x r", "h")], {}, 2, SQUARES),
     "biased": (
-        [node("MatMul", "x w", "m"), node("Add", "b m", "h")],
-        {"w": normal(4, 6), "b": normal(6)},
-        1,
-        STACK,
+        [RELU, node("MatMul", "x r", "m"), node("Add", "b m", "h")],
+        {"b": normal(4)},
+        2,
+        SQUARES,
     ),
 }
 

@@ -59,7 +59,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
-    check(s.layout == "NCHW", "planar reads and writes NCHW")
+    layouts = {s.layout, io.src.layout.name, io.dst.layout.name}
+    check(layouts == {"NCHW"} and not io.picked, "planar reads and writes NCHW")
     lanes = lanes_for(p, cpu)
     check(lanes >= 1, "the stride is wider than the read slack")
     panels = cover(p.group_oc, s.ocs)
