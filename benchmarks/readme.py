@@ -20,6 +20,7 @@ from typing import Any
 
 from benchmarks import layers, ours, peers
 from benchmarks.report import Heat, geometric_mean, read_heats
+from tuner.exits import ended
 from tuner.units import UNKNOWN, ms, percent, plural, ratio
 
 BEGIN = "<!-- results: written by `make results` from the files in results/ -->"
@@ -201,4 +202,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("readme", main))

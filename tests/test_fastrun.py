@@ -143,9 +143,11 @@ def wait_for_trials(process: subprocess.Popen[str], count: int) -> None:
 
 
 def test_interrupt_ends_in_order(tmp_path: Path) -> None:
-    """Ctrl-C reaches the whole process group, workers included, as in a terminal."""
+    """Ctrl-C reaches the whole process group, workers included, as in a terminal; twice."""
     process = start(tmp_path)
     wait_for_trials(process, 5)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert "interrupted True" in out, err

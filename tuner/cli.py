@@ -10,16 +10,14 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from tuner import options
+from tuner.exits import MISTAKE, ended
 
-INTERRUPTED = 130
-
-_EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
-"""Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
+Command = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,14 +25,11 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and where to read more; exit with 2."""
-        self.exit(2, f"fastrun: error: {message}; see `{self.prog} --help`\n")
+        self.exit(MISTAKE, f"fastrun: error: {message}; see `{self.prog} --help`\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
-
-    0 is success, 2 a mistake that the message explains, 130 an interruption.
-    """
+    """Run a command and return its exit code, as `tuner.exits` says."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser, names = parsers()
     if not words:
@@ -43,51 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words[0].startswith("-") and words[0] not in names:
         close = difflib.get_close_matches(words[0], names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-        parser.exit(2, f"fastrun: error: no command {words[0]!r}: {hint}\n")
+        parser.exit(MISTAKE, f"fastrun: error: no command {words[0]!r}: {hint}\n")
     arguments = parser.parse_args(words)
     _check_threads(parser, arguments)
-    try:
+
+    def command() -> int:
         module, function = arguments.command
-        command = importlib.import_module(f"tuner.commands.{module}")
-        code: int = getattr(command, function)(arguments)
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("fastrun: interrupted; what was measured is stored", file=sys.stderr)
-        return INTERRUPTED
-    except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(error.name or "")
-        if extra is None:
-            raise
-        print(
-            f"fastrun: error: {error.name} is not installed: `pip install '.[{extra}]'` in the "
-            "clone of fastrun-toolkit installs it",
-            file=sys.stderr,
-        )
-        return 2
-    except _mistakes() as error:
-        print(f"fastrun: error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        run: Command = getattr(importlib.import_module(f"tuner.commands.{module}"), function)
+        return run(arguments)
 
-
-def _mistakes() -> tuple[type[BaseException], ...]:
-    """What the user or the machine can get wrong; anything else is a defect and keeps its trace."""
-    from graph.errors import GraphError
-    from kernels.core.problem import ProblemError
-    from kernels.core.template import ScheduleError
-    from tuner.database import DatabaseError
-    from tuner.record import RecordError
-
-    return GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, OSError
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+    return ended("fastrun", command)
 
 
 def parsers() -> tuple[Parser, dict[str, Parser]]:

@@ -21,6 +21,7 @@ from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice, templates
 from tuner.cores import Cores
 from tuner.environment import Environment, toolchain
+from tuner.exits import one_interrupt
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.operands import Operands, Scratch
 from tuner.record import Record
@@ -52,7 +53,8 @@ class Measurer:
     """The processes, scratch files and cores of one run, whose name all its records bear.
 
     A context. `compile` and `sandbox` answer with futures, `record` makes their answers facts.
-    `cpu` is what measures, and `width` how many calls of the sandbox keep it busy.
+    `cpu` is what measures, and `width` how many calls of the sandbox keep it busy. Ctrl-C raises
+    KeyboardInterrupt once: what it ends then comes to its end.
 
     Raises:
         ValueError: more threads than cores.
@@ -80,6 +82,7 @@ class Measurer:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
+            stack.enter_context(one_interrupt())
             self._open(stack)
             self._stack = stack.pop_all()
         return self

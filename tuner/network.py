@@ -21,6 +21,7 @@ from kernels.codegen.jit import ObjectCache
 from kernels.codegen.precompile import precompile
 from kernels.core.cpu import Cpu
 from tuner.cores import Cores
+from tuner.exits import one_interrupt
 from tuner.in_place import Comparison, Network, compare, race
 from tuner.intervals import ratio_interval
 from tuner.job import Limits
@@ -75,7 +76,8 @@ def network_final(
         WorkerDied: not even the heuristic's plan could be run.
     """
     cores = Cores.split(threads)
-    with Scratch() as scratch, Sandbox(cores, Limits(memory=_room())) as sandbox:
+    room = Limits(memory=_room())
+    with one_interrupt(), Scratch() as scratch, Sandbox(cores, room) as sandbox:
         file = scratch.folder / "graph"
         file.write_bytes(pickle.dumps(graph))
         return _Run(graph, knowledge, cpu, Network(file, cores.timing), sandbox, seconds).final()

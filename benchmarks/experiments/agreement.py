@@ -26,6 +26,7 @@ from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tuner.database import Database
+from tuner.exits import ended
 from tuner.fastrun import Budget, fast_run
 from tuner.finals import FINAL, race
 from tuner.frames import layer_labels
@@ -261,4 +262,4 @@ def _name(text: str, part: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("agreement", main))

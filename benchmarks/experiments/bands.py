@@ -28,6 +28,7 @@ from graph.tasks import tasks
 from graph.zoo.writer import Writer
 from kernels.core.cpu import Cpu
 from tuner.cores import Cores
+from tuner.exits import ended
 from tuner.intervals import ratio_interval
 from tuner.record import typical
 from tuner.timing import Protocol, interleave
@@ -158,4 +159,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("bands", main))

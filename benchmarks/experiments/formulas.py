@@ -20,6 +20,7 @@ from benchmarks.experiments.duel import Duel, Findings, rows, settle
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule, templates
+from tuner.exits import ended
 from tuner.frames import layer_labels
 
 _FACTORS = (1 / 4, 1 / 2, 1, 2, 4)
@@ -149,4 +150,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("formulas", main))

@@ -21,6 +21,7 @@ from kernels.codegen.unfolded_forms import pixel_lanes
 from kernels.conv.im2col import Schedule, template
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
+from tuner.exits import ended
 from tuner.frames import layer_labels
 from tuner.targets import merged, read_target
 
@@ -103,4 +104,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("im2col", main))

@@ -22,6 +22,7 @@ from benchmarks.experiments.command import show
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tuner.commands import existing
+from tuner.exits import ended
 from tuner.finals import FINAL, race
 from tuner.frames import layer_labels
 from tuner.measurer import Measurer, heuristic_text
@@ -123,4 +124,4 @@ def measured(tuned: dict[ConvProblem, str], text: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("nearest", main))

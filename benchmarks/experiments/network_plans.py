@@ -37,6 +37,7 @@ from kernels.core.template import templates
 from tuner.choosing import guessed_choices, stored_choices
 from tuner.cores import Cores
 from tuner.database import Database
+from tuner.exits import ended
 from tuner.in_place import Network, race
 from tuner.intervals import ENOUGH, ratio_interval
 from tuner.machine import probe
@@ -281,4 +282,4 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("network_plans", main))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from benchmarks.experiments.command import Column, Part, command, show_duels
 from benchmarks.experiments.duel import Duel, Findings, settle
 from benchmarks.experiments.im2col import LAYOUTS, NETWORKS, blocks, layers, schedules
+from tuner.exits import ended
 from tuner.frames import layer_labels
 
 
@@ -49,4 +50,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("pack", main))

@@ -21,6 +21,7 @@ from benchmarks.experiments.duel import Duel, Findings, settle
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import templates
+from tuner.exits import ended
 from tuner.record import REGIMES
 
 LAYERS = (
@@ -92,4 +93,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("prefetch", main))

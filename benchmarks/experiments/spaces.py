@@ -23,6 +23,7 @@ from tuner import exchange
 from tuner.database import Database
 from tuner.effort import EFFORTS
 from tuner.environment import Environment, toolchain
+from tuner.exits import ended
 from tuner.fastrun import Budget, fast_run
 from tuner.noise import in_words, noise_of, others
 from tuner.record import Record
@@ -143,4 +144,4 @@ def results(ground: Ground, database: Database) -> list[Record]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("spaces", main))

@@ -25,6 +25,7 @@ import pandas as pd
 from benchmarks.experiments.command import Column, Part, carry_out, options, show
 from benchmarks.experiments.duel import Findings
 from kernels.codegen.jit import cache_root
+from tuner.exits import ended
 from tuner.units import duration
 
 _AGAIN = 5
@@ -113,4 +114,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("starts", main))

@@ -23,6 +23,7 @@ from kernels.codegen.winograd import ALPHA, POINTS, sets_of_points
 from kernels.conv import winograd, winograd_naive
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
+from tuner.exits import ended
 from tuner.finals import Format
 from tuner.measurer import Measurer
 
@@ -123,4 +124,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("winograd", main))

@@ -17,6 +17,7 @@ from tuner.commands.doctor import shortcoming
 from tuner.database import Database
 from tuner.display import final_table, network_sums, screen, standings_table
 from tuner.effort import EFFORTS, Effort
+from tuner.exits import INTERRUPTED
 from tuner.machine import MachineReport, probe
 from tuner.measurer import Measurer
 from tuner.noise import NOISY, in_words, noise_of, others
@@ -29,8 +30,6 @@ from tuner.units import duration, percent, plural
 
 if TYPE_CHECKING:
     from tuner.mirror import Mirror
-
-INTERRUPTED = 130
 
 
 def run(arguments: Namespace) -> int:

@@ -1,0 +1,89 @@
+"""How commands end: exit codes, one line for a mistake or Ctrl-C, nothing half done."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+MISTAKE, INTERRUPTED = 2, 130
+
+_EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
+"""Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
+
+
+def ended(name: str, command: Callable[[], int]) -> int:
+    """Run a command and return its exit code.
+
+    0 is success, 2 a mistake that one line explains, 130 an interruption. A defect keeps its trace.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; what was stored is kept", file=sys.stderr)
+        return INTERRUPTED
+    except ModuleNotFoundError as error:
+        extra = _EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        print(
+            f"{name}: error: {error.name} is not installed: `pip install '.[{extra}]'` in the "
+            "clone of fastrun-toolkit installs it",
+            file=sys.stderr,
+        )
+        return MISTAKE
+    except _mistakes() as error:
+        print(f"{name}: error: {_one_line(error)}", file=sys.stderr)
+        return MISTAKE
+
+
+@contextmanager
+def one_interrupt() -> Iterator[None]:
+    """Only the first SIGINT of the block raises KeyboardInterrupt, so that ending comes to its end.
+
+    `timeout -s INT` sends two at once, and impatient people more. Blocks inside of this one, other
+    threads, and programs with a handler of their own are not concerned.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupted = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        if not interrupted:
+            interrupted = True
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _mistakes() -> tuple[type[BaseException], ...]:
+    """What the user or the machine can get wrong; anything else is a defect."""
+    from graph.errors import GraphError
+    from kernels.core.problem import ProblemError
+    from kernels.core.template import ScheduleError
+    from tuner.database import DatabaseError
+    from tuner.record import RecordError
+
+    return GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, OSError
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
