@@ -41,6 +41,7 @@ from tuner.standing import (
     speedup_interval,
     standings,
 )
+from tuner.summary import Facts, summary
 from tuner.targets import Target
 
 TEXTS = (
@@ -289,6 +290,21 @@ def test_the_page_says_what_matters_first(page: Path, found: list[Standing]) -> 
     for label, s in zip(layer_labels([s.problem for s in found]), found, strict=True):
         named = html.escape(label.replace(" ", "\xa0")) in slow
         assert named == (s.verdict != "faster")
+
+
+def test_the_summary_of_many_networks_is_short(database: Database, found: list[Standing]) -> None:
+    """One sentence explains, the others are short; of many layers only some are named."""
+    none = [replace(s, best=None) for s in 2 * found]
+    targets = [NETWORK, replace(NETWORK, name="second"), replace(NETWORK, name="third")]
+    facts = Facts(
+        MACHINE, [], targets, 1, "hot", [*found, *none], database.records(), [], {}, []
+    )  # fmt: skip
+    labels = [f"layer {n}" for n in range(len(facts.found))]
+    said = dict(summary(facts, labels))
+    assert said["How much faster"].count("naive loop") == 1
+    assert "of second: " in said["How much faster"]
+    assert "Not measured: 10 layers" in said["What did not get faster"]
+    assert "and 4 more." in said["What did not get faster"]
 
 
 def test_every_row_has_a_command_that_parses(page: Path, found: list[Standing]) -> None:

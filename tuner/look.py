@@ -150,12 +150,21 @@ def legend(figure: Figure, marks: Sequence[Line2D]) -> None:
     )  # fmt: skip
 
 
+# What is labelled of a decade on a logarithmic axis of fewer decades than the key.
+_STEPS = {
+    0.8: (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
+    2.3: (1.0, 2.0, 5.0),
+    3.0: (1.0, 3.0),
+    math.inf: (1.0,),
+}
+
+
 def plain_log(axes: Axes, which: str = "x") -> None:
     """A logarithmic axis with numbers such as 1, 2, 5, 10 instead of powers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     decades = math.log10(high / low)
-    steps = (1.0, 2.0, 5.0) if decades > 0.8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    axis.set_major_locator(LogLocator(subs=steps if decades < 3 else (1.0,), numticks=20))
+    steps = next(steps for most, steps in _STEPS.items() if decades < most)
+    axis.set_major_locator(LogLocator(subs=steps, numticks=20))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_locator(NullLocator())

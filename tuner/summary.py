@@ -17,6 +17,8 @@ from tuner.standing import Standing, network_seconds, of_network
 from tuner.targets import Target
 from tuner.units import ms, percent, plural, ratio
 
+_NAMED = 6  # layers of a kind; the table below has all
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -92,17 +94,25 @@ def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _networks(facts: Facts) -> Iterator[str]:
-    """A sentence for each network: all of its convolutions, one after the other."""
-    for target in facts.targets:
-        counts = dict(target.problems)
-        own = of_network(facts.found, target.problems)
-        naive, heuristic, best = network_seconds(own)
-        if target.is_network:
+    """A sentence for each network: all of its convolutions, one after the other.
+
+    The first says what is meant, the others the same in fewer words.
+    """
+    networks = [target for target in facts.targets if target.is_network]
+    for i, target in enumerate(networks):
+        count = sum(dict(target.problems).values())
+        naive, heuristic, best = network_seconds(of_network(facts.found, target.problems))
+        if i == 0:
             yield (
-                f"The {sum(counts.values())} convolutions of {target.name} take {ms(best)} ms "
+                f"The {plural(count, 'convolution')} of {target.name} take {ms(best)} ms "
                 f"one after the other: {ratio(naive / best)} faster than the naive loop "
                 f"({ms(naive)} ms), {ratio(heuristic / best)} faster than the heuristic, which "
                 f"chooses without measuring ({ms(heuristic)} ms)."
+            )
+        else:
+            yield (
+                f"The {count} of {target.name}: {ms(best)} ms, {ratio(naive / best)} and "
+                f"{ratio(heuristic / best)} faster."
             )
 
 
@@ -137,7 +147,9 @@ def _not_faster(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
         if len(named) == len(facts.found):
             yield f"{words}: all layers."
         elif named:
-            yield f"{words}: {plural(len(named), 'layer')}, {'; '.join(named)}."
+            shown, more = named[:_NAMED], len(named) - _NAMED
+            shown += [f"and {more} more"] if more > 0 else []
+            yield f"{words}: {plural(len(named), 'layer')}, {'; '.join(shown)}."
 
 
 def _certainty(facts: Facts) -> Iterator[tuple[str, str]]:
