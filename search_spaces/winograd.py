@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 
-from kernels.codegen.winograd import POINTS, sets_of_points, tile_sizes
+from kernels.codegen.winograd import (
+    POINTS,
+    sets_of_points,
+    shared_outputs,
+    tile_grid,
+    tile_sizes,
+)
 from kernels.conv.winograd import Schedule, heuristic
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
@@ -16,7 +22,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return s.mh + p.kernel[0] - 1, s.mw + p.kernel[1] - 1
 
     def tiles(s: Schedule) -> int:
-        return p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
+        return p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
 
     def transforms_an_axis(s: Schedule) -> bool:
         """Without a transform it is a slow direct convolution."""
@@ -42,13 +48,14 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return (s.oc_block - 1) * s.cols * cpu.lanes < p.group_oc
 
     blocks = (4, 8, 12, 14, 16, 18, 21, 24, 28, 36, 42, 49, 56, 84, 112)
-    most = p.n * -(-p.oh // 2) * -(-p.ow // 2)
+    most = p.n * math.prod(tile_grid(p, (2, 2)))
+    down, across = shared_outputs(p)
     return Space(
         Schedule,
         {
             "layout": ["NHWC", *blocked_layouts(p, cpu)],
-            "mh": tile_sizes(p.kernel[0], p.oh),
-            "mw": tile_sizes(p.kernel[1], p.ow),
+            "mh": tile_sizes(p.kernel[0], down),
+            "mw": tile_sizes(p.kernel[1], across),
             "points": POINTS,
             "nr_tiles": sorted({heuristic(p, cpu).nr_tiles, *upto(most, *blocks)}),
             "cols": [1, 2, 3, 4],

@@ -46,6 +46,8 @@ PROBLEMS = [
     "conv 1x24x9x9 24x5x5 s2 p2 g24 bias hardswish",
     "conv 1x6x11x10 12x3x3 s1 p1 g6 bias",
     "conv 1x32x15x17 32x3x3 s1 p1 bias",
+    "conv 2x17x13x16 19x3x3 s1 p4x6 d4x6 bias add relu",
+    "conv 1x20x11x7 24x3x5 s1 p3x6 d3 g2 bias",
     "conv 1x5x13x12 6x9x9 s1 p4 bias",
     "conv 1x7x1x9 6x2x2 s1 p1 d2 bias relu",
     "conv 1x7x2x9 6x3x3 s1 p4 d2 bias",

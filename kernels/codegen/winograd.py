@@ -17,6 +17,7 @@ import numpy as np
 
 from kernels.codegen.builder import Vec, fma
 from kernels.core.layout import Array
+from kernels.core.problem import ConvProblem
 
 # Multiplications up to which a matrix product stays in cache and on this thread: those of large
 # ones wait for each other longer than they work.
@@ -52,6 +53,17 @@ def tile_sizes(r: int, extent: int) -> list[int]:
     """
     largest = ALPHA + 1 - r if r > 1 else 1
     return [1, *(m for m in range(2, largest + 1) if m == -(-extent // -(-extent // m)))]
+
+
+def shared_outputs(p: ConvProblem) -> tuple[int, int]:
+    """Outputs on each axis whose taps overlap: with dilation d, one in d."""
+    return -(-p.oh // p.dilation[0]), -(-p.ow // p.dilation[1])
+
+
+def tile_grid(p: ConvProblem, m: tuple[int, int]) -> tuple[int, int]:
+    """Tiles down and across an image, of m[0] x m[1] outputs that lie a dilation apart."""
+    down, across = (-(-n // size) for n, size in zip(shared_outputs(p), m, strict=True))
+    return down * p.dilation[0], across * p.dilation[1]
 
 
 def finite_points(count: int, points: str) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, at_channel, least, most
+from kernels.codegen.builder import Buffer, Index, Int, Kernel, at_channel, least, most
 from kernels.codegen.epilogue import finish
 from kernels.codegen.reduction import reduction
 from kernels.codegen.tile_gemm import (
@@ -24,7 +25,7 @@ from kernels.codegen.tile_gemm import (
     sweep,
     tile_count,
 )
-from kernels.codegen.winograd import Transform, transform_weights
+from kernels.codegen.winograd import Transform, shared_outputs, tile_grid, transform_weights
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io, Placement
 from kernels.core.problem import ConvProblem
@@ -101,7 +102,7 @@ class Steps:
             horizontal = Transform.of(s.mw, p.kernel[1], s.points)
         except ValueError as error:
             raise ScheduleError(str(error)) from error
-        tiles = p.n * -(-p.oh // s.mh) * -(-p.ow // s.mw)
+        tiles = p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
         lanes = lanes_for(p.group_oc, io.dst.layout, cpu)
         input_lanes = lanes_for(p.group_c, io.src.layout, cpu)
         panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
@@ -170,13 +171,15 @@ class Steps:
         half = k.scratch(height * width * lanes, width * lanes, lanes, 1)
         # A tile that hangs over the edge reads the last pixels again: its outputs inside do not
         # depend on them, and nothing beyond the padding is touched.
-        last_y, last_x = p.oh + p.kernel[0] - 2, p.ow + p.kernel[1] - 2
+        dy, dx = p.dilation
+        last_y, last_x = p.oh - 1 + (p.kernel[0] - 1) * dy, p.ow - 1 + (p.kernel[1] - 1) * dx
         with self._tiles(k, block) as (tile, image, top, left):
-            rows = [src.at(image, 0, least(top + i, last_y)) for i in range(height)]
+            rows = [src.at(image, 0, least(top + i * dy, last_y)) for i in range(height)]
             for x in range(width):
-                column = [row.load(0, 0, 0, least(left + x, last_x), lanes=lanes) for row in rows]
+                at = least(left + x * dx, last_x)
+                column = [row.load(0, 0, 0, at, lanes=lanes) for row in rows]
                 for row in rows:
-                    row.prefetch(0, 0, 0, left + x + width)
+                    row.prefetch(0, 0, 0, left + x * dx + width)
                 for i, value in enumerate(self.vertical.of_input(column)):
                     half.store(value, i, x)
             for y in range(height):
@@ -242,7 +245,7 @@ class Steps:
         p, lanes = self.p, self.lanes
         _, _, first, last = self._pass(number)
         products = self._planes(products, lanes)
-        width = self.horizontal.alpha
+        (dy, dx), width = p.dilation, self.horizontal.alpha
         half = k.scratch(self.s.mh * width * lanes, width * lanes, lanes, 1)
 
         def vectors(begin: Int, end: Int, kept: int) -> None:
@@ -258,15 +261,16 @@ class Steps:
                             for i in range(self.vertical.alpha)
                         ]
                         for i, value in enumerate(self.vertical.of_output(column)):
-                            dst.prefetch(image, 0, top + i, left + x + self.s.mw, write=True)
+                            y, ahead = top + i * dy, left + x * dx + self.s.mw
+                            dst.prefetch(image, 0, y, ahead, write=True)
                             half.store(value, i, x)
 
                     def lines(pixels: int) -> None:
-                        with k.loop(least(p.oh - top, self.s.mh)) as y:
+                        with k.loop(least((p.oh - top + (dy - 1)) // dy, self.s.mh)) as y:
                             line = [half.load(y, j, lanes=lanes) for j in range(width)]
                             values = self.horizontal.of_output(line)[:pixels]
                             for j, value in enumerate(values):
-                                at = (image, 0, top + y, left + j)
+                                at = (image, 0, top + y * dy, left + j * dx)
                                 residual = add.load(*at, lanes=lanes) if p.add else None
                                 dst.store_first(finish(p, value + bias, residual), kept, *at)
 
@@ -298,23 +302,34 @@ class Steps:
     @contextmanager
     def _tiles(self, k: Kernel, block: Int) -> Iterator[tuple[Int, Int, Int, Int]]:
         """A loop over a block: tile in the block, image, row and column of its first output."""
-        down, across = -(-self.p.oh // self.s.mh), -(-self.p.ow // self.s.mw)
+        down, across = tile_grid(self.p, (self.s.mh, self.s.mw))
         first = start_of(self.blocks, block)
         with k.loop(start_of(self.blocks, block + 1) - first) as tile:
             number = tile + first
             y, x = number // across % down, number % across
-            yield tile, number // (across * down), y * self.s.mh, x * self.s.mw
+            top, left = self._first(y, self.s.mh, 0), self._first(x, self.s.mw, 1)
+            yield tile, number // (across * down), top, left
+
+    def _first(self, number: Int, size: int, axis: int) -> Int:
+        """The first output of a tile, of `size` on this axis; those a dilation apart are last."""
+        apart = self.p.dilation[axis]
+        return number % apart + number // apart * (size * apart) if apart > 1 else number * size
 
     def _by_width(self, k: Kernel, left: Int, body: Callable[[int], None]) -> None:
         """`body(columns)` for a tile at `left`: those of its columns that the image has."""
-        ragged = self.p.ow % self.s.mw
-        if not ragged or isinstance(left, int):
-            body(ragged or self.s.mw)
-            return
-        with k.when(left < self.p.ow - ragged):
-            body(self.s.mw)
-        with k.when(left >= self.p.ow - ragged):
+        apart, size = self.p.dilation[1], self.s.mw
+        line = shared_outputs(self.p)[1]
+        ragged = line - (-(-line // size) - 1) * size
+        # A line that begins late may be one shorter.
+        widths = {min(line, size), ragged, ragged - (self.p.ow % apart > 0)}
+        if isinstance(left, int) or len(widths) == 1:
             body(ragged)
+            return
+        inside = least((self.p.ow - left + (apart - 1)) // apart, size)
+        assert isinstance(inside, Index)
+        for columns in sorted(widths - {0}):
+            with k.when((inside >= columns) & (inside < columns + 1)):
+                body(columns)
 
     def _channels(self, k: Kernel, name: str, where: Placement, group: Int, vector: Int) -> Buffer:
         """A tensor of the output's shape from the first channel of a vector on."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from kernels.codegen.builder import Module
 from kernels.codegen.tile_gemm import check_groups, cover, lanes_for, tile_count
-from kernels.codegen.winograd import ALPHA, Transform, tile_sizes
+from kernels.codegen.winograd import ALPHA, Transform, shared_outputs, tile_grid, tile_sizes
 from kernels.codegen.winograd_steps import LINE, Steps, max_rows
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Layout
@@ -42,8 +42,8 @@ class Schedule:
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
-    if p.stride != (1, 1) or p.dilation != (1, 1):
-        return "Winograd needs stride 1 and dilation 1"
+    if p.stride != (1, 1):
+        return "Winograd needs stride 1"
     if _sizes(p) == [(1, 1)]:
         return f"no axis has both 2 to {ALPHA - 1} taps and several outputs, which could share work"
     if p.groups > 1 and p.group_c == 1:
@@ -61,7 +61,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = Layout("NHWC" if grouped else f"NCHW{block}c")
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
-    tiles = p.n * -(-p.oh // mh) * -(-p.ow // mw)
+    tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
     # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
     # L2; but weights should not come by more often than for every sixteen tiles.
     bytes_per_tile = 4 * (p.group_c + 2 * block)
@@ -107,7 +107,7 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
     """
 
     def cost(m: tuple[int, int]) -> int:
-        tiles = p.n * -(-p.oh // m[0]) * -(-p.ow // m[1])
+        tiles = p.n * math.prod(tile_grid(p, m))
         planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
         products = p.c * p.group_oc
         return planes * (tiles * (products + 6 * (p.c + p.oc)) + 5 * products)
@@ -117,7 +117,8 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
 
 
 def _sizes(p: ConvProblem) -> list[tuple[int, int]]:
-    return [*product(tile_sizes(p.kernel[0], p.oh), tile_sizes(p.kernel[1], p.ow))]
+    down, across = shared_outputs(p)
+    return [*product(tile_sizes(p.kernel[0], down), tile_sizes(p.kernel[1], across))]
 
 
 def expected_error(p: ConvProblem, m: tuple[int, int], points: str = "balanced") -> float:
@@ -178,9 +179,9 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
 
 def grain(p: ConvProblem, s: Schedule) -> int:
     """The rows of a block of tiles, for which weights go by once."""
-    if s.split == "channels":
+    if s.split == "channels" or p.dilation[0] > 1:
         return p.oh
-    return s.mh * -(-s.nr_tiles // -(-p.ow // s.mw))
+    return s.mh * -(-s.nr_tiles // tile_grid(p, (s.mh, s.mw))[1])
 
 
 template = KernelTemplate(
