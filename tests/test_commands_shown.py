@@ -92,14 +92,15 @@ def shortened(command: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def distinct() -> Iterator[ParameterSet]:
+def distinct() -> list[ParameterSet]:
     """Shortened commands that differ, each by the first one shown that becomes it."""
-    done = {*PREPARED}
+    done, found = {*PREPARED}, []
     for command in shown():
         words = () if reason(command) else shortened(command)
         if words and words not in done:
             done.add(words)
-            yield pytest.param(words, id=command)
+            found.append(pytest.param(words, id=command))
+    return found
 
 
 @pytest.fixture(scope="module")
