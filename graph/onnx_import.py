@@ -335,11 +335,12 @@ def _given_shape(value: onnx.ValueInfoProto) -> Shape:
     known = tuple(size for size in sizes if isinstance(size, int))
     if len(known) == len(sizes) and value.type.tensor_type.HasField("shape"):
         return known
-    example = tuple(size if isinstance(size, int) else 224 for size in sizes)
+    example = tuple(size if isinstance(size, int) else 224 for size in sizes) or (1, 3, 224, 224)
     raise UnsupportedError(
         f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: export "
-        f"the model with fixed sizes, or give it in Python, for example "
-        f"shapes={{{value.name!r}: {example or (1, 3, 224, 224)}}} (docs/faq.md)"
+        f"the model with fixed sizes, or say, for example, shapes={{{value.name!r}: {example}}} "
+        f"in Python, `--shape {value.name}={'x'.join(map(str, example))}` to plan and run "
+        "(docs/faq.md)"
     )
 
 

@@ -120,6 +120,19 @@ def test_bad_models_take_one_line(
     assert message in err
 
 
+def test_what_cannot_run_as_a_whole_is_said_before_tuning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = [conv("x", "c", "w"), node("Det", "c", "y")]
+    path = saved(tmp_path, model(nodes, {"w": weights(8, 4, 1)}))
+    assert main(["tune", str(path), "--trials", "1", "--db", str(tmp_path / "x.db")]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    said = next(n for n, line in enumerate(lines) if "(Det) needs an operator" in line)
+    assert lines[said].startswith(f"only the convolutions of {path} are tuned: ")
+    assert all("best" not in line for line in lines[:said])
+    assert f"`fastrun best {path} --db " in last
+
+
 def passing() -> onnx.ModelProto:
     """Convolutions of three kinds with activations, a residual, a pool, softmax, a dense layer."""
     nodes = [

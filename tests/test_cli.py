@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from rich.console import Console
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tests.synthetic import PEAK, records
-from tuner.cli import main
+from tuner.cli import main, parsers
 from tuner.database import Database
 from tuner.display import Board, network_sums, screen, standings_table
 from tuner.fastrun import Budget, Progress
@@ -95,8 +96,18 @@ def test_tune_tells_what_happens_in_plain_lines(cache: Path) -> None:
     assert any("baseline naive" in line for line in events)
     assert any("new best" in line for line in events)
     assert any(line.startswith(P) and line.rstrip().endswith(_VERDICTS) for line in lines)
-    assert "stored in" in lines[-1]
+    assert "stored in" in lines[-2]
     assert "\x1b" not in "".join(lines)
+
+
+def test_tune_ends_with_commands_that_parse(cache: Path) -> None:
+    last = (cache / "tune.txt").read_text().splitlines()[-1]
+    commands = re.findall("`fastrun (.*?)`", last)
+    assert [command.split()[0] for command in commands] == ["show", "report"]
+    for command in commands:
+        words = shlex.split(command)
+        assert words[1] == P
+        parsers()[0].parse_args(words)
 
 
 _VERDICTS = ("faster", "tie", "heuristic", "unsure")
@@ -272,6 +283,9 @@ def files(tmp_path: Path) -> Path:
         (["tune", P, "--policy", "guess"], "invalid choice"),
         (["tune", P, "--db", "{0}/text.db"], "is not a database"),
         (["tune", P, "--db", "nosuch://x"], "nosuch"),
+        (["best", P, "--pretty"], "did you mean --pareto"),
+        (["tune", P, "--secnods=3"], "did you mean --seconds"),
+        (["doctor", "resnet18"], "`fastrun doctor` takes no 'resnet18'"),
         (["best", P, "--db", "{0}/missing.db"], "no database at"),
         (["show", P, "magic"], "no algorithm 'magic'"),
         (["show", P, "depthwise"], "depthwise cannot do"),

@@ -39,6 +39,11 @@ def interrupt() -> None:
         (GraphError("no such\n network"), 2, "it: error: no such network"),
         (FileNotFoundError(2, "No such file", "a.onnx"), 2, "it: error: a.onnx: No such file"),
         (ModuleNotFoundError(name="dask"), 2, r"it: error: dask is not .*\[distributed\]"),
+        (
+            ModuleNotFoundError(name="numpy.linalg"),
+            2,
+            "it: error: numpy is not installed for .*'.'",
+        ),
         (KeyboardInterrupt(), 130, "it: interrupted"),
     ],
 )
@@ -54,7 +59,7 @@ def test_a_command_ends_with_one_line(
     assert re.match(line, said)
 
 
-@pytest.mark.parametrize("defect", [KeyError("x"), ModuleNotFoundError(name="numpy")])
+@pytest.mark.parametrize("defect", [KeyError("x"), ModuleNotFoundError(name="graph.nothing")])
 def test_a_defect_keeps_its_trace(defect: Exception) -> None:
     def command() -> int:
         raise defect

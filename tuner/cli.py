@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         close = difflib.get_close_matches(words[0], names, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         parser.exit(MISTAKE, f"fastrun: error: no command {words[0]!r}: {hint}\n")
-    arguments = parser.parse_args(words)
+    arguments, strange = parser.parse_known_args(words)
+    if strange:
+        _refuse(strange[0], names.get(words[0], parser))
     _check_threads(parser, arguments)
 
     def command() -> int:
@@ -48,6 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(arguments)
 
     return ended("fastrun", command)
+
+
+def _refuse(word: str, command: Parser) -> NoReturn:
+    """Say that a command does not know a word, and which option may have been meant."""
+    options = re.findall(r"--[\w-]+", command.format_usage())
+    close = difflib.get_close_matches(word.partition("=")[0], options, n=1)
+    hint = f": did you mean {close[0]}?" if close and word.startswith("-") else ""
+    command.error(f"`{command.prog}` takes no {word!r}{hint}")
 
 
 def parsers() -> tuple[Parser, dict[str, Parser]]:

@@ -15,6 +15,8 @@ MISTAKE, INTERRUPTED = 2, 130
 _EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
 """Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
 
+_OURS = ("kernels", "search_spaces", "graph", "tuner", "benchmarks")
+
 
 def ended(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
@@ -32,12 +34,13 @@ def ended(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: interrupted; what was stored is kept", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
-        extra = _EXTRAS.get(error.name or "")
-        if extra is None:
+        missing = (error.name or "").partition(".")[0]
+        if missing in _OURS:
             raise
+        extra = f"[{_EXTRAS[missing]}]" if missing in _EXTRAS else ""
         print(
-            f"{name}: error: {error.name} is not installed: `pip install '.[{extra}]'` in the "
-            "clone of fastrun-toolkit installs it",
+            f"{name}: error: {missing} is not installed for {sys.executable}: `pip install "
+            f"'.{extra}'` in the clone of fastrun-toolkit installs it",
             file=sys.stderr,
         )
         return MISTAKE

@@ -98,11 +98,20 @@ def _networks(facts: Facts) -> Iterator[str]:
 
     The first says what is meant, the others the same in fewer words.
     """
-    networks = [target for target in facts.targets if target.is_network]
-    for i, target in enumerate(networks):
-        count = sum(dict(target.problems).values())
-        naive, heuristic, best = network_seconds(of_network(facts.found, target.problems))
-        if i == 0:
+    explained = False
+    for target in (target for target in facts.targets if target.is_network):
+        own = of_network(facts.found, target.problems)
+        count = sum(s.count for s in own)
+        naive, heuristic, best = network_seconds(own)
+        lacking = sum(not (s.best and s.heuristic) for s in own)
+        if lacking:
+            yield (
+                f"{lacking} of {plural(len(own), 'problem')} of {target.name} "
+                "have no measurement of what the generators write today: "
+                f"`fastrun tune {target.name}` makes them."
+            )
+        elif not explained:
+            explained = True
             yield (
                 f"The {plural(count, 'convolution')} of {target.name} take {ms(best)} ms "
                 f"one after the other: {ratio(naive / best)} faster than the naive loop "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -44,7 +45,25 @@ def run(arguments: Namespace) -> int:
         with existing(arguments.db) as database:
             return print_choices(targets, database, arguments)
     with Database(arguments.db) as database:
-        return profile(targets, database, arguments, also)
+        code = profile(targets, database, arguments, also)
+    if code == 0:
+        _say_what_next(targets[-1], arguments, database.name)
+    return code
+
+
+def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
+    """Print what can be done with what was found, under the conditions it was found under."""
+    same = "" if arguments.threads == 1 else f" --threads {arguments.threads}"
+    same += "" if arguments.db is None else f" --db {shlex.quote(database)}"
+    regime = "" if arguments.regime == "hot" else f" --regime {arguments.regime}"
+    name = shlex.quote(target.name)
+    if target.lacks:
+        look = f"`fastrun best {name}{regime}{same}` lists the schedules"
+    elif target.is_network:
+        look = f"`fastrun plan {name}{same}` says what runs"
+    else:
+        look = f"`fastrun show {name}{regime}{same}` takes the kernel apart"
+    print(f"next: {look}, `fastrun report {name}{regime}{same}` writes a page")
 
 
 def profile(
@@ -64,7 +83,7 @@ def profile(
     if limit is None and effort.seconds is not None:
         limit = effort.seconds * len(problems)
     # Other machines measure layers only.
-    networks = [t for t in targets if t.is_network and arguments.workers is None]
+    networks = [t for t in targets if t.is_network and not (t.lacks or arguments.workers)]
     share = FINALS if networks else 0.0
     search = None if limit is None else (1 - share) * limit
     budget = Budget(search, arguments.trials, effort.worth)
@@ -77,6 +96,9 @@ def profile(
     console = screen()
     for warning in filter(None, (shortcoming(measurer.cpu), not arguments.workers and others())):
         print(warning)
+    for target in targets:
+        if target.lacks:
+            print(f"only the convolutions of {target.name} are tuned: {target.lacks}")
     with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, budget) as board:
 
         def observe(progress: Progress) -> None:
@@ -185,5 +207,5 @@ def _effort(arguments: Namespace) -> Effort:
 
 def _budget_text(limit: float | None, trials: int | None) -> str:
     parts = [] if limit is None else [f"{limit:.0f} s"]
-    parts += [] if trials is None else [f"{trials} trials each"]
+    parts += [] if trials is None else [f"{plural(trials, 'trial')} each"]
     return ", ".join(parts)
