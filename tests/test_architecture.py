@@ -30,7 +30,7 @@ ONLY_HERE = {
     "optuna": {"tuner/propose.py", "tuner/mirror.py"},  # to search with, to show with
     "optuna_dashboard": {"tuner/mirror.py"},
     "distributed": {"tuner/fleet.py"},
-    "sqlalchemy": {"tuner/database.py", "tuner/tables.py", "tuner/mirror.py"},
+    "sqlalchemy": {f"tuner/{name}.py" for name in ("database", "store", "tables", "mirror")},
     "matplotlib": {"tuner/look.py", "tuner/plots.py"},
     "rich": {"tuner/display.py"},
     "pebble": {"tuner/sandbox.py"},
