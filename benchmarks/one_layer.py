@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from kernels.core.problem import ConvProblem
+from kernels.core.problem import ConvProblem, slope
 
 OPSET, IR_VERSION = 17, 8
 INPUT, ADD, OUTPUT = "x", "add", "y"
@@ -25,6 +25,7 @@ _ACTIVATIONS: dict[str, tuple[_Steps, dict[str, float]]] = {
     "sigmoid": ([("sigmoid", "Sigmoid", "x", {})], {}),
     "hardsigmoid": ([("hardsigmoid", "HardSigmoid", "x", {"alpha": 1 / 6, "beta": 0.5})], {}),
     "silu": ([("gate", "Sigmoid", "x", {}), ("silu", "Mul", "x gate", {})], {}),
+    "tanh": ([("tanh", "Tanh", "x", {})], {}),
     "gelu": (
         [
             ("scaled", "Div", "x root", {}),
@@ -36,6 +37,13 @@ _ACTIVATIONS: dict[str, tuple[_Steps, dict[str, float]]] = {
         {"root": 2**0.5, "one": 1, "half": 0.5},
     ),
 }
+
+
+def _written(activation: str) -> tuple[_Steps, dict[str, float]]:
+    factor = slope(activation)
+    if factor is None:
+        return _ACTIVATIONS[activation]
+    return [("leaky", "LeakyRelu", "x", {"alpha": factor})], {}
 
 
 def one_layer(p: ConvProblem, operands: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
@@ -62,7 +70,7 @@ def one_layer(p: ConvProblem, operands: Mapping[str, NDArray[Any]]) -> onnx.Mode
     if p.add:
         nodes.append(helper.make_node("Add", ["conv", ADD], ["sum"], name="sum"))
     if p.activation:
-        steps, constants = _ACTIVATIONS[p.activation]
+        steps, constants = _written(p.activation)
         weights |= {name: np.array(value, np.float32) for name, value in constants.items()}
         last = nodes[-1].output[0]
         for name, operator, given, attributes in steps:

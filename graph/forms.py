@@ -20,15 +20,18 @@ from graph.ops import (
     Conv,
     Gemm,
     Identity,
+    Pad,
     Pool,
     Reduce,
     Reshape,
+    Resize,
     Slice,
     Transpose,
     Unary,
 )
 from graph.problems import conv_problem
 from graph.products import same_memory
+from graph.strided import is_spatial
 from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from kernels.core.problem import ConvProblem
@@ -146,7 +149,12 @@ class Forms:
 
         def across(seconds: float) -> list[Form]:
             """Any of the plain layouts for what is read, any for what is written."""
-            return [Form((x,) * len(task.reads), y, name, seconds) for x in plain for y in plain]
+            shape = shape4(self.graph.shape(task.output))
+            return [
+                Form((x,) * len(task.reads), y, name, seconds + (x != y) * self.moving(shape, x, y))
+                for x in plain
+                for y in plain
+            ]
 
         match op:
             case Conv():
@@ -175,6 +183,9 @@ class Forms:
                 return alike(self._concatenable(task, op.axis), STEP)
             case Slice() if is_range(self.graph, task.node):
                 return alike(self._aligned([op.starts[1]]), 0.0)
+            case Resize() | Pad() if is_spatial(op):
+                blocked = [x for x in self.layouts if x.blocked]
+                return across(2 * streaming) + alike(blocked, 2 * streaming)
             case Identity() | Reshape():
                 same = shape4(self.graph.shape(task.reads[0])) == shape4(
                     self.graph.shape(task.output)

@@ -43,7 +43,7 @@ from graph.patterns import (
 )
 from graph.products import convolve_products, densify, sink_transposes
 from graph.reference import evaluate
-from kernels.core.problem import ACTIVATIONS
+from kernels.core.problem import ACTIVATIONS, slope
 
 Pass = Callable[[Graph], Graph]
 
@@ -174,7 +174,12 @@ def fuse_activation(graph: Graph) -> Graph:
 
 def _activation(op: Op) -> str:
     """The activation of the same effect, "" if there is none."""
-    if not isinstance(op, Unary) or op.function not in ACTIVATIONS:
+    if not isinstance(op, Unary):
+        return ""
+    if op.function == "leakyrelu":
+        leaky = f"leaky{op.alpha:.8f}".rstrip("0")
+        return leaky if 1e-6 < op.alpha < 1 and slope(leaky) == round(op.alpha, 8) else ""
+    if op.function not in ACTIVATIONS:
         return ""
     if op.function == "hardsigmoid" and not is_standard_hardsigmoid(op):
         return ""

@@ -1,9 +1,13 @@
 """Kernels for operators that care about axes rather than channels, on tensors in NCHW or NHWC.
 
-Each tensor is seen with the axes it has in the graph, wherever these lie in memory.
+Each tensor is seen with the axes it has in the graph, wherever these lie in memory. What happens
+on rows and columns only may see blocks of channels too, of which the places are one more axis.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Sequence
 
 from graph.errors import UnsupportedError
 from graph.model import Array, Graph, Shape
@@ -15,6 +19,7 @@ from graph.ops import (
     Gather,
     Gemm,
     MatMul,
+    Op,
     Pad,
     Reduce,
     Resize,
@@ -52,6 +57,8 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
         UnsupportedError: there is no kernel for this use of the operator.
     """
     node = task.node
+    if dst.layout.blocked:
+        return _in_blocks(node.op, cpu, Strided.of(reads[0]), Strided.of(dst)), None, None
     out = view(dst, graph.shape(task.output))
     views = [view(x, graph.shape(name)) for x, name in zip(reads, task.reads, strict=True)]
     x = views[0]
@@ -64,11 +71,7 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
             spec = lrn.Lrn(op.size, op.alpha, op.beta, op.bias)
             return lrn.lrn(spec, cpu, x, out), None, None
         case Pad() as op:
-            return (
-                movement.pad(movement.Pad(op.padding, op.mode, op.value), cpu, x, out),
-                None,
-                None,
-            )
+            return _pad(op, op.padding, cpu, x, out), None, None
         case Transpose(order=order):
             return movement.copy(cpu, x.transpose(order), out), None, None
         case Slice(starts=starts, sizes=sizes, steps=steps):
@@ -87,13 +90,39 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
             listed = sampling.Gather(axis, tuple(indices.tolist()))
             return sampling.gather(listed, cpu, x, out), None, None
         case Resize() as op:
-            sized = sampling.Resize(op.mode, op.scales, op.coordinates, op.rounding)
-            return sampling.resize(sized, cpu, x, out), None, None
+            return _resize(op, op.scales, cpu, x, out), None, None
         case ConvTranspose():
             return _conv_transpose(graph, task, cpu, x, out)
         case MatMul() | Gemm():
             return _product(graph, task, cpu, views, out)
     raise UnsupportedError(f"node {node.label} cannot be run: there is no kernel for it")
+
+
+def is_spatial(op: Resize | Pad) -> bool:
+    """Whether an operator on images leaves images and channels alone."""
+    if isinstance(op, Resize):
+        return len(op.scales) == 4 and op.scales[:2] == (1, 1)
+    # What lies in the places of no channel must be finite.
+    whole = math.isfinite(op.value) and len(op.padding) == 8
+    return whole and not any((*op.padding[:2], *op.padding[4:6]))
+
+
+def _in_blocks(op: Op, cpu: Cpu, x: Strided, out: Strided) -> Program:
+    match op:
+        case Resize():
+            return _resize(op, (*op.scales, 1.0), cpu, x, out)
+        case Pad(padding=padding):
+            return _pad(op, (*padding[:4], 0, *padding[4:], 0), cpu, x, out)
+    raise UnsupportedError(f"{type(op).__name__} cannot be run on blocks of channels")
+
+
+def _resize(op: Resize, scales: Sequence[float], cpu: Cpu, x: Strided, out: Strided) -> Program:
+    spec = sampling.Resize(op.mode, tuple(scales), op.coordinates, op.rounding)
+    return sampling.resize(spec, cpu, x, out)
+
+
+def _pad(op: Pad, padding: Sequence[int], cpu: Cpu, x: Strided, out: Strided) -> Program:
+    return movement.pad(movement.Pad(tuple(padding), op.mode, op.value), cpu, x, out)
 
 
 def constant(graph: Graph, task: Task, index: int) -> Array:

@@ -27,6 +27,8 @@ WRITTEN: dict[str, list[onnx.NodeProto]] = {
     "sigmoid": [node("Sigmoid", "h", "y")],
     "hardsigmoid": [node("HardSigmoid", "h", "y", alpha=1 / 6)],
     "hardswish": [node("HardSwish", "h", "y")],
+    "tanh": [node("Tanh", "h", "y")],
+    "leaky0.1": [node("LeakyRelu", "h", "y", alpha=0.1)],
     "silu": [node("Sigmoid", "h", "s"), node("Mul", "h s", "y")],
     "gelu": [
         node("Div", "h root", "s"),

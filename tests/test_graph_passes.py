@@ -271,7 +271,7 @@ def test_a_chain_of_scales_without_convolution_becomes_one() -> None:
 
 
 def test_arithmetic_that_folds_into_nothing_stays_as_it_is() -> None:
-    m = model([node("Mul", "x k", "m"), node("Tanh", "m", "y")], {"k": normal(4, 1, 1)})
+    m = model([node("Mul", "x k", "m"), node("Abs", "m", "y")], {"k": normal(4, 1, 1)})
     assert operators(checked(m, optimise)) == ["Binary", "Unary"]
 
 
@@ -356,7 +356,12 @@ def test_three_summands_fuse_one() -> None:
         (node("HardSwish", "c", "y"), "hardswish"),
         (node("Sigmoid", "c", "y"), "sigmoid"),
         (node("Clip", "c six", "y"), ""),
-        (node("Tanh", "c", "y"), ""),
+        (node("Tanh", "c", "y"), "tanh"),
+        (node("LeakyRelu", "c", "y", alpha=0.2), "leaky0.2"),
+        (node("LeakyRelu", "c", "y", alpha=1 / 3), "leaky0.33333334"),
+        (node("LeakyRelu", "c", "y", alpha=2.0), ""),
+        (node("LeakyRelu", "c", "y", alpha=1e-9), ""),
+        (node("Elu", "c", "y"), ""),
     ],
 )
 def test_activations(op: onnx.NodeProto, name: str) -> None:

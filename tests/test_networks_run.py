@@ -218,9 +218,39 @@ def reworked() -> onnx.ModelProto:
     return model(nodes, constants, opset=18)
 
 
+def decoded() -> onnx.ModelProto:
+    """Maps enlarged, framed and cropped between convolutions of channels that leave a rest."""
+    nodes = [
+        conv("x", "a", "wa", 1),
+        node("Resize", "a _ twice", "b", mode="linear"),
+        conv("b", "c", "wb", 1),
+        node("Resize", "c _ uneven", "d", mode="nearest"),
+        node("Pad", "d frame", "e", mode="reflect"),
+        conv("e", "f", "wc"),
+        node("Pad", "f crop", "g"),
+        conv("g", "y", "wd", 1),
+    ]
+    constants = {
+        "wa": weights(19, 4, 3), "wb": weights(21, 19, 3), "wc": weights(21, 21, 3),
+        "wd": weights(5, 21, 3), "twice": np.float32([1, 1, 2, 2]),
+        "uneven": np.float32([1, 1, 1.5, 2.5]), "frame": np.array([0, 0, 2, 1, 0, 0, 1, 3]),
+        "crop": np.array([0, 0, -1, 2, 0, 0, 1, -2]),
+    }  # fmt: skip
+    return model(nodes, constants)
+
+
 NETWORKS: dict[str, Callable[[], onnx.ModelProto]] = {
     f.__name__: f
-    for f in (residual, concatenations, shuffled, excited, preactivated, reshaped, reworked)
+    for f in (
+        residual,
+        concatenations,
+        shuffled,
+        excited,
+        preactivated,
+        reshaped,
+        reworked,
+        decoded,
+    )
 }
 
 

@@ -6,8 +6,8 @@ Bias is not here: it is what accumulators start from, which costs nothing.
 from __future__ import annotations
 
 from kernels.codegen.builder import Vec, fma
-from kernels.codegen.functions import exp, gelu, sigmoid
-from kernels.core.problem import ConvProblem
+from kernels.codegen.functions import exp, gelu, sigmoid, tanh
+from kernels.core.problem import ConvProblem, slope
 
 
 def finish(p: ConvProblem, value: Vec, add: Vec | None) -> Vec:
@@ -34,4 +34,8 @@ def activate(x: Vec, activation: str) -> Vec:
         return x / (exp(x * -1.0) + 1.0)
     if activation == "gelu":
         return gelu(x)
+    if activation == "tanh":
+        return tanh(x)
+    if (factor := slope(activation)) is not None:
+        return x.max(x * factor)
     return x

@@ -8,12 +8,22 @@ from dataclasses import dataclass
 
 from kernels.core.card import card
 
-ACTIVATIONS = ("relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu")
+ACTIVATIONS = (
+    "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu", "tanh", "leaky0.1",
+)  # fmt: skip
+"""Activations; `leaky0.1` stands for max(x, 0.1 x) and as well for any other slope below 1."""
+
+_ACTIVATION = f"{'|'.join(ACTIVATIONS[:-1])}|leaky0[.][0-9]{{1,8}}"
 
 GRAMMAR = (
     "conv NxCxHxW OCxKHxKW [s<stride>] [p<padding>] [d<dilation>] [g<groups>] [bias] [add] "
     f"[{'|'.join(ACTIVATIONS)}]"
 )
+
+
+def slope(activation: str) -> float | None:
+    """What a leaky activation multiplies negative values with; None for any other activation."""
+    return float(activation.removeprefix("leaky")) if activation.startswith("leaky") else None
 
 
 class ProblemError(ValueError):
@@ -58,7 +68,7 @@ class ConvProblem:
                 f"impossible convolution: {self.groups} groups do not divide "
                 f"{self.c} input and {self.oc} output channels"
             )
-        if self.activation not in ("", *ACTIVATIONS):
+        if not re.fullmatch(f"|{_ACTIVATION}", self.activation):
             raise ProblemError(f"unknown activation {self.activation!r}: use one of {ACTIVATIONS}")
         if self.oh < 1 or self.ow < 1:
             raise ProblemError(
@@ -207,7 +217,7 @@ _OPTIONS: list[tuple[str, str, Callable[[str], object]]] = [
     (r"g([0-9]{1,9})", "groups", int),
     ("(bias)", "bias", bool),
     ("(add)", "add", bool),
-    (f"({'|'.join(ACTIVATIONS)})", "activation", str),
+    (f"({_ACTIVATION})", "activation", str),
 ]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.core.problem import ConvProblem
+from kernels.core.problem import ConvProblem, slope
 
 F64 = NDArray[np.float64]
 
@@ -58,6 +58,10 @@ def activate(y: F64, activation: str) -> F64:
         return 1 / (1 + np.exp(-y))
     if activation == "silu":
         return y * activate(y, "sigmoid")
+    if activation == "tanh":
+        return np.tanh(y)
+    if (factor := slope(activation)) is not None:
+        return np.where(y < 0, factor * y, y)
     if activation == "gelu":
         mass: F64 = (1 + _erf(y / math.sqrt(2))) / 2
         return y * mass
