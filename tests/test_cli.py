@@ -154,6 +154,7 @@ def test_show_takes_a_kernel_apart(run: Run) -> None:
     assert code == 0
     for word in ("MFLOP", "naive(", "not pointwise", "hot loop", "stack reference", "predicted"):
         assert word in out, word
+    assert "#APP" not in out  # the marks of inline assembly
     assert re.search(r"measured +[\d.]+ [mun]s, .* of peak", out)
 
 

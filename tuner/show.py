@@ -91,7 +91,9 @@ def kernel_lines(kernel: Kernel, source: str, record: Record | None, peak: float
     else:
         yield "  predicted  nothing: no vector FMA in the hot loop"
     yield f"  measured   {_measured(kernel.problem, record, peak)}"
-    listing = found.hot_loop.splitlines()
+    # Without the marks that LLVM leaves round inline assembly.
+    lines = found.hot_loop.splitlines()
+    listing = [line for line in lines if not line.lstrip().startswith(("#", "//"))]
     if listing:
         yield ""
         yield from (line.expandtabs(8) for line in listing[:_LISTING])
