@@ -1,0 +1,208 @@
+"""The database's file: its schema, and what is refused untouched."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.databases import edit, refused
+from tests.records import record
+from tuner import tables
+from tuner.database import Database
+from tuner.environment import Environment
+from tuner.tables import schema_version
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "fastrun.db"
+
+
+@pytest.fixture
+def database(path: Path) -> Iterator[Database]:
+    with Database(path) as opened:
+        yield opened
+
+
+# Schema
+
+
+def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Database(path) as database:
+        database.add(record())
+    steps = (("ALTER TABLE meta ADD COLUMN a TEXT", "UPDATE meta SET a = 'x'"), ("SELECT 1",))
+    monkeypatch.setattr(tables, "MIGRATIONS", (*tables.MIGRATIONS, *steps))
+    before = schema_version() - 2
+    assert f"schema {before}" in refused(lambda: Database(path, read_only=True))
+    with Database(path) as database:
+        assert database.info().schema == before + 2
+        assert database.records() == [record()]
+    assert edit(path, "SELECT value, a FROM meta") == [(str(before + 2), "x")]
+    with Database(path, read_only=True) as database:
+        assert database.records() == [record()]
+
+
+FIRST_SCHEMA = """
+CREATE TABLE meta (name VARCHAR(32) NOT NULL PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE environments (id INTEGER NOT NULL PRIMARY KEY, "key" VARCHAR(32) NOT NULL UNIQUE,
+    machine TEXT NOT NULL, run TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE records (id INTEGER NOT NULL PRIMARY KEY, "key" VARCHAR(32) NOT NULL UNIQUE,
+    problem TEXT NOT NULL, algorithm TEXT NOT NULL, schedule TEXT NOT NULL,
+    machine TEXT NOT NULL, regime TEXT NOT NULL, toolchain TEXT NOT NULL, ir_hash TEXT NOT NULL,
+    outcome TEXT NOT NULL, reason TEXT NOT NULL, stage TEXT NOT NULL, run TEXT NOT NULL,
+    time TEXT NOT NULL, threads INTEGER NOT NULL, baseline BOOLEAN NOT NULL,
+    heuristic BOOLEAN NOT NULL, workspace BIGINT NOT NULL, seconds_per_call DOUBLE,
+    error_rms DOUBLE, errors TEXT NOT NULL, samples TEXT NOT NULL, seconds TEXT NOT NULL);
+INSERT INTO meta VALUES ('schema', '1');
+"""
+
+
+def test_a_file_of_the_first_schema_is_migrated(path: Path) -> None:
+    row = {name: x for name, x in tables.record_row(record()).items() if name != "noise"}
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.executescript(FIRST_SCHEMA)
+        names, marks = ", ".join(f'"{name}"' for name in row), ", ".join("?" * len(row))
+        connection.execute(f"INSERT INTO records ({names}) VALUES ({marks})", [*row.values()])
+    with Database(path) as database:
+        assert database.info().schema == schema_version()
+        assert database.records() == [record()]
+        database.add(record())
+        database.add(record(7, noise=0.25))
+        assert database.records() == [record(), record(7, noise=0.25)]
+    fresh = path.with_name("fresh.db")
+    Database(fresh).close()
+    columns = "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c"
+    assert {*edit(path, columns)} == {*edit(fresh, columns)}
+
+
+def test_new_database_needs_no_migration(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MIGRATIONS", (("this is not SQL",),) * 4)
+    with Database(path) as database:
+        assert database.info().schema == 5
+
+
+def test_failed_migration_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Database(path) as database:
+        database.add(record())
+    with monkeypatch.context() as patch:
+        broken = ("DROP TABLE records", "this is not SQL")
+        patch.setattr(tables, "MIGRATIONS", (*tables.MIGRATIONS, broken))
+        refused(lambda: Database(path))
+    with Database(path) as database:
+        assert database.records() == [record()]
+
+
+def test_newer_schema_is_refused_untouched(path: Path) -> None:
+    with Database(path) as database:
+        database.add(record())
+    edit(path, f"UPDATE meta SET value = '{schema_version() + 1}'")
+    before = path.read_bytes()
+    for read_only in (False, True):
+        message = refused(lambda read_only=read_only: Database(path, read_only))
+        assert "update fastrun-toolkit" in message
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"# notes\n" * 1000, b"x", b"\x7fELF" + bytes(5000)])
+def test_a_file_that_is_no_database_is_refused_untouched(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    assert "not a database" in refused(lambda: Database(path))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE TABLE holiday (photo BLOB)",
+        "CREATE TABLE meta (something TEXT)",
+        "CREATE VIEW records AS SELECT 1",
+    ],
+)
+def test_somebody_elses_sqlite_file_is_refused_untouched(path: Path, statement: str) -> None:
+    edit(path, "CREATE TABLE another (x INTEGER)")
+    edit(path, statement)
+    before = path.read_bytes()
+    assert "holds other tables" in refused(lambda: Database(path))
+    assert path.read_bytes() == before
+
+
+def test_unreadable_schema_is_refused(path: Path) -> None:
+    Database(path).close()
+    for value in ("eval(1)", "0", "-1", "9" * 5000):
+        edit(path, f"UPDATE meta SET value = '{value}'")
+        assert "names no schema" in refused(lambda: Database(path))
+    edit(path, "DELETE FROM meta")
+    assert "names no schema" in refused(lambda: Database(path))
+
+
+def test_truncated_and_scrambled_files_are_named_damaged(path: Path, tmp_path: Path) -> None:
+    with Database(path) as database:
+        for mr in range(300):
+            database.add(record(mr))
+    whole = path.read_bytes()
+    truncated, scrambled = tmp_path / "truncated.db", tmp_path / "scrambled.db"
+    truncated.write_bytes(whole[: len(whole) // 2])
+    scrambled.write_bytes(whole[:8192] + bytes(reversed(whole[8192:])))
+    for broken in (truncated, scrambled):
+        before = broken.read_bytes()
+        assert "is damaged" in refused(lambda broken=broken: Database(broken).records())
+        assert broken.read_bytes() == before
+
+
+def test_a_table_that_refuses_records_is_reported(path: Path, database: Database) -> None:
+    edit(path, "CREATE UNIQUE INDEX one_per_problem ON records (problem)")
+    database.add(record())
+    assert "refuses the record" in refused(lambda: database.add(record(7)))
+    assert database.records() == [record()]
+
+
+def test_a_locked_file_can_be_read_but_not_written(path: Path) -> None:
+    with Database(path) as database:
+        database.add(record())
+    with closing(sqlite3.connect(path)) as holder, Database(path, timeout=0.05) as database:
+        holder.execute("BEGIN IMMEDIATE")
+        assert "is locked" in refused(lambda: database.add(record(7)))
+        assert database.records() == [record()]
+        holder.rollback()
+        database.add(record(7))
+        assert len(database.records()) == 2
+
+
+def test_read_only_reads_and_refuses_to_write(path: Path, database: Database) -> None:
+    database.add(record())
+    with Database(path, read_only=True) as reader:
+        assert reader.read_only
+        assert reader.records() == [record()]
+        for action in (
+            lambda: reader.add(record(7)),
+            lambda: reader.add_environment(Environment.host()),
+            lambda: reader.merge(database),
+        ):
+            assert "is read-only" in refused(action)
+        database.add(record(8))
+        assert len(reader.records()) == 2
+
+
+def test_read_only_makes_no_file(path: Path) -> None:
+    assert "no database at" in refused(lambda: Database(path, read_only=True))
+    assert not path.exists()
+    path.touch()
+    assert "is empty" in refused(lambda: Database(path, read_only=True))
+
+
+def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "cannot make the folder" in refused(lambda: Database(tmp_path / "file" / "x.db"))
+    assert "cannot be opened" in refused(lambda: Database(tmp_path))
+
+
+def test_bad_addresses_are_explained_without_the_password() -> None:
+    assert "not a database address" in refused(lambda: Database("://"))
+    assert "oracle9000" in refused(lambda: Database("oracle9000://here/there"))
+    message = refused(lambda: Database("mysql+pymysql://me:secret@nowhere/x"))
+    assert "install" in message
+    assert "secret" not in message
