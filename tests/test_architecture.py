@@ -31,7 +31,7 @@ ONLY_HERE = {
     "optuna_dashboard": {"tuner/mirror.py"},
     "distributed": {"tuner/fleet.py"},
     "sqlalchemy": {f"tuner/{name}.py" for name in ("database", "store", "tables", "mirror")},
-    "matplotlib": {"tuner/look.py", "tuner/plots.py"},
+    "matplotlib": {"tuner/look.py", "tuner/plots.py", "tuner/layer_plots.py"},
     "rich": {"tuner/display.py"},
     "pebble": {"tuner/sandbox.py"},
     "jinja2": {"tuner/report.py"},

@@ -19,7 +19,7 @@ from kernels.core.template import parse_schedule
 from tests import synthetic
 from tests.records import record
 from tests.synthetic import PEAK, records
-from tuner import look, plots
+from tuner import layer_plots, look, plots
 from tuner.database import Database, DatabaseError
 from tuner.frames import (
     algorithms_frame,
@@ -225,12 +225,12 @@ def test_labels_differ() -> None:
 def figures(found: list[Standing], database: Database) -> list[Figure]:
     best, stored = best_frame(found, PEAK), database.records()
     return [
-        plots.over_naive(best),
-        plots.over_heuristic(best),
-        plots.share_of_peak(best, PEAK),
-        plots.time_per_layer(best),
+        layer_plots.over_naive(best),
+        layer_plots.over_heuristic(best),
+        layer_plots.share_of_peak(best, PEAK),
+        layer_plots.time_per_layer(best),
         plots.algorithms(algorithms_frame(stored), best),
-        plots.roofline(best, PEAK, MACHINE.read),
+        layer_plots.roofline(best, PEAK, MACHINE.read),
     ]
 
 
@@ -252,9 +252,12 @@ def test_figures_bear_what_is_missing(database: Database, found: list[Standing])
 def test_share_of_peak_ends_at_the_peak(found: list[Standing]) -> None:
     """Or beyond it where Winograd's effective rate does."""
     below = best_frame(found, 10 * PEAK)
-    assert 100 <= plots.share_of_peak(below, 10 * PEAK).axes[0].get_xlim()[1] < 120
+    assert 100 <= layer_plots.share_of_peak(below, 10 * PEAK).axes[0].get_xlim()[1] < 120
     above = best_frame(found, PEAK / 10)
-    assert plots.share_of_peak(above, PEAK / 10).axes[0].get_xlim()[1] > 100 * above["share"].max()
+    assert (
+        layer_plots.share_of_peak(above, PEAK / 10).axes[0].get_xlim()[1]
+        > 100 * above["share"].max()
+    )
 
 
 def test_every_figure_names_its_units(database: Database, found: list[Standing]) -> None:
@@ -265,7 +268,7 @@ def test_every_figure_names_its_units(database: Database, found: list[Standing])
 
 def test_figures_repeat_to_the_byte(found: list[Standing]) -> None:
     best = best_frame(found, PEAK)
-    assert look.svg(plots.over_naive(best)) == look.svg(plots.over_naive(best))
+    assert look.svg(layer_plots.over_naive(best)) == look.svg(layer_plots.over_naive(best))
 
 
 def test_the_page_stands_alone(page: Path) -> None:

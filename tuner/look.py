@@ -21,6 +21,8 @@ from matplotlib.figure import Figure as Figure
 from matplotlib.lines import Line2D as Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from kernels.core.template import templates
+
 INK, FAINT, PAPER = "#1b1f24", "#8c959f", "#fefefe"
 """Text and axes, grid and helpers, background: a page may replace them by its own."""
 
@@ -148,6 +150,31 @@ def legend(figure: Figure, marks: Sequence[Line2D]) -> None:
         handles=list(marks), loc="outside lower left", ncols=columns, handlelength=1.4,
         columnspacing=1.2, handletextpad=0.4, borderpad=0.1,
     )  # fmt: skip
+
+
+def _place(algorithm: str) -> int:
+    """Of its colour; what runs in bands has that of its first part."""
+    names = [t.name for t in templates().values() if not t.baseline]
+    first = algorithm.partition(" + ")[0]
+    return names.index(first) if first in names else len(names)
+
+
+def colour_of(algorithm: str) -> str:
+    """The colour of what runs an algorithm, the same in all figures."""
+    return COLOURS[_place(algorithm) % len(COLOURS)] if algorithm else FAINT
+
+
+def mark_of(algorithm: str) -> str:
+    """The mark of what runs an algorithm, the same in all figures."""
+    return MARKS[_place(algorithm) % len(MARKS)]
+
+
+def legend_of_algorithms(
+    figure: Figure, names: pd.Series, shape: str = "", further: Sequence[Line2D] = ()
+) -> None:
+    """Colours and marks of the algorithms that occur; all of one shape if that is given."""
+    found = sorted({name for name in names if name}, key=_place)
+    legend(figure, [*(mark(shape or mark_of(n), colour_of(n), n) for n in found), *further])
 
 
 # What is labelled of a decade on a logarithmic axis of fewer decades than the key.

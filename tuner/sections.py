@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tuner import look, plots, side_by_side
+from tuner import layer_plots, look, plots, side_by_side
 from tuner.frames import (
     algorithms_frame,
     convergence_frame,
@@ -52,14 +52,14 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
         "Gain over the heuristic",
         "The heuristic picks an algorithm and a schedule from shapes and cache sizes alone. This "
         "is what measuring adds to that. The grey band is 3 %, within which all is equal.",
-        plots.over_heuristic(best),
+        layer_plots.over_heuristic(best),
     )
     yield Section(
         "over-naive",
         "Gain over the naive loop",
         "The naive loop is the definition of convolution, compiled at -O3: seven scalar loops. "
         "Most of this gain is owed to having the right algorithm at all.",
-        plots.over_naive(best),
+        layer_plots.over_naive(best),
     )
     winograd = "winograd" in set(best["algorithm"])
     yield Section(
@@ -68,14 +68,14 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
         f"The peak, {facts.peak / 1e9:.1f} GFLOP/s, was measured on this machine by a loop of "
         "nothing but multiply-adds. Bars count the direct method's operations."
         + (" Winograd does fewer, so it may pass the peak." if winograd else ""),
-        plots.share_of_peak(best, facts.peak),
+        layer_plots.share_of_peak(best, facts.peak),
     )
     if best["count"].sum() > len(best):
         yield Section(
             "time",
             "Time by layer",
             "All occurrences of a layer together: where the next millisecond could come from.",
-            plots.time_per_layer(best),
+            layer_plots.time_per_layer(best),
         )
     yield Section(
         "algorithms",
@@ -89,7 +89,7 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
         "Roofline",
         "A layer's arithmetic per byte, if every tensor moved once, against the measured peak and "
         "the rates at which one core reads from each cache.",
-        plots.roofline(best, facts.peak, facts.machine.read_streams),
+        layer_plots.roofline(best, facts.peak, facts.machine.read_streams),
     )
     fronts = pareto_frame(facts.fronts)
     if len(fronts) > fronts["problem"].nunique():
