@@ -22,14 +22,15 @@ _CREATION_LOCK = 0x46617374
 
 _ADVICE = {
     "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
-    "SQLITE_READONLY": "is read-only: open it with the right to write or use another",
+    "SQLITE_READONLY": "is read-only: make it writable, or name another file (--db) or another "
+    "folder for all files (FASTRUN_CACHE)",
     "SQLITE_FULL": "has no room: free some disk space and go on; what was stored is safe",
     "SQLITE_IOERR": "cannot be written or read: the disk is full or failing; free some space, "
     "go on; what was stored is safe",
     "SQLITE_CORRUPT": "is damaged: move it away (`sqlite3 FILE .recover` saves what is readable)",
     "SQLITE_NOTADB": "is not a database: name another file",
     "SQLITE_CANTOPEN": "cannot be opened: check that it is a file you may read, in a folder "
-    "that exists",
+    "that exists and, to make it, may be written (--db and FASTRUN_CACHE name others)",
 }
 
 
