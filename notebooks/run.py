@@ -21,7 +21,7 @@ import nbformat
 
 HERE = Path(__file__).parent
 
-_PATIENCE = 600  # seconds for a cell
+_PATIENCE = 1800  # seconds for a cell, which takes a minute where nothing else runs
 _LARGEST = 1 << 20  # bytes of a stored notebook
 _FAILURES = (
     nbclient.exceptions.CellExecutionError,
