@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graph import ops, reference
+from graph import numerics, ops
 from kernels.codegen.jit import compile_object
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Layout, Placement
@@ -113,13 +113,13 @@ def test_unary_is_accurate_and_keeps_special_values(function: str, cpu: Cpu) -> 
     view = Strided.row_major(x.shape)
     found = run(elementwise.unary(Unary(function, alpha, beta), cpu, view, view), view, x)
     with np.errstate(all="ignore"):
-        truth = reference.UNARY[function](x.astype(np.float64), alpha, beta)
+        truth = numerics.UNARY[function](x.astype(np.float64), alpha, beta)
     assert_close(found, truth, least=LEAST.get(function, 2.0**-126))
 
 
 def test_every_function_of_graphs_is_there() -> None:
-    assert elementwise.UNARY.keys() >= reference.UNARY.keys()
-    assert elementwise.BINARY.keys() == reference.BINARY.keys()
+    assert elementwise.UNARY.keys() >= numerics.UNARY.keys()
+    assert elementwise.BINARY.keys() == numerics.BINARY.keys()
 
 
 def test_power() -> None:
@@ -171,7 +171,7 @@ def test_binary_broadcasts(
     views = [Strided.row_major(shape) for shape in shapes]
     program = elementwise.binary(Binary(function), cpu, *views, out, arguments)
     found = run(program, out, **operands)
-    assert_close(found, reference.BINARY[function](a.astype(np.float64), b.astype(np.float64)))
+    assert_close(found, numerics.BINARY[function](a.astype(np.float64), b.astype(np.float64)))
 
 
 @pytest.mark.parametrize("function", [f for f in elementwise.BINARY if f != "pow"])
@@ -180,7 +180,7 @@ def test_binary_keeps_special_values(function: str) -> None:
     view = Strided.row_major(a.shape)
     found = run(elementwise.binary(Binary(function), CPU, view, view, view), view, a, b)
     with np.errstate(all="ignore"):
-        assert_close(found, reference.BINARY[function](a, b))
+        assert_close(found, numerics.BINARY[function](a, b))
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC", "NCHW8c"])
@@ -320,7 +320,7 @@ def test_pad(shape: Ints, padding: Ints, mode: str) -> None:
     x = normal(*shape)
     if mode == "reflect" and len(shape) != 1 and shape[0] == 2 and min(padding) == 0:
         padding = tuple(min(p, 1) for p in padding)
-    truth = reference._pad(ops.Pad(padding, mode, 1.5), x)
+    truth = numerics.pad(ops.Pad(padding, mode, 1.5), x)
     dst = Strided.row_major(truth.shape)
     spec = movement.Pad(padding, mode, 1.5)
     assert np.array_equal(
@@ -364,7 +364,7 @@ def test_resize(shape: Ints, scales: tuple[float, ...], coordinates: str) -> Non
     x, src = normal(*shape), Strided.row_major(shape)
     dst = Strided.row_major(tuple(int(n * s) for n, s in zip(shape, scales, strict=True)))
     for mode, rounding in (("linear", ""), *(("nearest", r) for r in sampling.ROUNDINGS)):
-        truth = reference._resize(ops.Resize(mode, scales, coordinates, rounding), dst.shape, x)
+        truth = numerics.resize(ops.Resize(mode, scales, coordinates, rounding), dst.shape, x)
         program = sampling.resize(Resize(mode, scales, coordinates, rounding), CPU, src, dst)
         found = run(program, dst, x)
         assert found.shape == truth.shape
@@ -392,7 +392,7 @@ REDUCTIONS: list[tuple[Ints, Ints]] = [
 @pytest.mark.parametrize("cpu", CPUS, ids=cpus)
 def test_reduce(function: str, shape: Ints, axes: Ints, cpu: Cpu) -> None:
     x, src = normal(*shape), Strided.row_major(shape)
-    truth = reference.REDUCTIONS[function](x.astype(np.float64), axes)
+    truth = numerics.REDUCTIONS[function](x.astype(np.float64), axes)
     scale = np.mean(np.abs(x)) * (math.prod(shape[a] for a in axes) if function == "sum" else 1)
     for kept in (truth.shape, tuple(1 if a in axes else n for a, n in enumerate(shape))):
         dst = Strided.row_major(kept)
@@ -407,7 +407,7 @@ def test_reduce_keeps_nan(function: str) -> None:
     x[0, 44], x[1, 3], x[2, 17] = np.nan, np.inf, -np.inf
     for axis, dst in ((0, columns), (1, Strided.row_major((3,)))):
         found = run(reduce.reduce(Reduce(function, (axis,)), CPU, src, dst), dst, x)
-        assert_close(found, reference.REDUCTIONS[function](x.astype(np.float64), axis), least=1e-6)
+        assert_close(found, numerics.REDUCTIONS[function](x.astype(np.float64), axis), least=1e-6)
 
 
 SOFTMAXES: list[tuple[Ints, int]] = [
@@ -424,7 +424,7 @@ def test_softmax(shape: Ints, axis: int, logarithm: bool, cpu: Cpu) -> None:
     program = reduce.softmax(Softmax(axis, logarithm), cpu, view, view)
     for scale in (1, 60):
         x = normal(*shape) * np.float32(scale)
-        truth = reference._softmax(ops.Softmax(axis, logarithm), x.astype(np.float64))
+        truth = numerics.softmax(ops.Softmax(axis, logarithm), x.astype(np.float64))
         # Far from the peak the rounding of the distance to it, some 100, counts.
         assert_close(run(program, view, x), truth, ulps=80, least=2e-6 if logarithm else 2.0**-126)
 
@@ -434,7 +434,7 @@ def test_softmax_of_infinities() -> None:
     x = normal(3, 20)
     x[0, 3], x[1, 4], x[2] = -np.inf, np.nan, -np.inf
     with np.errstate(invalid="ignore"):
-        truth = reference._softmax(ops.Softmax(1), x.astype(np.float64))
+        truth = numerics.softmax(ops.Softmax(1), x.astype(np.float64))
     assert_close(run(reduce.softmax(Softmax(1), CPU, view, view), view, x), truth)
 
 
@@ -452,7 +452,7 @@ def test_reduce_refuses() -> None:
 @pytest.mark.parametrize(("size", "beta"), [(5, 0.75), (3, 0.5), (4, 1.0), (2, 0.6), (30, 0.75)])
 def test_lrn(shape: Ints, size: int, beta: float) -> None:
     x, view = normal(*shape) * 3, Strided.row_major(shape)
-    truth = reference._lrn(ops.LRN(size, 0.3, beta, 1.5), x.astype(np.float64))
+    truth = numerics.lrn(ops.LRN(size, 0.3, beta, 1.5), x.astype(np.float64))
     found = run(lrn.lrn(Lrn(size, 0.3, beta, 1.5), CPU, view, view), view, x)
     assert_close(found, truth, ulps=10)
 
@@ -545,7 +545,7 @@ def test_conv_transpose(spec: ConvTranspose, shape: Ints, oc: int, cpu: Cpu) -> 
     dst = Strided.row_major((shape[0], oc, *space))
     op = ops.ConvTranspose(spec.stride, spec.padding, spec.dilation, spec.groups)
     operands = [v.astype(np.float64) for v in (x, weights, bias)]
-    truth = reference._conv_transpose(op, dst.shape, *operands[: 2 + spec.bias])
+    truth = numerics.conv_transpose(op, dst.shape, *operands[: 2 + spec.bias])
     program = conv_transpose.conv_transpose(spec, cpu, Strided.row_major(shape), dst)
     assert_close(run(program, dst, x, weights=weights, bias=bias), truth, least=1e-5)
 
