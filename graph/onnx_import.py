@@ -8,7 +8,6 @@ shapes. Nothing else in the package sees ONNX's attribute forms or opset version
 
 from __future__ import annotations
 
-import graphlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,26 @@ import numpy as np
 import onnx
 import onnx.inliner
 import onnx.version_converter
-from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
 from graph.composed import composition
 from graph.errors import GraphError, ModelFileError, UnsupportedError
 from graph.lowering import Site, Unsupported, lower
-from graph.model import Array, Graph, Node, Shape, Tensor
+from graph.model import Array, Graph, Node, Tensor
+from graph.onnx_file import (
+    OLDEST_OPSET,
+    array,
+    convolves,
+    current,
+    first_line,
+    given_shape,
+    in_order,
+    label,
+    names_read,
+    read_model,
+)
 from graph.ops import Foreign
 
-OLDEST_OPSET = 7
-LARGEST_FILE = 2**31
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
 LARGEST_SHAPE_PARAMETER = 1024
 # What ONNX's reference raises when a node does not fit its inputs.
@@ -62,50 +70,8 @@ def import_onnx(
         UnsupportedError: an input's size is open, or its type is not a tensor.
         GraphError: the model contradicts itself: cyclic, missing weights, impossible shapes.
     """
-    model = source if isinstance(source, onnx.ModelProto) else _read(Path(source))
-    return _Importer(_current(model), dict(shapes or {})).graph()
-
-
-def _read(path: Path) -> onnx.ModelProto:
-    if path.is_file() and path.stat().st_size >= LARGEST_FILE:
-        raise ModelFileError(
-            f"{path}: larger than the 2 GB an ONNX file can have: save it with external data"
-        )
-    try:
-        # The format is given: a model is a model whatever its file is called.
-        model = onnx.load(path, format="protobuf")
-    except FileNotFoundError as error:
-        if path.exists():
-            raise ModelFileError(f"{path}: a file with its weights is missing: {error}") from None
-        raise ModelFileError(f"no model file {str(path)!r}") from None
-    except OSError as error:
-        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None
-    except DecodeError:
-        raise ModelFileError(
-            f"{path}: not an ONNX model, or cut short: download or export it again"
-        ) from None
-    except (onnx.checker.ValidationError, ValueError) as error:
-        raise ModelFileError(f"{path}: its external weights are unusable: {_line(error)}") from None
-    if not model.graph.node:
-        raise ModelFileError(f"{path}: not an ONNX model: it has no nodes")
-    return model
-
-
-def _current(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with local functions inlined and of an opset that the lowering knows."""
-    if model.functions:
-        model = onnx.inliner.inline_local_functions(model)
-    opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
-    if not model.opset_import:
-        raise ModelFileError("the model states no opset: it is cut short or not ONNX's")
-    if not opsets or opsets[0] >= OLDEST_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
-    except (RuntimeError, onnx.version_converter.ConvertError) as error:
-        raise UnsupportedError(
-            f"opset {opsets[0]} is older than {OLDEST_OPSET} and does not convert: {_line(error)}"
-        ) from None
+    model = source if isinstance(source, onnx.ModelProto) else read_model(Path(source))
+    return _Importer(current(model), dict(shapes or {})).graph()
 
 
 class _Importer:
@@ -129,15 +95,15 @@ class _Importer:
             name = graph.sparse_initializer[0].values.name
             raise UnsupportedError(f"{name!r} is stored sparse: export it as a dense tensor")
         for initializer in graph.initializer:
-            self._constants[initializer.name] = _array(initializer)
+            self._constants[initializer.name] = array(initializer)
         inputs = [v for v in graph.input if v.name not in self._constants]
         if unknown := self._shapes.keys() - {v.name for v in inputs}:
             names = ", ".join(v.name for v in inputs)
             raise GraphError(f"the model has no input {min(unknown)!r}: its inputs are {names}")
         for value in inputs:
             self._add_input(value)
-        self._read = _reads(graph)
-        for node in _sorted(graph, {*self._constants, *self._tensors}):
+        self._read = names_read(graph)
+        for node in in_order(graph, {*self._constants, *self._tensors}):
             self._add(node)
         used = {x for node in self._nodes for x in node.inputs} | {v.name for v in graph.output}
         return Graph(
@@ -157,7 +123,7 @@ class _Importer:
         if value.name in self._shapes:
             shape = tuple(int(size) for size in self._shapes[value.name])
         else:
-            shape = _given_shape(value)
+            shape = given_shape(value)
         if min(shape, default=1) < 0:
             raise GraphError(f"input {value.name!r} cannot have shape {shape}")
         if 0 in shape:
@@ -215,9 +181,9 @@ class _Importer:
         taken = "then_branch" if self._constants[node.input[0]].all() else "else_branch"
         branch = next((a.g for a in node.attribute if a.name == taken), None)
         if branch is None or len(branch.output) != len(node.output):
-            raise GraphError(f"node {_label(node)} is impossible: no matching {taken}")
+            raise GraphError(f"node {label(node)} is impossible: no matching {taken}")
         for initializer in branch.initializer:
-            self._constants[initializer.name] = _array(initializer)
+            self._constants[initializer.name] = array(initializer)
         for inner in branch.node:
             self._add(inner)
         for value, output in zip(branch.output, node.output, strict=True):
@@ -237,7 +203,9 @@ class _Importer:
             model = helper.make_model(graph, opset_imports=self._opset_ids)
             results: Any = ReferenceEvaluator(model).run(None, feeds)
         except COMPUTATION_ERRORS as error:
-            raise GraphError(f"node {_label(node)} cannot be computed: {_line(error)}") from None
+            raise GraphError(
+                f"node {label(node)} cannot be computed: {first_line(error)}"
+            ) from None
         for name, value in zip(filter(None, node.output), results, strict=True):
             self._constants[name] = np.asarray(value)
 
@@ -257,12 +225,12 @@ class _Importer:
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
-            raise GraphError(f"node {_label(node)} does not exist in opset {version}") from None
+            raise GraphError(f"node {label(node)} does not exist in opset {version}") from None
         names = [x for x in node.input if x]
         for name in names:
             # ONNX's own inference of Slice aborts the process on a size of 0.
             if name in self._tensors and 0 in self._tensors[name].shape:
-                raise UnsupportedError(f"node {_label(node)}: its input {name!r} is empty")
+                raise UnsupportedError(f"node {label(node)}: its input {name!r} is empty")
         small = [
             x
             for x in names
@@ -284,7 +252,7 @@ class _Importer:
         ) as error:
             if not all(self._type(x).tensor_type.elem_type for x in names):
                 return  # the types are not wrong but unknown, or not those of tensors
-            raise GraphError(f"node {_label(node)} is impossible: {_line(error)}") from None
+            raise GraphError(f"node {label(node)} is impossible: {first_line(error)}") from None
         for name, described in inferred.items():
             self._set_type(name, described)
 
@@ -306,9 +274,9 @@ class _Importer:
                     self._add(inner)
                 return
             bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
-            captured = {x for body in bodies for x in _reads(body)} & self._tensors.keys()
+            captured = {x for body in bodies for x in names_read(body)} & self._tensors.keys()
             op = Foreign(
-                node.op_type, str(need), "Conv" in node.op_type or any(map(_convolves, bodies))
+                node.op_type, str(need), "Conv" in node.op_type or any(map(convolves, bodies))
             )
             inputs = (*node.input, *sorted(captured - {*node.input}))
             self._nodes.append(Node(site.name, op, inputs, tuple(filter(None, outputs))))
@@ -323,75 +291,3 @@ class _Importer:
             name, count = f"{base}.{count}", count + 1
         self._names.add(name)
         return name
-
-
-def _given_shape(value: onnx.ValueInfoProto) -> Shape:
-    """The shape the model gives an input, with an open batch size as 1."""
-    dims = value.type.tensor_type.shape.dim
-    # Some exporters write an open size as 0 or -1.
-    sizes = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
-    if sizes and not isinstance(sizes[0], int):
-        sizes[0] = 1
-    known = tuple(size for size in sizes if isinstance(size, int))
-    if len(known) == len(sizes) and value.type.tensor_type.HasField("shape"):
-        return known
-    example = tuple(size if isinstance(size, int) else 224 for size in sizes) or (1, 3, 224, 224)
-    raise UnsupportedError(
-        f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: export "
-        f"the model with fixed sizes, or say, for example, shapes={{{value.name!r}: {example}}} "
-        f"in Python, `--shape {value.name}={'x'.join(map(str, example))}` to plan and run "
-        "(docs/faq.md)"
-    )
-
-
-def _array(initializer: onnx.TensorProto) -> Array:
-    try:
-        return numpy_helper.to_array(initializer)
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelFileError(f"tensor {initializer.name!r} is damaged: {_line(error)}") from None
-
-
-def _reads(graph: onnx.GraphProto) -> set[str]:
-    """The names a graph reads, those of the graphs inside its nodes included."""
-    names = {x for node in graph.node for x in node.input} | {v.name for v in graph.output}
-    inner = (a.g for node in graph.node for a in node.attribute if a.type == a.GRAPH)
-    return names.union(*map(_reads, inner))
-
-
-def _convolves(graph: onnx.GraphProto) -> bool:
-    """Whether a convolution is in the graph or in those inside its nodes."""
-    return any(
-        "Conv" in node.op_type or any(_convolves(a.g) for a in node.attribute if a.type == a.GRAPH)
-        for node in graph.node
-    )
-
-
-def _sorted(graph: onnx.GraphProto, known: set[str]) -> list[onnx.NodeProto]:
-    """The nodes in topological order: the file's own, if that is one."""
-    producers = {y: i for i, node in enumerate(graph.node) for y in node.output if y}
-    before: dict[int, set[int]] = {}
-    for i, node in enumerate(graph.node):
-        inputs = [x for x in node.input if x and x not in known]
-        for name in inputs:
-            if name not in producers:
-                raise GraphError(
-                    f"node {_label(node)} needs {name!r}, which the model does not contain: "
-                    "export it again with its weights"
-                )
-        before[i] = {producers[x] for x in inputs}
-    if all(j < i for i, earlier in before.items() for j in earlier):
-        return list(graph.node)
-    try:
-        return [graph.node[i] for i in graphlib.TopologicalSorter(before).static_order()]
-    except graphlib.CycleError as error:
-        raise GraphError(f"node {_label(graph.node[error.args[1][0]])} depends on itself") from None
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return f"{node.name or ', '.join(node.output)!r} ({node.op_type})"
-
-
-def _line(error: Exception) -> str:
-    """The first line of what another library says."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

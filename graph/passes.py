@@ -34,6 +34,7 @@ from graph.ops import (
     Transpose,
     Unary,
 )
+from graph.parallel import merge_parallel
 from graph.patterns import (
     fuse_bias,
     is_standard_hardsigmoid,
@@ -227,6 +228,7 @@ PASSES: tuple[Pass, ...] = (
     fold_padding,
     normalise_affine,
     fold_affine,
+    merge_parallel,
     fuse_add,
     densify,
     fuse_activation,
@@ -239,8 +241,9 @@ def optimise(graph: Graph) -> Graph:
 
     Patterns come first, while their scales are still as exported. Products become convolutions
     before scales fold into weights. Scales fold before anything is fused, because they fold into
-    a linear convolution only; the add comes before the activation, because the epilogue applies
-    them in that order. Shuffles come last, when what reads them is convolutions.
+    a linear convolution only. What is added becomes one convolution if it can, else a residual;
+    the add comes before the activation, because the epilogue applies them in that order. Shuffles
+    come last, when what reads them is convolutions.
     """
     for run in PASSES:
         graph = run(graph)
