@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.inliner
-import onnx.version_converter
 from onnx import helper, numpy_helper
 
 from graph.composed import composition
