@@ -263,8 +263,10 @@ def interval(low: float, high: float) -> str:
 def show_tables(times: pd.DataFrame) -> None:
     """Print what every plan takes, what the comparisons say, and who is what."""
     show(_TIMES)(times)
-    show(_SPEEDUPS)(speedups(times))
-    for name, (first, second) in COMPARISONS.items():
+    compared = speedups(times)
+    show(_SPEEDUPS)(compared)
+    for name in dict.fromkeys(compared["comparison"]):
+        first, second = COMPARISONS[name]
         print(f"{name}: {second} against {first}")
 
 
