@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -20,12 +19,6 @@ from tuner.tables import schema_version
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "fastrun.db"
-
-
-@pytest.fixture
-def database(path: Path) -> Iterator[Database]:
-    with Database(path) as opened:
-        yield opened
 
 
 # Schema
@@ -153,11 +146,12 @@ def test_truncated_and_scrambled_files_are_named_damaged(path: Path, tmp_path: P
         assert broken.read_bytes() == before
 
 
-def test_a_table_that_refuses_records_is_reported(path: Path, database: Database) -> None:
-    edit(path, "CREATE UNIQUE INDEX one_per_problem ON records (problem)")
-    database.add(record())
-    assert "refuses the record" in refused(lambda: database.add(record(7)))
-    assert database.records() == [record()]
+def test_a_table_that_refuses_records_is_reported(path: Path) -> None:
+    with Database(path) as database:
+        edit(path, "CREATE UNIQUE INDEX one_per_problem ON records (problem)")
+        database.add(record())
+        assert "refuses the record" in refused(lambda: database.add(record(7)))
+        assert database.records() == [record()]
 
 
 def test_a_locked_file_can_be_read_but_not_written(path: Path) -> None:
@@ -172,9 +166,9 @@ def test_a_locked_file_can_be_read_but_not_written(path: Path) -> None:
         assert len(database.records()) == 2
 
 
-def test_read_only_reads_and_refuses_to_write(path: Path, database: Database) -> None:
-    database.add(record())
-    with Database(path, read_only=True) as reader:
+def test_read_only_reads_and_refuses_to_write(path: Path) -> None:
+    with Database(path) as database, Database(path, read_only=True) as reader:
+        database.add(record())
         assert reader.read_only
         assert reader.records() == [record()]
         for action in (

@@ -11,7 +11,6 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -56,12 +55,7 @@ class Mirror:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._records.put(None)
         self._thread.join()
 
