@@ -136,7 +136,9 @@ def _missing(work: Path, seconds: float) -> Iterator[Step]:
 def _tune(work: Path, text: str, seed: int, seconds: float) -> None:
     report.notice(f"tuning {seed}: {text}")
     with Database(work / f"tuning-{seed}.db") as database:
-        fast_run([(ConvProblem.parse(text), 1)], database, Budget(seconds), seed=seed)
+        summary = fast_run([(ConvProblem.parse(text), 1)], database, Budget(seconds), seed=seed)
+    if summary.interrupted:
+        raise KeyboardInterrupt
 
 
 def _chosen(work: Path, text: str, seed: int) -> str | None:
@@ -166,7 +168,8 @@ def _again(work: Path, text: str, seconds: float) -> None:
     report.notice(f"tune and race again: {text}")
     p = ConvProblem.parse(text)
     with Database(work / "later.db") as database:
-        fast_run([(p, 1)], database, Budget(seconds))
+        if fast_run([(p, 1)], database, Budget(seconds)).interrupted:
+            raise KeyboardInterrupt
         machine = Cpu.host().fingerprint
         [stored] = standings(database, [(p, 1)], machine, 1, "hot")
         [found] = recheck(database, [p])
