@@ -223,7 +223,8 @@ class _Run:
                 for (candidate, program), result in zip(
                     timing.pop(timed), timed.result(), strict=True
                 ):
-                    if _disturbed(result) and retries[candidate] < RETRIES:
+                    once = candidate.template.baseline  # it is no candidate, and the final has it
+                    if not once and _disturbed(result) and retries[candidate] < RETRIES:
                         retries[candidate] += 1
                         ready.append((candidate, program))
                         continue

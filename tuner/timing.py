@@ -41,7 +41,7 @@ class Protocol:
     warmup: int = 1  # blocks that are thrown away; calibrating is one of them
     blocks: int = 3  # blocks that are kept
     give_up: float = 2.5  # stop when the best block takes this many times the incumbent's time
-    slow: float = 0.05  # a call that takes this long is measured once, without warming up
+    slow: float = 0.05  # a first call that takes this long is the only one
     rewarm: float = 0.25  # of a block, run before each in a race: others have used the caches since
 
 
@@ -66,7 +66,7 @@ def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = m
     `incumbent`, the seconds per call to beat.
     """
     if first >= protocol.slow:
-        return Timing((calls(1),), 1)
+        return Timing((first,), 1)
     limit = protocol.give_up * incumbent
     repeats, last = calibrate(calls, protocol.block)
     for _ in range(protocol.warmup - 1):
