@@ -54,7 +54,10 @@ def run(arguments: Namespace) -> int:
 def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
     """Print what can be done with what was found, under the conditions it was found under."""
     same = "" if arguments.threads == 1 else f" --threads {arguments.threads}"
-    same += "" if arguments.db is None else f" --db {shlex.quote(database)}"
+    if arguments.db is not None:
+        # A URL as we name it, which is without its password.
+        given = database if "://" in arguments.db else arguments.db
+        same += f" --db {shlex.quote(given)}"
     regime = "" if arguments.regime == "hot" else f" --regime {arguments.regime}"
     name = shlex.quote(target.name)
     if target.lacks:
