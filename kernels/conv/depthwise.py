@@ -222,6 +222,6 @@ template = KernelTemplate(
     why_not,
     heuristic,
     build,
-    rank=lambda p, cpu: 3,
+    rank=lambda p, cpu: 4,
     grain=lambda p, s: int(s.tile_h),
 )

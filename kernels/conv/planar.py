@@ -124,8 +124,8 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     def share(size: int, lanes: int) -> float:
         return size / (-(-size // lanes) * cpu.lanes)
 
-    channels = share(p.oc, cpu.lanes)
-    return 3 if p.groups == 1 and share(p.ow, lanes_for(p, cpu)) > 1.5 * channels else 0
+    channels = share(p.group_oc, cpu.lanes)
+    return 3 if share(p.ow, lanes_for(p, cpu)) > 1.5 * channels else 0
 
 
 template = KernelTemplate("planar", Schedule, why_not, heuristic, build, rank)

@@ -174,7 +174,7 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     """Preferred with enough channels to pay for the transforms, which save less along one axis."""
     least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
-    return 4 if pays else 0
+    return 5 if pays else 0
 
 
 def grain(p: ConvProblem, s: Schedule) -> int:
