@@ -52,6 +52,7 @@ NOT_HERE = {
     r"make notebooks": "test_notebooks runs all with small budgets",
     r"make results|python -m benchmarks.results .*": "takes hours: test_results, --quick",
     r"python -m benchmarks\.experiments\..*": "takes minutes to hours: test_experiments, --quick",
+    r"python -m benchmarks\.unseen.*": "needs torch: test_unseen",
     r"python -m pytest .*": "a part of test_conformance",
     r"python examples/efficientnet_lite0.py": "fetches weights, needs torch: test_efficientnet",
     r"python benchmarks/measuring.py": "measures for minutes",
