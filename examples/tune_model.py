@@ -42,5 +42,5 @@ def main() -> None:
     print(f"plan: {options.plan}")
 
 
-if __name__ == "__main__":  # candidates run in processes that import this file
+if __name__ == "__main__":
     main()

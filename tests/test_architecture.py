@@ -34,6 +34,7 @@ ONLY_HERE = {
     "matplotlib": {"tuner/look.py", "tuner/plots.py", "tuner/layer_plots.py"},
     "rich": {"tuner/display.py"},
     "pebble": {"tuner/sandbox.py"},
+    "threadpoolctl": {"tuner/cores.py"},
     "jinja2": {"tuner/report.py"},
     "PIL": {"tuner/pictures.py"},
 }

@@ -113,13 +113,12 @@ def start(folder: Path) -> subprocess.Popen[str]:
         from tuner.database import Database
         from tuner.fastrun import Budget, fast_run
 
-        if __name__ == "__main__":
-            with Database({str(folder / "records.db")!r}) as database:
-                summary = fast_run(
-                    [(ConvProblem.parse({str(TINY)!r}), 1)], database, Budget(seconds=120),
-                    observe=lambda p: print(p.trials, flush=True),
-                )
-            print("interrupted", summary.interrupted, flush=True)
+        with Database({str(folder / "records.db")!r}) as database:
+            summary = fast_run(
+                [(ConvProblem.parse({str(TINY)!r}), 1)], database, Budget(seconds=120),
+                observe=lambda p: print(p.trials, flush=True),
+            )
+        print("interrupted", summary.interrupted, flush=True)
         """)
     )
     root = Path(__file__).parent.parent

@@ -1,5 +1,6 @@
 """The README's algorithm works as shown; `test_docs` looks at the rest of it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -22,29 +23,28 @@ def test_texts_are_ours() -> None:
 
 def test_the_algorithm_shown_is_right_and_competes(tmp_path: Path) -> None:
     algorithm, space = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    for folder, code in (("kernels", algorithm), ("search_spaces", space)):
-        (tmp_path / folder).mkdir()
+    for folder, code in (("kernels/conv", algorithm), ("search_spaces", space)):
+        (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "rows.py").write_text(code)
-    script = tmp_path / "main.py"
-    script.write_text(f"""
-import sys
-sys.path.insert(0, {str(ROOT)!r})
-import kernels.conv, search_spaces
-kernels.conv.__path__.append({str(tmp_path / "kernels")!r})
-search_spaces.__path__.append({str(tmp_path / "search_spaces")!r})
+    script = f"""
 from kernels.core.problem import ConvProblem
 from tuner.database import Database
 from tuner.fastrun import Budget, fast_run
 
-if __name__ == "__main__":
-    p = ConvProblem.parse("conv 1x5x9x12 32x3x3 s1x2 p1 d2x1 bias add relu")
-    with Database({str(tmp_path / "records.db")!r}) as database:
-        fast_run([(p, 1)], database, Budget(trials=6), algorithms=["rows"])
-        for r in database.records(algorithm="rows"):
-            print(r.stage, r.outcome, r.reason)
-""")
+p = ConvProblem.parse("conv 1x5x9x12 32x3x3 s1x2 p1 d2x1 bias add relu")
+with Database({str(tmp_path / "records.db")!r}) as database:
+    fast_run([(p, 1)], database, Budget(trials=6), algorithms=["rows"])
+    for r in database.records(algorithm="rows"):
+        print(r.stage, r.outcome, r.reason)
+"""
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script],
+        env={**os.environ, "FASTRUN_ALGORITHMS": str(tmp_path)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     outcomes = done.stdout.splitlines()

@@ -115,7 +115,7 @@ def test_scores_are_0_for_random_search_and_1_for_the_optimum(space: RecordedSpa
     assert Replays(space, "x", failing).needed[0] == 4
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "local", "exhaustive"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random", "local", "exhaustive"])
 def test_walks_fall_and_are_repeatable(space: RecordedSpace, sampler: str) -> None:
     walk = replay(space, sampler, seed=3)
     assert (walk == replay(space, sampler, seed=3)).all()
@@ -126,14 +126,15 @@ def test_walks_fall_and_are_repeatable(space: RecordedSpace, sampler: str) -> No
 
 
 def test_random_replays_score_nothing_and_learners_do(space: RecordedSpace) -> None:
-    found = compare(space, ["random", "local", "tpe"], repeats=30)
-    random, local, tpe = (r.scores for r in found)
+    found = compare(space, ["random", "local", "tpe", "gp"], repeats=30)
+    random, local, tpe, gp = (r.scores for r in found)
     low, high = mean_interval(random)
     assert low - 0.1 < 0 < high + 0.1
     assert local.mean() > 0.1
     assert tpe.mean() > 0.3
+    assert gp.mean() > 0.3
     table = scores_frame(found)
-    assert list(table["sampler"]) == ["random", "local", "tpe"]
+    assert list(table["sampler"]) == ["random", "local", "tpe", "gp"]
     assert (table["low"] <= table["score"]).all()
     assert table["share"][2] < table["random_share"][2]
     assert list(overall_frame(found)["score"]) == pytest.approx(list(table["score"]))

@@ -199,16 +199,20 @@ def test_keeping_clear_moves_every_thread_and_puts_it_back() -> None:
     pin(before)
 
 
-@pytest.mark.parametrize(("timing", "together"), [((0,), False), ((2,), True)])
-def test_compiling_and_timing_alternate_only_where_they_share_a_core(
-    timing: tuple[int, ...], together: bool
+@pytest.mark.parametrize(
+    ("timing", "compiling", "together"),
+    [((0,), (0,), False), ((0, 1), (0, 1), False), ((1,), (0, 1), True), ((2,), (0, 1), True)],
+)
+def test_no_core_compiles_while_it_times(
+    timing: tuple[int, ...], compiling: tuple[int, ...], together: bool
 ) -> None:
-    cores = Cores(timing, (0, 1))
+    cores = Cores(timing, compiling)
     inside, met = threading.Event(), threading.Event()
 
     def compile_() -> None:
         inside.wait()
-        with cores.compile_turn():
+        with cores.compile_turn() as core:
+            assert core == 0
             met.set()
 
     thread = threading.Thread(target=compile_)
@@ -222,7 +226,8 @@ def test_compiling_and_timing_alternate_only_where_they_share_a_core(
 
 def test_compilations_run_side_by_side() -> None:
     cores = Cores((0,), (0, 1))
-    with cores.compile_turn(), cores.compile_turn():
+    with cores.compile_turn() as one, cores.compile_turn() as other:
+        assert {one, other} == {0, 1}
         started = time.monotonic()
     with cores.timing_turn():
         assert time.monotonic() - started < 5

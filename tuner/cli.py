@@ -252,9 +252,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     c.add_argument(
         "--samplers",
         type=options.samplers,
-        default=("tpe", "random", "local"),
+        default=("gp", "tpe", "random", "local"),
         metavar="A,B",
-        help="of tpe, random, exhaustive, local, cmaes, gp (default tpe,random,local)",
+        help="of gp, tpe, random, exhaustive, local, cmaes (default gp,tpe,random,local)",
     )
     c.add_argument(
         "--repeats",

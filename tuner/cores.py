@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from threadpoolctl import threadpool_limits
+
 # Cores that compile as fast as one core times.
 ENOUGH = 8
 
@@ -22,7 +24,8 @@ class Cores:
     def __init__(self, timing: Sequence[int], compiling: Sequence[int]) -> None:
         self.timing, self.compiling = tuple(timing), tuple(compiling)
         self.shared = bool(set(timing) & set(compiling))
-        self._free = threading.Semaphore(len(self.compiling))
+        self._free, self._wanted = set(self.compiling), set[int]()
+        self._change, self._one_timing = threading.Condition(), threading.Lock()
 
     @classmethod
     def split(cls, threads: int) -> Cores:
@@ -43,25 +46,36 @@ class Cores:
         return cls(allowed[first:], others if len(others) >= ENOUGH else allowed)
 
     @contextmanager
-    def compile_turn(self) -> Iterator[None]:
-        """One compilation: waits while a shared core is timing."""
-        if self.shared:
-            with self._free:
-                yield
-        else:
-            yield
+    def compile_turn(self) -> Iterator[int]:
+        """One compilation, on the core that this gives: waits until one is free."""
+        with self._change:
+            self._change.wait_for(lambda: self._free - self._wanted)
+            core = min(self._free - self._wanted)
+            self._free.remove(core)
+        try:
+            yield core
+        finally:
+            self._release({core})
 
     @contextmanager
     def timing_turn(self) -> Iterator[None]:
-        """One timing: waits until no compilation uses a shared core."""
-        taken = len(self.compiling) if self.shared else 0
-        for _ in range(taken):
-            self._free.acquire()
-        try:
-            yield
-        finally:
-            if taken:
-                self._free.release(taken)
+        """One timing: waits until nothing compiles on its cores, before what waits to compile."""
+        with self._one_timing:
+            mine = set(self.timing) & set(self.compiling)
+            with self._change:
+                self._wanted = mine
+                self._change.wait_for(lambda: mine <= self._free)
+                self._wanted = set()
+                self._free -= mine
+            try:
+                yield
+            finally:
+                self._release(mine)
+
+    def _release(self, cores: set[int]) -> None:
+        with self._change:
+            self._free |= cores
+            self._change.notify_all()
 
     @contextmanager
     def keep_clear(self) -> Iterator[None]:
@@ -69,9 +83,18 @@ class Cores:
         before = os.sched_getaffinity(0)
         pin(before - set(self.timing) or before)
         try:
-            yield
+            with one_thread():
+                yield
         finally:
             pin(before)
+
+
+def one_thread() -> threadpool_limits:
+    """Let NumPy's linear algebra use one thread: more of them on one core wait for each other.
+
+    From now on; as a context manager, until it ends.
+    """
+    return threadpool_limits(1, user_api="blas")
 
 
 def pin(cores: Sequence[int] | set[int]) -> None:

@@ -18,7 +18,7 @@ class Effort:
 
     seconds: float | None
     worth: float | None
-    sampler: str = "tpe"
+    sampler: str = "gp"
     protocol: Protocol = field(default_factory=Protocol)
 
 

@@ -82,8 +82,10 @@ def _mistakes() -> tuple[type[BaseException], ...]:
     from kernels.core.template import ScheduleError
     from tuner.database import DatabaseError
     from tuner.record import RecordError
+    from tuner.sandbox import WorkerDied
 
-    return GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, OSError
+    ours = GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, WorkerDied
+    return *ours, OSError
 
 
 def _one_line(error: BaseException) -> str:

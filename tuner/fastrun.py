@@ -97,7 +97,7 @@ def fast_run(
     algorithms: Sequence[str] = (),
     max_error: float | None = None,
     max_workspace: int | None = None,
-    sampler: str = "tpe",
+    sampler: str = "gp",
     protocol: Protocol | None = None,
     limits: Limits | None = None,
     measurer: Measurer | None = None,

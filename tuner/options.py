@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-SAMPLERS = ("tpe", "random", "exhaustive", "local", "cmaes", "gp")
+SAMPLERS = ("gp", "tpe", "random", "exhaustive", "local", "cmaes")
 
 
 def network(parser: argparse.ArgumentParser) -> None:

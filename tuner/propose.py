@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 
 from search_spaces.space import Space
+from tuner.kriging import Kriging
 from tuner.strategies import Ground, Listed, Local, Strategy
 
 optuna.logging.set_verbosity(logging.WARNING)
@@ -35,7 +36,7 @@ class Proposer:
     """
 
     def __init__(
-        self, space: Space, seed: int, first: Iterable[Any] = (), sampler: str = "tpe"
+        self, space: Space, seed: int, first: Iterable[Any] = (), sampler: str = "gp"
     ) -> None:
         self.space = space
         self._first = list(first)
@@ -166,6 +167,7 @@ def _broken(seconds: float | None) -> float:
 
 
 SAMPLERS: dict[str, Callable[[Ground, int], Strategy]] = {
+    "gp": lambda ground, _: Turns(ground, Kriging(ground)),
     "tpe": lambda ground, seed: Turns(
         ground, Sampled(ground, optuna.samplers.TPESampler(seed=seed))
     ),
@@ -175,6 +177,5 @@ SAMPLERS: dict[str, Callable[[Ground, int], Strategy]] = {
     "cmaes": lambda ground, seed: Sampled(
         ground, optuna.samplers.CmaEsSampler(seed=seed, with_margin=True)
     ),
-    "gp": lambda ground, seed: Sampled(ground, optuna.samplers.GPSampler(seed=seed)),
 }
 """Ways to search, by name."""

@@ -1,8 +1,7 @@
 """Processes that may die: one that verifies and times candidates, some that compile them.
 
 Both pools answer with plain futures. Whatever a candidate does to its process is a `Result`; an
-exception from a future is a defect of ours or of the machine, such as a full disk. Processes are
-spawned, so a script that opens these pools needs the usual `if __name__ == "__main__"`.
+exception from a future is a defect of ours or of the machine, such as a full disk.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from typing import Any, Self, TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -25,9 +23,13 @@ from tuner.cores import Cores
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.operands import Operands
 from tuner.record import Outcome
+from tuner.spawn import Spawn
 from tuner.verify import STRAYS
 
 T = TypeVar("T")
+
+# Pools that may break, one after the other, before they do what they are asked.
+_STARTS = 5
 
 
 class WorkerDied(RuntimeError):
@@ -157,10 +159,10 @@ class Compiler(_Context):
         return self._workers.submit(self._compile, operands, schedule, code)
 
     def _compile(self, operands: Operands, schedule: str, code: bytes | None) -> Compiled | Result:
-        with self._cores.compile_turn():
+        with self._cores.compile_turn() as core:
             try:
                 return self._workers.call(
-                    worker.compile_one, (operands, schedule, self._cpu, code), self._timeout
+                    worker.compile_on, (core, operands, schedule, self._cpu, code), self._timeout
                 )
             except ScheduleError as error:
                 return Result(Outcome.CONSTRAINTS, str(error))
@@ -217,8 +219,9 @@ class _Workers:
         Raises:
             TimeoutError: it took too long and its process was killed.
             ProcessExpired: its process died.
+            WorkerDied: processes die before they do anything.
         """
-        while True:
+        for _ in range(_STARTS):
             # With `stop` in between, nobody would ever cancel what was just scheduled.
             with self._change:
                 pool = self._pool
@@ -238,6 +241,7 @@ class _Workers:
                 self._replace(pool)
             finally:
                 self._running.discard(future)
+        raise WorkerDied(f"worker processes end as soon as they start, {_STARTS} times in a row")
 
     def _replace(self, pool: ProcessPool) -> None:
         with self._change:
@@ -255,7 +259,7 @@ class _Workers:
                 max_workers=self._count,
                 initializer=worker.enter,
                 initargs=self._arguments,
-                context=get_context("spawn"),
+                context=Spawn(),
             )
             assert pool.active  # asking starts the processes
         finally:

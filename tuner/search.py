@@ -79,7 +79,7 @@ class ProblemSearch:
         algorithms: Sequence[str] = (),
         max_error: float | None = None,
         max_workspace: int | None = None,
-        sampler: str = "tpe",
+        sampler: str = "gp",
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
         self._bounds = max_error, max_workspace

@@ -20,6 +20,9 @@ BEFORE = "proposed before"
 # Points that a random order covers; of a larger space it is a sample.
 _COVERED = 1_000_000
 
+# Draws for each schedule of a sample, before the rules.
+_TRIES = 20
+
 
 class Strategy(Protocol):
     """Where to go next."""
@@ -57,18 +60,36 @@ class Ground:
         return schedule
 
     def steps(self, schedule: Any) -> list[Any]:
-        """What lies one step away in one field, legal or not, in random order."""
+        """What lies one step away in one field, in random order.
+
+        Where a rule forbids that, one other field goes along, as little as it must: a tile with
+        fewer blocks has no room for the largest.
+        """
         point = self.space.point(schedule)
         if point is None:
             return []
-        near = [
-            (*point[:axis], moved, *point[axis + 1 :])
+        moved = [
+            _with(point, axis, position)
             for axis, size in enumerate(self._sizes)
-            for moved in (point[axis] - 1, point[axis] + 1)
-            if 0 <= moved < size
+            for position in (point[axis] - 1, point[axis] + 1)
+            if 0 <= position < size
         ]
-        self.draw.shuffle(near)
-        return [self.space.at(p) for p in near]
+        self.draw.shuffle(moved)
+        return list(filter(None, (self._nearest_legal(p, point) for p in moved)))
+
+    def _nearest_legal(self, moved: Point, origin: Point) -> Any | None:
+        """The schedule at `moved`, or the closest that breaks no rule and keeps its step."""
+        if self.space.broken_rule(self.space.at(moved)) is None:
+            return self.space.at(moved)
+        others = [
+            (abs(position - here), _with(moved, axis, position))
+            for axis, here in enumerate(moved)
+            if here == origin[axis]
+            for position in range(self._sizes[axis])
+            if position != here
+        ]
+        legal = (self.space.at(point) for _, point in sorted(others))
+        return next((s for s in legal if self.space.broken_rule(s) is None), None)
 
     def in_order(self) -> Iterator[Any]:
         """Every schedule, the last field changing fastest."""
@@ -80,6 +101,13 @@ class Ground:
         volume = self.space.volume
         order = self.draw.sample(range(volume), min(volume, _COVERED))
         return self._taken_of(map(self._point, order))
+
+    def sample(self, most: int) -> list[Any]:
+        """Some of the schedules that could be taken, at random: `most` unless rules forbid many."""
+        volume = self.space.volume
+        drawn = self.draw.sample(range(volume), min(volume, _TRIES * most))
+        schedules = map(self.space.at, map(self._point, drawn))
+        return list(itertools.islice((s for s in schedules if self.why_not(s) is None), most))
 
     def _taken_of(self, points: Iterator[Point]) -> Iterator[Any]:
         taken = map(self.take, map(self.space.at, points))
@@ -128,3 +156,7 @@ class Local(Strategy):
     def learn(self, schedule: Any, seconds: float | None) -> None:
         if seconds is not None and seconds < self._height:
             self._height, self._steps = seconds, self._ground.steps(schedule)
+
+
+def _with(point: Point, axis: int, position: int) -> Point:
+    return (*point[:axis], position, *point[axis + 1 :])

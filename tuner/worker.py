@@ -21,7 +21,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
 from tuner.confine import forbid_processes
-from tuner.cores import pin
+from tuner.cores import one_thread, pin
 from tuner.job import Compiled, Job, Result
 from tuner.operands import Operands
 from tuner.record import Outcome
@@ -38,6 +38,7 @@ _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 def enter(cores: tuple[int, ...], memory: int) -> None:
     """Make this process a worker on these cores with `memory` bytes of address space to spare."""
     pin(cores)
+    one_thread()
     # A kernel that hangs must not outlive a killed parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # Native code that hangs never comes back to a handler written in Python.
@@ -84,6 +85,14 @@ def run_race(
     for i, candidate in correct.items():
         results[i] = _finish(candidate, results[i], timed[i], noise, begin)
     return results
+
+
+def compile_on(
+    core: int, operands: Operands, schedule: str, cpu: Cpu, code: bytes | None = None
+) -> Compiled:
+    """`compile_one`, on this core."""
+    pin([core])
+    return compile_one(operands, schedule, cpu, code)
 
 
 def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None = None) -> Compiled:
