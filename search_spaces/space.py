@@ -63,6 +63,13 @@ class Space:
             positions.append(list(values).index(value))
         return tuple(positions)
 
+    def neighbours(self, point: Point) -> Iterator[Point]:
+        """The points one step away in one field, whatever the rules say."""
+        for axis, values in enumerate(self.domains.values()):
+            for moved in (point[axis] - 1, point[axis] + 1):
+                if 0 <= moved < len(values):
+                    yield (*point[:axis], moved, *point[axis + 1 :])
+
     def broken_rule(self, schedule: Any) -> str | None:
         """The name of the first rule that `schedule` breaks."""
         return next((rule.__name__ for rule in self.rules if not rule(schedule)), None)

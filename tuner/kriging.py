@@ -156,23 +156,21 @@ def fitted(at: Floats, values: Floats, rates: Floats, noise: float) -> tuple[Flo
     """
     distances = np.abs(at[:, None] - at)
 
-    def misfit(rates: Floats, noise: float) -> float:
+    def misfit(where: Floats) -> float:
+        rates, noise = where[:-1], where[-1]
         lower = np.linalg.cholesky(np.exp(-(distances @ rates)) + noise * np.eye(len(values)))
         rest = np.linalg.solve(lower, values - values.mean())
         spread = max(float(rest @ rest) / len(rest), 1e-12)
         held = _HELD * np.sum(np.log(rates) ** 2)
         return float(len(rest) / 2 * math.log(spread) + np.sum(np.log(np.diag(lower))) + held)
 
-    least = misfit(rates, noise)
-    for field, factor in itertools.product(range(len(rates)), (1 / 3, 3.0)):
-        moved = rates.copy()
-        moved[field] = np.clip(moved[field] * factor, *_RATES)
-        found = misfit(moved, noise)
+    where = np.append(rates, noise)
+    bounds = [*([_RATES] * len(rates)), _NOISES]
+    least = misfit(where)
+    for axis, factor in itertools.product(range(len(where)), (1 / 3, 3.0)):
+        moved = where.copy()
+        moved[axis] = np.clip(moved[axis] * factor, *bounds[axis])
+        found = misfit(moved)
         if found < least:
-            least, rates = found, moved
-    for factor in (1 / 3, 3.0):
-        other = float(np.clip(noise * factor, *_NOISES))
-        found = misfit(rates, other)
-        if found < least:
-            least, noise = found, other
-    return rates, noise
+            least, where = found, moved
+    return where[:-1], float(where[-1])

@@ -13,7 +13,7 @@ from typing import Any
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import ScheduleError, parse_schedule
-from search_spaces.space import Point, Space, space_for
+from search_spaces.space import Space, space_for
 from tuner.environment import toolchain
 from tuner.record import Record
 
@@ -114,12 +114,5 @@ def _closest(space: Space, wanted: Any) -> Any | None:
         legal = next((s for s in map(space.at, near) if space.broken_rule(s) is None), None)
         if legal is not None:
             return legal
-        near = list(dict.fromkeys(q for p in near for q in _neighbours(space, p)))
+        near = list(dict.fromkeys(q for p in near for q in space.neighbours(p)))
     return None
-
-
-def _neighbours(space: Space, point: Point) -> Iterator[Point]:
-    for axis, values in enumerate(space.domains.values()):
-        for moved in (point[axis] - 1, point[axis] + 1):
-            if 0 <= moved < len(values):
-                yield (*point[:axis], moved, *point[axis + 1 :])

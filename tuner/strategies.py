@@ -59,7 +59,7 @@ class Ground:
         self.taken.add(schedule)
         return schedule
 
-    def steps(self, schedule: Any) -> list[Any]:
+    def steps(self, schedule: Any) -> Iterator[Any]:
         """What lies one step away in one field, in random order.
 
         Where a rule forbids that, one other field goes along, as little as it must: a tile with
@@ -67,22 +67,17 @@ class Ground:
         """
         point = self.space.point(schedule)
         if point is None:
-            return []
-        moved = [
-            _with(point, axis, position)
-            for axis, size in enumerate(self._sizes)
-            for position in (point[axis] - 1, point[axis] + 1)
-            if 0 <= position < size
-        ]
+            return iter(())
+        moved = list(self.space.neighbours(point))
         self.draw.shuffle(moved)
-        return list(filter(None, (self._nearest_legal(p, point) for p in moved)))
+        return filter(None, (self._nearest_legal(p, point) for p in moved))
 
     def _nearest_legal(self, moved: Point, origin: Point) -> Any | None:
         """The schedule at `moved`, or the closest that breaks no rule and keeps its step."""
         if self.space.broken_rule(self.space.at(moved)) is None:
             return self.space.at(moved)
         others = [
-            (abs(position - here), _with(moved, axis, position))
+            (abs(position - here), (*moved[:axis], position, *moved[axis + 1 :]))
             for axis, here in enumerate(moved)
             if here == origin[axis]
             for position in range(self._sizes[axis])
@@ -155,8 +150,4 @@ class Local(Strategy):
 
     def learn(self, schedule: Any, seconds: float | None) -> None:
         if seconds is not None and seconds < self._height:
-            self._height, self._steps = seconds, self._ground.steps(schedule)
-
-
-def _with(point: Point, axis: int, position: int) -> Point:
-    return (*point[:axis], position, *point[axis + 1 :])
+            self._height, self._steps = seconds, list(self._ground.steps(schedule))
