@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import warnings
 from collections.abc import Callable, Iterator
@@ -181,6 +182,24 @@ def test_no_database_keeps_a_network_from_running(
     expected = load(residual(), policy="heuristic")
     assert algorithms(network.plan) == algorithms(expected.plan)
     np.testing.assert_array_equal(network.run(X)["y"], expected.run(X)["y"])
+
+
+@pytest.mark.parametrize("spoil", [None, stale, truncated])
+def test_what_loading_opens_it_closes(
+    spoil: Callable[[Path, ExitStack], None] | None, path: Path, stack: ExitStack
+) -> None:
+    """And leaves open what was open before."""
+    if spoil:
+        spoil(path, stack)
+    loaded(database=path)
+    held = {os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_symlink()}
+    assert not {name for name in held if name.startswith(str(path))}
+
+
+def test_a_database_of_the_caller_stays_open(path: Path) -> None:
+    with Database(path) as database:
+        loaded(database=database)
+        assert database.info().records == len(problems())
 
 
 def test_layers_that_lack_are_counted(path: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -112,27 +113,36 @@ def _by_database(
         return None, "nothing is tuned here: running by heuristics (`fastrun tune` measures)"
     # Running a tuned network from a plan or by heuristics takes no SQL.
     from tuner.database import Database, DatabaseError
-    from tuner.plans import kept_plan, tune
 
     try:
-        # One's own is migrated where it is of an older schema, somebody else's left as it is.
-        store = (
-            database
-            if isinstance(database, Database)
-            else Database(database, not own and not tuning, timeout=_PATIENCE)
-        )
-        moving = _moving(threads)
-        kept = kept_plan(graph, store, cpu, threads, limits, moving)
-        if tuning and not kept:
-            tune(graph, store, threads, tuning, limits)
-            kept = kept_plan(graph, store, cpu, threads, limits, moving)
-        if kept:
-            return kept, ""
-        missing = set[ConvProblem]()
-        choose = stored_choices(store, cpu, threads, limits, missing=missing.add)
-        return _planned(graph, choose, cpu, threads), _remark(graph, store.name, missing)
+        with ExitStack() as opened:
+            if isinstance(database, Database):
+                store = database
+            else:
+                # One's own is migrated where it is of an older schema, another is left as it is.
+                store = Database(database, not own and not tuning, timeout=_PATIENCE)
+                opened.enter_context(store)
+            return _by_store(graph, store, cpu, threads, limits, tuning)
     except DatabaseError as error:
         return None, f"{error}; running by heuristics"
+
+
+def _by_store(
+    graph: Graph, store: Database, cpu: Cpu, threads: int, limits: Bounds, tuning: float
+) -> tuple[tuple[Plan, Arrangement], str]:
+    """The plan that an open database keeps, or one by its records; and what to remark."""
+    from tuner.plans import kept_plan, tune
+
+    moving = _moving(threads)
+    kept = kept_plan(graph, store, cpu, threads, limits, moving)
+    if tuning and not kept:
+        tune(graph, store, threads, tuning, limits)
+        kept = kept_plan(graph, store, cpu, threads, limits, moving)
+    if kept:
+        return kept, ""
+    missing = set[ConvProblem]()
+    choose = stored_choices(store, cpu, threads, limits, missing=missing.add)
+    return _planned(graph, choose, cpu, threads), _remark(graph, store.name, missing)
 
 
 def _planned(graph: Graph, choose: Choose, cpu: Cpu, threads: int) -> tuple[Plan, Arrangement]:
