@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kernels.core import reference
 from kernels.core.problem import ACTIVATIONS, ConvProblem, ProblemError
 from kernels.core.reference import convolve
 
@@ -73,8 +74,10 @@ def test_bad_text_is_refused_in_one_line_at_the_token(text: str, named: str) -> 
     assert "\n" not in str(error.value)
 
 
-def test_reference_against_the_definition() -> None:
-    """Seven plain loops on one small problem with everything unequal."""
+@pytest.mark.parametrize("room", [1, 60, 200, reference._PATCHES])
+def test_reference_against_the_definition(room: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven plain loops on one small problem with everything unequal, cut in blocks of any size."""
+    monkeypatch.setattr(reference, "_PATCHES", room)
     p = ConvProblem.parse("conv 2x4x5x6 6x2x3 s2x1 p1,0,2,1 d1x2 g2")
     rng = np.random.default_rng(0)
     x, w = rng.standard_normal((2, 4, 5, 6)), rng.standard_normal(p.weight_shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from kernels.core.problem import ConvProblem, slope
 
 F64 = NDArray[np.float64]
+
+# Numbers of a matrix of patches: 2 MB.
+_PATCHES = 1 << 18
 
 
 def convolve(
@@ -23,19 +27,33 @@ def convolve(
     """`activation(conv(x) + bias + add)` in float64.
 
     Shapes: x (n, c, h, w), weights (oc, c/groups, kh, kw), bias (oc,), add and result
-    (n, oc, oh, ow). One matrix product per filter tap and group.
+    (n, oc, oh, ow). Matrix products of a group's filters with patches of some rows of the output:
+    few enough that the patches stay in the cache.
     """
     top, left, bottom, right = p.padding
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
-    out = np.zeros((p.n, p.groups, p.group_oc, p.oh * p.ow))
-    w = weights.astype(np.float64).reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
-    for ky in range(p.kernel[0]):
-        for kx in range(p.kernel[1]):
-            y0, x0 = ky * p.dilation[0], kx * p.dilation[1]
-            rows = slice(y0, y0 + (p.oh - 1) * p.stride[0] + 1, p.stride[0])
-            cols = slice(x0, x0 + (p.ow - 1) * p.stride[1] + 1, p.stride[1])
-            taps = padded[:, :, rows, cols].reshape(p.n, p.groups, p.group_c, p.oh * p.ow)
-            out += w[None, :, :, :, ky, kx] @ taps
+    padded = padded.reshape(p.n, p.groups, p.group_c, *padded.shape[2:])
+    filters = weights.astype(np.float64).reshape(p.groups, p.group_oc, -1)
+    out = np.empty((p.n, p.groups, p.group_oc, p.oh, p.ow))
+    depth = filters.shape[2]
+    rows = min(p.oh, max(1, _PATCHES // (depth * p.ow)))
+    groups = min(p.groups, max(1, _PATCHES // (depth * p.ow * rows)))
+    room = np.empty(groups * depth * rows * p.ow)  # once: fresh pages cost as much as the copies
+    for i, first, begin in product(range(p.n), range(0, p.groups, groups), range(0, p.oh, rows)):
+        some = slice(first, min(first + groups, p.groups))
+        lines = slice(begin, min(begin + rows, p.oh))
+        high = lines.stop - begin
+        count = some.stop - first
+        patches = room[: count * depth * high * p.ow].reshape(
+            count, p.group_c, *p.kernel, high, p.ow
+        )
+        for ky, kx in np.ndindex(p.kernel):
+            y0, x0 = ky * p.dilation[0] + begin * p.stride[0], kx * p.dilation[1]
+            down = slice(y0, y0 + (high - 1) * p.stride[0] + 1, p.stride[0])
+            across = slice(x0, x0 + (p.ow - 1) * p.stride[1] + 1, p.stride[1])
+            patches[:, :, ky, kx] = padded[i, some, :, down, across]
+        found = filters[some] @ patches.reshape(count, depth, high * p.ow)
+        out[i, some, :, lines] = found.reshape(count, p.group_oc, high, p.ow)
     y: F64 = out.reshape(p.n, p.oc, p.oh, p.ow)
     if bias is not None:
         y = y + bias.astype(np.float64)[None, :, None, None]
