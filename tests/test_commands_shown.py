@@ -55,6 +55,7 @@ NOT_HERE = {
     r"python -m benchmarks\.unseen.*": "needs torch: test_unseen",
     r"python -m pytest .*": "a part of test_conformance",
     r"python examples/efficientnet_lite0.py": "fetches weights, needs torch: test_efficientnet",
+    r"python examples/kernel_tuner_simulation.py .*": "needs kernel-tuner: test_examples",
     r"python benchmarks/measuring.py": "measures for minutes",
 }
 

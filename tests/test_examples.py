@@ -15,8 +15,11 @@ import pytest
 from graph.plan import Plan
 from kernels.core.problem import ConvProblem
 from tests.graph_models import model, node, normal
+from tests.records import record
 from tests.synthetic import records
+from tuner import exchange
 from tuner.database import Database
+from tuner.record import Outcome
 
 ROOT = Path(__file__).parent.parent
 P = ConvProblem.parse("conv 1x16x14x14 16x3x3 s1 p1 bias relu")
@@ -100,3 +103,16 @@ def test_merge_two_machines_and_report(folder: Path) -> None:
     assert (folder / "report" / "report.html").is_file()
     with Database(folder / "all.db") as merged:
         assert merged.merge(folder / "board.db") == 0
+
+
+def test_open_data_in_kernel_tuner(folder: Path) -> None:
+    pytest.importorskip("kernel_tuner")
+    data = ROOT / "results" / "open-data" / "im2col-resnet-14x14.json.gz"
+    out = run(folder, "kernel_tuner_simulation.py", data, "--strategy", "brute_force")
+    assert "brute_force: 1248 schedules tried" in out
+    assert "1.000 times the optimum of the 1248 schedules measured" in out
+    failed = replace(record(9, ()), outcome=Outcome.RUNTIME, errors=None, reason="crashed")
+    exchange.write(folder / "some.json", "t4", [record(6), record(7), record(8), failed], [])
+    options = ("--strategy", "random_sample", "--evaluations", "4")
+    out = run(folder, "kernel_tuner_simulation.py", "some.json", *options)
+    assert "random_sample: 4 schedules tried" in out

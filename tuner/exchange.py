@@ -31,7 +31,16 @@ def write(
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}: use one of {', '.join(FORMATS)}")
-    payload = FORMATS[form](records, environments).encode()
+    write_text(path, FORMATS[form](records, environments))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, compressed if its name ends in `.gz`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    payload = text.encode()
     if path.suffix == ".gz":
         payload = gzip.compress(payload, mtime=0)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:

@@ -31,8 +31,15 @@ _COSTS = {
 """What T4 calls the parts of a trial's cost, and what records call them."""
 
 
-def write_t4(records: Iterable[Record], environments: Sequence[Environment]) -> str:
-    """The text of a T4 file, with the schema's metadata and the spaces' parameters."""
+def write_t4(
+    records: Iterable[Record],
+    environments: Sequence[Environment],
+    about: Mapping[str, object] | None = None,
+) -> str:
+    """The text of a T4 file, with the schema's metadata and the spaces' parameters.
+
+    What `about` says is added to the metadata.
+    """
     records = list(records)
     machines = {environment.machine: environment for environment in environments}
     manifests = [environment.to_dict() for environment in machines.values()]
@@ -50,6 +57,7 @@ def write_t4(records: Iterable[Record], environments: Sequence[Environment]) -> 
         },
         "environment": {"device_query": {}, "requirements": sorted(requirements)},
         "spaces": _spaces(records),
+        **(about or {}),
     }
     document = {
         "schema_version": VERSION,

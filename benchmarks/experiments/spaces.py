@@ -1,9 +1,11 @@
-"""Open data: every schedule of six spaces measured, in T4 files that search methods can replay.
+"""Open data: parts of six spaces, measured whole, in T4 files that search methods can replay.
 
     python -m benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL] [--out FOLDER]
 
-Layers of published networks, on one thread with warm caches. Fields of a schedule that would
-multiply a space without changing its shape are pinned. What is not far behind the fastest is
+Layers of published networks, on one thread with warm caches. Some fields of a schedule are pinned,
+so that a part of the space remains that can be measured whole; the metadata of a file says which
+fields, and what share of the space that is. Schedules that a rule of the space forbids are in
+neither. What is not far behind the fastest is
 measured in several passes through the space, minutes apart: the optimum of a thousand noisy times
 would else be whatever was luckiest. A file is written when its space is done; with a database, an
 interrupted run goes on where it stopped.
@@ -24,7 +26,7 @@ from pathlib import Path
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
-from search_spaces.space import space_for
+from search_spaces.space import Space, space_for
 from tuner import exchange
 from tuner.database import Database
 from tuner.effort import EFFORTS
@@ -35,6 +37,7 @@ from tuner.job import Compiled
 from tuner.measurer import Measurer
 from tuner.noise import in_words, noise_of, others
 from tuner.record import Outcome, Record
+from tuner.t4 import write_t4
 from tuner.units import duration, percent, plural
 
 _PROTOCOL = EFFORTS["exhaustive"].protocol
@@ -58,6 +61,16 @@ class Ground:
     def algorithm(self) -> str:
         """The template's name."""
         return self.pins.partition("(")[0]
+
+    @property
+    def space(self) -> Space:
+        """The algorithm's space for the layer on this machine, nothing pinned."""
+        return space_for(self.algorithm, ConvProblem.parse(self.layer), Cpu.host())
+
+    def extent(self) -> dict[str, object]:
+        """For a file's metadata: what is pinned, and the legal schedules of part and whole."""
+        part, whole = (sum(1 for _ in s) for s in (self.space.pinned(self.pins), self.space))
+        return {"extent": {"pins": self.pins, "schedules": part, "of": whole}}
 
 
 GROUNDS = {
@@ -108,7 +121,7 @@ def main(words: Sequence[str] | None = None) -> int:
             seconds = measure(GROUNDS[name], database, _QUICK if arguments.quick else None)
             found = results(GROUNDS[name], database)
         path = arguments.out / f"{name}.json.gz"
-        exchange.write(path, "t4", found, [Environment.host()])
+        exchange.write_text(path, write_t4(found, [Environment.host()], GROUNDS[name].extent()))
         noise = noise_of(found)
         print(
             f"{path}: {plural(len(found), 'result')}, "
@@ -120,7 +133,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def measure(ground: Ground, database: Database, trials: int | None = None) -> float:
-    """Measure the whole space, or the first `trials` of it; returns the seconds that took."""
+    """Measure all of a ground, or the first `trials` of it; returns the seconds that took."""
     summary = fast_run(
         [(ConvProblem.parse(ground.layer), 1)],
         database,
@@ -160,7 +173,7 @@ def _measure_again(database: Database, records: Sequence[Record]) -> None:
 
 
 def results(ground: Ground, database: Database) -> list[Record]:
-    """What screening said of every schedule of the space, in the order of the space.
+    """What screening said of every schedule of the ground, in the order of the space.
 
     The samples of several screenings are put together. Races are left out: in them a few schedules
     are measured better than the rest.
@@ -174,7 +187,7 @@ def results(ground: Ground, database: Database) -> list[Record]:
         regime="hot",
         toolchain=toolchain(),
     )
-    space = space_for(ground.algorithm, problem, Cpu.host()).pinned(ground.pins)
+    space = ground.space.pinned(ground.pins)
     placed = defaultdict(list)
     for record in stored:
         if record.stage == "screen" and record.algorithm == ground.algorithm:
