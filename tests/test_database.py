@@ -16,7 +16,8 @@ from tests.databases import edit, refused
 from tests.records import PROBLEM, record
 from tuner.database import Database
 from tuner.environment import Environment
-from tuner.record import Errors, Outcome, Record
+from tuner.provenance import Run
+from tuner.record import PROTOCOL, Errors, Outcome, Record
 
 KEY = (PROBLEM, "machine", 1, "hot")
 
@@ -78,6 +79,15 @@ def test_environments_belong_to_runs(database: Database) -> None:
     database.add_environment(host, run="two")
     assert database.environments() == [host, host]
     assert database.environments(run="two") == [host]
+
+
+def test_runs_say_what_was_asked_for(database: Database) -> None:
+    first = Run(name="one", command="fastrun tune x", seed=0, sampler="gp")
+    second = Run(name="two", command="fastrun tune y")
+    for run in (first, second, first):
+        database.add_run(run)
+    assert database.runs() == [first, second]
+    assert database.runs("two") == [second]
 
 
 def test_info_counts(database: Database) -> None:
@@ -181,6 +191,19 @@ def test_code_that_was_wrong_once_is_never_best(database: Database) -> None:
     assert best(database, mended) == good
 
 
+def test_what_was_timed_in_another_way_is_not_compared(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    older = [record(6, [1e-3], stage="final"), record(7, [2e-3])]
+    monkeypatch.setattr("tuner.tables.PROTOCOL", PROTOCOL + 1)
+    newer = record(7, [3e-3], protocol=PROTOCOL + 1)
+    assert best(database, *older) is None
+    assert best(database, newer) == newer
+    assert database.ranking(*KEY) == [newer]
+    assert database.best_all(*KEY[1:]) == {PROBLEM: newer}
+    assert database.records(protocol=PROTOCOL) == older
+
+
 def test_baselines_are_left_out_unless_asked_for(database: Database) -> None:
     naive = record(6, [1e-3], schedule="naive()", baseline=True)
     tuned = record(7, [2e-3])
@@ -220,20 +243,23 @@ def test_merge_is_idempotent_and_brings_everything(tmp_path: Path, database: Dat
         for mr in range(1200):
             other.add(record(mr))
         other.add_environment(Environment.host(), "run")
+        other.add_run(Run(name="run", command="fastrun tune"))
         assert database.merge(other) == 1199
         assert database.merge(other) == 0
         assert database.merge(tmp_path / "other.db") == 0
         assert len(database.records()) == 1200
         assert database.environments(run="run") == other.environments()
+        assert database.runs() == other.runs() != []
         assert other.merge(database) == 0
 
 
-def test_merge_keeps_the_noise_of_those_that_have_one(tmp_path: Path, database: Database) -> None:
-    stored = [record(1), record(2, noise=0.5), record(3)]
+def test_merge_keeps_what_only_some_records_know(tmp_path: Path, database: Database) -> None:
+    placed = record(4, processes=(0, 0, 1), rounds=(0, 1, -1), protocol=2)
+    stored = [record(1), record(2, noise=0.5), record(3), placed]
     with Database(tmp_path / "other.db") as other:
         for r in stored:
             other.add(r)
-        assert database.merge(other) == 3
+        assert database.merge(other) == 4
     assert database.records() == stored
 
 

@@ -17,7 +17,7 @@ from tests.records import record
 from tests.test_database import KEY, refused
 from tuner.database import Database
 from tuner.environment import Environment
-from tuner.record import Errors, Outcome
+from tuner.record import LATER, Errors, Outcome
 from tuner.tables import FIRST_TABLES, TABLES, schema_version
 
 pytest.importorskip("psycopg", reason="needs psycopg")
@@ -121,15 +121,16 @@ def test_the_first_schema_is_migrated(url: str) -> None:
     later = sorted(set(TABLES.tables) - FIRST_TABLES)
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         for statement in (
-            "ALTER TABLE records DROP COLUMN noise",
+            *(f"ALTER TABLE records DROP COLUMN {name}" for name in LATER),
             *(f"DROP TABLE {name}" for name in later),
             "UPDATE meta SET value = '1'",
         ):
             connection.execute(statement)
     assert "schema 1" in refused(lambda: Database(url, read_only=True))
     with Database(url) as database:
-        database.add(record(7, noise=0.5))
-        assert database.records() == [record(), record(7, noise=0.5)]
+        later = record(7, noise=0.5, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2)
+        database.add(later)
+        assert database.records() == [record(), later]
         assert database.info().schema == schema_version()
 
 

@@ -15,6 +15,7 @@ from tests.databases import refused
 from tests.records import record
 from tuner.database import Database
 from tuner.environment import Environment
+from tuner.provenance import Run
 from tuner.record import Errors, Outcome
 
 
@@ -26,16 +27,22 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 def test_json_lines_read_back(tmp_path: Path, database: Database) -> None:
     stored = [
-        record(mr, errors=None if mr % 2 else Errors(1.0, float("inf"), 0.0)) for mr in (1, 2)
+        record(1, errors=None),
+        record(2, errors=Errors(1.0, float("inf"), 0.0), run="made"),
+        record(3, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2, run="made"),
     ]
     for r in stored:
         database.add(r)
+    made, other_run = Run(name="made", command="fastrun tune"), Run(name="other", command="")
+    database.add_run(made)
+    database.add_run(other_run)
     for name in ("records.jsonl", "records.jsonl.gz"):
-        assert database.export(tmp_path / name, "jsonl") == 2
+        assert database.export(tmp_path / name, "jsonl") == 3
         with Database("sqlite://") as other:
-            assert other.import_file(tmp_path / name) == 2
+            assert other.import_file(tmp_path / name) == 3
             assert other.import_file(tmp_path / name) == 0
             assert other.records() == stored
+            assert other.runs() == [made]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", "null", '{"problem": 1}', "[" * 10**5, "\xff"])
@@ -96,12 +103,15 @@ def test_t4_reads_back(tmp_path: Path, database: Database) -> None:
         record(run="r", noise=0.01),
         record(7, (), outcome=Outcome.TIMEOUT, errors=None, reason="2 s"),
         record(8, (1 / 3e3, 2e-3), errors=Errors(math.inf, 1e-7, 0.0), workspace=4096),
+        record(9, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2),
     ]
     for r in stored:
         database.add(r)
+    database.add_run(Run(name="r", command="fastrun tune", seed=1))
     database.export(tmp_path / "a.json.gz", "t4")
     with Database("sqlite://") as other:
-        assert other.import_file(tmp_path / "a.json.gz") == 3
+        assert other.import_file(tmp_path / "a.json.gz") == 4
+        assert other.runs() == database.runs()
         assert other.import_file(tmp_path / "a.json.gz") == 0
         other.export(tmp_path / "b.json", "t4")
         back = other.records()
@@ -133,7 +143,8 @@ def test_bad_t4_is_refused(tmp_path: Path, database: Database, text: str, says: 
 
 def test_csv_has_a_row_per_record(tmp_path: Path, database: Database) -> None:
     pandas = pytest.importorskip("pandas")
-    database.add(record())
+    database.add(record(run="made"))
+    database.add_run(Run(name="made", command="fastrun tune", seed=3))
     database.add(record(7, (), outcome=Outcome.RUNTIME, errors=None, reason='said "no", twice'))
     assert database.export(tmp_path / "x.csv", "csv", outcome="runtime") == 1
     assert database.export(tmp_path / "x.csv.gz", "csv") == 2
@@ -145,6 +156,7 @@ def test_csv_has_a_row_per_record(tmp_path: Path, database: Database) -> None:
     assert table["seconds_per_call"][0] == 1.5e-3
     assert json.loads(table["samples"][0]) == list(record().samples)
     assert table["errors.max"][0] == 1e-6
+    assert (table["run.command"][0], table["run.seed"][0]) == ("fastrun tune", 3)
     assert table["seconds.compile"][1] == 0.02
 
 

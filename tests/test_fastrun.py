@@ -18,7 +18,7 @@ from tests.records import record
 from tuner.database import Database
 from tuner.fastrun import Budget, Progress, fast_run
 from tuner.finals import FINAL
-from tuner.record import Outcome
+from tuner.record import PROTOCOL, STAGES, Outcome
 from tuner.search import ProblemSearch, next_search, related
 
 TINY = ConvProblem.parse("conv 1x16x8x8 16x3x3 s1 p1 bias relu")
@@ -32,12 +32,17 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
             [(TINY, 2), (OTHER, 1)], database, Budget(trials=14), observe=seen.append
         )
         records = database.records()
+        (run,) = database.runs()
         machine = Cpu.host().fingerprint
         best = database.best(TINY, machine, 1, "hot")
     assert summary.trials == 28
     assert not summary.interrupted
     assert len([r for r in records if r.stage == "screen"]) == 28
     assert {r.run for r in records} == {summary.run}
+    assert {r.protocol for r in records} == {PROTOCOL}
+    assert (run.name, run.seed, run.sampler) == (summary.run, 0, "gp")
+    assert run.command.startswith("fast_run(2 problems, Budget(")
+    assert all(stage in run.timing for stage in STAGES)
     assert seen[-1].stage == "done"
     finals = [r for r in records if r.stage == "final" and r.problem == str(TINY)]
     assert len(finals) >= 2

@@ -39,6 +39,8 @@ def test_everybody_runs_in_every_process(measurer: Measurer) -> None:
     assert {r.outcome for r in records} == {Outcome.CORRECT}
     assert {(r.stage, r.run) for r in records} == {("final", measurer.run)}
     assert {len(r.samples) for r in records} == {FINAL.processes * FINAL.rounds}
+    places = [(p, i) for p in range(FINAL.processes) for i in range(FINAL.rounds)]
+    assert all([*zip(r.processes, r.rounds, strict=True)] == places for r in records)
     assert [r.baseline for r in records] == [False, True, False]
     assert [r.heuristic for r in records] == [True, False, True]
 

@@ -20,11 +20,19 @@ from kernels.core.cpu import Cpu
 from tests.records import record
 from tuner import environment
 from tuner.environment import Environment
-from tuner.record import REGIMES, STAGES, Errors, Outcome, Record, RecordError
+from tuner.provenance import Run, command_line
+from tuner.record import LATER, REGIMES, STAGES, Errors, Outcome, Record, RecordError
 
 line = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=20)
 time = st.floats(min_value=0, max_value=1e6, exclude_min=True)
 number = st.floats(allow_nan=True, allow_infinity=True)
+
+
+def placed(r: Record) -> Record:
+    """The record with processes and rounds, unless it has an odd number of samples."""
+    numbers = tuple(range(len(r.samples)))
+    return r if len(numbers) % 2 else replace(r, processes=numbers, rounds=numbers)
+
 
 records = st.builds(
     Record,
@@ -47,7 +55,8 @@ records = st.builds(
     run=line,
     time=st.datetimes().map(lambda t: t.isoformat() + "+00:00"),
     noise=st.none() | st.floats(0, 1e3),
-)
+    protocol=st.integers(1, 9),
+).map(placed)
 
 
 @given(records)
@@ -79,17 +88,63 @@ def test_every_field_counts_for_the_key() -> None:
         "heuristic": True,
         "time": "2026-01-02T00:00:00+00:00",
         "noise": 0.1,
+        "processes": (0, 0, 1),
+        "rounds": (0, 1, 0),
+        "protocol": 2,
     }
     others = {name: "other" for name in base.to_dict() if name not in changed}
     keys = {replace(base, **{name: value}).key for name, value in (changed | others).items()}
     assert len(keys | {base.key}) == len(fields(Record)) + 1
 
 
-def test_a_record_without_noise_keeps_the_key_of_the_first_form() -> None:
+def test_what_is_not_known_leaves_the_key_of_the_first_form() -> None:
     first = record().to_dict()
-    assert "noise" not in first
+    assert not first.keys() & LATER.keys()
     assert Record.from_dict(first) == record()
-    assert Record.from_dict({**first, "noise": None}).key == record().key
+    assert Record.from_dict({**LATER, **first}).key == record().key
+    assert record().key == "c5ce5780ce0f593cfe5f8cd19de70eb7"
+
+
+def test_samples_are_grouped_by_process() -> None:
+    samples = (1.0, 2.0, 3.0, 4.0)
+    assert record(samples=samples, processes=(0, 0, 1, 2)).by_process() == [(1, 2), (3,), (4,)]
+    assert record(samples=samples, processes=(1, 0, 1, 0)).by_process() == [(1, 3), (2, 4)]
+    assert record(samples=samples).by_process() == [samples]
+    assert record(samples=()).by_process() == []
+
+
+def test_runs_come_back_equal_and_refuse_other_data() -> None:
+    run = Run(name="a", command="fastrun tune x", sampler="gp", seed=3, timing="final: so")
+    assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+    assert run.tuner == environment.tuner_hash()
+    for field, value in [
+        ("command", "two\nlines"),
+        ("seed", 1.5),
+        ("seed", 10**400),
+        ("time", "yesterday"),
+        ("sampler", None),
+        ("surprise", ""),
+    ]:
+        with pytest.raises(RecordError, match=field) as refusal:
+            Run.from_dict(run.to_dict() | {field: value})
+        assert len(str(refusal.value)) < 200
+    with pytest.raises(RecordError, match="command"):
+        Run.from_dict({"name": "a"})
+
+
+@pytest.mark.parametrize(
+    ("word", "kept"),
+    [
+        ("resnet50", "resnet50"),
+        ("/home/somebody/model.onnx", "model.onnx"),
+        ("--db=/home/somebody/a.db", "--db=a.db"),
+        ("postgresql://me:secret@host/db", "db"),
+        ("--db=postgresql://me:secret@host/db?password=secret2", "'--db=db?password=secret2'"),
+        ("../folder/", "folder/"),
+    ],
+)
+def test_a_command_line_names_no_folders(word: str, kept: str) -> None:
+    assert command_line(["fastrun", "tune", word]) == f"fastrun tune {kept}"
 
 
 @given(st.lists(time, min_size=1, max_size=30), st.randoms())
@@ -138,6 +193,15 @@ def test_schedule_text_is_read_without_its_algorithm() -> None:
         ("samples", [math.nan]),
         ("samples", ["1"]),
         ("samples", 1.0),
+        ("processes", [0]),
+        ("processes", [0, 0, -1]),
+        ("processes", [0, 0, 1.0]),
+        ("processes", [0, 0, True]),
+        ("rounds", [0, 1, -2]),
+        ("rounds", [0, 1, 2**31]),
+        ("rounds", None),
+        ("protocol", 0),
+        ("protocol", "1"),
         ("seconds", {"compile": -1.0}),
         ("seconds", {"compile": [1.0]}),
         ("errors", 1.0),

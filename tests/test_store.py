@@ -13,6 +13,7 @@ from tests.records import record
 from tuner import tables
 from tuner.database import Database
 from tuner.environment import Environment
+from tuner.record import LATER
 from tuner.tables import schema_version
 
 
@@ -55,7 +56,7 @@ INSERT INTO meta VALUES ('schema', '1');
 
 
 def test_a_file_of_the_first_schema_is_migrated(path: Path) -> None:
-    row = {name: x for name, x in tables.record_row(record()).items() if name != "noise"}
+    row = {name: x for name, x in tables.record_row(record()).items() if name not in LATER}
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.executescript(FIRST_SCHEMA)
         names, marks = ", ".join(f'"{name}"' for name in row), ", ".join("?" * len(row))
@@ -64,8 +65,9 @@ def test_a_file_of_the_first_schema_is_migrated(path: Path) -> None:
         assert database.info().schema == schema_version()
         assert database.records() == [record()]
         database.add(record())
-        database.add(record(7, noise=0.25))
-        assert database.records() == [record(), record(7, noise=0.25)]
+        later = record(7, noise=0.25, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2)
+        database.add(later)
+        assert database.records() == [record(), later]
     fresh = path.with_name("fresh.db")
     Database(fresh).close()
     columns = "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c"

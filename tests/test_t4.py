@@ -99,7 +99,7 @@ def test_open_data_is_whole(path: Path) -> None:
     document = json.loads(text)
     check(document)
     assert path.stat().st_size < 1 << 20
-    records = read_t4(text)
+    records, _ = read_t4(text)
     assert len({r.schedule for r in records}) == len(records)
     (recorded,) = recorded_spaces(records)
     (about,) = document["metadata"]["spaces"]

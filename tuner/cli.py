@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
         parser.exit(MISTAKE, f"fastrun: error: no command {words[0]!r}: {hint}\n")
     arguments, strange = parser.parse_known_args(words)
+    arguments.words = words
     if strange:
         _refuse(strange[0], names.get(words[0], parser))
     _check_threads(parser, arguments)

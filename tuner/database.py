@@ -23,12 +23,14 @@ from kernels.core.problem import ConvProblem
 from tuner import exchange
 from tuner.environment import Environment
 from tuner.network_record import NetworkRecord
+from tuner.provenance import Run
 from tuner.record import Record, RecordError
 from tuner.store import DatabaseError, Store
 from tuner.tables import (
     ENVIRONMENTS,
     NETWORKS,
     RECORDS,
+    RUNS,
     Limits,
     Match,
     NetworkMatch,
@@ -41,6 +43,7 @@ from tuner.tables import (
     record_row,
     row_network,
     row_record,
+    run_row,
     schema_version,
 )
 from tuner.units import plural
@@ -113,9 +116,21 @@ class Database:
         """Store where and when the records of `run` are taken."""
         self._append([], [environment_row(environment, run)])
 
+    def add_run(self, run: Run) -> None:
+        """Store what a run was asked for."""
+        self._append([], runs=[run_row(run)])
+
     def add_network(self, record: NetworkRecord) -> None:
         """Store how a network's final ended."""
         self._append([], networks=[network_row(record)])
+
+    def runs(self, name: str | None = None) -> list[Run]:
+        """What the run of this name, or all, were asked for, the oldest first."""
+        query = sql.select(RUNS.c.body)
+        query = query if name is None else query.where(RUNS.c.name == name)
+        with self._store.reading() as connection, self._checked():
+            found = [json.loads(body) for body in connection.execute(query).scalars()]
+            return sorted(map(Run.from_dict, found), key=lambda run: (run.time, run.name))
 
     def networks(self, **match: Unpack[NetworkMatch]) -> list[NetworkRecord]:
         """The records of networks' finals that match, the oldest first."""
@@ -152,8 +167,9 @@ class Database:
         Per schedule the record of the highest stage decides, the newest if there are several:
         measuring again replaces, also when the new value is worse or a failure. Records of a
         higher stage come first whatever their time, because a screened value was selected for
-        being low; within a stage, the faster first. Code that crashed or computed wrongly once
-        under the same toolchain is out for good.
+        being low; within a stage, the faster first. What was timed by another `PROTOCOL` than
+        today's is out, for such times cannot be compared. Code that crashed or computed wrongly
+        once under the same toolchain is out for good.
         """
         query = ranked(limits, machine=machine, threads=threads, regime=regime, problem=problem)
         return self._fetched(query)
@@ -191,8 +207,9 @@ class Database:
                 return self.merge(opened)
         environments = [environment_row(e, run) for e, run in other._environments()]
         networks = [network_row(record) for record in other.networks()]
+        runs = [run_row(run) for run in other.runs()]
         rows = [record_row(record) for record in other.records()]
-        return self._append(rows, environments, networks)
+        return self._append(rows, environments, networks, runs)
 
     def export(self, path: str | Path, form: str, **match: Unpack[Match]) -> int:
         """Write the records that match as `t4`, `csv` or `jsonl`; return how many.
@@ -203,8 +220,10 @@ class Database:
         records = self.records(**match)
         machines = {record.machine for record in records}
         environments = [e for e in self.environments() if e.machine in machines]
+        names = {record.run for record in records}
+        runs = [run for run in self.runs() if run.name in names]
         try:
-            exchange.write(Path(path), form, records, environments)
+            exchange.write(Path(path), form, records, environments, runs)
         except OSError as error:
             raise DatabaseError(f"cannot write {path}: {error.strerror}") from error
         except ValueError as error:
@@ -214,12 +233,12 @@ class Database:
     def import_file(self, path: str | Path) -> int:
         """Add the records of a JSON lines or T4 file, all or none; return how many are new."""
         try:
-            rows = [record_row(record) for record in exchange.read(Path(path))]
+            records, runs = exchange.read(Path(path))
         except RecordError as error:
             raise DatabaseError(str(error)) from error
         except (OSError, EOFError, zlib.error) as error:
             raise DatabaseError(f"cannot read {path}: {error}") from error
-        return self._append(rows)
+        return self._append([*map(record_row, records)], runs=[*map(run_row, runs)])
 
     def info(self) -> Info:
         """What is stored."""
@@ -267,6 +286,7 @@ class Database:
         records: Sequence[Row],
         environments: Sequence[Row] = (),
         networks: Sequence[Row] = (),
+        runs: Sequence[Row] = (),
     ) -> int:
         """Store the rows whose key is new in one transaction; return the number of records."""
         for _ in range(_ATTEMPTS):
@@ -274,6 +294,7 @@ class Database:
                 with self._store.writing() as connection:
                     insert_new(connection, ENVIRONMENTS, environments)
                     insert_new(connection, NETWORKS, networks)
+                    insert_new(connection, RUNS, runs)
                     return insert_new(connection, RECORDS, records)
             except exc.IntegrityError as error:
                 # Where writers do not exclude each other, another has just added one of these

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import kernels
+import tuner
 from kernels.codegen.jit import llvm_version
 from kernels.core.cpu import Cpu
 from tuner.record import RecordError, now
@@ -102,8 +104,18 @@ def toolchain() -> str:
 
 def generator_hash() -> str:
     """Twelve hex digits of every source file of `kernels`."""
+    return _source_hash(kernels)
+
+
+@functools.cache
+def tuner_hash() -> str:
+    """Twelve hex digits of every source file of `tuner`: what searched and measured."""
+    return _source_hash(tuner)
+
+
+def _source_hash(package: ModuleType) -> str:
     digest = hashlib.sha256()
-    root = Path(kernels.__path__[0])
+    root = Path(package.__path__[0])
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(path.read_bytes() + b"\0")

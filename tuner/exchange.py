@@ -8,21 +8,27 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tuner.environment import Environment
-from tuner.record import Record, RecordError
+from tuner.provenance import Run
+from tuner.record import LATER, Record, RecordError
 from tuner.t4 import read_t4, write_t4
 
-Writer = Callable[[Sequence[Record], Sequence[Environment]], str]
+Writer = Callable[[Sequence[Record], Sequence[Environment], Sequence[Run]], str]
 
 
 def write(
-    path: Path, form: str, records: Sequence[Record], environments: Sequence[Environment]
+    path: Path,
+    form: str,
+    records: Sequence[Record],
+    environments: Sequence[Environment],
+    runs: Sequence[Run] = (),
 ) -> None:
     """Write `records` in a format of `FORMATS`; a name that ends in `.gz` is compressed.
 
+    `environments` and `runs` say where and how they came about.
     The file appears whole or not at all, and equal records give equal bytes.
 
     Raises:
@@ -31,7 +37,7 @@ def write(
     """
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}: use one of {', '.join(FORMATS)}")
-    write_text(path, FORMATS[form](records, environments))
+    write_text(path, FORMATS[form](records, environments, runs))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,8 +60,10 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
-def read(path: Path) -> Iterator[Record]:
-    """The records of a JSON lines or T4 file, by its name, compressed if that ends in `.gz`.
+def read(path: Path) -> tuple[list[Record], list[Run]]:
+    """The records of a JSON lines or T4 file, and what it says of their runs.
+
+    The name says which, compressed if it ends in `.gz`.
 
     Raises:
         RecordError: a line or result is no record; the message names it.
@@ -64,26 +72,36 @@ def read(path: Path) -> Iterator[Record]:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         if path.name.removesuffix(".gz").endswith(".json"):
             try:
-                yield from read_t4(file.read())
+                return read_t4(file.read())
             except RecordError as error:
                 raise RecordError(f"{path}: {error}") from error
-            return
+        records, runs = [], dict[Run, None]()
         for number, line in enumerate(file, start=1):
             try:
                 data = json.loads(line)
                 if not isinstance(data, dict):
                     raise RecordError("not a JSON object")
-                yield Record.from_dict(data)
+                if (made := data.pop("provenance", None)) is not None:
+                    runs[Run.from_dict(made)] = None
+                records.append(Record.from_dict(data))
             except (ValueError, RecursionError) as error:
                 raise RecordError(f"{path}, line {number}: {error}") from error
+        return records, list(runs)
 
 
-def _jsonl(records: Iterable[Record], environments: Sequence[Environment]) -> str:
-    return "".join(json.dumps(record.to_dict(), allow_nan=False) + "\n" for record in records)
+def _jsonl(
+    records: Iterable[Record], environments: Sequence[Environment], runs: Sequence[Run]
+) -> str:
+    made = {run.name: {"provenance": run.to_dict()} for run in runs}
+    lines = (record.to_dict() | made.get(record.run, {}) for record in records)
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
 
 
-def _csv(records: Sequence[Record], environments: Sequence[Environment]) -> str:
-    rows = [_flat(record) for record in records]
+def _csv(
+    records: Sequence[Record], environments: Sequence[Environment], runs: Sequence[Run]
+) -> str:
+    made = {run.name: _flat_run(run) for run in runs}
+    rows = [_flat(record) | made.get(record.run, {}) for record in records]
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
@@ -94,16 +112,21 @@ def _csv(records: Sequence[Record], environments: Sequence[Environment]) -> str:
 
 def _flat(record: Record) -> dict[str, object]:
     """One level of names: `errors.max`, `seconds.compile`; the samples as a JSON list."""
-    data = record.to_dict()
+    data = LATER | record.to_dict()
     errors, seconds = data.pop("errors") or {}, data.pop("seconds")
     timed = {"seconds_per_call": record.seconds_per_call} if record.samples else {}
     return (
         data
-        | {"algorithm": record.algorithm, "samples": json.dumps(data["samples"])}
+        | {"algorithm": record.algorithm}
+        | {name: json.dumps(data[name]) for name in ("samples", "processes", "rounds")}
         | timed
         | {f"errors.{name}": value for name, value in errors.items()}
         | {f"seconds.{name}": value for name, value in seconds.items()}
     )
+
+
+def _flat_run(run: Run) -> dict[str, object]:
+    return {f"run.{name}": value for name, value in run.to_dict().items() if name != "name"}
 
 
 FORMATS: dict[str, Writer] = {"t4": write_t4, "csv": _csv, "jsonl": _jsonl}

@@ -23,7 +23,8 @@ from tuner.finals import FINAL, RACE, race
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.measurer import DISTURBED, RETRIES, Measurer
 from tuner.nearest import first_guesses
-from tuner.record import Outcome, Record
+from tuner.provenance import Run
+from tuner.record import PROTOCOL, Outcome, Record
 from tuner.search import Candidate, ProblemSearch, next_search, related
 from tuner.timing import Protocol
 
@@ -102,6 +103,7 @@ def fast_run(
     limits: Limits | None = None,
     measurer: Measurer | None = None,
     observe: Callable[[Progress], None] | None = None,
+    command: str = "",
 ) -> Summary:
     """Tune distinct `problems`, each with the number of times its network has it.
 
@@ -113,7 +115,8 @@ def fast_run(
     `algorithms` restricts the search as `ProblemSearch` says, `sampler` is one of
     `tuner.propose.SAMPLERS`, `protocol` says how candidates are screened. `measurer`, a
     `tuner.fleet.Fleet`, measures on other machines, under the conditions it was made with; else it
-    is this machine with `threads`, `regime` and `limits`.
+    is this machine with `threads`, `regime` and `limits`. `command` is what the records are said to
+    come from, this call if it is empty.
 
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
     says so.
@@ -127,6 +130,22 @@ def fast_run(
     with measurer or Measurer(threads, regime, limits) as measurer:
         run = _Run(database, budget, measurer, protocol, also, observe)
         run.prepare(problems, seed, algorithms, max_error, max_workspace, sampler)
+        call = (
+            f"fast_run({len(problems)} problems, {budget}, threads={measurer.threads}, "
+            f"regime={measurer.regime!r}, also={[*also]}, seed={seed}, "
+            f"algorithms={[*algorithms]}, max_error={max_error}, max_workspace={max_workspace}, "
+            f"sampler={sampler!r})"
+        )
+        timing = f"screen: {protocol or Protocol()}; race: {RACE}; final: {FINAL}"
+        database.add_run(
+            Run(
+                name=measurer.run,
+                command=command or call,
+                sampler=sampler,
+                seed=seed,
+                timing=timing,
+            )
+        )
         try:
             run.search()
             run.finals()
@@ -189,6 +208,7 @@ class _Run:
                 threads=measurer.threads,
                 regime=measurer.regime,
                 toolchain=toolchain(),
+                protocol=PROTOCOL,
             )
             self.known += search.replay(stored)
             ranking = self.database.ranking(problem, *where)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from kernels.core.problem import ConvProblem
 from tuner.job import Compiled, Result
 from tuner.measurer import DISTURBED, RETRIES, Measurer, is_baseline
-from tuner.record import Outcome, Record
+from tuner.record import ALONE, Outcome, Record
 from tuner.timing import Protocol
 
 # The schedules, as text, that race each other for each problem.
@@ -44,6 +44,11 @@ class Format:
         """How a schedule is timed: a slow baseline by one call a process, all else in full."""
         slow = self.slow if is_baseline(schedule) else math.inf
         return Protocol(block=self.block, slow=slow)
+
+    def __str__(self) -> str:
+        per = f"{self.processes} processes" if self.processes > 1 else "one process"
+        leave = f", the surely slower leave every {self.rung}" if self.rung else ""
+        return f"{self.rounds} rounds in {per}, blocks of {1e3 * self.block:g} ms{leave}"
 
 
 RACE = Format("race", processes=1, rounds=10, rung=5, block=5e-3)
@@ -87,7 +92,8 @@ def race(
             ]
             for heat in heats:
                 for key, result in heat.results().items():
-                    results[key] = _joined(results.get(key), result)
+                    placed = replace(result, processes=(process,) * len(result.samples))
+                    results[key] = _joined(results.get(key), placed)
                 willing = go_on()
             if not willing:
                 break
@@ -133,8 +139,10 @@ class _Heat:
                 break
             found = self._begin().result()
         if len(found) == 1 or any(result.outcome == Outcome.CORRECT for result in found):
+            found = [replace(r, rounds=tuple(range(len(r.samples)))) for r in found]
             return dict(zip(self._racing, found, strict=True))
         alone = self._measurer.sandbox.submit_all(self._jobs).result()
+        alone = [replace(r, rounds=(ALONE,) * len(r.samples)) for r in alone]
         results = dict(zip(self._racing, alone, strict=True))
         failed = {key: r for key, r in results.items() if r.outcome != Outcome.CORRECT}
         if not failed:
@@ -152,6 +160,8 @@ def _joined(before: Result | None, result: Result) -> Result:
     return replace(
         result,
         samples=before.samples + result.samples,
+        processes=before.processes + result.processes,
+        rounds=before.rounds + result.rounds,
         noise=max(before.noise or 0.0, result.noise or 0.0),
         complete=before.complete and result.complete,
     )

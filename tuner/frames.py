@@ -222,7 +222,7 @@ _COLUMNS = [
     *("problem", "algorithm", "schedule", "machine", "threads", "regime", "stage", "outcome"),
     *("reason", "seconds_per_call", "min", "median", "samples", "gflops", "error_max"),
     *("error_rms", "error_bias", "workspace", "baseline", "heuristic", "ir_hash", "toolchain"),
-    *("run", "time", "noise"),
+    *("run", "time", "noise", "protocol"),
 ]
 
 

@@ -93,7 +93,8 @@ class Job:
 class Result:
     """How a candidate ended.
 
-    `samples` are seconds per call of each block, `repeats` the calls of a block; `complete` is
+    `samples` are seconds per call of each block, `processes` and `rounds` as in a record; `repeats`
+    are the calls of a block; `complete` is
     False where it was given up as too slow. `noise` is the largest reading of the canary
     before and after, or share of a block's time for which the process waited for a core; None where
     nothing was timed. `seconds` says what verify and measure took.
@@ -102,6 +103,8 @@ class Result:
     outcome: Outcome
     reason: str = ""
     samples: tuple[float, ...] = ()
+    processes: tuple[int, ...] = ()
+    rounds: tuple[int, ...] = ()
     repeats: int = 0
     complete: bool = True
     errors: Errors | None = None

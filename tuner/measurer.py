@@ -24,7 +24,7 @@ from tuner.environment import Environment, toolchain
 from tuner.exits import one_interrupt
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.operands import Operands, Scratch
-from tuner.record import Record
+from tuner.record import ALONE, PROTOCOL, Record
 from tuner.sandbox import Compiler, Sandbox
 from tuner.timing import Protocol
 
@@ -166,6 +166,9 @@ class Measurer:
             reason=result.reason,
             stage=stage,
             samples=result.samples,
+            processes=result.processes or (0,) * len(result.samples),
+            rounds=result.rounds or (ALONE,) * len(result.samples),
+            protocol=PROTOCOL,
             errors=result.errors,
             workspace=program.workspace(self.threads) if program else 0,
             seconds={**(program.seconds if program else {}), **result.seconds},

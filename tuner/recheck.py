@@ -12,6 +12,7 @@ from tuner.database import Database
 from tuner.environment import Environment
 from tuner.finals import FINAL, race
 from tuner.measurer import Measurer, heuristic_text
+from tuner.provenance import Run
 from tuner.record import Outcome, Record
 from tuner.standing import Standing, is_current, speedup_interval
 
@@ -92,6 +93,8 @@ def recheck(
     new: dict[tuple[str, str], Record] = {}
     with Measurer(threads, regime) as measurer:
         database.add_environment(Environment.host(), measurer.run)
+        call = f"recheck({len(problems)} problems, threads={threads}, regime={regime!r})"
+        database.add_run(Run(name=measurer.run, command=call, timing=f"final: {FINAL}"))
         for record in race(measurer, contestants, FINAL):
             database.add(record)
             new[record.problem, record.schedule] = record

@@ -22,6 +22,12 @@ REGIMES = ("hot", "cold-weights")
 STAGES = ("screen", "race", "final")
 """How hard a candidate was measured, in rising order of trust."""
 
+PROTOCOL = 1
+"""The version of how samples are taken: another where new ones cannot be compared with older."""
+
+ALONE = -1
+"""The round of a sample that was taken in none: its candidate ran alone."""
+
 
 class RecordError(ValueError):
     """Data that is no record. The message is one line and names the field."""
@@ -97,6 +103,10 @@ class Record:
     says in one line why the outcome is not correct. `samples` holds every timed block as
     seconds per call, in the order measured, and `noise` the canary's largest reading around them
     (0.1: fixed work took ten per cent longer than at its best; None where nobody looked).
+    `processes` says for each sample in which process of the race it was taken, and `rounds` in
+    which of its rounds, both from 0 (`ALONE` where the others did not run); samples of equal
+    process and round in several records of a run and stage can be compared in pairs. They are empty
+    where nobody noted it. `protocol` is the `PROTOCOL` by which samples were taken.
     `workspace` is in bytes; `seconds` says what the trial cost (build, compile, verify, measure).
     One record per schedule, run and stage: a run that measures again stores a new one.
 
@@ -124,6 +134,9 @@ class Record:
     run: str = ""
     time: str = field(default_factory=now)
     noise: float | None = None
+    processes: tuple[int, ...] = ()
+    rounds: tuple[int, ...] = ()
+    protocol: int = 1
 
     def __post_init__(self) -> None:
         # Reasons come from compilers and dying processes: they are made one line, not refused.
@@ -131,7 +144,7 @@ class Record:
         reason = "".join(c if c.isprintable() else "?" for c in words)
         object.__setattr__(self, "reason", reason)
         for name in _TYPES[str]:
-            _check_text(name, getattr(self, name))
+            check_line(name, getattr(self, name))
         _check_word("regime", self.regime, REGIMES)
         _check_word("stage", self.stage, STAGES)
         _check_word("outcome", self.outcome, tuple(Outcome))
@@ -143,7 +156,15 @@ class Record:
             raise RecordError("record field 'seconds': a duration is finite and at least 0")
         if self.noise is not None and not 0 <= self.noise < math.inf:
             raise RecordError("record field 'noise': a deviation is finite and at least 0")
-        if not _is_utc(self.time):
+        for name, least in (("processes", 0), ("rounds", ALONE)):
+            numbers = getattr(self, name)
+            if numbers and len(numbers) != len(self.samples):
+                raise RecordError(f"record field {name!r}: one number for each sample, or none")
+            if not all(least <= number < 1 << 31 for number in numbers):
+                raise RecordError(f"record field {name!r}: a number is at least {least}")
+        if not 1 <= self.protocol < 1 << 31:
+            raise RecordError("record field 'protocol': a version is at least 1")
+        if not is_utc(self.time):
             raise RecordError(f"record field 'time': {self.time!r} is not UTC in ISO form")
 
     @property
@@ -162,6 +183,14 @@ class Record:
     def seconds_per_call(self) -> float:
         """`typical` of the samples; infinite when nothing was timed."""
         return typical(self.samples)
+
+    def by_process(self) -> list[tuple[float, ...]]:
+        """The samples of each process, in the order measured; all as one where nobody noted it."""
+        groups: dict[int, list[float]] = {}
+        processes = self.processes or (0,) * len(self.samples)
+        for process, sample in zip(processes, self.samples, strict=True):
+            groups.setdefault(process, []).append(sample)
+        return [tuple(samples) for samples in groups.values()]
 
     @property
     def key(self) -> str:
@@ -190,13 +219,13 @@ class Record:
     def to_dict(self) -> dict[str, Any]:
         """JSON form; `Record.from_dict` gives back an equal record.
 
-        Without a `noise` it has no such name: the first version of the form had none, and the same
-        fact keeps its key.
+        What the first version of the form did not have is left out where it is not known, so that
+        the same fact keeps its key.
         """
         data = {f.name: getattr(self, f.name) for f in fields(self)}
-        if self.noise is None:
-            del data["noise"]
-        return data | {
+        data |= {"processes": list(self.processes), "rounds": list(self.rounds)}
+        known = {name: x for name, x in data.items() if name not in LATER or x != LATER[name]}
+        return known | {
             "outcome": str(self.outcome),
             "samples": list(self.samples),
             "errors": self.errors and self.errors.to_dict(),
@@ -210,7 +239,7 @@ class Record:
         Raises:
             RecordError: naming the first field that is missing, unknown or wrong.
         """
-        data = {"noise": None, **data}
+        data = {**LATER, **data}
         _check_names(cls, data)
         for kind, names in _TYPES.items():
             for name in names:
@@ -226,6 +255,8 @@ class Record:
                 "errors": None if errors is None else Errors.from_dict(errors),
                 "seconds": {k: _number("seconds", x) for k, x in data["seconds"].items()},
                 "noise": None if data["noise"] is None else _number("noise", data["noise"]),
+                "processes": tuple(_whole("processes", x) for x in data["processes"]),
+                "rounds": tuple(_whole("rounds", x) for x in data["rounds"]),
             }
         )
 
@@ -235,11 +266,14 @@ _TYPES: dict[type, tuple[str, ...]] = {
         *("problem", "schedule", "machine", "regime", "toolchain", "ir_hash", "outcome"),
         *("reason", "stage", "run", "time"),
     ),
-    int: ("threads", "workspace"),
+    int: ("threads", "workspace", "protocol"),
     bool: ("baseline", "heuristic"),
-    list: ("samples",),
+    list: ("samples", "processes", "rounds"),
     dict: ("seconds",),
 }
+
+LATER: dict[str, Any] = {"noise": None, "processes": [], "rounds": [], "protocol": 1}
+"""What the first version of the form did not have, and what it is where it is not known."""
 
 
 def content_key(data: Mapping[str, Any]) -> str:
@@ -261,8 +295,13 @@ def _check_type(name: str, value: object, kind: type) -> None:
         raise RecordError(f"record field {name!r}: expected {kind.__name__}, got {value!r:.60}")
 
 
-def _check_text(name: str, text: str) -> None:
-    if not text.isprintable():
+def check_line(name: str, text: object) -> None:
+    """Refuse what is not one line of text.
+
+    Raises:
+        RecordError: naming the field.
+    """
+    if not (isinstance(text, str) and text.isprintable()):
         raise RecordError(f"record field {name!r}: {text!r:.60} is not one line of text")
 
 
@@ -278,7 +317,13 @@ def _number(name: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def _is_utc(text: str) -> bool:
+def _whole(name: str, value: object) -> int:
+    _check_type(name, value, int)
+    return value  # type: ignore[return-value]
+
+
+def is_utc(text: str) -> bool:
+    """Whether this is a time in ISO form whose zone is UTC."""
     try:
         offset = datetime.fromisoformat(text).utcoffset()
     except ValueError:

@@ -13,7 +13,7 @@ from kernels.core.problem import ConvProblem
 from kernels.core.template import ScheduleError, parse_schedule
 from tuner.environment import toolchain
 from tuner.intervals import ratio_interval
-from tuner.record import Record
+from tuner.record import PROTOCOL, Record
 
 if TYPE_CHECKING:  # a table on the terminal needs no SQL
     from tuner.database import Database
@@ -123,8 +123,11 @@ def _precise(record: Record, max_error: float | None) -> bool:
 def is_current(record: Record) -> bool:
     """Whether today's generator and compiler make of the schedule what was measured.
 
-    A record of another machine is believed: what would be made there is not known here.
+    A record of another machine is believed: what would be made there is not known here. One that
+    was timed in another way cannot be compared with those of today, wherever it was.
     """
+    if record.protocol != PROTOCOL:
+        return False
     cpu, ours = Cpu.host(), toolchain()
     if record.toolchain == ours or record.machine != cpu.fingerprint:
         return True

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tuner.environment import Environment
+from tuner.provenance import Run
 from tuner.record import Outcome, Record, RecordError
 
 VERSION = "1.0.0"
@@ -19,6 +20,7 @@ _OURS = (
     *("problem", "schedule", "machine", "threads", "regime", "toolchain", "ir_hash"),
     *("reason", "stage", "baseline", "heuristic", "run"),
 )
+_OURS_LATER = ("processes", "rounds", "protocol")
 """Members of a result that T4 does not know, named and meant as in a record."""
 
 _COSTS = {
@@ -34,9 +36,10 @@ _COSTS = {
 def write_t4(
     records: Iterable[Record],
     environments: Sequence[Environment],
+    runs: Sequence[Run] = (),
     about: Mapping[str, object] | None = None,
 ) -> str:
-    """The text of a T4 file, with the schema's metadata and the spaces' parameters.
+    """The text of a T4 file, with the schema's metadata, the spaces' parameters and the runs.
 
     What `about` says is added to the metadata.
     """
@@ -57,6 +60,7 @@ def write_t4(
         },
         "environment": {"device_query": {}, "requirements": sorted(requirements)},
         "spaces": _spaces(records),
+        "runs": [run.to_dict() for run in runs],
         **(about or {}),
     }
     document = {
@@ -67,8 +71,8 @@ def write_t4(
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
-def read_t4(text: str | bytes) -> list[Record]:
-    """The records of a T4 file that `write_t4` made; build and compile time are one in it.
+def read_t4(text: str | bytes) -> tuple[list[Record], list[Run]]:
+    """The records and runs of a file of `write_t4`; build and compile time are one in it.
 
     Raises:
         RecordError: it is not T4, not of this version, or of a tool that does not say what a
@@ -89,7 +93,10 @@ def read_t4(text: str | bytes) -> list[Record]:
             raise RecordError(f"result {number}: {error} is missing") from error
         except (TypeError, ValueError, AttributeError) as error:
             raise RecordError(f"result {number}: {error}") from error
-    return records
+    try:
+        return records, [Run.from_dict(run) for run in document.get("metadata", {}).get("runs", ())]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RecordError(f"runs: {error}") from error
 
 
 def _spaces(records: Iterable[Record]) -> list[dict[str, Any]]:
@@ -139,6 +146,7 @@ def _result(record: Record) -> dict[str, Any]:
         "correctness": 1.0 if record.outcome == Outcome.CORRECT else 0.0,
         "measurements": list(_measurements(record)),
         **{name: data[name] for name in _OURS},
+        **{name: data[name] for name in _OURS_LATER if name in data},
     }
 
 
@@ -169,6 +177,7 @@ def _record(result: Mapping[str, Any]) -> Record:
     return Record.from_dict(
         {
             **{name: result[name] for name in _OURS},
+            **{name: result[name] for name in _OURS_LATER if name in result},
             "time": result["timestamp"],
             "outcome": result["invalidity"],
             "samples": [sample / 1e3 for sample in times["runtimes"]],

@@ -11,7 +11,16 @@ import sqlalchemy as sql
 from kernels.core.problem import ConvProblem
 from tuner.environment import Environment
 from tuner.network_record import NetworkRecord
-from tuner.record import STAGES, Outcome, Record, RecordError, content_key
+from tuner.provenance import Run
+from tuner.record import (
+    LATER,
+    PROTOCOL,
+    STAGES,
+    Outcome,
+    Record,
+    RecordError,
+    content_key,
+)
 
 TABLES = sql.MetaData()
 
@@ -54,6 +63,9 @@ RECORDS = sql.Table(
     sql.Column("errors", sql.Text, nullable=False),
     sql.Column("samples", sql.Text, nullable=False),
     sql.Column("seconds", sql.Text, nullable=False),
+    sql.Column("processes", sql.Text, nullable=False, server_default="[]"),
+    sql.Column("rounds", sql.Text, nullable=False, server_default="[]"),
+    sql.Column("protocol", sql.Integer, nullable=False, server_default="1"),
     sql.Index("records_asked_for", "problem", "machine", "threads", "regime"),
     sql.Index("records_of_run", "run"),
     sql.Index("records_of_code", "ir_hash", "machine", "toolchain"),
@@ -75,6 +87,14 @@ NETWORKS = sql.Table(
     sql.Column("samples", sql.Text, nullable=False),
 )
 
+RUNS = sql.Table(
+    "runs",
+    TABLES,
+    sql.Column("key", sql.String(32), primary_key=True),
+    sql.Column("name", sql.Text, nullable=False),
+    sql.Column("body", sql.Text, nullable=False),
+)
+
 FIRST_TABLES = {META.name, ENVIRONMENTS.name, RECORDS.name}
 """What a database of any schema holds."""
 
@@ -87,12 +107,19 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "run TEXT NOT NULL, time TEXT NOT NULL, threads INTEGER NOT NULL, "
         "seconds_per_run DOUBLE PRECISION NOT NULL, samples TEXT NOT NULL)",
     ),
+    (
+        "ALTER TABLE records ADD COLUMN processes TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE records ADD COLUMN rounds TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE records ADD COLUMN protocol INTEGER DEFAULT 1 NOT NULL",
+        'CREATE TABLE runs ("key" VARCHAR(32) NOT NULL PRIMARY KEY, name TEXT NOT NULL, '
+        "body TEXT NOT NULL)",
+    ),
 )
 """MIGRATIONS[i] holds the SQL statements that turn schema i + 1 into i + 2."""
 
 Row = dict[str, Any]
 
-_JSON = ("errors", "samples", "seconds")
+_JSON = ("errors", "samples", "seconds", "processes", "rounds")
 
 
 class Match(TypedDict, total=False):
@@ -109,6 +136,7 @@ class Match(TypedDict, total=False):
     outcome: str
     stage: str
     run: str
+    protocol: int
 
 
 class NetworkMatch(TypedDict, total=False):
@@ -153,10 +181,9 @@ def migration(version: int) -> Iterator[str]:
 
 def record_row(record: Record) -> Row:
     """A record as a row of `RECORDS`; what queries ask for is repeated in columns of its own."""
-    data = record.to_dict()
+    data = LATER | record.to_dict()  # all named in every row, or one without would decide for all
     return data | {
         "key": record.key,
-        "noise": record.noise,  # named in every row, or one without would decide for all
         "algorithm": record.algorithm,
         "seconds_per_call": record.seconds_per_call if record.samples else None,
         "error_rms": record.errors.rms if record.errors else None,
@@ -183,6 +210,12 @@ def environment_row(environment: Environment, run: str) -> Row:
         "run": run,
         "body": json.dumps(body, allow_nan=False),
     }
+
+
+def run_row(run: Run) -> Row:
+    """What a run was asked for as a row of `RUNS`."""
+    body = run.to_dict()
+    return {"key": content_key(body), "name": run.name, "body": json.dumps(body, allow_nan=False)}
 
 
 def network_row(record: NetworkRecord) -> Row:
@@ -229,7 +262,10 @@ def equal(match: Match) -> Iterator[sql.ColumnElement[bool]]:
 
 
 def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
-    """The query behind `Database.ranking`, over all problems unless `match` names one."""
+    """The query behind `Database.ranking`, over all problems unless `match` names one.
+
+    What was timed by another protocol takes no part: such times cannot be compared.
+    """
     stage = sql.case({name: rank for rank, name in enumerate(STAGES)}, value=RECORDS.c.stage)
     turn = sql.func.row_number().over(
         partition_by=(RECORDS.c.problem, RECORDS.c.schedule),
@@ -238,6 +274,7 @@ def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
     if (toolchain := limits.get("toolchain")) is not None:
         match["toolchain"] = toolchain
     # Only narrow rows go through the window; the samples are fetched for what is left.
+    match["protocol"] = PROTOCOL
     last = sql.select(RECORDS.c.id, stage.label("rank"), turn.label("turn")).where(*equal(match))
     decisive = last.subquery()
     bad = RECORDS.alias()

@@ -44,6 +44,9 @@ class Protocol:
     slow: float = 0.05  # a first call that takes this long is the only one
     rewarm: float = 0.25  # of a block, run before each in a race: others have used the caches since
 
+    def __str__(self) -> str:
+        return f"{self.blocks} blocks of {1e3 * self.block:g} ms after {self.warmup} to warm up"
+
 
 @dataclass(frozen=True)
 class Timing:

@@ -36,7 +36,8 @@ from tuner.fastrun import Budget, fast_run
 from tuner.job import Compiled
 from tuner.measurer import Measurer
 from tuner.noise import in_words, noise_of, others
-from tuner.record import Outcome, Record
+from tuner.provenance import Run
+from tuner.record import ALONE, Outcome, Record
 from tuner.t4 import write_t4
 from tuner.units import duration, percent, plural
 
@@ -120,8 +121,10 @@ def main(words: Sequence[str] | None = None) -> int:
         with Database(arguments.db) as database:
             seconds = measure(GROUNDS[name], database, _QUICK if arguments.quick else None)
             found = results(GROUNDS[name], database)
+            runs = database.runs()
         path = arguments.out / f"{name}.json.gz"
-        exchange.write_text(path, write_t4(found, [Environment.host()], GROUNDS[name].extent()))
+        about = GROUNDS[name].extent()
+        exchange.write_text(path, write_t4(found, [Environment.host()], runs, about))
         noise = noise_of(found)
         print(
             f"{path}: {plural(len(found), 'result')}, "
@@ -157,6 +160,8 @@ def _measure_again(database: Database, records: Sequence[Record]) -> None:
     """Another screening of each schedule, in the same order, added to the database."""
     with Measurer() as measurer:
         database.add_environment(Environment.host(), measurer.run)
+        timing = f"screen: {_PROTOCOL}"
+        database.add_run(Run(name=measurer.run, command="another screening", timing=timing))
         for first in range(0, len(records), _AT_ONCE):
             programs = []
             for record in records[first : first + _AT_ONCE]:
@@ -205,6 +210,8 @@ def _together(screenings: Sequence[Record]) -> Record:
     return replace(
         screenings[0],
         samples=tuple(chain.from_iterable(r.samples for r in screenings)),
+        processes=tuple(i for i, r in enumerate(screenings) for _ in r.samples),
+        rounds=tuple(ALONE for r in screenings for _ in r.samples),
         noise=statistics.median(r.noise or 0.0 for r in screenings),
     )
 

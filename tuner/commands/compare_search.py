@@ -71,7 +71,7 @@ def _spaces(text: str, arguments: Namespace) -> Iterator[RecordedSpace]:
                 regime=arguments.regime,
             )
     else:
-        records = list(exchange.read(Path(text)))
+        records, _ = exchange.read(Path(text))
     spaces = recorded_spaces(records)
     if not spaces:
         raise RecordError(f"{text}: of no algorithm enough schedules were measured to replay")

@@ -23,6 +23,7 @@ from tuner.machine import MachineReport, probe
 from tuner.measurer import Measurer
 from tuner.noise import NOISY, in_words, noise_of, others
 from tuner.plans import FINALS, settle
+from tuner.provenance import command_line
 from tuner.record import REGIMES
 from tuner.sandbox import WorkerDied
 from tuner.standing import network_seconds, of_network, standings
@@ -121,6 +122,7 @@ def profile(
             sampler=arguments.sampler or effort.sampler,
             protocol=effort.protocol,
             observe=observe,
+            command=command_line(["fastrun", *arguments.words]),
         )
     for regime in (arguments.regime, *also):
         found = standings(
