@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -28,7 +28,7 @@ from graph.problems import conv_problem
 from graph.strided import constant
 from graph.tasks import Task, shape4
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Io, Placement
+from kernels.core.layout import Io, Placement, layout_text
 from kernels.core.problem import ConvProblem
 from kernels.core.strided import Strided
 from kernels.core.template import Program, ScheduleError, applicable, check, parse_schedule
@@ -117,8 +117,9 @@ def is_global_pool(graph: Graph, task: Task) -> bool:
 def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> tuple[Program, str]:
     """The first schedule that can be built for this placement, else any algorithm's heuristic."""
     refusal = ScheduleError(f"no algorithm reads {io.src.layout} and writes {io.dst.layout}")
+    layout = layout_text(io.src.layout, io.dst.layout)
     unmeasured = (
-        template.text(template.heuristic(p, cpu))
+        template.text(replace(template.heuristic(p, cpu), layout=layout))
         for template in sorted(applicable(p, cpu), key=lambda t: -t.rank(p, cpu))
         if not template.baseline
     )

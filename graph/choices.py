@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from kernels.core.cpu import Cpu
-from kernels.core.layout import Layout, layout_pair
+from kernels.core.layout import Layout, layout_pair, layout_text
 from kernels.core.problem import ConvProblem
 from kernels.core.template import KernelTemplate, applicable, heuristic_choice, parse_schedule
 
@@ -63,8 +63,7 @@ def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float
     found = [Choice(template.text(schedule), src, dst, seconds)]
     if dst.blocked:
         pair = (src if src.name == "NCHW" else Layout("NHWC"), Layout("NHWC"))
-        layout = str(pair[1]) if pair[0] == pair[1] else f"{pair[0]}>{pair[1]}"
-        text = template.text(replace(schedule, layout=layout))
+        text = template.text(replace(schedule, layout=layout_text(*pair)))
         found.append(Choice(text, *pair, 1.02 * seconds))
     return found
 

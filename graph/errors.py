@@ -15,5 +15,9 @@ class UnsupportedError(GraphError):
     """A valid model that needs something this package lacks; names the node and the need."""
 
 
+class PlanError(GraphError):
+    """A plan that does not fit the network or is no plan. The message is one line."""
+
+
 class InputError(GraphError):
     """An array given to a network is not what it takes."""

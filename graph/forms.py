@@ -35,7 +35,7 @@ from graph.strided import is_spatial
 from graph.tasks import Shape4, Task, is_range, shape4
 from kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import ScheduleError, parse_schedule
+from kernels.core.template import parse_schedule
 
 # Guesses of the bytes per second that are read and written: with the order kept, and with it
 # changed. A step costs at least its barrier.
@@ -57,15 +57,14 @@ class Form:
     rows: int = 0
 
 
-def source_layout(form: Form) -> Layout:
-    """The layout that a convolution's kernel reads, which parts of its input need not have.
+def layouts_text(form: Form) -> str:
+    """`NCHW,NHWC>NHWC`: what a form reads and writes."""
+    return f"{','.join(map(str, form.reads))}>{form.writes}"
 
-    That of the parts if the algorithm is none of today's: another will take its place.
-    """
-    try:
-        _, schedule = parse_schedule(form.algorithm)
-    except ScheduleError:
-        return form.reads[0]
+
+def source_layout(form: Form) -> Layout:
+    """The layout that a convolution's kernel reads, which parts of its input need not have."""
+    _, schedule = parse_schedule(form.algorithm)
     return layout_pair(schedule.layout)[0]
 
 
@@ -130,14 +129,15 @@ class Forms:
         Raises:
             UnsupportedError: there is no kernel for this operator or this use of it.
         """
-        found = self._of(task)
+        found = self.possible(task)
         if not found:
             raise UnsupportedError(
                 f"node {task.node.label} cannot be run: there is no kernel for its operands"
             )
         return found
 
-    def _of(self, task: Task) -> list[Form]:
+    def possible(self, task: Task) -> list[Form]:
+        """All forms of a task, if there are any."""
         op, name = task.node.op, task.node.work
         values = sum(self._values(x) for x in (*task.reads, task.output))
         streaming = self._costs.stream(4 * values)
@@ -194,29 +194,32 @@ class Forms:
         return across(2 * streaming)
 
     def _convolutions(self, task: Task) -> list[Form]:
-        """The fastest choice for each pair of layouts.
+        """The fastest choice for each pair of layouts."""
+        found: dict[tuple[Layout, Layout], Form] = {}
+        for choice in self._choices[conv_problem(self.graph, task.node)]:
+            picks = task.parts > 1 and choice.src == NHWC
+            if picks and not parse_schedule(choice.schedule)[0].picks:
+                continue
+            if (choice.src, choice.dst) not in found:
+                found[choice.src, choice.dst] = self.convolution(task, choice)
+        return list(found.values())
+
+    def convolution(self, task: Task, choice: Choice) -> Form:
+        """The form of a convolution that runs by this choice.
 
         Parts of an input are picked from in NHWC; for other layouts they are put together first,
         in NHWC where channel blocks of theirs would not begin at blocks of the whole.
         """
-        residual = len(task.reads) - task.parts
-        name = task.node.inputs[0]
-        layouts, joining = self._together(task.reads[: task.parts]), 0.0
-        if task.parts > 1:
-            joining = self._costs.stream(8 * self._values(name))
-        found: dict[tuple[Layout, Layout], Form] = {}
-        for choice in self._choices[conv_problem(self.graph, task.node)]:
-            src, dst = choice.src, choice.dst
-            picks = task.parts > 1 and src == NHWC
-            if (src, dst) in found or (picks and not parse_schedule(choice.schedule)[0].picks):
-                continue
-            part = src if src in layouts else NHWC
-            seconds = choice.seconds + (0.0 if picks else joining)
-            if part != src:
-                seconds += self._costs.move(shape4(self.graph.shape(name)), part, src)
-            reads = (*[part] * task.parts, *[dst] * residual)
-            found[src, dst] = Form(reads, dst, choice.schedule, seconds)
-        return list(found.values())
+        src, dst = choice.src, choice.dst
+        name, residual = task.node.inputs[0], len(task.reads) - task.parts
+        part = src if src in self._together(task.reads[: task.parts]) else NHWC
+        seconds = choice.seconds
+        if task.parts > 1 and src != NHWC:
+            seconds += self._costs.stream(8 * self._values(name))
+        if part != src:
+            seconds += self._costs.move(shape4(self.graph.shape(name)), part, src)
+        reads = (*[part] * task.parts, *[dst] * residual)
+        return Form(reads, dst, choice.schedule, seconds)
 
     def _aligned(self, starts: Sequence[int]) -> list[Layout]:
         """The layouts in which ranges of channels may begin at `starts`."""

@@ -1,19 +1,22 @@
 """A plan: by what and in which layouts every task of a network runs. The unit of deployment.
 
 It is a small text file. With it a network starts without a database, and another machine, reader
-or diff can see what was decided.
+or diff can see what was decided. It knows the machine that made it, until somebody edits it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from graph.choices import Choose
-from graph.errors import GraphError
-from graph.forms import GUESSED, Costs, Form, Forms, MoveCost
+from graph.errors import PlanError
+from graph.following import check_forms, own_choices
+from graph.forms import GUESSED, Costs, Form, Forms, MoveCost, layouts_text
 from graph.fusion import in_bands
 from graph.layout import assign
 from graph.model import Graph, Shape
@@ -25,9 +28,7 @@ from kernels.core.layout import Layout
 
 _HEAD = "# fastrun plan 1: microseconds expected, layouts read and written, algorithm, tensor"
 
-
-class PlanError(GraphError):
-    """A plan that does not fit the network or is no plan. The message is one line."""
+__all__ = ["Plan", "PlanError", "carried_out", "cheapest_plan", "follow_plan", "make_plan"]
 
 
 @dataclass(frozen=True)
@@ -35,23 +36,31 @@ class Plan:
     """The form of every task by the name of the tensor it computes, in the order they run.
 
     `inputs` are the shapes it was made for, `seconds` what a run should take, moves included.
+    `machine` is the fingerprint of the processor it was made on, "" where nobody knows.
     """
 
     network: str
     inputs: Mapping[str, Shape]
     forms: Mapping[str, Form]
     seconds: float
+    machine: str = ""
 
     def __str__(self) -> str:
         """The file's text."""
+        head, *lines = self._lines()
+        if self.machine:
+            lines.insert(0, f"machine\t{self.machine}\t{_seal(self.machine, [head, *lines])}")
+        return "\n".join([head, *lines]) + "\n"
+
+    def _lines(self) -> list[str]:
         inputs = [f"{_escaped(name)}\t{'x'.join(map(str, s))}" for name, s in self.inputs.items()]
         rows = [
-            f"{form.seconds * 1e6:.1f}\t{','.join(map(str, form.reads))}>{form.writes}"
+            f"{form.seconds * 1e6:.1f}\t{layouts_text(form)}"
             f"\t{form.algorithm}{f' by {form.rows} rows' * bool(form.rows)}\t{_escaped(name)}"
             for name, form in self.forms.items()
         ]
         head = [_HEAD, f"network\t{_escaped(self.network)}", f"total\t{self.seconds * 1e6:.1f}"]
-        return "\n".join([*head, *(f"input\t{line}" for line in inputs), *rows]) + "\n"
+        return [*head, *(f"input\t{line}" for line in inputs), *rows]
 
     def _repr_html_(self) -> str:
         seconds: dict[str, list[float]] = {}
@@ -103,28 +112,32 @@ class Plan:
         inputs: dict[str, Shape] = {}
         forms: dict[str, Form] = {}
         for number, line in enumerate(lines, 2):
-            fields = line.split("\t")
             try:
-                if fields[0] == "input":
-                    inputs[_plain(fields[1])] = tuple(int(x) for x in fields[2].split("x") if x)
-                elif fields[0] in ("network", "total"):
-                    head[fields[0]] = _plain(fields[1])
-                else:
-                    time, layouts, algorithm, name = fields
-                    reads, _, writes = layouts.partition(">")
-                    plain, _, rows = algorithm.removesuffix(" rows").partition(" by ")
-                    forms[_plain(name)] = Form(
-                        tuple(map(Layout, filter(None, reads.split(",")))),
-                        Layout(writes),
-                        plain,
-                        float(time) * 1e-6,
-                        int(rows or 0),
-                    )
-            except (ValueError, IndexError):
-                raise PlanError(f"line {number} is {line[:60]!r}") from None
-        if head.keys() != {"network", "total"} or not re.fullmatch(r"[\d.]+", head["total"]):
+                match line.split("\t"):
+                    case ["input", name, shape]:
+                        _put(
+                            inputs, _plain(name), tuple(map(_count, filter(None, shape.split("x"))))
+                        )
+                    case ["machine", fingerprint, seal]:
+                        others = [first, *(x for x in lines if x != line)]
+                        known = seal == _seal(fingerprint, others)
+                        _put(head, "machine", fingerprint if known else "")
+                    case ["network" | "total" as key, value]:
+                        _put(head, key, _plain(value))
+                    case [time, layouts, runs, name]:
+                        _put(forms, _plain(name), _form(time, layouts, runs))
+                    case _:
+                        raise ValueError("no line of a plan")
+            except ValueError as error:
+                reason = str(error)[:80]
+                raise PlanError(f"line {number} is {line[:60]!r}: {reason}") from None
+        if not head.keys() >= {"network", "total"}:
             raise PlanError("the lines `network` and `total` are missing")
-        return cls(head["network"], inputs, forms, float(head["total"]) * 1e-6)
+        try:
+            seconds = _seconds(head["total"])
+        except ValueError:
+            raise PlanError(f"its total is {head['total'][:60]!r}") from None
+        return cls(head["network"], inputs, forms, seconds, head.get("machine", ""))
 
 
 def make_plan(
@@ -140,6 +153,7 @@ def make_plan(
     todo = tasks(graph)
     forms = Forms(graph, todo, choose, costs)
     plan = cheapest_plan(graph, {task.output: forms.of(task) for task in todo}, costs.move)
+    plan = replace(plan, machine=cpu.fingerprint)
     if threads:
         plan = replace(plan, forms=in_bands(graph, todo, plan.forms, cpu, threads))
     arrangement = arrange(graph, todo, plan.forms, forms, cpu)
@@ -171,7 +185,8 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
     By `costs` its moves are expected to take what the steps say.
 
     Raises:
-        PlanError: it was made for another network or other shapes.
+        PlanError: it was made for another network or other shapes, or says of a task what nothing
+            can do.
         UnsupportedError: a node cannot be run; it is named.
     """
     todo = tasks(graph)
@@ -185,10 +200,9 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
             f"the plan of {plan.network!r} is for another network than this {graph.name!r}: "
             "plan again for this one"
         )
-    for task in todo:
-        if len(plan.forms[task.output].reads) != len(task.reads):
-            raise PlanError(f"the plan gives {task.output!r} the wrong number of operands")
-    return arrange(graph, todo, plan.forms, Forms(graph, todo, lambda p: [], costs), cpu)
+    forms = Forms(graph, todo, own_choices(graph, todo, plan.forms), costs)
+    check_forms(todo, plan.forms, forms)
+    return arrange(graph, todo, plan.forms, forms, cpu)
 
 
 def _shapes(graph: Graph) -> dict[str, Shape]:
@@ -201,4 +215,45 @@ def _escaped(name: str) -> str:
 
 
 def _plain(text: str) -> str:
+    """What `_escaped` made this of.
+
+    Raises:
+        ValueError: it did not make this.
+    """
+    if not re.fullmatch(_ESCAPED, text):
+        raise ValueError(f"not an escaped name: {text!r}")
     return text.encode().decode("unicode_escape")
+
+
+_ESCAPED = r"([ -\[\]-~]|\\([\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*"
+
+
+def _form(time: str, layouts: str, runs: str) -> Form:
+    reads, _, writes = layouts.partition(">")
+    algorithm, _, rows = runs.removesuffix(" rows").partition(" by ")
+    sources = tuple(map(Layout, filter(None, reads.split(","))))
+    band = _count(rows) if algorithm != runs else 0
+    return Form(sources, Layout(writes), algorithm, _seconds(time), band)
+
+
+def _put(known: dict[str, Any], name: str, value: object) -> None:
+    if name in known:
+        raise ValueError(f"{name} is there twice")
+    known[name] = value
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"not a number: {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text):
+        raise ValueError(f"not a time: {text!r}")
+    return float(text) * 1e-6
+
+
+def _seal(machine: str, lines: Sequence[str]) -> str:
+    """Sixteen hex digits that no longer fit once somebody has changed a line."""
+    return hashlib.sha256("\n".join([machine, *lines]).encode()).hexdigest()[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -10,7 +11,7 @@ import numpy as np
 from graph import strided
 from graph.arrange import Arranger, Move, Piece, Run, Tensor
 from graph.build import Kernel, build
-from graph.forms import Form, Forms
+from graph.forms import Form, Forms, layouts_text
 from graph.fusion import fuse, partners
 from graph.model import Array, Graph
 from graph.ops import Conv
@@ -93,6 +94,12 @@ class Arrangement:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     constants: Mapping[str, Array]
+
+    @property
+    def ir_hash(self) -> str:
+        """Thirty-two hex digits of all code."""
+        code = "".join(step.program.ir_hash for step in self.steps)
+        return hashlib.sha256(code.encode()).hexdigest()[:32]
 
 
 # The number of the buffer that a tensor lies in.
@@ -186,7 +193,7 @@ def _pair(
             step,
             name=", ".join(task.node.name for task in tasks),
             work=" then ".join(task.node.work for task in tasks),
-            layouts=f"{_layouts(first.form)}>{second.form.writes}",
+            layouts=f"{layouts_text(first.form)}>{second.form.writes}",
             seconds=sum(run.form.seconds for run, _ in both),
             forms={run.task.output: _as_built(run, kernel) for run, kernel in both},
         )
@@ -232,7 +239,7 @@ def _computing(
         name=task.node.name,
         work=task.node.work,
         algorithm=kernel.algorithm,
-        layouts=_layouts(form),
+        layouts=layouts_text(form),
         output=task.output,
         program=kernel.program,
         src=number(src),
@@ -261,7 +268,7 @@ def _piece_step(graph: Graph, cpu: Cpu, item: Piece, number: _Number) -> Step:
         name=item.task.node.name,
         work=item.task.node.work,
         algorithm="copy",
-        layouts=_layouts(item.form),
+        layouts=layouts_text(item.form),
         output=item.task.output,
         program=movement.copy(cpu, src, part, constant=value is not None),
         src=number(item.src or item.dst),
@@ -269,10 +276,6 @@ def _piece_step(graph: Graph, cpu: Cpu, item: Piece, number: _Number) -> Step:
         dst=number(item.dst),
         weights=value,
     )
-
-
-def _layouts(form: Form) -> str:
-    return f"{','.join(map(str, form.reads))}>{form.writes}"
 
 
 def _lifetimes(

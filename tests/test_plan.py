@@ -104,7 +104,10 @@ def test_plans_of_other_networks_are_refused(tmp_path: Path) -> None:
     for other, message in [
         (replace(plan, inputs={"x": (1, 3, 33, 29)}), "plan again for these shapes"),
         (replace(plan, forms={"a": plan.forms["y"]}), "another network"),
-        (replace(plan, forms=plan.forms | {"y": Form((), NCHW, "Gemm", 0.0)}), "'y' the wrong"),
+        (
+            replace(plan, forms=plan.forms | {"y": Form((), NCHW, "Gemm", 0.0)}),
+            "at 'y': .* not in >NCHW",
+        ),
     ]:
         with pytest.raises(PlanError, match=message):
             follow_plan(graph, other, CPU)

@@ -23,13 +23,11 @@ from graph.plan import Plan, follow_plan
 from graph.steps import Step
 from kernels.core.cpu import Cpu
 from tuner.cores import pin
+from tuner.outputs import WRONG, difference, normal_inputs
 from tuner.timing import Protocol, interleave
 
 # The tensors that a step computes.
 Outputs = tuple[str, ...]
-
-# Outputs that differ by more, as an rms relative to the output's, are not the same.
-WRONG = 1e-3
 
 # Of the runs that take turns: the first finds the caches as the rival left them.
 _COLD, _WARM = 1, 2
@@ -63,8 +61,8 @@ class Comparison:
 def compare(network: Network, base: str, rival: str, seconds: float) -> Comparison:
     """Run two plans in turns for some `seconds`."""
     pair = _loaded(network, (base, rival))
-    outputs = [executable.run(_inputs(network)) for executable in pair]
-    if not _alike(*outputs):
+    outputs = [executable.run(_inputs(network.file)) for executable in pair]
+    if not difference(*outputs) <= WRONG:
         return Comparison(agrees=False)
     once = sum(executable.seconds() for executable in pair)
     found: tuple[list[NDArray[np.float64]], ...] = [], []
@@ -84,8 +82,8 @@ def race(network: Network, plans: Sequence[str], rounds: int, seed: int) -> list
     A plan that does not compute what the first does gets none.
     """
     executables = _loaded(network, plans)
-    outputs = [executable.run(_inputs(network)) for executable in executables]
-    right = [i for i, found in enumerate(outputs) if _alike(outputs[0], found)]
+    outputs = [executable.run(_inputs(network.file)) for executable in executables]
+    right = [i for i, found in enumerate(outputs) if difference(outputs[0], found) <= WRONG]
     calls = [executables[i].seconds for i in right]
     timings = dict(zip(right, interleave(calls, rounds, _PROTOCOL, seed), strict=True))
     return [timings[i].samples if i in timings else () for i in range(len(plans))]
@@ -132,20 +130,8 @@ _weights: dict[tuple[str, str], Array] = {}
 
 
 @functools.cache
-def _inputs(network: Network) -> Mapping[str, NDArray[np.float32]]:
-    graph, draw = _graph(network.file), np.random.default_rng(0)
-    return {x: draw.standard_normal(graph.shape(x), np.float32) for x in graph.inputs}
-
-
-def _alike(a: Mapping[str, Array], b: Mapping[str, Array]) -> bool:
-    """Whether the outputs are equal but for rounding; NaN is equal to NaN."""
-    for name, value in a.items():
-        difference = np.nan_to_num(value) - np.nan_to_num(b[name])
-        scale = np.sqrt(np.square(np.nan_to_num(value), dtype=np.float64).mean())
-        error = np.sqrt(np.square(difference, dtype=np.float64).mean())
-        if not error <= WRONG * scale or (np.isnan(value) != np.isnan(b[name])).any():
-            return False
-    return True
+def _inputs(file: Path) -> Mapping[str, NDArray[np.float32]]:
+    return normal_inputs(_graph(file))
 
 
 def _by_output(executable: Executable, runs: NDArray[np.float64]) -> dict[Outputs, Sequence[float]]:

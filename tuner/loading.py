@@ -18,13 +18,14 @@ from graph.forms import GUESSED, Costs
 from graph.model import Graph
 from graph.networks import load_network
 from graph.passes import optimise
-from graph.plan import Plan, follow_plan, make_plan
+from graph.plan import Plan, carried_out, follow_plan, make_plan
 from graph.problems import convolutions
 from graph.steps import Arrangement
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tuner.choosing import guessed_choices, stored_choices
+from tuner.first_use import verified
 from tuner.units import plural
 
 if TYPE_CHECKING:
@@ -69,7 +70,11 @@ def load(
 
     Convolutions use only schedules whose error, an rms relative to the output's, is at most
     `max_error` and whose workspace is at most `max_workspace` bytes; both are measured, or expected
-    of what was not. With `plan`, or the path of its file, nothing is chosen at all.
+    of what was not.
+
+    With `plan`, or the path of its file, nothing is chosen, but where this machine cannot build
+    what it says, which a warning tells. One that another machine made, or that was edited, runs
+    once beside the heuristic's plan, on normal inputs, and is refused if it computes anything else.
 
     Raises:
         GraphError: the model or the plan cannot be used, or nothing stays within the limits.
@@ -82,9 +87,10 @@ def load(
     cpu = Cpu.host()
     graph = optimise(load_network(source, shapes))
     if plan is not None:
-        followed = plan if isinstance(plan, Plan) else Plan.load(plan)
-        arrangement = follow_plan(graph, followed, cpu, _moving(threads))
-        return Executable.of(arrangement, cpu, threads, followed)
+        network, remark = _by_plan(graph, plan, cpu, threads)
+        if remark:
+            warnings.warn(remark, stacklevel=2)
+        return network
     limits: Bounds = {"max_error": max_error, "max_workspace": max_workspace}
     found, remark = None, ""
     planned = 1 if policy == "reproducible" else threads
@@ -97,6 +103,26 @@ def load(
         graph, guessed_choices(cpu, planned, limits), cpu, planned
     )
     return Executable.of(arrangement, cpu, threads, made)
+
+
+def _by_plan(
+    graph: Graph, plan: Plan | str | Path, cpu: Cpu, threads: int
+) -> tuple[Executable, str]:
+    """The network by a plan, compared with this machine's own if it is not one; and a remark."""
+    given = plan if isinstance(plan, Plan) else Plan.load(plan)
+    arrangement = follow_plan(graph, given, cpu, _moving(threads))
+    done = carried_out(given, arrangement)
+    changed = [name for name, form in done.forms.items() if form != given.forms[name]]
+    remark = (
+        f"this machine cannot build what the plan of {given.network!r} says of "
+        f"{plural(len(changed), 'step')} ({', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): "
+        "the heuristic chooses for those"
+    )
+    if given.machine == cpu.fingerprint:
+        network = Executable.of(arrangement, cpu, threads, done)
+    else:
+        network = verified(graph, done, arrangement, cpu, threads)
+    return network, remark if changed else ""
 
 
 def _by_database(

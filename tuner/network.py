@@ -170,7 +170,8 @@ class _Run:
         }
         plan = cheapest_plan(self.graph, forms, self.knowledge.costs.move)
         banded = {x: replace(plan.forms[x], rows=rows) for x, rows in self.bands.items()}
-        return replace(plan, forms={**plan.forms, **banded})
+        made = {**plan.forms, **banded}
+        return replace(plan, forms=made, machine=self.cpu.fingerprint)
 
     def _race(self, racing: Mapping[str, Plan]) -> Mapping[str, Sequence[float]]:
         """Samples of every plan, from as many fresh processes as there is time for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 
 from graph.errors import GraphError
@@ -83,7 +82,7 @@ def settle(
         threads=threads,
         limits=_text(limits),
         toolchain=toolchain(),
-        ir_hash=_code(follow_plan(graph, plan, cpu)),
+        ir_hash=follow_plan(graph, plan, cpu).ir_hash,
         kept=final.kept,
         plan=str(plan),
         samples=final.samples,
@@ -118,13 +117,7 @@ def kept_plan(
         arrangement = follow_plan(graph, plan, cpu, moving)
     except GraphError:
         return None  # of a planner as it was
-    return (plan, arrangement) if _code(arrangement) == newest.ir_hash else None
-
-
-def _code(arrangement: Arrangement) -> str:
-    """Thirty-two hex digits of all code of a network."""
-    code = "".join(step.program.ir_hash for step in arrangement.steps)
-    return hashlib.sha256(code.encode()).hexdigest()[:32]
+    return (plan, arrangement) if arrangement.ir_hash == newest.ir_hash else None
 
 
 def _text(limits: Bounds) -> str:

@@ -62,6 +62,11 @@ def layout_pair(text: str) -> tuple[Layout, Layout]:
     return Layout(src), Layout(dst or src)
 
 
+def layout_text(src: Layout, dst: Layout) -> str:
+    """A schedule's `layout` field for these, which `layout_pair` reads."""
+    return str(src) if src == dst else f"{src}>{dst}"
+
+
 Halo = tuple[int, int, int, int]
 
 

@@ -198,6 +198,8 @@ def _value(kind: type, word: str, part: str) -> int | bool | str:
         check(word in ("yes", "no"), f"{part!r}: expected yes or no")
         return word == "yes"
     if kind is int:
-        check(re.fullmatch(r"-?\d+", word) is not None, f"{part!r}: expected an integer")
+        # Of any length, it would overflow whatever reckons with it.
+        found = re.fullmatch("-?[0-9]{1,9}", word) is not None
+        check(found, f"{part[:40]!r}: expected an integer of at most nine digits")
         return int(word)
     return word
