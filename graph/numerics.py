@@ -244,18 +244,21 @@ _ROUNDINGS: dict[str, Callable[[F64], F64]] = {
 
 
 def _source(coordinates: str, size: int, out: int, scale: float) -> F64:
-    """Where in the input each output pixel lies."""
-    x = np.arange(out, dtype=np.float64)
-    if coordinates == "asymmetric":
-        return x / scale
-    if coordinates == "align_corners":
-        return x * ((size - 1) / (out - 1) if out > 1 else 0)
-    if coordinates == "pytorch_half_pixel" and out == 1:
-        return np.zeros(1)
-    shift = 0.0
-    if coordinates == "half_pixel_symmetric":
-        shift = size / 2 * (1 - out / (scale * size))
-    return shift + (x + 0.5) / scale - 0.5
+    """Where in the input each output pixel lies; in float32, by whose rounding ties are decided."""
+    x, by, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
+    match coordinates:
+        case "asymmetric":
+            at = x / by
+        case "align_corners":
+            at = x * np.float32(size - 1) / np.float32(max(out - 1, 1))
+        case "pytorch_half_pixel" if out == 1:
+            at = x
+        case "half_pixel_symmetric":
+            centre = np.float32(size) / 2
+            at = centre * (1 - np.float32(out) / (by * np.float32(size))) + (x + half) / by - half
+        case _:
+            at = (x + half) / by - half
+    return at.astype(np.float64)
 
 
 def along_channels(values: Array, x: Array) -> Array:

@@ -280,7 +280,9 @@ class _Importer:
             self._nodes.append(Node(site.name, op, inputs, tuple(filter(None, outputs))))
         else:
             self._nodes += site.nodes
-            self._tensors.update(site.tensors)
+            for name, tensor in site.tensors.items():
+                element = helper.np_dtype_to_tensor_dtype(tensor.dtype)
+                self._set_type(name, helper.make_tensor_type_proto(element, tensor.shape))
 
     def _unique(self, node: onnx.NodeProto) -> str:
         base = node.name or node.output[0]

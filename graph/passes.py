@@ -44,6 +44,7 @@ from graph.patterns import (
 )
 from graph.products import convolve_products, densify, sink_transposes
 from graph.reference import evaluate
+from graph.shapes import sees_pixels
 from kernels.core.problem import ACTIVATIONS, slope
 
 Pass = Callable[[Graph], Graph]
@@ -100,7 +101,10 @@ def fold_constants(graph: Graph) -> Graph:
 
 
 def fold_padding(graph: Graph) -> Graph:
-    """Let a convolution or pool pad by itself what is padded for it alone."""
+    """Let a convolution or pool pad by itself what is padded for it alone.
+
+    No pool has windows of nothing but padding, which a Pad before it may well make.
+    """
     edit = Edit(graph)
     for node in edit:
         pad = edit.private_producer(node.inputs[0]) if node.inputs else None
@@ -114,8 +118,10 @@ def fold_padding(graph: Graph) -> Graph:
         extra = (*begins[2:], *ends[2:])
         padding = tuple(a + b for a, b in zip(node.op.padding, extra, strict=True))
         op: Op = replace(node.op, padding=padding)
-        if isinstance(op, Pool) and op.function == "average":
-            op = replace(op, count_padding=True)
+        if isinstance(op, Pool):
+            if not sees_pixels(op, (edit.shape(pad.inputs[0]) or ())[2:]):
+                continue
+            op = replace(op, count_padding=op.count_padding or op.function == "average")
         inputs = (pad.inputs[0], *node.inputs[1:])
         edit.merge(pad, node, replace(node, op=op, inputs=inputs))
     return edit.done()

@@ -5,7 +5,7 @@ Each reads a `Site`, one ONNX node whose output shapes are known, and emits node
 
 from __future__ import annotations
 
-from graph.lowering import arithmetic, movement, windows
+from graph.lowering import arithmetic, movement, scaling, windows
 from graph.lowering.site import Site, Unsupported, lower
 
-__all__ = ["Site", "Unsupported", "arithmetic", "lower", "movement", "windows"]
+__all__ = ["Site", "Unsupported", "arithmetic", "lower", "movement", "scaling", "windows"]

@@ -85,10 +85,8 @@ def _binary(site: Site) -> None:
     if not rest:
         site.finish(Identity(), first)
         return
-    shape = site.shape(0)
-    for index in range(1, len(rest)):
-        shape = _broadcast(shape, site.shape(index))
-        first = site.emit(op, first, site.inputs[index], shape=shape)
+    for name in rest[:-1]:
+        first = site.emit(op, first, name)
     site.finish(op, first, rest[-1])
 
 
@@ -96,7 +94,8 @@ def _binary(site: Site) -> None:
 def _prelu(site: Site) -> None:
     shape, slope = site.shape(0), site.shape(1)
     name = site.inputs[1]
-    if len(slope) == 1 < len(shape) and slope[0] == shape[1] and slope[0] not in (1, shape[-1]):
+    per_channel = len(slope) == 1 < len(shape) and slope[0] == shape[1] != 1
+    if per_channel and shape[-1] not in (1, slope[0]):
         # Before opset 7 a vector meant one slope per channel.
         name = site.emit(Reshape(), name, shape=(*slope, *(1,) * (len(shape) - 2)))
     site.finish(Binary("prelu"), site.inputs[0], name)
@@ -112,37 +111,50 @@ def _softmax(site: Site) -> None:
     # Before opset 13 the axes from `axis` on were one.
     rows = (math.prod(shape[:axis]), math.prod(shape[axis:]))
     x = site.emit(Reshape(), site.inputs[0], shape=rows)
-    x = site.emit(Softmax(1, log), x, shape=rows)
-    site.finish(Reshape(), x)
+    site.finish(Reshape(), site.emit(Softmax(1, log), x), shape=shape)
 
 
 @lowers("Gemm")
 def _gemm(site: Site) -> None:
+    beta = float(site.attribute("beta", 1.0))
     op = Gemm(
         float(site.attribute("alpha", 1.0)),
-        float(site.attribute("beta", 1.0)),
+        beta,
         bool(site.attribute("transA", 0)),
         bool(site.attribute("transB", 0)),
     )
-    site.finish(op, *site.inputs)
+    if beta == 1 and site.has(2) and not site.is_constant(2):
+        product = site.emit(op, *site.inputs[:2])
+        site.finish(Binary("add"), product, site.inputs[2])
+    else:
+        site.finish(op, *site.inputs)
 
 
 @lowers("MatMul")
 def _matmul(site: Site) -> None:
-    site.finish(MatMul(), *site.inputs)
+    """A vector is a matrix of one row or one column, which the result does not have."""
+    (a, b), shapes = site.inputs, (site.shape(0), site.shape(1))
+    if 1 not in map(len, shapes):
+        site.finish(MatMul(), a, b)
+        return
+    if len(shapes[0]) == 1:
+        a = site.emit(Reshape(), a, shape=(1, *shapes[0]))
+    if len(shapes[1]) == 1:
+        b = site.emit(Reshape(), b, shape=(*shapes[1], 1))
+    product = site.emit(MatMul(), a, b)
+    *batch, m, n = site.shape_of(product)
+    rows, columns = [m] * (len(shapes[0]) > 1), [n] * (len(shapes[1]) > 1)
+    site.finish(Reshape(), product, shape=(*batch, *rows, *columns))
 
 
 @lowers("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
 def _reduce(site: Site) -> None:
-    rank = len(site.shape(0))
+    shape = site.shape(0)
     axes = site.ints("axes", 1, "axes")
     if not axes:
-        axes = () if site.attribute("noop_with_empty_axes", 0) else tuple(range(rank))
-    op = Reduce(site.operator.removeprefix("Reduce").lower(), tuple(sorted(a % rank for a in axes)))
-    site.finish(op, site.inputs[0])
-
-
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    rank = max(len(a), len(b))
-    a, b = (1,) * (rank - len(a)) + a, (1,) * (rank - len(b)) + b
-    return tuple(j if i == 1 else i for i, j in zip(a, b, strict=True))
+        axes = () if site.attribute("noop_with_empty_axes", 0) else tuple(range(len(shape)))
+    axes = tuple(sorted({site.from_front(axis) for axis in axes}))
+    keep = site.attribute("keepdims", 1)
+    sizes = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
+    op = Reduce(site.operator.removeprefix("Reduce").lower(), axes)
+    site.finish(op, site.inputs[0], shape=tuple(sizes))

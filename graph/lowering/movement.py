@@ -1,29 +1,24 @@
-"""Operators that move values without calculating, and interpolation."""
+"""Operators that move values without calculating."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from graph.lowering.site import Site, Unsupported, lowers
+from graph.model import Shape
 from graph.ops import (
     Cast,
     Concat,
     Expand,
     Gather,
     Identity,
+    Ints,
     Pad,
     Reshape,
-    Resize,
     Slice,
     Transpose,
-)
-
-_COORDINATES = (
-    "half_pixel",
-    "half_pixel_symmetric",
-    "pytorch_half_pixel",
-    "align_corners",
-    "asymmetric",
 )
 
 
@@ -38,12 +33,19 @@ def _identity(site: Site) -> None:
 def _reshape(site: Site) -> None:
     if math.prod(site.shape(0)) != math.prod(site.result.shape):
         raise site.impossible(f"{site.shape(0)} cannot become {site.result.shape}")
-    site.finish(Reshape(), site.inputs[0])
+    site.finish(Reshape(), site.inputs[0], shape=site.result.shape)
 
 
 @lowers("Expand")
 def _expand(site: Site) -> None:
-    site.finish(Expand(), site.inputs[0])
+    shape = site.result.shape
+    try:
+        fits = np.broadcast_shapes(site.shape(0), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise site.impossible(f"{site.shape(0)} cannot become {shape}")
+    site.finish(Expand(), site.inputs[0], shape=shape)
 
 
 @lowers("Cast")
@@ -64,105 +66,106 @@ def _concat(site: Site) -> None:
 
 @lowers("Split")
 def _split(site: Site) -> None:
-    """One slice per part; the parts' sizes are those of the outputs."""
-    axis, shape, start = site.axis(0), site.shape(0), 0
-    zeros, ones = [0] * len(shape), (1,) * len(shape)
-    for index, output in enumerate(site.outputs):
-        size = site.output(index).shape
-        starts = (*zeros[:axis], start, *zeros[axis + 1 :])
+    """One slice per part."""
+    axis, shape = site.axis(0), site.shape(0)
+    sizes = site.ints("split", 1, "sizes") or _even(shape[axis], len(site.outputs))
+    count = site.attribute("num_outputs", len(site.outputs))
+    if not len(sizes) == len(site.outputs) == count or sum(sizes) != shape[axis] or min(sizes) < 0:
+        raise site.impossible(f"an axis of {shape[axis]} cannot be split into {sizes}")
+    ones, start = (1,) * len(shape), 0
+    for size, output in zip(sizes, site.outputs, strict=True):
+        starts = tuple(start if i == axis else 0 for i in range(len(shape)))
+        part = tuple(size if i == axis else n for i, n in enumerate(shape))
         if output:
-            site.emit(Slice(starts, size, ones), site.inputs[0], output=output)
-        start += size[axis]
+            site.emit(Slice(starts, part, ones), site.inputs[0], output=output)
+        start += size
+
+
+def _even(size: int, parts: int) -> Ints:
+    """Parts of one size, the last of which may be smaller."""
+    each = -(-size // parts)
+    return (*(each,) * (parts - 1), size - each * (parts - 1))
 
 
 @lowers("Slice")
 def _slice(site: Site) -> None:
     shape = site.shape(0)
-    first = site.ints("starts", 1, "starts") or ()
+    first, last = site.ints("starts", 1, "starts") or (), site.ints("ends", 2, "ends") or ()
     axes = site.ints("axes", 3, "axes") or tuple(range(len(first)))
     by = site.ints("steps", 4, "steps") or (1,) * len(first)
-    starts, steps = [0] * len(shape), [1] * len(shape)
-    for axis, start, step in zip(axes, first, by, strict=True):
-        size = shape[axis]
-        start = start + size if start < 0 else start
-        starts[axis] = min(max(start, 0), size if step > 0 else size - 1)
-        steps[axis] = step
-    site.finish(Slice(tuple(starts), site.result.shape, tuple(steps)), site.inputs[0])
+    if not len(first) == len(last) == len(axes) == len(by) or 0 in by:
+        raise site.impossible(f"starts {first}, ends {last}, axes {axes}, steps {by}")
+    ranges = [range(n) for n in shape]
+    for axis, start, end, step in zip(map(site.from_front, axes), first, last, by, strict=True):
+        ranges[axis] = range(shape[axis])[start:end:step]
+    op = Slice(
+        tuple(r.start for r in ranges), tuple(map(len, ranges)), tuple(r.step for r in ranges)
+    )
+    site.finish(op, site.inputs[0])
 
 
 @lowers("Pad")
 def _pad(site: Site) -> None:
-    rank = len(site.shape(0))
+    shape = site.shape(0)
+    rank = len(shape)
     given = site.ints("pads", 1, "pads") or ()
     axes = site.ints("axes", 3, "axes") or tuple(range(rank))
-    padding = [0] * 2 * rank
-    for index, axis in enumerate(axes):
-        padding[axis % rank] = given[index]
-        padding[axis % rank + rank] = given[index + len(axes)]
+    if len(given) != 2 * len(axes):
+        raise site.impossible(f"pads {given} for {len(axes)} axes")
     mode = site.attribute("mode", "constant")
     if mode not in ("constant", "edge", "reflect"):
-        raise Unsupported(f"padding by {mode!r}")
+        raise Unsupported(f"padding other than {mode!r}")
+    padding = [0] * 2 * rank
+    for index, axis in enumerate(map(site.from_front, axes)):
+        before, after = given[index], given[index + len(axes)]
+        kept = shape[axis] + min(before, 0) + min(after, 0)
+        # An edge is repeated, if one is left; a reflection does not repeat it.
+        most = {"edge": math.inf if kept > 0 else 0, "reflect": kept - 1}.get(mode, math.inf)
+        if kept < 0 or max(before, after, 0) > max(most, 0):
+            raise site.impossible(f"{mode} padding by {before} and {after} of {shape[axis]}")
+        padding[axis], padding[axis + rank] = before, after
     site.finish(Pad(tuple(padding), mode, site.scalar("value", 2, 0.0)), site.inputs[0])
 
 
 @lowers("Gather")
 def _gather(site: Site) -> None:
-    site.constant(1, "indices")
-    site.finish(Gather(site.axis(0)), *site.inputs)
+    axis, indices = site.axis(0), site.constant(1, "indices")
+    size = site.shape(0)[axis]
+    if indices.size and not -size <= indices.min() <= indices.max() < size:
+        raise site.impossible(f"an index is outside an axis of {size}")
+    site.finish(Gather(axis), *site.inputs)
 
 
 @lowers("DepthToSpace")
 def _depth_to_space(site: Site) -> None:
-    n, c, h, w = site.shape(0)
-    b = int(site.attribute("blocksize", 1))
+    (n, c, h, w), b = _blocks(site)
+    if c % b**2:
+        raise site.impossible(f"{c} channels in blocks of {b} x {b}")
     if site.attribute("mode", "DCR") == "DCR":
         shape, order = (n, b, b, c // b**2, h, w), (0, 3, 4, 1, 5, 2)
     else:
         shape, order = (n, c // b**2, b, b, h, w), (0, 1, 4, 2, 5, 3)
-    _through(site, shape, order)
+    _through(site, shape, order, (n, c // b**2, h * b, w * b))
 
 
 @lowers("SpaceToDepth")
 def _space_to_depth(site: Site) -> None:
-    n, c, h, w = site.shape(0)
-    b = int(site.attribute("blocksize", 1))
+    (n, c, h, w), b = _blocks(site)
+    if h % b or w % b:
+        raise site.impossible(f"{h} x {w} pixels in blocks of {b} x {b}")
     blocks_first = site.attribute("mode", "DCR") == "DCR"
     order = (0, 3, 5, 1, 2, 4) if blocks_first else (0, 1, 3, 5, 2, 4)
-    _through(site, (n, c, h // b, b, w // b, b), order)
+    _through(site, (n, c, h // b, b, w // b, b), order, (n, c * b**2, h // b, w // b))
 
 
-def _through(site: Site, shape: tuple[int, ...], order: tuple[int, ...]) -> None:
+def _blocks(site: Site) -> tuple[Shape, int]:
+    """The shape of images, and the size of their blocks."""
+    shape, size = site.shape(0), int(site.attribute("blocksize", 0))
+    if len(shape) != 4 or size < 1:
+        raise site.impossible(f"blocks of {size} for an input of shape {shape}")
+    return shape, size
+
+
+def _through(site: Site, shape: Shape, order: Ints, result: Shape) -> None:
     x = site.emit(Reshape(), site.inputs[0], shape=shape)
-    x = site.emit(Transpose(order), x, shape=tuple(shape[i] for i in order))
-    site.finish(Reshape(), x)
-
-
-@lowers("Upsample")
-def _upsample(site: Site) -> None:
-    mode = site.attribute("mode", "nearest")
-    scales = site.floats("scales", 1)
-    site.finish(Resize(mode, scales, "asymmetric", "floor"), site.inputs[0])
-
-
-@lowers("Resize")
-def _resize(site: Site) -> None:
-    shape, out = site.shape(0), site.result.shape
-    mode = site.attribute("mode", "nearest")
-    if mode == "cubic":
-        raise Unsupported("interpolation other than nearest and linear")
-    if site.opset < 11:
-        site.finish(Resize(mode, site.floats("scales", 1), "asymmetric", "floor"), site.inputs[0])
-        return
-    coordinates = site.attribute("coordinate_transformation_mode", "half_pixel")
-    if coordinates not in _COORDINATES:
-        raise Unsupported(f"coordinates other than {coordinates!r}")
-    if site.attribute("antialias", 0) or (site.has(1) and site.constant(1, "region").size):
-        raise Unsupported("resizing without antialiasing and region of interest")
-    if site.has(3):
-        scales = tuple(o / i for o, i in zip(out, shape, strict=True))
-    else:
-        axes = site.attribute("axes", tuple(range(len(shape))))
-        given = dict(zip(axes, site.floats("scales", 2), strict=True))
-        scales = tuple(given.get(i, 1.0) for i in range(len(shape)))
-    rounding = site.attribute("nearest_mode", "round_prefer_floor") if mode == "nearest" else ""
-    site.finish(Resize(mode, scales, coordinates, rounding), site.inputs[0])
+    site.finish(Reshape(), site.emit(Transpose(order), x), shape=result)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import onnx
 
 from graph.errors import GraphError
 from graph.model import Array, Node, Shape, Tensor
 from graph.ops import Ints, Op
+from graph.shapes import result_shape
 
 
 class Unsupported(Exception):
@@ -79,9 +81,13 @@ class Site:
         """Shape and type of the first output."""
         return self.output(0)
 
+    def is_constant(self, index: int) -> bool:
+        """Whether an input does not depend on data."""
+        return self.inputs[index] in self._constants
+
     def constant(self, index: int, what: str) -> Array:
         """The value of an input that must not depend on data."""
-        if self.inputs[index] not in self._constants:
+        if not self.is_constant(index):
             raise Unsupported(f"constant {what}")
         return self._constants[self.inputs[index]]
 
@@ -108,31 +114,58 @@ class Site:
 
     def axis(self, default: int) -> int:
         """The attribute `axis`, counted from the front."""
-        return int(self.attribute("axis", default)) % max(len(self.shape(0)), 1)
+        return self.from_front(int(self.attribute("axis", default)))
+
+    def from_front(self, axis: int) -> int:
+        """An axis of the first input that may be counted from the end."""
+        rank = len(self.shape(0))
+        if not -rank <= axis < rank:
+            raise self.impossible(f"{self.shape(0)} has no axis {axis}")
+        return axis % rank
 
     def impossible(self, why: str) -> GraphError:
         """The error of a node that contradicts itself."""
         return GraphError(f"node {self.name!r} ({self.operator}) is impossible: {why}")
 
     def emit(self, op: Op, *inputs: str, output: str = "", shape: Shape | None = None) -> str:
-        """Add a node; without `output` it is an intermediate one of the given shape."""
-        k = len(self.nodes)
-        name = f"{self.name}.{k}" if k else self.name
-        if not output:
-            output = f"{self.outputs[0]}.{k}"
-            assert shape is not None
-            self.tensors[output] = Tensor(shape, self.result.dtype)
+        """Add a node; without `output` it is an intermediate one.
+
+        `shape` is needed where the operator and its operands do not say it.
+        """
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
+        try:
+            own = result_shape(op, [self.shape_of(x) for x in inputs if x])
+        except ValueError as error:
+            raise self.impossible(str(error)) from None
+        shape = shape if own is None else own
+        assert shape is not None
+        if 0 in shape:
+            raise Unsupported(f"a result that is not empty: this one would be {shape}")
+        k = len(self.nodes)
+        name = f"{self.name}.{k}" if k else self.name
+        output = output or f"{self.outputs[0]}.{k}"
+        self.tensors[output] = Tensor(shape, self._dtype)
         self.nodes.append(Node(name, op, inputs, (output,)))
         return output
 
-    def finish(self, op: Op, *inputs: str) -> None:
+    def finish(self, op: Op, *inputs: str, shape: Shape | None = None) -> None:
         """Add the node that computes the first output."""
         if extra := next(filter(None, self.outputs[1:]), ""):
             raise Unsupported(f"nothing to read its secondary output {extra!r}")
-        assert self.result
-        self.emit(op, *inputs, output=self.outputs[0])
+        self.emit(op, *inputs, output=self.outputs[0], shape=shape)
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        """The element type of the results: where inference knows none, that of what is read."""
+        known = self._known.get(self._results[0])
+        return known.dtype if known else self.tensor(0).dtype
+
+    def shape_of(self, name: str) -> Shape:
+        """The shape of an input or of what was emitted."""
+        if name in self.tensors:
+            return self.tensors[name].shape
+        return self.shape(self.inputs.index(name))
 
 
 _LOWERINGS: dict[str, Callable[[Site], None]] = {}

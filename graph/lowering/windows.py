@@ -5,6 +5,9 @@ from __future__ import annotations
 from graph.lowering.site import Site, Unsupported, lowers
 from graph.model import Shape
 from graph.ops import LRN, BatchNorm, Conv, ConvTranspose, Ints, Pool
+from graph.shapes import full_size, sees_pixels
+
+_AUTO_PAD = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
 @lowers("Conv")
@@ -13,10 +16,9 @@ def _conv(site: Site) -> None:
     stride, dilation = _steps(site, "strides", x), _steps(site, "dilations", x)
     groups = int(site.attribute("group", 1))
     kernel = _kernel(site, weights)
-    if weights[1] * groups != x[1] or weights[0] % groups:
+    if groups < 1 or weights[1] * groups != x[1] or weights[0] % groups:
         raise site.impossible(f"weights {weights} in {groups} groups do not fit {x[1]} channels")
-    if site.has(2) and site.shape(2) != weights[:1]:
-        raise site.impossible(f"a bias of shape {site.shape(2)} for {weights[0]} channels")
+    _check_bias(site, weights[0])
     padding = _padding(site, x[2:], kernel, stride, dilation)
     site.finish(Conv(stride, padding, dilation, groups), *site.inputs)
 
@@ -27,20 +29,44 @@ def _conv_transpose(site: Site) -> None:
     rank = len(x) - 2
     stride, dilation = _steps(site, "strides", x), _steps(site, "dilations", x)
     kernel = _kernel(site, weights)
-    extra = site.attribute("output_padding", (0,) * rank)
-    out = site.result.shape[2:]
-    begins, ends = list(site.attribute("pads", (0,) * 2 * rank)[:rank]), []
-    for i in range(rank):
-        full = (x[2 + i] - 1) * stride[i] + _span(kernel[i], dilation[i])
-        cut = full + extra[i] - out[i]
-        if site.attribute("output_shape", ()) or site.attribute("auto_pad", "NOTSET") != "NOTSET":
-            upper = site.attribute("auto_pad", "NOTSET") == "SAME_UPPER"
-            begins[i] = cut // 2 if upper else cut - cut // 2
-        ends.append(full - begins[i] - out[i])
-    if min(begins, default=0) < 0:
-        raise Unsupported("an output shape no larger than the full result")
     groups = int(site.attribute("group", 1))
+    if weights[0] != x[1] or groups < 1 or x[1] % groups:
+        raise site.impossible(f"weights {weights} in {groups} groups do not fit {x[1]} channels")
+    _check_bias(site, weights[1] * groups)
+    extra = tuple(site.attribute("output_padding", ())) or (0,) * rank
+    if len(extra) != rank or min(extra) < 0:
+        raise site.impossible(f"output_padding {extra} for an input of shape {x}")
+    spans = tuple(map(_span, kernel, dilation))
+    full = tuple(n + e for n, e in zip(full_size(x[2:], spans, stride), extra, strict=True))
+    begins, ends = _cuts(site, x[2:], full, stride)
+    ends = [end - e for end, e in zip(ends, extra, strict=True)]
     site.finish(ConvTranspose(stride, (*begins, *ends), dilation, groups), *site.inputs)
+
+
+def _cuts(site: Site, space: Shape, full: Shape, stride: Ints) -> tuple[list[int], list[int]]:
+    """What is cut off at the begin and the end of every axis of the full result."""
+    mode, wanted = site.attribute("auto_pad", "NOTSET"), tuple(site.attribute("output_shape", ()))
+    if not wanted and mode in ("NOTSET", "VALID"):
+        padding = _padding(site, space, full, stride, stride)
+        return list(padding[: len(space)]), list(padding[len(space) :])
+    if mode not in _AUTO_PAD:
+        raise site.impossible(f"auto_pad {mode!r}")
+    if wanted:
+        # Less than a stride may be left over.
+        if len(wanted) != len(space) or any(
+            w >= f + s for w, f, s in zip(wanted, full, stride, strict=True)
+        ):
+            raise site.impossible(f"output_shape {wanted}, as the whole result is {full}")
+    else:
+        wanted = tuple(min(n * s, f) for n, s, f in zip(space, stride, full, strict=True))
+    cuts = [f - w for f, w in zip(full, wanted, strict=True)]
+    small = [max(cut, 0) // 2 for cut in cuts]
+    begins = (
+        small
+        if mode == "SAME_UPPER"
+        else [max(cut, 0) - s for cut, s in zip(cuts, small, strict=True)]
+    )
+    return begins, [cut - b for cut, b in zip(cuts, begins, strict=True)]
 
 
 @lowers("MaxPool", "AveragePool")
@@ -50,18 +76,18 @@ def _pool(site: Site) -> None:
     kernel = tuple(site.attribute("kernel_shape", ()))
     if len(kernel) != len(x) - 2:
         raise site.impossible(f"kernel {kernel} for an input of shape {x}")
-    site.finish(
-        Pool(
-            "max" if site.operator == "MaxPool" else "average",
-            kernel,
-            stride,
-            _padding(site, x[2:], kernel, stride, dilation),
-            dilation,
-            ceil=bool(site.attribute("ceil_mode", 0)),
-            count_padding=bool(site.attribute("count_include_pad", 0)),
-        ),
-        site.inputs[0],
+    op = Pool(
+        "max" if site.operator == "MaxPool" else "average",
+        kernel,
+        stride,
+        _padding(site, x[2:], kernel, stride, dilation),
+        dilation,
+        ceil=bool(site.attribute("ceil_mode", 0)),
+        count_padding=bool(site.attribute("count_include_pad", 0)),
     )
+    site.finish(op, site.inputs[0])
+    if not sees_pixels(op, x[2:]):
+        raise Unsupported("windows each of which has a pixel of the input")
 
 
 @lowers("GlobalMaxPool", "GlobalAveragePool")
@@ -76,6 +102,9 @@ def _global_pool(site: Site) -> None:
 def _batch_norm(site: Site) -> None:
     if site.attribute("training_mode", 0) or not site.attribute("spatial", 1):
         raise Unsupported("batch normalisation in inference form: export the model for inference")
+    channels = site.shape(0)[1:2]
+    if any(site.shape(i) != channels for i in range(1, len(site.inputs))):
+        raise site.impossible(f"parameters of other shapes than {channels}")
     site.finish(BatchNorm(float(site.attribute("epsilon", 1e-5))), *site.inputs)
 
 
@@ -102,6 +131,11 @@ def _steps(site: Site, attribute: str, x: Shape) -> Ints:
     return steps
 
 
+def _check_bias(site: Site, channels: int) -> None:
+    if site.has(2) and site.shape(2) != (channels,):
+        raise site.impossible(f"a bias of shape {site.shape(2)} for {channels} channels")
+
+
 def _kernel(site: Site, weights: Shape) -> Ints:
     kernel = weights[2:]
     if len(weights) != len(site.shape(0)):
@@ -121,12 +155,16 @@ def _padding(site: Site, space: Shape, kernel: Ints, stride: Ints, dilation: Int
         return padding
     if mode == "VALID":
         return (0,) * 2 * rank
-    if mode not in ("SAME_UPPER", "SAME_LOWER"):
+    if mode not in _AUTO_PAD:
         raise site.impossible(f"auto_pad {mode!r}")
     totals = [
-        max((-(-size // s) - 1) * s + _span(k, d) - size, 0)
+        (-(-size // s) - 1) * s + _span(k, d) - size
         for size, k, s, d in zip(space, kernel, stride, dilation, strict=True)
     ]
+    if min(totals) < -1:
+        # Nothing or something is cut off at the begin: ONNX does not say.
+        raise Unsupported(f"pads in the place of {mode}, as strides exceed the kernel")
+    totals = [max(total, 0) for total in totals]
     small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
 

@@ -111,17 +111,23 @@ def resize(spec: Resize, cpu: Cpu, src: Strided, dst: Strided) -> Program:
 
 
 def _coordinates(name: str, n: int, out: int, scale: float) -> NDArray[np.float64]:
-    """Where in the input's axis of `n` each of `out` elements lies."""
-    x = np.arange(out, dtype=np.float64)
+    """Where in the input's axis of `n` each of `out` elements lies.
+
+    In float32 as ONNX's scales are: its rounding decides which pixel is the nearest one.
+    """
+    x, by, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
     if name == "align_corners":
-        return x * ((n - 1) / max(out - 1, 1))
-    if name == "asymmetric":
-        return x / scale
-    if name == "pytorch_half_pixel" and out == 1:
-        return x
-    # Symmetric: output and input share their centre, whatever rounding did to the size.
-    shift = n / 2 * (1 - out / (n * scale)) if name == "half_pixel_symmetric" else 0.0
-    return (x + 0.5) / scale - 0.5 + shift
+        at = x * np.float32(n - 1) / np.float32(max(out - 1, 1))
+    elif name == "asymmetric":
+        at = x / by
+    elif name == "pytorch_half_pixel" and out == 1:
+        at = x
+    else:
+        at = (x + half) / by - half
+    if name == "half_pixel_symmetric":
+        # Output and input share their centre, whatever rounding did to the size.
+        at += np.float32(n) / 2 * (1 - np.float32(out) / (by * np.float32(n)))
+    return at.astype(np.float64)
 
 
 def _rounded(name: str, at: NDArray[np.float64]) -> NDArray[np.float64]:
