@@ -24,7 +24,7 @@ INTERPRETED, NATIVE = 12 * SCALE, SCALE
 
 # What onnxruntime computes and we refuse, by what the message says.
 REFUSED = (
-    "a result that is not empty",
+    "is empty",
     "does not fit into",  # a window larger than what it slides over; its division rounds to zero
     "a list of indices",
     "windows each of which has a pixel",

@@ -140,8 +140,6 @@ class Site:
             raise self.impossible(str(error)) from None
         shape = shape if own is None else own
         assert shape is not None
-        if 0 in shape:
-            raise Unsupported(f"a result that is not empty: this one would be {shape}")
         k = len(self.nodes)
         name = f"{self.name}.{k}" if k else self.name
         output = output or f"{self.outputs[0]}.{k}"
