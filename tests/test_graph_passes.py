@@ -142,8 +142,10 @@ def test_padding(pads: list[int], value: float, folds: bool) -> None:
     [
         (0, node("AveragePool", "p", "y", kernel_shape=[3, 3]), True),
         (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], pads=[1] * 4), False),
+        (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], pads=[1, 0, 1, 1],
+                 count_include_pad=1), True),
         (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1),
-         True),
+         False),
         (0, node("AveragePool", "p", "y", kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1), False),
         (1, node("AveragePool", "p", "y", kernel_shape=[3, 3]), False),
         (0, node("MaxPool", "p", "y", kernel_shape=[3, 3], strides=[2, 2]), False),
