@@ -33,7 +33,6 @@ ONLY_HERE = {
     "sqlalchemy": {f"tuner/{name}.py" for name in ("database", "store", "tables", "mirror")},
     "matplotlib": {"tuner/look.py", "tuner/plots.py", "tuner/layer_plots.py"},
     "rich": {"tuner/display.py"},
-    "pebble": {"tuner/sandbox.py"},
     "threadpoolctl": {"tuner/cores.py"},
     "jinja2": {"tuner/report.py"},
     "PIL": {"tuner/pictures.py"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
@@ -98,7 +98,17 @@ def one_thread() -> threadpool_limits:
 
 
 def pin(cores: Sequence[int] | set[int]) -> None:
-    """Bind every thread of this process, those of libraries included, to these cores."""
+    """Bind every thread of this process, those of libraries included, to these cores.
+
+    Raises:
+        OSError: one of the cores may not be used, or the system does not let us choose.
+    """
     for thread in os.listdir("/proc/self/task"):
-        with suppress(ProcessLookupError):  # it ended since it was listed
+        try:
             os.sched_setaffinity(int(thread), cores)
+        except ProcessLookupError:  # it ended since it was listed
+            continue
+        except OSError as error:
+            listed = ", ".join(map(str, sorted(cores)))
+            refusal = f"cannot be bound to core {listed}: {error.strerror}"
+            raise OSError(error.errno, refusal) from error

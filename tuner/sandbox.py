@@ -1,7 +1,8 @@
 """Processes that may die: one that verifies and times candidates, some that compile them.
 
-Both pools answer with plain futures. Whatever a candidate does to its process is a `Result`; an
-exception from a future is a defect of ours or of the machine, such as a full disk.
+Both pools answer with plain futures. Whatever a candidate does to its process, or says in its
+place, is a `Result`; an exception from a future is a defect of ours or of the machine, such as a
+full disk.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, Self, TypeVar
-
-from pebble import ProcessExpired, ProcessPool
 
 from kernels.codegen.jit import CompileError
 from kernels.core.cpu import Cpu
@@ -21,15 +20,17 @@ from kernels.core.template import ScheduleError
 from tuner import worker
 from tuner.cores import Cores
 from tuner.job import Compiled, Job, Limits, Result
+from tuner.limits import in_words
 from tuner.operands import Operands
+from tuner.process import Died, Garbled, Process
 from tuner.record import Outcome
-from tuner.spawn import Spawn
 from tuner.verify import STRAYS
 
 T = TypeVar("T")
 
-# Pools that may break, one after the other, before they do what they are asked.
-_STARTS = 5
+# Processes that may end, one after the other, before they do what they are asked, and the seconds
+# that each may take to start.
+_STARTS, _START = 3, 60.0
 
 
 class WorkerDied(RuntimeError):
@@ -60,7 +61,7 @@ class Sandbox(_Context):
     def __init__(self, cores: Cores, limits: Limits | None = None) -> None:
         self._cores = cores
         memory = (limits or Limits()).memory
-        self._workers = _Workers(1, cores.timing[:1], memory)
+        self._workers = _Workers(1, (cores.timing[:1], memory, True))
 
     def submit(self, job: Job) -> Future[Result]:
         """Verify the candidate, then time it."""
@@ -89,6 +90,8 @@ class Sandbox(_Context):
     def call(self, work: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> T:
         """Do other work that needs the timing cores, and wait for its answer.
 
+        `work` says in its annotations what it returns, which must be plain data (`tuner.plain`).
+
         Raises:
             WorkerDied: it killed its process, or took longer than `timeout` seconds.
         """
@@ -97,12 +100,12 @@ class Sandbox(_Context):
                 return self._workers.call(work, arguments, timeout)
             except TimeoutError:
                 raise WorkerDied(f"stopped after {timeout:.1f} s") from None
-            except ProcessExpired as death:
-                raise WorkerDied(_obituary(death).reason) from None
+            except (Died, Garbled) as death:
+                raise WorkerDied(str(death)) from None
 
     def restart(self) -> None:
         """Run what is submitted from now on in a fresh process: its memory lies elsewhere."""
-        self._workers.submit(self._workers.restart).result()
+        self._workers.submit(self._workers.renew).result()
 
     def _check(self, job: Job) -> None:
         if job.threads > len(self._cores.timing):
@@ -114,29 +117,36 @@ class Sandbox(_Context):
     def _run_all(self, jobs: list[Job]) -> list[Result]:
         with self._cores.timing_turn():
             return [
-                self._guarded(worker.run_one, (job, self._cores.timing), job.timeout())[0]
+                self._guarded(worker.run_one, (job, self._cores.timing), job.timeout(), 1)[0]
                 for job in jobs
             ]
 
     def _race(self, jobs: list[Job], rounds: int, seed: int, rung: int) -> list[Result]:
         timeout = sum(job.timeout(rounds) for job in jobs)
+        arguments = jobs, rounds, seed, rung, self._cores.timing
         with self._cores.timing_turn():
-            found = self._guarded(
-                worker.run_race, (jobs, rounds, seed, rung, self._cores.timing), timeout
-            )
-        return found * len(jobs) if len(found) < len(jobs) else found
+            return self._guarded(worker.run_race, arguments, timeout, len(jobs))
 
     def _guarded(
-        self, work: Callable[..., list[Result]], arguments: tuple[Any, ...], timeout: float
+        self,
+        work: Callable[..., list[Result]],
+        arguments: tuple[Any, ...],
+        timeout: float,
+        count: int,
     ) -> list[Result]:
+        """So many results: if the process dies all are alike."""
         try:
-            return self._workers.call(work, arguments, timeout)
+            found = self._workers.call(work, arguments, timeout)
+            if len(found) == count:
+                return found
+            result = _obituary(Garbled(f"{len(found)} results for {count} candidates"))
         except TimeoutError:
-            return [Result(Outcome.TIMEOUT, f"stopped after {timeout:.1f} s")]
-        except ProcessExpired as death:
-            return [_obituary(death)]
+            result = Result(Outcome.TIMEOUT, f"stopped after {timeout:.1f} s")
+        except (Died, Garbled) as death:
+            result = _obituary(death)
         except MemoryError as error:
-            return [Result(Outcome.RUNTIME, f"out of memory: {error}")]
+            result = Result(Outcome.RUNTIME, f"out of memory: {error}{in_words()}")
+        return [result] * count
 
 
 class Compiler(_Context):
@@ -147,7 +157,7 @@ class Compiler(_Context):
     ) -> None:
         self._cores, self._cpu, self._timeout = cores, cpu, timeout
         memory = (limits or Limits()).memory
-        self._workers = _Workers(len(cores.compiling), cores.compiling, memory)
+        self._workers = _Workers(len(cores.compiling), (cores.compiling, memory, False))
 
     def submit(
         self, operands: Operands, schedule: str, code: bytes | None = None
@@ -168,7 +178,7 @@ class Compiler(_Context):
                 return Result(Outcome.CONSTRAINTS, str(error))
             except TimeoutError:
                 return Result(Outcome.COMPILE, f"stopped after {self._timeout:.1f} s")
-            except ProcessExpired as death:
+            except (Died, Garbled) as death:
                 return Result(Outcome.COMPILE, _obituary(death).reason)
             except (CompileError, MemoryError, *_DEFECTS) as error:
                 return Result(Outcome.COMPILE, f"{type(error).__name__}: {error}")
@@ -178,100 +188,134 @@ class Compiler(_Context):
 _DEFECTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
 
+# Exceptions that are no builtins and are told apart here.
+_KNOWN = {kind.__name__: kind for kind in (ScheduleError, CompileError)}
+
+
+# Exceptions that are no builtins and are told apart here.
+_KNOWN = {kind.__name__: kind for kind in (ScheduleError, CompileError)}
+
+
 class _Workers:
-    """A pool of processes, and a thread for each that waits for it.
+    """So many processes, and a thread for each that waits for it."""
 
-    Pebble gives up a pool when a process dies between two tasks; then a new one takes over.
-    """
-
-    def __init__(self, count: int, cores: Sequence[int], memory: int) -> None:
-        self._count, self._arguments = count, (tuple(cores), memory)
+    def __init__(self, count: int, setup: tuple[tuple[int, ...], int, bool]) -> None:
+        self._count, self._setup = count, setup
+        # They start the processes too: one is killed when the thread that started it ends.
         self._threads = ThreadPoolExecutor(count)
-        self._change = threading.Lock()
-        self._running: set[Future[Any]] = set()
-        self._pool: ProcessPool | None = None
+        self._change, self._closed = threading.Lock(), False
+        self._living: set[Process] = set()
+        self._idle: SimpleQueue[Process | None] = SimpleQueue()  # None is to be started
 
     def start(self) -> None:
-        with self._change:
-            self._pool = self._fresh()
+        self.submit(self._fill).result()
 
     def stop(self) -> None:
         with self._change:
-            pool, self._pool = self._pool, None
-            assert pool
-            pool.stop()  # type: ignore[no-untyped-call]
-            for future in list(self._running):
-                future.cancel()
+            self._closed = True
+            for process in self._living:
+                process.end()
         self._threads.shutdown(cancel_futures=True)
-        pool.join()
+        while self._living:
+            self._living.pop().kill()
 
-    def restart(self) -> None:
-        assert self._pool
-        self._replace(self._pool)
+    def renew(self) -> None:
+        """Put a fresh process in the place of an idle one."""
+        process = self._idle.get()
+        if process:
+            process.kill()
+        self._put_back(process)
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Do `work` in the next free thread."""
-        return self._threads.submit(work, *arguments)
+        """Do `work` in the next free thread.
+
+        Raises:
+            WorkerDied: there can be no more threads.
+        """
+        try:
+            return self._threads.submit(work, *arguments)
+        except RuntimeError as error:
+            if self._closed:
+                raise
+            raise WorkerDied(f"{error}{in_words()}") from error
 
     def call(self, function: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> T:
         """Call `function` in a process and wait for it.
 
         Raises:
             TimeoutError: it took too long and its process was killed.
-            ProcessExpired: its process died.
+            Died: its process died.
+            Garbled: its process said something else than an answer, and was killed.
             WorkerDied: processes die before they do anything.
+            CancelledError: this has been stopped.
         """
-        for _ in range(_STARTS):
-            # With `stop` in between, nobody would ever cancel what was just scheduled.
-            with self._change:
-                pool = self._pool
-                if pool is None:
-                    raise RuntimeError("the pool is closed")
-                future = (
-                    pool.schedule(function, arguments, timeout=timeout) if pool.active else None
-                )
-                if future is not None:
-                    self._running.add(future)
-            if future is None:
-                self._replace(pool)
-                continue
+        while True:
+            process = self._ready()
+            used = process.answered > 1
             try:
-                return future.result()
-            except BrokenProcessPool:
-                self._replace(pool)
+                return process.call(function, arguments, timeout, _KNOWN)
+            except (Died, Garbled) as death:
+                if self._closed:
+                    raise CancelledError from None
+                # Where a process has so much time only, others may have spent it.
+                if not (used and isinstance(death, Died) and death.code == -signal.SIGXCPU):
+                    raise
             finally:
-                self._running.discard(future)
-        raise WorkerDied(f"worker processes end as soon as they start, {_STARTS} times in a row")
+                self._put_back(process)
 
-    def _replace(self, pool: ProcessPool) -> None:
-        with self._change:
-            if self._pool is pool:
-                pool.stop()  # type: ignore[no-untyped-call]
-                pool.join()
-                self._pool = self._fresh()
+    def _fill(self) -> None:
+        for _ in range(self._count):
+            self._put_back(None)
 
-    def _fresh(self) -> ProcessPool:
-        # Ctrl-C goes to the whole group, and ending a run in order is the parent's business.
-        # What the pool starts from here, threads and processes, inherits the blocked signal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    def _ready(self) -> Process:
+        """An idle process that waits for work; in place of one that died meanwhile another."""
+        last: Exception | None = None
+        for _ in range(_STARTS):
+            process = self._idle.get()
+            try:
+                process = process or self._fresh()
+                if process.is_fit():
+                    if not process.answered:
+                        process.call(worker.enter, self._setup, _START)
+                    return process
+            except Exception as error:
+                last = error
+            if process:
+                process.kill()
+            self._put_back(process)
+            if self._closed:
+                raise CancelledError
+        raise WorkerDied(
+            f"worker processes end as soon as they start: {_why(last)}{in_words()}"
+        ) from last
+
+    def _put_back(self, process: Process | None) -> None:
+        """Make it, or a fresh one where it is no more, an idle one."""
+        if process and not process.is_alive:
+            self._living.discard(process)
         try:
-            pool = ProcessPool(
-                max_workers=self._count,
-                initializer=worker.enter,
-                initargs=self._arguments,
-                context=Spawn(),
-            )
-            assert pool.active  # asking starts the processes
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        return pool
+            self._idle.put(process if process and process.is_alive else self._fresh())
+        except (OSError, CancelledError):  # whoever needs one will hear why
+            self._idle.put(None)
+
+    def _fresh(self) -> Process:
+        with self._change:
+            if self._closed:
+                raise CancelledError
+            process = Process()
+            self._living.add(process)
+            return process
 
 
-def _obituary(death: ProcessExpired) -> Result:
-    code = death.exitcode or 0
-    if code < 0:
-        names = {int(s): s.name for s in signal.Signals}
-        return Result(Outcome.RUNTIME, f"killed by {names.get(-code, f'signal {-code}')}")
+def _why(error: Exception | None) -> str:
+    if isinstance(error, Died):
+        return error.said or str(error)
+    return f"{type(error).__name__}: {error}" if error else "nobody knows why"
+
+
+def _obituary(death: Died | Garbled) -> Result:
+    code = death.code if isinstance(death, Died) else 0
     if worker.STRAY <= code < worker.STRAY + len(STRAYS):
         return Result(Outcome.CORRECTNESS, STRAYS[code - worker.STRAY])
-    return Result(Outcome.RUNTIME, f"ended its process with code {code}")
+    limits = in_words() if code == -signal.SIGXCPU else ""
+    return Result(Outcome.RUNTIME, f"{death}{limits}")

@@ -17,12 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from kernels.codegen.jit import ObjectCache
+from kernels.codegen.runner import team
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
-from tuner.confine import forbid_processes
+from tuner.confine import forbid_processes, only_compute
 from tuner.cores import one_thread, pin
 from tuner.job import Compiled, Job, Result
+from tuner.limits import lower
 from tuner.operands import Operands
 from tuner.record import Outcome
 from tuner.timing import Timing, canary, interleave, measure
@@ -35,18 +37,30 @@ STRAY = 100
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
-def enter(cores: tuple[int, ...], memory: int) -> None:
-    """Make this process a worker on these cores with `memory` bytes of address space to spare."""
+def enter(cores: tuple[int, ...], memory: int, runs_candidates: bool) -> None:
+    """Make this process a worker on these cores with `memory` bytes of address space to spare.
+
+    Limits that it has already are kept. Where it runs candidates it can do nothing but compute
+    from then on, as far as the system offers that.
+    """
     pin(cores)
     one_thread()
     # A kernel that hangs must not outlive a killed parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    # Native code that hangs never comes back to a handler written in Python.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if runs_candidates:
+        # What these compile they cannot store later on.
+        canary()
+        team(1)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + memory, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.RLIM_INFINITY))
-    forbid_processes()
+    lower(resource.RLIMIT_AS, mapped + memory)
+    lower(resource.RLIMIT_CORE, 0)
+    _, seconds = resource.getrlimit(resource.RLIMIT_CPU)
+    if seconds > 1:  # the hard limit's signal would not say what it was
+        lower(resource.RLIMIT_CPU, seconds - 1)
+    if runs_candidates:
+        only_compute()
+    else:
+        forbid_processes()
 
 
 def run_one(job: Job, cores: Sequence[int]) -> list[Result]:
