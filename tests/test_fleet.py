@@ -97,10 +97,10 @@ def test_two_workers_and_the_death_of_one(
     finals = [r for r in records if r.stage == "final"]
     assert {r.problem for r in finals} == {str(TINY), str(OTHER)}
     assert all(len(r.samples) >= 3 for r in finals)
-    assert len(environments) == 2
+    assert 1 <= len(environments) <= 2  # who was killed may not have answered before
     assert {e.machine for e in environments} == {Cpu.host().fingerprint}
     assert workers[1].poll() is None
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while group_alive(workers[0].pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not group_alive(workers[0].pid), "its processes outlive a killed worker"
@@ -139,7 +139,7 @@ def test_a_candidate_that_no_worker_survives_has_failed() -> None:
             raise KilledWorker("measure", None, allowed_failures=3)
 
     with _Remote(Scheduler(), {}, 1, "run") as remote:
-        (result,) = remote.submit_all([None]).result(timeout=10)
+        (result,) = remote.submit_all([None]).result(timeout=300)
     assert (result.outcome, result.reason) == (Outcome.RUNTIME, "4 workers died of it")
 
 
@@ -164,7 +164,7 @@ def test_other_machines_by_the_command_line(
         assert main([*tune, "--workers", address]) == 0
         assert re.search(rf"^{TINY} .*(faster|tie|heuristic)", capsys.readouterr().out, re.M)
         worker.send_signal(signal.SIGINT)
-        out, err = worker.communicate(timeout=30)
+        out, err = worker.communicate(timeout=300)
         assert worker.returncode == 0, err
         assert "ended" in out
         assert "Traceback" not in err

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tuner.child import FRAME
-from tuner.limits import in_words
 from tuner.plain import PlainError, from_plain
 
 T = TypeVar("T")
@@ -82,7 +81,7 @@ class Process:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
             )  # fmt: skip
         except OSError as error:
-            said = f"no process can be started: {error.strerror}{in_words()}"
+            said = f"no process can be started: {error.strerror}"
             raise OSError(error.errno, said) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
