@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from kernels.core.cpu import Cpu
@@ -11,16 +9,7 @@ from kernels.core.strided import Strided
 from kernels.core.template import Program
 from tests.execution import execute
 
-# The vectors of NEON, AVX2 and AVX-512; LLVM makes any of them run on the host.
-CPUS = [
-    replace(Cpu.host(), lanes=lanes, registers=registers)
-    for lanes, registers in ((4, 32), (8, 16), (16, 32))
-]
 CPU = Cpu.host()
-
-
-def cpus(cpu: Cpu) -> str:
-    return f"{cpu.lanes} lanes"
 
 
 def normal(*shape: int) -> np.ndarray:

@@ -17,7 +17,8 @@ from kernels.core.template import KernelTemplate, Program, ScheduleError, templa
 from kernels.ops import bands, pool
 from kernels.ops.pool import Pool
 from tests.execution import execute, relative_error
-from tests.test_ops import CPUS, pooled
+from tests.lanes import CPUS
+from tests.test_ops import pooled
 
 HOST = Cpu.host()
 SMALL = replace(HOST, l2=64 << 10, cores=2)

@@ -1,10 +1,13 @@
 """Every algorithm on every awkward problem it accepts, against float64, wherever tasks are cut.
 
+Kernels are built with vectors of 4, 8 and 16 lanes, as far as this machine can run them.
+
 A new file in kernels/conv is examined without a line being added here.
 """
 
 import random
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,9 +17,10 @@ from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
 from kernels.core.reference import random_operands
-from kernels.core.template import ScheduleError, templates
+from kernels.core.template import ScheduleError, applicable, templates
 from search_spaces.space import space_for
 from tests.execution import reference, relative_error, run
+from tests.lanes import EVERY_CPU, RUN_HERE
 
 CPU = Cpu.host()
 L = CPU.lanes
@@ -55,15 +59,15 @@ PROBLEMS = [
 ]
 
 
-def schedules(name: str, p: ConvProblem) -> list[object]:
+def schedules(name: str, p: ConvProblem, cpu: Cpu) -> list[object]:
     """The heuristic's, and the first, the last and two random ones of the space."""
     template = templates()[name]
-    legal = list(_sample(name, p))
-    return list(dict.fromkeys([template.heuristic(p, CPU), *legal]))
+    legal = list(_sample(name, p, cpu))
+    return list(dict.fromkeys([template.heuristic(p, cpu), *legal]))
 
 
-def _sample(name: str, p: ConvProblem):
-    space = space_for(name, p, CPU)
+def _sample(name: str, p: ConvProblem, cpu: Cpu):
+    space = space_for(name, p, cpu)
     draw = random.Random(f"{name} {p}")
     sizes = [len(d) for d in space.domains.values()]
     corners = [tuple(0 for _ in sizes), tuple(n - 1 for n in sizes)]
@@ -74,25 +78,24 @@ def _sample(name: str, p: ConvProblem):
 
 
 def cases() -> list[object]:
-    return list(_cases())
-
-
-def _cases():
+    found = []
     for text in PROBLEMS:
         p = ConvProblem.parse(text)
-        for name, template in templates().items():
-            if template.why_not(p, CPU) is None:
-                yield pytest.param(p, name, id=f"{name}: {text}")
+        for cpu in RUN_HERE:
+            for template in applicable(p, cpu):
+                name = f"{template.name}, {cpu.lanes} lanes: {text}"
+                found.append(pytest.param(p, template.name, cpu, id=name))
+    return found
 
 
-@pytest.mark.parametrize(("p", "name"), cases())
-def test_agrees_with_float64(p: ConvProblem, name: str) -> None:
+@pytest.mark.parametrize(("p", "name", "cpu"), cases())
+def test_agrees_with_float64(p: ConvProblem, name: str, cpu: Cpu) -> None:
     operands = random_operands(p, seed=1)
     truth = reference(p, operands)
     built = 0
-    for schedule in schedules(name, p):
+    for schedule in schedules(name, p, cpu):
         try:
-            program = templates()[name].program(p, schedule, CPU)
+            program = templates()[name].program(p, schedule, cpu)
         except ScheduleError:
             continue
         built += 1
@@ -104,20 +107,21 @@ def test_agrees_with_float64(p: ConvProblem, name: str) -> None:
     assert built, "no schedule could be built"
 
 
+@pytest.mark.parametrize("cpu", EVERY_CPU)
 @pytest.mark.parametrize("name", [n for n in templates() if not templates()[n].baseline])
-def test_output_with_a_halo(name: str) -> None:
+def test_output_with_a_halo(name: str, cpu: Cpu) -> None:
     """The consumer's padding lies in the output's buffer and must stay untouched."""
     texts = ["conv 1x32x6x7 32x3x3 s1 p1 bias add relu", "conv 1x32x6x7 32x3x3 s1 p1 g32 bias add"]
     p = next(
         q
         for q in map(ConvProblem.parse, [*texts, "conv 1x32x6x7 32x1x1 s1 p0 bias"])
-        if templates()[name].why_not(q, CPU) is None
+        if templates()[name].why_not(q, cpu) is None
     )
-    schedule = templates()[name].heuristic(p, CPU)
+    schedule = templates()[name].heuristic(p, cpu)
     io = Io.of(p, schedule.layout)
     io = replace(io, dst=replace(io.dst, halo=(1, 2, 3, 1)), src=replace(io.src, halo=(2, 3, 2, 4)))
     try:
-        program = templates()[name].build(p, schedule, CPU, io)
+        program = templates()[name].build(p, schedule, cpu, io)
     except ScheduleError as error:
         pytest.skip(f"refuses: {error}")
     operands = random_operands(p, seed=2)
@@ -147,31 +151,33 @@ def test_ir_is_deterministic() -> None:
 
 
 def tiles() -> list[object]:
-    """Every register tile of the machine: (algorithm, its schedule's fields, problem)."""
+    """Every register tile: (algorithm, its schedule's fields, processor)."""
     rows_of = {"direct": "tile_w", "planar": "ocs", "pointwise": "rows"}
     found = []
-    for name, rows_field in rows_of.items():
-        for rows in range(1, CPU.registers):
-            cols = max((c for c in range(1, 8) if registers(rows, c) <= CPU.registers), default=0)
+    for cpu, (name, rows_field) in product(RUN_HERE, rows_of.items()):
+        for rows in range(1, cpu.registers):
+            cols = max((c for c in range(1, 8) if registers(rows, c) <= cpu.registers), default=0)
             if cols:
-                found.append(
-                    pytest.param(name, {rows_field: rows, "cols": cols}, id=f"{name} {rows}x{cols}")
-                )
+                fields = {rows_field: rows, "cols": cols}
+                id = f"{name} {rows}x{cols}, {cpu.lanes} lanes"
+                found.append(pytest.param(name, fields, cpu, id=id))
     return found
 
 
-@pytest.mark.parametrize(("name", "fields"), tiles())
-def test_tails_of_every_register_tile(name: str, fields: dict[str, int]) -> None:
+@pytest.mark.parametrize(("name", "fields", "cpu"), tiles())
+def test_tails_of_every_register_tile(name: str, fields: dict[str, int], cpu: Cpu) -> None:
     """One more row and one more channel than whole tiles take, on both sides of the product."""
-    rows, cols = fields.values()
+    (rows, cols), lanes = fields.values(), cpu.lanes
     if name == "direct":
         fields = {"tile_h": 1, **fields}
     kernel = "1x1 s1 p0" if name == "pointwise" else "1x3 s1 p0x1"
-    across, oc = (cols * L + 1, 2 * rows + 1) if name == "planar" else (2 * rows + 1, cols * L + 1)
+    across, oc = (
+        (cols * lanes + 1, 2 * rows + 1) if name == "planar" else (2 * rows + 1, cols * lanes + 1)
+    )
     p = ConvProblem.parse(f"conv 1x3x2x{across} {oc}x{kernel} bias relu")
     template = templates()[name]
     layout = "NCHW" if name == "planar" else "NHWC"
-    schedule = replace(template.heuristic(p, CPU), layout=layout, unroll=2, **fields)
+    schedule = replace(template.heuristic(p, cpu), layout=layout, unroll=2, **fields)
     operands = random_operands(p, seed=3)
-    found = run(p, template.program(p, schedule, CPU), operands)
+    found = run(p, template.program(p, schedule, cpu), operands)
     assert relative_error(found, reference(p, operands)) < TOLERANCE

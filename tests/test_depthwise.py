@@ -13,12 +13,7 @@ from kernels.core.reference import random_operands
 from kernels.core.template import ScheduleError
 from search_spaces.depthwise import space
 from tests.execution import reference, relative_error, run
-
-# The vectors of NEON, AVX2 and AVX-512; LLVM makes any of them run on the host.
-CPUS = [
-    replace(Cpu.host(), lanes=lanes, registers=registers)
-    for lanes, registers in ((4, 32), (8, 16), (16, 32))
-]
+from tests.lanes import CPUS, cpus
 
 PROBLEMS = [
     "conv 1x3x7x9 3x3x3 s1 p1 g3 bias relu6",
@@ -36,10 +31,6 @@ PROBLEMS = [
 ]
 
 
-def ids(cpu: Cpu) -> str:
-    return f"{cpu.lanes} lanes"
-
-
 def cases(p: ConvProblem, cpu: Cpu) -> list[Schedule]:
     """The heuristic, both homes of the weights, several vectors a task, both layouts mixed."""
     usual = template.heuristic(p, cpu)
@@ -48,7 +39,7 @@ def cases(p: ConvProblem, cpu: Cpu) -> list[Schedule]:
     return [usual, small, replace(small, tile_h=1, vectors=64, hold=False), mixed]
 
 
-@pytest.mark.parametrize("cpu", CPUS, ids=ids)
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_agrees_with_float64(text: str, cpu: Cpu) -> None:
     p = ConvProblem.parse(text)
@@ -104,7 +95,7 @@ def test_refusals_name_the_reason() -> None:
         template.program(p, replace(schedule, layout="NCHW"), cpu)
 
 
-@pytest.mark.parametrize("cpu", CPUS, ids=ids)
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_space_offers_only_what_can_be_built(text: str, cpu: Cpu) -> None:
     p = ConvProblem.parse(text)

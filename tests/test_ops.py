@@ -1,7 +1,5 @@
 """Operators besides convolution, in every layout and vector width, against float64."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -14,19 +12,11 @@ from kernels.ops.dense import Dense
 from kernels.ops.pool import Pool
 from kernels.ops.reorder import Reorder
 from tests.execution import execute, relative_error
+from tests.lanes import CPUS, cpus
 
-# The vectors of NEON, AVX2 and AVX-512; LLVM makes any of them run on the host.
-CPUS = [
-    replace(Cpu.host(), lanes=lanes, registers=registers)
-    for lanes, registers in ((4, 32), (8, 16), (16, 32))
-]
 LAYOUTS = [NCHW, NHWC, Layout("NCHW4c"), Layout("NCHW8c"), Layout("NCHW16c")]
 HALO: Halo = (2, 1, 0, 3)
 NO_HALO: Halo = (0, 0, 0, 0)
-
-
-def cpus(cpu: Cpu) -> str:
-    return f"{cpu.lanes} lanes"
 
 
 def normal(*shape: int) -> np.ndarray:

@@ -10,7 +10,8 @@ from kernels.ops import halo, shuffle
 from kernels.ops.halo import ZeroHalo
 from kernels.ops.shuffle import Shuffle
 from tests.execution import ENTRY, Guarded, execute
-from tests.test_ops import CPUS, HALO, LAYOUTS, cpus, normal
+from tests.lanes import CPUS, cpus
+from tests.test_ops import HALO, LAYOUTS, normal
 
 SHAPE = (2, 21, 5, 7)
 

@@ -18,7 +18,8 @@ from kernels.core.template import ScheduleError
 from kernels.ops import elementwise
 from kernels.ops.elementwise import Affine, Binary, Clip, Unary
 from tests.execution import execute
-from tests.strided import CPU, CPUS, assert_close, cpus, normal, run
+from tests.lanes import CPUS, cpus
+from tests.strided import CPU, assert_close, normal, run
 
 SHAPES: list[Ints] = [(), (1,), (17,), (3, 1), (1, 7, 1, 5), (2, 3, 5, 7), (2, 3, 1, 4, 5), (9001,)]
 

@@ -15,7 +15,8 @@ from kernels.core.strided import Ints, Strided
 from kernels.core.template import ScheduleError
 from kernels.ops import movement, sampling
 from kernels.ops.sampling import Gather, Resize
-from tests.strided import CPU, CPUS, cpus, normal, run
+from tests.lanes import CPUS, cpus
+from tests.strided import CPU, normal, run
 
 
 @st.composite

@@ -19,7 +19,8 @@ from kernels.ops.lrn import Lrn
 from kernels.ops.matmul import MatMul
 from kernels.ops.reduce import Reduce, Softmax
 from kernels.ops.sampling import Gather
-from tests.strided import CPU, CPUS, assert_close, cpus, normal, run
+from tests.lanes import CPUS, cpus
+from tests.strided import CPU, assert_close, normal, run
 
 REDUCTIONS: list[tuple[Ints, Ints]] = [
     ((17,), (0,)), ((5, 1), (1,)), ((2, 3, 7, 5), (2, 3)), ((2, 3, 7, 5), (1,)), ((4, 37), (0,)),

@@ -12,6 +12,9 @@ from kernels.core.layout import Io, Layout
 from kernels.core.problem import ConvProblem
 from kernels.core.template import check
 
+# Multiply-adds of a loop body beyond which compiling takes seconds, and the code leaves its caches.
+STRAIGHT = 2048
+
 
 def outer_product(acc: Tile, a: Callable[[int], Vec], b: Callable[[int], Vec]) -> None:
     """acc[i, j] += a(i) * b(j): one step along K.
@@ -36,6 +39,15 @@ def outer_product(acc: Tile, a: Callable[[int], Vec], b: Callable[[int], Vec]) -
 def registers(rows: int, cols: int) -> int:
     """Vector registers that `outer_product` keeps alive."""
     return rows * cols + min(rows, cols) + 1
+
+
+def check_tile(cpu: Cpu, rows: int, cols: int, steps: int) -> None:
+    """Raise `ScheduleError` unless a register tile fits the processor and its code the compiler.
+
+    `steps` of K are straight code.
+    """
+    check(registers(rows, cols) <= cpu.registers, "tile needs too many registers")
+    check(rows * cols * steps <= STRAIGHT, f"{steps} steps of a {rows}x{cols} tile are too long")
 
 
 def step_cycles(rows: int, cols: int) -> float:

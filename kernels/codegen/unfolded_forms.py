@@ -15,7 +15,6 @@ from kernels.codegen.tile_gemm import (
     lanes_for,
     last_apart,
     outer_product,
-    registers,
 )
 from kernels.codegen.unfold import pieces
 from kernels.codegen.unfolded_product import Blocking, Chunk, Form
@@ -45,8 +44,8 @@ class Planar(Form):
     def pack_weights(self, w: Array) -> Array:
         return pack_panels(w, self.p.groups, 1, 1, self.panels)
 
-    def registers(self, tile: Run, panel: Run) -> int:
-        return registers(panel.size, tile.size)
+    def shape(self, tile: Run, panel: Run) -> tuple[int, int]:
+        return panel.size, tile.size
 
     def unfold(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
         to = self._panel(chunk, tile, at, first) if self.s.fused else self._columns(at, first)
@@ -108,7 +107,7 @@ class Planar(Form):
 
     def _columns(self, at: Int, first: Int) -> Buffer:
         """The unfolded matrix, [K][pixels of the block]."""
-        across = max(1, self.s.block // self.tile_pixels) * self.tile_pixels
+        across = self.block_tiles * self.tile_pixels
         return self.matrix.at(self.within(at, first) * self.lanes).strided(across, 1)
 
 
@@ -128,8 +127,8 @@ class Channels(Form):
     def pack_weights(self, w: Array) -> Array:
         return pack_panels(w, self.p.groups, self.block, self.lanes, self.panels)
 
-    def registers(self, tile: Run, panel: Run) -> int:
-        return registers(tile.size, panel.size)
+    def shape(self, tile: Run, panel: Run) -> tuple[int, int]:
+        return tile.size, panel.size
 
     def unfold(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
         panel, matrix = self._panel(chunk, at, first), self._matrix(chunk, at, first)

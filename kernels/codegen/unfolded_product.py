@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kernels.codegen.builder import Buffer, Condition, Int, Kernel, Tile, at_channel
 from kernels.codegen.epilogue import finish
-from kernels.codegen.tile_gemm import Run
+from kernels.codegen.tile_gemm import Run, tile_count
 from kernels.codegen.unfold import Unfold
 from kernels.core.layout import Array, Io, Placement
 from kernels.core.problem import ConvProblem
@@ -81,13 +81,18 @@ class Form(ABC):
         self.p, self.s, self.io, self.lanes = p, s, io, lanes
         self.taps = p.kernel[0] * p.kernel[1]
 
+    @property
+    def block_tiles(self) -> int:
+        """Tiles of pixels that are unfolded together."""
+        return min(tile_count(self.tiles), max(1, self.s.block // self.tile_pixels))
+
     @abstractmethod
     def pack_weights(self, w: Array) -> Array:
         """The weights (oc, c / groups, kh, kw) as the product reads them, flat."""
 
     @abstractmethod
-    def registers(self, tile: Run, panel: Run) -> int:
-        """The vector registers that the product of a tile by a panel needs."""
+    def shape(self, tile: Run, panel: Run) -> tuple[int, int]:
+        """Rows and columns of the register tile that multiplies a tile by a panel."""
 
     @abstractmethod
     def unfold(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:

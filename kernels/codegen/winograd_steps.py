@@ -25,7 +25,7 @@ from kernels.codegen.tile_gemm import (
     sweep,
     tile_count,
 )
-from kernels.codegen.winograd import Transform, shared_outputs, tile_grid, transform_weights
+from kernels.codegen.winograd import ALPHA, Transform, shared_outputs, tile_grid, transform_weights
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io, Placement
 from kernels.core.problem import ConvProblem
@@ -97,6 +97,8 @@ class Steps:
         Raises:
             ScheduleError: no transform of that size, or no register tile of that width.
         """
+        for m, r in zip((s.mh, s.mw), p.kernel, strict=True):
+            check(r > 1 or m <= ALPHA, f"no tile has {m} inputs on an axis, but up to {ALPHA}")
         try:
             vertical = Transform.of(s.mh, p.kernel[0], s.points)
             horizontal = Transform.of(s.mw, p.kernel[1], s.points)

@@ -19,11 +19,11 @@ from kernels.codegen.tile_gemm import (
     best_tile,
     channel_panels,
     check_groups,
+    check_tile,
     cover,
     dispatch,
     lanes_for,
     outer_product,
-    registers,
     sweep,
     task_order,
     tile_count,
@@ -32,7 +32,7 @@ from kernels.codegen.tile_gemm import (
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Placement, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, channel_table, check
+from kernels.core.template import KernelTemplate, Program, channel_table, check, check_sizes
 
 LINE = 16  # floats of a cache line
 
@@ -81,19 +81,22 @@ def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check_sizes(s, "prefetch")
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
     check(not io.picked or io.src.layout.name == "NHWC", "channels are picked from NHWC only")
     block = p.group_c if io.picked else min(io.src.block, p.group_c)
     check_groups(p, io)
     lanes = lanes_for(p.group_oc, dst_layout, cpu)
-    panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=dst_layout.name == "NHWC")
+    # A block of channels is stored whole, with what fills it up.
+    tail = p.group_oc % lanes if dst_layout.name == "NHWC" else 0
+    panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=tail > 0)
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
     # The processor does not see where the next block of channels lies, and of a 1x1 filter it
     # has little else to do until then.
     far = io.src.blocks > 1 and p.kernel == (1, 1)
     for y, x, v in product(y_tiles, x_tiles, panels):
-        check(registers(y.size * x.size, v.size) <= cpu.registers, "tile needs too many registers")
+        check_tile(cpu, y.size * x.size, v.size, min(s.unroll, p.depth))
     row_tasks = -(-tile_count(y_tiles) // s.rows)
     panel_tasks = tile_count(panels)
 
@@ -110,9 +113,8 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         first = row * s.rows
 
         def whole_panel(v: Run, vector: Int) -> None:
-            masked = v.end == panels[-1].end and io.dst.blocks == 1
-            tail = p.group_oc % lanes if masked else 0
-            out = _Outputs(k, p, io, lanes, tail, image, group, vector)
+            masked = tail if v.end == panels[-1].end else 0
+            out = _Outputs(k, p, io, lanes, masked, image, group, vector)
             packed = weights.at(group, vector).strided(v.size * lanes, 1)
 
             def tile(y: Run, top: Int, rows: Rows, x: Run, left: Int) -> None:

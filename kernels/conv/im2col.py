@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kernels.codegen.builder import Int, Kernel, Module
-from kernels.codegen.tile_gemm import Run, best_tile, sweep, tile_count
+from kernels.codegen.tile_gemm import Run, best_tile, check_tile, sweep, tile_count
 from kernels.codegen.unfolded_forms import Channels, Planar, pixel_lanes
 from kernels.codegen.unfolded_product import Chunk, Form, chunks
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check
+from kernels.core.template import KernelTemplate, Program, check, check_sizes
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check_sizes(s)
     check(why_not(p, cpu) is None, "nothing to unfold")
     check(io.src.layout == io.dst.layout, "im2col keeps the layout")
     check(io.dst.dense and io.add.dense, "rows of output pixels have gaps between them")
@@ -56,8 +57,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     form = Planar(p, s, cpu, io) if io.src.layout.name == "NCHW" else Channels(p, s, cpu, io)
     for pixels in form.tiles:
         for panel in form.panels:
-            check(form.registers(pixels, panel) <= cpu.registers, "tile needs too many registers")
-    per_task = max(1, s.block // form.tile_pixels)
+            rows, cols = form.shape(pixels, panel)
+            check_tile(cpu, rows, cols, min(s.unroll, p.depth))
+    per_task = form.block_tiles
     tasks = -(-tile_count(form.tiles) // per_task)
     matrix_floats = per_task * form.tile_pixels * s.kc * p.kernel[0] * p.kernel[1]
 

@@ -16,10 +16,10 @@ from kernels.codegen.tile_gemm import (
     Run,
     best_tile,
     channel_panels,
+    check_tile,
     cover,
     dispatch,
     outer_product,
-    registers,
     sweep,
     task_order,
     tile_count,
@@ -28,7 +28,7 @@ from kernels.codegen.tile_gemm import (
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK, Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check
+from kernels.core.template import KernelTemplate, Program, check, check_sizes
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check_sizes(s)
     layouts = {s.layout, io.src.layout.name, io.dst.layout.name}
     check(layouts == {"NCHW"} and not io.picked, "planar reads and writes NCHW")
     lanes = lanes_for(p, cpu)
@@ -66,7 +67,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     panels = cover(p.group_oc, s.ocs)
     x_tiles = channel_panels(p.ow, lanes, s.cols, split_tail=True)
     for oc, x in product(panels, x_tiles):
-        check(registers(oc.size, x.size) <= cpu.registers, "tile needs too many registers")
+        check_tile(cpu, oc.size, x.size, min(s.unroll, p.depth))
     row_tasks, panel_tasks = -(-p.oh // s.rows), tile_count(panels)
 
     module = Module(cpu)

@@ -21,7 +21,7 @@ from kernels.codegen.winograd_steps import LINE, Steps, max_rows
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Layout
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check
+from kernels.core.template import KernelTemplate, Program, check, check_sizes
 
 # The heuristic takes no tile that is expected to err by more: an rms relative to the output's.
 MAX_ERROR = 2e-5
@@ -136,8 +136,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     refusal = why_not(p, cpu)
     check(refusal is None, refusal or "")
     check(s.split in ("tiles", "channels"), f"split {s.split!r}: use tiles or channels")
-    counts = (s.mh, s.mw, s.nr_tiles, s.cols, s.unroll, s.oc_block, s.prefetch + 1)
-    check(min(counts) > 0, "sizes of tiles, blocks and panels are at least 1, prefetch at least 0")
+    check_sizes(s, "prefetch")
     check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
     check_groups(p, io)
     w = Steps.of(p, s, cpu, io)

@@ -19,7 +19,7 @@ from kernels.codegen.winograd import Transform, transform_weights
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check
+from kernels.core.template import KernelTemplate, Program, check, check_sizes
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check_sizes(s)
     refusal = why_not(p, cpu)
     check(refusal is None, refusal or "")
     check(s.layout == "NCHW", "winograd_naive reads and writes NCHW")

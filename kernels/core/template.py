@@ -23,6 +23,9 @@ from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io
 from kernels.core.problem import ConvProblem
 
+# The largest number that a schedule may hold.
+LARGEST = 10**9
+
 
 class ScheduleError(ValueError):
     """This schedule cannot be right for this problem and machine; the only expected refusal."""
@@ -32,6 +35,17 @@ def check(condition: bool, reason: str) -> None:
     """Raise `ScheduleError(reason)` unless `condition`."""
     if not condition:
         raise ScheduleError(reason)
+
+
+def check_sizes(schedule: Any, *zero: str) -> None:
+    """Raise `ScheduleError` unless all integers of `schedule` are sizes, or 0 where that is named.
+
+    A size is at least 1, and not so large that arithmetic with it could overflow.
+    """
+    for field in fields(schedule):
+        size, least = getattr(schedule, field.name), int(field.name not in zero)
+        if type(size) is int:  # a bool is an int, too
+            check(least <= size <= LARGEST, f"{field.name}={size}: from {least} to {LARGEST}")
 
 
 @dataclass(frozen=True)
@@ -125,8 +139,16 @@ class KernelTemplate:
         self.schedule._repr_html_ = shown
 
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
-        """Build with the usual placement of operands (`Io.of`)."""
-        return self.build(p, schedule, cpu, Io.of(p, schedule.layout))
+        """Build with the usual placement of operands (`Io.of`).
+
+        Raises:
+            ScheduleError: the schedule cannot be right, or there is no such layout.
+        """
+        try:
+            io = Io.of(p, schedule.layout)
+        except ValueError as error:
+            raise ScheduleError(str(error)) from error
+        return self.build(p, schedule, cpu, io)
 
     def text(self, schedule: Any) -> str:
         """`direct(layout=NHWC, mr=6, ...)`: the schedule's name everywhere."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from kernels.codegen.builder import Int, Module
 from kernels.codegen.epilogue import activate
-from kernels.codegen.reduction import each
+from kernels.codegen.sums import each_product
 from kernels.codegen.tile_gemm import (
     Run,
     channel_panels,
@@ -73,7 +73,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                 def step(f: Int) -> None:
                     outer_product(acc, lambda i: x.splat(i, f), lambda j: packed.load(j, f))
 
-                each(k, depth, UNROLL, step)
+                each_product(k, acc, depth, UNROLL, step)
                 for i, j in acc:
                     at = (image + i, first + j)
                     value = acc[i, j]

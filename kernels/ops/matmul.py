@@ -14,7 +14,7 @@ import numpy as np
 from kernels.codegen.builder import Buffer, Int, Module
 from kernels.codegen.epilogue import activate
 from kernels.codegen.nest import aligned, fitted, load_row, store_row, width
-from kernels.codegen.reduction import each
+from kernels.codegen.sums import each_product
 from kernels.codegen.tile_gemm import (
     Run,
     best_tile,
@@ -177,7 +177,7 @@ def _products(
                         lambda j: columns.load(f, j, lanes=lanes),
                     )
 
-                each(k, depth, UNROLL, step)
+                each_product(k, acc, depth, UNROLL, step)
                 last = panel.end == panels[-1].end and n % lanes
                 for i, j in acc:
                     count = n % lanes if last and j == panel.size - 1 else lanes

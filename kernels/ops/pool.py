@@ -14,8 +14,10 @@ from itertools import groupby
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel, least, most
+from kernels.codegen import functions
+from kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, at_channel, least, most
 from kernels.codegen.reduction import each
+from kernels.codegen.sums import RUN, Totals
 from kernels.codegen.tile_gemm import Run, cover, cut, sweep
 from kernels.core.cpu import Cpu
 from kernels.core.layout import NCHW, NHWC, Array, Io, Placement
@@ -144,6 +146,7 @@ class _Windows:
         """`run.size` windows side by side: as many vectors, or in NCHW one vector."""
         k, spec, (sy, sx), (dy, dx) = self.k, self.spec, self.spec.stride, self.spec.dilation
         planar, maximum = self.src.layout == NCHW, spec.function == "max"
+        whole = (self.dst.h, self.dst.w) == (1, 1)
         kept, cells = (run.size, 1) if planar else (channels.size, run.size)
         lanes = 1 << (kept - 1).bit_length()
         step = sx if planar and lanes > 1 else 1
@@ -152,11 +155,15 @@ class _Windows:
         acc = k.tile(1, cells, lanes)
         acc.fill(k.const(-math.inf if maximum else 0.0, lanes))
 
+        # To keep every NaN costs time, which one window of all pixels has.
+        larger = functions.maximum if whole else Vec.max
+        totals = Totals(acc) if not maximum and math.prod(spec.kernel) > RUN else None
+
         def tap(ky: Int, kx: Int) -> None:
             pixels = corner.at(0, 0, ky * dy, (kx + x.taps.start) * dx)
             for i in range(cells):
                 value = pixels.load_strided(0, 0, 0, i * sx, step=step, lanes=lanes)
-                acc[0, i] = value.max(acc[0, i]) if maximum else value + acc[0, i]
+                acc[0, i] = larger(value, acc[0, i]) if maximum else value + acc[0, i]
 
         straight = spec.kernel[0] * len(x.taps) * cells <= STRAIGHT
         across = len(x.taps) if straight else 8
@@ -164,14 +171,32 @@ class _Windows:
         def tap_row(ky: Int) -> None:
             each(k, len(x.taps), across, partial(tap, ky))
 
-        if len(rows) == 1:
-            taps = rows[0].taps
-            each(k, len(taps), len(taps) if straight else 1, lambda i: tap_row(i + taps.start))
+        def run_of_row(ky: Int, run: Run, start: Int) -> None:
+            each(k, run.size, across, lambda i: tap(ky, i + start))
+            assert totals
+            totals.take_in()
+
+        def long_row(ky: Int) -> None:
+            sweep(k, cut(len(x.taps), RUN), partial(run_of_row, ky))
+
+        def some_rows(run: Run, start: Int) -> None:
+            each(k, run.size, 1, lambda i: tap_row(i + start + taps.start))
+            assert totals
+            totals.take_in()
+
+        taps = rows[0].taps
+        if len(rows) == 1 and totals and 2 * len(x.taps) <= RUN:
+            sweep(k, cut(len(taps), RUN // len(x.taps)), some_rows)
+        elif len(rows) == 1:
+            row = long_row if totals else tap_row
+            each(k, len(taps), len(taps) if straight else 1, lambda i: row(i + taps.start))
         else:
             above = most(dy - 1 - y0, 0) // dy
             inside = least((self.src.h + dy - 1 - y0) // dy, spec.kernel[0])
             with k.loop(above, inside) as ky:
-                tap_row(ky)
+                (long_row if totals else tap_row)(ky)
+        if totals:
+            totals.finish()
         target = self._at("dst", self.dst, channel).at(0, 0, top, left)
         for i in range(cells):
             value = acc[0, i]

@@ -26,7 +26,8 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
-from kernels.codegen.tile_gemm import Run, sweep
+from kernels.codegen.sums import RUN, Totals
+from kernels.codegen.tile_gemm import Run, cut, sweep
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.strided import Ints, Strided
@@ -54,16 +55,21 @@ class Softmax:
 
 @dataclass(frozen=True)
 class _Sum:
-    """A kind of sum: `add(total, term)` takes a term in, `join` puts two totals together."""
+    """A kind of sum: `add(total, term)` takes a term in, `join` puts two totals together.
+
+    One that `rounds` is made of runs of terms.
+    """
 
     neutral: float
+    rounds: bool
     join: Callable[[Vec, Vec], Vec]
     add: Callable[[Vec, Vec], Vec]
 
 
-_PLAIN = _Sum(0.0, lambda a, b: a + b, lambda a, b: a + b)
-_SQUARES = _Sum(0.0, lambda a, b: a + b, lambda a, b: fma(b, b, a))
-_MAX, _MIN = _Sum(-math.inf, maximum, maximum), _Sum(math.inf, minimum, minimum)
+_PLAIN = _Sum(0.0, True, lambda a, b: a + b, lambda a, b: a + b)
+_SQUARES = _Sum(0.0, True, lambda a, b: a + b, lambda a, b: fma(b, b, a))
+_MAX = _Sum(-math.inf, False, maximum, maximum)
+_MIN = _Sum(math.inf, False, minimum, minimum)
 _SUMS = {"mean": _PLAIN, "sum": _PLAIN, "max": _MAX, "min": _MIN, "l2": _SQUARES}
 
 
@@ -159,6 +165,7 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
 
 # A term of a sum: where along the summed axes, in which column, how many lanes are meant.
 Term = Callable[[tuple[Int, ...], int, int], Vec]
+Visit = Callable[[tuple[Int, ...], int, int], object]
 
 
 @dataclass(frozen=True)
@@ -197,9 +204,9 @@ class _Walk:
             self._place(at, strides, step, index, column), step, count, value
         )
 
-    def each(self, visit: Callable[[tuple[Int, ...], int, int], object]) -> None:
+    def each(self, visit: Visit) -> None:
         """`visit(index, column, count)` for all terms."""
-        self._descend((), visit)
+        self._descend((), visit, None)
 
     def total(self, kind: _Sum, term: Term) -> list[Vec]:
         """The total of every column; inwards that of all, in every lane."""
@@ -213,7 +220,12 @@ class _Walk:
                 value = k.blend(first_lanes(count, self.lanes), value, neutral)
             acc[0, column] = kind.add(acc[0, column], value)
 
-        self.each(take_in)
+        if kind.rounds and self._terms(0) > RUN:
+            runs = Totals(acc)
+            self._descend((), take_in, runs.take_in)
+            runs.finish()
+        else:
+            self.each(take_in)
         totals = [acc[cell] for cell in acc]
         if not self.inward:
             return totals
@@ -223,23 +235,59 @@ class _Walk:
             value = kind.join(*(k.shuffle(value, value, range(i, i + half)) for i in (0, half)))
         return [k.splat(value, self.lanes)] * UNROLL
 
-    def _descend(
-        self, index: tuple[Int, ...], visit: Callable[[tuple[Int, ...], int, int], object]
-    ) -> None:
-        if len(index) < len(self.lengths) - self.inward:
-            with self.k.loop(self.lengths[len(index)]) as i:
-                self._descend((*index, i), visit)
-            return
-
-        def tile(run: Run, start: Int) -> None:
-            for column, first in enumerate(range(0, run.size, self.lanes)):
-                place = (*index, start + first) if self.inward else index
-                visit(place, column, min(self.lanes, run.size - first))
-
+    def _terms(self, axis: int) -> int:
+        """Terms that an accumulator takes in for one place on the axes before `axis`."""
+        lengths = list(self.lengths)
         if self.inward:
-            sweep(self.k, rows(self.lengths[-1], self.lanes, UNROLL), tile)
+            lengths[-1] = -(-lengths[-1] // (self.lanes * UNROLL))
+        return math.prod(lengths[axis:])
+
+    def _descend(
+        self, index: tuple[Int, ...], visit: Visit, after: Callable[[], None] | None
+    ) -> None:
+        """Visit the terms at `index` of the outer axes, and `after()` comes behind each `RUN`."""
+        axis = len(index)
+        if axis == len(self.lengths):
+            self._tile(index, visit, Run(0, self.count, 1), 0)
+            return
+        places = RUN // self._terms(axis + 1) if after else 0
+        if not places:
+            self._stretch(index, visit, 0, self.lengths[axis], after)
+            return
+        if self._innermost(axis):
+            places *= self.lanes * UNROLL
+
+        def run(tile: Run, start: Int) -> None:
+            self._stretch(index, visit, start, tile.size, None)
+            assert after
+            after()
+
+        sweep(self.k, cut(self.lengths[axis], places), run)
+
+    def _stretch(
+        self,
+        index: tuple[Int, ...],
+        visit: Visit,
+        start: Int,
+        count: int,
+        after: Callable[[], None] | None,
+    ) -> None:
+        """Visit `count` places of the next axis from `start` on."""
+        if self._innermost(len(index)):
+            tiles = rows(count, self.lanes, UNROLL)
+            sweep(self.k, tiles, lambda run, first: self._tile(index, visit, run, first + start))
         else:
-            tile(Run(0, self.count, 1), 0)
+            with self.k.loop(start, start + count) as i:
+                self._descend((*index, i), visit, after)
+
+    def _innermost(self, axis: int) -> bool:
+        """Whether the terms of an axis are neighbours in vectors."""
+        return self.inward and axis == len(self.lengths) - 1
+
+    def _tile(self, index: tuple[Int, ...], visit: Visit, run: Run, start: Int) -> None:
+        for column, first in enumerate(range(0, run.size, self.lanes)):
+            place = (*index, start + first) if self.inward else index
+            visit(place, column, min(self.lanes, run.size - first))
 
     def _place(
         self, at: Buffer, strides: Ints, step: int, index: tuple[Int, ...], column: int
