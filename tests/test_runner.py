@@ -177,3 +177,100 @@ def test_a_step_that_does_not_join_still_ends_before_the_run_does() -> None:
         team(2).run(script, stamps=ctypes.addressof(stamps))
         assert (bench.dst == 2 * calls).all()
         assert 0 < stamps[0] <= stamps[1]
+
+
+# Stages of two tasks, one for each of two threads, that wait for each other for a while and note in
+# `shared` what they see: which task has begun there, then at 2 that the next stage has, at 3 what
+# that found in dst.
+def meeting_ir() -> str:
+    pointers = ", ".join(f"ptr %{a}" for a in ARGUMENTS)
+    wait = """define internal i1 @seen(ptr %at) {
+entry:
+  br label %look
+look:
+  %n = phi i64 [ 0, %entry ], [ %n.next, %again ]
+  %value = load atomic i32, ptr %at seq_cst, align 4
+  %there = icmp ne i32 %value, 0
+  br i1 %there, label %done, label %again
+again:
+  %n.next = add i64 %n, 1
+  %slept = call i32 @usleep(i32 50)
+  %tired = icmp ugt i64 %n.next, 200
+  br i1 %tired, label %done, label %look
+done:
+  %found = phi i1 [ true, %look ], [ false, %again ]
+  ret i1 %found
+}
+declare i32 @usleep(i32)
+"""
+    stages = {
+        # Task 0 stays until task 1 has begun; that gives the next stage time to begin too early.
+        "slow": """%mine = getelementptr i32, ptr %shared, i64 %begin
+  store atomic i32 1, ptr %mine seq_cst, align 4
+  %other = sub i64 1, %begin
+  %theirs = getelementptr i32, ptr %shared, i64 %other
+  %met = call i1 @seen(ptr %theirs)
+  %last = icmp eq i64 %begin, 1
+  br i1 %last, label %linger, label %write
+linger:
+  %next = getelementptr i32, ptr %shared, i64 2
+  %early = call i1 @seen(ptr %next)
+  br label %write
+write:
+  %at = getelementptr float, ptr %dst, i64 %begin
+  store float 1.0, ptr %at
+  ret void""",
+        "quick": "ret void",
+        "reader": """%began = getelementptr i32, ptr %shared, i64 2
+  store atomic i32 1, ptr %began seq_cst, align 4
+  %from = getelementptr float, ptr %dst, i64 1
+  %x = load float, ptr %from
+  %sum.at = getelementptr float, ptr %shared, i64 3
+  store float %x, ptr %sum.at
+  ret void""",
+    }
+    return wait + "\n".join(
+        f"define void @{name}({pointers}, i64 %begin, i64 %end) {{\nentry:\n  {body}\n}}\n"
+        for name, body in stages.items()
+    )
+
+
+def meeting(*steps: tuple[str, int, int]) -> np.ndarray:
+    """What stages leave in `shared`: (name, tasks, joins) each, walked by two threads."""
+    head = f'target triple = "{Cpu.host().triple}"\n'
+    library = Library(compile_object(head + meeting_ir(), Cpu.host()), ["slow", "quick", "reader"])
+    dst, shared = np.zeros(2, np.float32), np.zeros(4, np.float32)
+    places = dst.ctypes.data, shared.ctypes.data
+    native = [
+        Step(library.address(name), tasks, 0, 0, 0, 0, *places, joins)
+        for name, tasks, joins in steps
+    ]
+    _kept.append(
+        (library, dst, shared)
+    )  # whoever is late without a barrier shall fail a test and not die
+    team(2).run(Script(native, 2, (0, 0)), gather=True)
+    return shared
+
+
+_kept: list[object] = []
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one thread at a time does what barriers are for")
+@pytest.mark.parametrize("between", [[], [("quick", 2, 0)], [("quick", 2, 1)]])
+def test_nobody_begins_a_stage_before_the_last_task_of_the_one_before(
+    between: list[tuple[str, int, int]],
+) -> None:
+    """A stage whose one task takes long; who is done with the other one must wait."""
+    joins = 0 if any(joins for _, _, joins in between) else 1
+    shared = meeting(("slow", 2, joins), *between, ("reader", 1, 1))
+    assert shared[3] == 1
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="nobody else could begin")
+def test_who_need_not_join_goes_on() -> None:
+    began = 0
+    for _ in range(20):  # on a busy machine one thread may do it all
+        began = max(began, 0 if meeting(("slow", 2, 0), ("reader", 1, 1))[3] else 1)
+        if began:
+            break
+    assert began
