@@ -2,6 +2,10 @@
 
 import ctypes
 import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -10,7 +14,7 @@ import pytest
 
 from kernels.codegen.builder import Module, fma
 from kernels.codegen.facts import facts
-from kernels.codegen.jit import CompileError, Library, ObjectCache, compile_object
+from kernels.codegen.jit import CompileError, Library, ObjectCache, cache_root, compile_object
 from kernels.codegen.precompile import precompile
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
@@ -53,6 +57,106 @@ def test_a_truncated_entry_is_built_again(tmp_path: Path) -> None:
     path = cache.path(program.ir, CPU)
     path.write_bytes(path.read_bytes()[:-7])
     assert cache.object(program.ir, CPU) == good
+
+
+def test_an_object_under_the_name_of_another_is_built_again(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path)
+    good, other = tiny_program().ir, tiny_program().ir.replace("double", "triple")
+    right = cache.object(good, CPU)
+    cache.object(other, CPU)
+    cache.path(other, CPU).replace(cache.path(good, CPU))
+    assert cache.object(good, CPU) == right
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
+def test_what_others_may_have_written_is_never_used(tmp_path: Path, mode: int) -> None:
+    cache, program = ObjectCache(tmp_path), tiny_program()
+    good = cache.object(program.ir, CPU)
+    path = cache.path(program.ir, CPU)
+    path.chmod(mode)
+    with pytest.warns(RuntimeWarning, match="others may have written code in .*FASTRUN_CACHE"):
+        assert cache.object(program.ir, CPU) == good
+    assert cache.holds(program.ir, CPU)
+    assert not path.stat().st_mode & 0o022
+
+
+def test_what_another_user_owns_is_never_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, program = ObjectCache(tmp_path), tiny_program()
+    cache.object(program.ir, CPU)
+    monkeypatch.setattr("kernels.codegen.jit.os.geteuid", lambda: 4711)
+    if os.getuid() == 0:
+        os.chown(cache.path(program.ir, CPU), 4712, -1)
+    with pytest.warns(RuntimeWarning, match="others may have written"):
+        assert not cache.holds(program.ir, CPU)
+
+
+def test_the_folder_is_for_its_user_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        cache, program = ObjectCache(tmp_path / "objects"), tiny_program()
+        cache.object(program.ir, CPU)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "objects").rglob("*"):
+        assert not path.stat().st_mode & 0o022
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+    (path / "something").touch()
+
+
+@pytest.mark.parametrize(
+    "put", [os.mkfifo, _folder, lambda p: p.symlink_to("/dev/zero"), lambda p: p.symlink_to(p)]
+)
+def test_what_is_no_file_is_passed_over(tmp_path: Path, put: Callable[[Path], None]) -> None:
+    cache, program = ObjectCache(tmp_path), tiny_program()
+    path = cache.path(program.ir, CPU)
+    path.parent.mkdir(parents=True)
+    put(path)
+    assert not cache.holds(program.ir, CPU)
+    assert cache.object(program.ir, CPU)
+    assert len(list(path.parent.iterdir())) == 1
+
+
+def test_a_full_disk_leaves_no_half_written_files(tmp_path: Path) -> None:
+    cache = ObjectCache(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        assert cache.object(tiny_program().ir, CPU)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("environment", "root"),
+    [
+        ({"FASTRUN_CACHE": "/a/b", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/a/b"),
+        ({"FASTRUN_CACHE": "a/b", "HOME": "/h"}, "a/b"),
+        ({"FASTRUN_CACHE": "", "XDG_CACHE_HOME": "/x", "HOME": "/h"}, "/x/fastrun"),
+        ({"XDG_CACHE_HOME": "relative", "HOME": "/h"}, "/h/.cache/fastrun"),
+        ({"XDG_CACHE_HOME": "", "HOME": "/h/"}, "/h/.cache/fastrun"),
+        ({"HOME": ""}, "/.cache/fastrun"),
+        ({"HOME": "relative"}, "/.cache/fastrun"),
+        ({}, "/.cache/fastrun"),
+    ],
+)
+def test_the_cache_has_a_place_in_every_environment(
+    environment: dict[str, str], root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("FASTRUN_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert cache_root() == Path(root)
 
 
 def test_the_key_is_the_code_and_the_processor(tmp_path: Path) -> None:
@@ -141,3 +245,70 @@ def test_precompiling_leaves_what_other_processes_cannot_do(tmp_path: Path) -> N
     with pytest.raises(CompileError):
         precompile(["nonsense"], cpu, cache)
     precompile([], cpu, cache)
+
+
+def several(number: int) -> list[str]:
+    head = f'target triple = "{CPU.triple}"\n'
+    return [f"{head}define i64 @f() {{ ret i64 {i} }}" for i in range(number)]
+
+
+@pytest.mark.parametrize("program", ["/usr/sbin/uwsgi", "", None, "/nowhere/python3"])
+def test_an_embedded_python_compiles_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None
+) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    cache = ObjectCache(tmp_path)
+    precompile(several(2), CPU, cache, share=1)
+    assert cache.holds(several(2)[0], CPU) or cache.holds(several(2)[1], CPU)
+    if program != "/nowhere/python3":
+        assert all(cache.holds(ir, CPU) for ir in several(2))
+
+
+def test_a_program_that_embeds_python_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = tmp_path / "server"
+    server.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    server.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(server))
+    precompile(several(4), CPU, ObjectCache(tmp_path / "objects"), share=1)
+    assert not (tmp_path / "started").exists()
+
+
+def test_other_processes_take_no_modules_from_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kernels.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w')")
+    cache = ObjectCache(tmp_path / "objects")
+    precompile(several(4), CPU, cache, share=1)
+    assert all(cache.holds(ir, CPU) for ir in several(4))
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_a_place_to_keep_code_a_line_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = ObjectCache(tmp_path / "file" / "objects")
+    with pytest.warns(RuntimeWarning, match="cannot be written.*FASTRUN_CACHE"):
+        precompile(several(4), CPU, cache, share=1)
+
+
+def test_an_exception_leaves_no_process_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = list[subprocess.Popen[bytes]]()
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__([sys.executable, "-c", "import time; time.sleep(600)"])
+            started.append(self)
+
+    def interrupted(ir: str, cpu: Cpu) -> bytes:
+        raise KeyboardInterrupt
+
+    cache = ObjectCache(tmp_path)
+    monkeypatch.setattr("kernels.codegen.precompile.subprocess.Popen", Popen)
+    monkeypatch.setattr(cache, "object", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        precompile(several(4), CPU, cache, share=1)
+    assert all(process.poll() is not None for process in started)
