@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -23,8 +22,12 @@ from kernels.codegen.precompile import precompile
 from kernels.codegen.runner import Script, Team, team
 from kernels.codegen.runner import Step as NativeStep
 from kernels.core.cpu import Cpu
+from kernels.core.forks import renewed_in_children
 from kernels.core.layout import READ_SLACK
+from kernels.core.pages import private_pages
 from kernels.core.template import pack_bias, pack_channels
+
+T = TypeVar("T")
 
 _HUGE = 2 << 20
 _CHUNK = 32 << 20  # bytes of a block of weights; what is never touched takes no memory
@@ -50,9 +53,7 @@ class _Block:
     """Zeroed memory, aligned to and if possible made of huge pages."""
 
     def __init__(self, size: int) -> None:
-        self._map = mmap.mmap(-1, size + _HUGE)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._map = private_pages(size + _HUGE)
         start = np.frombuffer(self._map, np.uint8).ctypes.data
         self.address = -(-start // _HUGE) * _HUGE
         skipped = self.address - start
@@ -144,13 +145,13 @@ class Executable:
     `memory` says what it takes, `plan` how it runs.
 
     Runs of one executable take turns; clones, which share its weights, have activations of their
-    own. On one thread clones run at the same time, on several they take turns.
+    own. On one thread clones run at the same time, on several they take turns. A forked process
+    may use what its parent loaded, whatever the parent's threads were doing.
     """
 
     def __init__(self, model: _Model) -> None:
         self._model = model
         self.plan = model.plan
-        self._lock = threading.Lock()
         steps, buffers = model.arrangement.steps, model.arrangement.buffers
         offsets, size = model.offsets, model.arena
         local = max((s.program.local_bytes for s in steps), default=0)
@@ -166,6 +167,8 @@ class Executable:
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
         self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
         self.memory = MemoryUse(size, model.weights.size, local * model.threads)
+        self._renew()
+        renewed_in_children(self, Executable._renew)
 
     @classmethod
     def of(
@@ -182,6 +185,16 @@ class Executable:
             CompileError: LLVM refuses a kernel.
         """
         return cls(_Model.load(arrangement, cpu, threads, plan, packed))
+
+    def _renew(self) -> None:
+        """Let nobody be running: a forked process has none of the other threads."""
+        self._lock, self._running = threading.RLock(), False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Executable is code and memory of this process and cannot be pickled or copied: "
+            "load the model there (with `plan=` its plan), or clone() it here"
+        )
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -209,9 +222,11 @@ class Executable:
 
         Raises:
             InputError: an input is missing, unknown, of the wrong shape or not float32.
+            RuntimeError: a signal handler calls in the middle of a run of the same thread.
         """
         self._check(inputs)
-        with self._lock:
+
+        def work() -> dict[str, Array]:
             for name, (_, view) in self._inputs.items():
                 view[...] = inputs[name].reshape(view.shape)
             self._walk()
@@ -221,10 +236,11 @@ class Executable:
                 for name, (port, view) in self._outputs.items()
             }
 
+        return self._in_turn(work)
+
     def seconds(self, repeats: int = 1) -> float:
         """Seconds of `repeats` runs of what the inputs last were, without Python between."""
-        with self._lock:
-            return self._walk(repeats)
+        return self._in_turn(lambda: self._walk(repeats))
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
@@ -250,14 +266,28 @@ class Executable:
         """A row for each of `repeats` runs: every step's seconds by the first thread's clock."""
         times = np.zeros((repeats, len(self.steps)))
         stamps = (ctypes.c_int64 * len(self._owners))()
-        with self._lock:
+
+        def work() -> None:
             for row in times if self._owners else ():
                 whole = self._walk(stamps=ctypes.addressof(stamps))
                 ends = np.array(stamps)
                 # The clock starts when all threads have met, which no stamp says.
                 first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
                 np.add.at(row, self._owners, np.array([first, *np.diff(ends) * 1e-9]))
+
+        self._in_turn(work)
         return times
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        with self._lock:
+            # The same thread comes a second time, by a signal handler, before the first has ended.
+            if self._running:
+                raise RuntimeError("a signal handler interrupts a run with one more: use a clone()")
+            try:
+                self._running = True
+                return work()
+            finally:
+                self._running = False
 
     def _walk(self, repeats: int = 1, stamps: int = 0) -> float:
         if self._script is None:

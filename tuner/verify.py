@@ -5,19 +5,17 @@ This runs in a process that may die of it; nothing here protects the caller.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from kernels.codegen.jit import Library
 from kernels.codegen.runner import Buffers, Runner
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK, Array, Placement
+from kernels.core.pages import private_pages
 from tuner.job import Job
 from tuner.record import Errors
 from tuner.timing import weight_copies
@@ -57,7 +55,7 @@ class Arena:
             starts[name] = position + GUARD
             position = _aligned(position + size + 2 * GUARD)
         if position > self._memory.size:
-            self._memory = _pages(position)
+            self._memory = np.frombuffer(private_pages(4 * position), np.float32)
         self._guards = []
         for name, start in starts.items():
             end = start + sizes[name]
@@ -180,15 +178,3 @@ def _poison(where: Placement) -> Array:
 
 def _aligned(floats: int) -> int:
     return -(-floats // _LINE) * _LINE
-
-
-def _pages(floats: int) -> Array:
-    """Fresh memory, on huge pages where the system grants them, as whole networks have it."""
-    try:
-        memory = mmap.mmap(-1, 4 * floats)
-    except OSError as error:
-        raise MemoryError(f"no room for {4 * floats} bytes of operands") from error
-    with contextlib.suppress(OSError):  # a kernel without huge pages
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    array: NDArray[np.float32] = np.frombuffer(memory, np.float32)
-    return array

@@ -32,15 +32,22 @@ PATIENCE = 2_000
 # Chunks of a thread's share of tasks: the more, the finer is what others can take over.
 CHUNKS = 4
 
-# A team's memory: ticket, arrivals and sleepers on lines of their own, then the job.
-TICKET, ARRIVED, ASLEEP, JOB = 0, LINE, 2 * LINE, 3 * LINE
-TEAM_BYTES = 4 * LINE
+# A team's memory: ticket, arrivals and sleepers on lines of their own, then the job, then what the
+# arrivals are once all have left it.
+TICKET, ARRIVED, ASLEEP, JOB, DUE = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
+TEAM_BYTES = 5 * LINE
 
-# Words of the job: a null pointer to the steps sends the threads home.
+# Words of the job: a null pointer to the steps sends the threads home. The last two are the lead's:
+# arrivals before the job, and which set of counters is zero.
 JOB_WORDS = (
-    "steps", "count", "threads", "local", "base", "gather", "repeats", "copy", "copies", "stride",
-    "stamps", "counters", "parity",
+    "steps", "count", "threads", "local", "gather", "repeats", "copy", "copies", "stride",
+    "stamps", "tally", "base", "parity",
 )  # fmt: skip
+_POINTERS = ("steps", "local", "stamps", "tally")
+
+# A script's tally: the parity of its repeats so far on a line of its own, then two sets of
+# counters.
+TALLY = LINE
 
 # Bytes of a thread's counters for a step: tasks taken and tasks done of its share.
 COUNTERS = 64
@@ -60,12 +67,15 @@ def driver_ir(triple: str) -> str:
     Arrivals are counted and never taken back, so that nobody who still looks at the count misses
     anything; `base` is what it is when all threads have left the job before. The counters of a
     list exist twice: while one repeat uses one set, every thread zeroes its own of the other.
+
+    What one job leaves to the next is kept in the team's memory and the script's tally, by `lead`
+    alone: an exception between the call and whatever follows it in Python cannot part them.
     """
     machine = triple.partition("-")[0]
     declaration, hint = _SPIN_HINTS.get(machine, ("", ""))
     job = "\n".join(
         f"  %{name}.at = getelementptr i64, ptr %job, i64 {i}\n"
-        f"  %{name} = load {'ptr' if name in ('steps', 'local', 'stamps', 'counters') else 'i64'}, "
+        f"  %{name} = load {'ptr' if name in _POINTERS else 'i64'}, "
         f"ptr %{name}.at, align 8"
         for i, name in enumerate(JOB_WORDS)
     )
@@ -240,6 +250,7 @@ begin:
   %alone = icmp eq i64 %threads, 1
   %row = mul i64 %threads, {COUNTERS}
   %set = mul i64 %row, %count
+  %counters = getelementptr i8, ptr %tally, i64 {TALLY}
   %own = mul i64 %thread, {COUNTERS}
   %target.base = add i64 %base, %threads
   %gathers = icmp ne i64 %gather, 0
@@ -341,12 +352,12 @@ finish:
 define i64 @lead(ptr %team, ptr %given) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
-  %base.at = getelementptr i64, ptr %given, i64 {JOB_WORDS.index("base")}
-  %base = load i64, ptr %base.at, align 8
+  %due.at = getelementptr i8, ptr %team, i64 {DUE}
+  %due = load i64, ptr %due.at, align 8
   br label %look
 look:
-  %count = load atomic i64, ptr %arrived acquire, align 8
-  %settled = icmp uge i64 %count, %base
+  %arrivals = load atomic i64, ptr %arrived acquire, align 8
+  %settled = icmp uge i64 %arrivals, %due
   br i1 %settled, label %call, label %wait
 wait:
   %yielded = call i32 @sched_yield()
@@ -355,6 +366,26 @@ call:
   %job = getelementptr i8, ptr %team, i64 {JOB}
   call void @llvm.memcpy.p0.p0.i64(ptr align 8 %job, ptr align 8 %given,
                                    i64 {8 * len(JOB_WORDS)}, i1 false)
+{job}
+  store i64 %due, ptr %base.at, align 8
+  %home = icmp eq ptr %steps, null
+  br i1 %home, label %announce, label %plan
+plan:
+  %even = load i64, ptr %tally, align 8
+  store i64 %even, ptr %parity.at, align 8
+  %turned = add i64 %even, %repeats
+  %odd = and i64 %turned, 1
+  store i64 %odd, ptr %tally, align 8
+  %others = icmp ugt i64 %threads, 1
+  %between = sub i64 %repeats, 1
+  %meetings = select i1 %others, i64 %between, i64 0
+  %with.gathering = add i64 %meetings, %gather
+  %rounds = add i64 %with.gathering, 1
+  %arriving = mul i64 %rounds, %threads
+  %due.next = add i64 %due, %arriving
+  store i64 %due.next, ptr %due.at, align 8
+  br label %announce
+announce:
   %ticket = getelementptr i8, ptr %team, i64 {TICKET}
   %before = atomicrmw add ptr %ticket, i32 1 seq_cst
   %asleep = getelementptr i8, ptr %team, i64 {ASLEEP}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
+import stat
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import llvmlite.binding as llvm
 
 from kernels.core.cpu import Cpu
+from kernels.core.forks import ONCE, once
 
 # Part of the cache's key: objects made by other passes are others.
 PIPELINE = "O3 by function"
@@ -31,8 +35,9 @@ def compile_object(ir: str, cpu: Cpu) -> bytes:
     Raises:
         CompileError: the IR does not parse or verify.
     """
-    machine = _target_machine(cpu)
-    return bytes(machine.emit_object(_optimised(ir, machine)))
+    with ONCE:
+        machine = _target_machine(cpu)
+        return bytes(machine.emit_object(_optimised(ir, machine)))
 
 
 def compile_assembly(ir: str, cpu: Cpu) -> str:
@@ -41,8 +46,9 @@ def compile_assembly(ir: str, cpu: Cpu) -> str:
     Raises:
         CompileError: the IR does not parse or verify.
     """
-    machine = _target_machine(cpu)
-    return str(machine.emit_assembly(_optimised(ir, machine)))
+    with ONCE:
+        machine = _target_machine(cpu)
+        return str(machine.emit_assembly(_optimised(ir, machine)))
 
 
 def _target_machine(cpu: Cpu) -> llvm.TargetMachine:
@@ -79,18 +85,26 @@ def _optimised(ir: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
 
 
 def cache_root() -> Path:
-    """Where objects and the default database live: $FASTRUN_CACHE or the user's cache folder."""
-    explicit = os.environ.get("FASTRUN_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(explicit) if explicit else Path(base) / "fastrun"
+    """Where objects and the default database live: $FASTRUN_CACHE or the user's cache folder.
+
+    Who has no home has the root folder for one, where most may not write.
+    """
+    if explicit := os.environ.get("FASTRUN_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):
+        return Path(base, "fastrun")
+    home = os.path.expanduser("~")
+    return Path(home if os.path.isabs(home) else "/", ".cache", "fastrun")
 
 
 class ObjectCache:
     """Objects on disk, named by what they were made from.
 
-    A file is the payload behind its own SHA-256; one that does not match is built again, never
-    executed. Files appear whole (`os.replace`), so processes may share the folder. A folder that
-    cannot be written is used as far as it can be read.
+    A file is the payload behind a SHA-256 of its name and itself; one that does not match is built
+    again, never executed. Nor is what somebody else may have written: a file must be this user's
+    or root's, and nobody else may write it. Files appear whole (`os.replace`), so processes may
+    share the folder. A folder that cannot be written is used as far as it can be read.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -106,9 +120,14 @@ class ObjectCache:
         cached = self._read(path)
         if cached is not None:
             return cached
-        built = compile_object(ir, cpu)
-        self._write(path, built)
-        return built
+        with ONCE:
+            # Another thread may have built it in the meantime.
+            cached = self._read(path)
+            if cached is not None:
+                return cached
+            built = compile_object(ir, cpu)
+            self._write(path, built)
+            return built
 
     def path(self, ir: str, cpu: Cpu) -> Path:
         """The file for this IR, processor and LLVM version."""
@@ -116,44 +135,81 @@ class ObjectCache:
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.root / key[:2] / f"{key}.o"
 
-    @staticmethod
-    def _read(path: Path) -> bytes | None:
+    def holds(self, ir: str, cpu: Cpu) -> bool:
+        """Whether nothing need be compiled for this."""
+        return self._read(self.path(ir, cpu)) is not None
+
+    def writable(self) -> bool:
+        """Whether objects can be kept, as far as that can be known before."""
         try:
-            stored = path.read_bytes()
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(self.root, os.W_OK | os.X_OK)
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            # What takes the place of a file, such as a pipe, must not make us wait.
+            with open(
+                path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)
+            ) as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    return None
+                if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+                    warnings.warn(
+                        f"others may have written code in {self.root}: it is compiled anew "
+                        "(FASTRUN_CACHE names another folder)",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    return None
+                stored = file.read()
         except OSError:
             return None
         digest, payload = stored[:32], stored[32:]
-        return payload if hashlib.sha256(payload).digest() == digest else None
+        return payload if digest == _digest(path, payload) else None
 
     @staticmethod
     def _write(path: Path, payload: bytes) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-                file.write(hashlib.sha256(payload).digest() + payload)
-            os.replace(file.name, path)
+                try:
+                    file.write(_digest(path, payload) + payload)
+                    file.flush()
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
         except OSError:
             # A full or read-only disk costs the next start a compilation, nothing else.
             return
 
 
+def _digest(path: Path, payload: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + payload).digest()
+
+
 class Library:
     """An object loaded into this process. Addresses are valid while the library lives."""
 
-    _jit: llvm.LLJIT | None = None
-    _loaded = 0
+    _numbers = itertools.count()
 
     def __init__(self, payload: bytes, symbols: Sequence[str]) -> None:
-        if Library._jit is None:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            Library._jit = llvm.create_lljit_compiler()
-        Library._loaded += 1
         builder = llvm.JITLibraryBuilder().add_object_img(payload).add_current_process()
         for symbol in symbols:
             builder.export_symbol(symbol)
-        self._tracker = builder.link(Library._jit, f"library{Library._loaded}")
+        with ONCE:
+            self._tracker = builder.link(_jit(), f"library{next(Library._numbers)}")
 
     def address(self, symbol: str) -> int:
         """The address of an exported function."""
         return int(self._tracker[symbol])
+
+
+@once
+def _jit() -> llvm.LLJIT:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm.create_lljit_compiler()

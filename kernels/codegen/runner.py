@@ -6,17 +6,21 @@ kernels cost: a few nanoseconds per step are added on one thread, some hundred o
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import ctypes
-import functools
+import errno
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from queue import SimpleQueue
 
-from kernels.codegen.driver import COUNTERS, JOB_WORDS, LINE, TEAM_BYTES, driver_ir
+from kernels.codegen.driver import COUNTERS, JOB_WORDS, LINE, TALLY, TEAM_BYTES, driver_ir
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.core.cpu import Cpu
+from kernels.core.forks import ONCE, once, renewed_in_children
 from kernels.core.template import Stage
 
 
@@ -50,14 +54,31 @@ class Script:
         self._steps = (Step * len(steps))(*steps)
         self._steps[-1].joins = 1
         self._local = (ctypes.c_void_p * threads)(*local[:threads])
-        self._room = ctypes.create_string_buffer(2 * len(steps) * threads * COUNTERS + LINE)
-        self.parity = 0
+        self._tally = _Lines(TALLY + 2 * len(steps) * threads * COUNTERS)
+        renewed_in_children(self, Script._renew)
 
     @property
     def addresses(self) -> tuple[int, int, int]:
-        """Of the steps, the workspaces and the counters."""
-        counters = -(-ctypes.addressof(self._room) // LINE) * LINE
-        return ctypes.addressof(self._steps), ctypes.addressof(self._local), counters
+        """Of the steps, the workspaces and the tally."""
+        return ctypes.addressof(self._steps), ctypes.addressof(self._local), self._tally.address
+
+    def _renew(self) -> None:
+        """Forget a walk that this process has no threads to end."""
+        self._tally.clear()
+
+
+class _Lines:
+    """Zeroed memory in whole cache lines."""
+
+    def __init__(self, size: int) -> None:
+        self._room = ctypes.create_string_buffer(size + LINE)
+        self.address = -(-ctypes.addressof(self._room) // LINE) * LINE
+
+    def clear(self) -> None:
+        ctypes.memset(self._room, 0, len(self._room))
+
+
+Answers = SimpleQueue[OSError | None]
 
 
 class Team:
@@ -68,35 +89,51 @@ class Team:
     """
 
     def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
-        self._lock = threading.Lock()
-        self._room = ctypes.create_string_buffer(TEAM_BYTES + LINE)
-        self._base = -(-ctypes.addressof(self._room) // LINE) * LINE
-        self._arrived = 0  # what the team's count is once all have left the last job
-        self._script: Script | None = None  # who is late still reads it
-        self._lead, serve = _driver()
-        self._size = threads
-        self._members: list[threading.Thread] = []
-        for number in range(1, threads):
-            ready, refusal = threading.Event(), list[OSError]()
+        self._state = _Lines(TEAM_BYTES)
+        # Who is late still reads the script of the last job, and may do so while some more are
+        # interrupted before they begin.
+        self._scripts = deque[Script](maxlen=8)
+        self._lead, self._serve = _driver()
+        self._size, self._cores = threads, tuple(cores)
+        self._renew()
+        renewed_in_children(self, Team._renew)
+        try:
+            for number in range(1, threads):
+                self._recruit(number)
+        except BaseException:
+            self.disband()
+            raise
 
-            def work(number: int, ready: threading.Event, refusal: list[OSError]) -> None:
-                try:
-                    if cores:
-                        os.sched_setaffinity(0, {cores[number]})
-                except OSError as error:
-                    refusal.append(error)
-                ready.set()
-                if not refusal:
-                    serve(self._base, number)
+    def _renew(self) -> None:
+        """Be alone: a forked process has none of the other threads."""
+        # A signal handler may call between two steps of a call; it may not wait for that to end.
+        self._lock = threading.RLock()
+        self._state.clear()
+        self._members, self._ready, self._left = 0, Answers(), Answers()
 
-            member = threading.Thread(target=work, args=(number, ready, refusal), daemon=True)
-            member.start()
-            ready.wait()
-            if refusal:
-                member.join()
-                self.disband()
-                raise refusal[0]
-            self._members.append(member)
+    def _recruit(self, number: int) -> None:
+        ready, left = self._ready, self._left
+
+        def work() -> None:
+            refusal = None
+            try:
+                if self._cores:
+                    os.sched_setaffinity(0, {self._cores[number]})
+            except OSError as error:
+                refusal = error
+            ready.put(refusal)
+            if not refusal:
+                self._serve(self._state.address, number)
+            left.put(None)
+
+        try:
+            # Not by `threading`, whose threads an exception at the wrong moment leaves locked.
+            _thread.start_new_thread(work, ())
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "the system allows no more threads") from error
+        self._members += 1
+        if refusal := ready.get():
+            raise refusal
 
     def run(
         self,
@@ -113,58 +150,56 @@ class Team:
         receives the nanosecond at which it was done. With `gather` the clock starts when all
         threads are there.
 
+        An exception by a signal handler leaves the team as it is after this walk or before it.
+
         Raises:
             ValueError: the script is for another number of threads.
         """
         if script.threads != self._size:
             raise ValueError(f"a script for {script.threads} threads, a team of {self._size}")
         with self._lock:
-            steps, local, counters = script.addresses
-            seconds = self._call(
+            steps, local, tally = script.addresses
+            self._scripts.append(script)
+            return self._call(
                 steps=steps, count=script.count, local=local, gather=int(gather), repeats=repeats,
-                copy=copies[0], copies=copies[1], stride=copies[2], stamps=stamps,
-                counters=counters, parity=script.parity,
+                copy=copies[0], copies=copies[1], stride=copies[2], stamps=stamps, tally=tally,
             )  # fmt: skip
-            meetings = repeats - 1 if self._size > 1 else 0
-            self._arrived += self._size * (1 + meetings + int(gather))
-            script.parity = (script.parity + repeats) % 2
-            self._script = script
-            return seconds
 
     def disband(self) -> None:
         """Let the threads end; the team cannot run any more."""
         with self._lock:
             self._call(steps=0)
-            for member in self._members:
-                member.join()
+            for _ in range(self._members):
+                self._left.get()
 
     def _call(self, **words: int) -> float:
-        words |= {"threads": self._size, "base": self._arrived}
+        words["threads"] = self._size
         job = (ctypes.c_int64 * len(JOB_WORDS))(*(words.get(name, 0) for name in JOB_WORDS))
-        return float(self._lead(self._base, ctypes.addressof(job))) * 1e-9
+        return float(self._lead(self._state.address, ctypes.addressof(job))) * 1e-9
 
 
 _teams: dict[tuple[int, tuple[int, ...]], Team] = {}
-_founding = threading.Lock()
 
 
 def team(threads: int, cores: Sequence[int] = ()) -> Team:
     """The process's team of this size on these cores; its runs take turns.
 
     Raises:
-        OSError: one of the cores may not be used.
+        OSError: one of the cores may not be used, or the system allows no more threads.
     """
     key = threads, tuple(cores)
-    with _founding:
-        if key not in _teams:
-            _teams[key] = Team(*key)
-        return _teams[key]
+    if key not in _teams:
+        with ONCE:
+            if key not in _teams:
+                _teams[key] = Team(*key)
+    return _teams[key]
 
 
 def _disband_all() -> None:
-    # A thread that still spins must not lose its code when the interpreter unloads it.
-    while _teams:
-        _teams.popitem()[1].disband()
+    # A thread that still spins must not lose its code when the interpreter unloads it. What a
+    # thread that outlives this founds anew stays until the process ends.
+    for key in list(_teams):
+        _teams.pop(key).disband()
 
 
 atexit.register(_disband_all)
@@ -231,13 +266,13 @@ class Runner:
         ]  # fmt: skip
 
 
-@functools.cache
+@once
 def _library() -> Library:
     cpu = Cpu.host()
     return Library(ObjectCache().object(driver_ir(cpu.triple), cpu), ["lead", "serve"])
 
 
-@functools.cache
+@once
 def _driver() -> tuple[Callable[..., int], Callable[..., None]]:
     """`lead` and `serve`, called without Python's lock."""
     pointer, number = ctypes.c_void_p, ctypes.c_int64
