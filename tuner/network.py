@@ -78,8 +78,9 @@ def network_final(
     cores = Cores.split(threads)
     room = Limits(memory=_room())
     with one_interrupt(), Scratch() as scratch, Sandbox(cores, room) as sandbox:
-        file = scratch.folder / "graph"
-        file.write_bytes(pickle.dumps(graph))
+        pickled = pickle.dumps(graph)
+        file = scratch.room(len(pickled)) / "graph"
+        file.write_bytes(pickled)
         return _Run(graph, knowledge, cpu, Network(file, cores.timing), sandbox, seconds).final()
 
 

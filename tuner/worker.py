@@ -25,7 +25,7 @@ from tuner.confine import forbid_processes, only_compute
 from tuner.cores import one_thread, pin
 from tuner.job import Compiled, Job, Result
 from tuner.limits import lower
-from tuner.operands import Operands
+from tuner.operands import Operands, save
 from tuner.record import Outcome
 from tuner.timing import Timing, canary, interleave, measure
 from tuner.verify import Arena, Candidate
@@ -128,11 +128,10 @@ def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None 
     weights = Path()
     if operands.here:
         packed = program.pack_weights(operands.load("weights"))
-        with tempfile.NamedTemporaryFile(
-            dir=operands.folder, prefix=f"{program.ir_hash}-", suffix=".npy", delete=False
-        ) as file:
-            np.save(file, np.ascontiguousarray(packed, np.float32))
-        weights = Path(file.name)
+        number, name = tempfile.mkstemp(".npy", f"{program.ir_hash}-", operands.folder)
+        os.close(number)
+        weights = Path(name)
+        save(weights, np.ascontiguousarray(packed, np.float32))
     clock.append(time.perf_counter())
     durations = [after - before for before, after in pairwise(clock)]
     return Compiled(
