@@ -34,8 +34,9 @@ def _cpu_of(group: Path) -> float | None:
     quota, _, period = _read(group / "cpu.max").partition(" ")
     if not quota:
         quota, period = _read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")
-    whole = quota.isdecimal() and period.isdecimal() and int(period)
-    return int(quota) / int(period) if whole else None
+    if quota.isdecimal() and period.isdecimal() and int(period):
+        return int(quota) / int(period)
+    return None
 
 
 def _memory_of(group: Path) -> float | None:

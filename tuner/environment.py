@@ -17,6 +17,7 @@ import kernels
 import tuner
 from kernels.codegen.jit import llvm_version
 from kernels.core.cpu import Cpu
+from tuner.cgroup import cpu_limit, memory_limit
 from tuner.record import RecordError, now
 
 PACKAGES = ("llvmlite", "numpy", "optuna")
@@ -28,7 +29,8 @@ class Environment:
     """A manifest of one machine at one time. Sizes in bytes; '' or None is what cannot be read.
 
     `machine` is `Cpu.fingerprint`, `features` LLVM's feature string, `cores` those this process
-    may use. `cpu_limit` (in cores) and `memory_limit` are the container's. `load` is the load
+    may use. `cpu_limit` (in cores) and `memory_limit` are those of the
+    control groups that this process is within. `load` is the load
     average over 1, 5 and 15 minutes. Holds nothing that names a person, host or folder.
     """
 
@@ -70,8 +72,8 @@ class Environment:
             governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             turbo=_turbo(),
             smt={"1": "on", "0": "off"}.get(_read("/sys/devices/system/cpu/smt/active"), ""),
-            cpu_limit=_cpu_limit(),
-            memory_limit=_memory_limit(),
+            cpu_limit=cpu_limit(),
+            memory_limit=memory_limit(),
             load=os.getloadavg(),
             toolchain=toolchain(),
             versions=_versions(),
@@ -151,20 +153,3 @@ def _turbo() -> str:
     if off := _read("/sys/devices/system/cpu/intel_pstate/no_turbo"):
         return "off" if off == "1" else "on"
     return {"1": "on", "0": "off"}.get(_read("/sys/devices/system/cpu/cpufreq/boost"), "")
-
-
-def _cpu_limit() -> float | None:
-    """Cores' worth of time the container may use: control groups version 2, else 1."""
-    quota, _, period = _read("/sys/fs/cgroup/cpu.max").partition(" ")
-    if not quota:
-        quota = _read("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
-        period = _read("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
-
-
-def _memory_limit() -> int | None:
-    text = _read("/sys/fs/cgroup/memory.max") or _read(
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes"
-    )
-    # Version 1 writes "no limit" as a number near 2**63.
-    return int(text) if text.isdecimal() and int(text) < 1 << 60 else None
