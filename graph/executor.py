@@ -240,7 +240,7 @@ class Executable:
 
     def seconds(self, repeats: int = 1) -> float:
         """Seconds of `repeats` runs of what the inputs last were, without Python between."""
-        return self._in_turn(lambda: self._walk(repeats))
+        return self._in_turn(lambda: self._walk(repeats, gather=True))
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
@@ -269,7 +269,7 @@ class Executable:
 
         def work() -> None:
             for row in times if self._owners else ():
-                whole = self._walk(stamps=ctypes.addressof(stamps))
+                whole = self._walk(stamps=ctypes.addressof(stamps), gather=True)
                 ends = np.array(stamps)
                 # The clock starts when all threads have met, which no stamp says.
                 first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
@@ -289,12 +289,12 @@ class Executable:
             finally:
                 self._running = False
 
-    def _walk(self, repeats: int = 1, stamps: int = 0) -> float:
+    def _walk(self, repeats: int = 1, stamps: int = 0, gather: bool = False) -> float:
         if self._script is None:
             return 0.0
         threads = self._model.threads
         workers = team(threads) if threads > 1 else self._alone
-        return workers.run(self._script, repeats, stamps=stamps)
+        return workers.run(self._script, repeats, stamps=stamps, gather=gather)
 
     def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
         """The native steps, one per stage, and the step of the arrangement each is of."""

@@ -63,8 +63,8 @@ def loaded(arguments: Namespace) -> Executable:
             max_error=arguments.max_error,
             max_workspace=arguments.max_workspace,
         )
-    for warning in said:
-        print(f"fastrun: {warning.message}", file=sys.stderr)
+    for remark in dict.fromkeys(str(warning.message) for warning in said):
+        print(f"fastrun: {remark}", file=sys.stderr)
     return network
 
 
