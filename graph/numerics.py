@@ -69,7 +69,7 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "sub": np.subtract,
     "mul": np.multiply,
     "div": lambda x, y: _divide(x, y),
-    "pow": lambda x, y: np.power(x, y.astype(x.dtype)) if x.dtype.kind == "f" else np.power(x, y),
+    "pow": lambda x, y: _power(x, y),
     "max": np.maximum,
     "min": np.minimum,
     "prelu": lambda x, slope: np.where(x < 0, slope * x, x),
@@ -84,11 +84,20 @@ REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def _power(x: Array, y: Array) -> Array:
+    """In the type of x; powers of integers are cut off if they are none."""
+    if x.dtype.kind == "f" or y.dtype.kind == "f" or (y < 0).any():
+        power: Array = np.power(x.astype(np.float64), y.astype(np.float64)).astype(x.dtype)
+        return power
+    return np.power(x, y).astype(x.dtype)
+
+
 def _divide(x: Array, y: Array) -> Array:
     """Integer division rounds towards zero, as C's."""
     if x.dtype.kind == "f":
         return x / y
-    quotient: Array = np.sign(x) * np.sign(y) * (np.abs(x) // np.abs(y))
+    rest = np.remainder(x, y)
+    quotient: Array = x // y + ((rest != 0) & ((x < 0) != (y < 0))).astype(x.dtype)
     return quotient
 
 
@@ -157,7 +166,8 @@ def pool(op: Pool, shape: Shape, x: Array) -> Any:
 
     taps = list(_taps(op.kernel, op.dilation, op.stride, shape[2:]))
     if op.function == "max":
-        values = padded(x, -np.inf, -np.inf)
+        least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        values = padded(x, least, least)
         return np.max([values[window] for _, window in taps], axis=0)
     values = padded(x, 0, 0)
     counted = padded(np.ones(x.shape), float(op.count_padding), 0)

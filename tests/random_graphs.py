@@ -209,14 +209,14 @@ def pooling(d: Network) -> None:
     *outside, h, w = d.shapes[x]
     k, stride, own = d.int(1, 3), d.int(1, 2), 0
     y, pad = d.activation(x), 0
+    if min(h, w) < 5:
+        return
     if d.maybe():
         pad = d.one(-1, 1, 1, 2)
         value = d.constant(np.float32(d.one(0, 0, -np.inf, 1)))
         y = d.inner("Pad", y, d.constant(np.array([0, 0, pad, pad] * 2)), value)
     else:
         own = d.int(0, k // 2)
-    if min(h, w) + 2 * (pad + own) < k or min(h, w) + 2 * pad < 1:
-        return
     given: dict[str, Any] = {"kernel_shape": [k, k], "strides": [stride] * 2, "pads": [own] * 4}
     operator = d.one("MaxPool", "AveragePool")
     if operator == "AveragePool":
@@ -232,12 +232,12 @@ def padded_convolution(d: Network) -> None:
     x = d.any()
     n, c, h, w = d.shapes[x]
     k, pad, own = d.one(1, 3), d.one(-1, 1, 2), d.int(0, 1)
+    if min(h, w) < 5:
+        return
     extra = d.one([0, 0], [0, 1])
     widths = np.array([*extra, pad, pad, 0, 0, pad, pad])
     y = d.inner("Pad", x, d.constant(widths), d.constant(np.float32(d.one(0, 0, 0.5))))
     sizes = [size + 2 * (pad + own) - k + 1 for size in (h, w)]
-    if min(sizes) < 1 or min(h, w) + 2 * pad < 1:
-        return
     oc = d.one(4, 8)
     y = d.conv(y, (n, c + extra[1], h, w), oc=oc, k=k, pad=own)
     d.put((n, oc, *sizes), "Identity", d.activation(y))

@@ -185,3 +185,29 @@ def test_products_of_vectors_and_computed_summands() -> None:
     for shape, other in (((3,), (3, 2)), ((2, 4, 3), (3,)), ((3,), (3,)), ((3,), (2, 3, 4))):
         checked(model([node("MatMul", "x w", "y")], {"w": normal(*other)}, shape=shape))
     checked(model([node("Gemm", "x w x", "y", alpha=0.5)], {"w": normal(4, 4)}, shape=(3, 4)))
+
+
+@pytest.mark.parametrize("opset", [7, 12, 13])
+def test_axes_of_one_element(opset: int) -> None:
+    for operator, axes in (("Squeeze", [-1]), ("Squeeze", []), ("Unsqueeze", [-2, 0])):
+        weights = {"a": np.array(axes, np.int64)} if opset >= 13 else {}
+        given = {"axes": axes} if axes and not weights else {}
+        n = node(operator, "x a" if weights else "x", "y", **given)
+        checked(model([n], weights, shape=(3, 1, 2, 1), opset=opset))
+
+
+def test_absent_inputs_are_refused() -> None:
+    refused(model([node("Sum", "x _", "y")]), "its input 1 is missing")
+    refused(model([node("PRelu", "x", "y")]), "its input 1 is missing|impossible")
+
+
+def test_whole_numbers_are_divided_and_raised_as_c_does() -> None:
+    least = np.iinfo(np.int64).min
+    x = np.array([7, -7, 6, -6, least, -1], np.int64)
+    for operator, other in (("Div", [2, 2, -4, -4, 2, 2]), ("Pow", [2, 3, -1, 0, 1, -3])):
+        n = node(operator, "x b", "y")
+        m = model([n], {"b": np.array(other)}, shape=x.shape, dtype=onnx.TensorProto.INT64)
+        m.graph.output[0].ClearField("type")
+        truth = by_onnxruntime(m, {"x": x})
+        assert truth
+        assert np.array_equal(run(import_onnx(m), {"x": x})["y"], truth["y"])

@@ -152,9 +152,9 @@ def _reduce(site: Site) -> None:
     shape = site.shape(0)
     axes = site.ints("axes", 1, "axes")
     if not axes:
-        axes = () if site.attribute("noop_with_empty_axes", 0) else tuple(range(len(shape)))
+        axes = () if site.attribute("noop_with_empty_axes", 0) == 1 else tuple(range(len(shape)))
     axes = tuple(sorted({site.from_front(axis) for axis in axes}))
-    keep = site.attribute("keepdims", 1)
+    keep = site.attribute("keepdims", 1) == 1
     sizes = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
     op = Reduce(site.operator.removeprefix("Reduce").lower(), axes)
     site.finish(op, site.inputs[0], shape=tuple(sizes))

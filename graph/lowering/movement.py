@@ -29,11 +29,45 @@ def _identity(site: Site) -> None:
     site.finish(Identity(), site.inputs[0])
 
 
-@lowers("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+@lowers("Reshape")
 def _reshape(site: Site) -> None:
     if math.prod(site.shape(0)) != math.prod(site.result.shape):
         raise site.impossible(f"{site.shape(0)} cannot become {site.result.shape}")
     site.finish(Reshape(), site.inputs[0], shape=site.result.shape)
+
+
+@lowers("Flatten")
+def _flatten(site: Site) -> None:
+    shape, axis = site.shape(0), int(site.attribute("axis", 1))
+    if not -len(shape) <= axis <= len(shape):
+        raise site.impossible(f"{shape} has no axis {axis}")
+    axis = axis + len(shape) if axis < 0 else axis
+    rows, columns = math.prod(shape[:axis]), math.prod(shape[axis:])
+    site.finish(Reshape(), site.inputs[0], shape=(rows, columns))
+
+
+@lowers("Unsqueeze")
+def _unsqueeze(site: Site) -> None:
+    shape, axes = site.shape(0), site.ints("axes", 1, "axes") or ()
+    rank = len(shape) + len(axes)
+    places = {axis % rank for axis in axes if -rank <= axis < rank}
+    if len(places) < len(axes):
+        raise site.impossible(f"new axes {axes} of {rank} in all")
+    sizes = iter(shape)
+    wide = tuple(1 if axis in places else next(sizes) for axis in range(rank))
+    site.finish(Reshape(), site.inputs[0], shape=wide)
+
+
+@lowers("Squeeze")
+def _squeeze(site: Site) -> None:
+    """Without axes, or with an empty list of them, all axes of one element go."""
+    shape = site.shape(0)
+    ones = tuple(axis for axis, n in enumerate(shape) if n == 1)
+    axes = {site.from_front(axis) for axis in site.ints("axes", 1, "axes") or ones}
+    if not axes <= {*ones}:
+        raise site.impossible(f"{shape} without axes {sorted(axes)}")
+    kept = tuple(n for axis, n in enumerate(shape) if axis not in axes)
+    site.finish(Reshape(), site.inputs[0], shape=kept)
 
 
 @lowers("Expand")

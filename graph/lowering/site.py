@@ -181,7 +181,22 @@ def lower(site: Site) -> None:
         raise Unsupported("control flow that does not depend on data: export the model without")
     if site.operator not in _LOWERINGS:
         raise Unsupported("an operator that is not supported: replace it before export")
+    _check_inputs(site)
     _LOWERINGS[site.operator](site)
+
+
+def _check_inputs(site: Site) -> None:
+    """Refuse a node that lacks an input it cannot do without."""
+    formal = onnx.defs.get_schema(site.operator, site.opset, site.domain).inputs
+    kinds = [x.option for x in formal]
+    more = len(site.inputs) - len(kinds)
+    if kinds[-1] == onnx.defs.OpSchema.FormalParameterOption.Variadic:
+        kinds += kinds[-1:] * more
+    for index, kind in enumerate(kinds):
+        if kind != onnx.defs.OpSchema.FormalParameterOption.Optional and not site.has(index):
+            raise site.impossible(f"its input {index} is missing")
+    if len(site.inputs) > len(kinds):
+        raise site.impossible(f"it has {len(site.inputs)} inputs instead of {len(kinds)} at most")
 
 
 def lowers(*operators: str) -> Callable[[Callable[[Site], None]], Callable[[Site], None]]:

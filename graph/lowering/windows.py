@@ -82,7 +82,7 @@ def _pool(site: Site) -> None:
         stride,
         _padding(site, x[2:], kernel, stride, dilation),
         dilation,
-        ceil=bool(site.attribute("ceil_mode", 0)),
+        ceil=site.attribute("ceil_mode", 0) == 1,
         count_padding=bool(site.attribute("count_include_pad", 0)),
     )
     site.finish(op, site.inputs[0])
