@@ -1,20 +1,20 @@
 """Operators that are functions of simpler ones, such as LayerNormalization.
 
-ONNX itself defines them so, all but InstanceNormalization.
+ONNX itself defines them so, but for those whose body stands here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
-INSTANCE = "InstanceNormalization"
-COMPOSED = {"LayerNormalization", "GroupNormalization", "RMSNormalization", INSTANCE}
+_BY_ONNX = {"GroupNormalization", "LayerNormalization", "RMSNormalization"}
 
-_INSTANCE_BODY = """
-<domain: "", opset_import: ["" : 17]>
+_INSTANCE_NORMALIZATION = """
+<domain: "", opset_import: ["" : OPSET]>
 InstanceNormalization (x, scale, shift) => (y) {
     mean = GlobalAveragePool (x)
     deviation = Sub (x, mean)
@@ -31,19 +31,35 @@ InstanceNormalization (x, scale, shift) => (y) {
     y = Add (scaled, wide_shift)
 }
 """
+_DEQUANTIZE_LINEAR = """
+<domain: "", opset_import: ["" : OPSET]>
+DequantizeLinear (x, scale, zero) => (y) {
+    steps = Cast <to = 6> (x)
+    along = Constant <value = int64[RANK] {SIZES}> ()
+    DIFFERENCE
+    number = Cast <to = KIND> (difference)
+    wide_scale = Reshape (scale, along)
+    y = Mul (number, wide_scale)
+}
+"""
+_FROM_ZERO = """
+    whole_zero = Cast <to = 6> (zero)
+    wide_zero = Reshape (whole_zero, along)
+    difference = Sub (steps, wide_zero)
+"""
 
 
 def composition(
-    node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto], prefix: str
-) -> list[onnx.NodeProto]:
-    """The simpler nodes of an `opset` that compute what `node` does, if it is one of `COMPOSED`.
+    node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
+) -> onnx.FunctionProto | None:
+    """The function of simpler operators that `node` of an `opset` is, if it is one.
 
-    `types` are those of the node's inputs, `prefix` begins the names of all values between.
+    `types` are those of the node's inputs.
     """
-    if node.op_type not in COMPOSED or node.domain:
-        return []
-    if node.op_type == INSTANCE:
-        return _inlined(_instance_normalization(node, types[0]), node, prefix)
+    if node.op_type in _OURS and not node.domain:
+        return _OURS[node.op_type](node, opset, types)
+    if node.op_type not in _BY_ONNX or node.domain:
+        return None
     schema: Any = onnx.defs.get_schema(node.op_type, opset, node.domain)
     since = [v for v in schema.function_opset_versions if v <= opset]
     since_by_type = [v for v in schema.context_dependent_function_opset_versions if v <= opset]
@@ -55,45 +71,56 @@ def composition(
         function.ParseFromString(
             schema.get_context_dependent_function_with_opset_version(since_by_type[-1], *known)
         )
-    return _inlined(function, node, prefix)
+    return function
 
 
-def _instance_normalization(node: onnx.NodeProto, x: onnx.TypeProto) -> onnx.FunctionProto:
-    rank = len(x.tensor_type.shape.dim)
+def _instance_normalization(
+    node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
+) -> onnx.FunctionProto:
+    rank = len(types[0].tensor_type.shape.dim)
     epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
-    known = {"EPSILON": f"{epsilon:.9g}", "RANK": str(rank), "ONES": ", 1" * (rank - 2)}
-    text = _INSTANCE_BODY
+    known = {
+        "OPSET": str(opset),
+        "EPSILON": f"{epsilon:.9g}",
+        "RANK": str(rank),
+        "ONES": ", 1" * (rank - 2),
+    }
+    return _parsed(_INSTANCE_NORMALIZATION, known)
+
+
+def _dequantize_linear(
+    node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
+) -> onnx.FunctionProto | None:
+    """In whole numbers as far as the difference; None for what has no such form."""
+    x, scale = (t.tensor_type for t in types[:2])
+    given = {a.name: a.i for a in node.attribute}
+    whole = TensorProto.DataType.Name(x.elem_type).removeprefix("U").startswith("INT")
+    rank, axis = len(x.shape.dim), given.get("axis", 1)
+    sizes = ["1"] * rank
+    if len(scale.shape.dim) == 1 and -rank <= axis < rank:
+        sizes[axis] = "-1"
+    elif scale.shape.dim:
+        return None
+    if not whole or given.get("block_size") or given.get("output_dtype"):
+        return None
+    zero = len(node.input) > 2 and node.input[2]
+    known = {
+        "OPSET": str(opset),
+        "RANK": str(rank),
+        "SIZES": ", ".join(sizes),
+        "KIND": str(scale.elem_type),
+        "DIFFERENCE": _FROM_ZERO if zero else "difference = Identity (steps)",
+    }
+    return _parsed(_DEQUANTIZE_LINEAR, known)
+
+
+_OURS = {
+    "DequantizeLinear": _dequantize_linear,
+    "InstanceNormalization": _instance_normalization,
+}
+
+
+def _parsed(text: str, known: Mapping[str, str]) -> onnx.FunctionProto:
     for word, value in known.items():
         text = text.replace(word, value)
     return onnx.parser.parse_function(text)
-
-
-def _inlined(
-    function: onnx.FunctionProto, node: onnx.NodeProto, prefix: str
-) -> list[onnx.NodeProto]:
-    """The nodes of a function with the names and attributes of one use of it."""
-    names = dict(zip(function.input, node.input, strict=False))
-    names |= dict.fromkeys(function.input[len(node.input) :], "")
-    names |= dict(zip(function.output, node.output, strict=False))
-    given = {a.name: a for a in node.attribute}
-    given = {a.name: a for a in function.attribute_proto} | given
-
-    def renamed(values: Sequence[str]) -> list[str]:
-        return [names.get(x, f"{prefix}/{x}" if x else "") for x in values]
-
-    nodes = []
-    for i, inner in enumerate(function.node):
-        copy = onnx.NodeProto(
-            op_type=inner.op_type,
-            domain=inner.domain,
-            name=f"{prefix}/{inner.op_type}.{i}",
-            input=renamed(inner.input),
-            output=renamed(inner.output),
-        )
-        for attribute in inner.attribute:
-            source = given.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
-            if source is not None:
-                copy.attribute.add().CopyFrom(source)
-                copy.attribute[-1].name = attribute.name
-        nodes.append(copy)
-    return nodes

@@ -220,6 +220,8 @@ class Executable:
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
         """The outputs by name for the inputs by name.
 
+        Inputs that the model has but never reads may be left out, or be anything.
+
         Raises:
             InputError: an input is missing, unknown, of the wrong shape or not float32.
             RuntimeError: a signal handler calls in the middle of a run of the same thread.
@@ -328,7 +330,7 @@ class Executable:
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
         for name in inputs:
-            if name not in self._inputs:
+            if name not in self._inputs and name not in self._model.arrangement.unread:
                 known = ", ".join(self._inputs)
                 raise InputError(f"there is no input {name!r}: the network's inputs are {known}")
         for name, (port, _) in self._inputs.items():

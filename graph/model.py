@@ -77,6 +77,7 @@ class Graph:
 
     `tensors` describes the inputs and what nodes compute, as far as it is known: only what
     depends on a foreign operator may be missing. `constants` holds weights and parameters.
+    `unread` are further inputs of the model, which may be given but which nothing reads.
 
     Raises:
         GraphError: a node uses a value that no earlier node, input or constant provides, or
@@ -89,6 +90,7 @@ class Graph:
     outputs: tuple[str, ...]
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Array]
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {*self.inputs, *self.constants}

@@ -1,35 +1,42 @@
 """ONNX models as our graph.
 
-One walk in topological order. Every node whose inputs are all constant is computed on the spot by
-ONNX's own reference implementation, so arithmetic on shapes disappears whatever operators it
-uses; any other node is lowered to our operators once ONNX's shape inference has told its output
-shapes. Nothing else in the package sees ONNX's attribute forms or opset versions.
+One walk in topological order. Functions and branches whose condition is known are written out in
+the place of what calls them. Every other node is lowered to our operators once ONNX's shape
+inference has told its output shapes; where all inputs are constant, so are the outputs, computed
+on the spot, so that arithmetic on shapes disappears. Nothing else in the package sees ONNX's
+attribute forms or opset versions.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from graph.composed import composition
+from graph.constants import COMPUTED_BY_ONNX, by_onnx, by_reference
 from graph.errors import GraphError, ModelFileError, UnsupportedError
+from graph.inline import Key, branch_nodes, check_calls, function_nodes, key, own_domain
 from graph.lowering import Site, Unsupported, lower
 from graph.model import Array, Graph, Node, Tensor
 from graph.onnx_file import (
     OLDEST_OPSET,
     array,
+    constant_value,
     convolves,
     current,
     first_line,
     given_shape,
     in_order,
     label,
+    live_nodes,
+    names_defined,
     names_read,
     read_model,
 )
@@ -37,19 +44,12 @@ from graph.ops import Foreign
 
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
 LARGEST_SHAPE_PARAMETER = 1024
-# What ONNX's reference raises when a node does not fit its inputs.
-COMPUTATION_ERRORS = (
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-)
 # Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
 LARGEST_TENSOR = 2**40
-RANDOM = {"RandomNormal", "RandomUniform", "Multinomial", "Bernoulli"}
-NO_TENSORS = {"SequenceEmpty", "SequenceConstruct", "SplitToSequence", "Optional"}
+# Bytes that one computed constant may take; all of them together may take some times as much.
+LARGEST_COMPUTED, MOST_COMPUTED = 2**31, 4
+# Nodes of functions and branches written out; more come from files made to be endless.
+MOST_INLINED = 2**17
 
 
 def import_onnx(
@@ -60,8 +60,8 @@ def import_onnx(
     `shapes` gives or overrides the shapes of inputs by name. A batch size that the model leaves
     open is 1.
 
-    Operators we lack stay in the graph as `Foreign` nodes: a network can be listed as far as
-    its shapes are known.
+    What no output depends on is left out. Operators we lack stay in the graph as `Foreign` nodes:
+    a network can be listed as far as its shapes are known.
 
     Raises:
         ModelFileError: no such file, or not a whole ONNX model.
@@ -72,61 +72,130 @@ def import_onnx(
     return _Importer(current(model), dict(shapes or {})).graph()
 
 
+class _Opsets:
+    """The versions of operators that a model or function uses."""
+
+    def __init__(self, imported: Iterable[onnx.OperatorSetIdProto], ir_version: int) -> None:
+        versions = {own_domain(o.domain): o.version for o in imported}
+        self.ids = [helper.make_opsetid(*item) for item in versions.items()]
+        self.ir_version = ir_version
+        self._versions = versions
+        self.checker = onnx.checker.C.CheckerContext()
+        self.checker.ir_version = ir_version
+        self.checker.opset_imports = versions
+
+    def __getitem__(self, domain: str) -> int:
+        return self._versions.get(domain, 1)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether ONNX's own operators are of an opset that the lowering does not know."""
+        return self._versions.get("", OLDEST_OPSET) < OLDEST_OPSET
+
+
 class _Importer:
     def __init__(self, model: onnx.ModelProto, shapes: dict[str, Sequence[int]]) -> None:
         self._model = model
         self._shapes = shapes
-        self._opsets = {o.domain or "": o.version for o in model.opset_import}
-        self._opsets.setdefault("", self._opsets.get("ai.onnx", OLDEST_OPSET))
-        self._opset_ids = [helper.make_opsetid(d, v) for d, v in self._opsets.items()]
+        self._opsets = _Opsets(model.opset_import, model.ir_version)
+        self._functions = {
+            Key(own_domain(f.domain), f.name, f.overload): f for f in model.functions
+        }
+        check_calls(self._functions)
         self._types: dict[str, onnx.TypeProto] = {}
         self._tensors: dict[str, Tensor] = {}
         self._constants: dict[str, Array] = {}
         self._nodes: list[Node] = []
-        self._names: set[str] = set()
+        self._labels: set[str] = set()  # of nodes
+        self._names: set[str] = set()  # of values, those of the model to come included
+        self._known: set[str] = set()
         self._read: set[str] = set()
+        self._pending: list[tuple[onnx.NodeProto, _Opsets]] = []
+        self._inlined = self._computed = 0
 
     def graph(self) -> Graph:
         """Walk the model."""
         graph = self._model.graph
-        if graph.sparse_initializer:
-            name = graph.sparse_initializer[0].values.name
-            raise UnsupportedError(f"{name!r} is stored sparse: export it as a dense tensor")
+        outputs = tuple(v.name for v in graph.output)
+        if not outputs:
+            raise ModelFileError("the model has no outputs: it is cut short or not ONNX's")
+        nodes = live_nodes(graph)
+        self._read = names_read(nodes).union(outputs)
+        self._names = names_defined(graph) | self._read
+        for sparse in graph.sparse_initializer:
+            if sparse.values.name in self._read:
+                raise UnsupportedError(
+                    f"{sparse.values.name!r} is stored sparse: export it as a dense tensor"
+                )
         for initializer in graph.initializer:
-            self._constants[initializer.name] = array(initializer)
-        inputs = [v for v in graph.input if v.name not in self._constants]
+            self._define(initializer.name)
+            if initializer.name in self._read:
+                self._constants[initializer.name] = array(initializer)
+        inputs = self._add_inputs([v for v in graph.input if v.name not in self._known])
+        self._push(in_order(nodes, self._known), self._opsets)
+        while self._pending:
+            self._add(*self._pending.pop())
+        whole = Graph(
+            graph.name, tuple(self._nodes), inputs, outputs, self._tensors, self._constants
+        )
+        live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants)
+        read = tuple(x for x in inputs if live.uses[x])
+        return replace(live, inputs=read, unread=tuple(x for x in inputs if x not in read))
+
+    def _add_inputs(self, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, ...]:
+        """Their names. Nothing need be known of those that nothing reads."""
         if unknown := self._shapes.keys() - {v.name for v in inputs}:
             names = ", ".join(v.name for v in inputs)
             raise GraphError(f"the model has no input {min(unknown)!r}: its inputs are {names}")
         for value in inputs:
-            self._add_input(value)
-        self._read = names_read(graph)
-        for node in in_order(graph, {*self._constants, *self._tensors}):
-            self._add(node)
-        used = {x for node in self._nodes for x in node.inputs} | {v.name for v in graph.output}
-        return Graph(
-            graph.name,
-            tuple(self._nodes),
-            tuple(v.name for v in inputs),
-            tuple(v.name for v in graph.output),
-            self._tensors,
-            {name: a for name, a in self._constants.items() if name in used},
-        )
+            self._define(value.name)
+            if value.name in self._read:
+                self._add_input(value)
+        return tuple(v.name for v in inputs)
 
     def _add_input(self, value: onnx.ValueInfoProto) -> None:
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":
             raise UnsupportedError(f"input {value.name!r} is a {kind}: only tensors are supported")
         described = value.type.tensor_type
-        if value.name in self._shapes:
-            shape = tuple(int(size) for size in self._shapes[value.name])
-        else:
-            shape = given_shape(value)
-        if min(shape, default=1) < 0:
+        given = self._shapes.get(value.name)
+        try:
+            shape = given_shape(value) if given is None else tuple(map(operator.index, given))
+        except TypeError:
+            raise GraphError(f"input {value.name!r} cannot have shape {given!r}") from None
+        if min(shape, default=1) < 0 or math.prod(shape) > LARGEST_TENSOR:
             raise GraphError(f"input {value.name!r} cannot have shape {shape}")
         if 0 in shape:
             raise UnsupportedError(f"input {value.name!r} is empty: its shape is {shape}")
         self._set_type(value.name, helper.make_tensor_type_proto(described.elem_type, shape))
+
+    def _push(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
+        """Let these nodes be the next ones."""
+        self._pending += [(node, opsets) for node in reversed(nodes)]
+
+    def _write_out(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
+        """Let nodes be the next ones that take the place of a single one."""
+        self._inlined += len(nodes)
+        if self._inlined > MOST_INLINED:
+            raise UnsupportedError(
+                f"node {label(nodes[0])} is one of more than {MOST_INLINED:,} in functions and "
+                "branches: export the model without functions"
+            )
+        self._read |= names_read(nodes)
+        self._push(nodes, opsets)
+
+    def _define(self, name: str) -> None:
+        if name in self._known:
+            raise GraphError(f"the model has two values called {name!r}: it is damaged")
+        self._known.add(name)
+
+    def _fresh(self, name: str) -> str:
+        """A name like `name` that no value has."""
+        free, count = name, 1
+        while free in self._names:
+            free, count = f"{name}.{count}", count + 1
+        self._names.add(free)
+        return free
 
     def _set_type(self, name: str, described: onnx.TypeProto) -> None:
         """Note what shape inference says of a value; our tensors have only complete shapes."""
@@ -142,106 +211,110 @@ class _Importer:
                 dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
                 self._tensors[name] = Tensor(tuple(sizes), np.dtype(dtype))
 
-    def _add(self, node: onnx.NodeProto) -> None:
+    def _add(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
         if not isinstance(node.op_type, str) or not isinstance(node.domain, str):
             raise ModelFileError(f"the model is damaged: {node.op_type!r} is no operator")
-        first = node.input[0] if node.input else ""
-        if node.op_type in ("Shape", "Size") and first in self._tensors:
-            self._measure(node)
-        elif node.op_type == "If" and first in self._constants:
-            self._choose(node)
-        elif self._computable(node):
-            self._compute(node)
+        if missing := [x for x in node.input if x and x not in self._known]:
+            raise GraphError(
+                f"node {label(node)} needs {missing[0]!r}, which nothing computes before it"
+            )
+        if function := self._functions.get(key(node)):
+            self._call(function, node)
+            return
+        if node.domain == "ai.onnx":
+            plain = onnx.NodeProto()
+            plain.CopyFrom(node)
+            plain.domain, node = "", plain
+        if node.op_type == "If" and not node.domain and node.input[:1] and (
+            node.input[0] in self._constants
+        ):  # fmt: skip
+            self._choose(node, opsets)
+            return
+        for name in filter(None, node.output):
+            self._define(name)
+        shape = self._shape(node.input[0]) if node.input else None
+        if node.op_type in ("Shape", "Size") and not node.domain and shape is not None:
+            self._measure(node, shape)
+        elif node.op_type == "Constant" and not node.domain:
+            self._constants[node.output[0]] = constant_value(node)
         else:
-            self._infer(node)
-            self._lower(node)
+            self._infer(node, opsets)
+            self._lower(node, opsets)
 
-    def _computable(self, node: onnx.NodeProto) -> bool:
-        return (
-            all(not x or x in self._constants for x in node.input)
-            and node.op_type not in RANDOM | NO_TENSORS
-            and onnx.defs.has(node.op_type, node.domain)
-            and not any(a.type in (a.GRAPH, a.GRAPHS) for a in node.attribute)
-        )
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        if name in self._constants:
+            return self._constants[name].shape
+        return self._tensors[name].shape if name in self._tensors else None
 
-    def _measure(self, node: onnx.NodeProto) -> None:
+    def _measure(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
         """Shape and Size need no values, only the shape."""
-        shape = self._tensors[node.input[0]].shape
         if node.op_type == "Size":
-            result = np.array(np.prod(shape), np.int64)
+            result = np.array(math.prod(shape), np.int64)
         else:
             bounds = {a.name: a.i for a in node.attribute}
             result = np.array(shape[bounds.get("start", 0) : bounds.get("end")], np.int64)
         self._constants[node.output[0]] = result
 
-    def _choose(self, node: onnx.NodeProto) -> None:
+    def _choose(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
         """Put the branch that a constant condition selects in the place of an If."""
-        taken = "then_branch" if self._constants[node.input[0]].all() else "else_branch"
+        condition = self._constants[node.input[0]]
+        if condition.size != 1 or condition.dtype != bool:
+            raise GraphError(f"node {label(node)} is impossible: its condition is no truth value")
+        taken = "then_branch" if condition.all() else "else_branch"
         branch = next((a.g for a in node.attribute if a.name == taken), None)
-        if branch is None or len(branch.output) != len(node.output):
-            raise GraphError(f"node {label(node)} is impossible: no matching {taken}")
-        for initializer in branch.initializer:
-            self._constants[initializer.name] = array(initializer)
-        for inner in branch.node:
-            self._add(inner)
-        for value, output in zip(branch.output, node.output, strict=True):
-            self._add(helper.make_node("Identity", [value.name], [output], name=output))
+        if branch is None:
+            raise GraphError(f"node {label(node)} is impossible: it has no {taken}")
+        self._write_out(branch_nodes(branch, node, self._fresh), opsets)
 
-    def _compute(self, node: onnx.NodeProto) -> None:
-        from onnx.reference import ReferenceEvaluator
-
-        feeds = {x: self._constants[x] for x in node.input if x}
-        try:
-            graph = helper.make_graph(
-                [node],
-                "constant",
-                [helper.make_value_info(x, self._type(x)) for x in feeds],
-                [helper.make_empty_tensor_value_info(y) for y in node.output if y],
+    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto) -> None:
+        """Put a function in the place of a call, in the opsets that it imports itself."""
+        opsets = _Opsets(function.opset_import, self._model.ir_version)
+        if opsets.outdated:
+            raise UnsupportedError(
+                f"node {label(node)} is a function of an opset older than {OLDEST_OPSET}: "
+                "export the model for a newer one"
             )
-            model = helper.make_model(graph, opset_imports=self._opset_ids)
-            results: Any = ReferenceEvaluator(model).run(None, feeds)
-        except COMPUTATION_ERRORS as error:
-            raise GraphError(
-                f"node {label(node)} cannot be computed: {first_line(error)}"
-            ) from None
-        for name, value in zip(filter(None, node.output), results, strict=True):
-            self._constants[name] = np.asarray(value)
+        nodes = function_nodes(function, node, self._label(node), self._fresh)
+        self._write_out(nodes, opsets)
 
     def _type(self, name: str) -> onnx.TypeProto:
         if name in self._constants:
-            array = self._constants[name]
-            return helper.make_tensor_type_proto(
-                helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
-            )
+            return _type_of(self._constants[name])
         return self._types.get(name, onnx.TypeProto())
 
-    def _infer(self, node: onnx.NodeProto) -> None:
+    def _infer(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
         """Learn the types of the node's outputs, unless ONNX does not know the operator."""
         if not onnx.defs.has(node.op_type, node.domain):
             return
-        version = self._opsets.get(node.domain, 1)
+        version = opsets[node.domain]
         try:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
             raise GraphError(f"node {label(node)} does not exist in opset {version}") from None
         names = [x for x in node.input if x]
-        for name in names:
-            # ONNX's own inference of Slice aborts the process on a size of 0.
-            if name in self._tensors and 0 in self._tensors[name].shape:
-                raise UnsupportedError(f"node {label(node)}: its input {name!r} is empty")
-        small = [
-            x
-            for x in names
-            if x in self._constants and self._constants[x].size <= LARGEST_SHAPE_PARAMETER
-        ]
+        # ONNX's own inference of Slice aborts the process on a size of 0.
+        empty = [x for x in names if 0 in (self._shape(x) or ())]
+        if computed := [x for x in empty if x not in self._constants]:
+            raise UnsupportedError(f"node {label(node)}: its input {computed[0]!r} is empty")
+        if schema.deprecated or names[:1] == empty[:1] != []:
+            return
+        values = {x: self._constants[x] for x in names if x in self._constants}
+        if node.op_type == "Range":  # of lists of one number, as of numbers
+            values = {x: a.reshape(()) if a.size == 1 else a for x, a in values.items()}
         try:
+            if not any(a.HasField("g") for a in node.attribute):
+                onnx.checker.check_node(node, opsets.checker)
             inferred = onnx.shape_inference.infer_node_outputs(
                 schema,
                 node,
-                {x: self._type(x) for x in names},
-                {x: numpy_helper.from_array(self._constants[x]) for x in small},
-                opset_imports=self._opset_ids,
-                ir_version=self._model.ir_version,
+                {x: _type_of(values[x]) if x in values else self._type(x) for x in names},
+                {
+                    x: numpy_helper.from_array(a)
+                    for x, a in values.items()
+                    if a.size <= LARGEST_SHAPE_PARAMETER
+                },
+                opset_imports=opsets.ids,
+                ir_version=opsets.ir_version,
             )
         except (
             onnx.shape_inference.InferenceError,
@@ -254,40 +327,68 @@ class _Importer:
         for name, described in inferred.items():
             self._set_type(name, described)
 
-    def _lower(self, node: onnx.NodeProto) -> None:
+    def _lower(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
         # Many exporters name outputs that nothing reads, such as the mask of a dropout.
         outputs = tuple(y if y in self._read else "" for y in node.output)
         if not any(outputs):
             return
-        site = Site(
-            node, outputs, self._opsets[""], self._tensors, self._constants, self._unique(node)
-        )
+        name = self._label(node)
+        constant = all(x in self._constants for x in node.input if x)
+        feeds = {x: self._constants[x] for x in node.input if x in self._constants}
+        site = Site(node, outputs, opsets[""], self._tensors, self._constants, name, self._fresh)
         try:
             lower(site)
         except Unsupported as need:
-            opset, types = self._opsets.get(node.domain, 1), [self._type(x) for x in node.input]
-            if simpler := composition(node, opset, types, site.name):
-                self._read = self._read.union(*(inner.input for inner in simpler))
-                for inner in simpler:
-                    self._add(inner)
-                return
-            bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
-            captured = {x for body in bodies for x in names_read(body)} & self._tensors.keys()
-            op = Foreign(
-                node.op_type, str(need), "Conv" in node.op_type or any(map(convolves, bodies))
-            )
-            inputs = (*node.input, *sorted(captured - {*node.input}))
-            self._nodes.append(Node(site.name, op, inputs, tuple(filter(None, outputs))))
+            types = [self._type(x) for x in node.input]
+            if function := composition(node, opsets[node.domain], types):
+                self._known.difference_update(node.output)
+                inner = _Opsets(function.opset_import or opsets.ids, opsets.ir_version)
+                self._write_out(function_nodes(function, node, name, self._fresh), inner)
+            elif constant and not node.domain and node.op_type in COMPUTED_BY_ONNX:
+                self._check_size(node.output)
+                self._constants |= by_onnx(node, self._tensors, feeds, opsets.ids)
+            else:
+                self._add_foreign(node, name, outputs, str(need))
+            return
+        for result, tensor in site.tensors.items():
+            self._set_type(result, _type_of(tensor))
+        if constant:
+            self._check_size(site.tensors)
+            self._constants |= by_reference(node, site.nodes, site.tensors, feeds)
         else:
             self._nodes += site.nodes
-            for name, tensor in site.tensors.items():
-                element = helper.np_dtype_to_tensor_dtype(tensor.dtype)
-                self._set_type(name, helper.make_tensor_type_proto(element, tensor.shape))
 
-    def _unique(self, node: onnx.NodeProto) -> str:
-        base = node.name or node.output[0]
+    def _check_size(self, names: Iterable[str]) -> None:
+        """Refuse constants too large to be computed."""
+        for name in names:
+            if tensor := self._tensors.get(name):
+                size = math.prod(tensor.shape) * tensor.dtype.itemsize
+                self._computed += size
+                if max(size, self._computed / MOST_COMPUTED) > LARGEST_COMPUTED:
+                    raise UnsupportedError(
+                        f"{name!r} ({tensor}) would take {size / 1e9:,.1f} GB: too much for a "
+                        "constant that is computed"
+                    )
+
+    def _add_foreign(
+        self, node: onnx.NodeProto, name: str, outputs: Sequence[str], need: str
+    ) -> None:
+        bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
+        op = Foreign(node.op_type, need, "Conv" in node.op_type or any(map(convolves, bodies)))
+        captured = names_read([node]) - {*node.input}
+        inputs = (*node.input, *sorted(captured & self._known))
+        self._nodes.append(Node(name, op, inputs, tuple(filter(None, outputs))))
+
+    def _label(self, node: onnx.NodeProto) -> str:
+        """A name for the node that no other has."""
+        base = node.name or next(filter(None, node.output), node.op_type)
         name, count = base, 1
-        while name in self._names:
+        while name in self._labels:
             name, count = f"{base}.{count}", count + 1
-        self._names.add(name)
+        self._labels.add(name)
         return name
+
+
+def _type_of(values: Array | Tensor) -> onnx.TypeProto:
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    return helper.make_tensor_type_proto(kind, values.shape)

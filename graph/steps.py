@@ -86,7 +86,7 @@ class Port:
 class Arrangement:
     """A network as a list of steps over buffers, and its inputs and outputs in their order.
 
-    `constants` are the outputs that do not depend on any input.
+    `constants` are the outputs that do not depend on any input, `unread` inputs that nothing reads.
     """
 
     steps: tuple[Step, ...]
@@ -94,6 +94,7 @@ class Arrangement:
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     constants: Mapping[str, Array]
+    unread: tuple[str, ...] = ()
 
     @property
     def ir_hash(self) -> str:
@@ -151,6 +152,7 @@ def arrange(
         tuple(_port(graph, x, t, number) for x, t in zip(graph.inputs, inputs, strict=True)),
         tuple(_port(graph, x, t, number) for x, t in zip(computed, outputs, strict=True)),
         constants,
+        graph.unread,
     )
 
 

@@ -38,18 +38,18 @@ def tasks(graph: Graph) -> list[Task]:
     """The tasks in topological order.
 
     Raises:
-        UnsupportedError: a node cannot be run: it is foreign or computes anything but float32.
+        UnsupportedError: a node cannot be run: it is foreign or computes anything but float32;
+            or an input is something else.
     """
     graph.check_supported()
+    for name in graph.inputs:
+        _check_computable(graph, f"input {name!r}", name)
     spread = _spread(graph)
     found = []
     for node in graph.nodes:
         for name in (*node.inputs, node.output):
-            if name and name not in graph.constants and graph.tensor(name).dtype != np.float32:
-                raise UnsupportedError(
-                    f"node {node.label}: {name!r} is {graph.tensor(name).dtype}; "
-                    "only float32 can be computed: convert the model"
-                )
+            if name and name not in graph.constants:
+                _check_computable(graph, f"node {node.label}: {name!r}", name)
         found.append(_task(graph, node, spread))
     uses = Counter([*graph.outputs, *(x for task in found for x in task.reads)])
     kept = []
@@ -59,6 +59,14 @@ def tasks(graph: Graph) -> list[Task]:
         else:
             uses.subtract(task.reads)
     return kept[::-1]
+
+
+def _check_computable(graph: Graph, what: str, name: str) -> None:
+    tensor = graph.tensor(name)
+    if tensor.dtype != np.float32:
+        raise UnsupportedError(
+            f"{what} is {tensor.dtype}; only float32 can be computed: convert the model"
+        )
 
 
 def shape4(shape: Shape) -> Shape4:

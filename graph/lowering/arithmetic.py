@@ -68,6 +68,9 @@ def _gelu(site: Site) -> None:
 
 @lowers("Clip")
 def _clip(site: Site) -> None:
+    if site.tensor(0).dtype.kind != "f":
+        _clip_integers(site)
+        return
     low, high = site.scalar("min", 1, -math.inf), site.scalar("max", 2, math.inf)
     if (low, high) == (0, 6):
         site.finish(Unary("relu6"), site.inputs[0])
@@ -75,6 +78,15 @@ def _clip(site: Site) -> None:
         site.finish(Unary("relu"), site.inputs[0])
     else:
         site.finish(Clip(low, high), site.inputs[0])
+
+
+def _clip_integers(site: Site) -> None:
+    """Exactly: the limits may be beyond what a float holds."""
+    x = site.inputs[0]
+    for function, limit in (("max", 1), ("min", 2)):
+        if site.has(limit):
+            x = site.emit(Binary(function), x, site.inputs[limit], shape=site.shape(0))
+    site.finish(Identity(), x)
 
 
 @lowers(*_BINARY)

@@ -21,7 +21,8 @@ class Unsupported(Exception):
 class Site:
     """One ONNX node being lowered, with what is known about its inputs and outputs.
 
-    `outputs` has "" in the place of an output that nothing reads.
+    `outputs` has "" in the place of an output that nothing reads; `fresh` makes free names of
+    values.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class Site:
         tensors: Mapping[str, Tensor],
         constants: Mapping[str, Array],
         name: str,
+        fresh: Callable[[str], str],
     ) -> None:
         self.operator = node.op_type
         self.domain = node.domain
@@ -44,6 +46,7 @@ class Site:
         self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         self._results = tuple(node.output)
         self._known = tensors
+        self._fresh = fresh
         self._constants = constants
 
     def attribute(self, name: str, default: Any) -> Any:
@@ -142,7 +145,7 @@ class Site:
         assert shape is not None
         k = len(self.nodes)
         name = f"{self.name}.{k}" if k else self.name
-        output = output or f"{self.outputs[0]}.{k}"
+        output = output or self._fresh(f"{self.outputs[0]}.{k}")
         self.tensors[output] = Tensor(shape, self._dtype)
         self.nodes.append(Node(name, op, inputs, (output,)))
         return output
@@ -175,7 +178,7 @@ def lower(site: Site) -> None:
     Raises:
         Unsupported: we lack the operator or this use of it.
     """
-    if site.domain not in ("", "ai.onnx"):
+    if site.domain:
         raise Unsupported(f"an operator of the domain {site.domain!r}, which is not ONNX's own")
     if site.operator in ("If", "Loop", "Scan"):
         raise Unsupported("control flow that does not depend on data: export the model without")
