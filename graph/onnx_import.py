@@ -337,6 +337,8 @@ class _Importer:
         feeds = {x: self._constants[x] for x in node.input if x in self._constants}
         site = Site(node, outputs, opsets[""], self._tensors, self._constants, name, self._fresh)
         try:
+            if 0 in (self._shape(next(iter(node.input), "")) or ()):
+                raise Unsupported("an input that is not empty")  # nothing is inferred of it
             lower(site)
         except Unsupported as need:
             types = [self._type(x) for x in node.input]

@@ -49,6 +49,7 @@ FORMS: list[tuple[str, list[object], dict[str, object], int]] = [
     ("Div", [WHOLE, np.array([3, -2, 5, -7])], {}, 7),
     ("Cast", [np.float32([1.9, -1.9, 2.5])], {"to": 7}, 9),
     ("Concat", [np.array([], np.int64), np.array([1, 2])], {"axis": 0}, 7),
+    ("Cast", [np.array([], np.int64)], {"to": 1}, 9),
     ("Gather", [WHOLE, np.array(-1)], {"axis": 1}, 7),
     ("NonZero", [np.array(5)], {}, 9),
     ("Range", [np.array([5]), np.array([0]), np.array([-2])], {}, 11),
