@@ -93,7 +93,7 @@ def test_a_kernel_that_never_stops_talking_is_ended(lab: Lab, to: int) -> None:
 
 
 def test_a_forged_answer_is_of_its_type_or_none() -> None:
-    good = Result(Outcome.CORRECT, "", (1e-3, 2e-3), 4, errors=Errors(1e-6, 1e-7, math.inf))
+    good = Result(Outcome.CORRECT, "", (1e-3, 2e-3), repeats=4, errors=Errors(1e-6, 1e-7, math.inf))
     plain = json.loads(json.dumps(to_plain([good])))
     assert from_plain(list[Result], plain) == [good]
     changes: dict[str, object] = {
