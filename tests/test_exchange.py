@@ -69,6 +69,18 @@ def test_files_that_cannot_be_read_or_written(tmp_path: Path, database: Database
     assert {p.name for p in tmp_path.glob("[!f]*")} == {"x.gz"}
 
 
+def test_the_database_itself_is_neither_read_nor_replaced(tmp_path: Path) -> None:
+    path, link = tmp_path / "x.jsonl", tmp_path / "link.jsonl"
+    with Database(path) as database:
+        database.add(record())
+        link.hardlink_to(path)
+        for name in (path, link):
+            assert "the database itself" in refused(lambda name=name: database.import_file(name))
+            message = refused(lambda name=name: database.export(name, "jsonl"))
+            assert "the database itself" in message
+        assert database.records() == [record()]
+
+
 def test_t4_has_the_members_that_readers_use(tmp_path: Path, database: Database) -> None:
     database.add(record())
     for mr, word in enumerate(set(Outcome) - {Outcome.CORRECT}, start=7):

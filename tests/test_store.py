@@ -102,7 +102,9 @@ def test_newer_schema_is_refused_untouched(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"# notes\n" * 1000, b"x", b"\x7fELF" + bytes(5000)])
+@pytest.mark.parametrize(
+    "content", [b"# notes\n" * 1000, b"x", b"\0", bytes(511), b"\x7fELF" + bytes(5000), bytes(5000)]
+)
 def test_a_file_that_is_no_database_is_refused_untouched(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert "not a database" in refused(lambda: Database(path))
@@ -123,6 +125,81 @@ def test_somebody_elses_sqlite_file_is_refused_untouched(path: Path, statement: 
     before = path.read_bytes()
     assert "holds other tables" in refused(lambda: Database(path))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "does",
+    [
+        "BEFORE INSERT ON records BEGIN SELECT RAISE(IGNORE); END",
+        "AFTER INSERT ON records BEGIN DELETE FROM records; END",
+        "AFTER INSERT ON runs BEGIN UPDATE records SET run = ''; END",
+    ],
+)
+def test_a_file_with_triggers_is_refused_untouched(path: Path, does: str) -> None:
+    with Database(path) as database:
+        database.add(record())
+        edit(path, f"CREATE TRIGGER here {does}")
+        if "records" in does.partition("BEGIN")[0]:
+            # What was opened before notices when it writes.
+            assert "throws away" in refused(lambda: database.add(record(7)))
+        assert database.records() == [record()]
+    before = path.read_bytes()
+    assert "holds triggers" in refused(lambda: Database(path))
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("table", ["records", "environments", "networks", "runs"])
+def test_a_view_in_place_of_a_table_is_refused(path: Path, table: str) -> None:
+    Database(path).close()
+    edit(path, f"ALTER TABLE {table} RENAME TO other")
+    edit(path, f"CREATE VIEW {table} AS SELECT * FROM other")
+    assert "tables" in refused(lambda: Database(path))
+
+
+def test_text_that_is_no_utf8_is_named_damaged(path: Path) -> None:
+    with Database(path) as database:
+        database.add(record(reason="marker"))
+    whole = path.read_bytes()
+    for old, new in [
+        (b"tablemetameta", b"table\xff\xffta\xff\xffta"),
+        (b"samples TEXT", b"sample\xff TEXT"),
+        (b"marker", b"marke\xff"),
+    ]:
+        assert old in whole
+        path.write_bytes(whole.replace(old, new))
+        refused(lambda: Database(path).records())
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("seconds_per_call", "1e-9"),
+        ("seconds_per_call", "1e9"),
+        ("seconds_per_call", "NULL"),
+        ("seconds_per_call", "'fast'"),
+        ("error_rms", "0"),
+        ("error_rms", "1e9"),
+        ("error_rms", "NULL"),
+        ("samples", "'[1e-9]'"),
+        ("errors", "'null'"),
+        ("schedule", "'direct(mr=9)'"),
+        ("key", "'0'"),
+    ],
+)
+def test_what_is_stored_to_rank_by_is_not_believed(path: Path, column: str, value: str) -> None:
+    where = (record().problem, "machine", 1, "hot")
+    with Database(path) as database:
+        for mr, seconds in ((6, 1e-3), (7, 2e-3), (8, 3e-3)):
+            database.add(record(mr, [seconds]))
+        edit(path, f"UPDATE records SET {column} = {value} WHERE id = 1")
+        for action in (
+            lambda: database.records(),
+            lambda: database.ranking(*where, max_error=1.0),
+            lambda: database.best(*where, max_error=1.0),
+            lambda: database.best_all(*where[1:], max_error=1.0),
+            lambda: database.export(path.with_suffix(".jsonl"), "jsonl"),
+        ):
+            assert "by hand or is damaged" in refused(action)
 
 
 def test_unreadable_schema_is_refused(path: Path) -> None:
@@ -192,12 +269,30 @@ def test_read_only_makes_no_file(path: Path) -> None:
 
 def test_places_that_cannot_hold_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    assert "cannot make the folder" in refused(lambda: Database(tmp_path / "file" / "x.db"))
+    assert "no folder" in refused(lambda: Database(tmp_path / "file" / "x.db"))
+    assert "no folder" in refused(lambda: Database(tmp_path / "typo" / "x.db"))
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    for name in ("zero\0.db", "~nobody-of-this-name/x.db"):
+        assert "no file can be called" in refused(lambda name=name: Database(name))
+    assert "cannot be opened" in refused(lambda: Database(tmp_path / ("x" * 300)))
     assert "cannot be opened" in refused(lambda: Database(tmp_path))
+
+
+def test_the_folder_of_the_cache_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "new" / "cache"))
+    Database(tmp_path / "new" / "cache" / "mine.db").close()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "file" / "cache"))
+    assert "cannot make the folder" in refused(Database)
 
 
 def test_bad_addresses_are_explained_without_the_password() -> None:
     assert "not a database address" in refused(lambda: Database("://"))
+    for port in ("port", "99999999999999999999", "-1", "1.5", ""):
+        message = refused(
+            lambda port=port: Database(f"postgresql+psycopg://me:secret@localhost:{port}/x")
+        )
+        assert "secret" not in message
     assert "oracle9000" in refused(lambda: Database("oracle9000://here/there"))
     message = refused(lambda: Database("mysql+pymysql://me:secret@nowhere/x"))
     assert "install" in message

@@ -6,12 +6,10 @@ whatever a database holds, and whoever wrote it, nothing read from it is execute
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -24,7 +22,7 @@ from tuner import exchange
 from tuner.environment import Environment
 from tuner.network_record import NetworkRecord
 from tuner.provenance import Run
-from tuner.record import Record, RecordError
+from tuner.record import Outcome, Record, RecordError, is_utc
 from tuner.store import DatabaseError, Store
 from tuner.tables import (
     ENVIRONMENTS,
@@ -35,16 +33,20 @@ from tuner.tables import (
     Match,
     NetworkMatch,
     Row,
+    check_time,
     environment_row,
     equal,
     insert_new,
     network_row,
     ranked,
     record_row,
+    row_environment,
     row_network,
     row_record,
+    row_run,
     run_row,
     schema_version,
+    within,
 )
 from tuner.units import plural
 
@@ -126,11 +128,11 @@ class Database:
 
     def runs(self, name: str | None = None) -> list[Run]:
         """What the run of this name, or all, were asked for, the oldest first."""
-        query = sql.select(RUNS.c.body)
+        query = sql.select(RUNS)
         query = query if name is None else query.where(RUNS.c.name == name)
         with self._store.reading() as connection, self._checked():
-            found = [json.loads(body) for body in connection.execute(query).scalars()]
-            return sorted(map(Run.from_dict, found), key=lambda run: (run.time, run.name))
+            found = map(row_run, connection.execute(query).mappings())
+            return sorted(found, key=lambda run: (run.time, run.name))
 
     def networks(self, **match: Unpack[NetworkMatch]) -> list[NetworkRecord]:
         """The records of networks' finals that match, the oldest first."""
@@ -172,7 +174,7 @@ class Database:
         once under the same toolchain is out for good.
         """
         query = ranked(limits, machine=machine, threads=threads, regime=regime, problem=problem)
-        return self._fetched(query)
+        return [record for record in self._fetched(query) if within(record, limits)]
 
     def best(
         self,
@@ -183,8 +185,7 @@ class Database:
         **limits: Unpack[Limits],
     ) -> Record | None:
         """The first of `ranking`, or None."""
-        query = ranked(limits, machine=machine, threads=threads, regime=regime, problem=problem)
-        return next(iter(self._fetched(query.limit(1))), None)
+        return next(iter(self.ranking(problem, machine, threads, regime, **limits)), None)
 
     def best_all(
         self, machine: str, threads: int, regime: str, **limits: Unpack[Limits]
@@ -192,9 +193,14 @@ class Database:
         """The best record of every problem that has one, by problem text, in one query."""
         query = ranked(limits, machine=machine, threads=threads, regime=regime)
         with self._store.reading() as connection, self._checked():
-            rows = connection.execute(query).mappings()
-            groups = groupby(rows, key=lambda row: str(row["problem"]))
-            return {problem: row_record(next(group)) for problem, group in groups}
+            rows = connection.execute(query).mappings().all()
+            for row in rows:
+                check_time(row)
+            found: dict[str, Record] = {}
+            for row in rows:
+                if row["problem"] not in found and within(record := row_record(row), limits):
+                    found[record.problem] = record
+            return found
 
     def merge(self, other: Database | str | Path) -> int:
         """Add what `other` holds and this one does not; return the number of new records.
@@ -220,6 +226,8 @@ class Database:
         records = self.records(**match)
         machines = {record.machine for record in records}
         environments = [e for e in self.environments() if e.machine in machines]
+        if self._store.holds(Path(path)):
+            raise DatabaseError(f"{path} is the database itself: name another file")
         names = {record.run for record in records}
         runs = [run for run in self.runs() if run.name in names]
         try:
@@ -232,6 +240,8 @@ class Database:
 
     def import_file(self, path: str | Path) -> int:
         """Add the records of a JSON lines or T4 file, all or none; return how many are new."""
+        if self._store.holds(Path(path)):
+            raise DatabaseError(f"{path} is the database itself: name another file")
         try:
             records, runs = exchange.read(Path(path))
         except RecordError as error:
@@ -253,7 +263,7 @@ class Database:
         ).select_from(RECORDS)
         outcomes = sql.select(column.outcome, sql.func.count()).group_by(column.outcome)
         manifests = sql.select(sql.func.count()).select_from(ENVIRONMENTS)
-        with self._store.reading() as connection:
+        with self._store.reading() as connection, self._checked():
             records, problems, machines, runs, first, last = connection.execute(totals).one()
             return Info(
                 name=self.name,
@@ -264,9 +274,9 @@ class Database:
                 problems=problems,
                 machines=machines,
                 runs=runs,
-                outcomes={row[0]: row[1] for row in connection.execute(outcomes)},
-                first=first,
-                last=last,
+                outcomes={Outcome(row[0]): row[1] for row in connection.execute(outcomes)},
+                first=_time(first),
+                last=_time(last),
             )
 
     def _repr_html_(self) -> str:
@@ -296,6 +306,8 @@ class Database:
                     insert_new(connection, NETWORKS, networks)
                     insert_new(connection, RUNS, runs)
                     return insert_new(connection, RECORDS, records)
+            except RecordError as error:
+                raise DatabaseError(f"database {self.name} cannot be used: {error}") from error
             except exc.IntegrityError as error:
                 # Where writers do not exclude each other, another has just added one of these
                 # rows. It is there now, so the next turn leaves it out.
@@ -303,10 +315,9 @@ class Database:
         raise DatabaseError(f"database {self.name} refuses the record: {refusal.orig}")
 
     def _environments(self) -> list[tuple[Environment, str]]:
-        query = sql.select(ENVIRONMENTS.c.body, ENVIRONMENTS.c.run).order_by(ENVIRONMENTS.c.id)
+        query = sql.select(ENVIRONMENTS).order_by(ENVIRONMENTS.c.id)
         with self._store.reading() as connection, self._checked():
-            rows = connection.execute(query)
-            return [(Environment.from_dict(json.loads(body)), str(run)) for body, run in rows]
+            return [row_environment(row) for row in connection.execute(query).mappings()]
 
     def _fetched(self, query: sql.Select[Any]) -> list[Record]:
         with self._store.reading() as connection, self._checked():
@@ -321,3 +332,9 @@ class Database:
                 f"database {self.name} holds something that is no record ({error}): "
                 "it was changed by hand or is damaged"
             ) from error
+
+
+def _time(text: object) -> str | None:
+    if not (text is None or (isinstance(text, str) and is_utc(text))):
+        raise RecordError(f"{text!r:.60} is no time")
+    return text

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -44,6 +44,9 @@ class Outcome(StrEnum):
     CORRECTNESS = "correctness"
 
 
+_OUTCOMES = tuple(Outcome)
+
+
 @dataclass(frozen=True)
 class Errors:
     """Error against float64, relative to the rms of the output.
@@ -73,7 +76,7 @@ class Errors:
         Raises:
             RecordError: a value is missing, unknown or no number.
         """
-        _check_names(cls, data, "errors.")
+        _check_names(_ERRORS, data, "errors.")
         values = {k: _number(f"errors.{k}", v) for k, v in data.items() if v is not None}
         return cls(**(dict.fromkeys(data, math.inf) | values))
 
@@ -145,9 +148,13 @@ class Record:
         object.__setattr__(self, "reason", reason)
         for name in _TYPES[str]:
             check_line(name, getattr(self, name))
+        samples = tuple(float(sample) for sample in self.samples)
+        object.__setattr__(self, "samples", samples)
+        for name in self.seconds:
+            check_line("seconds", name)
         _check_word("regime", self.regime, REGIMES)
         _check_word("stage", self.stage, STAGES)
-        _check_word("outcome", self.outcome, tuple(Outcome))
+        _check_word("outcome", self.outcome, _OUTCOMES)
         if not (1 <= self.threads < 1 << 31 and 0 <= self.workspace < 1 << 63):
             raise RecordError("record: threads is at least 1 and workspace at least 0")
         if not all(0 < sample < math.inf for sample in self.samples):
@@ -222,7 +229,7 @@ class Record:
         What the first version of the form did not have is left out where it is not known, so that
         the same fact keeps its key.
         """
-        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data = {name: getattr(self, name) for name in _NAMES}
         data |= {"processes": list(self.processes), "rounds": list(self.rounds)}
         known = {name: x for name, x in data.items() if name not in LATER or x != LATER[name]}
         return known | {
@@ -240,7 +247,7 @@ class Record:
             RecordError: naming the first field that is missing, unknown or wrong.
         """
         data = {**LATER, **data}
-        _check_names(cls, data)
+        _check_names(_NAMES, data)
         for kind, names in _TYPES.items():
             for name in names:
                 _check_type(name, data[name], kind)
@@ -250,7 +257,7 @@ class Record:
         return cls(
             **{name: data[name] for names in _TYPES.values() for name in names}
             | {
-                "outcome": Outcome(_check_word("outcome", data["outcome"], tuple(Outcome))),
+                "outcome": Outcome(_check_word("outcome", data["outcome"], _OUTCOMES)),
                 "samples": tuple(_number("samples", x) for x in data["samples"]),
                 "errors": None if errors is None else Errors.from_dict(errors),
                 "seconds": {k: _number("seconds", x) for k, x in data["seconds"].items()},
@@ -272,6 +279,9 @@ _TYPES: dict[type, tuple[str, ...]] = {
     dict: ("seconds",),
 }
 
+_NAMES = dict.fromkeys(f.name for f in fields(Record)).keys()
+_ERRORS = dict.fromkeys(f.name for f in fields(Errors)).keys()
+
 LATER: dict[str, Any] = {"noise": None, "processes": [], "rounds": [], "protocol": 1}
 """What the first version of the form did not have, and what it is where it is not known."""
 
@@ -282,8 +292,7 @@ def content_key(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _check_names(cls: type[Any], data: Mapping[str, Any], prefix: str = "") -> None:
-    declared = {f.name for f in fields(cls)}
+def _check_names(declared: Set[str], data: Mapping[str, Any], prefix: str = "") -> None:
     if missing := declared - data.keys():
         raise RecordError(f"record field {prefix + min(missing)!r} is missing")
     if unknown := data.keys() - declared:
@@ -314,7 +323,10 @@ def _check_word(name: str, value: str, words: tuple[str, ...]) -> str:
 def _number(name: str, value: object) -> float:
     if type(value) not in (int, float):
         raise RecordError(f"record field {name!r}: expected a number, got {value!r:.60}")
-    return float(value)  # type: ignore[arg-type]
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise RecordError(f"record field {name!r}: {value!r:.20}... is too large") from None
 
 
 def _whole(name: str, value: object) -> int:
@@ -326,7 +338,7 @@ def is_utc(text: str) -> bool:
     """Whether this is a time in ISO form whose zone is UTC."""
     try:
         offset = datetime.fromisoformat(text).utcoffset()
-    except ValueError:
+    except (ValueError, OverflowError):
         return False
     return offset is not None and not offset
 

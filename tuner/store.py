@@ -15,10 +15,14 @@ import sqlalchemy as sql
 from sqlalchemy import exc
 
 from kernels.codegen.jit import cache_root
+from tuner.forks import FORKS
 from tuner.tables import FIRST_TABLES, META, TABLES, migration, schema_version
 
 _CREATION_LOCK = 0x46617374
 """An arbitrary number on which clients of one PostgreSQL server agree."""
+
+_SMALLEST = 512
+"""Bytes of an SQLite file that is not empty. It takes a file of one byte for an empty one."""
 
 _ADVICE = {
     "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
@@ -42,22 +46,24 @@ class Store:
     """What `tuner.database.Database` reads from and writes to; its arguments are explained there.
 
     An empty database is given our tables, one of an older schema is migrated. Transactions of
-    several processes wait for each other; one inherited by fork has connections of its own.
+    several processes wait for each other; one inherited by fork has connections of its own. A file
+    is never opened but through SQLite: whoever closes a file drops all locks that its process has
+    on it, SQLite's too.
 
     Every method raises:
         DatabaseError: locked, read-only, damaged, of a newer schema, not ours, out of disk space.
     """
 
     def __init__(self, url: str | Path | None, read_only: bool, timeout: float) -> None:
-        self._pid = os.getpid()
-        self._inherited: list[sql.Pool] = []
         address = _address(str(url or cache_root() / "fastrun.db"))
-        path = _file(address)
+        path = self.path = _file(address)
         self.name = str(path) if path else address.render_as_string(hide_password=True)
         self.read_only = read_only or bool(path and not _writable(path))
         options: dict[str, Any] = {}
         if address.get_backend_name() == "sqlite":
             options["connect_args"] = {"timeout": timeout}
+        else:
+            options["pool_pre_ping"] = True  # the server may have been restarted
         if path:
             address = self._file_address(path)
         try:
@@ -72,16 +78,22 @@ class Store:
             sql.event.listen(self._engine, "connect", self._on_connect)
             sql.event.listen(self._engine, "begin", self._on_begin)
         self._writer = self._engine.execution_options(writes=True)
+        if path or address.get_backend_name() != "sqlite":
+            FORKS.add(self)  # what is in memory alone a child has a copy of
         self._prepare()
 
     def close(self) -> None:
         """Let go of the file or server."""
         self._engine.dispose()
 
+    def holds(self, path: Path) -> bool:
+        """Whether a path is the database's file, by whatever name."""
+        return bool(self.path and self.path.exists() and path.exists() and path.samefile(self.path))
+
     @contextmanager
     def reading(self) -> Iterator[sql.Connection]:
         """A transaction that reads."""
-        with self._explained(), self._own(self._engine).connect() as connection:
+        with FORKS.use(), self._explained(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
@@ -89,7 +101,7 @@ class Store:
         """A transaction that writes; it is done when the block ends, undone when that raises."""
         if self.read_only:
             raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_READONLY']}")
-        with self._explained(), self._own(self._writer).begin() as connection:
+        with FORKS.use(), self._explained(), self._writer.begin() as connection:
             yield connection
 
     def _on_connect(self, connection: sqlite3.Connection, _: object) -> None:
@@ -107,16 +119,16 @@ class Store:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     def _file_address(self, path: Path) -> sql.URL:
-        if not _may_be_sqlite(path):
+        if 0 < _size(path) < _SMALLEST:
             raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_NOTADB']}")
         query = {"uri": "true", "mode": "ro" if self.read_only else "rwc"}
         if self.read_only:
-            if not path.exists():
+            if not os.path.exists(path):
                 raise DatabaseError(f"no database at {path}: check the name, or tune first")
             # Without a log there is no writer, and in this folder none of ours can appear.
             if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
                 query["immutable"] = "1"
-        else:
+        elif path.parent == cache_root().absolute():
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
@@ -124,6 +136,10 @@ class Store:
                     f"cannot make the folder {path.parent}: {error.strerror}; name another file "
                     "(--db), or another folder for all files (FASTRUN_CACHE)"
                 ) from error
+        elif not path.parent.is_dir():
+            raise DatabaseError(
+                f"no folder {path.parent} for the database {path.name}: check the name, or make it"
+            )
         return sql.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
     def _prepare(self) -> None:
@@ -138,7 +154,7 @@ class Store:
             )
         if not self.read_only and self._engine.name == "sqlite":
             # Only now: a file that is not ours is left as it is.
-            with self._explained(), closing(self._engine.raw_connection()) as raw:
+            with FORKS.use(), self._explained(), closing(self._engine.raw_connection()) as raw:
                 raw.cursor().execute("PRAGMA journal_mode = WAL")
         if version != schema_version():
             self._bring_up_to_date()
@@ -166,6 +182,11 @@ class Store:
             return None
         if not tables >= FIRST_TABLES:
             raise DatabaseError(f"database {self.name} holds other tables: use one of its own")
+        if connection.dialect.name == "sqlite":
+            # They would run with what we write.
+            query = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'"
+            if connection.exec_driver_sql(query).scalar_one():
+                raise DatabaseError(f"database {self.name} holds triggers: drop them to use it")
         stored = sql.select(META.c.value).where(META.c.name == "schema")
         version = str(connection.execute(stored).scalar_one_or_none())
         if not re.fullmatch("[1-9][0-9]{0,5}", version):
@@ -175,16 +196,9 @@ class Store:
                 f"database {self.name} has schema {version}, this version knows up to "
                 f"{schema_version()}: update fastrun-toolkit or use another database"
             )
+        if int(version) == schema_version() and not tables >= TABLES.tables.keys():
+            raise DatabaseError(f"database {self.name} lacks tables of ours: use another one")
         return int(version)
-
-    def _own(self, engine: sql.Engine) -> sql.Engine:
-        """The engine, without the connections of a parent process: those are not ours to use."""
-        if os.getpid() != self._pid:
-            # Kept, so that nothing ever closes them here: that would touch the parent's locks.
-            self._inherited.append(self._engine.pool)
-            self._engine.dispose(close=False)
-            self._pid = os.getpid()
-        return engine
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -192,6 +206,8 @@ class Store:
             yield
         except exc.IntegrityError:
             raise
+        except UnicodeError as error:  # in names of the schema
+            raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_CORRUPT']}") from error
         except exc.DBAPIError as error:
             name = getattr(error.orig, "sqlite_errorname", "")
             advice = (text for prefix, text in _ADVICE.items() if name.startswith(prefix))
@@ -202,26 +218,33 @@ class Store:
 def _address(text: str) -> sql.URL:
     try:
         return sql.make_url(text) if "://" in text else sql.URL.create("sqlite", database=text)
-    except exc.ArgumentError as error:
-        raise DatabaseError(f"not a database address: {text!r}; use a path or a URL") from error
+    except (exc.ArgumentError, ValueError) as error:
+        shown = re.sub("://.*@", "://***@", text)
+        raise DatabaseError(f"not a database address: {shown!r}; use a path or a URL") from error
 
 
 def _file(address: sql.URL) -> Path | None:
     """The file of an SQLite address, unless it is in memory."""
     if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
         return None
-    return Path(str(address.database)).expanduser().absolute()
+    if "\0" in str(address.database):
+        raise DatabaseError(f"no file can be called {address.database!r}")
+    try:
+        return Path(str(address.database)).expanduser().absolute()
+    except RuntimeError as error:
+        raise DatabaseError(f"no file can be called {address.database!r}: {error}") from error
 
 
-def _may_be_sqlite(path: Path) -> bool:
-    """False for a file that starts otherwise: SQLite would take a short one for an empty one."""
-    magic = b"SQLite format 3\0"
-    if not path.is_file() or not os.access(path, os.R_OK):
-        return True
-    with path.open("rb") as file:
-        return file.read(len(magic)) in (b"", magic)
+def _size(path: Path) -> int:
+    """Of a file, in bytes; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:  # none, or one that SQLite will not be able to open either
+        return 0
 
 
 def _writable(path: Path) -> bool:
     """Whether a file and, for its log, its folder may be written; True where there is none."""
-    return not path.exists() or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+    return not os.path.exists(path) or (
+        os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    )

@@ -20,6 +20,7 @@ from tuner.record import (
     Record,
     RecordError,
     content_key,
+    typical,
 )
 
 TABLES = sql.MetaData()
@@ -182,12 +183,16 @@ def migration(version: int) -> Iterator[str]:
 def record_row(record: Record) -> Row:
     """A record as a row of `RECORDS`; what queries ask for is repeated in columns of its own."""
     data = LATER | record.to_dict()  # all named in every row, or one without would decide for all
-    return data | {
+    text = {name: json.dumps(data[name], allow_nan=False) for name in _JSON}
+    return data | text | _derived(record)
+
+
+def _derived(record: Record) -> Row:
+    return {
         "key": record.key,
         "algorithm": record.algorithm,
         "seconds_per_call": record.seconds_per_call if record.samples else None,
         "error_rms": record.errors.rms if record.errors else None,
-        **{name: json.dumps(data[name], allow_nan=False) for name in _JSON},
     }
 
 
@@ -198,7 +203,9 @@ def row_record(row: sql.RowMapping) -> Record:
         ValueError, TypeError, RecursionError: the row holds no record.
     """
     parsed = {name: json.loads(row[name]) for name in _JSON}
-    return Record.from_dict({name: row[name] for name in Record.__dataclass_fields__} | parsed)
+    record = Record.from_dict({name: row[name] for name in Record.__dataclass_fields__} | parsed)
+    _check_derived(row, _derived(record))
+    return record
 
 
 def environment_row(environment: Environment, run: str) -> Row:
@@ -212,10 +219,52 @@ def environment_row(environment: Environment, run: str) -> Row:
     }
 
 
+def row_environment(row: sql.RowMapping) -> tuple[Environment, str]:
+    """The environment of a row of `ENVIRONMENTS` and the run it is of, checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no environment.
+    """
+    body = json.loads(row["body"])
+    environment = Environment.from_dict(body)
+    made = {"key": content_key({"run": row["run"], **body}), "machine": environment.machine}
+    _check_derived(row, made)
+    return environment, row["run"]
+
+
 def run_row(run: Run) -> Row:
     """What a run was asked for as a row of `RUNS`."""
     body = run.to_dict()
     return {"key": content_key(body), "name": run.name, "body": json.dumps(body, allow_nan=False)}
+
+
+def row_run(row: sql.RowMapping) -> Run:
+    """What a row of `RUNS` says, checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no run.
+    """
+    run = Run.from_dict(json.loads(row["body"]))
+    _check_derived(row, {"key": content_key(run.to_dict()), "name": run.name})
+    return run
+
+
+def check_time(row: sql.RowMapping) -> None:
+    """Refuse a row of `RECORDS` that goes by another time than its samples say.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it does.
+    """
+    _check_derived(row, {"seconds_per_call": typical(json.loads(row["samples"]))})
+
+
+def _check_derived(row: sql.RowMapping, made: Row) -> None:
+    """What is stored beside the raw data, to find and rank them, has to be what they say."""
+    for name, value in made.items():
+        if row[name] != value:
+            raise RecordError(
+                f"{name!r} is {row[name]!r:.60}, by the rest of its row {value!r:.60}"
+            )
 
 
 def network_row(record: NetworkRecord) -> Row:
@@ -238,11 +287,18 @@ def row_network(row: sql.RowMapping) -> NetworkRecord:
     samples = json.loads(row["samples"])
     if not isinstance(samples, dict):
         raise RecordError("network record field 'samples' is not an object")
-    return NetworkRecord(**data | {"samples": {k: tuple(v) for k, v in samples.items()}})
+    record = NetworkRecord(**data | {"samples": {k: tuple(v) for k, v in samples.items()}})
+    made = {"key": record.key, "seconds_per_run": record.seconds(record.kept)}
+    _check_derived(row, made)
+    return record
 
 
 def insert_new(connection: sql.Connection, table: sql.Table, rows: Sequence[Row]) -> int:
-    """Insert the rows whose key the table does not hold yet; return how many."""
+    """Insert the rows whose key the table does not hold yet; return how many.
+
+    Raises:
+        RecordError: they are not there afterwards, such as for a trigger.
+    """
     count = 0
     for start in range(0, len(rows), 500):
         fresh = {row["key"]: row for row in rows[start : start + 500]}
@@ -251,6 +307,9 @@ def insert_new(connection: sql.Connection, table: sql.Table, rows: Sequence[Row]
             del fresh[key]
         if fresh:
             connection.execute(sql.insert(table), list(fresh.values()))
+            kept = sql.select(sql.func.count()).where(table.c.key.in_(fresh))
+            if connection.execute(kept).scalar_one() != len(fresh):
+                raise RecordError("something in it throws away what is written")
         count += len(fresh)
     return count
 
@@ -261,10 +320,18 @@ def equal(match: Match) -> Iterator[sql.ColumnElement[bool]]:
         yield RECORDS.c[name] == (str(value) if name == "problem" else value)
 
 
+def within(record: Record, limits: Bounds) -> bool:
+    """Whether a record's error and workspace are as asked for."""
+    max_error, max_workspace = limits.get("max_error"), limits.get("max_workspace")
+    precise = max_error is None or (record.errors is not None and record.errors.rms <= max_error)
+    return precise and (max_workspace is None or record.workspace <= max_workspace)
+
+
 def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
     """The query behind `Database.ranking`, over all problems unless `match` names one.
 
-    What was timed by another protocol takes no part: such times cannot be compared.
+    What was timed by another protocol takes no part: such times cannot be compared. `within` is to
+    be asked of each row's record, since what is stored for a query may be false.
     """
     stage = sql.case({name: rank for rank, name in enumerate(STAGES)}, value=RECORDS.c.stage)
     turn = sql.func.row_number().over(
@@ -285,13 +352,9 @@ def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
     conditions = [
         decisive.c.turn == 1,
         RECORDS.c.outcome == Outcome.CORRECT,
-        RECORDS.c.seconds_per_call.is_not(None),
+        RECORDS.c.samples != "[]",
         ~distrusted,
     ]
-    if (max_error := limits.get("max_error")) is not None:
-        conditions.append(RECORDS.c.error_rms <= max_error)
-    if (max_workspace := limits.get("max_workspace")) is not None:
-        conditions.append(RECORDS.c.workspace <= max_workspace)
     if not limits.get("include_baselines", False):
         conditions.append(~RECORDS.c.baseline)
     order = (RECORDS.c.problem, decisive.c.rank.desc(), RECORDS.c.seconds_per_call)
