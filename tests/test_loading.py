@@ -27,7 +27,7 @@ from tuner import plans
 from tuner.choosing import guessed_choices
 from tuner.database import Database
 from tuner.environment import toolchain
-from tuner.loading import load
+from tuner.loading import POLICIES, load
 
 CPU = Cpu.host()
 X = {"x": normal(2, 3, 33, 29)}
@@ -209,3 +209,16 @@ def test_layers_that_lack_are_counted(path: Path, tmp_path: Path) -> None:
     network, (line,) = loaded(database=tmp_path / "part.db")
     assert f"{len(problems()) - 1} of {len(problems())} convolutions" in line
     assert measured(first).schedule in algorithms(network.plan)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("threads", [-1, 0, 3])
+def test_each_thread_has_a_core(
+    threads: int, policy: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cores are those of the affinity mask; whether a plan is given changes nothing."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {3, 5})
+    reason = f"{threads} threads, but this process may use 2 cores"
+    for plan in (None, path.parent / "no.plan"):
+        with pytest.raises(ValueError, match=reason):
+            load(residual(), threads, path, policy, plan=plan)

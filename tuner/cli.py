@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from tuner import options
+from tuner.affinity import check_threads
 from tuner.exits import MISTAKE, ended
 
 Command = Callable[[argparse.Namespace], int]
@@ -310,6 +310,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
 def _check_threads(parser: Parser, arguments: argparse.Namespace) -> None:
     """Refuse more threads than cores, unless other machines measure."""
     given = vars(arguments)
-    threads, cores = given.get("threads", 1), len(os.sched_getaffinity(0))
-    if isinstance(threads, int) and threads > cores and not given.get("workers"):
-        parser.error(f"{threads} threads, but this process may use {cores} cores")
+    threads = given.get("threads", 1)
+    if isinstance(threads, int) and not given.get("workers"):
+        try:
+            check_threads(threads)
+        except ValueError as error:
+            parser.error(str(error))

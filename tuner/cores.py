@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 from threadpoolctl import threadpool_limits
 
+from tuner.affinity import check_threads, usable_cores
+
 # Cores that compile as fast as one core times.
 ENOUGH = 8
 
@@ -38,9 +40,8 @@ class Cores:
         Raises:
             ValueError: there are fewer cores than threads.
         """
-        allowed = sorted(os.sched_getaffinity(0))
-        if not 1 <= threads <= len(allowed):
-            raise ValueError(f"cannot time {threads} threads on {len(allowed)} cores")
+        check_threads(threads)
+        allowed = usable_cores()
         first = len(allowed) - threads
         others = allowed[:first]
         return cls(allowed[first:], others if len(others) >= ENOUGH else allowed)

@@ -24,6 +24,7 @@ from graph.steps import Arrangement
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
+from tuner.affinity import check_threads
 from tuner.choosing import guessed_choices, stored_choices
 from tuner.first_use import verified
 from tuner.units import plural
@@ -78,12 +79,12 @@ def load(
 
     Raises:
         GraphError: the model or the plan cannot be used, or nothing stays within the limits.
-        ValueError: there is no such policy, less than one thread, or more than cores to profile.
+        ValueError: there is no such policy, less than one thread, or more than cores that this
+            process may use.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
-    if threads < 1:
-        raise ValueError(f"cannot run on {threads} threads")
+    check_threads(threads)
     cpu = Cpu.host()
     graph = optimise(load_network(source, shapes))
     if plan is not None:

@@ -6,9 +6,10 @@ A type reads one argument and raises `argparse.ArgumentTypeError` for what it ca
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from pathlib import Path
+
+from tuner.affinity import check_threads
 
 SAMPLERS = ("gp", "tpe", "random", "exhaustive", "local", "cmaes")
 
@@ -174,10 +175,12 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
 
 def threads(text: str) -> int:
     """A number of threads that this process has cores for."""
-    cores = len(os.sched_getaffinity(0))
-    if not 1 <= count(text) <= cores:
-        raise argparse.ArgumentTypeError(f"{text} threads, but this process may use {cores} cores")
-    return int(text)
+    number = count(text)
+    try:
+        check_threads(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return number
 
 
 def thread_list(text: str) -> tuple[int, ...]:
