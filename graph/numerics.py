@@ -87,7 +87,11 @@ REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 def _power(x: Array, y: Array) -> Array:
     """In the type of x; powers of integers are cut off if they are none."""
     if x.dtype.kind == "f" or y.dtype.kind == "f" or (y < 0).any():
-        power: Array = np.power(x.astype(np.float64), y.astype(np.float64)).astype(x.dtype)
+        # As an array of its own: numpy takes square roots for one exponent of a half, IEEE's
+        # power of minus infinity is infinite.
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        exponents = np.array(np.broadcast_to(y, shape), np.float64)
+        power: Array = np.power(x.astype(np.float64), exponents).astype(x.dtype)
         return power
     return np.power(x, y).astype(x.dtype)
 

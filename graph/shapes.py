@@ -110,9 +110,13 @@ def sees_pixels(op: Pool, space: Shape) -> bool:
     """Whether every window has a pixel of the input."""
     counts = windows(space, _spans(op.kernel, op.dilation), op.stride, op.padding, op.ceil)
     for axis, (size, count) in enumerate(zip(space, counts, strict=True)):
-        first = np.arange(count)[:, None] * op.stride[axis] - op.padding[axis]
-        at = first + np.arange(op.kernel[axis]) * op.dilation[axis]
-        if not ((at >= 0) & (at < size)).any(1).all():
+        k, d, s, p = op.kernel[axis], op.dilation[axis], op.stride[axis], op.padding[axis]
+        # The last window begins behind the input, or all taps of the first one lie before it.
+        if (count - 1) * s - p >= size or -(-p // d) >= k:
+            return False
+        # The taps of one that begins before the input step over it.
+        before = min(-(-p // s), count, d)
+        if d > size and any((o * s - p) % d >= size for o in range(before)):
             return False
     return True
 

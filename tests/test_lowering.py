@@ -92,6 +92,12 @@ def test_no_window_begins_in_the_padding_behind(opset: int) -> None:
     assert checked(m).shape == (1, 3, 3, 3)
 
 
+def test_windows_beyond_any_picture_are_refused() -> None:
+    for k in (2**62, 2**30):
+        m = model([node("MaxPool", "x", "y", kernel_shape=[k, 1], auto_pad="SAME_LOWER")])
+        refused(m, f"kernel \\({k}, 1\\)")
+
+
 def test_windows_of_padding_alone_are_refused() -> None:
     given = {"kernel_shape": [2, 2], "dilations": [3, 3], "pads": [1] * 4}
     m = model([node("MaxPool", "x", "y", **given)], shape=(1, 1, 2, 2))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from graph.lowering.site import Site, Unsupported, lowers
 from graph.model import Shape
 from graph.ops import LRN, BatchNorm, Conv, ConvTranspose, Ints, Pool
 from graph.shapes import full_size, sees_pixels
 
+# Pixels of a pool's window: more than any picture has come from damaged files.
+_LARGEST_WINDOW = 2**28
 _AUTO_PAD = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
 
@@ -74,7 +78,7 @@ def _pool(site: Site) -> None:
     x = site.shape(0)
     stride, dilation = _steps(site, "strides", x), _steps(site, "dilations", x)
     kernel = tuple(site.attribute("kernel_shape", ()))
-    if len(kernel) != len(x) - 2:
+    if len(kernel) != len(x) - 2 or min(kernel) < 1 or math.prod(kernel) > _LARGEST_WINDOW:
         raise site.impossible(f"kernel {kernel} for an input of shape {x}")
     op = Pool(
         "max" if site.operator == "MaxPool" else "average",
@@ -93,6 +97,8 @@ def _pool(site: Site) -> None:
 @lowers("GlobalMaxPool", "GlobalAveragePool")
 def _global_pool(site: Site) -> None:
     space = site.shape(0)[2:]
+    if not space:
+        raise site.impossible(f"an input of shape {site.shape(0)} has no spatial axes")
     ones, zeros = (1,) * len(space), (0,) * 2 * len(space)
     function = "max" if site.operator == "GlobalMaxPool" else "average"
     site.finish(Pool(function, space, ones, zeros, ones), site.inputs[0])
