@@ -197,7 +197,8 @@ def in_order(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.Node
 
 def label(node: onnx.NodeProto) -> str:
     """What a node is called in messages."""
-    return f"{node.name or ', '.join(node.output)!r} ({node.op_type})"
+    operator = node.op_type if node.op_type.isprintable() else repr(node.op_type)
+    return f"{node.name or ', '.join(node.output)!r} ({operator})"
 
 
 def first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,10 @@ def import_onnx(
         GraphError: the model contradicts itself: cyclic, missing weights, impossible shapes.
     """
     model = source if isinstance(source, onnx.ModelProto) else read_model(Path(source))
-    return _Importer(current(model), dict(shapes or {})).graph()
+    try:
+        return _Importer(current(model), dict(shapes or {})).graph()
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"the model is damaged: a name is no text: {error}") from None
 
 
 class _Opsets:
@@ -185,6 +189,8 @@ class _Importer:
         self._push(nodes, opsets)
 
     def _define(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise ModelFileError(f"the model is damaged: {name!r} is no name")
         if name in self._known:
             raise GraphError(f"the model has two values called {name!r}: it is damaged")
         self._known.add(name)
@@ -208,12 +214,17 @@ class _Importer:
             if len(sizes) == len(tensor.shape.dim):
                 if tensor.elem_type not in onnx.TensorProto.DataType.values():
                     raise GraphError(f"{name!r} has an unknown type, {tensor.elem_type}")
-                dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-                self._tensors[name] = Tensor(tuple(sizes), np.dtype(dtype))
+                dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+                known = self._tensors[name] = Tensor(tuple(sizes), dtype)
+                if math.prod(sizes) * dtype.itemsize > _memory() // 4:
+                    raise UnsupportedError(
+                        f"{name!r} ({known}) is too large for the memory of this machine"
+                    )
 
     def _add(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
-        if not isinstance(node.op_type, str) or not isinstance(node.domain, str):
-            raise ModelFileError(f"the model is damaged: {node.op_type!r} is no operator")
+        for text in (node.op_type, node.domain):
+            if not isinstance(text, str) or not text.isprintable():
+                raise ModelFileError(f"the model is damaged: {text!r} is no operator")
         if missing := [x for x in node.input if x and x not in self._known]:
             raise GraphError(
                 f"node {label(node)} needs {missing[0]!r}, which nothing computes before it"
@@ -389,6 +400,11 @@ class _Importer:
             name, count = f"{base}.{count}", count + 1
         self._labels.add(name)
         return name
+
+
+def _memory() -> int:
+    """Bytes of memory that the machine has; a run holds its input and output twice."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _type_of(values: Array | Tensor) -> onnx.TypeProto:
