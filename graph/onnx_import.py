@@ -47,8 +47,6 @@ from graph.ops import Foreign
 LARGEST_SHAPE_PARAMETER = 1024
 # Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
 LARGEST_TENSOR = 2**40
-# Bytes that one computed constant may take; all of them together may take some times as much.
-LARGEST_COMPUTED, MOST_COMPUTED = 2**31, 4
 # Nodes of functions and branches written out; more come from files made to be endless.
 MOST_INLINED = 2**17
 
@@ -216,10 +214,7 @@ class _Importer:
                     raise GraphError(f"{name!r} has an unknown type, {tensor.elem_type}")
                 dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
                 known = self._tensors[name] = Tensor(tuple(sizes), dtype)
-                if math.prod(sizes) * dtype.itemsize > _memory() // 4:
-                    raise UnsupportedError(
-                        f"{name!r} ({known}) is too large for the memory of this machine"
-                    )
+                _check_memory(name, known, known.nbytes)
 
     def _add(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
         for text in (node.op_type, node.domain):
@@ -372,16 +367,11 @@ class _Importer:
             self._nodes += site.nodes
 
     def _check_size(self, names: Iterable[str]) -> None:
-        """Refuse constants too large to be computed."""
+        """Refuse constants that, with those before, would fill the memory."""
         for name in names:
             if tensor := self._tensors.get(name):
-                size = math.prod(tensor.shape) * tensor.dtype.itemsize
-                self._computed += size
-                if max(size, self._computed / MOST_COMPUTED) > LARGEST_COMPUTED:
-                    raise UnsupportedError(
-                        f"{name!r} ({tensor}) would take {size / 1e9:,.1f} GB: too much for a "
-                        "constant that is computed"
-                    )
+                self._computed += tensor.nbytes
+                _check_memory(name, tensor, self._computed)
 
     def _add_foreign(
         self, node: onnx.NodeProto, name: str, outputs: Sequence[str], need: str
@@ -402,8 +392,14 @@ class _Importer:
         return name
 
 
+def _check_memory(name: str, tensor: Tensor, taken: int) -> None:
+    """A run holds its input and output twice each, which is four times what may be `taken`."""
+    if taken > _memory() // 4:
+        raise UnsupportedError(f"{name!r} ({tensor}) is too large for the memory of this machine")
+
+
 def _memory() -> int:
-    """Bytes of memory that the machine has; a run holds its input and output twice."""
+    """The bytes of memory that the machine has."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

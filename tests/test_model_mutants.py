@@ -93,7 +93,7 @@ def test_a_tensor_larger_than_the_memory_is_refused() -> None:
 
 def test_shapes_that_are_none_are_refused() -> None:
     for shape in (5, "ab", (1.5, 2), None, (1, None)):
-        with pytest.raises(GraphError, match="'x' .*cannot have shape|is open"):
+        with pytest.raises(GraphError, match=r"'x' .*cannot have shape|is open"):
             tuner.load(model([node("Relu", "x", "y")], shape=("a", "b")),
                        policy="heuristic", shapes={"x": shape})  # fmt: skip
 
