@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,10 +18,12 @@ from rich.console import Console
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tests.synthetic import PEAK, records
+from tuner import remeasure
 from tuner.cli import main, parsers
 from tuner.database import Database
 from tuner.display import Board, network_sums, screen, standings_table
 from tuner.fastrun import Budget, Progress
+from tuner.record import Outcome, Record
 from tuner.search import ProblemSearch
 from tuner.standing import Standing, standings
 from tuner.targets import Target, merged, read_target
@@ -166,6 +170,23 @@ def test_show_of_an_algorithm_and_of_a_schedule(run: Run) -> None:
     assert code == 0
     assert "[given]" in again
     assert "15 samples" in again
+
+
+def test_show_says_when_a_kernel_fails(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong, crashed or too slow: what was measured of it is no measurement."""
+    usual = remeasure.remeasure
+
+    def wrong(*arguments: Any) -> Record:
+        reason = "an output is off by 3.4 of their rms;\nlimit 0.001"
+        none: dict[str, Any] = {"samples": (), "processes": (), "rounds": ()}
+        return replace(usual(*arguments), outcome=Outcome.CORRECTNESS, reason=reason, **none)
+
+    monkeypatch.setattr(remeasure, "remeasure", wrong)
+    code, out, error = run("show", P, "--schedule", "naive(layout=NCHW)", "--measure")
+    assert code != 0
+    assert "measured" not in out
+    assert error.strip().count("\n") == 0
+    assert "(correctness): an output is off by 3.4 of their rms; limit 0.001" in error
 
 
 def test_show_prints_code_alone(run: Run) -> None:

@@ -117,6 +117,12 @@ def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
     assert order == first
 
 
+@pytest.mark.parametrize("rung", [0, 1])
+def test_a_race_of_nobody_has_no_times(rung: int) -> None:
+    """As where nobody passed verification."""
+    assert interleave([], 4, Protocol(), seed=0, rung=rung) == []
+
+
 def test_a_race_warms_up_by_a_quarter_of_a_block() -> None:
     kernel = Simulated(1e-4)
     [timing] = interleave([kernel], 3, Protocol(), seed=0)

@@ -117,7 +117,7 @@ def interleave(
             share, seconds = _undisturbed(candidates[i], repeats[i])
             samples[i].append(seconds)
             longest[i] = max(longest[i], share)
-        if rung and done % rung == 0 and done < rounds:
+        if running and rung and done % rung == 0 and done < rounds:
             fastest = min((samples[i] for i in running), key=typical)
             running = [i for i in running if not _surely_slower(samples[i], fastest)]
     return [

@@ -8,6 +8,7 @@ formula says to four times that and to everything at once, and the best value ra
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -124,7 +125,7 @@ def curves(found: Findings) -> pd.DataFrame:
             for r in found.records
             if (r.stage, r.problem, r.algorithm) == ("race", duel.problem, formula.algorithm)
         }
-        best = min(tried.values())
+        best = min(tried.values(), default=math.inf)
         points += [
             (duel.formula, duel.layer, value, value / duel.value, seconds / best)
             for value, seconds in sorted(tried.items())

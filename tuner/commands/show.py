@@ -20,7 +20,7 @@ from kernels.core.template import (
 from tuner.commands import existing
 from tuner.display import grid, screen
 from tuner.machine import probe
-from tuner.record import Record
+from tuner.record import Outcome, Record
 from tuner.targets import is_problem
 from tuner.units import percent, plural, significant
 
@@ -50,6 +50,9 @@ def run(arguments: Namespace) -> int:
         from tuner.remeasure import remeasure
 
         record = remeasure(problem, text, arguments.threads, arguments.regime)
+        if record.outcome != Outcome.CORRECT:
+            reason = " ".join(record.reason.split())
+            raise ScheduleError(f"{text} failed on {problem} ({record.outcome}): {reason}")
     print("\n".join(problem_lines(problem)))
     if arguments.algorithm is None and arguments.schedule is None:
         print("\nalgorithms, as they would run unmeasured")
