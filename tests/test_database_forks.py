@@ -20,6 +20,9 @@ from tests.graph_models import model, node, normal
 from tests.records import record
 from tuner.database import Database
 
+PATIENCE = 600.0
+"""Seconds within which even a busy machine is done."""
+
 TURNS = round(10 * float(os.environ.get("FASTRUN_TEST_SCALE", "1")))
 
 fork = multiprocessing.get_context("fork")
@@ -98,14 +101,14 @@ def test_a_child_with_a_database_of_its_own_has_locks_of_its_own(tmp_path: Path)
         with Database(path) as own:
             own.add(record(1))
             opened.set()
-            assert closed.wait(60)
+            assert closed.wait(PATIENCE)
             own.add(record(2))
 
     child = in_child(write)
-    assert opened.wait(60)
+    assert opened.wait(PATIENCE)
     database.close()
     closed.set()
-    child.join(60)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     assert whole(path, 0, 1, 2)
 
@@ -118,7 +121,7 @@ def test_parent_and_child_share_a_database_in_turns(tmp_path: Path) -> None:
 
     def write(which: int) -> None:
         for number in range(1 + which, 20, 2):
-            assert turns[which].acquire(timeout=60)
+            assert turns[which].acquire(timeout=PATIENCE)
             database.add(record(number))
             if number % 4 == 3:
                 database.close()
@@ -127,7 +130,7 @@ def test_parent_and_child_share_a_database_in_turns(tmp_path: Path) -> None:
     child = in_child(lambda: write(1))
     turns[0].release()
     write(0)
-    child.join(60)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     assert whole(path, *range(20))
 
@@ -140,7 +143,7 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
     def hold() -> None:
         with database._store.writing():
             begun.set()
-            forking.wait(60)
+            forking.wait(PATIENCE)
             # Long enough for a fork that does not wait; nothing hangs on it where it does.
             threading.Event().wait(0.3)
             done.set()
@@ -148,7 +151,7 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE)
 
     def write() -> None:
         database.add(record(1))
@@ -157,8 +160,8 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
     forking.set()
     child = in_child(write)
     assert done.is_set()
-    thread.join(60)
-    child.join(60)
+    thread.join(PATIENCE)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     assert sorted(database.records(), key=lambda r: r.schedule) == [record(0), record(1)]
 
@@ -180,11 +183,11 @@ def test_forks_beside_busy_threads_hang_nowhere(tmp_path: Path) -> None:
     children = 8
     for number in range(children):
         child = in_child(lambda number=number: database.add(record(number)))
-        child.join(60)
+        child.join(PATIENCE)
         assert child.exitcode == 0
     stop.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     assert edit(path, "PRAGMA integrity_check") == [("ok",)]
     assert len(database.records()) == children + sum(added)
 
@@ -198,7 +201,7 @@ def test_what_is_in_memory_a_child_has_a_copy_of() -> None:
         assert database.records() == [record(0), record(1)]
 
     child = in_child(write)
-    child.join(60)
+    child.join(PATIENCE)
     assert child.exitcode == 0
     assert database.records() == [record(0)]
 
@@ -223,7 +226,7 @@ def test_one_tunes_and_one_loads_in_turns(tmp_path: Path) -> None:
             numbers = [10 * turn + i for i in range(5)]
             if turn % 5:
                 child = in_child(lambda numbers=numbers: tune(numbers))
-                child.join(60)
+                child.join(PATIENCE)
                 assert child.exitcode == 0
             else:
                 add_elsewhere(path, *numbers)

@@ -41,22 +41,26 @@ def server() -> Iterator[Path]:
         pytest.skip("needs a user postgres: the server does not run as root")
     folder = Path(tempfile.mkdtemp())
     shutil.chown(folder, user)
-    data = folder / "data"
-
-    def run(*command: str | Path) -> None:
-        log = (folder / "output").open("ab")
-        subprocess.run(command, user=user, cwd=folder, check=True, stdout=log, stderr=log)
-
-    options = f"-F -c listen_addresses= -k {folder}"
     try:
-        run(initdb, "-D", data, "-A", "trust", "-U", "tester")
-        run(pg_ctl, "-D", data, "-o", options, "-w", "start")
+        _run(folder, initdb, "-A", "trust", "-U", "tester")
+        _run(folder, pg_ctl, *_options(folder), "start")
         try:
             yield folder
         finally:
-            run(pg_ctl, "-D", data, "-m", "immediate", "stop")
+            _run(folder, pg_ctl, "-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder)
+
+
+def _options(folder: Path) -> tuple[str, ...]:
+    return ("-o", f"-F -c listen_addresses= -k {folder}", "-w")
+
+
+def _run(folder: Path, tool: str, *words: str) -> None:
+    with (folder / "output").open("ab") as log:
+        command = (tool, "-D", folder / "data", *words)
+        user = folder.owner()
+        subprocess.run(command, user=user, cwd=folder, check=True, stdout=log, stderr=log)
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def test_eight_writers_create_and_merge_at_once(url: str) -> None:
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(60)
+        writer.join(600)
     assert [writer.exitcode for writer in writers] == [0] * 8
     with Database(url) as database:
         assert len(database.records()) == 8 * 5 + 5
@@ -142,3 +146,15 @@ def test_refusals_are_one_line_without_the_password(url: str) -> None:
         assert "is read-only" in refused(lambda: reader.add(record(7)))
     secret = url.replace("tester@", "tester:secret@")
     assert "secret" not in refused(lambda: Database(secret.replace("/fastrun?", "/missing?")))
+
+
+def test_a_server_may_be_restarted_between_two_operations(server: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(f"host={server} user=tester dbname=postgres", autocommit=True) as admin:
+        admin.execute("CREATE DATABASE restarted")
+    with Database(f"postgresql+psycopg://tester@/restarted?host={server}") as database:
+        database.add(record(1))
+        _run(server, _tool("pg_ctl"), *_options(server), "-m", "fast", "restart")
+        database.add(record(2))
+        assert database.records() == [record(1), record(2)]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import kernels
@@ -18,7 +18,7 @@ import tuner
 from kernels.codegen.jit import llvm_version
 from kernels.core.cpu import Cpu
 from tuner.cgroup import cpu_limit, memory_limit
-from tuner.record import RecordError, now
+from tuner.record import RecordError, check_type, now
 
 PACKAGES = ("llvmlite", "numpy", "optuna")
 """Distributions whose version a measurement or a search may depend on."""
@@ -85,17 +85,32 @@ class Environment:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Environment:
-        """Read what `to_dict` wrote.
+        """Read what `to_dict` wrote, trusting nothing.
 
         Raises:
-            RecordError: a field is missing or unknown, or `load` is not three numbers.
+            RecordError: a field is missing, unknown or of the wrong type.
         """
+        check_type("environment", data, dict)
         if wrong := data.keys() ^ {f.name for f in fields(cls)}:
-            raise RecordError(f"environment field {min(wrong)!r} is missing or unknown")
-        load = data["load"]
+            raise RecordError(f"environment field {min(wrong)!r:.60} is missing or unknown")
+        for f in fields(cls):
+            kinds = _KINDS.get(str(f.type))
+            if kinds and type(data[f.name]) not in kinds:
+                raise RecordError(f"environment field {f.name!r} is {data[f.name]!r:.60}")
+        load, versions = data["load"], data["versions"]
         if not isinstance(load, list) or [type(x) for x in load] != [float] * 3:
             raise RecordError(f"environment field 'load': expected three numbers, got {load!r:.60}")
+        if not isinstance(versions, dict) or {type(x) for x in versions.values()} - {str}:
+            raise RecordError(f"environment field 'versions': {versions!r:.60} are no versions")
         return cls(**{**data, "load": tuple(load)})
+
+
+_KINDS: dict[str, set[type]] = {
+    "str": {str},
+    "int": {int},
+    "int | None": {int, NoneType},
+    "float | None": {int, float, NoneType},
+}
 
 
 @functools.cache

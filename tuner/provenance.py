@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tuner.environment import tuner_hash
-from tuner.record import RecordError, check_line, is_utc, now
+from tuner.record import RecordError, check_line, check_type, is_utc, now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,9 @@ class Run:
         Raises:
             RecordError: naming the field that is missing, unknown or wrong.
         """
+        check_type("run", data, dict)
         if wrong := data.keys() ^ {f.name for f in fields(cls)}:
-            raise RecordError(f"record field 'run.{min(wrong)}' is missing or unknown")
+            raise RecordError(f"record field {'run.' + min(wrong)!r:.60} is missing or unknown")
         return cls(**data)
 
 

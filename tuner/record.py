@@ -172,7 +172,7 @@ class Record:
         if not 1 <= self.protocol < 1 << 31:
             raise RecordError("record field 'protocol': a version is at least 1")
         if not is_utc(self.time):
-            raise RecordError(f"record field 'time': {self.time!r} is not UTC in ISO form")
+            raise RecordError(f"record field 'time': {self.time!r:.60} is not UTC in ISO form")
 
     @property
     def algorithm(self) -> str:
@@ -250,10 +250,10 @@ class Record:
         _check_names(_NAMES, data)
         for kind, names in _TYPES.items():
             for name in names:
-                _check_type(name, data[name], kind)
+                check_type(name, data[name], kind)
         errors = data["errors"]
         if errors is not None:
-            _check_type("errors", errors, dict)
+            check_type("errors", errors, dict)
         return cls(
             **{name: data[name] for names in _TYPES.values() for name in names}
             | {
@@ -294,12 +294,17 @@ def content_key(data: Mapping[str, Any]) -> str:
 
 def _check_names(declared: Set[str], data: Mapping[str, Any], prefix: str = "") -> None:
     if missing := declared - data.keys():
-        raise RecordError(f"record field {prefix + min(missing)!r} is missing")
+        raise RecordError(f"record field {prefix + min(missing)!r:.60} is missing")
     if unknown := data.keys() - declared:
-        raise RecordError(f"record field {prefix + min(unknown)!r} is unknown to this version")
+        raise RecordError(f"record field {prefix + min(unknown)!r:.60} is unknown to this version")
 
 
-def _check_type(name: str, value: object, kind: type) -> None:
+def check_type(name: str, value: object, kind: type) -> None:
+    """Refuse what is not of exactly this type.
+
+    Raises:
+        RecordError: naming the field.
+    """
     if type(value) is not kind:
         raise RecordError(f"record field {name!r}: expected {kind.__name__}, got {value!r:.60}")
 
@@ -330,7 +335,7 @@ def _number(name: str, value: object) -> float:
 
 
 def _whole(name: str, value: object) -> int:
-    _check_type(name, value, int)
+    check_type(name, value, int)
     return value  # type: ignore[return-value]
 
 

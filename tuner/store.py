@@ -220,7 +220,9 @@ def _address(text: str) -> sql.URL:
         return sql.make_url(text) if "://" in text else sql.URL.create("sqlite", database=text)
     except (exc.ArgumentError, ValueError) as error:
         shown = re.sub("://.*@", "://***@", text)
-        raise DatabaseError(f"not a database address: {shown!r}; use a path or a URL") from error
+        raise DatabaseError(
+            f"not a database address: {shown!r:.200}; use a path or a URL"
+        ) from error
 
 
 def _file(address: sql.URL) -> Path | None:
@@ -228,11 +230,11 @@ def _file(address: sql.URL) -> Path | None:
     if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
         return None
     if "\0" in str(address.database):
-        raise DatabaseError(f"no file can be called {address.database!r}")
+        raise DatabaseError(f"no file can be called {address.database!r:.60}")
     try:
         return Path(str(address.database)).expanduser().absolute()
     except RuntimeError as error:
-        raise DatabaseError(f"no file can be called {address.database!r}: {error}") from error
+        raise DatabaseError(f"no file can be called {address.database!r:.60}: {error}") from error
 
 
 def _size(path: Path) -> int:

@@ -91,7 +91,7 @@ def read_t4(text: str | bytes) -> tuple[list[Record], list[Run]]:
             records.append(_record(result))
         except KeyError as error:
             raise RecordError(f"result {number}: {error} is missing") from error
-        except (TypeError, ValueError, AttributeError) as error:
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
             raise RecordError(f"result {number}: {error}") from error
     try:
         return records, [Run.from_dict(run) for run in document.get("metadata", {}).get("runs", ())]
