@@ -219,9 +219,10 @@ class _Axis:
         return max(0, max(self._read()) - (self.inputs - 1))
 
     def _read(self) -> list[int]:
-        """The inputs that are read, 0 among them."""
-        found = [0]
-        for output in range(self.outputs):
+        """The first and the last inputs that are read, 0 among them."""
+        found, n = [0], self.outputs
+        # An output reads one input after what the one a stride before it does.
+        for output in {*range(n)[: self.stride], *range(n)[-self.stride :]}:
             _, count, start = self.taps(output)
             assert isinstance(count, int)
             assert isinstance(start, int)
