@@ -145,6 +145,9 @@ def _elementwise(
     """A function of the values at each place; constants are brought into the layout."""
     op, node = task.node.op, task.node
     if dst.layout.blocked:
+        for x in reads:
+            alike = (x.layout, x.c) == (dst.layout, dst.c)
+            check(alike, f"{x.c} channels in {x.layout} cannot become {dst.c} in {dst.layout}")
         views, out = [Strided.of(x) for x in reads], Strided.of(dst)
     else:
         shapes = [graph.shape(x) for x in task.reads]

@@ -31,7 +31,7 @@ from graph.tasks import Task
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Placement
 from kernels.core.strided import Strided
-from kernels.core.template import Program
+from kernels.core.template import Program, check
 from kernels.ops import conv_transpose, lrn, matmul, movement, reduce, sampling
 
 # A program and the constants it reads, weights and bias.
@@ -39,7 +39,12 @@ Built = tuple[Program, Array | None, Array | None]
 
 
 def view(where: Placement, shape: Shape) -> Strided:
-    """A tensor in NCHW or NHWC with the axes that `shape` has in the graph."""
+    """A tensor in NCHW or NHWC with the axes that `shape` has in the graph.
+
+    Raises:
+        ScheduleError: it lies in blocks of channels, which are no axis of the graph's.
+    """
+    check(not where.layout.blocked, f"axes of {shape} cannot be told apart in {where.layout}")
     channel = where.block_stride if where.layout.name == "NCHW" else 1
     strides = (where.n_stride, channel, where.y_stride, where.x_stride)
     sizes = (where.n, where.c, where.h, where.w)
@@ -58,6 +63,7 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
     """
     node = task.node
     if dst.layout.blocked:
+        check(reads[0].layout == dst.layout, f"{reads[0].layout} cannot be read by blocks")
         return _in_blocks(node.op, cpu, Strided.of(reads[0]), Strided.of(dst)), None, None
     out = view(dst, graph.shape(task.output))
     views = [view(x, graph.shape(name)) for x, name in zip(reads, task.reads, strict=True)]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
 from kernels.core.cpu import Cpu
-from kernels.core.layout import BLOCKS, Io, Placement
+from kernels.core.layout import BLOCKS, Io, Layout, Placement
 from kernels.core.problem import ACTIVATIONS, ConvProblem
 from kernels.core.reference import random_operands
 from kernels.core.template import KernelTemplate, Program, ScheduleError, templates
@@ -137,6 +137,12 @@ def _beyond(draw: random.Random, name: str, kind: type, domain: Any) -> Any:
 def random_io(draw: random.Random, p: ConvProblem, layout: str) -> Io:
     """Operands with halos, and as parts of wider tensors."""
     io = Io.of(p, layout)
+    if draw.random() < 0.1:
+        # Not what the schedule says, nor what the residual's reader expects.
+        src, dst, add = (
+            replace(x, layout=Layout(draw.choice(LAYOUTS))) for x in (io.src, io.dst, io.add)
+        )
+        return Io(src, dst, draw.choice([add, replace(add, layout=dst.layout)]))
     src = _elsewhere(draw, io.src)
     dst = _elsewhere(draw, replace(io.dst, halo=_halo(draw, io.dst.halo)))
     add = _elsewhere(draw, io.add)

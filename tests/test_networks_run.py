@@ -259,20 +259,20 @@ def only(*layouts: str) -> Choose:
     return priced(layouts, lambda: 1e-6)
 
 
-def shaken(seed: int) -> Choose:
+def shaken(seed: int, cpu: Cpu = CPU) -> Choose:
     """Any layouts, at random prices, so that plans mix them."""
     prices = random.Random(seed)
-    return priced(("NCHW", *CHANNEL_LAYOUTS), lambda: prices.uniform(1e-6, 1e-4))
+    return priced(("NCHW", *CHANNEL_LAYOUTS), lambda: prices.uniform(1e-6, 1e-4), cpu)
 
 
-def priced(layouts: Sequence[str], price: Callable[[], float]) -> Choose:
+def priced(layouts: Sequence[str], price: Callable[[], float], cpu: Cpu = CPU) -> Choose:
     def choose(p: ConvProblem) -> list[Choice]:
         found = []
         for src, dst in itertools.product(layouts, layouts):
             template = planar.template if dst == "NCHW" else direct.template
             if dst == "NCHW" != src:
                 continue
-            schedule = replace(template.heuristic(p, CPU), layout=f"{src}>{dst}")
+            schedule = replace(template.heuristic(p, cpu), layout=f"{src}>{dst}")
             if template is planar.template:
                 schedule = replace(schedule, layout="NCHW")
             if p.groups == 1 or {src, dst} <= {"NCHW", "NHWC"}:
@@ -283,11 +283,11 @@ def priced(layouts: Sequence[str], price: Callable[[], float]) -> Choose:
     return choose
 
 
-def check(proto: onnx.ModelProto, choose: Choose, threads: int = 1) -> Executable:
+def check(proto: onnx.ModelProto, choose: Choose, threads: int = 1, cpu: Cpu = CPU) -> Executable:
     """Compare two runs on different inputs; the second must not see the first."""
     truth, graph = load_network(proto), optimise(load_network(proto))
-    plan, arrangement = make_plan(graph, choose, CPU)
-    executable = Executable.of(arrangement, CPU, threads, plan)
+    plan, arrangement = make_plan(graph, choose, cpu)
+    executable = Executable.of(arrangement, cpu, threads, plan)
     for seed in range(2):
         x = normal(*executable.inputs["x"], seed=seed)
         expected = reference.run(truth, {"x": x})

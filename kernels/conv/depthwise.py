@@ -21,7 +21,7 @@ from kernels.codegen.tile_gemm import Run, channel_panels, cover, dispatch, swee
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io, Layout, Placement, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_sizes
+from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
 
 # Multiply-adds of a tile up to which all rows of the filter are straight code.
 STRAIGHT = 640
@@ -93,6 +93,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
+    check_operands(p, io)
     reason = why_not(p, cpu)
     check(reason is None, f"depthwise: {reason}")
     src_layout, dst_layout = io.src.layout, io.dst.layout

@@ -32,7 +32,14 @@ from kernels.codegen.tile_gemm import (
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Placement, layout_pair
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, channel_table, check, check_sizes
+from kernels.core.template import (
+    KernelTemplate,
+    Program,
+    channel_table,
+    check,
+    check_operands,
+    check_sizes,
+)
 
 LINE = 16  # floats of a cache line
 
@@ -82,6 +89,7 @@ def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s, "prefetch")
+    check_operands(p, io)
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
     check(not io.picked or io.src.layout.name == "NHWC", "channels are picked from NHWC only")

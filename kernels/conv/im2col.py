@@ -17,7 +17,7 @@ from kernels.codegen.unfolded_product import Chunk, Form, chunks
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_sizes
+from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
+    check_operands(p, io)
     check(why_not(p, cpu) is None, "nothing to unfold")
     check(io.src.layout == io.dst.layout, "im2col keeps the layout")
     check(io.dst.dense and io.add.dense, "rows of output pixels have gaps between them")

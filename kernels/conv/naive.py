@@ -9,7 +9,7 @@ from kernels.codegen.epilogue import finish
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check
+from kernels.core.template import KernelTemplate, Program, check_operands
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
-    check(s.layout == "NCHW", "naive reads and writes NCHW")
+    check_operands(p, io, "NCHW")
     module = Module(cpu)
     with module.stage("naive", tasks=p.n * p.oc) as (k, task):
         image, oc = task // p.oc, task % p.oc

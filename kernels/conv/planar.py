@@ -28,7 +28,7 @@ from kernels.codegen.tile_gemm import (
 from kernels.core.cpu import Cpu
 from kernels.core.layout import READ_SLACK, Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_sizes
+from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
+    check_operands(p, io)
     layouts = {s.layout, io.src.layout.name, io.dst.layout.name}
     check(layouts == {"NCHW"} and not io.picked, "planar reads and writes NCHW")
     lanes = lanes_for(p, cpu)

@@ -13,7 +13,7 @@ from kernels.conv import direct, planar
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Layout, Placement
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_sizes
+from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s, "prefetch")
+    check_operands(p, io)
     check(why_not(p, cpu) is None, "pointwise needs 1x1, stride 1, no padding")
     for where in (io.src, io.dst, io.add):
         check(where.dense, "rows of pixels have gaps between them")

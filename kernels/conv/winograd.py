@@ -21,7 +21,7 @@ from kernels.codegen.winograd_steps import LINE, Steps, max_rows
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Io, Layout
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_sizes
+from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
 
 # The heuristic takes no tile that is expected to err by more: an rms relative to the output's.
 MAX_ERROR = 2e-5
@@ -137,6 +137,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(refusal is None, refusal or "")
     check(s.split in ("tiles", "channels"), f"split {s.split!r}: use tiles or channels")
     check_sizes(s, "prefetch")
+    check_operands(p, io)
     check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
     check_groups(p, io)
     w = Steps.of(p, s, cpu, io)

@@ -19,7 +19,7 @@ from kernels.codegen.winograd import Transform, transform_weights
 from kernels.core.cpu import Cpu
 from kernels.core.layout import Array, Io
 from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_sizes
+from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
+    check_operands(p, io, "NCHW")
     refusal = why_not(p, cpu)
     check(refusal is None, refusal or "")
-    check(s.layout == "NCHW", "winograd_naive reads and writes NCHW")
     check(1 <= s.m <= 9 - max(p.kernel), f"no points for F({s.m},{max(p.kernel)})")
     vertical, horizontal = (Transform.of(s.m, r, "standard") for r in p.kernel)
     tiles = p.n * -(-p.oh // s.m) * -(-p.ow // s.m)

@@ -48,6 +48,19 @@ def check_sizes(schedule: Any, *zero: str) -> None:
             check(least <= size <= LARGEST, f"{field.name}={size}: from {least} to {LARGEST}")
 
 
+def check_operands(p: ConvProblem, io: Io, *layouts: str) -> None:
+    """Raise `ScheduleError` unless padding lies in the input's halo and `add` lies like `dst`.
+
+    Where `layouts` are given, input and output have one of these.
+    """
+    room = all(a >= b for a, b in zip(io.src.halo, p.padding, strict=True))
+    check(room, f"a halo of {io.src.halo} has no room for padding {p.padding}")
+    alike = not p.add or io.add.layout == io.dst.layout
+    check(alike, f"a residual in {io.add.layout} cannot be added in {io.dst.layout}")
+    for where in (io.src, io.dst) if layouts else ():
+        check(where.layout.name in layouts, f"no {where.layout}: use {', '.join(layouts)}")
+
+
 @dataclass(frozen=True)
 class Stage:
     """An entry point that works on tasks [begin, end) of `tasks`; a barrier follows it."""

@@ -78,9 +78,10 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                     at = (image + i, first + j)
                     value = acc[i, j]
                     if spec.add:
-                        value = value + k.argument("add", dst.n_stride, lanes).load(*at)
+                        add = k.argument("add", dst.n_stride, lanes, offset=dst.origin)
+                        value = value + add.load(*at)
                     kept = tail if tail and j == panel.size - 1 else lanes
-                    out = k.argument("dst", dst.n_stride, lanes)
+                    out = k.argument("dst", dst.n_stride, lanes, offset=dst.origin)
                     out.store_first(activate(value, spec.activation), kept, *at)
 
             sweep(k, images, products)
