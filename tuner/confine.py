@@ -89,6 +89,11 @@ def available() -> bool:
     return bool(libc.syscall(number, _GET_ACTION_AVAIL, 0, ctypes.byref(action)) == 0)
 
 
+def unconfined() -> str:
+    """What to know where there are no filters; '' where there are."""
+    return "" if available() else "this system has no seccomp filters: candidates are not confined"
+
+
 def forbid_processes() -> bool:
     """Kill this process when it wants to start another one, or another program.
 

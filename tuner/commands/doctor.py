@@ -8,6 +8,7 @@ from dataclasses import asdict
 
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
+from tuner.confine import unconfined
 from tuner.environment import Environment
 from tuner.machine import MachineReport, probe
 from tuner.noise import in_words
@@ -35,6 +36,7 @@ def run(arguments: Namespace) -> int:
         ("caches", ", ".join(f"{level} {size(n)}" for level, n in caches if n)),
         ("memory", f"{size(here.memory)}{memory}"),
         ("CPU limit", limit),
+        ("sandbox", unconfined() or "system calls of candidates are filtered"),
         ("settings", ", ".join(f"{k} {v or 'unknown'}" for k, v in settings.items())),
         ("system", f"{here.system}, {here.kernel}"),
         ("versions", ", ".join(f"{name} {v}" for name, v in here.versions.items())),

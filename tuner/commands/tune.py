@@ -15,6 +15,7 @@ from kernels.core.cpu import Cpu
 from tuner.commands import existing, limits_of
 from tuner.commands.best import print_choices
 from tuner.commands.doctor import shortcoming
+from tuner.confine import unconfined
 from tuner.database import Database
 from tuner.display import final_table, network_sums, screen, standings_table
 from tuner.effort import EFFORTS, Effort
@@ -98,7 +99,8 @@ def profile(
         f"{_budget_text(limit, budget.trials)}"
     )
     console = screen()
-    for warning in filter(None, (shortcoming(measurer.cpu), not arguments.workers and others())):
+    here = () if arguments.workers else (unconfined(), others())
+    for warning in filter(None, (shortcoming(measurer.cpu), *here)):
         print(warning)
     for target in targets:
         if target.lacks:
