@@ -144,7 +144,7 @@ def test_an_algorithm_is_two_files(tmp_path: Path) -> None:
         """)
     )
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=120,
+        [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=600,
         env={**os.environ, "PYTHONPATH": str(ROOT), "FASTRUN_ALGORITHMS": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

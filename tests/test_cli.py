@@ -43,7 +43,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("FASTRUN_CACHE", str(folder))
         done = subprocess.run(
             [sys.executable, "-m", "tuner", "tune", P, "--trials", "3"],
-            capture_output=True, text=True, cwd=ROOT, timeout=120,
+            capture_output=True, text=True, cwd=ROOT, timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         (folder / "tune.txt").write_text(done.stdout)
@@ -251,7 +251,7 @@ def test_demo_ends_with_the_report(
 
 
 def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
-    words = ["-m", "tuner", "tune", P, "--seconds", "60", "--db", str(tmp_path / "cut.db")]
+    words = ["-m", "tuner", "tune", P, "--seconds", "600", "--db", str(tmp_path / "cut.db")]
     running = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -264,7 +264,7 @@ def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
         if not awaited:
             break
     running.send_signal(signal.SIGINT)
-    out, err = running.communicate(timeout=60)
+    out, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
     assert "interrupted: the same command goes on" in out
     assert "Traceback" not in err

@@ -153,7 +153,7 @@ def test_interrupt_ends_in_order(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert "interrupted True" in out, err
     assert process.returncode == 0
     assert "Traceback" not in err
@@ -166,7 +166,7 @@ def test_a_killed_run_loses_nothing_and_leaves_nobody(tmp_path: Path) -> None:
     wait_for_trials(process, 5)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 300
     while _group_alive(process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not _group_alive(process.pid), "workers outlive a killed run"

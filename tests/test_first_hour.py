@@ -40,7 +40,7 @@ def fastrun(
     changes = {name: str(value) for name, value in environment.items()}
     return subprocess.run(
         [sys.executable, "-m", "tuner", *words],
-        capture_output=True, text=True, cwd=folder, timeout=120, check=False,
+        capture_output=True, text=True, cwd=folder, timeout=600, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), **changes},
     )  # fmt: skip
 
