@@ -136,6 +136,15 @@ def test_wrong_output_is_reported_and_not_timed() -> None:
     assert race.judged(entrant, [np.ones((1, 2, 3), np.float32)], [truth]).calls is None
 
 
+def test_a_network_off_by_three_thousandths_is_not_timed() -> None:
+    truth = np.random.default_rng(0).standard_normal((1, 1000))
+    entrant = Entrant("x", lambda repeats: 0.0)
+    for share, timed in ((3e-3, False), (3e-4, True)):
+        found = (truth * (1 + share)).astype(np.float32)
+        judged = race.judged(entrant, [found], [truth], networks.WRONG)
+        assert (judged.calls is not None) == timed
+
+
 def test_engine_that_cannot_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def load(self, *_: object) -> None:

@@ -27,9 +27,9 @@ from kernels.core.cpu import Cpu
 from kernels.core.layout import NCHW, NHWC, Layout
 from kernels.core.problem import ConvProblem
 from tests.execution import relative_error
-from tests.graph_models import normal
+from tests.graph_models import model, node, normal
 from tests.records import record
-from tests.test_networks_run import residual, shaken
+from tests.test_networks_run import only, residual, shaken
 from tuner.database import Database
 from tuner.environment import toolchain
 from tuner.loading import load
@@ -88,6 +88,13 @@ def test_names_may_hold_anything() -> None:
         ("total\t2.0\n", "", "missing"),
         ("\tConcat", "", "line 5"),
         ("1x3", "1xc", "line 4"),
+        ("1x3", "1x" + "9" * 5000, "line 4"),
+        ("total\t2.0", "total\t1.2.3", "total"),
+        ("total\t2.0", "total\tnan", "total"),
+        ("1.0\t", "inf\t", "line 5"),
+        ("\tConcat", "\tConcat by -3 rows", "line 5"),
+        ("\ty\n", "\t\\d\n", "line 5"),
+        ("input\tx\t1x3\n", "input\tx\t1x3\n" * 2, "line 5"),
     ],
 )
 def test_damaged_plans_are_refused(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -115,6 +122,41 @@ def test_plans_of_other_networks_are_refused(tmp_path: Path) -> None:
         Plan.load(tmp_path / "nowhere")
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         plan.save("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "message"),
+    [
+        ("k", {"reads": (Layout("NCHW4c"),)}, "at 'k': it can run in NCHW>NCHW .* NCHW4c>NCHW"),
+        ("k", {"algorithm": "hardswish"}, "at 'k': hardswish is not what it does, Softmax"),
+        ("s", {"reads": (NCHW8,), "writes": NCHW8}, "at 's': it can run in"),
+        ("c", {"algorithm": "pooling(layout=NCHW)"}, "at 'c': unknown algorithm 'pooling'"),
+        ("c", {"algorithm": "planar(layout=NCHW9c)"}, "at 'c': planar needs"),
+        ("c", {"reads": (NHWC,)}, "at 'c': it can run in .* not in NHWC>"),
+    ],
+)
+def test_what_nothing_can_do_is_refused(
+    tensor: str, change: dict[str, object], message: str
+) -> None:
+    """Layouts no kernel has for a step, names of other operators, schedules that are none."""
+    nodes = [
+        node("Conv", "x w", "c"),
+        node("Slice", "c from to", "s"),
+        node("Softmax", "s", "k", axis=1),
+        node("Neg", "k", "y"),
+    ]
+    nodes[1].input.append("channels")
+    constants = {
+        "w": normal(12, 4, 1, 1), "from": np.array([3]), "to": np.array([12]),
+        "channels": np.array([1]),
+    }  # fmt: skip
+    graph = optimise(load_network(model(nodes, constants)))
+    plan, _ = make_plan(graph, only("NCHW"), CPU)
+    form = replace(plan.forms[tensor], **change)  # type: ignore[arg-type]
+    asked = replace(plan, forms={**plan.forms, tensor: form})
+    with pytest.raises(PlanError, match=message) as error:
+        follow_plan(graph, Plan.parse(str(asked)), CPU)
+    assert "\n" not in str(error.value)
 
 
 def test_a_schedule_that_cannot_be_built_gives_way() -> None:

@@ -169,3 +169,12 @@ def test_unrolled_products_stay_in_registers(target: Cpu, cols: int) -> None:
     blocked = schedule(layout="NCHW16c", mh=2, mw=2, nr_tiles=28, cols=cols)
     found = facts(winograd.template.program(p, blocked, target), target)
     assert found.stack_references == 0, found.hot_loop
+
+
+@pytest.mark.parametrize("channels", [512, 2048])
+def test_the_heuristic_prefers_tiles_that_are_exact_enough(channels: int) -> None:
+    """The cheapest tile of these layers would err by more than 2e-5 of the output's rms."""
+    p = ConvProblem.parse(f"conv 1x{channels}x28x28 {channels}x3x3 s1 p1")
+    chosen = winograd.template.heuristic(p, Cpu.host())
+    assert winograd.expected_error(p, (chosen.mh, chosen.mw)) <= 2e-5
+    assert winograd.expected_error(p, (7, 7)) > 2e-5
