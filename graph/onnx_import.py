@@ -297,6 +297,12 @@ class _Importer:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
             raise GraphError(f"node {label(node)} does not exist in opset {version}") from None
+        # ONNX's own inference of Split aborts the process on another number of outputs.
+        parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
+        if parts != len(node.output):
+            raise GraphError(
+                f"node {label(node)} is impossible: it has {len(node.output)} outputs, not {parts}"
+            )
         names = [x for x in node.input if x]
         # ONNX's own inference of Slice aborts the process on a size of 0.
         empty = [x for x in names if 0 in (self._shape(x) or ())]

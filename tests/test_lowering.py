@@ -202,6 +202,12 @@ def test_axes_of_one_element(opset: int) -> None:
         checked(model([n], weights, shape=(3, 1, 2, 1), opset=opset))
 
 
+@pytest.mark.parametrize("count", [3, 2**31 - 1])
+def test_a_split_into_another_number_of_parts(count: int) -> None:
+    m = model([node("Split", "x", "y z", axis=1, num_outputs=count)], opset=18)
+    refused(m, f"it has 2 outputs, not {count}")
+
+
 def test_absent_inputs_are_refused() -> None:
     refused(model([node("Sum", "x _", "y")]), "its input 1 is missing")
     refused(model([node("PRelu", "x", "y")]), "its input 1 is missing|impossible")
