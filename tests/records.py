@@ -10,6 +10,15 @@ from tuner.record import Errors, Outcome, Record
 PROBLEM = "conv 1x64x56x56 64x3x3 s1 p1"
 
 
+def placed(samples: int, processes: int) -> dict[str, tuple[int, ...]]:
+    """Fields of a record whose samples several processes took, as many each."""
+    rounds = samples // processes
+    return {
+        "processes": tuple(p for p in range(processes) for _ in range(rounds)),
+        "rounds": tuple(range(rounds)) * processes,
+    }
+
+
 def record(mr: int = 6, samples: Sequence[float] = (3e-3, 1e-3, 2e-3), **fields: Any) -> Record:
     """A correct record of `direct` with `mr` as its only parameter; `fields` override."""
     usual: dict[str, Any] = {

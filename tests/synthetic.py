@@ -9,6 +9,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import applicable, heuristic_choice
 from search_spaces.space import space_for
+from tests.records import placed
 from tuner.environment import toolchain
 from tuner.network_record import HEURISTIC, IN_PLACE, LAYERS, NetworkRecord
 from tuner.record import Errors, Outcome, Record
@@ -85,7 +86,7 @@ def _of_problem(p: ConvProblem, trials: int, draw: random.Random, run: str) -> I
     leaders = sorted(found, key=lambda text: -found[text])[:3]
     for text in dict.fromkeys([*leaders, heuristic]):
         yield _record(
-            p, text, found[text], draw, run, samples=15, stage="final", heuristic=text == heuristic
+            p, text, found[text], draw, run, samples=20, stage="final", heuristic=text == heuristic
         )
 
 
@@ -117,6 +118,7 @@ def _record(
         reason=reason,
         stage=stage,
         samples=tuple(took),
+        **(placed(len(took), 5) if stage == "final" else {}),
         errors=Errors(draw.uniform(1e-7, 5e-6), 1e-7, 1e-9) if correct else None,
         workspace=draw.randrange(0, 1 << 20, 64),
         baseline=baseline,

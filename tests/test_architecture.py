@@ -132,7 +132,8 @@ def test_an_algorithm_is_two_files(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(f"""
         from tuner.database import Database
-        from tuner.fastrun import Budget, fast_run
+        from tuner.budget import Budget
+        from tuner.fastrun import fast_run
         from kernels.core.problem import ConvProblem
 
         if __name__ == "__main__":

@@ -19,10 +19,11 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tests.synthetic import PEAK, records
 from tuner import remeasure
+from tuner.budget import Budget
 from tuner.cli import main, parsers
 from tuner.database import Database
 from tuner.display import Board, network_sums, screen, standings_table
-from tuner.fastrun import Budget, Progress
+from tuner.fastrun import Progress
 from tuner.record import Outcome, Record
 from tuner.search import ProblemSearch
 from tuner.standing import Standing, standings

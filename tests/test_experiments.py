@@ -26,7 +26,7 @@ from graph.zoo.writer import Writer
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule, templates
-from tests.records import record
+from tests.records import placed, record
 from tuner import comparisons
 from tuner.database import Database
 from tuner.look import svg
@@ -37,7 +37,8 @@ P = ConvProblem.parse("conv 1x16x14x14 32x3x3 s1 p1 bias relu")
 
 
 def timed(*samples: float) -> Record:
-    return replace(record(), samples=samples, run="r", stage="final")
+    fields = placed(len(samples), max(1, len(samples) // 5))
+    return replace(record(), samples=samples, run="r", stage="final", **fields)
 
 
 def made_up() -> pd.DataFrame:
@@ -85,7 +86,7 @@ def test_a_side_of_which_nothing_runs_is_an_error() -> None:
         ([2.0] * 15, [1.0] * 15, "faster"),
         ([1.0] * 15, [2.0] * 15, "slower"),
         ([1.02] * 15, [1.0] * 15, "tie"),
-        ([2.0] * 14, [1.0] * 14, "unsure"),
+        ([2.0] * 10, [1.0] * 10, "unsure"),
     ],
 )
 def test_verdicts(before: list[float], after: list[float], expected: str) -> None:

@@ -15,8 +15,9 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import heuristic_choice
 from tests.records import record
+from tuner.budget import Budget
 from tuner.database import Database
-from tuner.fastrun import Budget, Progress, fast_run
+from tuner.fastrun import Progress, fast_run
 from tuner.finals import FINAL
 from tuner.record import PROTOCOL, STAGES, Outcome
 from tuner.search import ProblemSearch, next_search, related
@@ -52,7 +53,7 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
     naive = [r for r in records if r.algorithm == "naive" and r.problem == str(TINY)]
     assert [r.stage for r in naive] == ["screen", "final"]
     assert naive[0].baseline
-    assert {r.stage for r in records} == {"screen", "race", "final"}
+    assert {"screen", "final"} <= {r.stage for r in records}
     timed = [r for r in finals if not r.baseline]
     assert {len(r.samples) for r in timed} == {FINAL.processes * FINAL.rounds}
     assert all(r.noise is not None for r in timed)
@@ -116,7 +117,8 @@ def start(folder: Path) -> subprocess.Popen[str]:
         textwrap.dedent(f"""
         from kernels.core.problem import ConvProblem
         from tuner.database import Database
-        from tuner.fastrun import Budget, fast_run
+        from tuner.budget import Budget
+        from tuner.fastrun import fast_run
 
         with Database({str(folder / "records.db")!r}) as database:
             summary = fast_run(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
+from itertools import chain, count, repeat
 
 import pytest
 
@@ -45,12 +47,23 @@ def test_everybody_runs_in_every_process(measurer: Measurer) -> None:
     assert [r.heuristic for r in records] == [True, False, True]
 
 
-def test_no_process_is_begun_when_time_is_up_but_every_problem_is_raced(
-    measurer: Measurer,
-) -> None:
+def test_no_race_is_begun_when_no_time_is_left(measurer: Measurer) -> None:
     contestants = {P: [heuristic_text(P)], OTHER: [heuristic_text(OTHER)]}
-    records = list(race(measurer, contestants, QUICK, lambda: False))
-    assert [len(r.samples) for r in records] == [QUICK.rounds] * 2
+    assert list(race(measurer, contestants, QUICK, lambda: 0.0)) == []
+    one_race = chain([1.0] * 6, repeat(0.0))  # two problems, two programs, a process, a race
+    records = list(race(measurer, contestants, QUICK, lambda: next(one_race)))
+    assert [(r.problem, len(r.samples)) for r in records] == [(str(P), QUICK.rounds)]
+
+
+def test_no_process_is_begun_that_would_take_longer_than_what_is_left(measurer: Measurer) -> None:
+    """The first of two takes three seconds of five."""
+    contestants = {P: [heuristic_text(P)]}
+    clock = chain([5.0] * 3, repeat(2.0))
+    [record] = race(measurer, contestants, QUICK, lambda: next(clock))
+    assert len(record.samples) == QUICK.rounds
+    clock = chain([7.0] * 3, repeat(4.0))
+    [record] = race(measurer, contestants, QUICK, lambda: next(clock))
+    assert len(record.samples) == 2 * QUICK.rounds
 
 
 def test_what_cannot_be_built_is_an_outcome_and_the_others_race(measurer: Measurer) -> None:
@@ -61,8 +74,12 @@ def test_what_cannot_be_built_is_an_outcome_and_the_others_race(measurer: Measur
 
 
 def test_an_interrupt_keeps_what_was_measured(measurer: Measurer) -> None:
-    def interrupt() -> bool:
-        raise KeyboardInterrupt
+    asked = count()
+
+    def interrupt() -> float:
+        if next(asked) == 6:  # two problems, two programs, a process, and a race that ended
+            raise KeyboardInterrupt
+        return math.inf
 
     racing = race(measurer, {P: [NAIVE], OTHER: [NAIVE]}, QUICK, interrupt)
     first = next(racing)

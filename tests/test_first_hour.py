@@ -21,11 +21,12 @@ from tests.execution import relative_error
 from tests.graph_models import model, node, normal
 from tests.synthetic import records
 from tests.test_report import MACHINE
+from tuner.budget import Budget
 from tuner.cli import main
 from tuner.commands.doctor import shortcoming
 from tuner.database import Database
 from tuner.display import Board
-from tuner.fastrun import Budget, Progress
+from tuner.fastrun import Progress
 from tuner.loading import load
 from tuner.search import ProblemSearch
 

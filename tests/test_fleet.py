@@ -16,10 +16,11 @@ import pytest
 
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
+from tuner.budget import Budget
 from tuner.cli import main
 from tuner.database import Database
 from tuner.environment import toolchain
-from tuner.fastrun import Budget, Progress, fast_run
+from tuner.fastrun import Progress, fast_run
 from tuner.machine import probe
 from tuner.record import Outcome
 

@@ -15,9 +15,10 @@ from kernels.core.problem import ConvProblem
 from kernels.core.template import applicable, parse_schedule
 from search_spaces.space import space_for
 from tests.records import record
+from tuner.budget import Budget
 from tuner.database import Database
 from tuner.environment import toolchain
-from tuner.fastrun import Budget, fast_run
+from tuner.fastrun import fast_run
 from tuner.nearest import distance, first_guesses, nearest, suggestions, transferred
 from tuner.standing import first_current
 

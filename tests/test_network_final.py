@@ -27,9 +27,10 @@ from tests.graph_models import normal
 from tests.test_moves import REPORT
 from tests.test_networks_run import residual
 from tuner import machine, network, plans
+from tuner.budget import Budget
 from tuner.choosing import guessed_choices, stored_choices
 from tuner.database import Database
-from tuner.fastrun import Budget, Summary
+from tuner.fastrun import Summary
 from tuner.in_place import Comparison, Network
 from tuner.loading import load
 from tuner.network import Final

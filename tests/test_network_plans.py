@@ -73,10 +73,10 @@ def test_the_command_tunes_races_prints_and_stores(
 def test_comparisons_are_paired_but_for_naive_loops() -> None:
     rows = [
         ("n", 1, NAIVE, "", 9.0, [9.0]),
-        ("n", 1, WITHOUT, "", 4.0, [4.0] * 15),
-        ("n", 1, HEURISTIC, "", 2.0, [2.0] * 15),
-        ("n", 1, TUNED, HEURISTIC, 2.0, [2.0] * 15),
-        ("n", 1, FINAL, "", 1.99, [1.99] * 15),
+        ("n", 1, WITHOUT, "", 4.0, [4.0] * 36),
+        ("n", 1, HEURISTIC, "", 2.0, [2.0] * 36),
+        ("n", 1, TUNED, HEURISTIC, 2.0, [2.0] * 36),
+        ("n", 1, FINAL, "", 1.99, [1.99] * 36),
     ]
     columns = ["network", "threads", "plan", "same", "seconds", "samples"]
     found = speedups(pd.DataFrame(rows, columns=columns)).set_index("comparison")

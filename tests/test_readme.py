@@ -29,7 +29,8 @@ def test_the_algorithm_shown_is_right_and_competes(tmp_path: Path) -> None:
     script = f"""
 from kernels.core.problem import ConvProblem
 from tuner.database import Database
-from tuner.fastrun import Budget, fast_run
+from tuner.budget import Budget
+from tuner.fastrun import fast_run
 
 p = ConvProblem.parse("conv 1x5x9x12 32x3x3 s1x2 p1 d2x1 bias add relu")
 with Database({str(tmp_path / "records.db")!r}) as database:

@@ -10,7 +10,7 @@ import pytest
 
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
-from tests.records import record
+from tests.records import placed, record
 from tuner.cli import main
 from tuner.database import Database
 from tuner.environment import toolchain
@@ -33,7 +33,7 @@ def stored(problem: ConvProblem, schedule: str, seconds: float, **fields: object
         "stage": "final",
         "run": "before",
     }
-    return record(samples=[seconds] * 15, **{**usual, **fields})
+    return record(samples=[seconds] * 15, **{**usual, **placed(15, 3), **fields})
 
 
 def test_a_winner_that_was_never_one_loses_and_the_race_is_stored(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_schedule_that_cannot_be_built_any_more_has_failed(tmp_path: Path) -> 
 def test_verdicts(times: float | None, verdict: str, holds: bool) -> None:
     winner = stored(P, "direct(layout=NHWC, mr=8)", 1e-3)
     if times is None:
-        winner = replace(winner, outcome=Outcome.CORRECTNESS, samples=())
+        winner = replace(winner, outcome=Outcome.CORRECTNESS, samples=(), processes=(), rounds=())
     heuristic = stored(P, heuristic_text(P), 1e-3 * (times or 1), heuristic=True)
     found = Recheck(P, winner, 1.1, False, winner, heuristic)
     assert (found.verdict, found.holds) == (verdict, holds)

@@ -9,7 +9,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Budget": "tuner.fastrun",
+    "Budget": "tuner.budget",
     "Database": "tuner.database",
     "fast_run": "tuner.fastrun",
     "load": "tuner.loading",

@@ -26,7 +26,8 @@ from tuner.targets import Target
 from tuner.units import UNKNOWN, clock, ms, percent, plural, ratio
 
 if TYPE_CHECKING:  # these load Optuna, which a table needs not
-    from tuner.fastrun import Budget, Progress
+    from tuner.budget import Budget
+    from tuner.fastrun import Progress
     from tuner.search import ProblemSearch
 
 HEARTBEAT = 10.0
@@ -104,7 +105,10 @@ def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
 
 
 class Board:
-    """Shows a run as it happens: an observer of `fast_run`, and a context."""
+    """Shows a run as it happens: an observer of `fast_run`, and a context.
+
+    `budget` is of all that the command does, of which `fast_run` may be a part.
+    """
 
     def __init__(self, console: Console, title: str, budget: Budget) -> None:
         self._console, self._title, self._budget = console, title, budget
@@ -137,8 +141,7 @@ class Board:
         newest = progress.record
         doing = {"search": "searching", "final": "racing the leaders", "done": "done"}
         state = [doing[progress.stage], _pace(progress)]
-        if progress.left is not None:
-            state.append(f"{clock(progress.left)} left")
+        state += self._left(progress)
         status = Table.grid(padding=(0, 2))
         bar = ProgressBar(total=1.0, completed=self._share(progress), width=24)
         status.add_row(Text(" · ".join(state)), bar)
@@ -167,6 +170,13 @@ class Board:
             return progress.trials / max(1, self._budget.trials * len(progress.searches))
         return 0.0
 
+    def _left(self, progress: Progress) -> list[str]:
+        """How much time is left, or by how much it is overrun; nothing where there is no limit."""
+        if self._budget.seconds is None:
+            return []
+        left = self._budget.seconds - progress.elapsed
+        return [f"{clock(left)} left" if left >= 0 else f"{clock(-left)} over its time"]
+
     def _narrate(self, progress: Progress) -> None:
         record, at = progress.record, progress.elapsed
         if record is not None:
@@ -174,8 +184,7 @@ class Board:
             for event in self._events(search, record):
                 self._line(at, f"{record.problem}: {event}")
         if at - self._spoken >= HEARTBEAT:
-            left = "" if progress.left is None else f", {clock(progress.left)} left"
-            self._line(at, f"{_pace(progress)}{left}")
+            self._line(at, ", ".join([_pace(progress), *self._left(progress)]))
         if progress.stage == "done":
             self._line(at, f"done: {_pace(progress)}")
 

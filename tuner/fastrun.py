@@ -2,21 +2,23 @@
 
 A pipeline: while one candidate is verified and timed in the sandbox, the next ones compile on the
 other cores. The last part of the budget goes to races of each problem's leaders (`tuner.finals`);
-what those measure is what counts.
+what those measure is what counts. `tuner.budget` says what fits.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from itertools import permutations
+from time import monotonic
 from typing import Any
 
 from kernels.core.problem import ConvProblem
+from tuner import budget as costs
+from tuner.budget import DECISIVE, RACES, Budget, Races
 from tuner.database import Database
 from tuner.environment import toolchain
 from tuner.finals import FINAL, RACE, race
@@ -27,30 +29,17 @@ from tuner.provenance import Run
 from tuner.record import PROTOCOL, Outcome, Record
 from tuner.search import Candidate, ProblemSearch, next_search, related
 from tuner.timing import Protocol
+from tuner.units import plural
 
-# What is this close to a problem's leader, and so many of them, race; the fastest go to the final.
-NEAR, RACERS, FINALISTS = 1.3, 8, 3
+# What is this close to a problem's leader races; so many of the fastest go to the final.
+NEAR, FINALISTS = 1.3, 3
 # The naive loop races in the final too, unless a call of it takes more than these seconds.
 PATIENCE = 0.5
-# Of the seconds of a budget this share goes to races, or so many to start their processes and for
-# each problem, but at most half.
-FINAL_SHARE, FINAL_START, FINAL_SECONDS = 0.2, 4.0, 1.5
-
 # Outcomes between two rounds of telling related problems who leads.
 GOSSIP = 25
 
-
-@dataclass(frozen=True)
-class Budget:
-    """When to stop: after `seconds` of wall time, or `trials` per problem. None is no limit.
-
-    `worth` ends the search of a problem that has levelled off: its best has fallen by less than
-    this share while its trials doubled.
-    """
-
-    seconds: float | None = None
-    trials: int | None = None
-    worth: float | None = None
+# Outcomes between two looks at how much time races will need.
+RESERVED = 10
 
 
 @dataclass(frozen=True)
@@ -58,7 +47,7 @@ class Progress:
     """What an observer is told after every outcome.
 
     `stage` is search, final or done; `record` the newest outcome; `left` the seconds of the
-    budget that remain.
+    budget that remain, below 0 where it is overrun.
     """
 
     stage: str
@@ -74,7 +63,7 @@ class Summary:
     """What a run did. `trials` counts outcomes of this run, `known` those it found stored.
 
     `settled` are the problems whose search ended before its budget: they had levelled off, or
-    nothing was left to try.
+    nothing was left to try. `left_out` says in words what the budget had no time for.
     """
 
     run: str
@@ -84,6 +73,7 @@ class Summary:
     seconds: float
     interrupted: bool
     settled: Sequence[ConvProblem] = ()
+    left_out: Sequence[str] = ()
 
 
 def fast_run(
@@ -127,9 +117,9 @@ def fast_run(
         ScheduleError: `algorithms` names a field or value that there is not.
         DatabaseError: an outcome cannot be stored.
     """
+    begin = monotonic()
     with measurer or Measurer(threads, regime, limits) as measurer:
-        run = _Run(database, budget, measurer, protocol, also, observe)
-        run.prepare(problems, seed, algorithms, max_error, max_workspace, sampler)
+        run = _Run(begin, database, budget, measurer, protocol, also, observe)
         call = (
             f"fast_run({len(problems)} problems, {budget}, threads={measurer.threads}, "
             f"regime={measurer.regime!r}, also={[*also]}, seed={seed}, "
@@ -147,6 +137,7 @@ def fast_run(
             )
         )
         try:
+            run.prepare(problems, seed, algorithms, max_error, max_workspace, sampler)
             run.search()
             run.finals()
             interrupted = False
@@ -159,6 +150,7 @@ def fast_run(
 class _Run:
     """One run's searches and clock."""
 
+    begin: float
     database: Database
     budget: Budget
     measurer: Measurer
@@ -168,9 +160,12 @@ class _Run:
     searches: list[ProblemSearch] = field(default_factory=list)
     trials: int = 0
     known: int = 0
+    left_out: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._begin = time.monotonic()
+        self._slow = 1.0
+        self._reserved, self._reserved_at = 0.0, 0
+        self._for_baselines = costs.BASELINES * self._left
         self._proposed = Counter[ConvProblem]()
         # Where compiling must pause for timing, it pauses for several candidates at once.
         cores = self.measurer.cores
@@ -222,7 +217,13 @@ class _Run:
         ready: deque[tuple[Candidate, Compiled]] = deque()
         timing: dict[Future[list[Result]], list[tuple[Candidate, Compiled]]] = {}
         retries = Counter[Candidate]()
+        disturbed: dict[Candidate, Result] = {}
         while True:
+            if self._search_left <= 0:
+                for known, program in ready:
+                    if known in disturbed:  # better than nothing
+                        self._remember(known, disturbed[known], program)
+                _drop(compiling, ready)
             while len(compiling) + len(ready) < self._ahead:
                 candidate = self._propose()
                 if candidate is None:
@@ -230,15 +231,15 @@ class _Run:
                 compiled = self.measurer.compile(candidate.problem, candidate.text)
                 compiling[compiled] = candidate
             while len(timing) < self.measurer.width and (
-                len(ready) >= self._batch or (ready and not compiling)
+                len(ready) >= self._together(ready) or (ready and not compiling)
             ):
-                batch = [ready.popleft() for _ in range(min(len(ready), self._batch))]
+                batch = [ready.popleft() for _ in range(min(len(ready), self._together(ready)))]
                 timed = self.measurer.sandbox.submit_all([self._job(*b) for b in batch])
                 timing[timed] = batch
             futures: list[Future[Any]] = [*compiling, *timing]
             if not futures:
                 return
-            wait(futures, return_when=FIRST_COMPLETED)
+            wait(futures, _timeout(self._search_left), FIRST_COMPLETED)
             for timed in [f for f in timing if f.done()]:
                 for (candidate, program), result in zip(
                     timing.pop(timed), timed.result(), strict=True
@@ -246,6 +247,7 @@ class _Run:
                     once = candidate.template.baseline  # it is no candidate, and the final has it
                     if not once and _disturbed(result) and retries[candidate] < RETRIES:
                         retries[candidate] += 1
+                        disturbed[candidate] = result
                         ready.append((candidate, program))
                         continue
                     program.discard()
@@ -258,19 +260,42 @@ class _Run:
                     self._remember(candidate, outcome, None)
 
     def finals(self) -> None:
-        """Race each problem's leaders, then the fastest with the heuristic and the naive loop."""
-        leaders = {s.problem: self._leaders(s) for s in self.searches}
-        raced: dict[ConvProblem, list[Record]] = {problem: [] for problem in leaders}
-        for record in race(self.measurer, leaders, RACE, self._in_time):
+        """Race each problem's leaders, then the fastest with the heuristic and the naive loop.
+
+        As far as there is time: what a problem gains for the whole network decides who is first.
+        """
+        self._say_what_was_not_begun()
+        searches = sorted(
+            (s for s in self.searches if s.measured),
+            key=lambda s: (len(s.measured) > 1, s.occurrences * s.best if s.leader else 0.0),
+            reverse=True,
+        )
+        races = self._affordable(searches)
+        leaders = {s.problem: _leaders(s, races) for s in searches}
+        fields = {
+            p: [r.schedule for r in some] for p, some in leaders.items() if len(some) > FINALISTS
+        }
+        raced: dict[ConvProblem, list[Record]] = {}
+        for record in race(self.measurer, fields, RACE, self._race_left):
             self._store(record)
-            raced[ConvProblem.parse(record.problem)].append(record)
-        finalists = {s.problem: _finalists(s, raced[s.problem]) for s in self.searches}
-        for record in race(self.measurer, finalists, FINAL, self._in_time):
+            raced.setdefault(ConvProblem.parse(record.problem), []).append(record)
+        finalists = {
+            s.problem: _finalists(s, raced.get(s.problem) or leaders[s.problem], races)
+            for s in searches
+        }
+        if self._left <= self._slow * costs.PROCESS:
+            finalists = {}
+        elif not races.alone:
+            finalists = {p: some for p, some in finalists.items() if len(some) > 1}
+        found = []
+        for record in race(self.measurer, finalists, races.final, self._race_left):
             self._store(record)
+            found.append(record)
         for regime in self.also:
             self.measurer.regime = regime
-            for record in race(self.measurer, finalists, FINAL, self._in_time):
+            for record in race(self.measurer, finalists, races.final, self._race_left):
                 self.database.add(record)
+        self._say_what_was_not_raced(races, leaders, found)
         self._tell("done", None)
 
     def summary(self, interrupted: bool) -> Summary:
@@ -283,38 +308,68 @@ class _Run:
             self._elapsed,
             interrupted,
             [s.problem for s in self.searches if s.exhausted or self._levelled_off(s)],
+            self.left_out,
         )
 
     def _propose(self) -> Candidate | None:
         """The next candidate of the whole run, or None when the budget or the spaces are spent."""
-        seconds, trials = self.budget.seconds, self.budget.trials
-        if seconds is not None and self._elapsed > seconds - self._reserve(seconds):
+        if self._search_left <= 0:
             return None
+        trials = self.budget.trials
         live = [
             s
             for s in self.searches
-            if (trials is None or self._proposed[s.problem] < trials) and not self._levelled_off(s)
+            if (trials is None or self._proposed[s.problem] < trials)
+            and not self._levelled_off(s)
+            and (self._begun(s) or self._slow * costs.first_seconds(s.problem) <= self._search_left)
         ]
-        while search := next_search(live):
-            candidate = search.propose()
+        while search := next_search([s for s in live if not self._begun(s)] or live):
+            candidate = search.propose(self._baseline_fits)
             if candidate is not None:
                 self._proposed[search.problem] += 1
                 return candidate
             live.remove(search)
         return None
 
+    def _begun(self, search: ProblemSearch) -> bool:
+        return bool(search.history or self._proposed[search.problem])
+
+    def _baseline_fits(self, problem: ConvProblem, algorithm: str) -> bool:
+        """Whether there is time for a baseline; if so, it is set aside."""
+        known = (r for s in self.searches for r in s.measured.values() if r.algorithm == algorithm)
+        expected = costs.baseline_seconds(problem, known)
+        if expected > min(self._for_baselines, self._search_left):
+            return False
+        self._for_baselines -= expected
+        return True
+
+    def _together(self, ready: Sequence[tuple[Candidate, Compiled]]) -> int:
+        """How many candidates are timed in one turn on the cores: slow ones one at a time."""
+        slow = (self.protocol or Protocol()).slow
+        expected = self._search_of(ready[0][0].problem).best if ready else 0.0
+        return self._batch if expected < slow else 1
+
     def _levelled_off(self, search: ProblemSearch) -> bool:
         return self.budget.worth is not None and search.levelled_off(self.budget.worth)
 
-    def _leaders(self, search: ProblemSearch) -> list[str]:
-        """The fastest schedules so far that are worth racing against each other."""
-        ranked = sorted(search.measured.values(), key=lambda r: r.seconds_per_call)
-        near = [
-            r.schedule
-            for r in ranked
-            if not r.baseline and r.seconds_per_call <= NEAR * search.best
+    def _affordable(self, searches: Sequence[ProblemSearch]) -> Races:
+        """The fullest races that there is time for."""
+        return next((r for r in RACES if self._race_cost(searches, r) <= self._left), RACES[-1])
+
+    def _race_cost(self, searches: Sequence[ProblemSearch], races: Races) -> float:
+        """How many seconds races should take."""
+        leaders = [_leaders(s, races) for s in searches]
+        fields = [record for some in leaders if len(some) > FINALISTS for record in some]
+        finalists = [
+            s.measured[text]
+            for s, some in zip(searches, leaders, strict=True)
+            if races.alone or len(some) > 1
+            for text in _finalists(s, some, races)
+            if text in s.measured
         ]
-        return near[:RACERS]
+        final = costs.race_seconds(finalists, races.final, self._slow)
+        first = costs.race_seconds(fields, RACE, self._slow) if fields else 0.0
+        return first + final * (1 + len(self.also))
 
     def _job(self, candidate: Candidate, program: Compiled) -> Job:
         search = self._search_of(candidate.problem)
@@ -324,6 +379,8 @@ class _Run:
 
     def _remember(self, candidate: Candidate, result: Result, program: Compiled | None) -> None:
         """Store the outcome of a trial, learn from it, pass it on."""
+        if not self.trials:
+            self._slow = costs.slowness(candidate.problem, self._elapsed)
         self.trials += 1
         self._store(self.measurer.record(candidate.problem, candidate.text, result, program))
         if self.trials % GOSSIP == 0:
@@ -339,15 +396,54 @@ class _Run:
     def _search_of(self, problem: ConvProblem) -> ProblemSearch:
         return next(s for s in self.searches if s.problem == problem)
 
-    def _reserve(self, seconds: float) -> float:
-        """The seconds of the budget that races should take."""
-        races = max(FINAL_SHARE * seconds, FINAL_START + FINAL_SECONDS * len(self.searches))
-        return min(races * (1 + len(self.also)), 0.5 * seconds)
+    @property
+    def _left(self) -> float:
+        """Seconds of the budget that remain."""
+        seconds = self.budget.seconds
+        return math.inf if seconds is None else seconds - self._elapsed
 
-    def _in_time(self) -> bool:
-        """Whether another process of races is affordable: a short budget gets fewer."""
+    @property
+    def _search_left(self) -> float:
+        """Seconds that remain until the races should begin."""
+        seconds = self.budget.seconds
+        if seconds is None:
+            return math.inf
+        if self.trials >= self._reserved_at + RESERVED:
+            self._reserved_at = self.trials
+            searches = [s for s in self.searches if s.leader]
+            self._reserved = costs.MARGIN * self._race_cost(searches, DECISIVE)
+        least, most = costs.RACES_LEAST * seconds, costs.RACES_MOST * seconds
+        return self._left - min(max(least, self._reserved), most)
+
+    def _race_left(self) -> float:
         self._tell("final", None)
-        return not self.budget.seconds or self._elapsed <= self.budget.seconds
+        return self._left
+
+    def _say_what_was_not_begun(self) -> None:
+        idle = sum(not s.history for s in self.searches)
+        if idle and self._left < math.inf:
+            self.left_out.append(f"{idle} of {plural(len(self.searches), 'problem')}")
+        slow = sum(not math.isfinite(s.naive) for s in self.searches if s.history)
+        if slow and self._left < math.inf:
+            self.left_out.append(f"the naive loop of {plural(slow, 'problem')}")
+
+    def _say_what_was_not_raced(
+        self,
+        races: Races,
+        leaders: Mapping[ConvProblem, Sequence[Record]],
+        found: Sequence[Record],
+    ) -> None:
+        if races.leaders == 0:
+            self.left_out.append("races before the final")
+        elif races.leaders < RACES[0].leaders:
+            self.left_out.append(f"races of more than {races.leaders} leaders")
+        raced = {ConvProblem.parse(r.problem) for r in found}
+        if missing := sum(len(some) > 1 and p not in raced for p, some in leaders.items()):
+            self.left_out.append(f"the final of {plural(missing, 'problem')}")
+        ran = max((len(set(r.processes)) for r in found), default=FINAL.processes)
+        if ran < FINAL.processes:
+            lacking = f"{FINAL.processes - ran} of {FINAL.processes} processes of the final"
+            self.left_out.append(lacking)
 
     def _gossip(self) -> None:
         """Let related problems try each other's leaders, and layouts too."""
@@ -359,13 +455,12 @@ class _Run:
 
     def _tell(self, stage: str, record: Record | None) -> None:
         if self.observe is not None:
-            seconds = self.budget.seconds
-            left = None if seconds is None else max(0.0, seconds - self._elapsed)
+            left = None if self.budget.seconds is None else self._left
             self.observe(Progress(stage, self.searches, record, self.trials, self._elapsed, left))
 
     @property
     def _elapsed(self) -> float:
-        return time.monotonic() - self._begin
+        return monotonic() - self.begin
 
 
 def _disturbed(result: Result) -> bool:
@@ -374,10 +469,41 @@ def _disturbed(result: Result) -> bool:
     return max(result.noise or 0.0, spread) > DISTURBED
 
 
-def _finalists(search: ProblemSearch, raced: Sequence[Record]) -> list[str]:
+def _leaders(search: ProblemSearch, races: Races) -> list[Record]:
+    """The records of the fastest schedules so far that are worth racing against each other."""
+    ranked = sorted(search.measured.values(), key=lambda r: r.seconds_per_call)
+    near = [r for r in ranked if not r.baseline and r.seconds_per_call <= NEAR * search.best]
+    return near[: max(races.leaders, FINALISTS)]
+
+
+def _finalists(search: ProblemSearch, raced: Sequence[Record], races: Races) -> list[str]:
     """The fastest of those raced, the heuristic's and, unless it is too slow, the naive loop."""
     correct = [r for r in raced if r.outcome == Outcome.CORRECT]
     fastest = sorted(correct, key=lambda r: r.seconds_per_call)[:FINALISTS]
     naive = [r.schedule for r in search.measured.values() if r.algorithm == "naive"]
-    patient = naive if search.naive <= PATIENCE else []
+    patient = naive if races.baselines and search.naive <= PATIENCE else []
     return list(dict.fromkeys([*(r.schedule for r in fastest), search.heuristic, *patient]))
+
+
+def _drop(
+    compiling: dict[Future[Compiled | Result], Candidate],
+    ready: deque[tuple[Candidate, Compiled]],
+) -> None:
+    """Forget candidates that nobody will have time for."""
+    for future in compiling:
+        if not future.cancel():
+            future.add_done_callback(_discard)
+    for _, program in ready:
+        program.discard()
+    compiling.clear()
+    ready.clear()
+
+
+def _discard(future: Future[Compiled | Result]) -> None:
+    if future.exception() is None and isinstance(program := future.result(), Compiled):
+        program.discard()
+
+
+def _timeout(left: float) -> float | None:
+    """How long to wait: until a budget is over, or for ever."""
+    return left if 0 < left < math.inf else None

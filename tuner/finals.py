@@ -7,7 +7,9 @@ the naive loop, in fresh processes: where memory and code come to lie is luck as
 
 from __future__ import annotations
 
+import functools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -50,66 +52,95 @@ class Format:
         leave = f", the surely slower leave every {self.rung}" if self.rung else ""
         return f"{self.rounds} rounds in {per}, blocks of {1e3 * self.block:g} ms{leave}"
 
+    def called_once(self, schedule: str, seconds: float) -> bool:
+        """Whether a schedule that takes so many seconds is called once a process."""
+        return seconds >= self.protocol(schedule).slow
+
 
 RACE = Format("race", processes=1, rounds=10, rung=5, block=5e-3)
-FINAL = Format("final", processes=3, rounds=5)
+FINAL = Format("final", processes=5, rounds=4)
 
 
 def race(
     measurer: Measurer,
     contestants: Contestants,
     form: Format,
-    go_on: Callable[[], bool] = lambda: True,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[Record]:
     """Race each problem's schedules, and say how each of them did.
 
-    `go_on` is asked after every race; no process is begun after it has said no. An interrupt is
+    A race that the canary calls disturbed is repeated after those of the other problems. `left`
+    gives the seconds that remain. When there are none, no race is begun; nor is a process whose
+    predecessor took longer than that. Who was not raced at all has no record. An interrupt is
     passed on when what was measured until then has been said.
     """
-    compiling = {
-        (problem, schedule): measurer.compile(problem, schedule)
-        for problem, schedules in contestants.items()
-        for schedule in schedules
-    }
+    compiling: dict[Key, Future[Compiled | Result]] = {}
     programs: dict[Key, Compiled] = {}
-    results: dict[Key, Result] = {}
+    results: dict[Key, dict[int, Result]] = {}  # by process
     interrupted: KeyboardInterrupt | None = None
     try:
+        for problem in contestants:
+            if left() > 0:
+                for schedule in contestants[problem]:
+                    compiling[problem, schedule] = measurer.compile(problem, schedule)
         for key, future in compiling.items():
+            if left() <= 0 and future.cancel():
+                continue
             made = future.result()
             if isinstance(made, Compiled):
                 programs[key] = made
             else:
-                results[key] = made
+                results[key] = {0: made}
+        longest = 0.0
         for process in range(form.processes):
+            begin = left()
+            if begin <= longest:
+                break
             if form.processes > 1:
                 measurer.sandbox.restart()
-            willing = True
-            # All at once: there may be several machines to race on.
-            heats = [
-                _Heat(measurer, {k: v for k, v in programs.items() if k[0] == p}, form, process)
-                for p in contestants
-            ]
-            for heat in heats:
+            disturbed = []
+            for heat in _heats(measurer, contestants, programs, form, process, left):
                 for key, result in heat.results().items():
-                    placed = replace(result, processes=(process,) * len(result.samples))
-                    results[key] = _joined(results.get(key), placed)
-                willing = go_on()
-            if not willing:
-                break
+                    results.setdefault(key, {})[process] = result
+                disturbed += [heat] * heat.disturbed
+            for heat in disturbed * RETRIES:
+                if heat.disturbed and left() > 0:
+                    for key, result in heat.again().items():
+                        results[key][process] = result
+            longest = max(longest, begin - left()) if begin < math.inf else 0.0
     except KeyboardInterrupt as error:
         interrupted = error
-    for key, result in results.items():
-        program = programs.get(key)
-        if program:
-            program.discard()
-        yield measurer.record(*key, result, program, form.stage)
+    for program in programs.values():
+        program.discard()
+    for key, found in results.items():
+        result = functools.reduce(_joined, found.values())
+        yield measurer.record(*key, result, programs.get(key), form.stage)
     if interrupted:
         raise interrupted
 
 
+def _heats(
+    measurer: Measurer,
+    contestants: Contestants,
+    programs: Mapping[Key, Compiled],
+    form: Format,
+    process: int,
+    left: Callable[[], float],
+) -> Iterator[_Heat]:
+    """One process's race of every problem, while time is left; as many at once as can be."""
+    begun = deque[_Heat]()
+    for problem in contestants:
+        if left() <= 0:
+            break
+        racing = {key: program for key, program in programs.items() if key[0] == problem}
+        begun.append(_Heat(measurer, racing, form, process))
+        if len(begun) >= measurer.width:
+            yield begun.popleft()
+    yield from begun
+
+
 class _Heat:
-    """One problem's race in one process, begun; repeated while the canary says it is disturbed.
+    """One problem's race in one process, begun; `disturbed` says that it should be repeated.
 
     A process that dies takes all contestants along, so each runs alone then: those that fail alone
     have failed, and the others race without them. If nobody fails alone, that is how all did.
@@ -124,25 +155,28 @@ class _Heat:
             for (problem, schedule), program in racing.items()
         ]
         self._begun = self._begin() if racing else None
+        self.disturbed = False
 
     def _begin(self) -> Future[list[Result]]:
         form = self._form
         return self._measurer.sandbox.race(self._jobs, form.rounds, self._process, form.rung)
+
+    def again(self) -> dict[Key, Result]:
+        """How each contestant does in another race."""
+        self._begun = self._begin()
+        return self.results()
 
     def results(self) -> dict[Key, Result]:
         """How each contestant did, when the race is over."""
         if self._begun is None:
             return {}
         found = self._begun.result()
-        for _ in range(RETRIES):
-            if not any(result.noise and result.noise > DISTURBED for result in found):
-                break
-            found = self._begin().result()
+        self.disturbed = any(result.noise and result.noise > DISTURBED for result in found)
         if len(found) == 1 or any(result.outcome == Outcome.CORRECT for result in found):
-            found = [replace(r, rounds=tuple(range(len(r.samples)))) for r in found]
+            found = [self._placed(r, range(len(r.samples))) for r in found]
             return dict(zip(self._racing, found, strict=True))
         alone = self._measurer.sandbox.submit_all(self._jobs).result()
-        alone = [replace(r, rounds=(ALONE,) * len(r.samples)) for r in alone]
+        alone = [self._placed(r, [ALONE] * len(r.samples)) for r in alone]
         results = dict(zip(self._racing, alone, strict=True))
         failed = {key: r for key, r in results.items() if r.outcome != Outcome.CORRECT}
         if not failed:
@@ -150,11 +184,15 @@ class _Heat:
         fit = {key: program for key, program in self._racing.items() if key not in failed}
         return failed | _Heat(self._measurer, fit, self._form, self._process).results()
 
+    def _placed(self, result: Result, rounds: Sequence[int]) -> Result:
+        processes = (self._process,) * len(rounds)
+        return replace(result, processes=processes, rounds=tuple(rounds))
 
-def _joined(before: Result | None, result: Result) -> Result:
+
+def _joined(before: Result, result: Result) -> Result:
     """The samples of several processes as one result; a failure in any of them is the outcome."""
-    if before is None or before.outcome != Outcome.CORRECT:
-        return before or result
+    if before.outcome != Outcome.CORRECT:
+        return before
     if result.outcome != Outcome.CORRECT:
         return result
     return replace(

@@ -34,7 +34,9 @@ def best_frame(found: Sequence[Standing], peak: float = math.nan) -> pd.DataFram
     """One row per problem: what the naive loop, the heuristic and the best schedule take.
 
     `naive`, `heuristic` and `best` are seconds per call; `low` and `high` bound the speed-up over
-    the heuristic with 95 % confidence; `p10` and `p90` are percentiles of the samples of the best.
+    the heuristic with 95 % confidence, `low_runner_up` and `high_runner_up` over the next best
+    schedule (a little too high, since the best was chosen for being so); `p10` and `p90` are
+    percentiles of the samples of the best.
     `share` is of `peak` (FLOP/s), `intensity` in FLOP per byte if every tensor is moved once.
     What nobody measured is NaN, an unknown winner ''.
     """
@@ -195,6 +197,9 @@ def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
         "speedup_heuristic": s.over_heuristic,
         "low": s.interval[0],
         "high": s.interval[1],
+        "runner_up": s.runner_up.schedule if s.runner_up else "",
+        "low_runner_up": s.over_runner_up[0],
+        "high_runner_up": s.over_runner_up[1],
         "verdict": s.verdict,
         "flops": p.flops,
         "gflops": s.gflops,
@@ -213,7 +218,8 @@ def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
 
 _BEST_COLUMNS = [
     *("layer", "problem", "count", "naive", "heuristic", "best", "p10", "p90"),
-    *("speedup_naive", "speedup_heuristic", "low", "high", "verdict", "flops", "gflops", "share"),
+    *("speedup_naive", "speedup_heuristic", "low", "high", "runner_up", "low_runner_up"),
+    *("high_runner_up", "verdict", "flops", "gflops", "share"),
     *("heuristic_share", "intensity", "algorithm", "winner", "heuristic_schedule", "error_max"),
     *("workspace", "stage", "samples"),
 ]

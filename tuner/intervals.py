@@ -1,4 +1,8 @@
-"""How sure a ratio of two times is: 95 % intervals by bootstrap."""
+"""How sure a ratio of two times is: 95 % intervals.
+
+Processes differ: where memory and code come to lie is drawn anew in each. So a process is what is
+drawn, and rounds within one say little about the next.
+"""
 
 from __future__ import annotations
 
@@ -8,27 +12,68 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.record import typical
+
 ENOUGH = 5
-"""Samples below which no interval is worth giving."""
+"""Samples below which no bootstrap is worth making."""
+
+PROCESSES = 3
+"""Processes below which no interval is given: of two, the t-distribution says next to nothing."""
 
 _RESAMPLES = 2000
 
+# The quantile of 0.975 of Student's t, for 1, 2, 3, ... degrees of freedom.
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+
 
 def ratio_interval(
-    slower: Sequence[float], faster: Sequence[float], paired: bool
+    slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]], paired: bool
 ) -> tuple[float, float]:
-    """The 95 % interval of how many times one typical time is the other, by bootstrap.
+    """The 95 % interval of how many times one time is the other, from the samples of each process.
 
-    Samples that were taken in the same interleaved rounds are drawn in pairs, so that what
-    disturbed both cancels. NaN with fewer than `ENOUGH` samples.
+    `paired` says that process i of both is the same one, so that what it does to both cancels.
+    Student's t-interval (Welch's where they are not paired) of the logarithms of what was typical
+    in each process. NaN with fewer than `PROCESSES`.
+    """
+    if min(len(slower), len(faster)) < PROCESSES:
+        return math.nan, math.nan
+    a, b = (np.log([typical(samples) for samples in groups]) for groups in (slower, faster))
+    if paired:
+        middle, variance, freedom = _mean(a - b)
+    else:
+        (x, u, n), (y, v, m) = _mean(a), _mean(b)
+        middle, variance = x - y, u + v
+        # Satterthwaite's; never more than all there are.
+        freedom = variance**2 / (u**2 / n + v**2 / m) if variance else n + m
+    half = _student(freedom) * math.sqrt(variance)
+    return math.exp(middle - half), math.exp(middle + half)
+
+
+def _mean(values: NDArray[np.float64]) -> tuple[float, float, float]:
+    """A mean, its variance, and the degrees of freedom of that."""
+    n = len(values)
+    return float(values.mean()), float(values.var(ddof=1)) / n, n - 1
+
+
+def _student(freedom: float) -> float:
+    """The quantile of the largest tabulated number of degrees that is not above `freedom`."""
+    return _STUDENT[min(int(freedom + 1e-9), len(_STUDENT)) - 1]
+
+
+def rounds_interval(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the ratio of what was timed in the same rounds, by bootstrap.
+
+    It is of the process, or the processes, that these rounds were run in, and no others: enough to
+    drop a rival, not to claim a speed-up. NaN with fewer than `ENOUGH` rounds.
     """
     a, b = np.array(slower), np.array(faster)
     if min(len(a), len(b)) < ENOUGH:
         return math.nan, math.nan
-    draw = np.random.default_rng(0)
-    i = draw.integers(len(a), size=(_RESAMPLES, len(a)))
-    j = i if paired else draw.integers(len(b), size=(_RESAMPLES, len(b)))
-    low, high = np.quantile(_typical(a[i]) / _typical(b[j]), (0.025, 0.975))
+    i = np.random.default_rng(0).integers(len(a), size=(_RESAMPLES, len(a)))
+    low, high = np.quantile(_typical(a[i]) / _typical(b[i]), (0.025, 0.975))
     return float(low), float(high)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import os
 import pickle
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 from graph.forms import Form
 from graph.model import Graph
@@ -23,9 +23,9 @@ from kernels.core.cpu import Cpu
 from tuner.cores import Cores
 from tuner.exits import one_interrupt
 from tuner.in_place import Comparison, Network, compare, race
-from tuner.intervals import ratio_interval
+from tuner.intervals import rounds_interval
 from tuner.job import Limits
-from tuner.network_record import HEURISTIC, IN_PLACE, LAYERS
+from tuner.network_record import HEURISTIC, IN_PLACE, LAYERS, ROUNDS
 from tuner.operands import Scratch
 from tuner.record import typical
 from tuner.rivals import Knowledge, apart, distinct, plans, same, variants
@@ -34,10 +34,14 @@ from tuner.sandbox import Sandbox, WorkerDied
 # Of the time, the part for comparing steps in place; the rest is for the race.
 _COMPARING = 0.6
 _TURNS = 0.8  # seconds that a rival takes turns with the base
-_ROUNDS, _PROCESSES = 12, 3
+_PROCESSES = 5
 # A plan whose steps took this many times as long as the base's does not race.
 _HOPELESS = 1.15
 _PATIENCE = 120.0  # seconds after which a process that times networks hangs
+
+
+class NoTimeError(RuntimeError):
+    """Two plans cannot be made ready in the time there is."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Final:
     """How a network's plans did: the seconds of every round, and which is kept, all by name.
 
     Names stand in rising order of what it takes to find the plan. A later one is kept only if it
-    is surely faster than the one kept so far.
+    was faster than the one kept so far, by more than rounds scatter.
     """
 
     plans: Mapping[str, Plan]
@@ -56,7 +60,7 @@ class Final:
         """The name of the plan to run."""
         first, *others = self.samples
         for name in others:
-            if ratio_interval(self.samples[first], self.samples[name], paired=True)[0] > 1:
+            if rounds_interval(self.samples[first], self.samples[name])[0] > 1:
                 first = name
         return first
 
@@ -66,11 +70,17 @@ class Final:
 
 
 def network_final(
-    graph: Graph, knowledge: Knowledge, cpu: Cpu, threads: int, seconds: float
+    graph: Graph,
+    knowledge: Knowledge,
+    cpu: Cpu,
+    threads: int,
+    seconds: float,
+    strict: bool = False,
 ) -> Final:
     """Find the fastest plan within some `seconds`, of which a large network may need more.
 
     Raises:
+        NoTimeError: it needs more, and `strict` forbids that.
         UnsupportedError: a node cannot be run; it is named.
         ValueError: more threads than cores.
         WorkerDied: not even the heuristic's plan could be run.
@@ -81,7 +91,8 @@ def network_final(
         pickled = pickle.dumps(graph)
         file = scratch.room(len(pickled)) / "graph"
         file.write_bytes(pickled)
-        return _Run(graph, knowledge, cpu, Network(file, cores.timing), sandbox, seconds).final()
+        network = Network(file, cores.timing)
+        return _Run(graph, knowledge, cpu, network, sandbox, seconds, strict).final()
 
 
 @dataclass
@@ -92,29 +103,30 @@ class _Run:
     network: Network
     sandbox: Sandbox
     seconds: float
+    strict: bool
     # What every task took in place, by output and form; and rows of bands that were faster.
     took: dict[str, dict[Form, float]] = field(default_factory=dict)
     bands: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._begin = time.monotonic()
+        self._begin = monotonic()
 
     def final(self) -> Final:
-        named = {
-            name: self._ready(plan)
-            for name, plan in plans(
-                self.graph, self.knowledge, self.cpu, len(self.network.cores)
-            ).items()
-        }
-        layers = named.get(LAYERS, named[HEURISTIC])
-        base = self._ready(apart(layers))
-        racing = {name: plan for name, plan in named.items() if name in (HEURISTIC, LAYERS)}
+        named = plans(self.graph, self.knowledge, self.cpu, len(self.network.cores))
+        racing: dict[str, Plan] = {}
+        for name in (HEURISTIC, LAYERS):
+            # The second should take about as long to compile as the first.
+            if self.strict and 2 * self._elapsed > self.seconds:
+                raise NoTimeError(f"{self.seconds:.1f} s are too short to compile and race plans")
+            if name in named:
+                racing[name] = self._ready(named[name])
+        base = self._ready(apart(racing.get(LAYERS, racing[HEURISTIC])))
         for name, plan in self._rivals(named, base):
             if self._elapsed > _COMPARING * self.seconds:
                 break
-            if self._compare(base, self._ready(plan)) < _HOPELESS and name in named:
-                racing[name] = named[name]
-        if self.took:
+            if self._compare(base, self._ready(plan)) < _HOPELESS and name in named.keys() - racing:
+                racing[name] = self._ready(named[name])
+        if self.took and self._elapsed < self.seconds:
             racing[IN_PLACE] = self._ready(self._refined())
         racing = distinct(racing)
         return Final(racing, {name: tuple(x) for name, x in self._race(racing).items()})
@@ -182,7 +194,7 @@ class _Run:
             self.sandbox.restart()
             texts = [str(racing[name]) for name in names]
             try:
-                heat = self.sandbox.call(race, (self.network, texts, _ROUNDS, process), _PATIENCE)
+                heat = self.sandbox.call(race, (self.network, texts, ROUNDS, process), _PATIENCE)
             except WorkerDied:
                 # The later the name, the less is its plan tried.
                 if len(names) == 1:
@@ -204,7 +216,7 @@ class _Run:
 
     @property
     def _elapsed(self) -> float:
-        return time.monotonic() - self._begin
+        return monotonic() - self._begin
 
 
 def _bare(form: Form) -> Form:
@@ -217,7 +229,7 @@ def _ratio(rival: Sequence[float], base: Sequence[Sequence[float]]) -> float:
     It is the upper end of an interval: who is not surely faster shall not take a place.
     """
     together = [sum(run) for run in zip(*base, strict=True)]
-    return ratio_interval(rival, together, paired=True)[1]
+    return rounds_interval(rival, together)[1]
 
 
 def _room() -> int:

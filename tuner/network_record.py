@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tuner.intervals import ratio_interval
-from tuner.record import RecordError, content_key, now, typical
+from tuner.record import RecordError, content_key, now, typical_of
 from tuner.standing import PRACTICAL
 
 HEURISTIC, LAYERS, IN_PLACE = "heuristic", "layer times", "in place"
 """Plans: what needs no measuring, the one by what layers take alone, and in the network."""
+
+ROUNDS = 12
+"""Rounds of a race of whole networks in one process: so many samples of each plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +24,8 @@ class NetworkRecord:
 
     `graph` is `Graph.digest`, `network` a name for people; `ir_hash` is that of all code of the
     plan kept, and `limits` says which schedules were allowed. `samples` are seconds per run by the
-    plans' names, in rising order of what it takes to find them; sample i of all is of one round.
+    plans' names, in rising order of what it takes to find them; sample i of all is of one round,
+    and every `ROUNDS` are of another process.
     `kept` is the name of the plan whose text is `plan`.
 
     Raises:
@@ -60,11 +64,16 @@ class NetworkRecord:
 
     def seconds(self, name: str) -> float:
         """Of a run of the plan called so; infinite if it did not run."""
-        return typical(self.samples.get(name, ()))
+        return typical_of(self._by_process(name))
 
     def interval(self, name: str, over: str = HEURISTIC) -> tuple[float, float]:
         """The 95 % interval of how many times faster one plan is than another; NaN if unknown."""
-        return ratio_interval(self.samples.get(over, ()), self.samples.get(name, ()), paired=True)
+        before, after = self._by_process(over), self._by_process(name)
+        return ratio_interval(before, after, paired=len(before) == len(after))
+
+    def _by_process(self, name: str) -> list[Sequence[float]]:
+        samples = self.samples.get(name, ())
+        return [samples[i : i + ROUNDS] for i in range(0, len(samples), ROUNDS)]
 
     @property
     def verdict(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from tuner.record import Record
 from tuner.timing import runnable
-from tuner.units import plural
+from tuner.units import percent, plural, ratio
 
 QUIET, NOISY = 0.05, 0.25
 
@@ -16,6 +16,17 @@ def noise_of(records: Iterable[Record]) -> float:
     """The ninetieth percentile of the canary's readings; NaN where nobody looked."""
     readings = sorted(r.noise for r in records if r.noise is not None)
     return readings[9 * len(readings) // 10] if readings else math.nan
+
+
+def amount(noise: float) -> str:
+    """A share, or in words where fixed work took a multiple of its time."""
+    if math.isnan(noise):
+        return "unknown"
+    return (
+        percent(noise)
+        if noise < 1
+        else f"so large that fixed work took {ratio(1 + noise)} its time"
+    )
 
 
 def in_words(noise: float) -> str:

@@ -29,7 +29,8 @@ def tune(graph: Graph, database: Database, threads: int, seconds: float, limits:
         As `settle`.
         KeyboardInterrupt: what was measured until then is stored.
     """
-    from tuner.fastrun import Budget, fast_run
+    from tuner.budget import Budget
+    from tuner.fastrun import fast_run
 
     problems = [(p, count) for p, count, _ in convolutions(graph)]
     done = fast_run(
@@ -51,10 +52,12 @@ def settle(
     seconds: float,
     limits: Bounds,
     run: str = "",
+    strict: bool = False,
 ) -> NetworkRecord:
     """Find the plan of an optimised network that is fastest as a whole, and keep it.
 
     Raises:
+        NoTimeError: `strict`, and so many seconds are too short.
         UnsupportedError: a node cannot be run; it is named.
         ValueError: more threads than cores.
         WorkerDied: not even the heuristic's plan could be run.
@@ -73,7 +76,7 @@ def settle(
         leaders=functools.cache(stored_choices(database, cpu, threads, limits, LEADERS)),
         costs=costs(probe(), threads),
     )
-    final = network_final(graph, knowledge, cpu, threads, seconds)
+    final = network_final(graph, knowledge, cpu, threads, seconds, strict)
     plan = final.plans[final.kept]
     record = NetworkRecord(
         network=graph.name,

@@ -14,7 +14,7 @@ from tuner.finals import FINAL, race
 from tuner.measurer import Measurer, heuristic_text
 from tuner.provenance import Run
 from tuner.record import Outcome, Record
-from tuner.standing import Standing, is_current, speedup_interval
+from tuner.standing import is_current, speedup_interval, verdict
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Recheck:
             return "failed"
         if self.interval[1] < 1:
             return "slower"
-        return Standing(self.problem, 1, None, self.heuristic, self.winner).verdict
+        if self.winner.schedule == self.heuristic.schedule:
+            return "heuristic"
+        return verdict(self.heuristic, self.winner)
 
     @property
     def holds(self) -> bool:

@@ -97,6 +97,14 @@ def typical(samples: Sequence[float]) -> float:
     return statistics.median(faster) if faster else math.inf
 
 
+def typical_of(processes: Sequence[Sequence[float]]) -> float:
+    """The geometric mean of what was `typical` in each process; infinite when there are none."""
+    times = [typical(samples) for samples in processes]
+    if len(times) < 2:
+        return times[0] if times else math.inf
+    return statistics.geometric_mean(times)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One outcome, complete: enough to trust it, doubt it, or measure it again.
@@ -188,8 +196,8 @@ class Record:
 
     @property
     def seconds_per_call(self) -> float:
-        """`typical` of the samples; infinite when nothing was timed."""
-        return typical(self.samples)
+        """The geometric mean of what was `typical` in each process; infinite without samples."""
+        return typical_of(self.by_process())
 
     def by_process(self) -> list[tuple[float, ...]]:
         """The samples of each process, in the order measured; all as one where nobody noted it."""

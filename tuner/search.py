@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -97,10 +97,17 @@ class ProblemSearch:
         self.naive = self.heuristic_seconds = math.inf
         self.leader: Record | None = None
 
-    def propose(self) -> Candidate | None:
-        """The next candidate, or None when every algorithm has run out of new ones."""
+    def propose(
+        self, baseline_fits: Callable[[ConvProblem, str], bool] = lambda problem, algorithm: True
+    ) -> Candidate | None:
+        """The next candidate, or None when every algorithm has run out of new ones.
+
+        A baseline for which `baseline_fits` says no is left out for good.
+        """
         for arm in self._order():
-            schedule = arm.proposer.propose()
+            name = arm.template.name
+            fits = not arm.template.baseline or baseline_fits(self.problem, name)
+            schedule = arm.proposer.propose() if fits else None
             if schedule is not None:
                 arm.trials += 1
                 arm.exhausted = arm.template.baseline  # a baseline is measured, not tuned

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,10 +14,10 @@ from tuner.frames import (
     outcomes_frame,
     pareto_frame,
 )
-from tuner.noise import noise_of
+from tuner.noise import amount, noise_of
 from tuner.standing import seconds
 from tuner.summary import Facts
-from tuner.units import UNKNOWN, ms, percent, plural, ratio, significant, size
+from tuner.units import UNKNOWN, interval, ms, percent, plural, ratio, significant, size
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +150,7 @@ def _network_table(table: pd.DataFrame) -> Table:
             *(row.who + " (kept)" * row.kept, ms(row.seconds)),
             row.source + (f", {plural(row.samples, 'sample')}" if row.samples else ""),
             ratio(row.over_heuristic),
-            UNKNOWN if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}",
+            interval(row.low, row.high),
         )
         for row in _rows(table)
     )
@@ -169,13 +168,15 @@ def _layers_table(facts: Facts, best: pd.DataFrame) -> Table:
     # What matters most comes first: a telephone shows little more.
     heads = (
         *("layer", "n>", "best ms>", "over heuristic>", "95 % interval>", "verdict", "winner"),
+        "over the next best>",
         *("of peak>", "GFLOP/s>", "heuristic ms>", "naive ms>", "over naive>"),
     )
     rows = (
         (
             *(label, str(s.count), ms(seconds(s.best)), ratio(s.over_heuristic)),
-            "{:.2f} to {:.2f}".format(*s.interval) if s.verdict in ("faster", "tie") else UNKNOWN,
+            UNKNOWN if s.verdict in ("heuristic", "not searched") else interval(*s.interval),
             *(s.verdict, s.best.algorithm if s.best else UNKNOWN),
+            interval(*s.over_runner_up),
             percent(s.gflops * 1e9 / facts.peak),
             f"{s.gflops:.1f}" if s.best else UNKNOWN,
             *(ms(seconds(s.heuristic)), ms(seconds(s.naive)), ratio(s.over_naive)),
@@ -227,8 +228,8 @@ def _environment_table(facts: Facts) -> Table:
         ("reading", f"{rates} GB/s, one core"),
         (
             "noise",
-            f"{percent(machine.noise)} by the canary when the machine was measured, "
-            f"{percent(noise_of(facts.records))} while it tuned",
+            f"{amount(machine.noise)} by the canary when the machine was measured, "
+            f"{amount(noise_of(facts.records))} while it tuned",
         ),
     ]
     for environment in facts.environments[-1:]:

@@ -21,9 +21,6 @@ if TYPE_CHECKING:  # a table on the terminal needs no SQL
 PRACTICAL = 1.03
 """A schedule that is not surely this much faster than another counts as equal to it."""
 
-ENOUGH = 15
-"""Samples below which there is no verdict: five of each of three processes."""
-
 # Older records that are built again to see whether they still hold.
 _LOOKS = 8
 
@@ -33,7 +30,8 @@ class Standing:
     """What is known about a problem that occurs `count` times. None is what nobody measured.
 
     `naive`, `heuristic` and `best` are the records that decide on these schedules; `heuristic` is
-    what would run without any measuring.
+    what would run without any measuring, `runner_up` the fastest but for the best, the heuristic's
+    schedule included.
     """
 
     problem: ConvProblem
@@ -41,6 +39,7 @@ class Standing:
     naive: Record | None
     heuristic: Record | None
     best: Record | None
+    runner_up: Record | None = None
 
     @property
     def over_naive(self) -> float:
@@ -68,14 +67,32 @@ class Standing:
     def verdict(self) -> str:
         """What measuring has gained over the heuristic, in a word or two.
 
-        `heuristic`: the heuristic's own schedule is the best. `not measured`: one of the two is
-        missing. Else as the function `verdict` says.
+        `not measured`: one of the two is missing. `not searched`: nothing else was. `heuristic`:
+        the heuristic's own schedule is the best. Else as the function `verdict` says.
         """
         if not (self.best and self.heuristic):
             return "not measured"
         if self.best.schedule == self.heuristic.schedule:
-            return "heuristic"
+            return "heuristic" if self.runner_up else "not searched"
         return verdict(self.heuristic, self.best)
+
+    @property
+    def raced(self) -> bool:
+        """Whether the best raced another schedule in a final: the heuristic's, or the next best."""
+        rival = self.heuristic
+        if self.best and rival and self.best.schedule == rival.schedule:
+            rival = self.runner_up
+        return bool(self.best and rival and paired(rival, self.best))
+
+    @functools.cached_property
+    def over_runner_up(self) -> tuple[float, float]:
+        """The 95 % interval of how many times faster the best is than the next; NaN if unknown.
+
+        It was chosen for being the fastest, so that this is a little too high.
+        """
+        if not (self.best and self.runner_up):
+            return math.nan, math.nan
+        return speedup_interval(self.runner_up, self.best)
 
 
 def standings(
@@ -98,19 +115,22 @@ def standings(
         proposed = [r for r in ranking if r.heuristic and not r.baseline]
         # Of several generators' heuristics, today's is the one measured last.
         proposed.sort(key=lambda r: r.time, reverse=True)
+        allowed = [
+            r
+            for r in ranking
+            if not r.baseline
+            and _precise(r, max_error)
+            and (max_workspace is None or r.workspace <= max_workspace)
+        ]
+        best = first_current(allowed)
         found.append(
             Standing(
                 problem,
                 count,
                 naive=first_current(r for r in ranking if r.algorithm == "naive"),
                 heuristic=first_current(proposed),
-                best=first_current(
-                    r
-                    for r in ranking
-                    if not r.baseline
-                    and _precise(r, max_error)
-                    and (max_workspace is None or r.workspace <= max_workspace)
-                ),
+                best=best,
+                runner_up=first_current(r for r in allowed if best and r.schedule != best.schedule),
             )
         )
     return found
@@ -186,9 +206,7 @@ def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
 
 
 def verdict(before: Record, after: Record) -> str:
-    """What `in_a_word` says of the speed-up; `unsure` where there are too few samples."""
-    if min(len(before.samples), len(after.samples)) < ENOUGH:
-        return "unsure"
+    """What `in_a_word` says of the speed-up."""
     return in_a_word(*speedup_interval(before, after))
 
 
@@ -207,8 +225,13 @@ def in_a_word(low: float, high: float) -> str:
 def speedup_interval(slower: Record, faster: Record) -> tuple[float, float]:
     """The 95 % interval of how many times `faster` is faster than `slower`; NaN if unknown.
 
-    What one run's race timed in interleaved rounds is compared in pairs.
+    It is known of what several processes timed. Those of one final are compared in pairs.
     """
-    ours = (slower.run, slower.stage, len(slower.samples))
-    paired = ours == (faster.run, "final", len(faster.samples))
-    return ratio_interval(slower.samples, faster.samples, paired)
+    together = paired(slower, faster)
+    return ratio_interval(slower.by_process(), faster.by_process(), together)
+
+
+def paired(one: Record, other: Record) -> bool:
+    """Whether both were timed in the same processes of a final."""
+    ours = (one.run, one.stage, dict.fromkeys(one.processes))
+    return bool(one.processes) and ours == (other.run, "final", dict.fromkeys(other.processes))

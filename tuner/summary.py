@@ -15,7 +15,10 @@ from tuner.record import Record
 from tuner.side_by_side import Network
 from tuner.standing import Standing, network_seconds, of_network
 from tuner.targets import Target
-from tuner.units import ms, percent, plural, ratio
+from tuner.units import ms, plural, ratio
+
+IDLE = "not searched", "not measured"
+"""Verdicts on layers of which measuring could not gain anything."""
 
 _NAMED = 6  # layers of a kind; the table below has all
 
@@ -58,11 +61,15 @@ def tiles(facts: Facts) -> Iterator[tuple[str, str]]:
     """The few figures to remember: a number and what it is."""
     naive, heuristic, best = network_seconds(facts.found)
     if any(t.is_network for t in facts.targets) and best == best:
-        yield f"{ms(best)} ms", f"all convolutions; heuristic {ms(heuristic)} ms"
-        yield ratio(naive / best), "faster than the naive loop"
-        yield ratio(heuristic / best), "faster than the heuristic"
-    verdicts = [s.verdict for s in facts.found]
-    yield f"{verdicts.count('faster')} of {len(verdicts)}", "layers surely faster by tuning"
+        known = f"; heuristic {ms(heuristic)} ms" if heuristic == heuristic else ""
+        yield f"{ms(best)} ms", f"all convolutions{known}"
+        if naive == naive:
+            yield ratio(naive / best), "faster than the naive loop"
+        if heuristic == heuristic:
+            yield ratio(heuristic / best), "faster than the heuristic"
+    verdicts = [s.verdict for s in facts.found if s.verdict not in IDLE]
+    which = "layers" if len(verdicts) == len(facts.found) else "searched layers"
+    yield f"{verdicts.count('faster')} of {len(verdicts)}", f"{which} surely faster by tuning"
 
 
 def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -73,16 +80,18 @@ def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
     labels = [label.replace(" ", "\u00a0") for label in labels]
     trials = sum(r.stage == "screen" for r in facts.records)
     runs = len({r.run for r in facts.records})
+    searched = sum(s.verdict not in IDLE for s in facts.found)
+    left = f", {len(facts.found) - searched} not" if searched < len(facts.found) else ""
     yield (
         "Tuned",
-        f"{plural(len(facts.found), 'distinct convolution')} by {plural(trials, 'trial')} "
+        f"{plural(searched, 'distinct convolution')}{left}, by {plural(trials, 'trial')} "
         f"in {plural(runs, 'run')}.",
     )
     faster = " ".join([*_networks(facts), *_layers(facts, labels)])
     if faster:
         yield "How much faster", faster
     slow = " ".join(_not_faster(facts, labels))
-    yield "What did not get faster", slow or "Nothing: every layer did."
+    yield "What did not get faster", slow or "Nothing: every layer surely did."
     yield from _certainty(facts)
     errors = [s.best.errors.max for s in facts.found if s.best and s.best.errors]
     if errors:
@@ -112,17 +121,21 @@ def _networks(facts: Facts) -> Iterator[str]:
             )
         elif not explained:
             explained = True
+            slowest = f"{ratio(naive / best)} faster than the naive loop ({ms(naive)} ms), "
             yield (
                 f"The {plural(count, 'convolution')} of {target.name} take {ms(best)} ms "
-                f"one after the other: {ratio(naive / best)} faster than the naive loop "
-                f"({ms(naive)} ms), {ratio(heuristic / best)} faster than the heuristic, which "
+                f"one after the other: {slowest if naive == naive else ''}"
+                f"{ratio(heuristic / best)} faster than the heuristic, which "
                 f"chooses without measuring ({ms(heuristic)} ms)."
             )
         else:
             yield (
-                f"The {count} of {target.name}: {ms(best)} ms, {ratio(naive / best)} and "
+                f"The {count} of {target.name}: {ms(best)} ms, "
+                f"{f'{ratio(naive / best)} and ' if naive == naive else ''}"
                 f"{ratio(heuristic / best)} faster."
             )
+        if slow := sum(s.naive is None for s in own):
+            yield f"The naive loop of {slow} of {plural(len(own), 'problem')} was not measured."
 
 
 def _layers(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
@@ -130,14 +143,14 @@ def _layers(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
     gains = {
         label: s.over_heuristic
         for label, s in zip(labels, facts.found, strict=True)
-        if math.isfinite(s.over_heuristic)
+        if math.isfinite(s.over_heuristic) and s.verdict not in IDLE
     }
     if len(gains) > 1:
         most = max(gains, key=gains.__getitem__)
         mean = math.exp(statistics.fmean(math.log(gain) for gain in gains.values()))
         yield (
-            f"Over the heuristic a layer gains {ratio(mean)} in the geometric mean, at most "
-            f"{ratio(gains[most])} ({most})."
+            f"Over the heuristic {len(gains)} searched layers gain {ratio(mean)} in the geometric "
+            f"mean, at most {ratio(gains[most])} ({most})."
         )
 
 
@@ -146,7 +159,9 @@ def _not_faster(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
     slow: Mapping[str, str] = {
         "tie": "Not surely faster than the heuristic",
         "heuristic": "Left as the heuristic had them",
-        "unsure": "Measured too little to say",
+        "slower": "Surely slower than the heuristic's when they were measured again",
+        "unsure": "Measured in too few processes to say",
+        "not searched": "Not searched, of which only the heuristic's schedule was measured",
         "not measured": "Not measured",
     }
     for verdict, words in slow.items():
@@ -162,19 +177,30 @@ def _not_faster(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
 
 
 def _certainty(facts: Facts) -> Iterator[tuple[str, str]]:
-    final = [s for s in facts.found if s.best and s.best.stage == "final"]
-    if final:
-        fewest = min(len(s.best.samples) for s in final if s.best)
-        yield (
-            "How sure",
-            f"{len(final)} of {len(facts.found)} winners raced the heuristic in interleaved "
-            f"rounds, {fewest} samples each at least, and what the race measured is what is "
-            "shown. A layer counts as faster only if the 95 % interval of its speed-up clears 3 %.",
+    winners = [s for s in facts.found if s.best]
+    raced = [s.best for s in winners if s.best and s.raced]
+    said = []
+    if raced:
+        own = sum(best.heuristic for best in raced)
+        processes = min(len(best.by_process()) for best in raced)
+        samples = min(len(best.samples) for best in raced)
+        which = f", {own} of them the heuristic's own schedule" if own else ""
+        said.append(
+            f"{len(raced)} of {plural(len(winners), 'winner')}{which} raced the heuristic's "
+            f"schedule or the next best in interleaved rounds, {plural(samples, 'sample')} each at "
+            f"least, taken in no fewer than {processes} processes."
         )
+    if others := len(winners) - len(raced):
+        said.append(f"{others} of {plural(len(winners), 'winner')} did not race: no more is known.")
+    said.append(
+        "A layer counts as faster only if the 95 % interval of its speed-up, over processes, "
+        "clears 3 %."
+    )
+    yield "How sure", " ".join(said)
     noise = noise_of(facts.records)
     if noise >= NOISY:
         yield (
             "A noisy machine",
-            f"By one in ten of the canary's readings, fixed work took {percent(noise)} longer "
-            "than at its best, or more. Small differences are ties here.",
+            f"By one in ten of the canary's readings, fixed work took {ratio(1 + noise)} its best "
+            "time, or more. Small differences are ties here.",
         )

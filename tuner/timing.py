@@ -18,7 +18,7 @@ from pathlib import Path
 
 from kernels.codegen.jit import Library, ObjectCache
 from kernels.core.cpu import Cpu
-from tuner.intervals import ratio_interval
+from tuner.intervals import rounds_interval
 from tuner.record import typical
 
 # Runs a candidate so many times in native code and returns the seconds for all of them.
@@ -143,7 +143,7 @@ def _undisturbed(calls: Calls, repeats: int) -> tuple[float, float]:
 
 
 def _surely_slower(samples: Sequence[float], fastest: Sequence[float]) -> bool:
-    return samples is not fastest and ratio_interval(samples, fastest, paired=True)[0] > 1
+    return samples is not fastest and rounds_interval(samples, fastest)[0] > 1
 
 
 def weight_copies(weight_bytes: int, cpu: Cpu) -> int:

@@ -45,6 +45,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if math.isfinite(share) else UNKNOWN
 
 
+def interval(low: float, high: float) -> str:
+    """An interval of ratios: `1.02 to 1.10`."""
+    return f"{low:.2f} to {high:.2f}" if math.isfinite(low) else UNKNOWN
+
+
 def size(count: int) -> str:
     """Bytes, with a binary unit: `48 KiB`."""
     value, unit = float(count), "B"

@@ -25,9 +25,10 @@ from benchmarks.experiments.command import show
 from kernels.codegen.jit import cache_root
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
+from tuner.budget import Budget
 from tuner.database import Database
 from tuner.exits import ended
-from tuner.fastrun import Budget, fast_run
+from tuner.fastrun import fast_run
 from tuner.finals import FINAL, race
 from tuner.frames import layer_labels
 from tuner.measurer import Measurer

@@ -29,7 +29,7 @@ from graph.zoo.writer import Writer
 from kernels.core.cpu import Cpu
 from tuner.cores import Cores
 from tuner.exits import ended
-from tuner.intervals import ratio_interval
+from tuner.intervals import rounds_interval
 from tuner.record import typical
 from tuner.timing import Protocol, interleave
 from tuner.units import ms, ratio
@@ -119,7 +119,7 @@ def contest(layer: Layer, threads: int, rounds: int) -> dict[str, object]:
     timings = interleave([_own_steps(run) for run in runs], rounds, _PROTOCOL, seed=0)
     os.sched_setaffinity(0, everywhere)
     before, after = (timing.samples for timing in timings)
-    low, high = ratio_interval(before, after, paired=True)
+    low, high = rounds_interval(before, after)
     return {
         "layer": layer.label,
         "threads": threads,

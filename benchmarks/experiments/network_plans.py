@@ -13,7 +13,6 @@ ways. With `--seconds`, each network is tuned into the database for so long befo
 from __future__ import annotations
 
 import functools
-import math
 import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +47,7 @@ from tuner.record import typical
 from tuner.rivals import ONE_LAYOUT, restricted, same
 from tuner.sandbox import Sandbox
 from tuner.standing import in_a_word
-from tuner.units import UNKNOWN, ms, ratio
+from tuner.units import interval, ms, ratio
 
 NETWORKS = ("resnet18", "resnet50", "shufflenetv2", "mobilenetv2")
 
@@ -217,13 +216,18 @@ def _raced(
     return samples
 
 
+def _by_process(samples: Sequence[float]) -> list[Sequence[float]]:
+    return [samples[i : i + _ROUNDS] for i in range(0, len(samples), _ROUNDS)]
+
+
 def _compared(before: Any, after: Any) -> dict[str, object]:
     """What the rows of two plans say about a speed-up."""
     if (before.same or before.plan) == (after.same or after.plan):
         low, high, said = 1.0, 1.0, "same plan"
     else:
         paired = len(before.samples) == len(after.samples) and before.plan != NAIVE
-        low, high = ratio_interval(before.samples, after.samples, paired)
+        groups = _by_process(before.samples), _by_process(after.samples)
+        low, high = ratio_interval(*groups, paired)
         said = in_a_word(low, high)
     return {
         "before": before.seconds,
@@ -253,11 +257,6 @@ _SPEEDUPS: dict[str, Column] = {
     "95 %\ninterval>": lambda r: interval(r.low, r.high),
     "verdict": lambda r: r.verdict,
 }
-
-
-def interval(low: float, high: float) -> str:
-    """An interval of ratios; a dash where it is unknown."""
-    return UNKNOWN if math.isnan(low) else f"{low:.2f} to {high:.2f}"
 
 
 def show_tables(times: pd.DataFrame) -> None:

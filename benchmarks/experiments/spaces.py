@@ -28,11 +28,12 @@ from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule
 from search_spaces.space import Space, space_for
 from tuner import exchange
+from tuner.budget import Budget
 from tuner.database import Database
 from tuner.effort import EFFORTS
 from tuner.environment import Environment, toolchain
 from tuner.exits import ended
-from tuner.fastrun import Budget, fast_run
+from tuner.fastrun import fast_run
 from tuner.job import Compiled
 from tuner.measurer import Measurer
 from tuner.noise import in_words, noise_of, others

@@ -17,7 +17,7 @@ from tuner.pareto import front
 from tuner.record import Record
 from tuner.standing import Standing, network_seconds, seconds, standings
 from tuner.targets import Target, merged, read_target
-from tuner.units import UNKNOWN, ms, plural, ratio, size
+from tuner.units import UNKNOWN, interval, ms, plural, ratio, size
 
 
 def run(arguments: Namespace) -> int:
@@ -51,12 +51,12 @@ def print_choices(
     rows = [
         (
             *(str(s.problem), str(s.count), _choice(s, cpu, arguments)),
-            *("measured" if s.best else "heuristic", ms(seconds(s.best))),
+            *(_source(s), ms(seconds(s.best)), interval(*s.over_runner_up)),
             f"{s.gflops:.1f}" if s.best else UNKNOWN,
         )
         for s in found
     ]
-    grid(screen(), ("problem", "n>", "schedule", "from", "ms>", "GFLOP/s>"), rows)
+    grid(screen(), ("problem", "n>", "schedule", "from", "ms>", "over next>", "GFLOP/s>"), rows)
     missing = sum(s.best is None for s in found)
     if missing and database is not None:
         print(
@@ -117,6 +117,12 @@ def _fronts_document(
     }
 
 
+def _source(s: Standing) -> str:
+    if s.best is None:
+        return "heuristic"
+    return "not searched" if s.verdict == "not searched" else "measured"
+
+
 def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
     if s.best:
         return s.best.schedule
@@ -147,6 +153,9 @@ def _choices_document(
                 "naive": finite(seconds(s.naive)),
                 "heuristic": finite(seconds(s.heuristic)),
                 "best": finite(seconds(s.best)),
+                "over_heuristic": [*map(finite, s.interval)],
+                "runner_up": s.runner_up.schedule if s.runner_up else None,
+                "over_runner_up": [*map(finite, s.over_runner_up)],
                 "gflops": finite(s.gflops),
                 "error": s.best.errors.to_dict() if s.best and s.best.errors else None,
                 "workspace": s.best.workspace if s.best else None,

@@ -11,9 +11,9 @@ from kernels.core.cpu import Cpu
 from tuner.confine import unconfined
 from tuner.environment import Environment
 from tuner.machine import MachineReport, probe
-from tuner.noise import in_words
+from tuner.noise import amount, in_words
 from tuner.timing import canary
-from tuner.units import UNKNOWN, percent, plural, significant, size
+from tuner.units import UNKNOWN, plural, significant, size
 
 
 def run(arguments: Namespace) -> int:
@@ -44,7 +44,7 @@ def run(arguments: Namespace) -> int:
         ("measured", f"{report.time[:16]} UTC; --refresh measures again"),
         ("peak", f"{_peak_text(report)} of float32 multiply-adds"),
         ("reading", f"{rates} GB/s on one core"),
-        ("noise", f"{percent(report.noise)} then, {percent(_noise_now())} now"),
+        ("noise", f"{amount(report.noise)} then, {amount(_noise_now())} now"),
         ("", in_words(report.noise)),
         ("load", ", ".join(f"{x:.2f}" for x in here.load) + " over 1, 5 and 15 minutes"),
         ("", ""),

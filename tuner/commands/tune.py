@@ -6,12 +6,15 @@ import shlex
 from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from graph.errors import UnsupportedError
 from graph.networks import load_network
 from graph.passes import optimise
 from kernels.core.cpu import Cpu
+from tuner.budget import Budget, enough
 from tuner.commands import existing, limits_of
 from tuner.commands.best import print_choices
 from tuner.commands.doctor import shortcoming
@@ -22,7 +25,7 @@ from tuner.effort import EFFORTS, Effort
 from tuner.exits import INTERRUPTED
 from tuner.machine import MachineReport, probe
 from tuner.measurer import Measurer
-from tuner.noise import NOISY, in_words, noise_of, others
+from tuner.noise import NOISY, amount, in_words, noise_of, others
 from tuner.plans import FINALS, settle
 from tuner.provenance import command_line
 from tuner.record import REGIMES
@@ -79,8 +82,9 @@ def profile(
 ) -> int:
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
     from tuner.display import Board
-    from tuner.fastrun import Budget, Progress, fast_run
+    from tuner.fastrun import Progress, fast_run
 
+    begin = monotonic()
     measurer, report = _measurer(arguments)
     problems = merged(targets)
     effort = _effort(arguments)
@@ -90,13 +94,12 @@ def profile(
     # Other machines measure layers only.
     networks = [t for t in targets if t.is_network and not (t.lacks or arguments.workers)]
     share = FINALS if networks else 0.0
-    search = None if limit is None else (1 - share) * limit
-    budget = Budget(search, arguments.trials, effort.worth)
+    whole = Budget(limit, arguments.trials, effort.worth)
     names = ", ".join(target.name for target in targets)
     title = (
         f"{names}: {plural(len(problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
         f"{' and '.join([arguments.regime, *also])}, "
-        f"{_budget_text(limit, budget.trials)}"
+        f"{_budget_text(limit, whole.trials)}"
     )
     console = screen()
     here = () if arguments.workers else (unconfined(), others())
@@ -105,17 +108,18 @@ def profile(
     for target in targets:
         if target.lacks:
             print(f"only the convolutions of {target.name} are tuned: {target.lacks}")
-    with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, budget) as board:
+    with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, whole) as board:
+        before = monotonic() - begin
 
         def observe(progress: Progress) -> None:
-            board(progress)
+            board(replace(progress, elapsed=before + progress.elapsed))
             if mirror:
                 mirror(progress)
 
         summary = fast_run(
             problems,
             database,
-            budget,
+            whole if limit is None else replace(whole, seconds=(1 - share) * limit - before),
             measurer=measurer,
             also=also,
             seed=arguments.seed,
@@ -144,27 +148,44 @@ def profile(
     rate = summary.trials / summary.seconds if summary.seconds else 0.0
     noise = noise_of(database.records(run=summary.run))
     if noise >= NOISY:
-        print(f"noise {percent(noise)}, {in_words(noise)}")
+        print(f"noise {amount(noise)}; {in_words(noise)}")
     print(
         f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
-        f"{summary.known} known before, noise {percent(noise)}; stored in {database.name}"
+        f"{summary.known} known before, noise {amount(noise)}; stored in {database.name}"
     )
     if mirror:
         url = arguments.mirror
         done = f"mirrored in {url}: `fastrun dashboard {url}` shows it"
         print(f"not all is mirrored in {url}: {mirror.error}" if mirror.error else done)
-    if budget.worth is not None and summary.settled:
+    if summary.left_out:
+        print(f"left out for want of time: {'; '.join(summary.left_out)}")
+    if limit and not (summary.trials or summary.interrupted or summary.settled):
+        print(
+            f"no candidate was measured: {duration(limit)} is too short for "
+            f"{plural(len(problems), 'problem')}, {duration(enough([p for p, _ in problems]))} "
+            "is enough for a first look"
+        )
+    if whole.worth is not None and summary.settled:
         print(
             f"{len(summary.settled)} of {plural(len(problems), 'problem')} levelled off: twice the "
-            f"trials made their best less than {percent(budget.worth)} faster"
+            f"trials made their best less than {percent(whole.worth)} faster"
         )
     if summary.interrupted:
         print("interrupted: the same command goes on where this one stopped")
         return INTERRUPTED
-    for target in networks:
+    for n, target in enumerate(networks):
         naive, *_ = network_seconds(of_network(found, target.problems))
-        seconds = summary.seconds * share / (1 - share) / len(networks)
+        left = summary.seconds * share / (1 - share)
+        if limit is not None:
+            left = limit - (monotonic() - begin)
+        if left <= 0:
+            print(f"left out for want of time: the race of {target.name} as a whole")
+            continue
+        seconds = left / (len(networks) - n)
+        print(f"racing plans of {target.name} as a whole, for some {duration(seconds)}")
         _final(target, database, arguments, seconds, summary.run, naive)
+    if limit is not None:
+        print(f"{duration(monotonic() - begin)} of {duration(limit)} taken")
     return 0
 
 
@@ -177,10 +198,13 @@ def _final(
     naive: float,
 ) -> None:
     """Race the plans of a network, keep the fastest, and show how they did."""
+    from tuner.network import NoTimeError
+
     graph = optimise(load_network(target.name))
+    limits, strict = limits_of(arguments), arguments.seconds is not None
     try:
-        record = settle(graph, database, arguments.threads, seconds, limits_of(arguments), run)
-    except (UnsupportedError, WorkerDied) as error:
+        record = settle(graph, database, arguments.threads, seconds, limits, run, strict)
+    except (UnsupportedError, WorkerDied, NoTimeError) as error:
         print(f"{target.name} was not raced as a whole: {error}")
         return
     final_table(screen(), record, naive)
