@@ -1,7 +1,9 @@
 """Spaces and what is proposed from them."""
 
 import math
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +13,13 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import ScheduleError, applicable, parse_schedule, templates
 from search_spaces.space import Space, space_for
-from tuner.propose import Proposer
+from tuner import options
+from tuner.cli import main
+from tuner.database import Database
+from tuner.exits import MISTAKE
+from tuner.propose import SAMPLERS, Proposer
+
+P = ConvProblem.parse("conv 1x64x28x28 64x3x3 s1 p1")
 
 
 @dataclass(frozen=True)
@@ -127,3 +135,35 @@ def test_bad_schedule_texts_are_refused_in_one_line(text: str, named: str) -> No
         parse_schedule(text)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_that_is_offered_runs(sampler: str) -> None:
+    """Outcomes are told too, failures among them, so that a method gets beyond its first points."""
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes")
+    space = space_for("direct", P, Cpu.host())
+    proposer = Proposer(space, 0, sampler=sampler)
+    seen = []
+    for n in range(40):
+        schedule = proposer.propose()
+        assert schedule is not None
+        assert space.broken_rule(schedule) is None
+        seen.append(schedule)
+        proposer.tell(schedule, None if n % 7 == 3 else 1e-3 * (1 + n % 5))
+    assert len(set(seen)) == len(seen)
+
+
+def test_what_offers_a_sampler_names_those_that_there_are() -> None:
+    assert set(options.SAMPLERS) == set(SAMPLERS)
+
+
+def test_a_sampler_without_its_package_names_the_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    words = ["tune", str(P), "--trials", "1", "--sampler", "cmaes", "--db", str(tmp_path / "a.db")]
+    assert main(words) == MISTAKE
+    assert "'.[cmaes]'" in capsys.readouterr().err
+    with Database(tmp_path / "a.db") as database:
+        assert database.records() == []

@@ -43,7 +43,7 @@ def test_a_winner_that_was_never_one_loses_and_the_race_is_stored(tmp_path: Path
         [found] = recheck(database, [P, OTHER])
         new = [r for r in database.records(stage="final") if r.run != "before"]
         [environment] = database.environments(new[0].run)
-    assert found.before == 2.0
+    assert found.before == pytest.approx(2.0)
     assert found.now < 0.9
     assert found.verdict == "slower"
     assert not found.holds

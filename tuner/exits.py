@@ -12,7 +12,12 @@ from types import FrameType
 
 MISTAKE, INTERRUPTED = 2, 130
 
-_EXTRAS = {"dask": "distributed", "distributed": "distributed", "optuna_dashboard": "dashboard"}
+_EXTRAS = {
+    "cmaes": "cmaes",
+    "dask": "distributed",
+    "distributed": "distributed",
+    "optuna_dashboard": "dashboard",
+}
 """Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
 
 _OURS = ("kernels", "search_spaces", "graph", "tuner", "benchmarks")

@@ -11,6 +11,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import Any
 
 import optuna
@@ -166,6 +167,16 @@ def _broken(seconds: float | None) -> float:
     return 1.0 if seconds is None else -1.0
 
 
+def _cmaes(ground: Ground, seed: int) -> Strategy:
+    """Covariance matrix adaptation, of a package that Optuna would miss only when it is asked.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    import_module("cmaes")
+    return Sampled(ground, optuna.samplers.CmaEsSampler(seed=seed, with_margin=True))
+
+
 SAMPLERS: dict[str, Callable[[Ground, int], Strategy]] = {
     "gp": lambda ground, _: Turns(ground, Kriging(ground)),
     "tpe": lambda ground, seed: Turns(
@@ -174,8 +185,6 @@ SAMPLERS: dict[str, Callable[[Ground, int], Strategy]] = {
     "random": lambda ground, _: Listed(ground.shuffled()),
     "exhaustive": lambda ground, _: Listed(ground.in_order()),
     "local": lambda ground, _: Local(ground),
-    "cmaes": lambda ground, seed: Sampled(
-        ground, optuna.samplers.CmaEsSampler(seed=seed, with_margin=True)
-    ),
+    "cmaes": _cmaes,
 }
 """Ways to search, by name."""
