@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from kernels.core.problem import ConvProblem
 from tuner.job import Compiled, Result
-from tuner.measurer import DISTURBED, RETRIES, Measurer, is_baseline
+from tuner.measurer import DISTURBED, Measurer, is_baseline
 from tuner.record import ALONE, Outcome, Record
 from tuner.timing import Protocol
 
@@ -69,7 +69,8 @@ def race(
 ) -> Iterator[Record]:
     """Race each problem's schedules, and say how each of them did.
 
-    A race that the canary calls disturbed is repeated after those of the other problems. `left`
+    A race that the canary calls disturbed is repeated after those of the other problems, and the
+    quieter one counts. `left`
     gives the seconds that remain. When there are none, no race is begun; nor is a process whose
     predecessor took longer than that. Who was not raced at all has no record. An interrupt is
     passed on when what was measured until then has been said.
@@ -102,11 +103,15 @@ def race(
             for heat in _heats(measurer, contestants, programs, form, process, left):
                 for key, result in heat.results().items():
                     results.setdefault(key, {})[process] = result
-                disturbed += [heat] * heat.disturbed
-            for heat in disturbed * RETRIES:
-                if heat.disturbed and left() > 0:
-                    for key, result in heat.again().items():
-                        results[key][process] = result
+                if heat.noise > DISTURBED:
+                    disturbed.append(heat)
+            for heat in disturbed:
+                before = heat.noise
+                if left() > 0:
+                    again = heat.again()
+                    if heat.noise < before:
+                        for key, result in again.items():
+                            results[key][process] = result
             longest = max(longest, begin - left()) if begin < math.inf else 0.0
     except KeyboardInterrupt as error:
         interrupted = error
@@ -140,7 +145,7 @@ def _heats(
 
 
 class _Heat:
-    """One problem's race in one process, begun; `disturbed` says that it should be repeated.
+    """One problem's race in one process, begun; `noise` is the canary's word on it.
 
     A process that dies takes all contestants along, so each runs alone then: those that fail alone
     have failed, and the others race without them. If nobody fails alone, that is how all did.
@@ -155,7 +160,7 @@ class _Heat:
             for (problem, schedule), program in racing.items()
         ]
         self._begun = self._begin() if racing else None
-        self.disturbed = False
+        self.noise = 0.0
 
     def _begin(self) -> Future[list[Result]]:
         form = self._form
@@ -171,7 +176,7 @@ class _Heat:
         if self._begun is None:
             return {}
         found = self._begun.result()
-        self.disturbed = any(result.noise and result.noise > DISTURBED for result in found)
+        self.noise = max((result.noise or 0.0 for result in found), default=0.0)
         if len(found) == 1 or any(result.outcome == Outcome.CORRECT for result in found):
             found = [self._placed(r, range(len(r.samples))) for r in found]
             return dict(zip(self._racing, found, strict=True))
