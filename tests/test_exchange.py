@@ -54,6 +54,17 @@ def test_bad_json_lines_are_refused_whole(tmp_path: Path, database: Database, li
     assert database.records() == []
 
 
+def test_what_has_no_end_is_refused_without_reading_it(
+    tmp_path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "/dev/zero, line 1: a line of more than" in refused(
+        lambda: database.import_file("/dev/zero")
+    )
+    monkeypatch.setattr("tuner.exchange._LARGEST", 1 << 20)
+    (tmp_path / "bomb.json.gz").write_bytes(gzip.compress(bytes(1 << 22)))
+    assert "split it" in refused(lambda: database.import_file(tmp_path / "bomb.json.gz"))
+
+
 def test_files_that_cannot_be_read_or_written(tmp_path: Path, database: Database) -> None:
     database.add(record())
     assert "cannot read" in refused(lambda: database.import_file(tmp_path / "none.jsonl"))

@@ -16,6 +16,10 @@ from tuner.provenance import Run
 from tuner.record import LATER, Record, RecordError
 from tuner.t4 import read_t4, write_t4
 
+# Bytes of a line, and of a T4 file, beyond which it is none of ours; a few hundred bytes of gzip
+# can say more than memory holds.
+_LONGEST, _LARGEST = 1 << 24, 1 << 30
+
 Writer = Callable[[Sequence[Record], Sequence[Environment], Sequence[Run]], str]
 
 
@@ -72,12 +76,17 @@ def read(path: Path) -> tuple[list[Record], list[Run]]:
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         if path.name.removesuffix(".gz").endswith(".json"):
             try:
-                return read_t4(file.read())
+                text = file.read(_LARGEST + 1)
+                if len(text) > _LARGEST:
+                    raise RecordError(f"more than {_LARGEST >> 20} MB: split it")
+                return read_t4(text)
             except RecordError as error:
                 raise RecordError(f"{path}: {error}") from error
         records, runs = [], dict[Run, None]()
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), b""), start=1):
             try:
+                if len(line) > _LONGEST:
+                    raise RecordError(f"a line of more than {_LONGEST >> 20} MB is no record")
                 data = json.loads(line)
                 if not isinstance(data, dict):
                     raise RecordError("not a JSON object")
