@@ -166,6 +166,7 @@ def test_impossible_transposed_convolutions(given: dict[str, Any], why: str) -> 
         (node("DepthToSpace", "x", "y", blocksize=3), {}, "4 channels in blocks of 3 x 3"),
         (node("SpaceToDepth", "x", "y", blocksize=3), {}, "8 x 8 pixels in blocks of 3 x 3"),
         (node("PRelu", "x s", "y"), {"s": normal(3)}, "impossible"),
+        (node("LRN", "x", "y", size=0), {}, "0 channels"),
         (node("MaxPool", "x", "y", kernel_shape=[1, 1], strides=[4, 4], auto_pad="SAME_UPPER"),
          {}, "strides exceed the kernel"),
     ],

@@ -116,8 +116,11 @@ def _batch_norm(site: Site) -> None:
 
 @lowers("LRN")
 def _lrn(site: Site) -> None:
+    size = int(site.attribute("size", 1))
+    if size < 1 or len(site.shape(0)) < 2:
+        raise site.impossible(f"{size} channels of an input of shape {site.shape(0)}")
     op = LRN(
-        int(site.attribute("size", 1)),
+        size,
         float(site.attribute("alpha", 1e-4)),
         float(site.attribute("beta", 0.75)),
         float(site.attribute("bias", 1.0)),
