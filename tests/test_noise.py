@@ -29,3 +29,9 @@ def test_others_at_work_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert others().startswith("2 other tasks")
     monkeypatch.setattr(noise, "runnable", lambda: 0)
     assert others() == ""
+
+
+def test_noise_beyond_its_share_is_said_in_words() -> None:
+    assert noise.amount(0.12) == "12 %"
+    assert noise.amount(52.0) == "so large that fixed work took 53.0x its time"
+    assert noise.amount(math.nan) == "unknown"

@@ -18,10 +18,11 @@ from kernels.core.problem import ConvProblem
 from tests.records import PROBLEM, record
 from tests.test_loading import measured, problems
 from tests.test_networks_run import residual
+from tuner.budget import Budget
 from tuner.choosing import stored_choices
 from tuner.database import Database
 from tuner.environment import toolchain
-from tuner.fastrun import Budget, fast_run
+from tuner.fastrun import fast_run
 from tuner.measurer import heuristic_text
 from tuner.network_record import HEURISTIC, NetworkRecord
 from tuner.plans import kept_plan

@@ -421,3 +421,22 @@ def test_nothing_measured_is_a_mistake(database: Database, tmp_path: Path) -> No
 
 def test_folders_are_named_by_the_machine() -> None:
     assert machine_slug(MACHINE) == f"made-up-cpu-tm-9000-{HERE[:8]}"
+
+
+def test_what_was_not_searched_is_counted_apart(tmp_path: Path) -> None:
+    """One layer, of which the heuristic's schedule was measured, and not even the naive loop."""
+    problem, _ = PROBLEMS[1]
+    target = Target("one layer", ((problem, 1),))
+    with Database(tmp_path / "records.db") as database:
+        for r in records([problem], trials=0):
+            if r.heuristic and r.stage == "screen":
+                database.add(r)
+        written = write_report(database, [target], tmp_path, MACHINE, threads=1, regime="hot")
+    text = written.with_name("report.md").read_text()
+    assert "Tuned" in text
+    assert "0 distinct convolutions, 1 not" in text
+    assert "not searched" in text
+    assert "1 of 1 winner did not race" in text
+    assert "raced the heuristic" not in text
+    assert not re.search(r"\bnan\b", text)
+    assert list(pd.read_csv(written.with_name("layers.csv"))["verdict"]) == ["not searched"]

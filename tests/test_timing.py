@@ -179,8 +179,13 @@ def test_the_canary_measures_a_deviation_from_its_best() -> None:
     assert len(set(readings)) > 1
 
 
-def test_runnable_leaves_the_caller_out() -> None:
-    assert runnable() >= 0
+@pytest.mark.parametrize(("tasks", "others"), [("3/120", 2), ("1/120", 0), ("0/120", 0)])
+def test_runnable_leaves_the_caller_out(
+    tasks: str, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three tasks that want to run, one is who asks."""
+    monkeypatch.setattr(Path, "read_text", lambda path: f"0.50 0.40 0.30 {tasks} 4711\n")
+    assert runnable() == others
 
 
 def test_timing_gets_the_last_cores_and_compiling_the_rest() -> None:
