@@ -44,6 +44,7 @@ def interrupt() -> None:
             2,
             "it: error: numpy is not installed for .*'.'",
         ),
+        (MemoryError("9 GiB"), 2, "it: error: out of memory: 9 GiB"),
         (KeyboardInterrupt(), 130, "it: interrupted"),
     ],
 )

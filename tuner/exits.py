@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tuner.limits import in_words
+
 MISTAKE, INTERRUPTED = 2, 130
 
 _EXTRAS = {
@@ -90,10 +92,12 @@ def _mistakes() -> tuple[type[BaseException], ...]:
     from tuner.sandbox import WorkerDied
 
     ours = GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, WorkerDied
-    return *ours, OSError
+    return *ours, OSError, MemoryError
 
 
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory: {error}{in_words()}"
     return " ".join(str(error).split())
