@@ -10,17 +10,19 @@ import random
 from dataclasses import dataclass, fields, replace
 from typing import Any, get_type_hints
 
+import numpy as np
+
 from kernels.core.cpu import Cpu
 from kernels.core.layout import BLOCKS, Io, Layout, Placement
 from kernels.core.problem import ACTIVATIONS, ConvProblem
 from kernels.core.reference import random_operands
 from kernels.core.template import KernelTemplate, Program, ScheduleError, templates
 from search_spaces.space import space_for
-from tests.execution import reference, relative_error, run
+from tests.execution import reference, run
 
 LAYOUTS = ("NCHW", "NHWC", *(f"NCHW{b}c" for b in BLOCKS))
 
-# Errors allowed, of the output's rms: of sums of products, and of Winograd's largest tiles.
+# Errors allowed: of sums of products, and of Winograd's largest tiles.
 EXACT, TRANSFORMED = 2e-5, 5e-3
 
 
@@ -50,9 +52,10 @@ class Case:
         """What is wrong with what the kernel computes."""
         operands = random_operands(self.p, seed=1)
         found = run(self.p, program, operands)
-        off = relative_error(found, reference(self.p, operands))
+        # Before the activation, which may leave little of them, outputs are of order 1.
+        off = float(np.abs(found - reference(self.p, operands)).max())
         limit = EXACT if self.template.rows_alike else TRANSFORMED
-        return None if off <= limit else f"off by {off:.2g} of the output's rms"
+        return None if off <= limit else f"off by {off:.2g}"
 
 
 def random_case(seed: str, cpu: Cpu) -> Case:
