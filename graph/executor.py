@@ -165,6 +165,7 @@ class Executable:
         self._script = Script(native, model.threads, self._local) if native else None
         self._alone = Team(1)
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
+        self._types = model.arrangement.outside
         self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
         self.memory = MemoryUse(size, model.weights.size, local * model.threads)
         self._renew()
@@ -203,7 +204,7 @@ class Executable:
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs by name; all are float32."""
+        """Shapes of the inputs by name; all may be float32."""
         return {port.name: port.shape for port in self._model.arrangement.inputs}
 
     @property
@@ -220,7 +221,8 @@ class Executable:
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
         """The outputs by name for the inputs by name.
 
-        Inputs that the model has but never reads may be left out, or be anything.
+        Inputs that the model has but never reads may be left out, or be anything. Those that it
+        converts to float32 itself, such as pictures of bytes, may also be of the model's type.
 
         Raises:
             InputError: an input is missing, unknown, of the wrong shape or not float32.
@@ -234,7 +236,7 @@ class Executable:
             self._walk()
             constants = self._model.arrangement.constants.items()
             return {name: np.array(value) for name, value in constants} | {
-                name: np.array(view).reshape(port.shape)
+                name: np.array(view, self._types.get(name)).reshape(port.shape)
                 for name, (port, view) in self._outputs.items()
             }
 
@@ -339,7 +341,7 @@ class Executable:
             x = inputs[name]
             if not isinstance(x, np.ndarray):
                 raise InputError(f"input {name!r} is a {type(x).__name__}, not a numpy array")
-            if x.dtype != np.float32:
+            if x.dtype not in (np.float32, self._types.get(name, np.float32)):
                 raise InputError(f"input {name!r} is {x.dtype}: give it as float32")
             if x.shape != port.shape:
                 raise InputError(f"input {name!r} has shape {x.shape} instead of {port.shape}")

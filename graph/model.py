@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -84,6 +84,8 @@ class Graph:
     `tensors` describes the inputs and what nodes compute, as far as it is known: only what
     depends on a foreign operator may be missing. `constants` holds weights and parameters.
     `unread` are further inputs of the model, which may be given but which nothing reads.
+    `outside` are the element types that the model has for inputs and outputs which are float32
+    here: those that it converts itself, first or last of all.
 
     Raises:
         GraphError: a node uses a value that no earlier node, input or constant provides, or
@@ -97,6 +99,7 @@ class Graph:
     tensors: Mapping[str, Tensor]
     constants: Mapping[str, Array]
     unread: tuple[str, ...] = ()
+    outside: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = {*self.inputs, *self.constants}

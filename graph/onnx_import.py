@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,6 +48,9 @@ from graph.ops import Foreign
 LARGEST_SHAPE_PARAMETER = 1024
 # Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
 LARGEST_TENSOR = 2**40
+# Types from and to which the caller may convert: where every way of doing it gives the same.
+TO_FLOAT = {"UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "FLOAT16", "DOUBLE"}
+FROM_FLOAT = {"FLOAT16", "DOUBLE"}
 # Nodes of functions and branches written out; more come from files made to be endless.
 MOST_INLINED = 2**17
 
@@ -112,6 +116,8 @@ class _Importer:
         self._names: set[str] = set()  # of values, those of the model to come included
         self._known: set[str] = set()
         self._read: set[str] = set()
+        self._results: set[str] = set()  # outputs that no node reads
+        self._outside: dict[str, np.dtype[Any]] = {}
         self._pending: list[tuple[onnx.NodeProto, _Opsets]] = []
         self._inlined = self._computed = 0
 
@@ -122,7 +128,9 @@ class _Importer:
         if not outputs:
             raise ModelFileError("the model has no outputs: it is cut short or not ONNX's")
         nodes = live_nodes(graph)
-        self._read = names_read(nodes).union(outputs)
+        read = names_read(nodes)
+        self._results = set(outputs) - read
+        self._read = read.union(outputs)
         self._names = names_defined(graph) | self._read
         for sparse in graph.sparse_initializer:
             if sparse.values.name in self._read:
@@ -141,8 +149,9 @@ class _Importer:
             graph.name, tuple(self._nodes), inputs, outputs, self._tensors, self._constants
         )
         live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants)
-        read = tuple(x for x in inputs if live.uses[x])
-        return replace(live, inputs=read, unread=tuple(x for x in inputs if x not in read))
+        used = tuple(x for x in inputs if live.uses[x])
+        unread = tuple(x for x in inputs if x not in used)
+        return replace(live, inputs=used, unread=unread, outside=self._outside)
 
     def _add_inputs(self, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, ...]:
         """Their names. Nothing need be known of those that nothing reads."""
@@ -169,7 +178,19 @@ class _Importer:
             raise GraphError(f"input {value.name!r} cannot have shape {shape}")
         if 0 in shape:
             raise UnsupportedError(f"input {value.name!r} is empty: its shape is {shape}")
-        self._set_type(value.name, helper.make_tensor_type_proto(described.elem_type, shape))
+        element = described.elem_type
+        if _is_one_of(element, TO_FLOAT) and self._is_converted(value.name):
+            self._outside[value.name] = np.dtype(helper.tensor_dtype_to_np_dtype(element))
+            element = onnx.TensorProto.FLOAT
+        self._set_type(value.name, helper.make_tensor_type_proto(element, shape))
+
+    def _is_converted(self, name: str) -> bool:
+        """Whether all that the model does with an input is to make float32 of it."""
+        graph = self._model.graph
+        readers = [node for node in live_nodes(graph) if name in names_read([node])]
+        return name not in {v.name for v in graph.output} and all(
+            node.op_type == "Cast" and _target(node) == onnx.TensorProto.FLOAT for node in readers
+        )
 
     def _push(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
         """Let these nodes be the next ones."""
@@ -244,8 +265,20 @@ class _Importer:
         elif node.op_type == "Constant" and not node.domain:
             self._constants[node.output[0]] = constant_value(node)
         else:
-            self._infer(node, opsets)
-            self._lower(node, opsets)
+            self._lower(self._unconverted(node), opsets)
+
+    def _unconverted(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Leave it to the caller to convert what is an output alone to the model's type."""
+        names = [*node.input, *node.output]
+        if node.op_type != "Cast" or node.domain or len(names) != 2:
+            return node
+        before, kind = self._tensors.get(names[0]), _target(node)
+        if names[1] not in self._results or before is None or before.dtype != np.float32:
+            return node
+        if not _is_one_of(kind, FROM_FLOAT):
+            return node
+        self._outside[node.output[0]] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+        return helper.make_node("Identity", node.input, node.output, name=node.name)
 
     def _shape(self, name: str) -> tuple[int, ...] | None:
         if name in self._constants:
@@ -340,6 +373,7 @@ class _Importer:
             self._set_type(name, described)
 
     def _lower(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
+        self._infer(node, opsets)
         # Many exporters name outputs that nothing reads, such as the mask of a dropout.
         outputs = tuple(y if y in self._read else "" for y in node.output)
         if not any(outputs):
@@ -396,6 +430,15 @@ class _Importer:
             name, count = f"{base}.{count}", count + 1
         self._labels.add(name)
         return name
+
+
+def _is_one_of(kind: int, names: set[str]) -> bool:
+    return any(onnx.TensorProto.DataType.Value(name) == kind for name in names)
+
+
+def _target(node: onnx.NodeProto) -> int:
+    """The type that a Cast converts to."""
+    return next((a.i for a in node.attribute if a.name == "to"), 0)
 
 
 def _check_memory(name: str, tensor: Tensor, taken: int) -> None:

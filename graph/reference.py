@@ -69,6 +69,8 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if name not in inputs or inputs[name].shape != graph.shape(name):
             raise GraphError(f"input {name!r} must be given, of shape {graph.shape(name)}")
         values[name] = _widen(inputs[name])
+        if name in graph.outside:
+            values[name] = values[name].astype(np.float64)
     for index, node in enumerate(graph.nodes):
         operands = [
             _widen(graph.constants[x]) if x in graph.constants else values.get(x)
@@ -78,10 +80,10 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         for name in {*node.inputs}:
             if last_use[name] == index and name not in graph.outputs:
                 values.pop(name, None)
-    return {
-        name: _widen(graph.constants[name]) if name in graph.constants else values[name]
-        for name in graph.outputs
-    }
+    values |= {name: graph.constants[name] for name in graph.outputs if name in graph.constants}
+    for name in graph.outside.keys() & values.keys():
+        values[name] = values[name].astype(graph.outside[name])
+    return {name: _widen(values[name]) for name in graph.outputs}
 
 
 def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Array:

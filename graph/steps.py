@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,8 @@ class Port:
 class Arrangement:
     """A network as a list of steps over buffers, and its inputs and outputs in their order.
 
-    `constants` are the outputs that do not depend on any input, `unread` inputs that nothing reads.
+    `constants` are the outputs that do not depend on any input, `unread` inputs that nothing reads,
+    `outside` element types of inputs and outputs as the model has them, where not float32.
     """
 
     steps: tuple[Step, ...]
@@ -95,6 +97,7 @@ class Arrangement:
     outputs: tuple[Port, ...]
     constants: Mapping[str, Array]
     unread: tuple[str, ...] = ()
+    outside: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
 
     @property
     def ir_hash(self) -> str:
@@ -153,6 +156,7 @@ def arrange(
         tuple(_port(graph, x, t, number) for x, t in zip(computed, outputs, strict=True)),
         constants,
         graph.unread,
+        graph.outside,
     )
 
 
