@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from kernels.core.problem import ConvProblem
+from kernels.core.problem import ConvProblem, ProblemError
 from tuner.record import Outcome, Record
 from tuner.standing import Standing, seconds
 
@@ -232,6 +232,14 @@ _COLUMNS = [
 ]
 
 
+def _flops(problem: str) -> float:
+    """Of one call; NaN where the text is no problem that this version knows."""
+    try:
+        return ConvProblem.parse(problem).flops
+    except ProblemError:
+        return math.nan
+
+
 def _row(record: Record, parameters: bool) -> dict[str, Any]:
     samples = record.samples or (math.nan,)
     seconds = record.seconds_per_call if record.samples else math.nan
@@ -242,7 +250,7 @@ def _row(record: Record, parameters: bool) -> dict[str, Any]:
         "min": min(samples),
         "median": statistics.median(samples),
         "samples": len(record.samples),
-        "gflops": ConvProblem.parse(record.problem).flops / seconds / 1e9,
+        "gflops": _flops(record.problem) / seconds / 1e9,
         "error_max": errors.max if errors else math.nan,
         "error_rms": errors.rms if errors else math.nan,
         "error_bias": errors.bias if errors else math.nan,

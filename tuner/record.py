@@ -45,6 +45,8 @@ class Outcome(StrEnum):
 
 
 _OUTCOMES = tuple(Outcome)
+# Seconds that nothing takes; milliseconds of any less are finite too.
+_LONGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -165,9 +167,9 @@ class Record:
         _check_word("outcome", self.outcome, _OUTCOMES)
         if not (1 <= self.threads < 1 << 31 and 0 <= self.workspace < 1 << 63):
             raise RecordError("record: threads is at least 1 and workspace at least 0")
-        if not all(0 < sample < math.inf for sample in self.samples):
+        if not all(0 < sample <= _LONGEST for sample in self.samples):
             raise RecordError("record field 'samples': a time is positive and finite")
-        if not all(0 <= cost < math.inf for cost in self.seconds.values()):
+        if not all(0 <= cost <= _LONGEST for cost in self.seconds.values()):
             raise RecordError("record field 'seconds': a duration is finite and at least 0")
         if self.noise is not None and not 0 <= self.noise < math.inf:
             raise RecordError("record field 'noise': a deviation is finite and at least 0")
