@@ -107,6 +107,14 @@ def typical_of(processes: Sequence[Sequence[float]]) -> float:
     return statistics.geometric_mean(times)
 
 
+def by_process(samples: Sequence[float], processes: Sequence[int]) -> list[tuple[float, ...]]:
+    """The samples of each process, in the order measured; all as one where nobody noted it."""
+    groups: dict[int, list[float]] = {}
+    for process, sample in zip(processes or (0,) * len(samples), samples, strict=True):
+        groups.setdefault(process, []).append(sample)
+    return [tuple(group) for group in groups.values()]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One outcome, complete: enough to trust it, doubt it, or measure it again.
@@ -203,11 +211,7 @@ class Record:
 
     def by_process(self) -> list[tuple[float, ...]]:
         """The samples of each process, in the order measured; all as one where nobody noted it."""
-        groups: dict[int, list[float]] = {}
-        processes = self.processes or (0,) * len(self.samples)
-        for process, sample in zip(processes, self.samples, strict=True):
-            groups.setdefault(process, []).append(sample)
-        return [tuple(samples) for samples in groups.values()]
+        return by_process(self.samples, self.processes)
 
     @property
     def key(self) -> str:

@@ -19,8 +19,9 @@ from tuner.record import (
     Outcome,
     Record,
     RecordError,
+    by_process,
     content_key,
-    typical,
+    typical_of,
 )
 
 TABLES = sql.MetaData()
@@ -255,7 +256,8 @@ def check_time(row: sql.RowMapping) -> None:
     Raises:
         ValueError, TypeError, RecursionError: it does.
     """
-    _check_derived(row, {"seconds_per_call": typical(json.loads(row["samples"]))})
+    groups = by_process(json.loads(row["samples"]), json.loads(row["processes"]))
+    _check_derived(row, {"seconds_per_call": typical_of(groups)})
 
 
 def _check_derived(row: sql.RowMapping, made: Row) -> None:

@@ -120,7 +120,7 @@ def _fronts_document(
 def _source(s: Standing) -> str:
     if s.best is None:
         return "heuristic"
-    return "not searched" if s.verdict == "not searched" else "measured"
+    return "measured, not searched" if s.verdict == "not searched" else "measured"
 
 
 def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
