@@ -10,6 +10,7 @@ import pytest
 from benchmarks.experiments import agreement, nearest
 from kernels.core.problem import ConvProblem
 from tests.test_recheck import stored
+from tuner.budget import Budget
 from tuner.database import Database
 from tuner.measurer import heuristic_text
 
@@ -23,6 +24,8 @@ def test_agreement_goes_on_where_it_was_stopped(
     monkeypatch.setattr(agreement, "REPEATED", (P,))
     monkeypatch.setattr(agreement, "LATER", (P,))
     monkeypatch.setattr(agreement, "TUNINGS", 1)
+    # A number of trials, since no seconds are enough on every machine.
+    monkeypatch.setattr(agreement, "Budget", lambda seconds: Budget(trials=4))
     options = ["--work", str(tmp_path), "--csv", str(tmp_path), "--seconds", "2"]
     assert agreement.main([*options, "--minutes", "0"]) == 0
     assert "3 steps left" in capsys.readouterr().err
