@@ -39,8 +39,7 @@ if __name__ == "__main__":
     parser.add_argument("--strategy", default="genetic_algorithm")
     parser.add_argument("--evaluations", type=int, help="at most; default: what the strategy does")
     options = parser.parse_args()
-    records, _ = exchange.read(options.file)
-    cache = cache_of(records)
+    cache = cache_of(exchange.read(options.file)[0])
 
     def measured(*values: Any, **named: Any) -> bool:
         return ",".join(map(str, values or named.values())) in cache["cache"]
