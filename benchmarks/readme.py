@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import re
 import statistics
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import Any
 
 from benchmarks import layers, ours, peers
 from benchmarks.report import Heat, geometric_mean, read_heats
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.units import UNKNOWN, ms, percent, plural, ratio
 
 BEGIN = "<!-- results: written by `make results` from the files in results/ -->"
@@ -202,4 +201,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("readme", main))
+    leave(ended("readme", main))

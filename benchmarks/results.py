@@ -21,7 +21,7 @@ from benchmarks import layers
 from graph import zoo
 from kernels.core.cpu import Cpu
 from tuner.effort import EFFORTS
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.machine import probe
 from tuner.record import now
 from tuner.report import machine_slug
@@ -138,4 +138,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("results", main))
+    leave(ended("results", main))

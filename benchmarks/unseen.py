@@ -9,7 +9,6 @@ FOLDER/*.onnx` then times them.
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tuner.exits import ended
+from tuner.exits import ended, leave
 
 Make = Callable[[], nn.Module]
 
@@ -212,4 +211,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("unseen", main))
+    leave(ended("unseen", main))

@@ -128,7 +128,8 @@ def test_an_experiment_is_interrupted_in_one_line(tmp_path: Path) -> None:
     _, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
     assert "spaces: interrupted" in err
-    assert "Traceback" not in err
+    # Python itself reports an interrupt that arrives in a destructor.
+    assert err.count("Traceback") == err.count("Exception ignored")
     assert _records(path)
 
 

@@ -157,7 +157,8 @@ def test_interrupt_ends_in_order(tmp_path: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert "interrupted True" in out, err
-    assert process.returncode == 0
+    # The second signal may come when all is done, and then ends the script.
+    assert process.returncode in (0, -signal.SIGINT)
     assert "Traceback" not in err
     with Database(tmp_path / "records.db") as database:
         assert len(database.records()) >= 5

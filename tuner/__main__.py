@@ -1,6 +1,6 @@
 """`python -m tuner` is `fastrun`."""
 
-from tuner.cli import main
+from tuner.cli import program
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    program()

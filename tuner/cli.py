@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from tuner import options
 from tuner.affinity import check_threads
-from tuner.exits import MISTAKE, ended
+from tuner.exits import MISTAKE, ended, leave
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -52,6 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(arguments)
 
     return ended("fastrun", command)
+
+
+def program() -> NoReturn:
+    """The command line as a program of its own."""
+    leave(main())
 
 
 def _refuse(word: str, command: Parser) -> NoReturn:

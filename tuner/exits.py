@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from tuner.limits import in_words
 
@@ -54,6 +55,13 @@ def ended(name: str, command: Callable[[], int]) -> int:
     except _mistakes() as error:
         print(f"{name}: error: {_one_line(error)}", file=sys.stderr)
         return MISTAKE
+
+
+def leave(code: int) -> NoReturn:
+    """Exit with the code. An interrupted program is not cut short by a second SIGINT."""
+    if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 @contextmanager

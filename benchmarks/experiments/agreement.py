@@ -11,7 +11,6 @@ What was measured is kept (`--work`), and the same command goes on where it was 
 from __future__ import annotations
 
 import json
-import sys
 import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +26,7 @@ from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tuner.budget import Budget
 from tuner.database import Database
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.fastrun import fast_run
 from tuner.finals import FINAL, race
 from tuner.frames import layer_labels
@@ -266,4 +265,4 @@ def _name(text: str, part: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("agreement", main))
+    leave(ended("agreement", main))

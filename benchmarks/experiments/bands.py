@@ -9,7 +9,6 @@ of inputs and outputs left out. `planned` are the pairs that the planner would p
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -28,7 +27,7 @@ from graph.tasks import tasks
 from graph.zoo.writer import Writer
 from kernels.core.cpu import Cpu
 from tuner.cores import Cores
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.intervals import rounds_interval
 from tuner.record import typical
 from tuner.timing import Protocol, interleave
@@ -159,4 +158,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("bands", main))
+    leave(ended("bands", main))

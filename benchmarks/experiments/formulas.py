@@ -9,7 +9,6 @@ formula says to four times that and to everything at once, and the best value ra
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,7 @@ from benchmarks.experiments.duel import Duel, Findings, rows, settle
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import parse_schedule, templates
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.frames import layer_labels
 
 _FACTORS = (1 / 4, 1 / 2, 1, 2, 4)
@@ -151,4 +150,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("formulas", main))
+    leave(ended("formulas", main))

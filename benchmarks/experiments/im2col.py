@@ -10,7 +10,6 @@ straight into the packed panels. All channels are unfolded together: K is never 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from kernels.codegen.unfolded_forms import pixel_lanes
 from kernels.conv.im2col import Schedule, template
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.frames import layer_labels
 from tuner.targets import merged, read_target
 
@@ -104,4 +103,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("im2col", main))
+    leave(ended("im2col", main))

@@ -9,7 +9,6 @@ the one that tuning has found.
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from benchmarks.experiments.command import show
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from tuner.commands import existing
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.finals import FINAL, race
 from tuner.frames import layer_labels
 from tuner.measurer import Measurer, heuristic_text
@@ -124,4 +123,4 @@ def measured(tuned: dict[ConvProblem, str], text: str) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("nearest", main))
+    leave(ended("nearest", main))

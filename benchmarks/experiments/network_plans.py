@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import pickle
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from kernels.core.template import templates
 from tuner.choosing import guessed_choices, stored_choices
 from tuner.cores import Cores
 from tuner.database import Database
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.in_place import Network, race
 from tuner.intervals import ENOUGH, ratio_interval
 from tuner.machine import probe
@@ -287,4 +286,4 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("network_plans", main))
+    leave(ended("network_plans", main))

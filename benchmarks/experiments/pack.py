@@ -8,13 +8,12 @@ pixels as the formula for L2 says.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from benchmarks.experiments.command import Column, Part, command, show_duels
 from benchmarks.experiments.duel import Duel, Findings, settle
 from benchmarks.experiments.im2col import LAYOUTS, NETWORKS, blocks, layers, schedules
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.frames import layer_labels
 
 
@@ -50,4 +49,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("pack", main))
+    leave(ended("pack", main))

@@ -9,7 +9,6 @@ three distances: 16 steps of K, 64, and a whole panel.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from benchmarks.experiments.duel import Duel, Findings, settle
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
 from kernels.core.template import templates
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.record import REGIMES
 
 LAYERS = (
@@ -93,4 +92,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("prefetch", main))
+    leave(ended("prefetch", main))

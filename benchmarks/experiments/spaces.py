@@ -32,7 +32,7 @@ from tuner.budget import Budget
 from tuner.database import Database
 from tuner.effort import EFFORTS
 from tuner.environment import Environment, toolchain
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.fastrun import fast_run
 from tuner.job import Compiled
 from tuner.measurer import Measurer
@@ -218,4 +218,4 @@ def _together(screenings: Sequence[Record]) -> Record:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("spaces", main))
+    leave(ended("spaces", main))

@@ -25,7 +25,7 @@ import pandas as pd
 from benchmarks.experiments.command import Column, Part, carry_out, options, show
 from benchmarks.experiments.duel import Findings
 from kernels.codegen.jit import cache_root
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.units import duration
 
 _AGAIN = 5
@@ -114,4 +114,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("starts", main))
+    leave(ended("starts", main))

@@ -10,7 +10,6 @@ tuned either. What other blocks of tiles do: `python -m benchmarks.experiments.f
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
@@ -23,7 +22,7 @@ from kernels.codegen.winograd import ALPHA, POINTS, sets_of_points
 from kernels.conv import winograd, winograd_naive
 from kernels.core.cpu import Cpu
 from kernels.core.problem import ConvProblem
-from tuner.exits import ended
+from tuner.exits import ended, leave
 from tuner.finals import Format
 from tuner.measurer import Measurer
 
@@ -124,4 +123,4 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(ended("winograd", main))
+    leave(ended("winograd", main))
