@@ -23,7 +23,7 @@ from tuner.network_record import HEURISTIC, NetworkRecord
 from tuner.record import Outcome, Record
 from tuner.standing import Standing, network_seconds, of_network, seconds
 from tuner.targets import Target
-from tuner.units import UNKNOWN, clock, ms, percent, plural, ratio
+from tuner.units import UNKNOWN, clock, interval, ms, percent, plural, ratio
 
 if TYPE_CHECKING:  # these load Optuna, which a table needs not
     from tuner.budget import Budget
@@ -95,9 +95,8 @@ def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
     """Print how a network's plans raced; `naive` are the seconds of its layers' naive loops."""
     rows = [("naive loops, sum of layers", ms(naive), "", "")]
     for name in record.samples:
-        low, high = record.interval(name)
         over = ratio(record.seconds(HEURISTIC) / record.seconds(name))
-        rows.append((name, ms(record.seconds(name)), over, f"{low:.3f} to {high:.3f}"))
+        rows.append((name, ms(record.seconds(name)), over, interval(*record.interval(name), 3)))
     console.print()
     heads = (f"{record.network} as a whole", "ms>", "over heur.>", "95 % interval>")
     grid(console, heads, rows)

@@ -45,9 +45,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f} %" if math.isfinite(share) else UNKNOWN
 
 
-def interval(low: float, high: float) -> str:
+def interval(low: float, high: float, digits: int = 2) -> str:
     """An interval of ratios: `1.02 to 1.10`."""
-    return f"{low:.2f} to {high:.2f}" if math.isfinite(low) else UNKNOWN
+    return f"{low:.{digits}f} to {high:.{digits}f}" if math.isfinite(low) else UNKNOWN
 
 
 def size(count: int) -> str:

@@ -33,7 +33,7 @@ from tuner.frames import layer_labels
 from tuner.measurer import Measurer
 from tuner.recheck import recheck
 from tuner.standing import standings
-from tuner.units import ms, plural, ratio
+from tuner.units import interval, ms, plural, ratio
 
 TUNINGS = 5
 
@@ -243,7 +243,7 @@ def _show_later(table: pd.DataFrame) -> None:
         {
             "layer": lambda r: r.layer,
             "reported\nover heur.>": lambda r: ratio(r.reported),
-            "95 %\ninterval>": lambda r: f"{r.reported_low:.3f} to {r.reported_high:.3f}",
+            "95 %\ninterval>": lambda r: interval(r.reported_low, r.reported_high, 3),
             "verdict": lambda r: r.verdict,
             "again\nover heur.>": lambda r: ratio(r.again),
             "drift>": lambda r: f"{100 * r.drift:+.1f} %",

@@ -31,7 +31,7 @@ from tuner.exits import ended, leave
 from tuner.intervals import rounds_interval
 from tuner.record import typical
 from tuner.timing import Protocol, interleave
-from tuner.units import ms, ratio
+from tuner.units import interval, ms, ratio
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ _COLUMNS: dict[str, Column] = {
     "in bands\nms>": lambda r: ms(r.after),
     "rows>": lambda r: str(r.rows),
     "bands are\nfaster>": lambda r: ratio(r.speedup),
-    "95 %\ninterval>": lambda r: f"{r.low:.2f} to {r.high:.2f}",
+    "95 %\ninterval>": lambda r: interval(r.low, r.high),
     "planned": lambda r: "yes" if r.planned else "no",
 }
 

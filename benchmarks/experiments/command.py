@@ -17,7 +17,7 @@ from benchmarks.experiments.duel import Findings, rows
 from tuner.display import grid, screen
 from tuner.environment import Environment
 from tuner.noise import in_words, noise_of, others
-from tuner.units import ms, percent, ratio, size
+from tuner.units import interval, ms, percent, ratio, size
 
 Column = Callable[[Any], str]
 """What a table shows of a row, whose columns are attributes."""
@@ -91,7 +91,7 @@ def show_duels(
         f"{before}\nms>": lambda r: ms(r.before),
         f"{after}\nms>": lambda r: ms(r.after),
         f"{after}\nis faster>": lambda r: ratio(r.speedup),
-        "95 %\ninterval>": lambda r: f"{r.low:.2f} to {r.high:.2f}",
+        "95 %\ninterval>": lambda r: interval(r.low, r.high),
         "verdict": lambda r: r.verdict,
     }
     if memory:

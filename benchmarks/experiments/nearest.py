@@ -27,7 +27,7 @@ from tuner.frames import layer_labels
 from tuner.measurer import Measurer, heuristic_text
 from tuner.nearest import distance, suggestions
 from tuner.standing import first_current, speedup_interval
-from tuner.units import ms, ratio
+from tuner.units import interval, ms, ratio
 
 # Problems no further apart than by their epilogues are the same shape.
 _SAME = 1.0
@@ -52,7 +52,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "nearest": lambda r: r.nearest,
         "heuristic\nms>": lambda r: ms(r.heuristic),
         "nearest\nover heur.>": lambda r: ratio(r.gain),
-        "95 %\ninterval>": lambda r: f"{r.low:.2f} to {r.high:.2f}",
+        "95 %\ninterval>": lambda r: interval(r.low, r.high),
         "tuned\nover heur.>": lambda r: ratio(r.tuned_gain),
     }
     show(columns)(table)

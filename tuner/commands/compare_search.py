@@ -27,7 +27,7 @@ from tuner.replay import (
     scores_frame,
 )
 from tuner.targets import is_problem
-from tuner.units import UNKNOWN, ms, percent, plural
+from tuner.units import UNKNOWN, interval, ms, percent, plural
 
 
 def run(arguments: Namespace) -> int:
@@ -85,7 +85,7 @@ def _show(scores: pd.DataFrame, space: RecordedSpace | None = None) -> None:
     cells = [
         (
             *(r.sampler, f"{r.score:.2f}"),
-            f"{r.low:.2f} to {r.high:.2f}" if r.low == r.low else UNKNOWN,
+            interval(r.low, r.high),
             *((_count(r.needed),) if space else ()),
             percent(r.share) if r.share < math.inf else "not reached",
         )

@@ -12,7 +12,7 @@ from tuner.database import Database
 from tuner.display import grid, screen
 from tuner.recheck import Recheck, recheck
 from tuner.targets import read_target
-from tuner.units import UNKNOWN, ms, plural, ratio
+from tuner.units import UNKNOWN, interval, ms, plural, ratio
 
 LOST = 1
 
@@ -42,7 +42,7 @@ def _show(found: Sequence[Recheck], missing: int, arguments: Namespace) -> None:
         (
             *(str(r.problem), r.stored.algorithm),
             *(ms(r.stored.seconds_per_call), ms(r.winner.seconds_per_call)),
-            *(ratio(r.before), ratio(r.now), _interval(r), _drift(r)),
+            *(ratio(r.before), ratio(r.now), interval(*r.interval), _drift(r)),
             f"{r.verdict}, stale" if r.stale else r.verdict,
         )
         for r in found
@@ -61,11 +61,6 @@ def _show(found: Sequence[Recheck], missing: int, arguments: Namespace) -> None:
             f"{plural(missing, 'problem')} not measured with "
             f"{plural(arguments.threads, 'thread')}, {arguments.regime}: `fastrun tune` does that"
         )
-
-
-def _interval(r: Recheck) -> str:
-    low, high = r.interval
-    return f"{low:.2f} to {high:.2f}" if low == low else UNKNOWN
 
 
 def _drift(r: Recheck) -> str:
