@@ -14,6 +14,7 @@ from tuner.budget import Budget, enough, first_seconds
 from tuner.database import Database
 from tuner.fastrun import Summary, fast_run
 from tuner.finals import FINAL
+from tuner.intervals import PROCESSES
 from tuner.record import Record
 
 LAYERS = [
@@ -87,6 +88,17 @@ def test_time_is_kept_for_what_decides(clock: Clock, database: Database) -> None
     assert {len(r.samples) for r in raced if not r.baseline} == {FINAL.processes * FINAL.rounds}
     assert summary.left_out == []
     assert clock.now > 60
+
+
+@pytest.mark.parametrize("slow", [1.0, 3.0, 6.0])
+@pytest.mark.parametrize("seconds", [40, 60, 90])
+def test_a_final_has_the_processes_that_a_verdict_needs(
+    seconds: float, slow: float, clock: Clock, database: Database
+) -> None:
+    """Also where the machine turns out to be slower than expected: then fewer layers race."""
+    tuned(LAYERS, database, Budget(seconds), SimulatedMeasurer(clock, slow, 1.0))
+    processes = [len(set(r.processes)) for r in finals(database) if not r.baseline]
+    assert min(processes, default=PROCESSES) >= PROCESSES
 
 
 def test_with_less_time_there_are_fewer_races_and_the_summary_says_so(

@@ -20,6 +20,8 @@ _START, PROCESS, _LOOK = 2.0, 1.0, 3.0
 BASELINES, RACES_LEAST, RACES_MOST = 0.3, 0.2, 0.5
 # What is kept for races, of what they should take.
 MARGIN = 1.2
+# How many times longer a final may take than it should where no race before it has shown that.
+UNKNOWN_PACE = 1.6
 
 
 @dataclass(frozen=True)

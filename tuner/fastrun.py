@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from itertools import permutations
@@ -21,7 +21,7 @@ from tuner import budget as costs
 from tuner.budget import DECISIVE, RACES, Budget, Races
 from tuner.database import Database
 from tuner.environment import toolchain
-from tuner.finals import FINAL, RACE, race
+from tuner.finals import FINAL, RACE, Format, race
 from tuner.job import Compiled, Job, Limits, Result
 from tuner.measurer import DISTURBED, RETRIES, Measurer
 from tuner.nearest import first_guesses
@@ -276,6 +276,7 @@ class _Run:
             p: [r.schedule for r in some] for p, some in leaders.items() if len(some) > FINALISTS
         }
         raced: dict[ConvProblem, list[Record]] = {}
+        begin = self._elapsed
         for record in race(self.measurer, fields, RACE, self._race_left):
             self._store(record)
             raced.setdefault(ConvProblem.parse(record.problem), []).append(record)
@@ -287,13 +288,17 @@ class _Run:
             finalists = {}
         elif not races.alone:
             finalists = {p: some for p, some in finalists.items() if len(some) > 1}
+        # What made the first race take longer than expected will do so again.
+        expected = self._first_cost(leaders.values())
+        pace = max(1.0, (self._elapsed - begin) / expected) if expected else costs.UNKNOWN_PACE
+        finalists, final = self._that_fits(finalists, races.final, pace)
         found = []
-        for record in race(self.measurer, finalists, races.final, self._race_left):
+        for record in race(self.measurer, finalists, final, self._race_left):
             self._store(record)
             found.append(record)
         for regime in self.also:
             self.measurer.regime = regime
-            for record in race(self.measurer, finalists, races.final, self._race_left):
+            for record in race(self.measurer, finalists, final, self._race_left):
                 self.database.add(record)
         self._say_what_was_not_raced(races, leaders, found)
         self._tell("done", None)
@@ -359,17 +364,37 @@ class _Run:
     def _race_cost(self, searches: Sequence[ProblemSearch], races: Races) -> float:
         """How many seconds races should take."""
         leaders = [_leaders(s, races) for s in searches]
-        fields = [record for some in leaders if len(some) > FINALISTS for record in some]
-        finalists = [
-            s.measured[text]
+        finalists = {
+            s.problem: _finalists(s, some, races)
             for s, some in zip(searches, leaders, strict=True)
             if races.alone or len(some) > 1
-            for text in _finalists(s, some, races)
-            if text in s.measured
-        ]
-        final = costs.race_seconds(finalists, races.final, self._slow)
-        first = costs.race_seconds(fields, RACE, self._slow) if fields else 0.0
-        return first + final * (1 + len(self.also))
+        }
+        return self._first_cost(leaders) + self._final_cost(finalists, races.final)
+
+    def _first_cost(self, leaders: Iterable[Sequence[Record]]) -> float:
+        fields = [record for some in leaders if len(some) > FINALISTS for record in some]
+        return costs.race_seconds(fields, RACE, self._slow) if fields else 0.0
+
+    def _final_cost(self, finalists: Mapping[ConvProblem, Sequence[str]], form: Format) -> float:
+        measured = {p: self._search_of(p).measured for p in finalists}
+        known = [measured[p][x] for p, some in finalists.items() for x in some if x in measured[p]]
+        return costs.race_seconds(known, form, self._slow) * (1 + len(self.also))
+
+    def _that_fits(
+        self, finalists: Mapping[ConvProblem, list[str]], form: Format, pace: float
+    ) -> tuple[dict[ConvProblem, list[str]], Format]:
+        """The final for which there is time: a shorter one, then one of fewer problems.
+
+        A final cut off before its third process would decide nothing. The first problems stay.
+        """
+        forms = [form, *(r.final for r in RACES if r.final.samples < form.samples)]
+        for fuller in forms:
+            if pace * self._final_cost(finalists, fuller) <= self._left:
+                return dict(finalists), fuller
+        left = dict(finalists)
+        while left and pace * self._final_cost(left, forms[-1]) > self._left:
+            left.popitem()
+        return left, forms[-1]
 
     def _job(self, candidate: Candidate, program: Compiled) -> Job:
         search = self._search_of(candidate.problem)

@@ -42,6 +42,11 @@ class Format:
     block: float = 10e-3
     slow: float = Protocol.slow
 
+    @property
+    def samples(self) -> int:
+        """Of each contestant, in all rounds of all processes."""
+        return self.processes * self.rounds
+
     def protocol(self, schedule: str) -> Protocol:
         """How a schedule is timed: a slow baseline by one call a process, all else in full."""
         slow = self.slow if is_baseline(schedule) else math.inf
