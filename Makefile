@@ -2,13 +2,16 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint docs notebooks results clean
+.PHONY: demo test check lint docs notebooks results clean
 
 demo: .venv/demo
 	$(BIN)/fastrun demo
 
 test: .venv/test lint
 	$(BIN)/python -m pytest
+
+check: .venv/test lint
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .
@@ -22,7 +25,7 @@ notebooks: .venv/notebooks
 	$(BIN)/python notebooks/run.py
 
 results: .venv/results
-	$(BIN)/python -m benchmarks.results
+	$(BIN)/python -m fastrun.benchmarks.results
 
 .venv/demo: pyproject.toml
 	$(PYTHON) -m venv .venv

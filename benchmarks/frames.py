@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from benchmarks import ours
-from benchmarks.report import Heat
-from tuner.record import typical
+from fastrun.benchmarks import ours
+from fastrun.benchmarks.report import Heat
+from fastrun.tuner.records.statistics import typical
 
 
 def engines_frame(heats: Sequence[Heat]) -> pd.DataFrame:

@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import ours
-from benchmarks.one_layer import ADD, INPUT, one_layer
-from benchmarks.race import peer, race
-from benchmarks.report import Heat
-from kernels.codegen.jit import cache_root
-from kernels.core.problem import ConvProblem
-from tuner.database import Database
-from tuner.machine import MachineReport
-from tuner.operands import Operands, Scratch
-from tuner.units import UNKNOWN, percent
+from fastrun.benchmarks import ours
+from fastrun.benchmarks.one_layer import ADD, INPUT, one_layer
+from fastrun.benchmarks.race import peer, race
+from fastrun.benchmarks.report import Heat
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.native.cache import cache_root
+from fastrun.tuner.machine.probe import MachineReport
+from fastrun.tuner.measure.operands import Operands, Scratch
+from fastrun.tuner.records.units import UNKNOWN, percent
+from fastrun.tuner.store.database import Database
 
 ROUNDS = 15
 """Samples of each engine, unless told otherwise."""

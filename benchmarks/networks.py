@@ -15,14 +15,15 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks import ours
-from benchmarks.peers import Array
-from benchmarks.race import Entrant, calls_of, judged, peer, race
-from benchmarks.report import Heat
-from graph import reference, zoo
-from graph.model import Graph
-from graph.networks import load_network
-from tuner.loading import load
+from fastrun.benchmarks import ours
+from fastrun.benchmarks.peers import Array
+from fastrun.benchmarks.race import Entrant, calls_of, judged, peer, race
+from fastrun.benchmarks.report import Heat
+from fastrun.graph import zoo
+from fastrun.graph.core.model import Graph
+from fastrun.graph.networks import load_network
+from fastrun.graph.reference import interpreter as reference
+from fastrun.tuner.networks.load import load
 
 ROUNDS = 10
 """Samples of each engine, unless told otherwise."""

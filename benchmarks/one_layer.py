@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from kernels.core.problem import ConvProblem, slope
+from fastrun.kernels.core.problem import ConvProblem, slope
 
 OPSET, IR_VERSION = 17, 8
 INPUT, ADD, OUTPUT = "x", "add", "y"

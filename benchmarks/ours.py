@@ -7,20 +7,20 @@ from collections.abc import Mapping
 
 import onnx
 
-from benchmarks.peers import Array
-from benchmarks.race import Entrant, settle, warm
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from kernels.core.template import heuristic_choice
-from tuner.cores import Cores
-from tuner.database import Database
-from tuner.job import Job, Limits
-from tuner.loading import load
-from tuner.operands import Operands
-from tuner.standing import is_current
-from tuner.timing import Calls
-from tuner.verify import Arena, Candidate
-from tuner.worker import compile_one
+from fastrun.benchmarks.peers import Array
+from fastrun.benchmarks.race import Entrant, settle, warm
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import heuristic_choice
+from fastrun.tuner.measure.cores import Cores
+from fastrun.tuner.measure.guarded import Arena, Candidate
+from fastrun.tuner.measure.job import Job, Limits
+from fastrun.tuner.measure.operands import Operands
+from fastrun.tuner.measure.timing import Calls
+from fastrun.tuner.measure.worker import compile_one
+from fastrun.tuner.networks.load import load
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.store.staleness import is_current
 
 NAME = "ours"
 
@@ -73,7 +73,7 @@ def _blocks(candidate: Candidate, core: int) -> Calls:
 
 
 class Network:
-    """A whole network as `tuner.load` plans it. A call writes the inputs and reads the outputs.
+    """A whole network as `fastrun.load` plans it. A call writes the inputs and reads the outputs.
 
     Raises:
         GraphError: the model needs something we lack.

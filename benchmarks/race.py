@@ -11,13 +11,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from benchmarks.one_layer import one_layer
-from benchmarks.peers import Array, LoadError, Session, engine
-from kernels.core.problem import ConvProblem
-from kernels.core.reference import random_operands
-from tuner.cores import Cores, pin
-from tuner.record import Errors, typical
-from tuner.timing import Calls, Protocol, Timing, interleave
+from fastrun.benchmarks.one_layer import one_layer
+from fastrun.benchmarks.peers import Array, LoadError, Session, engine
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.reference import random_operands
+from fastrun.tuner.measure.cores import Cores, pin
+from fastrun.tuner.measure.timing import Calls, Protocol, Timing, interleave
+from fastrun.tuner.records.record import Errors
+from fastrun.tuner.records.statistics import typical
 
 BLOCK = 2e-3  # seconds a sample lasts at least
 

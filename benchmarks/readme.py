@@ -1,6 +1,6 @@
 """The results that README shows, written from the files in `results/`.
 
-    python -m benchmarks.readme results/MACHINE [--write README.md]
+    python -m fastrun.benchmarks.readme results/MACHINE [--write README.md]
 
 Prints the section; `--write` also puts it between the markers `<!-- results` and
 `<!-- results end -->` of a page. Every number comes from `layers.json` and `networks.json`.
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import layers, ours, peers
-from benchmarks.report import Heat, geometric_mean, read_heats
-from tuner.exits import ended, leave
-from tuner.units import UNKNOWN, ms, percent, plural, ratio
+from fastrun.benchmarks import layers, ours, peers
+from fastrun.benchmarks.report import Heat, geometric_mean, read_heats
+from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural, ratio
+from fastrun.tuner.terminal.exits import ended, leave
 
 BEGIN = "<!-- results: written by `make results` from the files in results/ -->"
 END = "<!-- results end -->"
@@ -182,7 +182,7 @@ def _shown(folder: Path) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Print the section, and write it where the options say."""
     parser = ArgumentParser(
-        prog="python -m benchmarks.readme", description=str(__doc__).split("\n")[0]
+        prog="python -m fastrun.benchmarks.readme", description=str(__doc__).split("\n")[0]
     )
     parser.add_argument("folder", type=Path, help="results/ and the machine's name")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="whose section is replaced")
@@ -193,7 +193,9 @@ def main(words: Sequence[str] | None = None) -> int:
             page = replaced(arguments.write.read_text(), text)
             arguments.write.write_text(page)
     except FileNotFoundError as error:
-        parser.error(f"{error.filename} is missing: `python -m benchmarks.results` measures")
+        parser.error(
+            f"{error.filename} is missing: `python -m fastrun.benchmarks.results` measures"
+        )
     except ValueError as error:
         parser.error(str(error))
     print(text)

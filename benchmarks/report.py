@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ours, peers
-from benchmarks.race import LOOSE, Lap
-from tuner.display import grid, screen
-from tuner.environment import Environment
-from tuner.machine import probe
-from tuner.noise import others
-from tuner.record import Errors
-from tuner.units import UNKNOWN, duration, ms, plural, ratio
+from fastrun.benchmarks import ours, peers
+from fastrun.benchmarks.race import LOOSE, Lap
+from fastrun.tuner.machine.noise import others
+from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.records.environment import Environment
+from fastrun.tuner.records.record import Errors
+from fastrun.tuner.records.units import UNKNOWN, duration, ms, plural, ratio
+from fastrun.tuner.terminal.display import grid, screen
 
 ENGINES = (ours.NAME, *peers.NAMES)
 

@@ -1,6 +1,6 @@
 """All results of this machine, each by a command that anybody can run; `make results` is this.
 
-    python -m benchmarks.results [STEP ...] [--db URL] [--effort E] [--quick] [--out FOLDER]
+    python -m fastrun.benchmarks.results [STEP ...] [--db URL] [--effort E] [--quick] [--out FOLDER]
 
 A step is one command, and what it prints becomes a file, headed by the command and the time. The
 file is only replaced when its command has succeeded. Without names all steps are taken, which
@@ -17,16 +17,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import layers
-from graph import zoo
-from kernels.core.cpu import Cpu
-from tuner.effort import EFFORTS
-from tuner.exits import ended, leave
-from tuner.machine import probe
-from tuner.record import now
-from tuner.report import machine_slug
+from fastrun.benchmarks import layers
+from fastrun.graph import zoo
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.records.record import now
+from fastrun.tuner.report.page import machine_slug
+from fastrun.tuner.search.budget import EFFORTS
+from fastrun.tuner.terminal.exits import ended, leave
 
-FASTRUN = ("-m", "tuner")
+FASTRUN = ("-m", "fastrun")
 EXPERIMENTS = ("im2col", "pack", "winograd", "prefetch", "formulas", "bands")
 
 _DATABASE, _QUICK = Path("build/results.db"), Path("build/results")
@@ -58,7 +58,7 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
 
     def experiment(name: str, *more: str) -> Step:
         words = ("--csv", str(folder / "experiments"), *(["--quick"] if quick else []), *more)
-        module = f"benchmarks.experiments.{name}"
+        module = f"fastrun.benchmarks.experiments.{name}"
         return Step(("-m", module, *words), f"experiments/{name}.txt")
 
     records, written = str(folder / "records.jsonl.gz"), () if quick else ("--write", "README.md")
@@ -80,7 +80,7 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
         ),
         **{name: experiment(name) for name in EXPERIMENTS},
         "network_plans": experiment("network_plans", *listed, *stored),
-        "readme": Step(("-m", "benchmarks.readme", str(folder), *written), "summary.md"),
+        "readme": Step(("-m", "fastrun.benchmarks.readme", str(folder), *written), "summary.md"),
     }
 
 
@@ -103,7 +103,7 @@ def take(name: str, step: Step, folder: Path) -> int:
 def main(words: Sequence[str] | None = None) -> int:
     """Take the steps named; stop at the first that fails."""
     parser = ArgumentParser(
-        prog="python -m benchmarks.results", description=str(__doc__).split("\n")[0]
+        prog="python -m fastrun.benchmarks.results", description=str(__doc__).split("\n")[0]
     )
     names = list(steps(Path(), "", "normal", False))
     parser.add_argument(

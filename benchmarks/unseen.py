@@ -1,6 +1,6 @@
 """Networks that nothing here was tuned for, as ONNX files with random weights, by PyTorch.
 
-    python -m benchmarks.unseen FOLDER [NAME ...]
+    python -m fastrun.benchmarks.unseen FOLDER [NAME ...]
 
 The names are those of `NETWORKS` (what classifiers are not: decoders, super resolution, detection)
 or of models of timm, where that is installed. Without names: all of `NETWORKS`. `fastrun bench
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tuner.exits import ended, leave
+from fastrun.tuner.terminal.exits import ended, leave
 
 Make = Callable[[], nn.Module]
 
@@ -198,7 +198,9 @@ def export(name: str, file: Path) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Export what is named and say where it is."""
-    parser = ArgumentParser(prog="python -m benchmarks.unseen", description=__doc__.splitlines()[0])
+    parser = ArgumentParser(
+        prog="python -m fastrun.benchmarks.unseen", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("names", nargs="*", default=[*NETWORKS], metavar="NAME")
     arguments = parser.parse_args(words)

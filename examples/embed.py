@@ -16,8 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from graph.errors import InputError
-from tuner import load
+from fastrun import load
+from fastrun.graph.core.errors import InputError
 
 
 class Service:

@@ -13,8 +13,8 @@ from typing import Any
 
 from kernel_tuner import tune_kernel
 
-from tuner import exchange
-from tuner.record import Record
+from fastrun.tuner.records.record import Record
+from fastrun.tuner.store import exchange
 
 
 def cache_of(records: list[Record]) -> dict[str, Any]:

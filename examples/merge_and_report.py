@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from tuner import Database
-from tuner.database import DatabaseError
-from tuner.machine import probe
-from tuner.report import write_report
+from fastrun import Database
+from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.report.page import write_report
+from fastrun.tuner.store.database import DatabaseError
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ import argparse
 import math
 from typing import Any
 
-from kernels.core.problem import ConvProblem
-from tuner import Budget, Database, fast_run
-from tuner.propose import SAMPLERS
-from tuner.strategies import Ground
+from fastrun import Budget, Database, fast_run
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.search.proposer import SAMPLERS
+from fastrun.tuner.search.strategies import Ground
 
 
 class Annealing:

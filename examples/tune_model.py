@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from graph.problems import network_problems
-from tuner import Budget, Database, fast_run, load
+from fastrun import Budget, Database, fast_run, load
+from fastrun.graph.networks import network_problems
 
 
 def main() -> None:

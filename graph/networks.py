@@ -8,10 +8,12 @@ from pathlib import Path
 
 import onnx
 
-from graph import zoo
-from graph.errors import ModelFileError
-from graph.model import Graph
-from graph.onnx_import import import_onnx
+from fastrun.graph import zoo
+from fastrun.graph.core.errors import ModelFileError
+from fastrun.graph.core.model import Graph
+from fastrun.graph.core.problems import DistinctProblem, to_tune
+from fastrun.graph.frontend.importer import import_onnx
+from fastrun.graph.passes.pipeline import optimise
 
 
 def load_network(
@@ -40,3 +42,14 @@ def _no_such_model(name: str) -> str:
     if close:
         return f"no network or file called {name!r}: did you mean {' or '.join(close)}?"
     return f"no file called {name!r}, and the networks built in are {', '.join(zoo.NAMES)}"
+
+
+def network_problems(
+    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[DistinctProblem]:
+    """The convolutions left when `load_network(source, shapes)` is optimised.
+
+    Raises:
+        GraphError: the model cannot be read, a convolution cannot be expressed, or there is none.
+    """
+    return to_tune(optimise(load_network(source, shapes)))

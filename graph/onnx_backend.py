@@ -17,13 +17,13 @@ from onnx import helper, numpy_helper
 from onnx.backend.base import Backend as OnnxBackend
 from onnx.backend.base import BackendRep
 
-from graph.choices import heuristic_choices
-from graph.errors import InputError, UnsupportedError
-from graph.executor import Executable
-from graph.onnx_import import import_onnx
-from graph.passes import optimise
-from graph.plan import make_plan
-from kernels.core.cpu import Cpu
+from fastrun.graph.core.errors import InputError, UnsupportedError
+from fastrun.graph.frontend.importer import import_onnx
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.planner import make_plan
+from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.core.cpu import Cpu
 
 Value = NDArray[Any]
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from kernels.core.cpu import Cpu
-from kernels.core.layout import BLOCKS
-from kernels.core.problem import ConvProblem
-from kernels.core.template import check, word
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import BLOCKS
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.template import check, word
 
 Rule = Callable[[Any], bool]
 Point = tuple[int, ...]
@@ -105,7 +105,7 @@ def space_for(algorithm: str, p: ConvProblem, cpu: Cpu) -> Space:
     Raises:
         ModuleNotFoundError: the algorithm has no space.
     """
-    module = importlib.import_module(f"search_spaces.{algorithm}")
+    module = importlib.import_module(f"fastrun.search_spaces.conv.{algorithm}")
     space: Space = module.space(p, cpu)
     return space
 

@@ -1,6 +1,6 @@
 """Measure, search, remember, report; load and run.
 
-`import tuner` is light: what is named here is imported when it is first used.
+`import fastrun.tuner` is light: what is named here is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "Budget": "tuner.budget",
-    "Database": "tuner.database",
-    "fast_run": "tuner.fastrun",
-    "load": "tuner.loading",
+    "Budget": "fastrun.tuner.search.budget",
+    "Database": "fastrun.tuner.store.database",
+    "fast_run": "fastrun.tuner.search.fastrun",
+    "load": "fastrun.tuner.networks.load",
 }
 
 __all__ = ["Budget", "Database", "fast_run", "load"]

@@ -1,1 +1,1 @@
-"""The article's experiments, repeatable: `python -m benchmarks.experiments.NAME`."""
+"""The article's experiments, repeatable: `python -m fastrun.benchmarks.experiments.NAME`."""

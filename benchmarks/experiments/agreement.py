@@ -1,6 +1,6 @@
 """Whether tunings agree with each other, and with what is measured a minute later.
 
-    python -m benchmarks.experiments.agreement [--minutes M] [--seconds S] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.agreement [--minutes M] [--seconds S] [--csv FOLDER]
 
 Five tunings of the same layers, each with a database and a seed of its own, choose a schedule each;
 the five race each other, so that their true times can be compared. And many layers are tuned, and
@@ -19,21 +19,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks import report
-from benchmarks.experiments.command import show
-from kernels.codegen.jit import cache_root
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from tuner.budget import Budget
-from tuner.database import Database
-from tuner.exits import ended, leave
-from tuner.fastrun import fast_run
-from tuner.finals import FINAL, race
-from tuner.frames import layer_labels
-from tuner.measurer import Measurer
-from tuner.recheck import recheck
-from tuner.standing import standings
-from tuner.units import interval, ms, plural, ratio
+from fastrun.benchmarks import report
+from fastrun.benchmarks.experiments.command import show
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.native.cache import cache_root
+from fastrun.tuner.measure.measurer import Measurer
+from fastrun.tuner.measure.races import FINAL, race
+from fastrun.tuner.records.units import interval, ms, plural, ratio
+from fastrun.tuner.report.frames import layer_labels
+from fastrun.tuner.search.budget import Budget
+from fastrun.tuner.search.fastrun import fast_run
+from fastrun.tuner.search.verify_winners import recheck
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.store.standing import standings
+from fastrun.tuner.terminal.exits import ended, leave
 
 TUNINGS = 5
 
@@ -81,7 +81,7 @@ Step = Callable[[], None]
 def main(words: Sequence[str] | None = None) -> int:
     """Measure what is missing, then print and write what there is."""
     parser = ArgumentParser(
-        prog="python -m benchmarks.experiments.agreement",
+        prog="python -m fastrun.benchmarks.experiments.agreement",
         description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after these")

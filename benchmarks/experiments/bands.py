@@ -1,6 +1,6 @@
 """Pairs of layers in one kernel, a band of rows at a time, against the same kernels one by one.
 
-    python -m benchmarks.experiments.bands [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.bands [--quick] [--json OUT] [--csv FOLDER]
 
 Networks of two layers by the heuristics. What counts is the time of the layers' own steps, moves
 of inputs and outputs left out. `planned` are the pairs that the planner would put into one kernel.
@@ -15,23 +15,22 @@ from dataclasses import dataclass, replace
 import onnx
 import pandas as pd
 
-from benchmarks.experiments.command import Column, Part, command, show
-from benchmarks.experiments.duel import Findings
-from graph.choices import heuristic_choices
-from graph.executor import Executable
-from graph.fusion import estimate, in_bands, partners
-from graph.networks import load_network
-from graph.passes import optimise
-from graph.plan import follow_plan, make_plan
-from graph.tasks import tasks
-from graph.zoo.writer import Writer
-from kernels.core.cpu import Cpu
-from tuner.cores import Cores
-from tuner.exits import ended, leave
-from tuner.intervals import rounds_interval
-from tuner.record import typical
-from tuner.timing import Protocol, interleave
-from tuner.units import interval, ms, ratio
+from fastrun.benchmarks.experiments.command import Column, Part, command, show
+from fastrun.benchmarks.experiments.duel import Findings
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.plan.bands import estimate, in_bands, partners
+from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.plan.tasks import tasks
+from fastrun.graph.planner import follow_plan, make_plan
+from fastrun.graph.runtime.executable import Executable
+from fastrun.graph.zoo.writer import Writer
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.tuner.measure.cores import Cores
+from fastrun.tuner.measure.timing import Protocol, interleave
+from fastrun.tuner.records.statistics import rounds_interval, typical
+from fastrun.tuner.records.units import interval, ms, ratio
+from fastrun.tuner.terminal.exits import ended, leave
 
 
 @dataclass(frozen=True)

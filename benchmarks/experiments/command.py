@@ -13,11 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.experiments.duel import Findings, rows
-from tuner.display import grid, screen
-from tuner.environment import Environment
-from tuner.noise import in_words, noise_of, others
-from tuner.units import interval, ms, percent, ratio, size
+from fastrun.benchmarks.experiments.duel import Findings, rows
+from fastrun.tuner.machine.noise import in_words, noise_of, others
+from fastrun.tuner.records.environment import Environment
+from fastrun.tuner.records.units import interval, ms, percent, ratio, size
+from fastrun.tuner.terminal.display import grid, screen
 
 Column = Callable[[Any], str]
 """What a table shows of a row, whose columns are attributes."""
@@ -42,7 +42,8 @@ def command(
 def options(name: str, doc: str | None) -> ArgumentParser:
     """The options of all experiments."""
     parser = ArgumentParser(
-        prog=f"python -m benchmarks.experiments.{name}", description=(doc or "").split("\n")[0]
+        prog=f"python -m fastrun.benchmarks.experiments.{name}",
+        description=(doc or "").split("\n")[0],
     )
     parser.add_argument("--quick", action="store_true", help="a few small layers, few samples")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")

@@ -14,12 +14,12 @@ from typing import Any
 
 import pandas as pd
 
-from kernels.core.problem import ConvProblem
-from tuner.finals import FINAL, Contestants, Format, race
-from tuner.intervals import ENOUGH
-from tuner.measurer import Measurer
-from tuner.record import Outcome, Record
-from tuner.standing import speedup_interval, verdict
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.measure.measurer import Measurer
+from fastrun.tuner.measure.races import FINAL, Contestants, Format, race
+from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.statistics import ENOUGH
+from fastrun.tuner.records.verdicts import speedup_interval, verdict
 
 _SWEEP = Format("race", processes=1, rounds=3, block=5e-3)
 _FINAL = replace(FINAL, block=5e-3, slow=math.inf)

@@ -1,6 +1,6 @@
 """The heuristics' cache formulas against a search over the number they give.
 
-    python -m benchmarks.experiments.formulas [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.formulas [--quick] [--json OUT] [--csv FOLDER]
 
 A formula gives one field of a schedule. That field alone is varied, from a quarter of what the
 formula says to four times that and to everything at once, and the best value races the formula's.
@@ -15,13 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.experiments.command import Column, Part, command, show_duels
-from benchmarks.experiments.duel import Duel, Findings, rows, settle
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from kernels.core.template import parse_schedule, templates
-from tuner.exits import ended, leave
-from tuner.frames import layer_labels
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
+from fastrun.benchmarks.experiments.duel import Duel, Findings, rows, settle
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import parse_schedule, templates
+from fastrun.tuner.report.frames import layer_labels
+from fastrun.tuner.terminal.exits import ended, leave
 
 _FACTORS = (1 / 4, 1 / 2, 1, 2, 4)
 

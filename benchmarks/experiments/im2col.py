@@ -1,6 +1,6 @@
 """Experiment 1: unfolding a block of the image at a time against unfolding all of it.
 
-    python -m benchmarks.experiments.im2col [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.im2col [--quick] [--json OUT] [--csv FOLDER]
 
 Both sides unfold, pack and multiply on the same register tile, each in its best layout, NCHW or
 NHWC. Whole: all of the image at once. Blocked: half, once or twice as many pixels at a time as the
@@ -13,16 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from benchmarks.experiments.command import Column, Part, command, show_duels
-from benchmarks.experiments.duel import Duel, Findings, settle
-from kernels.codegen.tile_gemm import best_tile
-from kernels.codegen.unfolded_forms import pixel_lanes
-from kernels.conv.im2col import Schedule, template
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from tuner.exits import ended, leave
-from tuner.frames import layer_labels
-from tuner.targets import merged, read_target
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
+from fastrun.benchmarks.experiments.duel import Duel, Findings, settle
+from fastrun.kernels.codegen.tile_choice import best_tile
+from fastrun.kernels.conv.im2col import template
+from fastrun.kernels.conv.im2col.forms import pixel_lanes
+from fastrun.kernels.conv.im2col.schedule import Schedule
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.networks.targets import merged, read_target
+from fastrun.tuner.report.frames import layer_labels
+from fastrun.tuner.terminal.exits import ended, leave
 
 LAYOUTS = ("NCHW", "NHWC")
 PACKS = {False: "separate", True: "fused"}

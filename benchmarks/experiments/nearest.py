@@ -1,10 +1,10 @@
 """Whether the winner of the nearest shape is better than the heuristic where nothing was measured.
 
-    python -m benchmarks.experiments.nearest [--db URL] [--filter TEXT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.nearest [--db URL] [--filter TEXT] [--csv FOLDER]
 
 Every tuned problem of the database in turn counts as unseen: it gets the schedule that
-`tuner.nearest` makes of the winner of the nearest other shape, and that races the heuristic's and
-the one that tuning has found.
+`tuner.search.transfer` makes of the winner of the nearest other shape, and that races the
+heuristic's and the one that tuning has found.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from benchmarks import report
-from benchmarks.experiments.command import show
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from tuner.commands import existing
-from tuner.exits import ended, leave
-from tuner.finals import FINAL, race
-from tuner.frames import layer_labels
-from tuner.measurer import Measurer, heuristic_text
-from tuner.nearest import distance, suggestions
-from tuner.standing import first_current, speedup_interval
-from tuner.units import interval, ms, ratio
+from fastrun.benchmarks import report
+from fastrun.benchmarks.experiments.command import show
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.measure.measurer import Measurer, heuristic_text
+from fastrun.tuner.measure.races import FINAL, race
+from fastrun.tuner.records.units import interval, ms, ratio
+from fastrun.tuner.records.verdicts import speedup_interval
+from fastrun.tuner.report.frames import layer_labels
+from fastrun.tuner.search.transfer import distance, suggestions
+from fastrun.tuner.store.database import existing
+from fastrun.tuner.store.staleness import first_current
+from fastrun.tuner.terminal.exits import ended, leave
 
 # Problems no further apart than by their epilogues are the same shape.
 _SAME = 1.0
@@ -36,7 +37,8 @@ _SAME = 1.0
 def main(words: Sequence[str] | None = None) -> int:
     """Race, print and write."""
     parser = ArgumentParser(
-        prog="python -m benchmarks.experiments.nearest", description=str(__doc__).split("\n")[0]
+        prog="python -m fastrun.benchmarks.experiments.nearest",
+        description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("--db", metavar="URL", help="where tuned problems are (default: the usual)")
     parser.add_argument("--filter", default="", help="only problems whose text contains this")

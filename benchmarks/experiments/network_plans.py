@@ -1,7 +1,7 @@
 """Experiment 4: what Fast-Run makes of whole networks, availability and tuning told apart.
 
-    python -m benchmarks.experiments.network_plans [TARGET ...] [--threads 1,2] [--seconds S]
-        [--db FILE] [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.network_plans [TARGET ...] [--threads 1,2]
+        [--seconds S] [--db FILE] [--quick] [--json OUT] [--csv FOLDER]
 
 Plans of one network race each other in the same processes: naive loops, im2col, the heuristics
 with and without Winograd, what the database knows with and without Winograd and in one layout
@@ -21,32 +21,31 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.experiments.command import Column, Part, carry_out, options, show
-from benchmarks.experiments.duel import Findings
-from graph.choices import Choice, Choose
-from graph.model import Graph
-from graph.networks import load_network
-from graph.passes import optimise
-from graph.plan import Plan, make_plan
-from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW
-from kernels.core.problem import ConvProblem
-from kernels.core.template import templates
-from tuner.choosing import guessed_choices, stored_choices
-from tuner.cores import Cores
-from tuner.database import Database
-from tuner.exits import ended, leave
-from tuner.in_place import Network, race
-from tuner.intervals import ENOUGH, ratio_interval
-from tuner.machine import probe
-from tuner.moves import costs
-from tuner.operands import Scratch
-from tuner.plans import kept_plan, tune
-from tuner.record import typical
-from tuner.rivals import ONE_LAYOUT, restricted, same
-from tuner.sandbox import Sandbox
-from tuner.standing import in_a_word
-from tuner.units import interval, ms, ratio
+from fastrun.benchmarks.experiments.command import Column, Part, carry_out, options, show
+from fastrun.benchmarks.experiments.duel import Findings
+from fastrun.graph.core.model import Graph
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.plan.choices import Choice, Choose
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.planner import make_plan
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NCHW
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import templates
+from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.measure.cores import Cores
+from fastrun.tuner.measure.operands import Scratch
+from fastrun.tuner.measure.sandbox import Sandbox
+from fastrun.tuner.networks.alternatives import ONE_LAYOUT, restricted, same
+from fastrun.tuner.networks.costs import costs
+from fastrun.tuner.networks.in_place import Network, race
+from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
+from fastrun.tuner.networks.stored_plans import kept_plan, tune
+from fastrun.tuner.records.statistics import ENOUGH, in_a_word, ratio_interval, typical
+from fastrun.tuner.records.units import interval, ms, ratio
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.terminal.exits import ended, leave
 
 NETWORKS = ("resnet18", "resnet50", "shufflenetv2", "mobilenetv2")
 

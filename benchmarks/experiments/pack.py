@@ -1,6 +1,6 @@
 """Experiment 2: unfolding straight into packed panels against packing in a step of its own.
 
-    python -m benchmarks.experiments.pack [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.pack [--quick] [--json OUT] [--csv FOLDER]
 
 im2col by blocks on the same register tile, each side at its best of half, once or twice as many
 pixels as the formula for L2 says.
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.experiments.command import Column, Part, command, show_duels
-from benchmarks.experiments.duel import Duel, Findings, settle
-from benchmarks.experiments.im2col import LAYOUTS, NETWORKS, blocks, layers, schedules
-from tuner.exits import ended, leave
-from tuner.frames import layer_labels
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
+from fastrun.benchmarks.experiments.duel import Duel, Findings, settle
+from fastrun.benchmarks.experiments.im2col import LAYOUTS, NETWORKS, blocks, layers, schedules
+from fastrun.tuner.report.frames import layer_labels
+from fastrun.tuner.terminal.exits import ended, leave
 
 
 def measure(quick: bool = False, networks: Sequence[str] = NETWORKS) -> Findings:

@@ -1,6 +1,6 @@
 """What fetching weights ahead buys in late layers, whose weights stream from memory.
 
-    python -m benchmarks.experiments.prefetch [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.prefetch [--quick] [--json OUT] [--csv FOLDER]
 
 `cold-weights` calls a kernel on another copy of the weights each time, as a network does; `hot`,
 for contrast, on the same. Each side is at its best of both orders of tasks, and with prefetch of
@@ -15,13 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmarks.experiments.command import Column, Part, command, show_duels
-from benchmarks.experiments.duel import Duel, Findings, settle
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from kernels.core.template import templates
-from tuner.exits import ended, leave
-from tuner.record import REGIMES
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
+from fastrun.benchmarks.experiments.duel import Duel, Findings, settle
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import templates
+from fastrun.tuner.records.record import REGIMES
+from fastrun.tuner.terminal.exits import ended, leave
 
 LAYERS = (
     ("3x3 256@14", "direct", "conv 1x256x14x14 256x3x3 s1 p1 bias relu"),

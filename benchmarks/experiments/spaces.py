@@ -1,6 +1,7 @@
 """Open data: parts of six spaces, measured whole, in T4 files that search methods can replay.
 
-    python -m benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL] [--out FOLDER]
+    python -m fastrun.benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL]
+        [--out FOLDER]
 
 Layers of published networks, on one thread with warm caches. Some fields of a schedule are pinned,
 so that a part of the space remains that can be measured whole; the metadata of a file says which
@@ -23,24 +24,23 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from kernels.core.template import parse_schedule
-from search_spaces.space import Space, space_for
-from tuner import exchange
-from tuner.budget import Budget
-from tuner.database import Database
-from tuner.effort import EFFORTS
-from tuner.environment import Environment, toolchain
-from tuner.exits import ended, leave
-from tuner.fastrun import fast_run
-from tuner.job import Compiled
-from tuner.measurer import Measurer
-from tuner.noise import in_words, noise_of, others
-from tuner.provenance import Run
-from tuner.record import ALONE, Outcome, Record
-from tuner.t4 import write_t4
-from tuner.units import duration, percent, plural
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import parse_schedule
+from fastrun.search_spaces.space import Space, space_for
+from fastrun.tuner.machine.noise import in_words, noise_of, others
+from fastrun.tuner.measure.job import Compiled
+from fastrun.tuner.measure.measurer import Measurer
+from fastrun.tuner.records.environment import Environment, toolchain
+from fastrun.tuner.records.provenance import Run
+from fastrun.tuner.records.record import ALONE, Outcome, Record
+from fastrun.tuner.records.units import duration, percent, plural
+from fastrun.tuner.search.budget import EFFORTS, Budget
+from fastrun.tuner.search.fastrun import fast_run
+from fastrun.tuner.store import exchange
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.store.t4 import write_t4
+from fastrun.tuner.terminal.exits import ended, leave
 
 _PROTOCOL = EFFORTS["exhaustive"].protocol
 
@@ -106,7 +106,8 @@ GROUNDS = {
 def main(words: Sequence[str] | None = None) -> int:
     """Measure and write."""
     parser = ArgumentParser(
-        prog="python -m benchmarks.experiments.spaces", description=str(__doc__).split("\n")[0]
+        prog="python -m fastrun.benchmarks.experiments.spaces",
+        description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("--quick", action="store_true", help=f"{_QUICK} schedules of each space")
     parser.add_argument("--only", default="", metavar="TEXT", help="spaces whose name contains it")

@@ -1,6 +1,6 @@
 """How long a network takes to start from a tuned database: the first time, and again.
 
-    python -m benchmarks.experiments.starts [TARGET ...] [--threads N] [--db FILE]
+    python -m fastrun.benchmarks.experiments.starts [TARGET ...] [--threads N] [--db FILE]
         [--quick] [--json OUT] [--csv FOLDER]
 
 A start is a fresh process that imports, loads and runs once. The first one finds no compiled code,
@@ -22,11 +22,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from benchmarks.experiments.command import Column, Part, carry_out, options, show
-from benchmarks.experiments.duel import Findings
-from kernels.codegen.jit import cache_root
-from tuner.exits import ended, leave
-from tuner.units import duration
+from fastrun.benchmarks.experiments.command import Column, Part, carry_out, options, show
+from fastrun.benchmarks.experiments.duel import Findings
+from fastrun.kernels.native.cache import cache_root
+from fastrun.tuner.records.units import duration
+from fastrun.tuner.terminal.exits import ended, leave
 
 _AGAIN = 5
 
@@ -34,7 +34,7 @@ _AGAIN = 5
 _START = """
 import json, os, sys
 import numpy as np
-from tuner import load
+from fastrun import load
 marks = [sum(os.times()[:4])]
 network = load(sys.argv[1], int(sys.argv[2]), sys.argv[3])
 marks.append(sum(os.times()[:4]))

@@ -1,11 +1,11 @@
 """Experiment 3: Winograd in blocks of tiles against the naive chain over the whole map; accuracy.
 
-    python -m benchmarks.experiments.winograd [--quick] [--json OUT] [--csv FOLDER]
+    python -m fastrun.benchmarks.experiments.winograd [--quick] [--json OUT] [--csv FOLDER]
 
 Square maps of 7 to 224 pixels, as many output channels as input channels, up to 4 GFLOP. Naive:
 everything padded, transformed, packed, multiplied, transformed back, in NCHW; it has no choices.
 Engineered: the heuristic's schedule for that tile, so what is compared are two ways of which nobody
-tuned either. What other blocks of tiles do: `python -m benchmarks.experiments.formulas`.
+tuned either. What other blocks of tiles do: `python -m fastrun.benchmarks.experiments.formulas`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from itertools import product
 
 import pandas as pd
 
-from benchmarks.experiments.command import Column, Part, command, show, show_duels
-from benchmarks.experiments.duel import Duel, Findings, raced, settle
-from kernels.codegen.winograd import ALPHA, POINTS, sets_of_points
-from kernels.conv import winograd, winograd_naive
-from kernels.core.cpu import Cpu
-from kernels.core.problem import ConvProblem
-from tuner.exits import ended, leave
-from tuner.finals import Format
-from tuner.measurer import Measurer
+from fastrun.benchmarks.experiments.command import Column, Part, command, show, show_duels
+from fastrun.benchmarks.experiments.duel import Duel, Findings, raced, settle
+from fastrun.kernels.conv import winograd, winograd_naive
+from fastrun.kernels.conv.winograd.transform import ALPHA, POINTS, sets_of_points
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.measure.measurer import Measurer
+from fastrun.tuner.measure.races import Format
+from fastrun.tuner.terminal.exits import ended, leave
 
 SIZES = (7, 14, 28, 56, 112, 224)
 CHANNELS = (32, 64, 128, 256, 512)

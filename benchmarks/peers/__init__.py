@@ -59,7 +59,7 @@ class Engine(Protocol):
 
 def engine(name: str) -> Engine:
     """The engine called `name`, one of `NAMES`; importing it does not import the engine itself."""
-    return cast(Engine, importlib.import_module(f"benchmarks.peers.{name}"))
+    return cast(Engine, importlib.import_module(f"fastrun.benchmarks.peers.{name}"))
 
 
 def missing(*packages: str) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.peers import Array, LoadError, missing, shapes
+from fastrun.benchmarks.peers import Array, LoadError, missing, shapes
 
 title = "MNN"
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.peers import Array, LoadError, missing, shapes
-from kernels.core.cpu import Cpu
+from fastrun.benchmarks.peers import Array, LoadError, missing, shapes
+from fastrun.kernels.core.cpu import Cpu
 
 title = "ncnn"
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.peers import Array, LoadError, first_line, missing
+from fastrun.benchmarks.peers import Array, LoadError, first_line, missing
 
 title = "OpenVINO"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 
-from benchmarks.peers import Array, LoadError, first_line, missing
+from fastrun.benchmarks.peers import Array, LoadError, first_line, missing
 
 title = "onnxruntime"
 

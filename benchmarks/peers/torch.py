@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks.peers import Array, LoadError, first_line, missing
-from graph.errors import GraphError
-from graph.model import Graph, Node
-from graph.onnx_import import import_onnx
-from graph.ops import (
+from fastrun.benchmarks.peers import Array, LoadError, first_line, missing
+from fastrun.graph.core.errors import GraphError
+from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.ops import (
     Activating,
     Binary,
     ChannelShuffle,
@@ -34,7 +33,8 @@ from graph.ops import (
     Transpose,
     Unary,
 )
-from graph.passes import optimise
+from fastrun.graph.frontend.importer import import_onnx
+from fastrun.graph.passes.pipeline import optimise
 
 title = "PyTorch"
 

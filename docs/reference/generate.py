@@ -14,17 +14,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tuner.cli import parsers
+from fastrun.main import parsers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-PACKAGES = ("kernels", "search_spaces", "graph", "tuner")
+PACKAGES = ("kernels", "search_spaces", "graph", "tuner")  # parts of `fastrun`
 # Commands are documented as such.
-LEFT_OUT = ("tuner.commands", "tuner.__main__")
+LEFT_OUT = ("fastrun.commands", "fastrun.__main__")
 # What every file of a folder defines is documented where the contract is.
 CONTRACTS = {
     "kernels.conv": ("Schedule", "why_not", "heuristic", "build"),
-    "search_spaces": ("space",),
+    "kernels.conv.im2col": ("Schedule",),
+    "kernels.conv.winograd": ("Schedule",),
+    "search_spaces.conv": ("space",),
 }
 
 Definition = ast.FunctionDef | ast.ClassDef

@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import onnx
 
-from graph.errors import ModelFileError
-from graph.zoo.mobilenet import mobilenetv2
-from graph.zoo.resnet import resnet18, resnet50
-from graph.zoo.shufflenet import shufflenetv2
-from graph.zoo.squeezenet import squeezenet
-from graph.zoo.vgg import vgg16
+from fastrun.graph.core.errors import ModelFileError
+from fastrun.graph.zoo.mobilenet import mobilenetv2
+from fastrun.graph.zoo.resnet import resnet18, resnet50
+from fastrun.graph.zoo.shufflenet import shufflenetv2
+from fastrun.graph.zoo.squeezenet import squeezenet
+from fastrun.graph.zoo.vgg import vgg16
 
 _BUILDERS: dict[str, Callable[[], onnx.ModelProto]] = {
     "resnet18": resnet18,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from graph.zoo.writer import Writer
+from fastrun.graph.zoo.writer import Writer
 
 # expansion, output channels, blocks, stride of the first block: table 2 of the paper
 STAGES = (

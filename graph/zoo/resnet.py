@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import onnx
 
-from graph.zoo.writer import Writer
+from fastrun.graph.zoo.writer import Writer
 
 BRANCH_GAIN = 0.3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from graph.zoo.writer import Writer
+from fastrun.graph.zoo.writer import Writer
 
 # output channels, blocks, height and width of the output
 STAGES = ((116, 4, 28), (232, 8, 14), (464, 4, 7))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from graph.zoo.writer import Writer
+from fastrun.graph.zoo.writer import Writer
 
 # squeeze and expand channels of fire modules 2 to 9; a pool precedes modules 2, 4 and 6
 FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))

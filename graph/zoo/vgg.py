@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from graph.zoo.writer import Writer
+from fastrun.graph.zoo.writer import Writer
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 

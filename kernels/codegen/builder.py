@@ -6,33 +6,34 @@ Values carry operators, buffers carry strides, and loops obey one rule:
 IR is written as text: ten times faster than a tree of instruction objects, and the text is what is
 hashed, cached and shown anyway.
 
-Functions and their control flow are here; `values` and `memory` define what they compute with,
-and all of it is to be had from this file.
+Functions and their control flow are here. `emit` writes instructions, `values` and `memory` define
+what a kernel computes with; all of these can be imported from this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from kernels.codegen.memory import Buffer, Tile, at_channel
-from kernels.codegen.values import (
+from fastrun.kernels.codegen.emit import vector_type
+from fastrun.kernels.codegen.memory import Buffer, Tile, at_channel
+from fastrun.kernels.codegen.values import (
     Condition,
     Index,
     Int,
     Vec,
+    Vectors,
     constant,
     first_lanes,
     fma,
     least,
     most,
     operand,
-    vector_type,
 )
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io, Placement
-from kernels.core.template import Program, Stage
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Array, Placement
+from fastrun.kernels.core.program import Io, Program, Stage
 
 __all__ = [
     "ARGUMENTS",
@@ -55,16 +56,12 @@ __all__ = [
 ARGUMENTS = ("src", "weights", "bias", "add", "dst", "shared", "local")
 
 
-class Kernel:
+class Kernel(Vectors):
     """One stage's function under construction."""
 
     def __init__(self, module: Module, symbol: str) -> None:
-        self.cpu, self.lanes = module.cpu, module.cpu.lanes
-        self._module, self._symbol = module, symbol
-        self._slots: list[str] = []
-        self._lines: list[str] = []
-        self._count = 0
-        self._block = "body"
+        super().__init__(module.cpu, module.declarations)
+        self._symbol = symbol
 
     @property
     def begin(self) -> Index:
@@ -91,30 +88,6 @@ class Kernel:
         """A block of registers, not yet filled."""
         return Tile(self, rows, cols, lanes or self.lanes)
 
-    def const(self, value: float, lanes: int = 0) -> Vec:
-        """`value` in every lane."""
-        lanes = lanes or self.lanes
-        return Vec(self, constant(value, lanes), lanes)
-
-    def splat(self, scalar: Vec, lanes: int = 0) -> Vec:
-        """A one-lane value in every lane."""
-        lanes = lanes or self.lanes
-        if lanes == 1:
-            return scalar
-        kind = vector_type(lanes)
-        one = self.emit(f"insertelement {kind} poison, float {scalar.ssa}, i32 0")
-        text = f"shufflevector {kind} {one}, {kind} poison, <{lanes} x i32> zeroinitializer"
-        return Vec(self, self.emit(text), lanes)
-
-    def shuffle(self, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
-        """Lanes picked from a's, then b's."""
-        if len(order) == 1:
-            source, lane = (a, order[0]) if order[0] < a.lanes else (b, order[0] - a.lanes)
-            return Vec(self, self.emit(f"extractelement {source.type} {source.ssa}, i32 {lane}"), 1)
-        mask = ", ".join(f"i32 {i}" for i in order)
-        text = f"shufflevector {a.type} {a.ssa}, {b.type} {b.ssa}, <{len(order)} x i32> <{mask}>"
-        return Vec(self, self.emit(text), len(order))
-
     def index(self, x: Int) -> Index:
         """`x` as a run-time integer, for where a build-time one will not do."""
         return x if isinstance(x, Index) else Index(self, "0", x)
@@ -127,12 +100,6 @@ class Kernel:
         one = self.emit(f"insertelement {kind} poison, i64 {start.value}, i32 0")
         text = f"shufflevector {kind} {one}, {kind} poison, <{lanes} x i32> zeroinitializer"
         return self.emit(f"icmp sge {kind} <{number}>, {self.emit(text)}")
-
-    def blend(self, mask: str, chosen: Vec, other: Vec) -> Vec:
-        """`chosen` in the lanes of `mask`, `other` elsewhere."""
-        bits, kind = vector_type(chosen.lanes, "i1"), chosen.type
-        text = f"select {bits} {mask}, {kind} {chosen.ssa}, {kind} {other.ssa}"
-        return Vec(self, self.emit(text), chosen.lanes)
 
     def either(self, condition: Condition, yes: Buffer, no: Buffer) -> Buffer:
         """One of two arrays of the same strides."""
@@ -189,44 +156,15 @@ class Kernel:
         with self.when(~condition):
             no()
 
-    def intrinsic(self, name: str, *operands: Vec) -> Vec:
-        """An LLVM float intrinsic with operands and result of one type."""
-        kind, lanes = operands[0].type, operands[0].lanes
-        symbol = f"llvm.{name}.{'f32' if lanes == 1 else f'v{lanes}f32'}"
-        self.declare(f"declare {kind} @{symbol}({', '.join([kind] * len(operands))})")
-        arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
-        return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes)
-
     def call(self, stage: Stage, **arguments: Buffer) -> None:
         """Do all tasks of a stage of this module; operands not given are this kernel's own."""
         pointers = (f"ptr {arguments[a].base if a in arguments else f'%{a}'}" for a in ARGUMENTS)
         everything = [*pointers, "i64 0", f"i64 {stage.tasks}"]
         self.emit_void(f"call void @{stage.symbol}({', '.join(everything)})")
 
-    def slot(self, lanes: int, count: int = 1) -> str:
-        """Stack room for `count` vectors, as a pointer."""
-        name = f"%slot{len(self._slots)}"
-        array = vector_type(lanes) if count == 1 else f"[{count} x {vector_type(lanes)}]"
-        self._slots.append(f"  {name} = alloca {array}, align 64")
-        return name
-
     def scratch(self, floats: int, *strides: int) -> Buffer:
         """A small array on the stack."""
         return Buffer(self, self.slot(1, floats), strides)
-
-    def emit(self, text: str) -> str:
-        """Append an instruction with a result; returns the result's name."""
-        name = f"%v{self._fresh()}"
-        self._lines.append(f"  {name} = {text}")
-        return name
-
-    def emit_void(self, text: str) -> None:
-        """Append an instruction without a result."""
-        self._lines.append(f"  {text}")
-
-    def declare(self, line: str) -> None:
-        """Declare an external function once."""
-        self._module.declarations[line] = None
 
     def text(self) -> str:
         """The finished function."""
@@ -244,14 +182,6 @@ class Kernel:
                 "}",
             ]
         )
-
-    def _fresh(self) -> int:
-        self._count += 1
-        return self._count
-
-    def _start(self, label: str) -> None:
-        self._lines.append(f"{label}:")
-        self._block = label
 
 
 class Module:

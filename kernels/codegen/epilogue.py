@@ -5,9 +5,9 @@ Bias is not here: it is what accumulators start from, which costs nothing.
 
 from __future__ import annotations
 
-from kernels.codegen.builder import Vec, fma
-from kernels.codegen.functions import exp, gelu, sigmoid, tanh
-from kernels.core.problem import ConvProblem, slope
+from fastrun.kernels.codegen.builder import Vec, fma
+from fastrun.kernels.codegen.elementary import exp, gelu, sigmoid, tanh
+from fastrun.kernels.core.problem import ConvProblem, slope
 
 
 def finish(p: ConvProblem, value: Vec, add: Vec | None) -> Vec:

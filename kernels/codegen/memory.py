@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-from kernels.codegen.values import Index, Int, Vec, constant, first_lanes, vector_type
-from kernels.core.layout import Placement
-
-if TYPE_CHECKING:
-    from kernels.codegen.builder import Kernel
+from fastrun.kernels.codegen.emit import vector_type
+from fastrun.kernels.codegen.values import Index, Int, Vec, Vectors, constant, first_lanes
+from fastrun.kernels.core.layout import Placement
 
 
 @dataclass(frozen=True)
 class Buffer:
     """A strided float32 array. Strides are in floats and known at build time."""
 
-    k: Kernel
+    k: Vectors
     base: str
     strides: tuple[int, ...]
 
@@ -142,7 +139,7 @@ class Tile:
     which is why loops need no explicit phi nodes.
     """
 
-    def __init__(self, k: Kernel, rows: int, cols: int, lanes: int) -> None:
+    def __init__(self, k: Vectors, rows: int, cols: int, lanes: int) -> None:
         self.k, self.rows, self.cols, self.lanes = k, rows, cols, lanes
         self._slots = {(i, j): k.slot(lanes) for i in range(rows) for j in range(cols)}
 

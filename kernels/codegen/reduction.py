@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
-from kernels.codegen.builder import Int, Kernel
-from kernels.codegen.tile_gemm import Run
-from kernels.codegen.values import least, most
-from kernels.core.layout import Array
-from kernels.core.problem import ConvProblem
+from fastrun.kernels.codegen.builder import Int, Kernel
+from fastrun.kernels.codegen.tiling import each
+from fastrun.kernels.codegen.values import least, most
+from fastrun.kernels.core.problem import ConvProblem
 
 Step = Callable[[Int, Int, Int, Int, Int], None]
 
@@ -50,20 +47,6 @@ def reduction(
     each(k, full, 1, whole)
     if rest:
         _window(k, full, rest, full * terms, kernel, unroll, step, rows)
-
-
-def each(k: Kernel, count: int, unroll: int, body: Callable[[Int], None]) -> None:
-    """`body(i)` for i in range(count), `unroll` at a time as straight code, what is left after."""
-    whole = count - count % unroll
-    if whole <= unroll:
-        for i in range(whole):
-            body(i)
-    else:
-        with k.loop(0, whole, step=unroll) as first:
-            for i in range(unroll):
-                body(first + i)
-    for i in range(whole, count):
-        body(i)
 
 
 def _window(
@@ -106,29 +89,3 @@ def met_rows(p: ConvProblem, top: Int, size: int) -> Rows:
     outside = most(above - (top + (size - 1)) * stride, 0)
     inside = most(p.h - 1 + above - top * stride, 0)
     return (outside + (apart - 1)) // apart, least(inside // apart + 1, p.kernel[0])
-
-
-def pack_panels(weights: Array, groups: int, block: int, lanes: int, panels: list[Run]) -> Array:
-    """Weights (oc, c/groups, kh, kw) in reading order: group, panel, term of K, output channel.
-
-    A panel is `size` vectors of `lanes` output channels; missing channels are zero.
-    """
-    oc, c, kh, kw = weights.shape
-    per_group = weights.reshape(groups, oc // groups, c, kh, kw)
-    vectors = panels[-1].start + panels[-1].size * panels[-1].count
-    filled = np.zeros((groups, vectors * lanes, c, kh, kw), np.float32)
-    filled[:, : oc // groups] = per_group
-    pieces = []
-    for group in filled:
-        terms = np.concatenate(
-            [
-                # (oc, channels of the block, kh, kw) -> (kh, kw, channels, oc)
-                group[:, first : first + block].transpose(2, 3, 1, 0).reshape(-1, vectors * lanes)
-                for first in range(0, c, block)
-            ]
-        )
-        for run in panels:
-            for i in range(run.count):
-                first = (run.start + i * run.size) * lanes
-                pieces.append(terms[:, first : first + run.size * lanes].reshape(-1))
-    return np.concatenate(pieces)

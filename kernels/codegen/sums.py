@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kernels.codegen.builder import Int, Kernel, Tile
-from kernels.codegen.functions import compare
-from kernels.codegen.reduction import each
-from kernels.codegen.tile_gemm import cut, sweep
+from fastrun.kernels.codegen.builder import Int, Kernel, Tile
+from fastrun.kernels.codegen.elementary import compare
+from fastrun.kernels.codegen.tiling import cut, each, sweep
 
 # Terms of a run; of products, of which a tile has many sums, more are cheaper.
 RUN, PRODUCTS = 128, 512
@@ -25,7 +24,7 @@ class Totals:
 
     def __init__(self, acc: Tile) -> None:
         self._acc = acc
-        self._high, self._low = (acc.k.tile(acc.rows, acc.cols, acc.lanes) for _ in range(2))
+        self._high, self._low = (Tile(acc.k, acc.rows, acc.cols, acc.lanes) for _ in range(2))
         for part in (self._high, self._low):
             part.fill(acc.k.const(0.0, acc.lanes))
 

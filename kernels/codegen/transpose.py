@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kernels.codegen.builder import Kernel, Vec
+from fastrun.kernels.codegen.builder import Kernel, Vec
 
 # Lanes of the widest piece that moves inside one 128-bit part of a register on every target.
 PART = 4

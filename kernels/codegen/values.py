@@ -7,11 +7,10 @@ stays a Python number for as long as it can.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from kernels.codegen.builder import Kernel
+from fastrun.kernels.codegen.emit import Emitter, vector_type
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Index:
     The constant is kept apart so that it ends up as an address displacement.
     """
 
-    k: Kernel
+    k: Vectors
     ssa: str
     plus: int = 0
 
@@ -102,7 +101,7 @@ def most(i: Int, bound: int) -> Int:
 class Condition:
     """A truth value known only at run time."""
 
-    k: Kernel
+    k: Vectors
     ssa: str
 
     def __and__(self, other: Condition) -> Condition:
@@ -116,7 +115,7 @@ class Condition:
 class Vec:
     """`lanes` float32 values in a vector register; one lane is a plain float."""
 
-    k: Kernel
+    k: Vectors
     ssa: str
     lanes: int
 
@@ -180,11 +179,48 @@ def first_lanes(count: int, lanes: int) -> str:
     return "<" + ", ".join(f"i1 {int(i < count)}" for i in range(lanes)) + ">"
 
 
-def vector_type(lanes: int, element: str = "float") -> str:
-    """The LLVM type of so many lanes; of one it is the element's."""
-    return element if lanes == 1 else f"<{lanes} x {element}>"
-
-
 def operand(x: Int) -> str:
     """An integer as an operand of an instruction."""
     return str(x) if isinstance(x, int) else x.value
+
+
+class Vectors(Emitter):
+    """Writes the instructions that make vectors."""
+
+    def const(self, value: float, lanes: int = 0) -> Vec:
+        """`value` in every lane."""
+        lanes = lanes or self.lanes
+        return Vec(self, constant(value, lanes), lanes)
+
+    def splat(self, scalar: Vec, lanes: int = 0) -> Vec:
+        """A one-lane value in every lane."""
+        lanes = lanes or self.lanes
+        if lanes == 1:
+            return scalar
+        kind = vector_type(lanes)
+        one = self.emit(f"insertelement {kind} poison, float {scalar.ssa}, i32 0")
+        text = f"shufflevector {kind} {one}, {kind} poison, <{lanes} x i32> zeroinitializer"
+        return Vec(self, self.emit(text), lanes)
+
+    def shuffle(self, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
+        """Lanes picked from a's, then b's."""
+        if len(order) == 1:
+            source, lane = (a, order[0]) if order[0] < a.lanes else (b, order[0] - a.lanes)
+            return Vec(self, self.emit(f"extractelement {source.type} {source.ssa}, i32 {lane}"), 1)
+        mask = ", ".join(f"i32 {i}" for i in order)
+        text = f"shufflevector {a.type} {a.ssa}, {b.type} {b.ssa}, <{len(order)} x i32> <{mask}>"
+        return Vec(self, self.emit(text), len(order))
+
+    def blend(self, mask: str, chosen: Vec, other: Vec) -> Vec:
+        """`chosen` in the lanes of `mask`, `other` elsewhere."""
+        bits, kind = vector_type(chosen.lanes, "i1"), chosen.type
+        text = f"select {bits} {mask}, {kind} {chosen.ssa}, {kind} {other.ssa}"
+        return Vec(self, self.emit(text), chosen.lanes)
+
+    def intrinsic(self, name: str, *operands: Vec) -> Vec:
+        """An LLVM float intrinsic with operands and result of one type."""
+        kind, lanes = operands[0].type, operands[0].lanes
+        symbol = f"llvm.{name}.{'f32' if lanes == 1 else f'v{lanes}f32'}"
+        self.declare(f"declare {kind} @{symbol}({', '.join([kind] * len(operands))})")
+        arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
+        return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes)

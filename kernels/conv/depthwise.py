@@ -15,13 +15,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel, fma
-from kernels.codegen.epilogue import finish
-from kernels.codegen.tile_gemm import Run, channel_panels, cover, dispatch, sweep, tile_count
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io, Layout, Placement, layout_pair
-from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel, fma
+from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Array, Layout, Placement, layout_pair
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
 
 # Multiply-adds of a tile up to which all rows of the filter are straight code.
 STRAIGHT = 640

@@ -11,35 +11,28 @@ from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
-from kernels.codegen.epilogue import finish
-from kernels.codegen.reduction import Rows, met_rows, pack_panels, reduction
-from kernels.codegen.tile_gemm import (
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
+from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
+from fastrun.kernels.codegen.packing import pack_panels
+from fastrun.kernels.codegen.reduction import Rows, met_rows, reduction
+from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
+from fastrun.kernels.codegen.tiling import (
     Run,
-    best_tile,
     channel_panels,
     check_groups,
-    check_tile,
     cover,
     dispatch,
     lanes_for,
-    outer_product,
     sweep,
     task_order,
     tile_count,
-    tiles_per_task,
 )
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io, Placement, layout_pair
-from kernels.core.problem import ConvProblem
-from kernels.core.template import (
-    KernelTemplate,
-    Program,
-    channel_table,
-    check,
-    check_operands,
-    check_sizes,
-)
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Placement, layout_pair
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program, channel_table
+from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
 
 LINE = 16  # floats of a cache line
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kernels.codegen.builder import Module, fma
-from kernels.codegen.epilogue import finish
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io
-from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check_operands
+from fastrun.kernels.codegen.builder import Module, fma
+from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import KernelTemplate, check_operands
 
 
 @dataclass(frozen=True)

@@ -9,26 +9,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from kernels.codegen.builder import Int, Module
-from kernels.codegen.epilogue import finish
-from kernels.codegen.reduction import pack_panels, reduction
-from kernels.codegen.tile_gemm import (
+from fastrun.kernels.codegen.builder import Int, Module
+from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
+from fastrun.kernels.codegen.packing import pack_panels
+from fastrun.kernels.codegen.reduction import reduction
+from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
+from fastrun.kernels.codegen.tiling import (
     Run,
-    best_tile,
     channel_panels,
-    check_tile,
     cover,
     dispatch,
-    outer_product,
     sweep,
     task_order,
     tile_count,
-    tiles_per_task,
 )
-from kernels.core.cpu import Cpu
-from kernels.core.layout import READ_SLACK, Io
-from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)

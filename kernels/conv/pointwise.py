@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from kernels.codegen.tile_gemm import best_tile, lanes_for, tiles_per_task
-from kernels.conv import direct, planar
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io, Layout, Placement
-from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
+from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
+from fastrun.kernels.codegen.tiling import lanes_for
+from fastrun.kernels.conv import direct, planar
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Layout, Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, least
-from kernels.codegen.epilogue import finish
-from kernels.codegen.reduction import each
-from kernels.codegen.tile_gemm import Run, cover, outer_product, registers, sweep
-from kernels.codegen.winograd import Transform, transform_weights
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io
-from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, check, check_operands, check_sizes
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
+from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.micro_kernel import outer_product, registers
+from fastrun.kernels.codegen.tiling import Run, cover, each, sweep
+from fastrun.kernels.conv.winograd.transform import Transform, transform_weights
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Array
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.core.problem import ConvProblem
-
 Array = NDArray[np.float32]
 
 # Kernels may read (never write) this many floats past the end of a tensor: the tail of a vector.
@@ -192,25 +190,3 @@ class Placement:
         rows, cols = self.h + top + bottom, self.w + left + right
         planes = buffer[: self.size].reshape(self.n, -1, rows, cols, self.x_stride)
         return planes[:, :, top : top + self.h, left : left + self.w]
-
-
-@dataclass(frozen=True)
-class Io:
-    """Where a kernel finds its input and leaves its output; `add` lies like `dst` unless said.
-
-    Input channels may be `picked`: channel i is then not the i-th of `src`, which only tells the
-    strides, but lies as many floats further as the i-th number of a table says that precedes the
-    weights (`kernels.core.template.pack_channels`). They come from any tensors of these strides.
-    """
-
-    src: Placement
-    dst: Placement
-    add: Placement
-    picked: bool = False
-
-    @classmethod
-    def of(cls, p: ConvProblem, layout: str) -> Io:
-        """The usual placement: the input's halo is the padding, the output has none."""
-        src, dst = layout_pair(layout)
-        out = Placement(dst, p.n, p.oc, p.oh, p.ow)
-        return cls(Placement(src, p.n, p.c, p.h, p.w, p.padding), out, out)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kernels.core.card import card
+from fastrun.kernels.core.notebook import card
 
 ACTIVATIONS = (
     "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu", "tanh", "leaky0.1",

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.core.problem import ConvProblem, slope
+from fastrun.kernels.core.problem import ConvProblem, slope
 
 F64 = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.core.layout import NCHW, Array, Placement
+from fastrun.kernels.core.layout import NCHW, Array, Placement
 
 Ints = tuple[int, ...]
 

@@ -16,13 +16,14 @@ from itertools import groupby
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, least
-from kernels.codegen.tile_gemm import Run, cut, dispatch
-from kernels.core.cpu import Cpu
-from kernels.core.layout import READ_SLACK, Array, Io, Placement
-from kernels.core.problem import ConvProblem
-from kernels.core.template import KernelTemplate, Program, Stage, check, pack_bias
-from kernels.ops import pool
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
+from fastrun.kernels.codegen.tiling import Run, cut, dispatch
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program, Stage, pack_bias
+from fastrun.kernels.core.template import KernelTemplate, check
+from fastrun.kernels.ops import pool
 
 LINE = 16  # floats of a cache line
 

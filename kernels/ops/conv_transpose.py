@@ -14,25 +14,26 @@ from functools import partial
 
 import numpy as np
 
-from kernels.codegen.builder import Index, Int, Kernel, Module, least
-from kernels.codegen.epilogue import activate
-from kernels.codegen.nest import operand, store_row, width
-from kernels.codegen.reduction import each
-from kernels.codegen.tile_gemm import (
+from fastrun.kernels.codegen.builder import Index, Int, Kernel, Module, least
+from fastrun.kernels.codegen.epilogue import activate
+from fastrun.kernels.codegen.micro_kernel import outer_product
+from fastrun.kernels.codegen.strided_loops import operand, store_row, width
+from fastrun.kernels.codegen.tile_choice import best_tile
+from fastrun.kernels.codegen.tiling import (
     Run,
-    best_tile,
     channel_panels,
     cover,
     dispatch,
-    outer_product,
+    each,
     sweep,
     tile_count,
 )
-from kernels.core.cpu import Cpu
-from kernels.core.layout import READ_SLACK, Array, Io
-from kernels.core.strided import Ints, Strided
-from kernels.core.template import Program, check
-from kernels.ops.movement import pad_stages
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK, Array
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.template import check
+from fastrun.kernels.ops.movement import pad_stages
 
 # Phases of a row that get code of their own, of wider strides they share it; and taps across that
 # are straight code.

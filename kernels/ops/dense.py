@@ -10,21 +10,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.codegen.builder import Int, Module
-from kernels.codegen.epilogue import activate
-from kernels.codegen.sums import each_product
-from kernels.codegen.tile_gemm import (
-    Run,
-    channel_panels,
-    cover,
-    dispatch,
-    outer_product,
-    sweep,
-    tile_count,
-)
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Array, Io, Placement
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.builder import Int, Module
+from fastrun.kernels.codegen.epilogue import activate
+from fastrun.kernels.codegen.micro_kernel import outer_product
+from fastrun.kernels.codegen.sums import each_product
+from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Array, Placement
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import check
 
 # Panels read in step, images that share a reading, and features that are straight code.
 STREAMS, IMAGES, UNROLL = 4, 6, 4

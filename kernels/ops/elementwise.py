@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.codegen.builder import Int, Kernel, Module, Vec, fma
-from kernels.codegen.epilogue import activate
-from kernels.codegen.functions import (
+from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec, fma
+from fastrun.kernels.codegen.elementary import (
     absolute,
     compare,
     copy_sign,
@@ -29,7 +28,8 @@ from kernels.codegen.functions import (
     softplus,
     tanh,
 )
-from kernels.codegen.nest import (
+from fastrun.kernels.codegen.epilogue import activate
+from fastrun.kernels.codegen.strided_loops import (
     aligned,
     fitted,
     load_row,
@@ -40,10 +40,10 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io
-from kernels.core.strided import Ints, Strided
-from kernels.core.template import Program, check
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.template import check
 
 UNROLL = 2
 

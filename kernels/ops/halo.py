@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Module
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io, Placement
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.builder import Buffer, Module
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Placement
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import check
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.codegen.builder import Int, Kernel, Module, Vec, fma, least, most
-from kernels.codegen.functions import exp, log
-from kernels.codegen.nest import (
+from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec, fma, least, most
+from fastrun.kernels.codegen.elementary import exp, log
+from fastrun.kernels.codegen.strided_loops import (
     aligned,
     load_row,
     marked,
@@ -19,10 +19,10 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io
-from kernels.core.strided import Ints, Strided
-from kernels.core.template import Program, check
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.template import check
 
 UNROLL = 2
 

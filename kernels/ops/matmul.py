@@ -11,25 +11,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Module
-from kernels.codegen.epilogue import activate
-from kernels.codegen.nest import aligned, fitted, load_row, store_row, width
-from kernels.codegen.sums import each_product
-from kernels.codegen.tile_gemm import (
-    Run,
-    best_tile,
-    channel_panels,
-    cover,
-    dispatch,
-    outer_product,
-    sweep,
-    tile_count,
-)
-from kernels.core.cpu import Cpu
-from kernels.core.layout import READ_SLACK, Io
-from kernels.core.strided import Strided
-from kernels.core.template import Program, check
-from kernels.ops import movement
+from fastrun.kernels.codegen.builder import Buffer, Int, Module
+from fastrun.kernels.codegen.epilogue import activate
+from fastrun.kernels.codegen.micro_kernel import outer_product
+from fastrun.kernels.codegen.strided_loops import aligned, fitted, load_row, store_row, width
+from fastrun.kernels.codegen.sums import each_product
+from fastrun.kernels.codegen.tile_choice import best_tile
+from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Strided
+from fastrun.kernels.core.template import check
+from fastrun.kernels.ops import movement
 
 # Steps along K as straight code, and multiplications that make a task worth handing out.
 UNROLL, WORK = 4, 1 << 17

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module
-from kernels.codegen.nest import (
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module
+from fastrun.kernels.codegen.strided_loops import (
     aligned,
     fitted,
     load_row,
@@ -24,12 +24,12 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
-from kernels.codegen.tile_gemm import cut
-from kernels.codegen.transpose import PART, transpose
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io
-from kernels.core.strided import Ints, Strided
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.tiling import cut
+from fastrun.kernels.codegen.transpose import PART, transpose
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.template import check
 
 UNROLL = 4
 

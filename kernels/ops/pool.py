@@ -14,14 +14,23 @@ from itertools import groupby
 
 import numpy as np
 
-from kernels.codegen import functions
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, at_channel, least, most
-from kernels.codegen.reduction import each
-from kernels.codegen.sums import RUN, Totals
-from kernels.codegen.tile_gemm import Run, cover, cut, sweep
-from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, NHWC, Array, Io, Placement
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen import elementary as functions
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Int,
+    Kernel,
+    Module,
+    Vec,
+    at_channel,
+    least,
+    most,
+)
+from fastrun.kernels.codegen.sums import RUN, Totals
+from fastrun.kernels.codegen.tiling import Run, cover, cut, each, sweep
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import check
 
 # Output pixels of a tile where a vector is a run of channels.
 TILE = 4

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, first_lanes, fma
-from kernels.codegen.functions import exp, log, maximum, minimum
-from kernels.codegen.nest import (
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, first_lanes, fma
+from fastrun.kernels.codegen.elementary import exp, log, maximum, minimum
+from fastrun.kernels.codegen.strided_loops import (
     aligned,
     load_row,
     marked,
@@ -26,12 +26,12 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
-from kernels.codegen.sums import RUN, Totals
-from kernels.codegen.tile_gemm import Run, cut, sweep
-from kernels.core.cpu import Cpu
-from kernels.core.layout import Io
-from kernels.core.strided import Ints, Strided
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.sums import RUN, Totals
+from fastrun.kernels.codegen.tiling import Run, cut, sweep
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.template import check
 
 # Independent accumulators, which hide the latency of additions.
 UNROLL = 4

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
-from kernels.codegen.tile_gemm import Run, cut, sweep, tile_count
-from kernels.codegen.transpose import PART, transpose
-from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, Io, Placement
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
+from fastrun.kernels.codegen.tiling import Run, cut, sweep, tile_count
+from fastrun.kernels.codegen.transpose import PART, transpose
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NCHW, Placement
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import check
 
 # A task moves this many pixels and units of channels: some 16 KB, which L1 holds.
 PIXELS, UNITS = 64, 4

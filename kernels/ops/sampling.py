@@ -12,8 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec, first_lanes, fma
-from kernels.codegen.nest import (
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Index,
+    Int,
+    Kernel,
+    Module,
+    Vec,
+    first_lanes,
+    fma,
+)
+from fastrun.kernels.codegen.strided_loops import (
     aligned,
     load_row,
     marked,
@@ -24,11 +33,12 @@ from kernels.codegen.nest import (
     store_row,
     width,
 )
-from kernels.codegen.tile_gemm import Run
-from kernels.core.cpu import Cpu
-from kernels.core.layout import READ_SLACK, Array, Io
-from kernels.core.strided import Ints, Strided
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.tiling import Run
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK, Array
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.template import check
 
 # Vectors of a sampled row that are straight code, in which lookups become shuffles.
 STRAIGHT = 32

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kernels.codegen.builder import Int, Module
-from kernels.codegen.tile_gemm import Run, cut, sweep
-from kernels.core.cpu import Cpu
-from kernels.core.layout import NCHW, NHWC, Io, Placement
-from kernels.core.template import Program, check
+from fastrun.kernels.codegen.builder import Int, Module
+from fastrun.kernels.codegen.tiling import Run, cut, sweep
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NCHW, NHWC, Placement
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import check
 
 # Pixels of a task.
 PIXELS = 32

@@ -1,0 +1,167 @@
+"""Figures of comparisons: two ways to compute the same layers, and curves over a number.
+
+A table has a row for each comparison. Its columns `before` and `after` stand for the two ways,
+`speedup` says how many times faster the second is, `low` and `high` are the ends of the 95 %
+interval, and `verdict` what they say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from fastrun.tuner.records.statistics import PRACTICAL
+from fastrun.tuner.records.units import ratio
+from fastrun.tuner.report.style import (
+    COLOURS,
+    FAINT,
+    INK,
+    MARKS,
+    PAPER,
+    Figure,
+    Line2D,
+    canvas,
+    layer_canvas,
+    legend,
+    mark,
+    note,
+    plain_log,
+    rows,
+    top,
+)
+
+
+def speedups(table: pd.DataFrame, title: str, by: str) -> Figure:
+    """How many times faster the second way is, a row for each layer, a mark for each `by`."""
+    layers = table.drop_duplicates("layer")
+    kinds = list(dict.fromkeys(table[by]))
+    place = {layer: y for y, layer in enumerate(layers["layer"])}
+    with layer_canvas(layers, title, "times, with 95 % interval") as (figure, axes):
+        axes.axvspan(1 / PRACTICAL, PRACTICAL, color=FAINT, alpha=0.25, linewidth=0)
+        axes.axvline(1, color=INK, linewidth=0.8)
+        for row in rows(table.assign(kind=table[by])):
+            n = kinds.index(row.kind)
+            y = place[row.layer] + 0.44 * ((n + 0.5) / len(kinds) - 0.5)
+            colour, sure = COLOURS[n], row.verdict in ("faster", "slower")
+            axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.4)
+            axes.plot(
+                row.speedup, y, MARKS[n], color=colour, markersize=4.5,
+                markerfacecolor=colour if sure else PAPER,
+            )  # fmt: skip
+        if len(place) > 1:
+            axes.grid(axis="both")
+        if top(table["speedup"], 1) > 2.5:
+            axes.set_xscale("log")
+            plain_log(axes)
+        marks = [mark(MARKS[n], COLOURS[n], str(kind)) for n, kind in enumerate(kinds)]
+        legend(figure, [*marks, mark("o", FAINT, "not surely 3 % apart", hollow=True)])
+    return figure
+
+
+def workspaces(
+    table: pd.DataFrame, title: str, before: str, after: str, caches: Mapping[str, int]
+) -> Figure:
+    """Bytes of workspace of both ways, a row for each layer, beside the sizes of caches."""
+    with layer_canvas(table, title, "workspace, MiB, logarithmic") as (figure, axes):
+        axes.set_xscale("log")
+        mebi = 2**20
+        for y, row in enumerate(rows(table)):
+            ends = row.after_bytes / mebi, row.before_bytes / mebi
+            axes.plot(ends, [y, y], color=FAINT, linewidth=1.6)
+            axes.plot(ends[1], y, "o", color=FAINT, markersize=5.5, markerfacecolor=PAPER)
+            axes.plot(ends[0], y, "o", color=COLOURS[0], markersize=5.5)
+            note(axes, max(ends), y, ratio(ends[1] / ends[0]))
+        sizes = table[["before_bytes", "after_bytes"]]
+        low, high = sizes.min().min() / mebi / 2, sizes.max().max() / mebi * 5
+        axes.set_xlim(low, high)
+        for name, size in caches.items():
+            if low < size / mebi < high:
+                axes.axvline(size / mebi, color=INK, linewidth=0.8)
+                axes.text(
+                    size / mebi, -0.75, name, ha="center", fontsize=7.5, bbox=_OPAQUE, zorder=3
+                )
+        plain_log(axes)
+        legend(figure, [mark("o", FAINT, before, hollow=True), mark("o", COLOURS[0], after)])
+    return figure
+
+
+def curves(
+    table: pd.DataFrame,
+    title: str,
+    x: tuple[str, str],
+    y: tuple[str, str],
+    by: str,
+    reference: float | None = None,
+) -> Figure:
+    """`y` over `x`, a curve for each `by`; `x` and `y` are (column, words).
+
+    Columns `low` and `high`, where there are any, become error bars. `reference` is a value of `x`
+    that is marked by a line. `x` is logarithmic, and so is `y` where it spans much.
+    """
+    looks = {str(kind): _look(n) for n, kind in enumerate(dict.fromkeys(table[by]))}
+    with canvas(title, 3.4) as (figure, axes):
+        axes.grid(axis="both")
+        axes.set_xscale("log")
+        axes.set_xlim(table[x[0]].min() / 1.2, table[x[0]].max() * 1.2)
+        if reference is not None:
+            axes.axvline(reference, color=INK, linewidth=0.8)
+        for kind, (colour, symbol) in looks.items():
+            of_kind = table[table[by].astype(str) == kind].sort_values(x[0])
+            axes.plot(
+                of_kind[x[0]], of_kind[y[0]], marker=symbol, color=colour,
+                linewidth=1.2, markersize=4.5, markeredgecolor=PAPER, markeredgewidth=0.5,
+            )  # fmt: skip
+            if {"low", "high"} <= set(table.columns):
+                axes.vlines(of_kind[x[0]], of_kind["low"], of_kind["high"], colour, linewidth=1)
+        axes.set_xlabel(x[1])
+        axes.set_ylabel(y[1])
+        if table[y[0]].max() > 4 * table[y[0]].min():
+            axes.set_yscale("log")
+            plain_log(axes, "y")
+        plain_log(axes, "x")
+        values = sorted(set(table[x[0]]))
+        if len(values) <= _TICKS:
+            axes.set_xticks(values, [f"{value:.3g}" for value in values])
+        legend(
+            figure,
+            [
+                Line2D(
+                    [], [], color=colour, marker=symbol, markersize=4.5, linewidth=1.2, label=kind
+                )
+                for kind, (colour, symbol) in looks.items()
+            ],
+        )
+    return figure
+
+
+def _look(n: int) -> tuple[str, str]:
+    """The colour and mark of curve n. Where colours begin anew, they get other marks."""
+    return COLOURS[n % len(COLOURS)], MARKS[(n + n // len(COLOURS)) % len(MARKS)]
+
+
+def engines(table: pd.DataFrame, title: str) -> Figure:
+    """How long other engines take beside ours, a row for each subject.
+
+    Columns `subject`, `engine`, `times` (as long as ours) and its range `low` to `high`.
+    """
+    subjects = list(dict.fromkeys(table["subject"]))
+    names = list(dict.fromkeys(table["engine"]))
+    layers = pd.DataFrame({"layer": subjects})
+    with layer_canvas(layers, title, "times as long as ours, logarithmic") as (figure, axes):
+        axes.set_xscale("log")
+        axes.axvline(1, color=INK, linewidth=1.4)
+        axes.grid(axis="both")
+        for row in rows(table):
+            n = names.index(row.engine)
+            y = subjects.index(row.subject) + 0.5 * ((n + 0.5) / len(names) - 0.5)
+            axes.plot([row.low, row.high], [y, y], color=COLOURS[n], linewidth=1)
+            axes.plot(row.times, y, MARKS[n], color=COLOURS[n], markersize=4.5)
+        axes.set_xlim(min(0.9, table["low"].min() / 1.1), max(2.0, 1.1 * table["high"].max()))
+        plain_log(axes)
+        legend(figure, [mark(MARKS[n], COLOURS[n], name) for n, name in enumerate(names)])
+    return figure
+
+
+_TICKS = 8  # values that have room below an axis
+_OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}

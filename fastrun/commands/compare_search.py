@@ -1,0 +1,103 @@
+"""`fastrun compare-search`: which search method comes near the optimum soonest, by replay."""
+
+from __future__ import annotations
+
+import math
+from argparse import Namespace
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.networks.targets import is_problem
+from fastrun.tuner.records.record import RecordError
+from fastrun.tuner.records.units import UNKNOWN, interval, ms, percent, plural
+from fastrun.tuner.report.plots import search_curves
+from fastrun.tuner.report.style import rows, save_png
+from fastrun.tuner.search.replay import (
+    RecordedSpace,
+    compare,
+    curves_frame,
+    overall_frame,
+    recorded_spaces,
+    scores_frame,
+)
+from fastrun.tuner.store import exchange
+from fastrun.tuner.store.database import existing
+from fastrun.tuner.terminal.display import grid, screen
+
+
+def run(arguments: Namespace) -> int:
+    """Replay every method on every space, and show what came of it."""
+    spaces = [space for text in arguments.spaces for space in _spaces(text, arguments)]
+    found = []
+    for space in spaces:
+        print(
+            f"{space.name}: {plural(len(space.values), 'schedule')}, {space.near} within 2 % of "
+            f"the optimum, {ms(space.optimum)} ms"
+        )
+        replays = compare(space, arguments.samplers, arguments.repeats, arguments.seed)
+        _show(scores_frame(replays), space)
+        found += replays
+    if len(spaces) > 1:
+        print("all spaces")
+        _show(overall_frame(found))
+    print(
+        "score: 0 is calculated random search, 1 the optimum at once; mean of "
+        f"{plural(arguments.repeats, 'walk')}. To 2 %: schedules measured, median"
+    )
+    if arguments.out:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        curves, scores = curves_frame(found), scores_frame(found)
+        save_png(search_curves(curves), arguments.out / "search.png")
+        for name, table in (("search", curves), ("scores", scores)):
+            path = arguments.out / f"{name}.csv"
+            table.to_csv(path, index=False, float_format="%.5g", lineterminator="\n")
+        print(f"{arguments.out}: search.png, search.csv, scores.csv")
+    return 0
+
+
+def _spaces(text: str, arguments: Namespace) -> Iterator[RecordedSpace]:
+    """What a file or the database holds of spaces, or an error if that is nothing."""
+    if is_problem(text):
+        with existing(arguments.db) as database:
+            records = database.records(
+                problem=str(ConvProblem.parse(text)),
+                machine=Cpu.host().fingerprint,
+                threads=arguments.threads,
+                regime=arguments.regime,
+            )
+    else:
+        records, _ = exchange.read(Path(text))
+    spaces = recorded_spaces(records)
+    if not spaces:
+        raise RecordError(f"{text}: of no algorithm enough schedules were measured to replay")
+    if len(spaces) == 1 and not is_problem(text):
+        spaces = [replace(spaces[0], name=Path(text).name.split(".")[0])]
+    yield from spaces
+
+
+def _show(scores: pd.DataFrame, space: RecordedSpace | None = None) -> None:
+    """A row for each method; of one space with what random search is calculated to do."""
+    cells = [
+        (
+            *(r.sampler, f"{r.score:.2f}"),
+            interval(r.low, r.high),
+            *((_count(r.needed),) if space else ()),
+            percent(r.share) if r.share < math.inf else "not reached",
+        )
+        for r in rows(scores)
+    ]
+    if space:
+        share = space.random_needs / len(space.values)
+        cells += [("calculated", "0.00", "", str(space.random_needs), percent(share))]
+    heads = ["method", "score>", "95 %\ninterval>"]
+    heads += ["to 2 %>", "share of\nspace>"] if space else ["largest\nshare>"]
+    grid(screen(), heads, cells)
+
+
+def _count(needed: float) -> str:
+    return f"{needed:.0f}" if needed < math.inf else UNKNOWN

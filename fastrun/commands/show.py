@@ -1,0 +1,125 @@
+"""`fastrun show`: a kernel taken apart, or what the passes make of a network."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.template import KernelTemplate, ScheduleError
+from fastrun.kernels.native.compile import compile_assembly
+from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
+from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.networks.targets import is_problem
+from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.units import percent, plural, significant
+from fastrun.tuner.store.database import existing
+from fastrun.tuner.terminal.display import grid, screen
+
+if TYPE_CHECKING:  # a kernel takes no ONNX
+    from fastrun.graph.core.model import Graph
+    from fastrun.graph.core.problems import DistinctProblem
+
+
+def run(arguments: Namespace) -> int:
+    """Take a kernel apart, or say what the passes make of a network."""
+    if not is_problem(arguments.target):
+        return _show_network(arguments.target)
+    from fastrun.tuner.report.kernel import Kernel, algorithm_lines, kernel_lines, problem_lines
+
+    problem, cpu = ConvProblem.parse(arguments.target), Cpu.host()
+    with existing(arguments.db) as database:
+        where = (problem, cpu.fingerprint, arguments.threads, arguments.regime)
+        ranking = database.ranking(*where, include_baselines=True)
+    template, schedule, source = _pick(problem, arguments, ranking, cpu)
+    kernel = Kernel.of(problem, template, schedule, cpu)
+    if arguments.ir or arguments.asm:
+        print(kernel.program.ir if arguments.ir else compile_assembly(kernel.program.ir, cpu))
+        return 0
+    text = template.text(schedule)
+    record = next((r for r in ranking if r.ir_hash == kernel.program.ir_hash), None)
+    if arguments.measure:
+        from fastrun.tuner.measure.measurer import remeasure
+
+        record = remeasure(problem, text, arguments.threads, arguments.regime)
+        if record.outcome != Outcome.CORRECT:
+            reason = " ".join(record.reason.split())
+            raise ScheduleError(f"{text} failed on {problem} ({record.outcome}): {reason}")
+    print("\n".join(problem_lines(problem)))
+    if arguments.algorithm is None and arguments.schedule is None:
+        print("\nalgorithms, as they would run unmeasured")
+        print("\n".join(algorithm_lines(problem, cpu)))
+    peak = probe().peak_of(arguments.threads)
+    print("\n" + "\n".join(kernel_lines(kernel, source, record, peak)))
+    return 0
+
+
+def _pick(
+    problem: ConvProblem, arguments: Namespace, ranking: Sequence[Record], cpu: Cpu
+) -> tuple[KernelTemplate, Any, str]:
+    """The kernel that `show` is asked for, and where its schedule is from."""
+    name = arguments.algorithm
+    if name is not None and name not in templates():
+        raise ScheduleError(f"no algorithm {name!r}: there are {', '.join(templates())}")
+    if arguments.schedule is not None:
+        template, schedule = parse_schedule(arguments.schedule)
+        if name not in (None, template.name):
+            raise ScheduleError(f"{arguments.schedule!r} is no schedule of {name}")
+        return template, schedule, "given"
+    if name is not None and (reason := templates()[name].why_not(problem, cpu)):
+        raise ScheduleError(f"{name} cannot do {problem}: {reason}")
+    for record in ranking:
+        if record.algorithm == name or (name is None and not record.baseline):
+            return *parse_schedule(record.schedule), "best measured"
+    if name is not None:
+        return templates()[name], templates()[name].heuristic(problem, cpu), "its heuristic"
+    return *heuristic_choice(problem, cpu), "heuristic"
+
+
+def _show_network(name: str) -> int:
+    from fastrun.graph.core.problems import convolutions
+    from fastrun.graph.networks import load_network
+    from fastrun.graph.passes.pipeline import PASSES
+
+    graph = load_network(name)
+    print(f"{graph.summary()}\n")
+    before, rows = _works(graph), [("as imported", str(len(graph.nodes)), "", "")]
+    for optimise in PASSES:
+        graph = optimise(graph)
+        after = _works(graph)
+        if after != before:
+            gone, new = _listed(before - after), _listed(after - before)
+            rows.append((optimise.__name__, str(len(graph.nodes)), gone, new))
+        before = after
+    grid(screen(), ("pass", "nodes>", "takes out", "puts in"), rows)
+    print(f"\n{graph.summary()}\n")
+    _print_problems(name, convolutions(graph))
+    return 0
+
+
+def _works(graph: Graph) -> Counter[str]:
+    return Counter(node.work for node in graph.nodes)
+
+
+def _listed(works: Counter[str]) -> str:
+    return ", ".join(f"{count} {work}" for work, count in works.most_common())
+
+
+def _print_problems(name: str, found: Sequence[DistinctProblem]) -> None:
+    if not found:
+        print(f"{name}: no convolution: nothing to tune")
+        return
+    total = sum(count * p.macs for p, count, _ in found)
+    rows = [
+        (str(p), str(count), significant(p.macs / 1e6), percent(count * p.macs / total))
+        for p, count, _ in found
+    ]
+    grid(screen(), ("problem", "n>", "MMAC>", "of all>"), rows)
+    number = sum(count for _, count, _ in found)
+    print(
+        f"{name}: {plural(number, 'convolution')}, {len(rows)} distinct, "
+        f"{significant(total / 1e6)} million multiply-adds"
+    )

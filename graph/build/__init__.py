@@ -1,0 +1,1 @@
+"""From a plan to programs and buffers: kernels, placements, steps, memory."""

@@ -1,0 +1,71 @@
+"""Build two operators as one kernel that does a band of rows at a time."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from fastrun.graph.build.kernels import Kernel
+from fastrun.graph.core.model import Graph
+from fastrun.graph.core.ops import Conv, Pool
+from fastrun.graph.core.problems import conv_problem
+from fastrun.graph.plan.bands import convolution_of
+from fastrun.graph.plan.kinds import pool_spec
+from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import check
+from fastrun.kernels.ops import bands, pool
+
+
+def fuse(
+    graph: Graph,
+    tasks: tuple[Task, Task],
+    kernels: tuple[Kernel, Kernel],
+    rows: int,
+    cpu: Cpu,
+    io: Io,
+    mid: Placement,
+) -> Kernel:
+    """One kernel that does what the two of the tasks do, `rows` rows at a time.
+
+    `io` is where it reads and writes, `mid` where the result lay of which it keeps a band.
+
+    Raises:
+        ScheduleError: it cannot be built so.
+    """
+    problem = conv_problem(graph, tasks[0].node)
+    op = tasks[1].node.op
+    check(isinstance(op, Pool | Conv), "only pools and convolutions run in bands")
+    then = pool_spec(op) if isinstance(op, Pool) else conv_problem(graph, tasks[1].node)
+    algorithms = kernels[0].algorithm, kernels[1].algorithm
+    none = np.zeros(0, np.float32)
+    weights = [none if kernel.weights is None else kernel.weights for kernel in kernels]
+    biases = [none if kernel.bias is None else kernel.bias for kernel in kernels]
+    return Kernel(
+        _program(problem, then, algorithms, rows, cpu, io, mid),
+        bands.join_weights(*weights),
+        bands.join_biases(*biases),
+        f"{' + '.join(algorithms)} by {rows} rows",
+    )
+
+
+@functools.lru_cache(128)
+def _program(
+    p: ConvProblem,
+    then: pool.Pool | ConvProblem,
+    algorithms: tuple[str, str],
+    rows: int,
+    cpu: Cpu,
+    io: Io,
+    mid: Placement,
+) -> Program:
+    first = convolution_of(p, algorithms[0], cpu)
+    if isinstance(then, pool.Pool):
+        second = bands.pooling(then, mid.h, io.dst.h, cpu)
+    else:
+        second = convolution_of(then, algorithms[1], cpu)
+    return bands.build(first, second, rows, cpu, io, mid)

@@ -1,0 +1,207 @@
+"""ONNX models as their files hold them: read whole, of a known opset, nodes in order."""
+
+from __future__ import annotations
+
+import graphlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
+from fastrun.graph.core.model import Array, Shape
+from fastrun.graph.frontend.external import embed
+
+OLDEST_OPSET = 7
+LARGEST_FILE = 2**31
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model in a file.
+
+    Raises:
+        ModelFileError: no such file, or not a whole ONNX model.
+    """
+    if path.is_file() and path.stat().st_size >= LARGEST_FILE:
+        raise ModelFileError(
+            f"{path}: larger than the 2 GB an ONNX file can have: save it with external data"
+        )
+    try:
+        # The format is given: a model is a model whatever its file is called.
+        model = onnx.load(path, format="protobuf", load_external_data=False)
+    except FileNotFoundError:
+        raise ModelFileError(f"no model file {str(path)!r}") from None
+    except OSError as error:
+        raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from None
+    except DecodeError:
+        raise ModelFileError(
+            f"{path}: not an ONNX model, or cut short: download or export it again"
+        ) from None
+    if not model.graph.output:
+        raise ModelFileError(f"{path}: not an ONNX model: it has no outputs")
+    try:
+        embed(model, path.parent)
+    except ModelFileError as error:
+        raise ModelFileError(f"{path}: {error}") from None
+    return model
+
+
+def current(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in an opset that the lowering knows."""
+    if not model.opset_import:
+        raise ModelFileError("the model states no opset: it is cut short or not ONNX's")
+    opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
+    newest = onnx.defs.onnx_opset_version()
+    if opsets and opsets[0] > newest:
+        raise UnsupportedError(
+            f"opset {opsets[0]} is newer than {newest}, the newest one that the onnx package here "
+            "knows: update it or export the model for an older one"
+        )
+    if not opsets or opsets[0] >= OLDEST_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+        raise UnsupportedError(
+            f"opset {opsets[0]} is older than {OLDEST_OPSET} and does not convert: "
+            f"{first_line(error)}"
+        ) from None
+
+
+def given_shape(value: onnx.ValueInfoProto) -> Shape:
+    """The shape the model gives an input, with an open batch size as 1."""
+    dims = value.type.tensor_type.shape.dim
+    # Some exporters write an open size as 0 or -1.
+    sizes = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
+    if sizes and not isinstance(sizes[0], int):
+        sizes[0] = 1
+    known = tuple(size for size in sizes if isinstance(size, int))
+    if len(known) == len(sizes) and value.type.tensor_type.HasField("shape"):
+        return known
+    example = tuple(size if isinstance(size, int) else 224 for size in sizes) or (1, 3, 224, 224)
+    raise UnsupportedError(
+        f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: export "
+        f"the model with fixed sizes, or say, for example, shapes={{{value.name!r}: {example}}} "
+        f"in Python, `--shape {value.name}={'x'.join(map(str, example))}` to plan and run "
+        "(docs/faq.md)"
+    )
+
+
+def array(tensor: onnx.TensorProto) -> Array:
+    """The values of a tensor.
+
+    Raises:
+        ModelFileError: they do not fit its shape or type, or are not in the model.
+    """
+    if tensor.data_location == tensor.EXTERNAL:
+        raise ModelFileError(
+            f"the values of tensor {tensor.name!r} are in another file: give the path of the "
+            "model, or load it with its external data"
+        )
+    try:
+        if min(tensor.dims, default=0) < 0:
+            raise ValueError(f"its shape is {tuple(tensor.dims)}")
+        return numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelFileError(f"tensor {tensor.name!r} is damaged: {first_line(error)}") from None
+
+
+def constant_value(node: onnx.NodeProto) -> Array:
+    """The value of a `Constant`.
+
+    Raises:
+        ModelFileError: it has none, or that of no dense tensor.
+    """
+    given = {a.name: a for a in node.attribute}
+    match [*given]:
+        case ["value"]:
+            return array(given["value"].t)
+        case ["value_float" | "value_floats" | "value_int" | "value_ints"]:
+            name, attribute = given.popitem()
+            value = onnx.helper.get_attribute_value(attribute)
+            return np.array(value, np.float32 if "float" in name else np.int64)
+        case ["value_string" | "value_strings"]:
+            return np.array(onnx.helper.get_attribute_value(given.popitem()[1]), object)
+        case ["sparse_value"]:
+            raise UnsupportedError(f"{node.output[0]!r} is stored sparse: export it dense")
+    raise ModelFileError(f"node {label(node)} is damaged: it has no value")
+
+
+def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    """The names that nodes read, those included that graphs in them read from around them."""
+    found = set[str]()
+    for node in nodes:
+        found.update(node.input)
+        for graph in (a.g for a in node.attribute if a.type == a.GRAPH):
+            read = names_read(graph.node) | {v.name for v in graph.output}
+            found |= read - names_defined(graph)
+    return found
+
+
+def names_defined(graph: onnx.GraphProto) -> set[str]:
+    """The names of a graph's own values."""
+    found = {v.name for v in (*graph.input, *graph.initializer)}
+    return found.union(*(node.output for node in graph.node))
+
+
+def convolves(graph: onnx.GraphProto) -> bool:
+    """Whether a convolution is in the graph or in those inside its nodes."""
+    return any(
+        "Conv" in node.op_type or any(convolves(a.g) for a in node.attribute if a.type == a.GRAPH)
+        for node in graph.node
+    )
+
+
+def live_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes that an output depends on, in the order of the file.
+
+    Raises:
+        GraphError: two nodes compute values of one name.
+    """
+    made = Counter(y for node in graph.node for y in node.output if y)
+    if again := [y for y, times in made.items() if times > 1]:
+        raise GraphError(f"two nodes compute {again[0]!r}: the model is damaged")
+    producers = {y: i for i, node in enumerate(graph.node) for y in node.output if y}
+    live, pending = set[int](), [v.name for v in graph.output]
+    while pending:
+        i = producers.get(pending.pop(), -1)
+        if i >= 0 and i not in live:
+            live.add(i)
+            pending += names_read([graph.node[i]])
+    return [graph.node[i] for i in sorted(live)]
+
+
+def in_order(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:
+    """The nodes in topological order: their own, if that is one."""
+    producers = {y: i for i, node in enumerate(nodes) for y in node.output if y}
+    before: dict[int, set[int]] = {}
+    for i, node in enumerate(nodes):
+        if missing := [x for x in node.input if x and x not in known and x not in producers]:
+            raise GraphError(
+                f"node {label(node)} needs {missing[0]!r}, which the model does not contain: "
+                "export it again with its weights"
+            )
+        before[i] = {producers[x] for x in names_read([node]) if x and x in producers}
+    if all(j < i for i, earlier in before.items() for j in earlier):
+        return list(nodes)
+    try:
+        return [nodes[i] for i in graphlib.TopologicalSorter(before).static_order()]
+    except graphlib.CycleError as error:
+        raise GraphError(f"node {label(nodes[error.args[1][0]])} depends on itself") from None
+
+
+def label(node: onnx.NodeProto) -> str:
+    """What a node is called in messages."""
+    operator = node.op_type if node.op_type.isprintable() else repr(node.op_type)
+    return f"{node.name or ', '.join(node.output)!r} ({operator})"
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what another library says."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,464 @@
+"""ONNX models as our graph.
+
+One walk in topological order. Functions and branches whose condition is known are written out in
+the place of what calls them. Every other node is lowered to our operators once ONNX's shape
+inference has told its output shapes; where all inputs are constant, so are the outputs, computed
+on the spot, so that arithmetic on shapes disappears. Nothing else in the package sees ONNX's
+attribute forms or opset versions.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
+from fastrun.graph.core.model import Array, Graph, Node, Tensor
+from fastrun.graph.core.ops import Foreign
+from fastrun.graph.frontend.composed import composition
+from fastrun.graph.frontend.constants import COMPUTED_BY_ONNX, by_onnx, by_reference
+from fastrun.graph.frontend.file import (
+    OLDEST_OPSET,
+    array,
+    constant_value,
+    convolves,
+    current,
+    first_line,
+    given_shape,
+    in_order,
+    label,
+    live_nodes,
+    names_defined,
+    names_read,
+    read_model,
+)
+from fastrun.graph.frontend.inline import (
+    Key,
+    branch_nodes,
+    check_calls,
+    function_nodes,
+    key,
+    own_domain,
+)
+from fastrun.graph.frontend.lowering import Site, Unsupported, lower
+
+# Shape inference reads the values of small constants (a target shape, axes), never of weights.
+LARGEST_SHAPE_PARAMETER = 1024
+# Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
+LARGEST_TENSOR = 2**40
+# Types from and to which the caller may convert: where every way of doing it gives the same.
+TO_FLOAT = {"UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "FLOAT16", "DOUBLE"}
+FROM_FLOAT = {"FLOAT16", "DOUBLE"}
+# Nodes of functions and branches written out; more come from files made to be endless.
+MOST_INLINED = 2**17
+
+
+def import_onnx(
+    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+) -> Graph:
+    """The graph of an ONNX file or model.
+
+    `shapes` gives or overrides the shapes of inputs by name. A batch size that the model leaves
+    open is 1.
+
+    What no output depends on is left out. Operators we lack stay in the graph as `Foreign` nodes:
+    a network can be listed as far as its shapes are known.
+
+    Raises:
+        ModelFileError: no such file, or not a whole ONNX model.
+        UnsupportedError: an input's size is open, or its type is not a tensor.
+        GraphError: the model contradicts itself: cyclic, missing weights, impossible shapes.
+    """
+    model = source if isinstance(source, onnx.ModelProto) else read_model(Path(source))
+    try:
+        return _Importer(current(model), dict(shapes or {})).graph()
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"the model is damaged: a name is no text: {error}") from None
+
+
+class _Opsets:
+    """The versions of operators that a model or function uses."""
+
+    def __init__(self, imported: Iterable[onnx.OperatorSetIdProto], ir_version: int) -> None:
+        versions = {own_domain(o.domain): o.version for o in imported}
+        self.ids = [helper.make_opsetid(*item) for item in versions.items()]
+        self.ir_version = ir_version
+        self._versions = versions
+        self.checker = onnx.checker.C.CheckerContext()
+        self.checker.ir_version = ir_version
+        self.checker.opset_imports = versions
+
+    def __getitem__(self, domain: str) -> int:
+        return self._versions.get(domain, 1)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether ONNX's own operators are of an opset that the lowering does not know."""
+        return self._versions.get("", OLDEST_OPSET) < OLDEST_OPSET
+
+
+class _Importer:
+    def __init__(self, model: onnx.ModelProto, shapes: dict[str, Sequence[int]]) -> None:
+        self._model = model
+        self._shapes = shapes
+        self._opsets = _Opsets(model.opset_import, model.ir_version)
+        self._functions = {
+            Key(own_domain(f.domain), f.name, f.overload): f for f in model.functions
+        }
+        check_calls(self._functions)
+        self._types: dict[str, onnx.TypeProto] = {}
+        self._tensors: dict[str, Tensor] = {}
+        self._constants: dict[str, Array] = {}
+        self._nodes: list[Node] = []
+        self._labels: set[str] = set()  # of nodes
+        self._names: set[str] = set()  # of values, those of the model to come included
+        self._known: set[str] = set()
+        self._read: set[str] = set()
+        self._results: set[str] = set()  # outputs that no node reads
+        self._outside: dict[str, np.dtype[Any]] = {}
+        self._pending: list[tuple[onnx.NodeProto, _Opsets]] = []
+        self._inlined = self._computed = 0
+
+    def graph(self) -> Graph:
+        """Walk the model."""
+        graph = self._model.graph
+        outputs = tuple(v.name for v in graph.output)
+        if not outputs:
+            raise ModelFileError("the model has no outputs: it is cut short or not ONNX's")
+        nodes = live_nodes(graph)
+        read = names_read(nodes)
+        self._results = set(outputs) - read
+        self._read = read.union(outputs)
+        self._names = names_defined(graph) | self._read
+        for sparse in graph.sparse_initializer:
+            if sparse.values.name in self._read:
+                raise UnsupportedError(
+                    f"{sparse.values.name!r} is stored sparse: export it as a dense tensor"
+                )
+        for initializer in graph.initializer:
+            self._define(initializer.name)
+            if initializer.name in self._read:
+                self._constants[initializer.name] = array(initializer)
+        inputs = self._add_inputs([v for v in graph.input if v.name not in self._known])
+        self._push(in_order(nodes, self._known), self._opsets)
+        while self._pending:
+            self._add(*self._pending.pop())
+        whole = Graph(
+            graph.name, tuple(self._nodes), inputs, outputs, self._tensors, self._constants
+        )
+        live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants)
+        used = tuple(x for x in inputs if live.uses[x])
+        unread = tuple(x for x in inputs if x not in used)
+        return replace(live, inputs=used, unread=unread, outside=self._outside)
+
+    def _add_inputs(self, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, ...]:
+        """Their names. Nothing need be known of those that nothing reads."""
+        if unknown := self._shapes.keys() - {v.name for v in inputs}:
+            names = ", ".join(v.name for v in inputs)
+            raise GraphError(f"the model has no input {min(unknown)!r}: its inputs are {names}")
+        for value in inputs:
+            self._define(value.name)
+            if value.name in self._read:
+                self._add_input(value)
+        return tuple(v.name for v in inputs)
+
+    def _add_input(self, value: onnx.ValueInfoProto) -> None:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise UnsupportedError(f"input {value.name!r} is a {kind}: only tensors are supported")
+        described = value.type.tensor_type
+        given = self._shapes.get(value.name)
+        try:
+            shape = given_shape(value) if given is None else tuple(map(operator.index, given))
+        except TypeError:
+            raise GraphError(f"input {value.name!r} cannot have shape {given!r}") from None
+        if min(shape, default=1) < 0 or math.prod(shape) > LARGEST_TENSOR:
+            raise GraphError(f"input {value.name!r} cannot have shape {shape}")
+        if 0 in shape:
+            raise UnsupportedError(f"input {value.name!r} is empty: its shape is {shape}")
+        element = described.elem_type
+        if _is_one_of(element, TO_FLOAT) and self._is_converted(value.name):
+            self._outside[value.name] = np.dtype(helper.tensor_dtype_to_np_dtype(element))
+            element = onnx.TensorProto.FLOAT
+        self._set_type(value.name, helper.make_tensor_type_proto(element, shape))
+
+    def _is_converted(self, name: str) -> bool:
+        """Whether all that the model does with an input is to make float32 of it."""
+        graph = self._model.graph
+        readers = [node for node in live_nodes(graph) if name in names_read([node])]
+        return name not in {v.name for v in graph.output} and all(
+            node.op_type == "Cast" and _target(node) == onnx.TensorProto.FLOAT for node in readers
+        )
+
+    def _push(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
+        """Let these nodes be the next ones."""
+        self._pending += [(node, opsets) for node in reversed(nodes)]
+
+    def _write_out(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
+        """Let nodes be the next ones that take the place of a single one."""
+        self._inlined += len(nodes)
+        if self._inlined > MOST_INLINED:
+            raise UnsupportedError(
+                f"node {label(nodes[0])} is one of more than {MOST_INLINED:,} in functions and "
+                "branches: export the model without functions"
+            )
+        self._read |= names_read(nodes)
+        self._push(nodes, opsets)
+
+    def _define(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise ModelFileError(f"the model is damaged: {name!r} is no name")
+        if name in self._known:
+            raise GraphError(f"the model has two values called {name!r}: it is damaged")
+        self._known.add(name)
+
+    def _fresh(self, name: str) -> str:
+        """A name like `name` that no value has."""
+        free, count = name, 1
+        while free in self._names:
+            free, count = f"{name}.{count}", count + 1
+        self._names.add(free)
+        return free
+
+    def _set_type(self, name: str, described: onnx.TypeProto) -> None:
+        """Note what shape inference says of a value; our tensors have only complete shapes."""
+        self._types[name] = described
+        tensor = described.tensor_type
+        if tensor.elem_type and tensor.HasField("shape"):
+            sizes = [d.dim_value for d in tensor.shape.dim if d.HasField("dim_value")]
+            if math.prod(map(abs, sizes)) > LARGEST_TENSOR or min(sizes, default=0) < 0:
+                raise GraphError(f"{name!r} cannot have the shape {tuple(sizes)}")
+            if len(sizes) == len(tensor.shape.dim):
+                if tensor.elem_type not in onnx.TensorProto.DataType.values():
+                    raise GraphError(f"{name!r} has an unknown type, {tensor.elem_type}")
+                dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+                known = self._tensors[name] = Tensor(tuple(sizes), dtype)
+                _check_memory(name, known, known.nbytes)
+
+    def _add(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
+        for text in (node.op_type, node.domain):
+            if not isinstance(text, str) or not text.isprintable():
+                raise ModelFileError(f"the model is damaged: {text!r} is no operator")
+        if missing := [x for x in node.input if x and x not in self._known]:
+            raise GraphError(
+                f"node {label(node)} needs {missing[0]!r}, which nothing computes before it"
+            )
+        if function := self._functions.get(key(node)):
+            self._call(function, node)
+            return
+        if node.domain == "ai.onnx":
+            plain = onnx.NodeProto()
+            plain.CopyFrom(node)
+            plain.domain, node = "", plain
+        if node.op_type == "If" and not node.domain and node.input[:1] and (
+            node.input[0] in self._constants
+        ):  # fmt: skip
+            self._choose(node, opsets)
+            return
+        for name in filter(None, node.output):
+            self._define(name)
+        shape = self._shape(node.input[0]) if node.input else None
+        if node.op_type in ("Shape", "Size") and not node.domain and shape is not None:
+            self._measure(node, shape)
+        elif node.op_type == "Constant" and not node.domain:
+            self._constants[node.output[0]] = constant_value(node)
+        else:
+            self._lower(self._unconverted(node), opsets)
+
+    def _unconverted(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Leave it to the caller to convert what is an output alone to the model's type."""
+        names = [*node.input, *node.output]
+        if node.op_type != "Cast" or node.domain or len(names) != 2:
+            return node
+        before, kind = self._tensors.get(names[0]), _target(node)
+        if names[1] not in self._results or before is None or before.dtype != np.float32:
+            return node
+        if not _is_one_of(kind, FROM_FLOAT):
+            return node
+        self._outside[node.output[0]] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+        return helper.make_node("Identity", node.input, node.output, name=node.name)
+
+    def _shape(self, name: str) -> tuple[int, ...] | None:
+        if name in self._constants:
+            return self._constants[name].shape
+        return self._tensors[name].shape if name in self._tensors else None
+
+    def _measure(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
+        """Shape and Size need no values, only the shape."""
+        if node.op_type == "Size":
+            result = np.array(math.prod(shape), np.int64)
+        else:
+            bounds = {a.name: a.i for a in node.attribute}
+            result = np.array(shape[bounds.get("start", 0) : bounds.get("end")], np.int64)
+        self._constants[node.output[0]] = result
+
+    def _choose(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
+        """Put the branch that a constant condition selects in the place of an If."""
+        condition = self._constants[node.input[0]]
+        if condition.size != 1 or condition.dtype != bool:
+            raise GraphError(f"node {label(node)} is impossible: its condition is no truth value")
+        taken = "then_branch" if condition.all() else "else_branch"
+        branch = next((a.g for a in node.attribute if a.name == taken), None)
+        if branch is None:
+            raise GraphError(f"node {label(node)} is impossible: it has no {taken}")
+        self._write_out(branch_nodes(branch, node, self._fresh), opsets)
+
+    def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto) -> None:
+        """Put a function in the place of a call, in the opsets that it imports itself."""
+        opsets = _Opsets(function.opset_import, self._model.ir_version)
+        if opsets.outdated:
+            raise UnsupportedError(
+                f"node {label(node)} is a function of an opset older than {OLDEST_OPSET}: "
+                "export the model for a newer one"
+            )
+        nodes = function_nodes(function, node, self._label(node), self._fresh)
+        self._write_out(nodes, opsets)
+
+    def _type(self, name: str) -> onnx.TypeProto:
+        if name in self._constants:
+            return _type_of(self._constants[name])
+        return self._types.get(name, onnx.TypeProto())
+
+    def _infer(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
+        """Learn the types of the node's outputs, unless ONNX does not know the operator."""
+        if not onnx.defs.has(node.op_type, node.domain):
+            return
+        version = opsets[node.domain]
+        try:
+            schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        except onnx.defs.SchemaError:
+            raise GraphError(f"node {label(node)} does not exist in opset {version}") from None
+        # ONNX's own inference of Split aborts the process on another number of outputs.
+        parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
+        if parts != len(node.output):
+            raise GraphError(
+                f"node {label(node)} is impossible: it has {len(node.output)} outputs, not {parts}"
+            )
+        names = [x for x in node.input if x]
+        # ONNX's own inference of Slice aborts the process on a size of 0.
+        empty = [x for x in names if 0 in (self._shape(x) or ())]
+        if computed := [x for x in empty if x not in self._constants]:
+            raise UnsupportedError(f"node {label(node)}: its input {computed[0]!r} is empty")
+        if schema.deprecated or names[:1] == empty[:1] != []:
+            return
+        values = {x: self._constants[x] for x in names if x in self._constants}
+        if node.op_type == "Range":  # of lists of one number, as of numbers
+            values = {x: a.reshape(()) if a.size == 1 else a for x, a in values.items()}
+        try:
+            if not any(a.HasField("g") for a in node.attribute):
+                onnx.checker.check_node(node, opsets.checker)
+            inferred = onnx.shape_inference.infer_node_outputs(
+                schema,
+                node,
+                {x: _type_of(values[x]) if x in values else self._type(x) for x in names},
+                {
+                    x: numpy_helper.from_array(a)
+                    for x, a in values.items()
+                    if a.size <= LARGEST_SHAPE_PARAMETER
+                },
+                opset_imports=opsets.ids,
+                ir_version=opsets.ir_version,
+            )
+        except (
+            onnx.shape_inference.InferenceError,
+            onnx.checker.ValidationError,
+            ValueError,
+        ) as error:
+            if not all(self._type(x).tensor_type.elem_type for x in names):
+                return  # the types are not wrong but unknown, or not those of tensors
+            raise GraphError(f"node {label(node)} is impossible: {first_line(error)}") from None
+        for name, described in inferred.items():
+            self._set_type(name, described)
+
+    def _lower(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
+        self._infer(node, opsets)
+        # Many exporters name outputs that nothing reads, such as the mask of a dropout.
+        outputs = tuple(y if y in self._read else "" for y in node.output)
+        if not any(outputs):
+            return
+        name = self._label(node)
+        constant = all(x in self._constants for x in node.input if x)
+        feeds = {x: self._constants[x] for x in node.input if x in self._constants}
+        site = Site(node, outputs, opsets[""], self._tensors, self._constants, name, self._fresh)
+        try:
+            if 0 in (self._shape(next(iter(node.input), "")) or ()):
+                raise Unsupported("an input that is not empty")  # nothing is inferred of it
+            lower(site)
+        except Unsupported as need:
+            types = [self._type(x) for x in node.input]
+            if function := composition(node, opsets[node.domain], types):
+                self._known.difference_update(node.output)
+                inner = _Opsets(function.opset_import or opsets.ids, opsets.ir_version)
+                self._write_out(function_nodes(function, node, name, self._fresh), inner)
+            elif constant and not node.domain and node.op_type in COMPUTED_BY_ONNX:
+                self._check_size(node.output)
+                self._constants |= by_onnx(node, self._tensors, feeds, opsets.ids)
+            else:
+                self._add_foreign(node, name, outputs, str(need))
+            return
+        for result, tensor in site.tensors.items():
+            self._set_type(result, _type_of(tensor))
+        if constant:
+            self._check_size(site.tensors)
+            self._constants |= by_reference(node, site.nodes, site.tensors, feeds)
+        else:
+            self._nodes += site.nodes
+
+    def _check_size(self, names: Iterable[str]) -> None:
+        """Refuse constants that, with those before, would fill the memory."""
+        for name in names:
+            if tensor := self._tensors.get(name):
+                self._computed += tensor.nbytes
+                _check_memory(name, tensor, self._computed)
+
+    def _add_foreign(
+        self, node: onnx.NodeProto, name: str, outputs: Sequence[str], need: str
+    ) -> None:
+        bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
+        op = Foreign(node.op_type, need, "Conv" in node.op_type or any(map(convolves, bodies)))
+        captured = names_read([node]) - {*node.input}
+        inputs = (*node.input, *sorted(captured & self._known))
+        self._nodes.append(Node(name, op, inputs, tuple(filter(None, outputs))))
+
+    def _label(self, node: onnx.NodeProto) -> str:
+        """A name for the node that no other has."""
+        base = node.name or next(filter(None, node.output), node.op_type)
+        name, count = base, 1
+        while name in self._labels:
+            name, count = f"{base}.{count}", count + 1
+        self._labels.add(name)
+        return name
+
+
+def _is_one_of(kind: int, names: set[str]) -> bool:
+    return any(onnx.TensorProto.DataType.Value(name) == kind for name in names)
+
+
+def _target(node: onnx.NodeProto) -> int:
+    """The type that a Cast converts to."""
+    return next((a.i for a in node.attribute if a.name == "to"), 0)
+
+
+def _check_memory(name: str, tensor: Tensor, taken: int) -> None:
+    """A run holds its input and output twice each, which is four times what may be `taken`."""
+    if taken > _memory() // 4:
+        raise UnsupportedError(f"{name!r} ({tensor}) is too large for the memory of this machine")
+
+
+def _memory() -> int:
+    """The bytes of memory that the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _type_of(values: Array | Tensor) -> onnx.TypeProto:
+    kind = helper.np_dtype_to_tensor_dtype(values.dtype)
+    return helper.make_tensor_type_proto(kind, values.shape)

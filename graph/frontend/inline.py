@@ -1,0 +1,180 @@
+"""A function, or a branch of an `If`, in the place of the node that stands for it.
+
+Every value in it gets a name that nothing else has: bodies may use any names, also those of the
+model and of other bodies, and one function may be called often.
+"""
+
+from __future__ import annotations
+
+import graphlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import onnx
+from onnx import helper
+
+from fastrun.graph.core.errors import GraphError
+from fastrun.graph.frontend.file import label, names_defined, names_read
+
+# Makes a free name of one that might not be.
+Fresh = Callable[[str], str]
+_Attributes = Mapping[str, onnx.AttributeProto]
+
+
+class Key(NamedTuple):
+    """What a node says to call a function."""
+
+    domain: str
+    name: str
+    overload: str
+
+
+def key(node: onnx.NodeProto) -> Key:
+    """The key of the function that a node calls, if there is one."""
+    return Key(own_domain(node.domain), node.op_type, node.overload)
+
+
+def own_domain(name: str) -> str:
+    """A domain by one name: that of ONNX's own operators has two."""
+    return "" if name == "ai.onnx" else name
+
+
+def check_calls(functions: Mapping[Key, onnx.FunctionProto]) -> None:
+    """Refuse functions that call themselves.
+
+    Raises:
+        GraphError: naming one.
+    """
+    calls = {k: {c for c in _called(f.node) if c in functions} for k, f in functions.items()}
+    try:
+        graphlib.TopologicalSorter(calls).prepare()
+    except graphlib.CycleError as error:
+        raise GraphError(f"function {error.args[1][0].name!r} calls itself without end") from None
+
+
+def _called(nodes: Iterable[onnx.NodeProto]) -> set[Key]:
+    found = set[Key]()
+    for node in nodes:
+        found.add(key(node))
+        for graph in (a.g for a in node.attribute if a.type == a.GRAPH):
+            found |= _called(graph.node)
+    return found
+
+
+def function_nodes(
+    function: onnx.FunctionProto, call: onnx.NodeProto, prefix: str, fresh: Fresh
+) -> list[onnx.NodeProto]:
+    """The nodes of a function with the names and attributes of one call of it.
+
+    `prefix` begins the names of its nodes and values.
+
+    Raises:
+        GraphError: the call does not fit the function, or this contradicts itself.
+    """
+    if len(call.input) > len(function.input) or len(call.output) > len(function.output):
+        raise GraphError(f"node {label(call)} is impossible: its function has fewer operands")
+    names = dict.fromkeys(function.input, "")
+    names |= dict(zip(function.input, call.input, strict=False))
+    if again := {y for node in function.node for y in node.output if y and y in names}:
+        raise _repeated(call, min(again))
+    # It sees nothing but its inputs.
+    inside = [*names_read(function.node), *(y for node in function.node for y in node.output)]
+    names |= {x: fresh(f"{prefix}/{x}") for x in inside if x and x not in names}
+    given = {a.name: a for a in (*function.attribute_proto, *call.attribute)}
+    outputs = function.output[: len(call.output)]
+    nodes = _inlined(function.node, outputs, call, names, given, names.__getitem__)
+    for i, node in enumerate(nodes):
+        node.name = f"{prefix}/{node.name or f'{node.op_type}.{i}'}"
+    return nodes
+
+
+def branch_nodes(
+    branch: onnx.GraphProto, choice: onnx.NodeProto, fresh: Fresh
+) -> list[onnx.NodeProto]:
+    """The nodes of a branch of `choice`, which sees the values around it.
+
+    Raises:
+        GraphError: it has another number of outputs, or contradicts itself.
+    """
+    if len(branch.output) != len(choice.output):
+        raise GraphError(f"node {label(choice)} is impossible: no matching {branch.name!r}")
+    weights = [helper.make_node("Constant", [], [w.name], value=w) for w in branch.initializer]
+    weights += [
+        helper.make_node("Constant", [], [w.values.name], sparse_value=w)
+        for w in branch.sparse_initializer
+    ]
+    outputs = [v.name for v in branch.output]
+    return _inlined([*weights, *branch.node], outputs, choice, {}, {}, fresh)
+
+
+def _inlined(
+    body: Sequence[onnx.NodeProto],
+    outputs: Sequence[str],
+    call: onnx.NodeProto,
+    names: Mapping[str, str],
+    given: _Attributes,
+    define: Fresh,
+) -> list[onnx.NodeProto]:
+    """Copies of the nodes of a body; its outputs take the names that `call` gives them.
+
+    `names` are those of values around it that are called otherwise inside; `define` gives those
+    of the values it computes.
+    """
+    made = Counter(y for node in body for y in node.output if y)
+    if again := [y for y, times in made.items() if times > 1]:
+        raise _repeated(call, again[0])
+    results: dict[str, str] = {}
+    for inner, outer in zip(outputs, call.output, strict=True):
+        if outer and made[inner]:
+            results.setdefault(inner, outer)
+    known = {**names, **{x: y for x, y in results.items() if x in names}}
+    copies = []
+    for node in body:
+        copy = _renamed(node, known, given)
+        for i, y in enumerate(node.output):
+            if y:
+                known[y] = copy.output[i] = results.get(y) or define(y)
+        copies.append(copy)
+    for inner, outer in zip(outputs, call.output, strict=True):
+        if outer and results.get(inner) != outer:
+            copies.append(helper.make_node("Identity", [known.get(inner, inner)], [outer], outer))
+    return copies
+
+
+def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: _Attributes) -> onnx.NodeProto:
+    """A copy that reads values by other names, as do the graphs in it.
+
+    Attributes that refer to those of the function are taken from `given`.
+    """
+    copy = onnx.NodeProto(
+        op_type=node.op_type, domain=node.domain, overload=node.overload, name=node.name
+    )
+    copy.input.extend(names.get(x, x) for x in node.input)
+    copy.output.extend(node.output)
+    for attribute in node.attribute:
+        source = given.get(attribute.ref_attr_name) if attribute.ref_attr_name else attribute
+        if source is None:
+            continue
+        added = copy.attribute.add()
+        added.CopyFrom(source)
+        added.name = attribute.name
+        if source is attribute:
+            for graph in (*([added.g] if added.HasField("g") else []), *added.graphs):
+                _rename_inside(graph, names, given)
+    return copy
+
+
+def _rename_inside(graph: onnx.GraphProto, names: Mapping[str, str], given: _Attributes) -> None:
+    """As `_renamed`, of a graph in a node: what it defines hides what is around it."""
+    own = names_defined(graph)
+    seen = {x: name for x, name in names.items() if x not in own}
+    renamed = [_renamed(node, seen, given) for node in graph.node]
+    del graph.node[:]
+    graph.node.extend(renamed)
+    for value in graph.output:
+        value.name = seen.get(value.name, value.name)
+
+
+def _repeated(call: onnx.NodeProto, name: str) -> GraphError:
+    return GraphError(f"node {label(call)} is impossible: {name!r} is computed twice inside")

@@ -1,0 +1,182 @@
+"""Operators that calculate: elementwise functions, matrix products, reductions."""
+
+from __future__ import annotations
+
+import math
+
+from fastrun.graph.core.ops import (
+    Binary,
+    Clip,
+    Gemm,
+    Identity,
+    MatMul,
+    Reduce,
+    Reshape,
+    Softmax,
+    Unary,
+)
+from fastrun.graph.frontend.lowering.site import Site, lowers
+
+# ONNX operator -> function, default alpha, default beta
+_UNARY = {
+    "Relu": ("relu", 0.0, 0.0),
+    "HardSwish": ("hardswish", 0.0, 0.0),
+    "Sigmoid": ("sigmoid", 0.0, 0.0),
+    "LeakyRelu": ("leakyrelu", 0.01, 0.0),
+    "HardSigmoid": ("hardsigmoid", 0.2, 0.5),
+    "Tanh": ("tanh", 0.0, 0.0),
+    "Erf": ("erf", 0.0, 0.0),
+    "Elu": ("elu", 1.0, 0.0),
+    "Celu": ("celu", 1.0, 0.0),
+    "Softplus": ("softplus", 0.0, 0.0),
+    "Softsign": ("softsign", 0.0, 0.0),
+    "Mish": ("mish", 0.0, 0.0),
+    "Exp": ("exp", 0.0, 0.0),
+    "Log": ("log", 0.0, 0.0),
+    "Sqrt": ("sqrt", 0.0, 0.0),
+    "Reciprocal": ("reciprocal", 0.0, 0.0),
+    "Neg": ("neg", 0.0, 0.0),
+    "Abs": ("abs", 0.0, 0.0),
+    "Sign": ("sign", 0.0, 0.0),
+    "Floor": ("floor", 0.0, 0.0),
+    "Ceil": ("ceil", 0.0, 0.0),
+    "Round": ("round", 0.0, 0.0),
+    "Sin": ("sin", 0.0, 0.0),
+    "Cos": ("cos", 0.0, 0.0),
+}
+_BINARY = {
+    "Add": "add",
+    "Sub": "sub",
+    "Mul": "mul",
+    "Div": "div",
+    "Pow": "pow",
+    "Sum": "add",
+    "Max": "max",
+    "Min": "min",
+}
+
+
+@lowers(*_UNARY)
+def _unary(site: Site) -> None:
+    function, alpha, beta = _UNARY[site.operator]
+    alpha, beta = site.attribute("alpha", alpha), site.attribute("beta", beta)
+    site.finish(Unary(function, float(alpha), float(beta)), site.inputs[0])
+
+
+@lowers("Selu")
+def _selu(site: Site) -> None:
+    alpha = site.attribute("alpha", 1.6732632423543772)
+    gamma = site.attribute("gamma", 1.0507009873554805)
+    site.finish(Unary("selu", float(alpha), float(gamma)), site.inputs[0])
+
+
+@lowers("Gelu")
+def _gelu(site: Site) -> None:
+    tanh = site.attribute("approximate", "none") == "tanh"
+    site.finish(Unary("gelu_tanh" if tanh else "gelu"), site.inputs[0])
+
+
+@lowers("Clip")
+def _clip(site: Site) -> None:
+    if site.tensor(0).dtype.kind != "f":
+        _clip_integers(site)
+        return
+    low, high = site.scalar("min", 1, -math.inf), site.scalar("max", 2, math.inf)
+    if (low, high) == (0, 6):
+        site.finish(Unary("relu6"), site.inputs[0])
+    elif (low, high) == (0, math.inf):
+        site.finish(Unary("relu"), site.inputs[0])
+    else:
+        site.finish(Clip(low, high), site.inputs[0])
+
+
+def _clip_integers(site: Site) -> None:
+    """Exactly: the limits may be beyond what a float holds."""
+    x = site.inputs[0]
+    for function, limit in (("max", 1), ("min", 2)):
+        if site.has(limit):
+            x = site.emit(Binary(function), x, site.inputs[limit], shape=site.shape(0))
+    site.finish(Identity(), x)
+
+
+@lowers(*_BINARY)
+def _binary(site: Site) -> None:
+    """Sum, Max and Min take any number of inputs; a chain of pairs does the same."""
+    op = Binary(_BINARY[site.operator])
+    first, *rest = site.inputs
+    if not rest:
+        site.finish(Identity(), first)
+        return
+    for name in rest[:-1]:
+        first = site.emit(op, first, name)
+    site.finish(op, first, rest[-1])
+
+
+@lowers("PRelu")
+def _prelu(site: Site) -> None:
+    shape, slope = site.shape(0), site.shape(1)
+    name = site.inputs[1]
+    per_channel = len(slope) == 1 < len(shape) and slope[0] == shape[1] != 1
+    if per_channel and shape[-1] not in (1, slope[0]):
+        # Before opset 7 a vector meant one slope per channel.
+        name = site.emit(Reshape(), name, shape=(*slope, *(1,) * (len(shape) - 2)))
+    site.finish(Binary("prelu"), site.inputs[0], name)
+
+
+@lowers("Softmax", "LogSoftmax")
+def _softmax(site: Site) -> None:
+    log, shape = site.operator == "LogSoftmax", site.shape(0)
+    axis = site.axis(-1 if site.opset >= 13 else 1)
+    if site.opset >= 13 or axis == len(shape) - 1:
+        site.finish(Softmax(axis, log), site.inputs[0])
+        return
+    # Before opset 13 the axes from `axis` on were one.
+    rows = (math.prod(shape[:axis]), math.prod(shape[axis:]))
+    x = site.emit(Reshape(), site.inputs[0], shape=rows)
+    site.finish(Reshape(), site.emit(Softmax(1, log), x), shape=shape)
+
+
+@lowers("Gemm")
+def _gemm(site: Site) -> None:
+    beta = float(site.attribute("beta", 1.0))
+    op = Gemm(
+        float(site.attribute("alpha", 1.0)),
+        beta,
+        bool(site.attribute("transA", 0)),
+        bool(site.attribute("transB", 0)),
+    )
+    if beta == 1 and site.has(2) and not site.is_constant(2):
+        product = site.emit(op, *site.inputs[:2])
+        site.finish(Binary("add"), product, site.inputs[2])
+    else:
+        site.finish(op, *site.inputs)
+
+
+@lowers("MatMul")
+def _matmul(site: Site) -> None:
+    """A vector is a matrix of one row or one column, which the result does not have."""
+    (a, b), shapes = site.inputs, (site.shape(0), site.shape(1))
+    if 1 not in map(len, shapes):
+        site.finish(MatMul(), a, b)
+        return
+    if len(shapes[0]) == 1:
+        a = site.emit(Reshape(), a, shape=(1, *shapes[0]))
+    if len(shapes[1]) == 1:
+        b = site.emit(Reshape(), b, shape=(*shapes[1], 1))
+    product = site.emit(MatMul(), a, b)
+    *batch, m, n = site.shape_of(product)
+    rows, columns = [m] * (len(shapes[0]) > 1), [n] * (len(shapes[1]) > 1)
+    site.finish(Reshape(), product, shape=(*batch, *rows, *columns))
+
+
+@lowers("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+def _reduce(site: Site) -> None:
+    shape = site.shape(0)
+    axes = site.ints("axes", 1, "axes")
+    if not axes:
+        axes = () if site.attribute("noop_with_empty_axes", 0) == 1 else tuple(range(len(shape)))
+    axes = tuple(sorted({site.from_front(axis) for axis in axes}))
+    keep = site.attribute("keepdims", 1) == 1
+    sizes = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
+    op = Reduce(site.operator.removeprefix("Reduce").lower(), axes)
+    site.finish(op, site.inputs[0], shape=tuple(sizes))

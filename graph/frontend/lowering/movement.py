@@ -1,0 +1,205 @@
+"""Operators that move values without calculating."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastrun.graph.core.model import Shape
+from fastrun.graph.core.ops import (
+    Cast,
+    Concat,
+    Expand,
+    Gather,
+    Identity,
+    Ints,
+    Pad,
+    Reshape,
+    Slice,
+    Transpose,
+)
+from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
+
+
+@lowers("Identity", "Dropout")
+def _identity(site: Site) -> None:
+    if site.has(2) and bool(site.constant(2, "training mode")):
+        raise Unsupported("dropout in inference form: export the model for inference")
+    site.finish(Identity(), site.inputs[0])
+
+
+@lowers("Reshape")
+def _reshape(site: Site) -> None:
+    if math.prod(site.shape(0)) != math.prod(site.result.shape):
+        raise site.impossible(f"{site.shape(0)} cannot become {site.result.shape}")
+    site.finish(Reshape(), site.inputs[0], shape=site.result.shape)
+
+
+@lowers("Flatten")
+def _flatten(site: Site) -> None:
+    shape, axis = site.shape(0), int(site.attribute("axis", 1))
+    if not -len(shape) <= axis <= len(shape):
+        raise site.impossible(f"{shape} has no axis {axis}")
+    axis = axis + len(shape) if axis < 0 else axis
+    rows, columns = math.prod(shape[:axis]), math.prod(shape[axis:])
+    site.finish(Reshape(), site.inputs[0], shape=(rows, columns))
+
+
+@lowers("Unsqueeze")
+def _unsqueeze(site: Site) -> None:
+    shape, axes = site.shape(0), site.ints("axes", 1, "axes") or ()
+    rank = len(shape) + len(axes)
+    places = {axis % rank for axis in axes if -rank <= axis < rank}
+    if len(places) < len(axes):
+        raise site.impossible(f"new axes {axes} of {rank} in all")
+    sizes = iter(shape)
+    wide = tuple(1 if axis in places else next(sizes) for axis in range(rank))
+    site.finish(Reshape(), site.inputs[0], shape=wide)
+
+
+@lowers("Squeeze")
+def _squeeze(site: Site) -> None:
+    """Without axes, or with an empty list of them, all axes of one element go."""
+    shape = site.shape(0)
+    ones = tuple(axis for axis, n in enumerate(shape) if n == 1)
+    axes = {site.from_front(axis) for axis in site.ints("axes", 1, "axes") or ones}
+    if not axes <= {*ones}:
+        raise site.impossible(f"{shape} without axes {sorted(axes)}")
+    kept = tuple(n for axis, n in enumerate(shape) if axis not in axes)
+    site.finish(Reshape(), site.inputs[0], shape=kept)
+
+
+@lowers("Expand")
+def _expand(site: Site) -> None:
+    shape = site.result.shape
+    try:
+        fits = np.broadcast_shapes(site.shape(0), shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise site.impossible(f"{site.shape(0)} cannot become {shape}")
+    site.finish(Expand(), site.inputs[0], shape=shape)
+
+
+@lowers("Cast")
+def _cast(site: Site) -> None:
+    site.finish(Cast(), site.inputs[0])
+
+
+@lowers("Transpose")
+def _transpose(site: Site) -> None:
+    rank = len(site.shape(0))
+    site.finish(Transpose(site.attribute("perm", tuple(reversed(range(rank))))), site.inputs[0])
+
+
+@lowers("Concat")
+def _concat(site: Site) -> None:
+    site.finish(Concat(site.axis(0)), *site.inputs)
+
+
+@lowers("Split")
+def _split(site: Site) -> None:
+    """One slice per part."""
+    axis, shape = site.axis(0), site.shape(0)
+    sizes = site.ints("split", 1, "sizes") or _even(shape[axis], len(site.outputs))
+    count = site.attribute("num_outputs", len(site.outputs))
+    if not len(sizes) == len(site.outputs) == count or sum(sizes) != shape[axis] or min(sizes) < 0:
+        raise site.impossible(f"an axis of {shape[axis]} cannot be split into {sizes}")
+    ones, start = (1,) * len(shape), 0
+    for size, output in zip(sizes, site.outputs, strict=True):
+        starts = tuple(start if i == axis else 0 for i in range(len(shape)))
+        part = tuple(size if i == axis else n for i, n in enumerate(shape))
+        if output:
+            site.emit(Slice(starts, part, ones), site.inputs[0], output=output)
+        start += size
+
+
+def _even(size: int, parts: int) -> Ints:
+    """Parts of one size, the last of which may be smaller."""
+    each = -(-size // parts)
+    return (*(each,) * (parts - 1), size - each * (parts - 1))
+
+
+@lowers("Slice")
+def _slice(site: Site) -> None:
+    shape = site.shape(0)
+    first, last = site.ints("starts", 1, "starts") or (), site.ints("ends", 2, "ends") or ()
+    axes = site.ints("axes", 3, "axes") or tuple(range(len(first)))
+    by = site.ints("steps", 4, "steps") or (1,) * len(first)
+    if not len(first) == len(last) == len(axes) == len(by) or 0 in by:
+        raise site.impossible(f"starts {first}, ends {last}, axes {axes}, steps {by}")
+    ranges = [range(n) for n in shape]
+    for axis, start, end, step in zip(map(site.from_front, axes), first, last, by, strict=True):
+        ranges[axis] = range(shape[axis])[start:end:step]
+    op = Slice(
+        tuple(r.start for r in ranges), tuple(map(len, ranges)), tuple(r.step for r in ranges)
+    )
+    site.finish(op, site.inputs[0])
+
+
+@lowers("Pad")
+def _pad(site: Site) -> None:
+    shape = site.shape(0)
+    rank = len(shape)
+    given = site.ints("pads", 1, "pads") or ()
+    axes = site.ints("axes", 3, "axes") or tuple(range(rank))
+    if len(given) != 2 * len(axes):
+        raise site.impossible(f"pads {given} for {len(axes)} axes")
+    mode = site.attribute("mode", "constant")
+    if mode not in ("constant", "edge", "reflect"):
+        raise Unsupported(f"padding other than {mode!r}")
+    padding = [0] * 2 * rank
+    for index, axis in enumerate(map(site.from_front, axes)):
+        before, after = given[index], given[index + len(axes)]
+        kept = shape[axis] + min(before, 0) + min(after, 0)
+        # An edge is repeated, if one is left; a reflection does not repeat it.
+        most = {"edge": math.inf if kept > 0 else 0, "reflect": kept - 1}.get(mode, math.inf)
+        if kept < 0 or max(before, after, 0) > max(most, 0):
+            raise site.impossible(f"{mode} padding by {before} and {after} of {shape[axis]}")
+        padding[axis], padding[axis + rank] = before, after
+    site.finish(Pad(tuple(padding), mode, site.scalar("value", 2, 0.0)), site.inputs[0])
+
+
+@lowers("Gather")
+def _gather(site: Site) -> None:
+    axis, indices = site.axis(0), site.constant(1, "indices")
+    size = site.shape(0)[axis]
+    if indices.size and not -size <= indices.min() <= indices.max() < size:
+        raise site.impossible(f"an index is outside an axis of {size}")
+    site.finish(Gather(axis), *site.inputs)
+
+
+@lowers("DepthToSpace")
+def _depth_to_space(site: Site) -> None:
+    (n, c, h, w), b = _blocks(site)
+    if c % b**2:
+        raise site.impossible(f"{c} channels in blocks of {b} x {b}")
+    if site.attribute("mode", "DCR") == "DCR":
+        shape, order = (n, b, b, c // b**2, h, w), (0, 3, 4, 1, 5, 2)
+    else:
+        shape, order = (n, c // b**2, b, b, h, w), (0, 1, 4, 2, 5, 3)
+    _through(site, shape, order, (n, c // b**2, h * b, w * b))
+
+
+@lowers("SpaceToDepth")
+def _space_to_depth(site: Site) -> None:
+    (n, c, h, w), b = _blocks(site)
+    if h % b or w % b:
+        raise site.impossible(f"{h} x {w} pixels in blocks of {b} x {b}")
+    blocks_first = site.attribute("mode", "DCR") == "DCR"
+    order = (0, 3, 5, 1, 2, 4) if blocks_first else (0, 1, 3, 5, 2, 4)
+    _through(site, (n, c, h // b, b, w // b, b), order, (n, c * b**2, h // b, w // b))
+
+
+def _blocks(site: Site) -> tuple[Shape, int]:
+    """The shape of images, and the size of their blocks."""
+    shape, size = site.shape(0), int(site.attribute("blocksize", 0))
+    if len(shape) != 4 or size < 1:
+        raise site.impossible(f"blocks of {size} for an input of shape {shape}")
+    return shape, size
+
+
+def _through(site: Site, shape: Shape, order: Ints, result: Shape) -> None:
+    x = site.emit(Reshape(), site.inputs[0], shape=shape)
+    site.finish(Reshape(), site.emit(Transpose(order), x), shape=result)

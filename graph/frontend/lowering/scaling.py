@@ -1,0 +1,119 @@
+"""Operators that interpolate: Resize, and Upsample, which became it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastrun.graph.core.model import Shape
+from fastrun.graph.core.ops import Ints, Resize
+from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
+
+_COORDINATES = (
+    "half_pixel",
+    "half_pixel_symmetric",
+    "pytorch_half_pixel",
+    "align_corners",
+    "asymmetric",
+)
+_ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
+
+# One per axis, in the type that ONNX has them in: sizes and ties depend on its rounding.
+_Scales = tuple[np.float32, ...]
+
+
+@lowers("Upsample")
+def _upsample(site: Site) -> None:
+    scales = _scales(site, 1, _all_axes(site))
+    _interpolate(site, site.inputs[0], scales, "asymmetric", "floor")
+
+
+@lowers("Resize")
+def _resize(site: Site) -> None:
+    if site.opset < 11:
+        _first_resize(site)
+        return
+    coordinates = site.attribute("coordinate_transformation_mode", "half_pixel")
+    if coordinates not in _COORDINATES:
+        raise Unsupported(f"coordinates other than {coordinates!r}")
+    rounding = site.attribute("nearest_mode", "round_prefer_floor")
+    if rounding not in _ROUNDINGS:
+        raise site.impossible(f"nearest_mode {rounding!r}")
+    axes = tuple(map(site.from_front, site.attribute("axes", _all_axes(site))))
+    if site.has(3) and site.shape(3) != (0,):
+        scales, shape = _fitted(site, axes)
+        _interpolate(site, site.inputs[0], scales, coordinates, rounding, shape)
+    else:
+        _interpolate(site, site.inputs[0], _scales(site, 2, axes), coordinates, rounding)
+
+
+def _first_resize(site: Site) -> None:
+    """Of the nearest pixels, opset 10 takes the lower one to enlarge, the upper one to reduce."""
+    scales, x = _scales(site, 1, _all_axes(site)), site.inputs[0]
+    one = np.float32(1)
+    if max(scales) > 1 > min(scales) and site.attribute("mode", "nearest") == "nearest":
+        larger = tuple(max(scale, one) for scale in scales)
+        scales = tuple(min(scale, one) for scale in scales)
+        op = Resize("nearest", tuple(map(float, larger)), "asymmetric", "floor")
+        x = site.emit(op, x, shape=_scaled(site.shape(0), larger))
+    rounding = "ceil" if min(scales) < 1 else "floor"
+    _interpolate(site, x, scales, "asymmetric", rounding)
+
+
+def _interpolate(
+    site: Site,
+    x: str,
+    scales: _Scales,
+    coordinates: str,
+    rounding: str,
+    shape: Shape | None = None,
+) -> None:
+    """Finish with an interpolation of x; its size is scaled if no shape is given."""
+    mode = site.attribute("mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        raise Unsupported("interpolation other than nearest and linear")
+    if site.attribute("antialias", 0):
+        raise Unsupported("resizing without antialiasing")
+    op = Resize(mode, tuple(map(float, scales)), coordinates, rounding if mode == "nearest" else "")
+    site.finish(op, x, shape=shape or _scaled(site.shape_of(x), scales))
+
+
+def _all_axes(site: Site) -> Ints:
+    return tuple(range(len(site.shape(0))))
+
+
+def _scales(site: Site, index: int, axes: Ints) -> _Scales:
+    """The scales given for some axes as an input, or in the attribute; those of others are 1."""
+    given = np.array(site.floats("scales", index), np.float32)
+    if len(given) != len(axes) or not (given > 0).all():
+        raise site.impossible(f"scales {given.tolist()} for {len(axes)} axes")
+    by_axis = dict(zip(axes, given, strict=True))
+    return tuple(by_axis.get(axis, np.float32(1)) for axis in _all_axes(site))
+
+
+def _scaled(shape: Shape, scales: _Scales) -> Shape:
+    return tuple(int(np.float32(n) * scale) for n, scale in zip(shape, scales, strict=True))
+
+
+def _fitted(site: Site, axes: Ints) -> tuple[_Scales, Shape]:
+    """The scales that bring some axes to the sizes given, and the shape that this makes.
+
+    A policy keeps the aspect ratio: one scale for all of these axes, the smallest or the largest.
+    """
+    shape, sizes = list(site.shape(0)), site.ints("sizes", 3, "sizes") or ()
+    if len(sizes) != len(axes) or min(sizes) < 1:
+        raise site.impossible(f"sizes {sizes} for {len(axes)} axes")
+    policy = site.attribute("keep_aspect_ratio_policy", "stretch")
+    scales = [np.float32(1)] * len(shape)
+    for axis, size in zip(axes, sizes, strict=True):
+        scales[axis] = np.float32(size) / np.float32(shape[axis])
+    if policy != "stretch":
+        choose = {"not_larger": min, "not_smaller": max}.get(policy)
+        if choose is None:
+            raise site.impossible(f"keep_aspect_ratio_policy {policy!r}")
+        common = choose(scales[axis] for axis in axes)
+        sizes = tuple(int(np.floor(common * np.float32(shape[a]) + np.float32(0.5))) for a in axes)
+        for axis in axes:
+            scales[axis] = common
+    for axis, size in zip(axes, sizes, strict=True):
+        shape[axis] = size
+    return tuple(scales), tuple(shape)

@@ -1,0 +1,212 @@
+"""What a lowering reads and writes, and the table of lowerings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+
+from fastrun.graph.core.errors import GraphError
+from fastrun.graph.core.model import Array, Node, Shape, Tensor
+from fastrun.graph.core.ops import Ints, Op
+from fastrun.graph.core.shapes import result_shape
+
+
+class Unsupported(Exception):
+    """This use of an operator has no form of ours; the text completes "the node needs ..."."""
+
+
+class Site:
+    """One ONNX node being lowered, with what is known about its inputs and outputs.
+
+    `outputs` has "" in the place of an output that nothing reads; `fresh` makes free names of
+    values.
+    """
+
+    def __init__(
+        self,
+        node: onnx.NodeProto,
+        outputs: tuple[str, ...],
+        opset: int,
+        tensors: Mapping[str, Tensor],
+        constants: Mapping[str, Array],
+        name: str,
+        fresh: Callable[[str], str],
+    ) -> None:
+        self.operator = node.op_type
+        self.domain = node.domain
+        self.opset = opset
+        self.name = name
+        self.inputs = tuple(node.input)
+        self.outputs = outputs
+        self.nodes: list[Node] = []
+        self.tensors: dict[str, Tensor] = {}
+        self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        self._results = tuple(node.output)
+        self._known = tensors
+        self._fresh = fresh
+        self._constants = constants
+
+    def attribute(self, name: str, default: Any) -> Any:
+        """An attribute in Python form; text as str, lists as tuples."""
+        value = self._attributes.get(name, default)
+        if isinstance(value, bytes):
+            return value.decode(errors="replace")
+        return tuple(value) if isinstance(value, list) else value
+
+    def has(self, index: int) -> bool:
+        """Whether an optional input is present."""
+        return index < len(self.inputs) and bool(self.inputs[index])
+
+    def tensor(self, index: int) -> Tensor:
+        """Shape and type of an input."""
+        name = self.inputs[index]
+        if name in self._constants:
+            return Tensor(self._constants[name].shape, self._constants[name].dtype)
+        if name not in self._known:
+            raise Unsupported(f"the shape of its input {name!r}")
+        return self._known[name]
+
+    def shape(self, index: int) -> Shape:
+        """The shape of an input."""
+        return self.tensor(index).shape
+
+    def output(self, index: int) -> Tensor:
+        """Shape and type of an output."""
+        if self._results[index] not in self._known:
+            raise Unsupported("an output shape that does not depend on data")
+        return self._known[self._results[index]]
+
+    @property
+    def result(self) -> Tensor:
+        """Shape and type of the first output."""
+        return self.output(0)
+
+    def is_constant(self, index: int) -> bool:
+        """Whether an input does not depend on data."""
+        return self.inputs[index] in self._constants
+
+    def constant(self, index: int, what: str) -> Array:
+        """The value of an input that must not depend on data."""
+        if not self.is_constant(index):
+            raise Unsupported(f"constant {what}")
+        return self._constants[self.inputs[index]]
+
+    def ints(self, attribute: str, index: int, what: str) -> Ints | None:
+        """Parameters that are an attribute in old opsets, an input in new; None if absent."""
+        if attribute in self._attributes:
+            return tuple(self.attribute(attribute, ()))
+        if not self.has(index):
+            return None
+        return tuple(int(v) for v in self.constant(index, what).reshape(-1))
+
+    def scalar(self, attribute: str, index: int, default: float) -> float:
+        """As `ints`, one number."""
+        if self.has(index):
+            value = self.constant(index, attribute).reshape(-1)
+            return float(value[0]) if value.size else default
+        return float(self.attribute(attribute, default))
+
+    def floats(self, attribute: str, index: int) -> tuple[float, ...]:
+        """As `ints`, required."""
+        if attribute in self._attributes:
+            return tuple(self.attribute(attribute, ()))
+        return tuple(float(v) for v in self.constant(index, attribute).reshape(-1))
+
+    def axis(self, default: int) -> int:
+        """The attribute `axis`, counted from the front."""
+        return self.from_front(int(self.attribute("axis", default)))
+
+    def from_front(self, axis: int) -> int:
+        """An axis of the first input that may be counted from the end."""
+        rank = len(self.shape(0))
+        if not -rank <= axis < rank:
+            raise self.impossible(f"{self.shape(0)} has no axis {axis}")
+        return axis % rank
+
+    def impossible(self, why: str) -> GraphError:
+        """The error of a node that contradicts itself."""
+        return GraphError(f"node {self.name!r} ({self.operator}) is impossible: {why}")
+
+    def emit(self, op: Op, *inputs: str, output: str = "", shape: Shape | None = None) -> str:
+        """Add a node; without `output` it is an intermediate one.
+
+        `shape` is needed where the operator and its operands do not say it.
+        """
+        while inputs and not inputs[-1]:
+            inputs = inputs[:-1]
+        try:
+            own = result_shape(op, [self.shape_of(x) for x in inputs if x])
+        except ValueError as error:
+            raise self.impossible(str(error)) from None
+        shape = shape if own is None else own
+        assert shape is not None
+        k = len(self.nodes)
+        name = f"{self.name}.{k}" if k else self.name
+        output = output or self._fresh(f"{self.outputs[0]}.{k}")
+        self.tensors[output] = Tensor(shape, self._dtype)
+        self.nodes.append(Node(name, op, inputs, (output,)))
+        return output
+
+    def finish(self, op: Op, *inputs: str, shape: Shape | None = None) -> None:
+        """Add the node that computes the first output."""
+        if extra := next(filter(None, self.outputs[1:]), ""):
+            raise Unsupported(f"nothing to read its secondary output {extra!r}")
+        self.emit(op, *inputs, output=self.outputs[0], shape=shape)
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        """The element type of the results: where inference knows none, that of what is read."""
+        known = self._known.get(self._results[0])
+        return known.dtype if known else self.tensor(0).dtype
+
+    def shape_of(self, name: str) -> Shape:
+        """The shape of an input or of what was emitted."""
+        if name in self.tensors:
+            return self.tensors[name].shape
+        return self.shape(self.inputs.index(name))
+
+
+_LOWERINGS: dict[str, Callable[[Site], None]] = {}
+
+
+def lower(site: Site) -> None:
+    """Emit the nodes that do what the ONNX node does.
+
+    Raises:
+        Unsupported: we lack the operator or this use of it.
+    """
+    if site.domain:
+        raise Unsupported(f"an operator of the domain {site.domain!r}, which is not ONNX's own")
+    if site.operator in ("If", "Loop", "Scan"):
+        raise Unsupported("control flow that does not depend on data: export the model without")
+    if site.operator not in _LOWERINGS:
+        raise Unsupported("an operator that is not supported: replace it before export")
+    _check_inputs(site)
+    _LOWERINGS[site.operator](site)
+
+
+def _check_inputs(site: Site) -> None:
+    """Refuse a node that lacks an input it cannot do without."""
+    formal = onnx.defs.get_schema(site.operator, site.opset, site.domain).inputs
+    kinds = [x.option for x in formal]
+    more = len(site.inputs) - len(kinds)
+    if kinds[-1] == onnx.defs.OpSchema.FormalParameterOption.Variadic:
+        kinds += kinds[-1:] * more
+    for index, kind in enumerate(kinds):
+        if kind != onnx.defs.OpSchema.FormalParameterOption.Optional and not site.has(index):
+            raise site.impossible(f"its input {index} is missing")
+    if len(site.inputs) > len(kinds):
+        raise site.impossible(f"it has {len(site.inputs)} inputs instead of {len(kinds)} at most")
+
+
+def lowers(*operators: str) -> Callable[[Callable[[Site], None]], Callable[[Site], None]]:
+    """Register a function for ONNX operators."""
+
+    def register(function: Callable[[Site], None]) -> Callable[[Site], None]:
+        _LOWERINGS.update(dict.fromkeys(operators, function))
+        return function
+
+    return register

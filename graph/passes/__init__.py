@@ -1,0 +1,1 @@
+"""Graph to graph: a pass a file, `pipeline` has their order."""

@@ -1,0 +1,145 @@
+"""A graph while a pass rewrites it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastrun.graph.core.model import Array, Graph, Node, Tensor
+from fastrun.graph.core.ops import Identity
+
+
+class Edit:
+    """Mutable copy of a graph: the passes' only way to change one.
+
+    Iterating gives the nodes in topological order, as they are by then; a node may be replaced,
+    bypassed or merged into its consumer meanwhile.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+        self._tensors = dict(graph.tensors)
+        self._nodes = {node.output: node for node in graph.nodes}
+        self._uses = Counter(graph.uses)
+        self.constants = dict(graph.constants)
+
+    def __iter__(self) -> Iterator[Node]:
+        for output in list(self._nodes):
+            if output in self._nodes:
+                yield self._nodes[output]
+
+    def tensor(self, name: str) -> Tensor:
+        """Shape and type of a computed value that are known."""
+        return self._tensors[name]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a value or constant, None if unknown."""
+        if name in self.constants:
+            return self.constants[name].shape
+        return self._tensors[name].shape if name in self._tensors else None
+
+    def dtype(self, name: str) -> np.dtype[np.generic] | None:
+        """The element type of a value or constant, None if unknown."""
+        if name in self.constants:
+            return self.constants[name].dtype
+        return self._tensors[name].dtype if name in self._tensors else None
+
+    def producer(self, name: str) -> Node | None:
+        """The node that computes a value; None for inputs and constants."""
+        return self._nodes.get(name)
+
+    def private_producer(self, name: str) -> Node | None:
+        """The node that computes a value, if the value has exactly one use."""
+        return self._nodes.get(name) if self._uses[name] == 1 else None
+
+    def number(self, name: str) -> float:
+        """The value of a constant that is a single number; 0 for anything else."""
+        values = self.constants.get(name)
+        return float(values.reshape(())) if values is not None and values.size == 1 else 0.0
+
+    def constant(self, name: str, values: Array) -> str:
+        """Add a constant under a name like `name` that is free, and return that name."""
+        free = self.fresh(name)
+        self.constants[free] = values
+        return free
+
+    def fresh(self, name: str) -> str:
+        """A name like `name` that is free."""
+        free, count = name, 1
+        while free in self.constants or free in self._tensors:
+            free, count = f"{name}.{count}", count + 1
+        return free
+
+    def replace(self, node: Node, new: Node) -> None:
+        """Let another node compute what this one does."""
+        self._count(node, -1)
+        self._nodes[node.output] = new
+        self._count(new, 1)
+
+    def insert(self, new: Node, tensor: Tensor, before: Node) -> None:
+        """Put a node in front of another; `tensor` describes its output."""
+        nodes = list(self._nodes.items())
+        at = [*self._nodes].index(before.output)
+        self._nodes = dict([*nodes[:at], (new.output, new), *nodes[at:]])
+        self._tensors[new.output] = tensor
+        self._count(new, 1)
+
+    def merge(self, first: Node, second: Node, merged: Node) -> None:
+        """Let one node, in the place of `second`, do the work of both.
+
+        `first` must have no use but `second`, so that computing it later is always possible.
+        """
+        del self._nodes[first.output]
+        self._count(first, -1)
+        self.replace(second, merged)
+
+    def fold(self, node: Node, value: Array) -> None:
+        """Let a constant take the place of the node's output."""
+        del self._nodes[node.output]
+        self._count(node, -1)
+        self.constants[node.output] = value
+
+    def bypass(self, node: Node) -> None:
+        """Let all who read the node's output read its input instead.
+
+        The names of the network's inputs and outputs stay: where a node stands between the two,
+        an `Identity` remains.
+        """
+        source, output = node.inputs[0], node.output
+        if output not in self._graph.outputs:
+            del self._nodes[output]
+            self._count(node, -1)
+            self._rename(output, source)
+        elif source in self._nodes and source not in self._graph.outputs:
+            producer = self._nodes[source]
+            if len(producer.outputs) == 1:
+                del self._nodes[output]
+                self._count(node, -1)
+                self._nodes = {
+                    (output if key == source else key): (
+                        replace(n, outputs=(output,)) if key == source else n
+                    )
+                    for key, n in self._nodes.items()
+                }
+                self._rename(source, output)
+        else:
+            self.replace(node, replace(node, op=Identity(), inputs=(source,)))
+
+    def done(self) -> Graph:
+        """The rewritten graph, without what nothing uses any more."""
+        return self._graph.with_nodes(tuple(self._nodes.values()), self._tensors, self.constants)
+
+    def _rename(self, old: str, new: str) -> None:
+        for key, node in self._nodes.items():
+            if old in node.inputs:
+                inputs: Sequence[str] = [new if x == old else x for x in node.inputs]
+                self._nodes[key] = replace(node, inputs=tuple(inputs))
+        self._uses[new] += self._uses.pop(old, 0)
+
+    def _count(self, node: Node, change: int) -> None:
+        for name in node.inputs:
+            if name:
+                self._uses[name] += change

@@ -1,0 +1,124 @@
+"""Passes that give a convolution or product its bias, its residual sum and its activation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+
+from fastrun.graph.core.model import Graph
+from fastrun.graph.core.ops import (
+    Activating,
+    Binary,
+    ChannelShuffle,
+    Concat,
+    Conv,
+    Gemm,
+    MatMul,
+    Op,
+    Pool,
+    Reshape,
+    Transpose,
+    Unary,
+)
+from fastrun.graph.passes.edit import Edit
+from fastrun.graph.passes.patterns import is_standard_hardsigmoid
+from fastrun.kernels.core.problem import ACTIVATIONS, slope
+
+
+def fuse_add(graph: Graph) -> Graph:
+    """Let a convolution add a tensor of its output's shape: the residual connection.
+
+    Where both operands are convolutions that nothing else reads, the first one takes the other:
+    exporters write the main path first, and its problem then equals that of the other blocks.
+    """
+    edit = Edit(graph)
+    for node in edit:
+        if node.op != Binary("add") or edit.shape(node.inputs[0]) != edit.shape(node.inputs[1]):
+            continue
+        for x, other in (node.inputs, node.inputs[::-1]):
+            conv = edit.private_producer(x)
+            if conv is None or not isinstance(conv.op, Conv):
+                continue
+            if conv.op.activation or conv.input(3) or other in edit.constants:
+                continue
+            inputs = (*conv.inputs[:2], conv.input(2), other)
+            edit.merge(conv, node, replace(conv, inputs=inputs, outputs=node.outputs))
+            break
+    return edit.done()
+
+
+def fuse_activation(graph: Graph) -> Graph:
+    """Let an operator apply the activation that is all that reads it.
+
+    What only moves values may stand between, and so may a maximum where the activation keeps
+    the order and costs nothing.
+    """
+    edit = Edit(graph)
+    for node in edit:
+        activation = _activation(node.op)
+        if activation and _can_apply(edit, node.inputs[0], activation):
+            _apply(edit, node.inputs[0], activation)
+            edit.bypass(node)
+    return edit.done()
+
+
+def _activation(op: Op) -> str:
+    """The activation of the same effect, "" if there is none."""
+    if not isinstance(op, Unary):
+        return ""
+    if op.function == "leakyrelu":
+        leaky = f"leaky{op.alpha:.8f}".rstrip("0")
+        return leaky if 1e-6 < op.alpha < 1 and slope(leaky) == round(op.alpha, 8) else ""
+    if op.function not in ACTIVATIONS:
+        return ""
+    if op.function == "hardsigmoid" and not is_standard_hardsigmoid(op):
+        return ""
+    return op.function
+
+
+def _moves(op: Op, activation: str) -> bool:
+    """Whether it makes no difference if an activation comes before or after an operator."""
+    if isinstance(op, Pool):
+        return op.function == "max" and activation in ("relu", "relu6")
+    return isinstance(op, Concat | Reshape | Transpose | ChannelShuffle)
+
+
+def _can_apply(edit: Edit, name: str, activation: str) -> bool:
+    """Whether those who compute a value can apply an activation to it, and nobody else reads it."""
+    node = edit.private_producer(name)
+    if node is None:
+        return False
+    if isinstance(node.op, Activating):
+        return not node.op.activation and edit.dtype(name) == np.float32
+    return _moves(node.op, activation) and all(_can_apply(edit, x, activation) for x in node.inputs)
+
+
+def _apply(edit: Edit, name: str, activation: str) -> None:
+    node = edit.producer(name)
+    assert node
+    if isinstance(node.op, Activating):
+        edit.replace(node, replace(node, op=replace(node.op, activation=activation)))
+    else:
+        for x in node.inputs:
+            _apply(edit, x, activation)
+
+
+def fuse_bias(graph: Graph) -> Graph:
+    """Let a matrix product add the constant that is added to its rows; as `Gemm` if it can be."""
+    edit = Edit(graph)
+    for node in edit:
+        if node.op != Binary("add"):
+            continue
+        for x, bias in (node.inputs, node.inputs[::-1]):
+            product = edit.private_producer(x)
+            if product is None or product.op != MatMul() or product.input(2):
+                continue
+            shape, row = edit.shape(product.output) or (), edit.shape(bias) or ()
+            if bias in edit.constants and row[-1:] == shape[-1:] == (math.prod(row),):
+                op = Gemm() if len(shape) == 2 else MatMul()
+                inputs = (*product.inputs[:2], bias)
+                edit.merge(product, node, replace(node, op=op, inputs=inputs))
+                break
+    return edit.done()

@@ -1,0 +1,136 @@
+"""Passes that recognise an operation exporters write as several nodes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.ops import Binary, ChannelShuffle, Op, Reshape, Transpose, Unary
+from fastrun.graph.passes.edit import Edit
+
+
+def recognise_gates(graph: Graph) -> Graph:
+    """Write `factor * x * gate(x)` as the one function it is: SiLU, hardswish, GELU or Mish."""
+    edit = Edit(graph)
+    for node in edit:
+        factor, terms = _product(edit, node)
+        if len(terms) == 1 and _near(factor, 1 / 6) and (x := _relu6_of_plus_3(edit, terms[0])):
+            edit.replace(node, replace(node, op=Unary("hardsigmoid", 1 / 6, 0.5), inputs=(x,)))
+        for function, expected, gate in _GATED if len(terms) == 2 else ():
+            for x, y in (terms, terms[::-1]):
+                if _near(factor, expected) and gate(edit, y) == x:
+                    edit.replace(node, replace(node, op=Unary(function), inputs=(x,)))
+    return edit.done()
+
+
+def recognise_channel_shuffle(graph: Graph) -> Graph:
+    """Write reshape to (n, groups, c / groups, ...), swap of axes 1 and 2, reshape back as one."""
+    edit = Edit(graph)
+    for node in edit:
+        swap = edit.private_producer(node.inputs[0]) if isinstance(node.op, Reshape) else None
+        split = edit.private_producer(swap.inputs[0]) if swap is not None else None
+        if swap is None or split is None or not isinstance(split.op, Reshape):
+            continue
+        shape, grouped = edit.shape(node.output), edit.shape(split.output)
+        if not shape or not grouped or edit.shape(split.inputs[0]) != shape:
+            continue
+        # How the axes after the channels are split does not matter: they stay in order.
+        order = Transpose((0, 2, 1, *range(3, len(grouped))))
+        if swap.op == order and grouped[0] == shape[0] and grouped[1] * grouped[2] == shape[1]:
+            op = ChannelShuffle(grouped[1])
+            edit.replace(node, replace(node, op=op, inputs=split.inputs))
+    return edit.done()
+
+
+def merge_moves(graph: Graph) -> Graph:
+    """Make one of two reshapes in a row, and of two transposes."""
+    edit = Edit(graph)
+    for node in edit:
+        before = edit.private_producer(node.inputs[0]) if node.inputs else None
+        if before is None:
+            continue
+        match before.op, node.op:
+            case Reshape(), Reshape():
+                edit.merge(before, node, replace(node, inputs=before.inputs))
+            case Transpose(order=first), Transpose(order=second):
+                op = Transpose(tuple(first[axis] for axis in second))
+                edit.merge(before, node, replace(node, op=op, inputs=before.inputs))
+    return edit.done()
+
+
+def _product(edit: Edit, node: Node) -> tuple[float, list[str]]:
+    """The constant factor and the others of a product, through products that only it reads."""
+    if node.op == Binary("div") and (number := edit.number(node.inputs[1])):
+        factor, given = 1 / number, node.inputs[:1]
+    elif node.op == Binary("mul"):
+        factor, given = 1.0, node.inputs
+    else:
+        return 1.0, []
+    found: list[str] = []
+    for x in given:
+        if number := edit.number(x):
+            factor *= number
+            continue
+        inner = edit.private_producer(x)
+        some, terms = _product(edit, inner) if inner else (1.0, [])
+        factor *= some
+        found += terms or [x]
+    return factor, found
+
+
+def _near(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=1e-5)
+
+
+def _sum(edit: Edit, name: str, number: float) -> str:
+    """y, if `name` is y + number, else ""."""
+    node = edit.private_producer(name)
+    if node is not None and node.op == Binary("add"):
+        for x, y in (node.inputs, node.inputs[::-1]):
+            if edit.number(y) == number:
+                return x
+    return ""
+
+
+def _argument(edit: Edit, name: str, *functions: str) -> str:
+    """y, if `name` is the first function of the second of ... y, else ""."""
+    for function in functions:
+        node = edit.private_producer(name)
+        if node is None or not isinstance(node.op, Unary) or node.op.function != function:
+            return ""
+        name = node.inputs[0]
+    return name
+
+
+def _relu6_of_plus_3(edit: Edit, name: str) -> str:
+    return _sum(edit, _argument(edit, name, "relu6"), 3)
+
+
+def _one_plus_erf(edit: Edit, name: str) -> str:
+    scaled = edit.private_producer(_argument(edit, _sum(edit, name, 1), "erf"))
+    factor, terms = _product(edit, scaled) if scaled else (0.0, [])
+    return terms[0] if len(terms) == 1 and _near(factor, 0.5**0.5) else ""
+
+
+def _hardsigmoid(edit: Edit, name: str) -> str:
+    node = edit.private_producer(name)
+    return node.inputs[0] if node and is_standard_hardsigmoid(node.op) else ""
+
+
+def is_standard_hardsigmoid(op: Op) -> bool:
+    """Whether an operator computes clip(x / 6 + 1 / 2, 0, 1), as the activation does."""
+    if not isinstance(op, Unary) or op.function != "hardsigmoid":
+        return False
+    return _near(op.alpha, 1 / 6) and op.beta == 0.5
+
+
+# Functions of x: factor * x * gate(x). The last column finds x if a tensor is the gate of one.
+_GATED: tuple[tuple[str, float, Callable[[Edit, str], str]], ...] = (
+    ("hardswish", 1.0, _hardsigmoid),
+    ("hardswish", 1 / 6, _relu6_of_plus_3),
+    ("silu", 1.0, lambda edit, name: _argument(edit, name, "sigmoid")),
+    ("gelu", 0.5, _one_plus_erf),
+    ("mish", 1.0, lambda edit, name: _argument(edit, name, "tanh", "softplus")),
+)

@@ -1,0 +1,55 @@
+"""Static optimisation: each pass makes a graph from a graph that computes the same.
+
+`optimise` runs them all; the order matters and is explained there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastrun.graph.core.model import Graph
+from fastrun.graph.passes.absorb_shuffles import absorb_shuffles
+from fastrun.graph.passes.cleanup import drop_identities, fold_constants, fold_padding
+from fastrun.graph.passes.fold_affine import fold_affine, normalise_affine
+from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
+from fastrun.graph.passes.merge_parallel import merge_parallel
+from fastrun.graph.passes.patterns import merge_moves, recognise_channel_shuffle, recognise_gates
+from fastrun.graph.passes.products import convolve_products, densify, sink_transposes
+
+Pass = Callable[[Graph], Graph]
+
+
+PASSES: tuple[Pass, ...] = (
+    drop_identities,
+    fold_constants,
+    recognise_channel_shuffle,
+    merge_moves,
+    recognise_gates,
+    fuse_bias,
+    convolve_products,
+    sink_transposes,
+    merge_moves,
+    drop_identities,
+    fold_padding,
+    normalise_affine,
+    fold_affine,
+    merge_parallel,
+    fuse_add,
+    densify,
+    fuse_activation,
+    absorb_shuffles,
+)
+
+
+def optimise(graph: Graph) -> Graph:
+    """Run every pass of `PASSES`.
+
+    Patterns come first, while their scales are still as exported. Products become convolutions
+    before scales fold into weights. Scales fold before anything is fused, because they fold into
+    a linear convolution only. What is added becomes one convolution if it can, else a residual;
+    the add comes before the activation, because the epilogue applies them in that order. Shuffles
+    come last, when what reads them is convolutions.
+    """
+    for run in PASSES:
+        graph = run(graph)
+    return graph

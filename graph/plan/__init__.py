@@ -1,0 +1,1 @@
+"""What runs how: tasks, the forms each could take, and the choice among them."""

@@ -1,0 +1,125 @@
+"""Operators that run in one kernel with the convolution they read, a band of rows at a time.
+
+`partners` says which could, `in_bands` which should by what `estimate` says, and `fuse` makes the
+kernel.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fastrun.graph.core.model import Graph
+from fastrun.graph.core.ops import Conv, Pool
+from fastrun.graph.core.problems import conv_problem
+from fastrun.graph.core.shapes import is_depthwise, shape4
+from fastrun.graph.plan.forms import STEP, Form
+from fastrun.graph.plan.kinds import pool_spec
+from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.ops import bands
+from fastrun.kernels.ops.bands import Part
+from fastrun.kernels.registry import parse_schedule
+
+# Bytes per second that handing a result on through L3, or to another core, costs beside the work.
+# Measured on an EPYC; a larger result than its L3 costs more.
+PASSING = 100e9
+
+
+def partners(graph: Graph, tasks: Sequence[Task]) -> dict[str, Task]:
+    """The convolution behind which a task could run, by the task's output.
+
+    Nothing else reads the convolution's result, and one of the two at most has a residual.
+    """
+    uses = Counter([*graph.outputs, *(x for task in tasks for x in task.reads)])
+    by_output = {task.output: task for task in tasks}
+    found = {}
+    for task in tasks:
+        first = by_output.get(task.reads[0]) if task.reads else None
+        if first is None or not isinstance(first.node.op, Conv) or uses[first.output] > 1:
+            continue
+        one_input = first.parts == task.parts == 1
+        if one_input and len(first.reads) + len(task.reads) < 4 and _takes_bands(graph, task):
+            found[task.output] = first
+    return found
+
+
+def _takes_bands(graph: Graph, task: Task) -> bool:
+    """Whether a task needs no zeros above and below its input."""
+    op = task.node.op
+    if isinstance(op, Conv):
+        top, _, bottom, _ = conv_problem(graph, task.node).padding
+        return top == bottom == 0
+    return isinstance(op, Pool)
+
+
+def in_bands(
+    graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form], cpu: Cpu, threads: int
+) -> dict[str, Form]:
+    """The forms, with `rows` for tasks that had better run behind the convolution they read.
+
+    These are pools and what reads depthwise convolutions: other convolutions take so much longer
+    than passing on what they read that they are best left to themselves.
+    """
+    gains = {}
+    for output, first in partners(graph, tasks).items():
+        second = next(task for task in tasks if task.output == output)
+        one, two = forms[first.output], forms[output]
+        cheap = isinstance(second.node.op, Pool) or is_depthwise(graph, first.node)
+        if cheap and one.writes == two.reads[0]:
+            rows, gain = estimate(graph, (first, second), (one, two), cpu, threads)
+            if gain > 0:
+                gains[output] = gain, rows, first.output
+    found, taken = dict(forms), set[str]()
+    for output, (_, rows, before) in sorted(gains.items(), key=lambda item: -item[1][0]):
+        if not taken & {output, before}:
+            taken |= {output, before}
+            found[output] = replace(forms[output], rows=rows)
+    return found
+
+
+def estimate(
+    graph: Graph, pair: tuple[Task, Task], forms: tuple[Form, Form], cpu: Cpu, threads: int
+) -> tuple[int, float]:
+    """Rows of a band, 0 if no band fits L2, and the seconds that bands should save.
+
+    Saved is passing the intermediate result on where it does not stay in a core's L2, and waiting
+    for it where there are several threads. Lost is what cores do twice or wait for each other
+    because bands are coarse, and fetching large weights for each band. Convolutions whose own
+    weights exceed half of L2 have gained on one thread and lost on two: nothing is expected there.
+    """
+    first, second = (_part(graph, task, form, cpu) for task, form in zip(pair, forms, strict=True))
+    mid = Placement(forms[0].writes, *shape4(graph.shape(pair[0].output)))
+    rows = bands.rows_per_band(first, second, mid, cpu)
+    if not rows or 4 * first.weights > cpu.l2 // 2:
+        return rows, 0.0
+    size, weights = 4 * mid.size, 4 * second.weights
+    saved = STEP if threads > 1 else 0.0
+    if size > cpu.l2 or threads > 1:
+        saved += size / PASSING
+    busiest = bands.busiest(first, second, rows, mid.n, threads, cpu)
+    usual = mid.n * bands.whole_grains(first, first.rows), mid.n * second.rows
+    lost = sum(
+        form.seconds * max(0.0, threads * most / whole - 1)
+        for form, most, whole in zip(forms, busiest, usual, strict=True)
+    )
+    if weights > cpu.l2 // 2:
+        lost += weights * (busiest[1] / rows - 1) / PASSING
+    return rows, saved - lost
+
+
+def _part(graph: Graph, task: Task, form: Form, cpu: Cpu) -> Part:
+    op = task.node.op
+    if isinstance(op, Pool):
+        h, rows = (shape4(graph.shape(x))[2] for x in (task.reads[0], task.output))
+        return bands.pooling(pool_spec(op), h, rows, cpu)
+    return convolution_of(conv_problem(graph, task.node), form.algorithm, cpu)
+
+
+def convolution_of(p: ConvProblem, algorithm: str, cpu: Cpu) -> Part:
+    """A convolution of a band, as an algorithm with its schedule."""
+    template, schedule = parse_schedule(algorithm)
+    return bands.convolution(p, template, schedule, cpu)

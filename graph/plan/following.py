@@ -1,0 +1,62 @@
+"""Whether what a plan says of each task can be done here: the forms of a file are not believed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from fastrun.graph.core.errors import PlanError
+from fastrun.graph.core.model import Graph
+from fastrun.graph.core.ops import Conv
+from fastrun.graph.core.problems import conv_problem
+from fastrun.graph.plan.choices import Choice, Choose
+from fastrun.graph.plan.forms import Form, Forms, layouts_text
+from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.layout import layout_pair
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import parse_schedule
+
+
+def own_choices(graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form]) -> Choose:
+    """The schedules that a plan's forms name are all that there is to choose from.
+
+    Raises:
+        PlanError: what a convolution is to run is no schedule.
+    """
+    found: dict[ConvProblem, list[Choice]] = {}
+    for task in tasks:
+        if isinstance(task.node.op, Conv):
+            choice = _own_choice(task, forms[task.output])
+            found.setdefault(conv_problem(graph, task.node), []).append(choice)
+    return lambda p: found[p]
+
+
+def _own_choice(task: Task, form: Form) -> Choice:
+    try:
+        _, schedule = parse_schedule(form.algorithm)
+        return Choice(form.algorithm, *layout_pair(schedule.layout), form.seconds)
+    except ValueError as error:
+        raise _refused(task, str(error)) from error
+
+
+def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms) -> None:
+    """Check that each task has the form chosen for it among its `forms`.
+
+    Raises:
+        PlanError: one has not; the message names it and what is possible.
+    """
+    for task in tasks:
+        form = chosen[task.output]
+        if isinstance(task.node.op, Conv):
+            possible = [forms.convolution(task, _own_choice(task, form))]
+        else:
+            possible = forms.possible(task)
+            if form.algorithm != task.node.work:
+                raise _refused(task, f"{form.algorithm} is not what it does, {task.node.work}")
+        layouts = dict.fromkeys(map(layouts_text, possible))
+        if layouts_text(form) not in layouts:
+            either = " or ".join(layouts)
+            raise _refused(task, f"it can run in {either}, not in {layouts_text(form)}")
+
+
+def _refused(task: Task, reason: str) -> PlanError:
+    return PlanError(f"the plan cannot be followed at {task.output!r}: {reason}; plan again")

@@ -1,0 +1,182 @@
+"""A plan as data and as text: the form, layouts and bands of every task of a network."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastrun.graph.core.errors import PlanError
+from fastrun.graph.core.model import Graph, Shape
+from fastrun.graph.plan.forms import Form, layouts_text
+from fastrun.kernels.core.layout import Layout
+from fastrun.kernels.core.notebook import card
+
+_HEAD = "# fastrun plan 1: microseconds expected, layouts read and written, algorithm, tensor"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The form of every task by the name of the tensor it computes, in the order they run.
+
+    `inputs` are the shapes it was made for, `seconds` what a run should take, moves included.
+    `machine` is the fingerprint of the processor it was made on, "" where nobody knows.
+    """
+
+    network: str
+    inputs: Mapping[str, Shape]
+    forms: Mapping[str, Form]
+    seconds: float
+    machine: str = ""
+
+    def __str__(self) -> str:
+        """The file's text."""
+        head, *lines = self._lines()
+        if self.machine:
+            lines.insert(0, f"machine\t{self.machine}\t{_seal(self.machine, [head, *lines])}")
+        return "\n".join([head, *lines]) + "\n"
+
+    def _lines(self) -> list[str]:
+        inputs = [f"{_escaped(name)}\t{'x'.join(map(str, s))}" for name, s in self.inputs.items()]
+        rows = [
+            f"{form.seconds * 1e6:.1f}\t{layouts_text(form)}"
+            f"\t{form.algorithm}{f' by {form.rows} rows' * bool(form.rows)}\t{_escaped(name)}"
+            for name, form in self.forms.items()
+        ]
+        head = [_HEAD, f"network\t{_escaped(self.network)}", f"total\t{self.seconds * 1e6:.1f}"]
+        return [*head, *(f"input\t{line}" for line in inputs), *rows]
+
+    def _repr_html_(self) -> str:
+        seconds: dict[str, list[float]] = {}
+        for form in self.forms.values():
+            seconds.setdefault(form.algorithm.partition("(")[0], []).append(form.seconds)
+        inputs = (f"{name} {'x'.join(map(str, shape))}" for name, shape in self.inputs.items())
+        facts = {"inputs": ", ".join(inputs), "expected": f"{1e3 * self.seconds:.2f} ms"}
+        for name, spent in sorted(seconds.items(), key=lambda item: -sum(item[1])):
+            facts[name] = f"{len(spent)} of {len(self.forms)} tasks, {1e3 * sum(spent):.2f} ms"
+        return card(f"plan of {self.network}", facts)
+
+    def save(self, path: str | Path) -> None:
+        """Write the file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        try:
+            Path(path).write_text(str(self), encoding="utf-8")
+        except OSError as error:  # which names no file where the disk is full
+            raise OSError(error.errno, error.strerror, str(path)) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read the file.
+
+        Raises:
+            PlanError: there is none, or it is not a plan.
+        """
+        try:
+            return cls.parse(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not text"
+            raise PlanError(f"cannot read the plan {path}: {reason}") from error
+        except PlanError as error:
+            raise PlanError(f"{path} is damaged or no plan: {error}") from error
+
+    @classmethod
+    def parse(cls, text: str) -> Plan:
+        """Read the text form.
+
+        Raises:
+            PlanError: naming the line that is wrong.
+        """
+        first, *lines = text.splitlines() or [""]
+        if first != _HEAD:
+            raise PlanError("its first line is not that of a plan of version 1")
+        head: dict[str, str] = {}
+        inputs: dict[str, Shape] = {}
+        forms: dict[str, Form] = {}
+        for number, line in enumerate(lines, 2):
+            try:
+                match line.split("\t"):
+                    case ["input", name, shape]:
+                        _put(
+                            inputs, _plain(name), tuple(map(_count, filter(None, shape.split("x"))))
+                        )
+                    case ["machine", fingerprint, seal]:
+                        others = [first, *(x for x in lines if x != line)]
+                        known = seal == _seal(fingerprint, others)
+                        _put(head, "machine", fingerprint if known else "")
+                    case ["network" | "total" as key, value]:
+                        _put(head, key, _plain(value))
+                    case [time, layouts, runs, name]:
+                        _put(forms, _plain(name), _form(time, layouts, runs))
+                    case _:
+                        raise ValueError("no line of a plan")
+            except ValueError as error:
+                reason = str(error)[:80]
+                raise PlanError(f"line {number} is {line[:60]!r}: {reason}") from None
+        if not head.keys() >= {"network", "total"}:
+            raise PlanError("the lines `network` and `total` are missing")
+        try:
+            seconds = _seconds(head["total"])
+        except ValueError:
+            raise PlanError(f"its total is {head['total'][:60]!r}") from None
+        return cls(head["network"], inputs, forms, seconds, head.get("machine", ""))
+
+
+def input_shapes(graph: Graph) -> dict[str, Shape]:
+    """The shape of every input, by name."""
+    return {name: graph.shape(name) for name in graph.inputs}
+
+
+def _escaped(name: str) -> str:
+    """On one line and without tabs."""
+    return name.encode("unicode_escape").decode()
+
+
+def _plain(text: str) -> str:
+    """What `_escaped` made this of.
+
+    Raises:
+        ValueError: it did not make this.
+    """
+    if not re.fullmatch(_ESCAPED, text):
+        raise ValueError(f"not an escaped name: {text!r}")
+    return text.encode().decode("unicode_escape")
+
+
+_ESCAPED = r"([ -\[\]-~]|\\([\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*"
+
+
+def _form(time: str, layouts: str, runs: str) -> Form:
+    reads, _, writes = layouts.partition(">")
+    algorithm, _, rows = runs.removesuffix(" rows").partition(" by ")
+    sources = tuple(map(Layout, filter(None, reads.split(","))))
+    band = _count(rows) if algorithm != runs else 0
+    return Form(sources, Layout(writes), algorithm, _seconds(time), band)
+
+
+def _put(known: dict[str, Any], name: str, value: object) -> None:
+    if name in known:
+        raise ValueError(f"{name} is there twice")
+    known[name] = value
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ValueError(f"not a number: {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,9})?", text):
+        raise ValueError(f"not a time: {text!r}")
+    return float(text) * 1e-6
+
+
+def _seal(machine: str, lines: Sequence[str]) -> str:
+    """Sixteen hex digits that no longer fit once somebody has changed a line."""
+    return hashlib.sha256("\n".join([machine, *lines]).encode()).hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""What is left to do of a graph: its nodes with the tensors they read, moves absorbed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastrun.graph.core.errors import UnsupportedError
+from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.ops import ChannelShuffle, Concat, Conv, Gemm, Reshape, Slice
+
+
+@dataclass(frozen=True)
+class Task:
+    """A node and the computed tensors it reads, which its own inputs need not be.
+
+    A dense layer reads what its flattened input was before, and a channel shuffle or a 1x1
+    convolution the tensors that a concatenation would have put together for it. The first `parts`
+    of the tensors are then its input, one after another.
+    """
+
+    node: Node
+    reads: tuple[str, ...]
+    parts: int = 1
+
+    @property
+    def output(self) -> str:
+        """The tensor that is computed."""
+        return self.node.output
+
+
+def tasks(graph: Graph) -> list[Task]:
+    """The tasks in topological order.
+
+    Raises:
+        UnsupportedError: a node cannot be run: it is foreign or computes anything but float32;
+            or an input is something else.
+    """
+    graph.check_supported()
+    for name in graph.inputs:
+        _check_computable(graph, f"input {name!r}", name)
+    spread = _spread(graph)
+    found = []
+    for node in graph.nodes:
+        for name in (*node.inputs, node.output):
+            if name and name not in graph.constants:
+                _check_computable(graph, f"node {node.label}: {name!r}", name)
+        found.append(_task(graph, node, spread))
+    uses = Counter([*graph.outputs, *(x for task in found for x in task.reads)])
+    kept = []
+    for task in reversed(found):
+        if uses[task.output]:
+            kept.append(task)
+        else:
+            uses.subtract(task.reads)
+    return kept[::-1]
+
+
+def _check_computable(graph: Graph, what: str, name: str) -> None:
+    tensor = graph.tensor(name)
+    if tensor.dtype != np.float32:
+        raise UnsupportedError(
+            f"{what} is {tensor.dtype}; only float32 can be computed: convert the model"
+        )
+
+
+def _task(graph: Graph, node: Node, spread: set[str]) -> Task:
+    reads = tuple(x for x in node.inputs if x and x not in graph.constants)
+    before = graph.producers.get(reads[0]) if reads else None
+    if before is None:
+        return Task(node, reads)
+    x, y = before.inputs[0], before.output
+    match node.op, before.op:
+        case Gemm(transpose_a=False), Reshape() if graph.shape(x)[0] == graph.shape(y)[0]:
+            return Task(node, (x, *reads[1:]))
+        case ChannelShuffle(groups=2), Concat(axis=1) if len(before.inputs) == 2:
+            a, b = before.inputs
+            both = a not in graph.constants and b not in graph.constants
+            if both and graph.shape(a) == graph.shape(b):
+                return Task(node, before.inputs, 2)
+        case Conv(), Concat() if y in spread:
+            return Task(node, (*before.inputs, *reads[1:]), len(before.inputs))
+    return Task(node, reads)
+
+
+def _spread(graph: Graph) -> set[str]:
+    """Concatenations that 1x1 convolutions had better read where their parts lie.
+
+    No part can be computed in its place if it is a range of another tensor, and only ungrouped,
+    or at least not depthwise, convolutions broadcast channels one by one.
+    """
+
+    def is_spread(node: Node) -> bool:
+        if node.op != Concat(1) or any(x in graph.constants for x in node.inputs):
+            return False
+        before = [graph.producers[x].op for x in node.inputs if x in graph.producers]
+        readers = graph.readers.get(node.output, ())
+        return (
+            any(isinstance(op, Slice) for op in before)
+            and node.output not in graph.outputs
+            and all(_picks(graph, reader, node.output) for reader in readers)
+        )
+
+    return {node.output for node in graph.nodes if is_spread(node)}
+
+
+def _picks(graph: Graph, node: Node, x: str) -> bool:
+    """Whether a node is a convolution that can read the channels of `x` wherever they lie."""
+    if not isinstance(node.op, Conv) or x in node.inputs[1:]:
+        return False
+    weights = graph.shape(node.inputs[1])
+    return weights[1:] != (1,) * (len(weights) - 1) and max(weights[2:]) == 1

@@ -1,0 +1,165 @@
+"""The truth: a graph evaluated in float64, in plain numpy.
+
+Integers stay integers. Slow and simple: what every faster way of running a graph is compared to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastrun.graph.core.errors import GraphError, UnsupportedError
+from fastrun.graph.core.model import Array, Graph, Node, Tensor
+from fastrun.graph.core.ops import (
+    LRN,
+    Activating,
+    Affine,
+    BatchNorm,
+    Binary,
+    Cast,
+    ChannelShuffle,
+    Clip,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Expand,
+    Gather,
+    Gemm,
+    Identity,
+    MatMul,
+    Pad,
+    Pool,
+    Reduce,
+    Reshape,
+    Resize,
+    Slice,
+    Softmax,
+    Transpose,
+    Unary,
+)
+from fastrun.graph.reference.numerics import (
+    BINARY,
+    REDUCTIONS,
+    UNARY,
+    along_channels,
+    conv,
+    conv_transpose,
+    gemm,
+    lrn,
+    pad,
+    pool,
+    resize,
+    softmax,
+)
+from fastrun.kernels.core.reference import activate
+
+
+def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The outputs of a graph by name, floating-point ones in float64.
+
+    Raises:
+        GraphError: an input is missing or has another shape.
+        UnsupportedError: the graph contains a foreign operator.
+    """
+    values: dict[str, Array] = {}
+    last_use = {x: i for i, node in enumerate(graph.nodes) for x in node.inputs}
+    for name in graph.inputs:
+        if name not in inputs or inputs[name].shape != graph.shape(name):
+            raise GraphError(f"input {name!r} must be given, of shape {graph.shape(name)}")
+        values[name] = _widen(inputs[name])
+        if name in graph.outside:
+            values[name] = values[name].astype(np.float64)
+    for index, node in enumerate(graph.nodes):
+        operands = [
+            _widen(graph.constants[x]) if x in graph.constants else values.get(x)
+            for x in node.inputs
+        ]
+        values[node.output] = evaluate(node, operands, graph.tensor(node.output))
+        for name in {*node.inputs}:
+            if last_use[name] == index and name not in graph.outputs:
+                values.pop(name, None)
+    values |= {name: graph.constants[name] for name in graph.outputs if name in graph.constants}
+    for name in graph.outside.keys() & values.keys():
+        values[name] = values[name].astype(graph.outside[name])
+    return {name: _widen(values[name]) for name in graph.outputs}
+
+
+def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Array:
+    """What one node computes; absent inputs are None.
+
+    Raises:
+        UnsupportedError: the operator is foreign.
+    """
+    x, *rest = [None if a is None else _widen(a) for a in inputs]
+    assert x is not None
+    value: Array = _value(node, x, rest, result)
+    if isinstance(node.op, Activating) and not isinstance(node.op, Conv):
+        value = activate(value, node.op.activation)
+    if value.shape != result.shape:
+        raise GraphError(f"node {node.label} gives {value.shape} instead of {result.shape}")
+    return value
+
+
+def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
+    op = node.op
+    match op:
+        case Conv():
+            return conv(op, x, *rest)
+        case ConvTranspose():
+            return conv_transpose(op, result.shape, x, *rest)
+        case Pool():
+            return pool(op, result.shape, x)
+        case BatchNorm():
+            scale, shift, mean, variance = (along_channels(p, x) for p in rest)
+            return (x - mean) / np.sqrt(variance + op.epsilon) * scale + shift
+        case Affine():
+            scale, shift = (along_channels(p, x) for p in rest)
+            return x * scale + shift
+        case LRN():
+            return lrn(op, x)
+        case Unary():
+            return UNARY[op.function](x, op.alpha, op.beta)
+        case Clip():
+            return np.minimum(np.maximum(x, op.low), op.high)
+        case Binary():
+            return BINARY[op.function](x, rest[0])
+        case Softmax():
+            return softmax(op, x)
+        case Gemm():
+            return gemm(op, x, *rest)
+        case MatMul():
+            return x @ rest[0] + (rest[1] if len(rest) > 1 else 0)
+        case Reduce():
+            return REDUCTIONS[op.function](x, op.axes).reshape(result.shape)
+        case Concat():
+            return np.concatenate([x, *rest], op.axis)
+        case Slice():
+            steps = zip(op.starts, op.sizes, op.steps, strict=True)
+            return x[np.ix_(*(start + step * np.arange(size) for start, size, step in steps))]
+        case Pad():
+            return pad(op, x)
+        case Transpose():
+            return x.transpose(op.order)
+        case ChannelShuffle():
+            grouped = x.reshape(x.shape[0], op.groups, -1, *x.shape[2:])
+            return grouped.swapaxes(1, 2).reshape(x.shape)
+        case Reshape():
+            return x.reshape(result.shape)
+        case Expand():
+            return np.broadcast_to(x, result.shape)
+        case Gather():
+            return x.take(rest[0], op.axis)
+        case Resize():
+            return resize(op, result.shape, x)
+        case Cast():
+            return _widen(x.astype(result.dtype))
+        case Identity():
+            return x
+        case _:
+            raise UnsupportedError(f"node {node.label} needs {op.need}")
+
+
+def _widen(values: Array) -> Array:
+    return values.astype(np.float64) if values.dtype.kind == "f" else values

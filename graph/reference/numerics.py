@@ -1,0 +1,270 @@
+"""Operators in float64, in plain numpy: what each of them means.
+
+Arrays have ONNX's axes: batch, channels, then space.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from math import erf
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrun.graph.core.model import Array, Shape
+from fastrun.graph.core.ops import LRN, Conv, ConvTranspose, Gemm, Ints, Pad, Pool, Resize, Softmax
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.reference import activate, convolve
+
+F64 = NDArray[np.float64]
+
+_erf = np.vectorize(erf, otypes=[np.float64])
+
+UNARY: dict[str, Callable[[Any, float, float], Any]] = {
+    "relu": lambda x, a, b: np.maximum(x, 0),
+    "relu6": lambda x, a, b: activate(x, "relu6"),
+    "hardswish": lambda x, a, b: activate(x, "hardswish"),
+    "sigmoid": lambda x, a, b: np.exp(-np.logaddexp(0, -x)),
+    "silu": lambda x, a, b: activate(x, "silu"),
+    "leakyrelu": lambda x, a, b: np.where(x < 0, a * x, x),
+    "hardsigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
+    "tanh": lambda x, a, b: np.tanh(x),
+    "erf": lambda x, a, b: _erf(x),
+    "gelu": lambda x, a, b: x / 2 * (1 + _erf(x / 2**0.5)),
+    "gelu_tanh": lambda x, a, b: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    "elu": lambda x, a, b: np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
+    "selu": lambda x, a, b: b * np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
+    "celu": lambda x, a, b: np.where(x < 0, a * np.expm1(np.minimum(x, 0) / a), x),
+    "softplus": lambda x, a, b: np.logaddexp(0, x),
+    "softsign": lambda x, a, b: x / (1 + np.abs(x)),
+    "mish": lambda x, a, b: x * np.tanh(np.logaddexp(0, x)),
+    "exp": lambda x, a, b: np.exp(x),
+    "log": lambda x, a, b: np.log(x),
+    "sqrt": lambda x, a, b: np.sqrt(x),
+    "reciprocal": lambda x, a, b: 1 / x,
+    "neg": lambda x, a, b: -x,
+    "abs": lambda x, a, b: np.abs(x),
+    "sign": lambda x, a, b: np.sign(x),
+    "floor": lambda x, a, b: np.floor(x),
+    "ceil": lambda x, a, b: np.ceil(x),
+    "round": lambda x, a, b: np.round(x),
+    "sin": lambda x, a, b: np.sin(x),
+    "cos": lambda x, a, b: np.cos(x),
+}
+
+BINARY: dict[str, Callable[[Any, Any], Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": lambda x, y: _divide(x, y),
+    "pow": lambda x, y: _power(x, y),
+    "max": np.maximum,
+    "min": np.minimum,
+    "prelu": lambda x, slope: np.where(x < 0, slope * x, x),
+}
+
+REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    "mean": lambda x, axes: np.mean(x, axes),
+    "sum": lambda x, axes: np.sum(x, axes),
+    "max": lambda x, axes: np.max(x, axes),
+    "min": lambda x, axes: np.min(x, axes),
+    "l2": lambda x, axes: np.sqrt(np.sum(x * x, axes)),
+}
+
+
+def _power(x: Array, y: Array) -> Array:
+    """In the type of x; powers of integers are cut off if they are none."""
+    if x.dtype.kind == "f" or y.dtype.kind == "f" or (y < 0).any():
+        # As an array of its own: numpy takes square roots for one exponent of a half, IEEE's
+        # power of minus infinity is infinite.
+        shape = np.broadcast_shapes(x.shape, y.shape)
+        exponents = np.array(np.broadcast_to(y, shape), np.float64)
+        power: Array = np.power(x.astype(np.float64), exponents).astype(x.dtype)
+        return power
+    return np.power(x, y).astype(x.dtype)
+
+
+def _divide(x: Array, y: Array) -> Array:
+    """Integer division rounds towards zero, as C's."""
+    if x.dtype.kind == "f":
+        return x / y
+    rest = np.remainder(x, y)
+    quotient: Array = x // y + ((rest != 0) & ((x < 0) != (y < 0))).astype(x.dtype)
+    return quotient
+
+
+def conv(
+    op: Conv, x: Array, weights: Array, bias: Array | None = None, add: Array | None = None
+) -> Array:
+    """Through the reference of the kernels; a 1-D convolution as one of height 1."""
+    flat = x.ndim == 3
+    if flat:
+        x, weights = x[:, :, None], weights[:, :, None]
+        add = None if add is None else add[:, :, None]
+    stride, dilation = op.stride, op.dilation
+    begins, ends = op.padding[: len(stride)], op.padding[len(stride) :]
+    if flat:
+        stride, dilation, begins, ends = (1, *stride), (1, *dilation), (0, *begins), (0, *ends)
+    problem = ConvProblem(
+        n=x.shape[0],
+        c=x.shape[1],
+        h=x.shape[2],
+        w=x.shape[3],
+        oc=weights.shape[0],
+        kernel=(weights.shape[2], weights.shape[3]),
+        stride=(stride[0], stride[1]),
+        padding=(begins[0], begins[1], ends[0], ends[1]),
+        dilation=(dilation[0], dilation[1]),
+        groups=op.groups,
+        activation=op.activation,
+    )
+    y = convolve(problem, x, weights, bias, add)
+    return y[:, :, 0] if flat else y
+
+
+def conv_transpose(
+    op: ConvTranspose, shape: Shape, x: Array, weights: Array, bias: Array | None = None
+) -> Array:
+    """Scatter: every input pixel adds its multiple of the filter to the full result."""
+    n, c, *space = x.shape
+    kernel, g = weights.shape[2:], op.groups
+    begins, ends = op.padding[: len(space)], op.padding[len(space) :]
+    sizes = (o + b + _positive(e) for o, b, e in zip(shape[2:], begins, ends, strict=True))
+    full = np.zeros((n, g, shape[1] // g, *sizes))
+    grouped = x.reshape(n, g, c // g, *space)
+    filters = weights.reshape(g, c // g, shape[1] // g, *kernel)
+    for tap, window in _taps(kernel, op.dilation, op.stride, space):
+        full[window] += np.einsum("ngi...,gio->ngo...", grouped, filters[tap])
+    inside = tuple(slice(b, b + size) for b, size in zip(begins, shape[2:], strict=True))
+    y = full[:, :, :, *inside].reshape(shape)
+    return y if bias is None else y + along_channels(bias, y)
+
+
+def pool(op: Pool, shape: Shape, x: Array) -> Any:
+    """A window's maximum or mean, as `op` counts padding."""
+    rank = len(op.kernel)
+    pads = list(zip(op.padding[:rank], op.padding[rank:], strict=True))
+    # Windows that `ceil` keeps reach beyond the padding.
+    beyond = [
+        (0, _positive((o - 1) * s + (k - 1) * d + 1 - i - sum(p)))
+        for o, s, k, d, i, p in zip(
+            shape[2:], op.stride, op.kernel, op.dilation, x.shape[2:], pads, strict=True
+        )
+    ]
+
+    def padded(values: Array, inside: float, outside: float) -> Array:
+        values = np.pad(values, [(0, 0), (0, 0), *pads], constant_values=inside)
+        return np.pad(values, [(0, 0), (0, 0), *beyond], constant_values=outside)
+
+    taps = list(_taps(op.kernel, op.dilation, op.stride, shape[2:]))
+    if op.function == "max":
+        least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        values = padded(x, least, least)
+        return np.max([values[window] for _, window in taps], axis=0)
+    values = padded(x, 0, 0)
+    counted = padded(np.ones(x.shape), float(op.count_padding), 0)
+    return sum(values[window] for _, window in taps) / sum(counted[window] for _, window in taps)
+
+
+def _taps(
+    kernel: Ints, dilation: Ints, stride: Ints, counts: Sequence[int]
+) -> Iterator[tuple[Any, Any]]:
+    """Each position in a window, and the pixels there in all windows, as index expressions."""
+    for tap in itertools.product(*map(range, kernel)):
+        window = (
+            slice(t * d, t * d + (count - 1) * s + 1, s)
+            for t, d, s, count in zip(tap, dilation, stride, counts, strict=True)
+        )
+        yield (..., *tap), (..., *window)
+
+
+def _positive(value: int) -> int:
+    return max(value, 0)
+
+
+def lrn(op: LRN, x: Array) -> Array:
+    """Every element over a power of the squares in the channels around."""
+    before = (op.size - 1) // 2
+    squares = np.pad(x * x, [(0, 0), (before, op.size - 1 - before)] + [(0, 0)] * (x.ndim - 2))
+    total = np.sum([squares[:, i : i + x.shape[1]] for i in range(op.size)], axis=0)
+    y: Array = x / (op.bias + op.alpha / op.size * total) ** op.beta
+    return y
+
+
+def softmax(op: Softmax, x: Array) -> Array:
+    """Along an axis; its logarithm if `op` says so."""
+    shifted = x - x.max(op.axis, keepdims=True)
+    logarithm: Array = shifted - np.log(np.exp(shifted).sum(op.axis, keepdims=True))
+    return logarithm if op.log else np.exp(logarithm)
+
+
+def gemm(op: Gemm, a: Array, b: Array, c: Array | None = None) -> Array:
+    """A multiple of a product of matrices, plus a multiple of `c`."""
+    product = (a.T if op.transpose_a else a) @ (b.T if op.transpose_b else b)
+    return op.alpha * product if c is None else op.alpha * product + op.beta * c
+
+
+def pad(op: Pad, x: Array) -> Array:
+    """Add to the edges; a negative amount takes away."""
+    begins, ends = op.padding[: x.ndim], op.padding[x.ndim :]
+    cropped = x[
+        tuple(
+            slice(max(-b, 0), size - max(-e, 0))
+            for b, e, size in zip(begins, ends, x.shape, strict=True)
+        )
+    ]
+    widths = [(max(b, 0), max(e, 0)) for b, e in zip(begins, ends, strict=True)]
+    if op.mode == "constant":
+        return np.pad(cropped, widths, constant_values=op.value)
+    return np.pad(cropped, widths, mode="edge" if op.mode == "edge" else "reflect")
+
+
+def resize(op: Resize, shape: Shape, x: Array) -> Array:
+    """One axis after another."""
+    for axis, (out, scale) in enumerate(zip(shape, op.scales, strict=True)):
+        if scale == 1 and out == x.shape[axis]:
+            continue
+        at = _source(op.coordinates, x.shape[axis], out, scale)
+        last = x.shape[axis] - 1
+        if op.mode == "nearest":
+            index = _ROUNDINGS[op.rounding](at).astype(np.int64).clip(0, last)
+            x = x.take(index, axis)
+            continue
+        low = np.floor(at)
+        weight = (at - low).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
+        below, above = (v.astype(np.int64).clip(0, last) for v in (low, low + 1))
+        x = x.take(below, axis) * (1 - weight) + x.take(above, axis) * weight
+    return x
+
+
+_ROUNDINGS: dict[str, Callable[[F64], F64]] = {
+    "round_prefer_floor": lambda x: np.ceil(x - 0.5),
+    "round_prefer_ceil": lambda x: np.floor(x + 0.5),
+    "floor": np.floor,
+    "ceil": np.ceil,
+}
+
+
+def _source(coordinates: str, size: int, out: int, scale: float) -> F64:
+    """Where in the input each output pixel lies; in float32, by whose rounding ties are decided."""
+    x, by, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
+    match coordinates:
+        case "asymmetric":
+            at = x / by
+        case "align_corners":
+            at = x * np.float32(size - 1) / np.float32(max(out - 1, 1))
+        case "pytorch_half_pixel" if out == 1:
+            at = x
+        case "half_pixel_symmetric":
+            centre = np.float32(size) / 2
+            at = centre * (1 - np.float32(out) / (by * np.float32(size))) + (x + half) / by - half
+        case _:
+            at = (x + half) / by - half
+    return at.astype(np.float64)
+
+
+def along_channels(values: Array, x: Array) -> Array:
+    """Values of channels, in a shape that broadcasts to x."""
+    return values.reshape(-1, *(1,) * (x.ndim - 2))

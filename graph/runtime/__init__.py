@@ -1,0 +1,1 @@
+"""Run a built network: memory, packed weights, one native call per inference."""

@@ -1,0 +1,308 @@
+"""A network ready to run: code loaded, weights packed, one native call per inference."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
+
+from fastrun.graph.build.memory import Lifetime, allocate
+from fastrun.graph.build.steps import Arrangement, Port, Step
+from fastrun.graph.core.errors import InputError
+from fastrun.graph.core.model import Array
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.runtime.weights import Block, Weights
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.forks import renewed_in_children
+from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.program import pack_bias, pack_channels
+from fastrun.kernels.native.cache import ObjectCache
+from fastrun.kernels.native.library import Library
+from fastrun.kernels.native.precompile import precompile
+from fastrun.kernels.native.team import Script, Team, team
+from fastrun.kernels.native.team import Step as NativeStep
+
+T = TypeVar("T")
+
+
+# Gives a step's packed weights; who loads several plans of a network need not pack them twice.
+Packed = Callable[[Step], Array]
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Bytes: activations at their peak, packed weights, and workspaces of the threads."""
+
+    arena: int
+    weights: int
+    workspace: int
+
+    def __str__(self) -> str:
+        sizes = (f"{name} {size / 1e6:.1f} MB" for name, size in vars(self).items())
+        return ", ".join(sizes)
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What clones share: code and weights, with the addresses of both for every step.
+
+    `offsets` in an arena of `arena` bytes are those of all buffers, then of the steps' workspaces.
+    """
+
+    arrangement: Arrangement
+    threads: int
+    offsets: Sequence[int]
+    arena: int
+    libraries: Mapping[str, Library]
+    weights: Weights
+    packed: Sequence[tuple[int, int]]  # addresses of weights and bias, 0 for none
+    plan: Plan
+
+    @classmethod
+    def load(
+        cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan, packed: Packed
+    ) -> _Model:
+        """Compile what is not in the object cache, and pack the weights in the order of use."""
+        cache, libraries = ObjectCache(), dict[str, Library]()
+        precompile([step.program.ir for step in arrangement.steps], cpu, cache)
+        for step in arrangement.steps:
+            program = step.program
+            if program.ir not in libraries:
+                symbols = [stage.symbol for stage in program.stages]
+                libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
+        offsets, arena = _arena(arrangement)
+        block = Weights()
+        pairs = []
+        for step in arrangement.steps:
+            weights = packed(step)
+            if step.picks:
+                src = offsets[step.src]
+                places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.picks]
+                weights = np.concatenate([pack_channels(places), weights])
+            bias = None if step.bias is None else pack_bias(step.bias)
+            pairs.append((block.put(weights), block.put(bias)))
+        light = (replace(step, weights=None, bias=None) for step in arrangement.steps)
+        arrangement = replace(arrangement, steps=tuple(light))
+        return cls(arrangement, threads, offsets, arena, libraries, block, pairs, plan)
+
+
+def _arena(arrangement: Arrangement) -> tuple[list[int], int]:
+    """Offsets of the buffers and of the steps' workspaces, and the bytes that these take."""
+    steps = enumerate(arrangement.steps)
+    shared = [Lifetime(step.program.shared_bytes, i, i) for i, step in steps]
+    lives = [Lifetime(b.size, b.first, b.last) for b in arrangement.buffers]
+    return allocate([*lives, *shared])
+
+
+class Executable:
+    """A network on `threads` threads.
+
+    `memory` says what it takes, `plan` how it runs.
+
+    Runs of one executable take turns; clones, which share its weights, have activations of their
+    own. On one thread clones run at the same time, on several they take turns. A forked process
+    may use what its parent loaded, whatever the parent's threads were doing.
+    """
+
+    def __init__(self, model: _Model) -> None:
+        self._model = model
+        self.plan = model.plan
+        steps, buffers = model.arrangement.steps, model.arrangement.buffers
+        offsets, size = model.offsets, model.arena
+        local = max((s.program.local_bytes for s in steps), default=0)
+        local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
+        self._arena = Block(size + local * model.threads)
+        self._at = [self._arena.address + offset for offset in offsets]
+        first = self._arena.address + size
+        self._local = tuple(first + local * i for i in range(model.threads))
+        native, self._owners = self._native(len(buffers))
+        # Where outputs are mere views of inputs there is nothing to run.
+        self._script = Script(native, model.threads, self._local) if native else None
+        self._alone = Team(1)
+        self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
+        self._types = model.arrangement.outside
+        self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
+        self.memory = MemoryUse(size, model.weights.size, local * model.threads)
+        self._renew()
+        renewed_in_children(self, Executable._renew)
+
+    @classmethod
+    def of(
+        cls,
+        arrangement: Arrangement,
+        cpu: Cpu,
+        threads: int,
+        plan: Plan,
+        packed: Packed = Step.packed,
+    ) -> Executable:
+        """Compile, pack and allocate.
+
+        Raises:
+            CompileError: LLVM refuses a kernel.
+        """
+        return cls(_Model.load(arrangement, cpu, threads, plan, packed))
+
+    def _renew(self) -> None:
+        """Let nobody be running: a forked process has none of the other threads."""
+        self._lock, self._running = threading.RLock(), False
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "an Executable is code and memory of this process and cannot be pickled or copied: "
+            "load the model there (with `plan=` its plan), or clone() it here"
+        )
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What runs, in this order; weights are where the programs find them."""
+        return self._model.arrangement.steps
+
+    @property
+    def inputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs by name; all may be float32."""
+        return {port.name: port.shape for port in self._model.arrangement.inputs}
+
+    @property
+    def outputs(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the outputs by name."""
+        constants = self._model.arrangement.constants.items()
+        computed = {port.name: port.shape for port in self._model.arrangement.outputs}
+        return {name: value.shape for name, value in constants} | computed
+
+    def clone(self) -> Executable:
+        """The same network with activations of its own."""
+        return Executable(self._model)
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+        """The outputs by name for the inputs by name.
+
+        Inputs that the model has but never reads may be left out, or be anything. Those that it
+        converts to float32 itself, such as pictures of bytes, may also be of the model's type.
+
+        Raises:
+            InputError: an input is missing, unknown, of the wrong shape or not float32.
+            RuntimeError: a signal handler calls in the middle of a run of the same thread.
+        """
+        self._check(inputs)
+
+        def work() -> dict[str, Array]:
+            for name, (_, view) in self._inputs.items():
+                view[...] = inputs[name].reshape(view.shape)
+            self._walk()
+            constants = self._model.arrangement.constants.items()
+            return {name: np.array(value) for name, value in constants} | {
+                name: np.array(view, self._types.get(name)).reshape(port.shape)
+                for name, (port, view) in self._outputs.items()
+            }
+
+        return self._in_turn(work)
+
+    def seconds(self, repeats: int = 1) -> float:
+        """Seconds of `repeats` runs of what the inputs last were, without Python between."""
+        return self._in_turn(lambda: self._walk(repeats, gather=True))
+
+    def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
+        """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
+
+        `output` is the tensor it computes. Seconds are the medians of `repeats` runs.
+        """
+        medians = np.median(self.step_seconds(repeats), axis=0)
+        return [
+            {
+                "name": step.name,
+                "work": step.work,
+                "algorithm": step.algorithm,
+                "layouts": step.layouts,
+                "output": step.output,
+                "seconds": float(seconds),
+                "share": float(seconds / medians.sum()),
+                "expected": step.seconds,
+            }
+            for step, seconds in zip(self.steps, medians, strict=True)
+        ]
+
+    def step_seconds(self, repeats: int = 1) -> NDArray[np.float64]:
+        """A row for each of `repeats` runs: every step's seconds by the first thread's clock."""
+        times = np.zeros((repeats, len(self.steps)))
+        stamps = (ctypes.c_int64 * len(self._owners))()
+
+        def work() -> None:
+            for row in times if self._owners else ():
+                whole = self._walk(stamps=ctypes.addressof(stamps), gather=True)
+                ends = np.array(stamps)
+                # The clock starts when all threads have met, which no stamp says.
+                first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
+                np.add.at(row, self._owners, np.array([first, *np.diff(ends) * 1e-9]))
+
+        self._in_turn(work)
+        return times
+
+    def _in_turn(self, work: Callable[[], T]) -> T:
+        with self._lock:
+            # The same thread comes a second time, by a signal handler, before the first has ended.
+            if self._running:
+                raise RuntimeError("a signal handler interrupts a run with one more: use a clone()")
+            try:
+                self._running = True
+                return work()
+            finally:
+                self._running = False
+
+    def _walk(self, repeats: int = 1, stamps: int = 0, gather: bool = False) -> float:
+        if self._script is None:
+            return 0.0
+        threads = self._model.threads
+        workers = team(threads) if threads > 1 else self._alone
+        return workers.run(self._script, repeats, stamps=stamps, gather=gather)
+
+    def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
+        """The native steps, one per stage, and the step of the arrangement each is of."""
+        model, found, owners = self._model, list[NativeStep](), list[int]()
+        for i, step in enumerate(model.arrangement.steps):
+            weights, bias = model.packed[i]
+            for stage in step.program.stages:
+                found.append(
+                    NativeStep(
+                        model.libraries[step.program.ir].address(stage.symbol),
+                        stage.tasks,
+                        self._at[step.src],
+                        weights,
+                        bias,
+                        self._at[step.add] if step.add is not None else 0,
+                        self._at[step.dst],
+                        self._at[buffers + i],
+                        int(step.joins),
+                    )
+                )
+                owners.append(i)
+        return found, owners
+
+    def _view(self, port: Port) -> Array:
+        """The pixels of an input or output in the arena, as (n, c, h, w)."""
+        where = port.placement
+        start = (self._at[port.buffer] - self._arena.address) // 4 + where.origin
+        strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
+        shape = (where.n, where.c, where.h, where.w)
+        return as_strided(self._arena.floats[start:], shape, tuple(4 * s for s in strides))
+
+    def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        for name in inputs:
+            if name not in self._inputs and name not in self._model.arrangement.unread:
+                known = ", ".join(self._inputs)
+                raise InputError(f"there is no input {name!r}: the network's inputs are {known}")
+        for name, (port, _) in self._inputs.items():
+            if name not in inputs:
+                raise InputError(f"input {name!r} is missing: give an array of {port.shape}")
+            x = inputs[name]
+            if not isinstance(x, np.ndarray):
+                raise InputError(f"input {name!r} is a {type(x).__name__}, not a numpy array")
+            if x.dtype not in (np.float32, self._types.get(name, np.float32)):
+                raise InputError(f"input {name!r} is {x.dtype}: give it as float32")
+            if x.shape != port.shape:
+                raise InputError(f"input {name!r} has shape {x.shape} instead of {port.shape}")

@@ -1,0 +1,53 @@
+"""Memory of a network: the arena, and packed weights one behind the other."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastrun.graph.build.memory import LINE
+from fastrun.graph.core.model import Array
+from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.pages import private_pages
+
+_HUGE = 2 << 20
+
+
+_CHUNK = 32 << 20  # bytes of a block of weights; what is never touched takes no memory
+
+
+class Block:
+    """Zeroed memory, aligned to and if possible made of huge pages."""
+
+    def __init__(self, size: int) -> None:
+        self._map = private_pages(size + _HUGE)
+        start = np.frombuffer(self._map, np.uint8).ctypes.data
+        self.address = -(-start // _HUGE) * _HUGE
+        skipped = self.address - start
+        self.floats = np.frombuffer(self._map, np.float32, size // 4, skipped)
+
+
+class Weights:
+    """Packed weights one behind the other, in few large blocks.
+
+    Each is copied as soon as it is packed, so that packing the next finds warm memory.
+    """
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._blocks: list[Block] = []
+        self._left = 0  # floats at the end of the last block
+
+    def put(self, values: Array | None) -> int:
+        """Copy values behind those that are there; their address, 0 for none."""
+        if values is None or not values.size:
+            return 0
+        taken = -(-4 * (values.size + READ_SLACK) // LINE) * LINE // 4
+        if taken > self._left:
+            self._blocks.append(Block(max(_CHUNK, 4 * taken)))
+            self._left = len(self._blocks[-1].floats)
+        block = self._blocks[-1]
+        start = len(block.floats) - self._left
+        block.floats[start : start + values.size] = values
+        self._left -= taken
+        self.size += 4 * taken
+        return block.address + 4 * start

@@ -1,0 +1,51 @@
+"""The text of a function under construction: instructions, stack slots, declarations."""
+
+from __future__ import annotations
+
+from fastrun.kernels.core.cpu import Cpu
+
+
+def vector_type(lanes: int, element: str = "float") -> str:
+    """The LLVM type of so many lanes; of one it is the element's."""
+    return element if lanes == 1 else f"<{lanes} x {element}>"
+
+
+class Emitter:
+    """Lines of LLVM IR, in order; `declarations` are those of the whole module."""
+
+    def __init__(self, cpu: Cpu, declarations: dict[str, None]) -> None:
+        self.cpu, self.lanes = cpu, cpu.lanes
+        self._declarations = declarations
+        self._slots: list[str] = []
+        self._lines: list[str] = []
+        self._count = 0
+        self._block = "body"
+
+    def slot(self, lanes: int, count: int = 1) -> str:
+        """Stack room for `count` vectors, as a pointer."""
+        name = f"%slot{len(self._slots)}"
+        array = vector_type(lanes) if count == 1 else f"[{count} x {vector_type(lanes)}]"
+        self._slots.append(f"  {name} = alloca {array}, align 64")
+        return name
+
+    def emit(self, text: str) -> str:
+        """Append an instruction with a result; returns the result's name."""
+        name = f"%v{self._fresh()}"
+        self._lines.append(f"  {name} = {text}")
+        return name
+
+    def emit_void(self, text: str) -> None:
+        """Append an instruction without a result."""
+        self._lines.append(f"  {text}")
+
+    def declare(self, line: str) -> None:
+        """Declare an external function once."""
+        self._declarations[line] = None
+
+    def _fresh(self) -> int:
+        self._count += 1
+        return self._count
+
+    def _start(self, label: str) -> None:
+        self._lines.append(f"{label}:")
+        self._block = label

@@ -1,0 +1,65 @@
+"""The cost model of register tiles, and the tile it chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+from fastrun.kernels.codegen.micro_kernel import registers
+from fastrun.kernels.codegen.tiling import cover
+from fastrun.kernels.core.cpu import Cpu
+
+
+def step_cycles(rows: int, cols: int) -> float:
+    """Cycles of one `outer_product` on a core with two FMA and two load ports, FMA latency four.
+
+    The last term is the cost of loads that do not hide: of two tiles at full rate, the one that
+    loads less wins.
+    """
+    return max(rows * cols, rows + cols, 8) / 2 + (rows + cols) / 32
+
+
+def tiles_per_task(tiles: int, fit: int, cpu: Cpu) -> int:
+    """Tiles of a task, when about `fit` of them suit a cache: every core gets as many tasks."""
+    tasks = -(-tiles // max(1, fit))
+    tasks = min(tiles, -(-tasks // cpu.cores) * cpu.cores)
+    return -(-tiles // tasks)
+
+
+def best_tile(
+    height: int,
+    width: int,
+    vectors: int,
+    cpu: Cpu,
+    depth: int = 0,
+    share: Callable[[int], float] = lambda rows: 1.0,
+) -> tuple[int, int, int]:
+    """(rows, columns, vectors) of the register tile that covers an output in fewest cycles.
+
+    Counts FMAs and loads only, of which tiles of so many rows need a `share`, for sums of `depth`
+    products; a tie goes to the wider, then the fewer-vectored tile.
+    """
+
+    def from_l2(rows: int, cols: int) -> float:
+        # Measured on 1x1 convolutions: what does not hide of a step.
+        return (rows + 3 * cols * cpu.lanes / 16) / 20
+
+    def cycles(shape: tuple[int, int, int]) -> tuple[float, int]:
+        th, tw, cols = shape
+        sizes = product(cover(height, th), cover(width, tw), cover(vectors, cols))
+        far = 4 * depth * cols * cpu.lanes > cpu.l1 // 2
+        total = 0.0
+        for y, x, v in sizes:
+            tile = y.size * x.size, v.size
+            step = step_cycles(*tile) + (from_l2(*tile) if far else 0)
+            total += y.count * x.count * v.count * step
+        return total * share(th), th
+
+    shapes = [
+        (th, tw, cols)
+        for cols in range(1, min(vectors, 6) + 1)
+        for th in (1, 2, 3)
+        for tw in range(1, min(width, cpu.registers) + 1)
+        if th <= height and registers(th * tw, cols) <= cpu.registers
+    ]
+    return min(shapes, key=cycles)

@@ -1,0 +1,19 @@
+"""The schedule of Winograd convolution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    layout: str
+    mh: int  # output rows of a tile; 1: no transform on that axis
+    mw: int  # output columns of a tile
+    points: str  # interpolation points, one of POINTS
+    nr_tiles: int  # tiles of a block
+    cols: int  # vectors of output channels of a register tile; its rows are tiles
+    unroll: int  # steps of K in the loop body
+    oc_block: int  # panels of output channels that go through the planes together
+    prefetch: int  # steps of K by which weights are fetched ahead, 0: not
+    split: str  # what tasks share out: tiles, or channels once all tiles are transformed

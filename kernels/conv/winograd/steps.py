@@ -1,0 +1,350 @@
+"""Winograd's steps on a block of tiles: transform, multiply plane by plane, transform back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, at_channel, least, most
+from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.micro_kernel import outer_product, registers
+from fastrun.kernels.codegen.reduction import reduction
+from fastrun.kernels.codegen.tiling import (
+    Run,
+    channel_panels,
+    cover,
+    dispatch,
+    lanes_for,
+    start_of,
+    sweep,
+    tile_count,
+)
+from fastrun.kernels.conv.winograd.transform import (
+    ALPHA,
+    Transform,
+    shared_outputs,
+    tile_grid,
+    transform_weights,
+)
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Array, Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.template import ScheduleError, check
+
+LINE = 16  # floats of a cache line
+
+
+class Blocking(Protocol):
+    """The numbers of the schedule that the steps go by."""
+
+    @property
+    def mh(self) -> int:
+        """Output rows of a tile."""
+
+    @property
+    def mw(self) -> int:
+        """Output columns of a tile."""
+
+    @property
+    def points(self) -> str:
+        """Interpolation points."""
+
+    @property
+    def nr_tiles(self) -> int:
+        """Tiles of a block."""
+
+    @property
+    def cols(self) -> int:
+        """Vectors of output channels of a register tile."""
+
+    @property
+    def unroll(self) -> int:
+        """Steps of K in the loop body."""
+
+    @property
+    def oc_block(self) -> int:
+        """Panels of output channels of a pass."""
+
+    @property
+    def prefetch(self) -> int:
+        """Steps of K by which weights are fetched ahead."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The sizes of one kernel and the code of its three steps.
+
+    A block of tiles is transformed into planes, one for each product of a tile; planes are
+    multiplied by the weights of some panels of output channels, a pass; the products are
+    transformed back. Memory is `inputs`, `input_floats` long, and `products`, `product_floats`.
+    """
+
+    p: ConvProblem
+    s: Blocking
+    io: Io
+    vertical: Transform
+    horizontal: Transform
+    blocks: list[Run]  # of tiles, counted through all images
+    panels: list[Run]  # of vectors of output channels
+    rows: int  # tiles of a register tile, at most
+    input_lanes: int
+    lanes: int  # of output channels
+
+    @classmethod
+    def of(cls, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> Steps:
+        """The steps of a schedule.
+
+        Raises:
+            ScheduleError: no transform of that size, or no register tile of that width.
+        """
+        for m, r in zip((s.mh, s.mw), p.kernel, strict=True):
+            check(r > 1 or m <= ALPHA, f"no tile has {m} inputs on an axis, but up to {ALPHA}")
+        try:
+            vertical = Transform.of(s.mh, p.kernel[0], s.points)
+            horizontal = Transform.of(s.mw, p.kernel[1], s.points)
+        except ValueError as error:
+            raise ScheduleError(str(error)) from error
+        tiles = p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
+        lanes = lanes_for(p.group_oc, io.dst.layout, cpu)
+        input_lanes = lanes_for(p.group_c, io.src.layout, cpu)
+        panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
+        rows = max_rows(panels[0].size, cpu)
+        check(rows > 0, "tile needs too many registers")
+        blocks = cover(tiles, s.nr_tiles)
+        return cls(p, s, io, vertical, horizontal, blocks, panels, rows, input_lanes, lanes)
+
+    @property
+    def planes(self) -> int:
+        """Products of a tile for each pair of channels."""
+        return self.vertical.alpha * self.horizontal.alpha
+
+    @property
+    def input_vectors(self) -> int:
+        """Vectors of a group's input channels."""
+        return -(-self.p.group_c // self.input_lanes)
+
+    @property
+    def passes(self) -> int:
+        """Times the planes of a block are gone through, each time for some of the panels."""
+        return -(-tile_count(self.panels) // self.s.oc_block)
+
+    @property
+    def input_floats(self) -> int:
+        """Room for a block's transformed input."""
+        return self.input_vectors * self.planes * self._plane(self.input_lanes)
+
+    @property
+    def product_floats(self) -> int:
+        """Room for a block's products of one pass."""
+        vectors = min(self.s.oc_block * self.panels[0].size, self.panels[-1].end)
+        return vectors * self.planes * self._plane(self.lanes)
+
+    def pack(self, weights: Array) -> Array:
+        """Transformed weights in reading order: group, pass, plane, panel, term of K, channel."""
+        p, width = self.p, self.panels[-1].end * self.lanes
+        filters = weights.reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
+        taps = np.zeros((p.groups, p.group_c, width, *p.kernel), np.float32)
+        taps[:, :, : p.group_oc] = filters.swapaxes(1, 2)
+        sizes = [run.size * self.lanes for run in self.panels for _ in range(run.count)]
+        packed = np.empty(p.groups * self.planes * p.group_c * width, np.float32)
+        left = packed
+        for group in taps:
+            u = transform_weights(group, self.vertical, self.horizontal)
+            panels = np.split(u.reshape(self.planes, p.group_c, width), np.cumsum(sizes)[:-1], 2)
+            for first in range(0, len(panels), self.s.oc_block):
+                through = panels[first : first + self.s.oc_block]
+                count = sum(panel.size for panel in through)
+                planes, left = left[:count].reshape(self.planes, -1), left[count:]
+                for panel in through:
+                    size = panel[0].size
+                    planes[:, :size].reshape(panel.shape)[...] = panel
+                    planes = planes[:, size:]
+        return packed
+
+    def transform_input(
+        self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
+    ) -> None:
+        """Bt d B of one vector of channels for the tiles of a block: columns first, then rows."""
+        p, lanes = self.p, self.input_lanes
+        planes = self._planes(memory, lanes).at(vector)
+        src = k.tensor("src", self.io.src, y=-p.padding[0], x=-p.padding[1])
+        src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
+        height, width = self.vertical.alpha, self.horizontal.alpha
+        half = k.scratch(height * width * lanes, width * lanes, lanes, 1)
+        # A tile that hangs over the edge reads the last pixels again: its outputs inside do not
+        # depend on them, and nothing beyond the padding is touched.
+        dy, dx = p.dilation
+        last_y, last_x = p.oh - 1 + (p.kernel[0] - 1) * dy, p.ow - 1 + (p.kernel[1] - 1) * dx
+        with self._tiles(k, block) as (tile, image, top, left):
+            rows = [src.at(image, 0, least(top + i * dy, last_y)) for i in range(height)]
+            for x in range(width):
+                at = least(left + x * dx, last_x)
+                column = [row.load(0, 0, 0, at, lanes=lanes) for row in rows]
+                for row in rows:
+                    row.prefetch(0, 0, 0, left + x * dx + width)
+                for i, value in enumerate(self.vertical.of_input(column)):
+                    half.store(value, i, x)
+            for y in range(height):
+                line = [half.load(y, j, lanes=lanes) for j in range(width)]
+                for j, value in enumerate(self.horizontal.of_input(line)):
+                    planes.store(value, 0, y * width + j, tile)
+
+    def multiply(
+        self, k: Kernel, block: Int, group: Int, number: Int, inputs: Buffer, products: Buffer
+    ) -> None:
+        """The products of a block with the panels of pass `number`, plane by plane."""
+        begin, end, first, last = self._pass(number)
+        inputs = self._planes(inputs, self.input_lanes)
+        products = self._planes(products, self.lanes)
+        terms = self.lanes * self.p.group_c
+        weights = k.argument("weights", self.planes * self.panels[-1].end * terms, terms)
+        weights = weights.at(group, first * self.planes)
+
+        def whole_block(tiles: Run, _: Int) -> None:
+            def panel(v: Run, vector: Int) -> None:
+                here = (last - first) * plane + (vector - first)
+                packed = weights.at(0, here).strided(v.size * self.lanes, 1)
+                out = products.at(vector - first, plane)
+
+                def tile(t: Run, at: Int) -> None:
+                    self._product(k, t, v, inputs.at(0, plane, at), packed, out.at(0, 0, at))
+
+                sweep(k, cover(tiles.size, self.rows), tile)
+
+            with k.loop(self.planes) as plane:
+                sweep(k, self.panels, panel, begin, end)
+
+        dispatch(k, self.blocks, block, whole_block)
+
+    def _product(
+        self, k: Kernel, tiles: Run, v: Run, inputs: Buffer, weights: Buffer, out: Buffer
+    ) -> None:
+        """A register tile: some tiles of one plane times a panel of weights, over all of K."""
+        acc = k.tile(tiles.size, v.size, self.lanes)
+        acc.fill(k.const(0.0, self.lanes))
+        ahead = self.s.prefetch
+        lines = range(0, v.size * self.lanes, LINE) if ahead else ()
+
+        def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
+            for line in lines:
+                weights.prefetch(position + ahead, line)
+            done = acc[tiles.size - 1, v.size - 1]
+            now, packed = inputs.after(done), weights.after(done)
+            outer_product(
+                acc,
+                lambda i: now.splat(b, 0, i, lane, lanes=self.lanes),
+                lambda j: packed.load(position, j * self.lanes, lanes=self.lanes),
+            )
+
+        reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
+        for i, j in acc:
+            out.store(acc[i, j], j, 0, i)
+
+    def transform_output(
+        self, k: Kernel, block: Int, group: Int, number: Int, products: Buffer
+    ) -> None:
+        """At m A of the vectors of pass `number`: columns first, then rows with the epilogue."""
+        p, lanes = self.p, self.lanes
+        _, _, first, last = self._pass(number)
+        products = self._planes(products, lanes)
+        (dy, dx), width = p.dilation, self.horizontal.alpha
+        half = k.scratch(self.s.mh * width * lanes, width * lanes, lanes, 1)
+
+        def vectors(begin: Int, end: Int, kept: int) -> None:
+            with k.loop(begin, end) as vector:
+                planes = products.at(vector - first)
+                dst = self._channels(k, "dst", self.io.dst, group, vector)
+                add = self._channels(k, "add", self.io.add, group, vector)
+                bias = k.argument("bias", p.group_oc, lanes).load(group, vector, lanes=lanes)
+                with self._tiles(k, block) as (tile, image, top, left):
+                    with k.loop(width) as x:
+                        column = [
+                            planes.load(0, x + i * width, tile, lanes=lanes)
+                            for i in range(self.vertical.alpha)
+                        ]
+                        for i, value in enumerate(self.vertical.of_output(column)):
+                            y, ahead = top + i * dy, left + x * dx + self.s.mw
+                            dst.prefetch(image, 0, y, ahead, write=True)
+                            half.store(value, i, x)
+
+                    def lines(pixels: int) -> None:
+                        with k.loop(least((p.oh - top + (dy - 1)) // dy, self.s.mh)) as y:
+                            line = [half.load(y, j, lanes=lanes) for j in range(width)]
+                            values = self.horizontal.of_output(line)[:pixels]
+                            for j, value in enumerate(values):
+                                at = (image, 0, top + y * dy, left + j * dx)
+                                residual = add.load(*at, lanes=lanes) if p.add else None
+                                dst.store_first(finish(p, value + bias, residual), kept, *at)
+
+                    self._by_width(k, left, lines)
+
+        whole = p.group_oc // lanes
+        if self.io.dst.blocks == 1 and p.group_oc % lanes:
+            if whole:
+                vectors(first, least(last, whole), lanes)
+            vectors(most(first, whole), last, p.group_oc % lanes)
+        else:
+            vectors(first, last, lanes)
+
+    def _pass(self, number: Int) -> tuple[Int, Int, Int, Int]:
+        """Panels [begin, end) of a pass, and their vectors."""
+        begin = number * self.s.oc_block
+        end = least(begin + self.s.oc_block, tile_count(self.panels))
+        return begin, end, start_of(self.panels, begin), start_of(self.panels, end)
+
+    def _plane(self, lanes: int) -> int:
+        """Floats from plane to plane: an odd number of lines, which spreads them over all sets."""
+        return (-(-self.blocks[0].size * lanes // LINE) | 1) * LINE
+
+    def _planes(self, memory: Buffer, lanes: int) -> Buffer:
+        """`memory` as (vector of channels, plane, tile, lane)."""
+        plane = self._plane(lanes)
+        return memory.strided(self.planes * plane, plane, lanes, 1)
+
+    @contextmanager
+    def _tiles(self, k: Kernel, block: Int) -> Iterator[tuple[Int, Int, Int, Int]]:
+        """A loop over a block: tile in the block, image, row and column of its first output."""
+        down, across = tile_grid(self.p, (self.s.mh, self.s.mw))
+        first = start_of(self.blocks, block)
+        with k.loop(start_of(self.blocks, block + 1) - first) as tile:
+            number = tile + first
+            y, x = number // across % down, number % across
+            top, left = self._first(y, self.s.mh, 0), self._first(x, self.s.mw, 1)
+            yield tile, number // (across * down), top, left
+
+    def _first(self, number: Int, size: int, axis: int) -> Int:
+        """The first output of a tile, of `size` on this axis; those a dilation apart are last."""
+        apart = self.p.dilation[axis]
+        return number % apart + number // apart * (size * apart) if apart > 1 else number * size
+
+    def _by_width(self, k: Kernel, left: Int, body: Callable[[int], None]) -> None:
+        """`body(columns)` for a tile at `left`: those of its columns that the image has."""
+        apart, size = self.p.dilation[1], self.s.mw
+        line = shared_outputs(self.p)[1]
+        ragged = line - (-(-line // size) - 1) * size
+        # A line that begins late may be one shorter.
+        widths = {min(line, size), ragged, ragged - (self.p.ow % apart > 0)}
+        if isinstance(left, int) or len(widths) == 1:
+            body(ragged)
+            return
+        inside = least((self.p.ow - left + (apart - 1)) // apart, size)
+        assert isinstance(inside, Index)
+        for columns in sorted(widths - {0}):
+            with k.when((inside >= columns) & (inside < columns + 1)):
+                body(columns)
+
+    def _channels(self, k: Kernel, name: str, where: Placement, group: Int, vector: Int) -> Buffer:
+        """A tensor of the output's shape from the first channel of a vector on."""
+        tensor = at_channel(k.tensor(name, where), where, group, self.p.group_oc)
+        return at_channel(tensor, where, vector, self.lanes)
+
+
+def max_rows(cols: int, cpu: Cpu) -> int:
+    """Rows of the largest register tile, 0 where there is none."""
+    return max(r for r in range(cpu.registers) if registers(r, cols) <= cpu.registers or r == 0)

@@ -1,0 +1,239 @@
+"""Winograd's minimal filtering F(m, r): exact matrices, and few instructions to apply them.
+
+One axis computes m outputs of an r-tap correlation from alpha = m + r - 1 inputs with alpha
+multiplications, `y = At [(G g) * (Bt d)]`; two axes nest (Lavin and Gray, 2016).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
+
+import numpy as np
+
+from fastrun.kernels.codegen.builder import Vec, fma
+from fastrun.kernels.core.layout import Array
+from fastrun.kernels.core.problem import ConvProblem
+
+# Multiplications up to which a matrix product stays in cache and on this thread: those of large
+# ones wait for each other longer than they work.
+_ALONE = 2**18
+
+Row = tuple[Fraction, ...]
+Matrix = tuple[Row, ...]
+
+# Where the polynomials are evaluated, besides infinity: whole numbers and their inverses, or the
+# magnitudes that amplify rounding errors least. Opposite points share half their work, and no
+# other sets amplify less. Of three or seven points the standard ones are the best already.
+_STANDARD = (*map(Fraction, (0, 1, -1, 2, -2)), Fraction(1, 2), Fraction(-1, 2))
+_MAGNITUDES = {
+    4: ("0.38", "1.28"),
+    5: ("0", "0.65", "1.53"),
+    6: ("0.28", "0.85", "1.77"),
+    8: ("0.23", "0.67", "1.13", "2.18"),
+}
+_BALANCED = {
+    count: tuple(dict.fromkeys(s * Fraction(m) for m in magnitudes for s in (1, -1)))
+    for count, magnitudes in _MAGNITUDES.items()
+}
+POINTS = ("standard", "balanced")
+
+# Inputs on an axis of a tile, at most: there are no points for more.
+ALPHA = 9
+
+
+def tile_sizes(r: int, extent: int) -> list[int]:
+    """Outputs of a tile worth trying on an axis of `extent` outputs and r taps; 1: no transform.
+
+    A size is left out where a smaller one needs no more tiles.
+    """
+    largest = ALPHA + 1 - r if r > 1 else 1
+    return [1, *(m for m in range(2, largest + 1) if m == -(-extent // -(-extent // m)))]
+
+
+def shared_outputs(p: ConvProblem) -> tuple[int, int]:
+    """Outputs on each axis whose taps overlap: with dilation d, one in d."""
+    return -(-p.oh // p.dilation[0]), -(-p.ow // p.dilation[1])
+
+
+def tile_grid(p: ConvProblem, m: tuple[int, int]) -> tuple[int, int]:
+    """Tiles down and across an image, of m[0] x m[1] outputs that lie a dilation apart."""
+    down, across = (-(-n // size) for n, size in zip(shared_outputs(p), m, strict=True))
+    return down * p.dilation[0], across * p.dilation[1]
+
+
+def finite_points(count: int, points: str) -> Row:
+    """The set of that name: `standard`, or `balanced`, which differs where there is a better one.
+
+    Raises:
+        ValueError: there is no such set, or not for so many points.
+    """
+    if points not in POINTS:
+        raise ValueError(f"no points {points!r}: use one of {', '.join(POINTS)}")
+    if points == "balanced" and count in _BALANCED:
+        return _BALANCED[count]
+    if count > len(_STANDARD):
+        raise ValueError(f"no {points} points for {count + 1} inputs on an axis of a tile")
+    return _STANDARD[:count]
+
+
+def sets_of_points(count: int) -> list[str]:
+    """Names of the sets of so many points, one name for each set."""
+    standard = ["standard"] if count <= len(_STANDARD) else []
+    return [*standard, *(["balanced"] if count in _BALANCED else [])]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """F(m, r) on one axis: `at` is m x alpha, `g` alpha x r, `bt` alpha x alpha, all exact.
+
+    m = 1 or r = 1 need no transformation, and have none.
+    """
+
+    at: Matrix
+    g: Matrix
+    bt: Matrix
+
+    @classmethod
+    @functools.cache
+    def of(cls, m: int, r: int, points: str) -> Transform:
+        """By Toom and Cook: filter and output matrices are powers of the points.
+
+        Raises:
+            ValueError: there are no such points, or fewer than alpha needs.
+        """
+        alpha = m + r - 1
+        if m == 1 or r == 1:
+            ones = (Fraction(1),) * alpha
+            single, identity = tuple((one,) for one in ones), _identity(alpha)
+            return cls(identity, single, identity) if r == 1 else cls((ones,), identity, identity)
+        finite = finite_points(alpha - 1, points)
+        # Row i of Bt holds the coefficients of the polynomial that vanishes at all points but the
+        # i-th; what it is worth there, f, is divided out of the filter.
+        bt, g = [], []
+        for i, a in enumerate(finite):
+            others = finite[:i] + finite[i + 1 :]
+            bt.append((*_polynomial(others), Fraction(0)))
+            f = math.prod((a - b for b in others), start=Fraction(1))
+            g.append(tuple(a**j / f for j in range(r)))
+        bt.append(_polynomial(finite))
+        g.append(_unit(r - 1, r))
+        columns = [tuple(a**k for k in range(m)) for a in finite] + [_unit(m - 1, m)]
+        return cls(tuple(zip(*columns, strict=True)), tuple(g), tuple(bt))
+
+    @property
+    def m(self) -> int:
+        """Outputs of a tile."""
+        return len(self.at)
+
+    @property
+    def alpha(self) -> int:
+        """Inputs of a tile, and products."""
+        return len(self.bt)
+
+    @functools.cached_property
+    def amplification(self) -> float:
+        """How much larger the values summed up are than what they sum up to, as rms: >= 1.
+
+        For inputs and weights of independent normal numbers. Rounding errors grow by as much.
+        """
+        at, g, bt = (np.array(x, np.float64) for x in (self.at, self.g, self.bt))
+        products = np.square(g).sum(1) * np.square(bt).sum(1)
+        return math.sqrt((np.square(at) @ products).mean() / g.shape[1])
+
+    def of_input(self, d: Sequence[Vec]) -> list[Vec]:
+        """Bt d: alpha values from alpha values."""
+        rows: dict[int, Vec] = {}
+        for i, j in self._mirrored_inputs:
+            pairs = list(zip(self.bt[i], self.bt[j], strict=True))
+            even = _combine([x if x == y else Fraction(0) for x, y in pairs], d)
+            odd = [x if x != y else Fraction(0) for x, y in pairs]
+            lead = next(x for x in reversed(odd) if x)
+            rest = _combine([x / lead for x in odd], d)
+            rows[i], rows[j] = _add(even, lead, rest), _add(even, -lead, rest)
+        return [rows[i] if i in rows else _combine(row, d) for i, row in enumerate(self.bt)]
+
+    def of_output(self, products: Sequence[Vec]) -> list[Vec]:
+        """At products: m values from alpha values."""
+        pairs = self._mirrored_outputs
+        sums = {i: products[i] + products[j] for i, j in pairs}
+        differences = {i: products[i] - products[j] for i, j in pairs}
+        second = {j for _, j in pairs}
+        outputs = []
+        for row in self.at:
+            values = list(products)
+            for i, j in pairs:
+                values[i] = sums[i] if row[i] == row[j] else differences[i]
+            once = [Fraction(0) if j in second else x for j, x in enumerate(row)]
+            outputs.append(_combine(once, values))
+        return outputs
+
+    @functools.cached_property
+    def _mirrored_inputs(self) -> list[tuple[int, int]]:
+        return _mirrored(self.bt)
+
+    @functools.cached_property
+    def _mirrored_outputs(self) -> list[tuple[int, int]]:
+        return _mirrored(tuple(zip(*self.at, strict=True)))
+
+
+def transform_weights(weights: Array, vertical: Transform, horizontal: Transform) -> Array:
+    """G g Gt of weights (oc, c, kh, kw) in float64, rounded once: (alpha_h, alpha_w, oc, c)."""
+    gh, gw = (np.array(t.g, np.float64) for t in (vertical, horizontal))
+    both = np.kron(gh, gw)
+    taps = weights.reshape(-1, both.shape[1])
+    u = np.empty((len(both), len(taps)), np.float32)
+    step = max(1, _ALONE // both.size)
+    for first in range(0, len(taps), step):
+        u[:, first : first + step] = both @ taps[first : first + step].T.astype(np.float64)
+    return u.reshape(vertical.alpha, horizontal.alpha, *weights.shape[:2])
+
+
+def _combine(coefficients: Sequence[Fraction], values: Sequence[Vec]) -> Vec:
+    """The sum of coefficients * values, begun with one that needs no multiplication."""
+    terms = [(c, v) for c, v in zip(coefficients, values, strict=True) if c]
+    terms.sort(key=lambda term: term[0] != 1)
+    (first, value), *others = terms
+    total = value if first == 1 else value * float(first)
+    for c, v in others:
+        total = _add(total, c, v)
+    return total
+
+
+def _add(total: Vec, c: Fraction, v: Vec) -> Vec:
+    """total + c * v."""
+    if c == 1:
+        return total + v
+    if c == -1:
+        return total - v
+    return fma(v, v.k.const(float(c), v.lanes), total)
+
+
+def _mirrored(rows: Matrix) -> list[tuple[int, int]]:
+    """Pairs of rows that differ in the sign of some elements only: those of points a and -a."""
+    return [
+        (i, j)
+        for i, j in combinations(range(len(rows)), 2)
+        if rows[i] != rows[j] and [abs(x) for x in rows[i]] == [abs(x) for x in rows[j]]
+    ]
+
+
+def _polynomial(roots: Sequence[Fraction]) -> Row:
+    """Coefficients of prod (x - root), lowest power first."""
+    c = [Fraction(1)]
+    for root in roots:
+        shifted = [Fraction(0), *c]
+        c = [high - root * low for high, low in zip(shifted, [*c, Fraction(0)], strict=True)]
+    return tuple(c)
+
+
+def _unit(i: int, size: int) -> Row:
+    return tuple(Fraction(int(i == j)) for j in range(size))
+
+
+def _identity(size: int) -> Matrix:
+    return tuple(_unit(i, size) for i in range(size))

@@ -1,0 +1,82 @@
+"""A built kernel as data: IR text, stages, operands, and how its weights are packed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastrun.kernels.core.layout import Array, Placement, layout_pair
+from fastrun.kernels.core.problem import ConvProblem
+
+
+@dataclass(frozen=True)
+class Io:
+    """Where a kernel finds its input and leaves its output; `add` lies like `dst` unless said.
+
+    Input channels may be `picked`: channel i is then not the i-th of `src`, which only tells the
+    strides, but lies as many floats further as the i-th number of a table says that precedes the
+    weights (`kernels.core.program.pack_channels`). They come from any tensors of these strides.
+    """
+
+    src: Placement
+    dst: Placement
+    add: Placement
+    picked: bool = False
+
+    @classmethod
+    def of(cls, p: ConvProblem, layout: str) -> Io:
+        """The usual placement: the input's halo is the padding, the output has none."""
+        src, dst = layout_pair(layout)
+        out = Placement(dst, p.n, p.oc, p.oh, p.ow)
+        return cls(Placement(src, p.n, p.c, p.h, p.w, p.padding), out, out)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An entry point that works on tasks [begin, end) of `tasks`; a barrier follows it."""
+
+    symbol: str
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Program:
+    """A built kernel: deterministic IR and everything needed to run it.
+
+    Every stage has the signature
+    `void stage(src, weights, bias, add, dst, shared, local, i64 begin, i64 end)`.
+    `shared` is one workspace for all threads, `local` one per thread; sizes in bytes.
+    `pack_weights` turns (oc, c/groups, kh, kw) into the flat float32 array the stages read.
+    """
+
+    ir: str
+    stages: tuple[Stage, ...]
+    io: Io
+    pack_weights: Callable[[Array], Array]
+    shared_bytes: int = 0
+    local_bytes: int = 0
+
+    @property
+    def ir_hash(self) -> str:
+        """Identity of the generated code: equal schedules in effect have equal hashes."""
+        return hashlib.sha256(self.ir.encode()).hexdigest()[:32]
+
+
+def pack_bias(bias: Array) -> Array:
+    """Bias as kernels read it: zeros follow, so that whole vectors can be loaded at any channel."""
+    return np.concatenate([bias, np.zeros(64, np.float32)]).astype(np.float32)
+
+
+def channel_table(c: int) -> int:
+    """Floats that the table of `c` picked channels takes: whole cache lines."""
+    return -(-c // 16) * 16
+
+
+def pack_channels(offsets: Sequence[int]) -> Array:
+    """Where a kernel finds picked channels (see `Io`), to precede its weights: int32 as floats."""
+    table = np.zeros(channel_table(len(offsets)), np.int32)
+    table[: len(offsets)] = offsets
+    return table.view(np.float32)

@@ -1,0 +1,121 @@
+"""The cache of compiled objects on disk, and the folder where the toolkit keeps its files."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import warnings
+from pathlib import Path
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.forks import ONCE
+from fastrun.kernels.native.compile import PIPELINE, compile_object, llvm_version
+
+
+def cache_root() -> Path:
+    """Where objects and the default database live: $FASTRUN_CACHE or the user's cache folder.
+
+    Who has no home has the root folder for one, where most may not write.
+    """
+    if explicit := os.environ.get("FASTRUN_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):
+        return Path(base, "fastrun")
+    home = os.path.expanduser("~")
+    return Path(home if os.path.isabs(home) else "/", ".cache", "fastrun")
+
+
+class ObjectCache:
+    """Objects on disk, named by what they were made from.
+
+    A file is the payload behind a SHA-256 of its name and itself; one that does not match is built
+    again, never executed. Nor is what somebody else may have written: a file must be this user's
+    or root's, and nobody else may write it. Files appear whole (`os.replace`), so processes may
+    share the folder. A folder that cannot be written is used as far as it can be read.
+    """
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or cache_root() / "objects"
+
+    def object(self, ir: str, cpu: Cpu) -> bytes:
+        """Machine code of `ir` for `cpu`, from the cache where it is there.
+
+        Raises:
+            CompileError: the IR does not parse or verify.
+        """
+        path = self.path(ir, cpu)
+        cached = self._read(path)
+        if cached is not None:
+            return cached
+        with ONCE:
+            # Another thread may have built it in the meantime.
+            cached = self._read(path)
+            if cached is not None:
+                return cached
+            built = compile_object(ir, cpu)
+            self._write(path, built)
+            return built
+
+    def path(self, ir: str, cpu: Cpu) -> Path:
+        """The file for this IR, processor and LLVM version."""
+        parts = (ir, cpu.triple, cpu.name, cpu.features, llvm_version(), PIPELINE)
+        key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+        return self.root / key[:2] / f"{key}.o"
+
+    def holds(self, ir: str, cpu: Cpu) -> bool:
+        """Whether nothing need be compiled for this."""
+        return self._read(self.path(ir, cpu)) is not None
+
+    def writable(self) -> bool:
+        """Whether objects can be kept, as far as that can be known before."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError:
+            return False
+        return os.access(self.root, os.W_OK | os.X_OK)
+
+    def _read(self, path: Path) -> bytes | None:
+        try:
+            # What takes the place of a file, such as a pipe, must not make us wait.
+            with open(
+                path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)
+            ) as file:
+                found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    return None
+                if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+                    warnings.warn(
+                        f"others may have written code in {self.root}: it is compiled anew "
+                        "(FASTRUN_CACHE names another folder)",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+                    return None
+                stored = file.read()
+        except OSError:
+            return None
+        digest, payload = stored[:32], stored[32:]
+        return payload if digest == _digest(path, payload) else None
+
+    @staticmethod
+    def _write(path: Path, payload: bytes) -> None:
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                try:
+                    file.write(_digest(path, payload) + payload)
+                    file.flush()
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except OSError:
+            # A full or read-only disk costs the next start a compilation, nothing else.
+            return
+
+
+def _digest(path: Path, payload: bytes) -> bytes:
+    return hashlib.sha256(path.name.encode() + payload).digest()

@@ -1,0 +1,212 @@
+"""Steps of native code walked by a team of threads, with barriers between them."""
+
+from __future__ import annotations
+
+import _thread
+import ctypes
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.forks import ONCE, once, renewed_in_children
+from fastrun.kernels.native.cache import ObjectCache
+from fastrun.kernels.native.driver import COUNTERS, JOB_WORDS, LINE, TALLY, TEAM_BYTES, driver_ir
+from fastrun.kernels.native.library import Library
+
+
+class Step(ctypes.Structure):
+    """A stage at its address, its tasks and the addresses of its operands.
+
+    With `joins` at 0 nobody waits for its end before going on to the next one.
+    """
+
+    _fields_ = [
+        ("stage", ctypes.c_void_p),
+        ("tasks", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("src", "weights", "bias", "add", "dst", "shared")),
+        ("joins", ctypes.c_int64),
+    ]
+
+
+class Script:
+    """A list of steps for so many threads, and what is counted while they walk it.
+
+    `local` are the addresses of as many workspaces. The last step joins.
+
+    Raises:
+        ValueError: there are no steps, or fewer workspaces than threads.
+    """
+
+    def __init__(self, steps: Sequence[Step], threads: int, local: Sequence[int]) -> None:
+        if not steps or len(local) < threads:
+            raise ValueError(f"{threads} threads need a step and as many workspaces")
+        self.threads, self.count = threads, len(steps)
+        self._steps = (Step * len(steps))(*steps)
+        self._steps[-1].joins = 1
+        self._local = (ctypes.c_void_p * threads)(*local[:threads])
+        self._tally = _Lines(TALLY + 2 * len(steps) * threads * COUNTERS)
+        renewed_in_children(self, Script._renew)
+
+    @property
+    def addresses(self) -> tuple[int, int, int]:
+        """Of the steps, the workspaces and the tally."""
+        return ctypes.addressof(self._steps), ctypes.addressof(self._local), self._tally.address
+
+    def _renew(self) -> None:
+        """Forget a walk that this process has no threads to end."""
+        self._tally.clear()
+
+
+class _Lines:
+    """Zeroed memory in whole cache lines."""
+
+    def __init__(self, size: int) -> None:
+        self._room = ctypes.create_string_buffer(size + LINE)
+        self.address = -(-ctypes.addressof(self._room) // LINE) * LINE
+
+    def clear(self) -> None:
+        ctypes.memset(self._room, 0, len(self._room))
+
+
+Answers = SimpleQueue[OSError | None]
+
+
+class Team:
+    """The caller's thread and some more that wait for it, each bound to a core if so said.
+
+    Raises:
+        OSError: one of the cores may not be used.
+    """
+
+    def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
+        self._state = _Lines(TEAM_BYTES)
+        # Who is late still reads the script of the last job, and may do so while some more are
+        # interrupted before they begin.
+        self._scripts = deque[Script](maxlen=8)
+        self._lead, self._serve = _driver()
+        self._size, self._cores = threads, tuple(cores)
+        self._renew()
+        renewed_in_children(self, Team._renew)
+        try:
+            for number in range(1, threads):
+                self._recruit(number)
+        except BaseException:
+            self.disband()
+            raise
+
+    def _renew(self) -> None:
+        """Be alone: a forked process has none of the other threads."""
+        # A signal handler may call between two steps of a call; it may not wait for that to end.
+        self._lock = threading.RLock()
+        self._state.clear()
+        self._members, self._ready, self._left = 0, Answers(), Answers()
+
+    def _recruit(self, number: int) -> None:
+        ready, left = self._ready, self._left
+
+        def work() -> None:
+            refusal = None
+            try:
+                if self._cores:
+                    os.sched_setaffinity(0, {self._cores[number]})
+            except OSError as error:
+                refusal = error
+            ready.put(refusal)
+            if not refusal:
+                self._serve(self._state.address, number)
+            left.put(None)
+
+        try:
+            # Not by `threading`, whose threads an exception at the wrong moment leaves locked.
+            _thread.start_new_thread(work, ())
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "the system allows no more threads") from error
+        self._members += 1
+        if refusal := ready.get():
+            raise refusal
+
+    def run(
+        self,
+        script: Script,
+        repeats: int = 1,
+        copies: tuple[int, int, int] = (0, 1, 0),
+        stamps: int = 0,
+        gather: bool = False,
+    ) -> float:
+        """Walk the steps `repeats` times; seconds for all of it, as the caller sees it.
+
+        `copies` are the number of the first copy of the weights to use, how many there are, and
+        the bytes from one to the next. At the address `stamps` one 64-bit integer per step
+        receives the nanosecond at which it was done. With `gather` the clock starts when all
+        threads are there.
+
+        An exception by a signal handler leaves the team as it is after this walk or before it.
+
+        Raises:
+            ValueError: the script is for another number of threads.
+        """
+        if script.threads != self._size:
+            raise ValueError(f"a script for {script.threads} threads, a team of {self._size}")
+        with self._lock:
+            steps, local, tally = script.addresses
+            self._scripts.append(script)
+            return self._call(
+                steps=steps, count=script.count, local=local, gather=int(gather), repeats=repeats,
+                copy=copies[0], copies=copies[1], stride=copies[2], stamps=stamps, tally=tally,
+            )  # fmt: skip
+
+    def disband(self) -> None:
+        """Let the threads end; the team cannot run any more."""
+        with self._lock:
+            self._call(steps=0)
+            for _ in range(self._members):
+                self._left.get()
+
+    def _call(self, **words: int) -> float:
+        words["threads"] = self._size
+        job = (ctypes.c_int64 * len(JOB_WORDS))(*(words.get(name, 0) for name in JOB_WORDS))
+        return float(self._lead(self._state.address, ctypes.addressof(job))) * 1e-9
+
+
+teams: dict[tuple[int, tuple[int, ...]], Team] = {}
+
+
+def team(threads: int, cores: Sequence[int] = ()) -> Team:
+    """The process's team of this size on these cores; its runs take turns.
+
+    Raises:
+        OSError: one of the cores may not be used, or the system allows no more threads.
+    """
+    key = threads, tuple(cores)
+    if key not in teams:
+        with ONCE:
+            if key not in teams:
+                teams[key] = Team(*key)
+    return teams[key]
+
+
+def disband_all() -> None:
+    """End the threads of all teams; the next call of each starts them again."""
+    # A thread that still spins must not lose its code when the interpreter unloads it. What a
+    # thread that outlives this founds anew stays until the process ends.
+    for key in list(teams):
+        teams.pop(key).disband()
+
+
+@once
+def _library() -> Library:
+    cpu = Cpu.host()
+    return Library(ObjectCache().object(driver_ir(cpu.triple), cpu), ["lead", "serve"])
+
+
+@once
+def _driver() -> tuple[Callable[..., int], Callable[..., None]]:
+    """`lead` and `serve`, called without Python's lock."""
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    lead = ctypes.CFUNCTYPE(number, pointer, pointer)(_library().address("lead"))
+    serve = ctypes.CFUNCTYPE(None, pointer, number)(_library().address("serve"))
+    return lead, serve

@@ -1,0 +1,79 @@
+"""The convolution algorithms by name: every file and folder of `kernels/conv` is one."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+import re
+from typing import Any, get_type_hints
+
+from fastrun.kernels import conv
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.template import KernelTemplate, check
+
+
+@functools.cache
+def templates() -> dict[str, KernelTemplate]:
+    """Every algorithm of `kernels/conv`, by name, in alphabetical order.
+
+    Raises:
+        TypeError: a file there defines no `template`, or one whose name is not the file's.
+    """
+    found = {}
+    for module in sorted(pkgutil.iter_modules(conv.__path__), key=lambda m: m.name):
+        file = importlib.import_module(f"{conv.__name__}.{module.name}")
+        template = getattr(file, "template", None)
+        if not isinstance(template, KernelTemplate) or template.name != module.name:
+            raise TypeError(f"kernels/conv/{module.name}.py must define a template named like it")
+        found[module.name] = template
+    return found
+
+
+def applicable(p: ConvProblem, cpu: Cpu) -> list[KernelTemplate]:
+    """The algorithms that can do `p`, baselines included."""
+    return [t for t in templates().values() if t.why_not(p, cpu) is None]
+
+
+def heuristic_choice(p: ConvProblem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
+    """Algorithm and schedule without measuring: the highest rank, and its own heuristic."""
+    candidates = [t for t in applicable(p, cpu) if not t.baseline]
+    best = max(candidates, key=lambda t: t.rank(p, cpu))
+    return best, best.heuristic(p, cpu)
+
+
+def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
+    """The template and schedule that `KernelTemplate.text` wrote.
+
+    Raises:
+        ScheduleError: unknown algorithm, unknown or missing field, or a value of the wrong type.
+    """
+    match = re.fullmatch(r"\s*(\w+)\((.*)\)\s*", text)
+    check(match is not None, f"not a schedule: {text!r}; expected algorithm(field=value, ...)")
+    assert match
+    name, body = match.groups()
+    check(name in templates(), f"unknown algorithm {name!r}: there are {', '.join(templates())}")
+    template = templates()[name]
+    types = get_type_hints(template.schedule)
+    values: dict[str, Any] = {}
+    for part in filter(None, (x.strip() for x in body.split(","))):
+        field, equals, word = part.partition("=")
+        check(bool(equals), f"{name}: at {part!r} expected field=value")
+        check(field in types, f"{name} has no field {field!r}: it has {', '.join(types)}")
+        values[field] = _value(types[field], word, part)
+    missing = types.keys() - values.keys()
+    check(not missing, f"{name} needs {', '.join(sorted(missing))}")
+    return template, template.schedule(**values)
+
+
+def _value(kind: type, word: str, part: str) -> int | bool | str:
+    if kind is bool:
+        check(word in ("yes", "no"), f"{part!r}: expected yes or no")
+        return word == "yes"
+    if kind is int:
+        # Of any length, it would overflow whatever reckons with it.
+        found = re.fullmatch("-?[0-9]{1,9}", word) is not None
+        check(found, f"{part[:40]!r}: expected an integer of at most nine digits")
+        return int(word)
+    return word

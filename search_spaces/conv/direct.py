@@ -1,0 +1,47 @@
+"""Direct: the register tile, how it is unrolled, and the order of tasks."""
+
+from __future__ import annotations
+
+from fastrun.kernels.codegen.micro_kernel import registers
+from fastrun.kernels.codegen.tiling import lanes_for
+from fastrun.kernels.conv.direct import Schedule
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Layout
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, upto
+
+
+def space(p: ConvProblem, cpu: Cpu) -> Space:
+    layouts = ["NHWC", *blocked_layouts(p, cpu)]
+    if p.group_c < cpu.lanes and p.groups == 1:
+        layouts += [f"NCHW>{layout}" for layout in layouts]
+
+    def fits_registers(s: Schedule) -> bool:
+        return registers(s.tile_h * s.tile_w, s.cols) <= cpu.registers
+
+    def hides_latency(s: Schedule) -> bool:
+        """Fewer accumulators than four per FMA port leave it waiting for its own results."""
+        widest = min(s.tile_h, p.oh) * min(s.tile_w, p.ow) * s.cols
+        return widest >= 8 or p.oh * p.ow * s.cols < 8
+
+    def has_the_channels(s: Schedule) -> bool:
+        lanes = lanes_for(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu)
+        return (s.cols - 1) * lanes < p.group_oc
+
+    def body_fits_op_cache(s: Schedule) -> bool:
+        return s.tile_h * s.tile_w * s.cols * s.unroll <= 320
+
+    return Space(
+        Schedule,
+        {
+            "layout": layouts,
+            "tile_h": upto(p.oh, 1, 2, 3),
+            "tile_w": range(1, min(p.ow, cpu.registers - 4) + 1),
+            "cols": [1, 2, 3, 4, 6],
+            "unroll": [1, 2, 4, 8, 16, 32],
+            "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
+            "oc_outer": [False, True],
+            "prefetch": prefetch_distances(p, cpu),
+        },
+        [fits_registers, hides_latency, has_the_channels, body_fits_op_cache],
+    )

@@ -1,0 +1,36 @@
+"""Planar: the register tile, how it is unrolled, and the order of tasks."""
+
+from __future__ import annotations
+
+from fastrun.kernels.codegen.micro_kernel import registers
+from fastrun.kernels.conv.planar import Schedule, lanes_for
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.search_spaces.space import Space, upto
+
+
+def space(p: ConvProblem, cpu: Cpu) -> Space:
+    vectors = -(-p.ow // lanes_for(p, cpu))
+
+    def fits_registers(s: Schedule) -> bool:
+        return registers(s.ocs, s.cols) <= cpu.registers
+
+    def hides_latency(s: Schedule) -> bool:
+        """Fewer accumulators than four per FMA port leave it waiting for its own results."""
+        return s.ocs * s.cols >= min(8, p.group_oc * vectors)
+
+    def body_fits_op_cache(s: Schedule) -> bool:
+        return s.ocs * s.cols * s.unroll <= 320
+
+    return Space(
+        Schedule,
+        {
+            "layout": ["NCHW"],
+            "ocs": upto(p.group_oc, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28),
+            "cols": upto(vectors, 1, 2, 3, 4, 6),
+            "unroll": sorted({1, p.kernel[1], p.kernel[0] * p.kernel[1]}),
+            "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
+            "oc_outer": [False, True],
+        },
+        [fits_registers, hides_latency, body_fits_op_cache],
+    )

@@ -1,0 +1,49 @@
+"""Pointwise: the register tile over flattened pixels, unrolling, and the order of tasks."""
+
+from __future__ import annotations
+
+from fastrun.kernels.codegen.micro_kernel import registers
+from fastrun.kernels.conv.pointwise import Schedule
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, upto
+
+
+def space(p: ConvProblem, cpu: Cpu) -> Space:
+    pixels = p.h * p.w
+
+    def fits_registers(s: Schedule) -> bool:
+        return registers(s.rows, s.cols) <= cpu.registers
+
+    def hides_latency(s: Schedule) -> bool:
+        """Fewer accumulators than four per FMA port leave it waiting for its own results."""
+        return s.rows * s.cols >= 8 or p.oc * pixels < 8 * cpu.lanes
+
+    def has_the_channels(s: Schedule) -> bool:
+        return s.layout == "NCHW" or (s.cols - 1) * cpu.lanes < p.group_oc
+
+    def fetches_ahead_for_vectors_of_channels(s: Schedule) -> bool:
+        return s.layout != "NCHW" or not s.prefetch
+
+    def body_fits_op_cache(s: Schedule) -> bool:
+        return s.rows * s.cols * s.unroll <= 320
+
+    return Space(
+        Schedule,
+        {
+            "layout": ["NCHW", "NHWC", *blocked_layouts(p, cpu)],
+            "rows": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 20, 24, 28],
+            "cols": [1, 2, 3, 4, 6],
+            "unroll": upto(p.group_c, 1, 2, 4, 8, 16, 32),
+            "tiles": upto(pixels, 1, 2, 4, 8, 16, 64, 256),
+            "oc_outer": [False, True],
+            "prefetch": prefetch_distances(p, cpu),
+        },
+        [
+            fits_registers,
+            hides_latency,
+            has_the_channels,
+            fetches_ahead_for_vectors_of_channels,
+            body_fits_op_cache,
+        ],
+    )

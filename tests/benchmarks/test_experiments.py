@@ -1,0 +1,217 @@
+"""The article's experiments: what competes, how it is decided, tables, files, figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pandas as pd
+import pytest
+
+from fastrun.benchmarks import figures as comparisons
+from fastrun.benchmarks.experiments import (
+    bands,
+    command,
+    duel,
+    formulas,
+    im2col,
+    pack,
+    prefetch,
+    starts,
+    winograd,
+)
+from fastrun.benchmarks.experiments.duel import Duel, Findings
+from fastrun.graph.zoo.writer import Writer
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import parse_schedule, templates
+from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.verdicts import verdict
+from fastrun.tuner.report.style import svg
+from fastrun.tuner.store.database import Database
+from tests.support.records import placed, record
+
+pytestmark = pytest.mark.slow
+
+P = ConvProblem.parse("conv 1x16x14x14 32x3x3 s1 p1 bias relu")
+
+
+def timed(*samples: float) -> Record:
+    fields = placed(len(samples), max(1, len(samples) // 5))
+    return replace(record(), samples=samples, run="r", stage="final", **fields)
+
+
+def made_up() -> pd.DataFrame:
+    columns = ["layer", "kind", "speedup", "low", "high", "verdict", "before_bytes", "after_bytes"]
+    rows = [
+        ("a", "x", 2.0, 1.9, 2.1, "faster", 9 << 20, 1 << 18),
+        ("a", "y", 8.0, 0.9, 9.1, "tie", 9 << 20, 1 << 18),
+        ("b", "x", 0.5, 0.4, 0.6, "slower", 1 << 12, 1 << 12),
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_the_command_prints_and_stores_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = tmp_path / "out.json"
+    assert pack.main(["--quick", "--csv", str(tmp_path), "--json", str(samples)]) == 0
+    printed = capsys.readouterr().out
+    assert "fused" in printed
+    table = pd.read_csv(tmp_path / "pack.csv")
+    assert list(table["layout"]) == ["NCHW", "NHWC"]
+    assert (table[["before", "after", "speedup"]] > 0).all(axis=None)
+    assert (table["before_bytes"] > table["after_bytes"]).all()
+    assert (table["after_error"] < 1e-6).all()
+    stored = json.loads(samples.read_text())["parts"]["pack"]
+    assert len(stored["table"]) == 2
+    finals = [r for r in map(Record.from_dict, stored["records"]) if r.stage == "final"]
+    assert {len(r.samples) for r in finals} == {5}
+    assert {r.schedule for r in finals} == {*table["before_schedule"], *table["after_schedule"]}
+
+
+def test_a_side_of_which_nothing_runs_is_an_error() -> None:
+    impossible = [
+        templates()["im2col"].text(replace(im2col.on_tile(P, "NCHW"), cols=cols, rows=40))
+        for cols in (4, 6)
+    ]
+    possible = im2col.schedules(P, ["NCHW"], [24], fused=True)
+    with pytest.raises(RuntimeError, match="no schedule can be timed: constraints: tile needs"):
+        duel.settle([Duel(P, impossible, possible, {})], quick=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ([2.0] * 15, [1.0] * 15, "faster"),
+        ([1.0] * 15, [2.0] * 15, "slower"),
+        ([1.02] * 15, [1.0] * 15, "tie"),
+        ([2.0] * 10, [1.0] * 10, "unsure"),
+    ],
+)
+def test_verdicts(before: list[float], after: list[float], expected: str) -> None:
+    assert verdict(timed(*before), timed(*after)) == expected
+
+
+def test_whole_and_blocked_differ_in_nothing_but_the_block() -> None:
+    for p in im2col.layers():
+        pixels = p.oh * p.ow
+        for layout in im2col.LAYOUTS:
+            sides = [
+                {parse_schedule(s)[1] for s in im2col.schedules(p, [layout], blocks, False)}
+                for blocks in ([pixels], im2col.blocks(p))
+            ]
+            assert {s.block for s in sides[1]} == {b for b in im2col.blocks(p) if b < pixels}
+            assert {replace(s, block=0) for s in sides[0]} == {
+                replace(s, block=0) for s in sides[1]
+            }
+
+
+def test_the_layers_of_the_article_are_there() -> None:
+    texts = {str(p) for p in im2col.layers()}
+    assert "conv 1x3x224x224 64x7x7 s2 p3 bias relu" in texts
+    assert "conv 1x512x14x14 512x3x3 s1 p1 bias relu" in texts
+    assert len(texts) >= 20
+
+
+def test_engineered_keeps_the_tile() -> None:
+    p = winograd.layer(64, 56)
+    for m in winograd.TILES:
+        found = parse_schedule(winograd.engineered(p, m))[1]
+        assert (found.mh, found.mw) == (m, m)
+
+
+def test_prefetch_is_the_only_difference() -> None:
+    for label, algorithm, text in prefetch.LAYERS:
+        found = prefetch.contest(label, algorithm, text, "hot")
+        without, with_ = (
+            [parse_schedule(schedule)[1] for schedule in side] for side in found.sides
+        )
+        assert {s.prefetch for s in without} == {0}
+        assert min(s.prefetch for s in with_) > 0
+        assert {replace(s, prefetch=0) for s in with_} == set(without)
+
+
+def test_formulas_are_varied_round_what_they_say() -> None:
+    cpu = Cpu.host()
+    for formula in formulas.FORMULAS.values():
+        for text in formula.layers:
+            p = ConvProblem.parse(text)
+            template = templates()[formula.algorithm]
+            says, tried = formula.schedules(p)
+            assert says == template.text(template.heuristic(p, cpu))
+            values = [getattr(parse_schedule(s)[1], formula.field) for s in tried]
+            assert says in tried
+            assert values == sorted(set(values))
+            assert values[-1] == formula.everything(p, parse_schedule(says)[1])
+
+
+def test_curves_are_of_the_first_race() -> None:
+    name, formula = next(iter(formulas.FORMULAS.items()))
+    p = ConvProblem.parse(formula.layers[0])
+    says, tried = formula.schedules(p)
+    races = [
+        replace(record(), problem=str(p), schedule=s, stage="race", samples=(1.0 + n,))
+        for n, s in enumerate(tried)
+    ]
+    value = formula.value(says)
+    table = pd.DataFrame(
+        [(name, "a", value, str(p))], columns=["formula", "layer", "value", "problem"]
+    )
+    final = replace(races[0], stage="final", samples=(9.0,))
+    curve = formulas.curves(Findings(table, [*races, final]))
+    assert list(curve["slower"]) == [1.0 + n for n in range(len(tried))]
+    assert float(curve[curve["value"] == value]["times"].iloc[0]) == 1.0
+
+
+def test_bands_race_the_same_kernels_one_by_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bands.main(["--quick", "--csv", str(tmp_path)]) == 0
+    assert "in bands" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "bands.csv")
+    assert list(table["layer"].unique()) == [bands.LAYERS[0].label]
+    assert (table[["before", "after", "speedup", "rows"]] > 0).all(axis=None)
+
+
+def test_summary_counts_and_averages() -> None:
+    found = command.summary(made_up(), by="kind").set_index("group")
+    assert list(found.index) == ["x", "y", "all"]
+    assert found.loc["x", "mean"] == pytest.approx(1.0)
+    assert found.loc["all", "mean"] == pytest.approx(2.0)
+    assert list(found.loc["all", ["duels", "faster", "tie", "slower", "unsure"]]) == [3, 1, 1, 1, 0]
+
+
+def test_figures_of_comparisons() -> None:
+    table = made_up()
+    caches = {"L2": 1 << 20, "none": 1 << 60}
+    speedups = svg(comparisons.speedups(table, "Title", by="kind"))
+    assert all(word in speedups for word in ("Title", ">a<", ">b<", ">x<", ">y<"))
+    memory = svg(comparisons.workspaces(table[table["kind"] == "x"], "M", "big", "small", caches))
+    assert "36.0x" in memory
+    assert ">L2<" in memory
+    assert ">none<" not in memory
+    x, y = ("speedup", "times"), ("after_bytes", "bytes")
+    assert ">x<" in svg(comparisons.curves(table, "Curves", x, y, "kind", reference=1.0))
+    many = pd.DataFrame({"x": [1.0, 2.0] * 12, "y": 1.0, "kind": [n // 2 for n in range(24)]})
+    lines = comparisons.curves(many, "Many", ("x", "x"), ("y", "y"), "kind").axes[0].lines
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12
+
+
+def test_starts_find_code_the_second_time(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = Writer("tiny", (1, 8, 9, 9))
+    model = tmp_path / "tiny.onnx"
+    onnx.save(net.model(net.conv("a", net.input, 16, 3, padding=1, bias=True)), model)
+    Database(tmp_path / "own.db").close()
+    words = [str(model), "--quick", "--db", str(tmp_path / "own.db"), "--csv", str(tmp_path)]
+    assert starts.main(words) == 0
+    assert "first" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "starts.csv").set_index("start")
+    assert (table[["seconds", "cpu", "imports", "load"]] > 0).all(axis=None)
+    assert table.loc["first", "load"] > table.loc["again", "load"]
+    with pytest.raises(RuntimeError, match="does not start from"):
+        starts.Starts(["no network"], 1, str(tmp_path / "own.db")).measure()

@@ -1,0 +1,184 @@
+"""Every algorithm on every awkward problem it accepts, against float64, wherever tasks are cut.
+
+Kernels are built with vectors of 4, 8 and 16 lanes, as far as this machine can run them.
+
+A new file in kernels/conv is examined without a line being added here.
+"""
+
+import random
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fastrun.kernels.codegen.micro_kernel import registers
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.reference import random_operands
+from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.registry import applicable, templates
+from fastrun.search_spaces.space import space_for
+from tests.support.execution import reference, relative_error, run
+from tests.support.lanes import EVERY_CPU, RUN_HERE
+
+CPU = Cpu.host()
+L = CPU.lanes
+TOLERANCE = 1e-4
+
+PROBLEMS = [
+    "conv 1x1x1x1 1x1x1 s1 p0",
+    "conv 1x1x5x5 1x3x3 s1 p1 relu",
+    f"conv 1x{L - 1}x7x5 {L + 1}x3x3 s1 p1 bias relu",
+    f"conv 2x{L}x6x9 {L}x3x3 s1 p1 bias add relu",
+    f"conv 1x{L + 1}x11x13 {L - 1}x3x3 s2 p1 bias add relu6",
+    f"conv 1x{2 * L}x9x8 {3 * L}x1x1 s1 p0 bias hardswish",
+    "conv 3x20x5x7 12x1x1 s1 p0 g4 bias add relu",
+    "conv 1x17x8x8 19x1x1 s2 p0 add",
+    "conv 1x3x23x19 10x7x7 s2 p3 bias relu",
+    "conv 2x5x17x14 7x5x5 s1 p2 sigmoid",
+    "conv 1x6x13x7 5x1x7 s1 p0x3 bias",
+    "conv 1x6x7x13 9x3x1 s2x1 p1x0",
+    "conv 1x4x5x6 6x3x3 s1 p2,0,1,3 bias",
+    "conv 1x3x3x3 8x3x3 s1 p2",
+    "conv 1x8x16x15 8x3x3 s1 p2 d2 bias",
+    "conv 1x8x12x19 16x3x3 s3x2 p4x3 d1x3 bias relu",
+    f"conv 1x{2 * L}x7x7 {2 * L}x3x3 s1 p1 g2 bias relu",
+    "conv 2x24x9x11 20x3x3 s1 p1 g4 bias add sigmoid",
+    f"conv 1x{L + 3}x10x9 {L + 3}x3x3 s1 p1 g{L + 3} bias relu6",
+    "conv 1x32x12x12 32x3x3 s2 p1 g32 bias relu6",
+    "conv 1x24x9x9 24x5x5 s2 p2 g24 bias hardswish",
+    "conv 1x6x11x10 12x3x3 s1 p1 g6 bias",
+    "conv 1x32x15x17 32x3x3 s1 p1 bias",
+    "conv 2x17x13x16 19x3x3 s1 p4x6 d4x6 bias add relu",
+    "conv 1x20x11x7 24x3x5 s1 p3x6 d3 g2 bias",
+    "conv 1x5x13x12 6x9x9 s1 p4 bias",
+    "conv 1x7x1x9 6x2x2 s1 p1 d2 bias relu",
+    "conv 1x7x2x9 6x3x3 s1 p4 d2 bias",
+    "conv 1x3x31x27 9x11x11 s4 p2 bias relu",
+]
+
+
+def schedules(name: str, p: ConvProblem, cpu: Cpu) -> list[object]:
+    """The heuristic's, and the first, the last and two random ones of the space."""
+    template = templates()[name]
+    legal = list(_sample(name, p, cpu))
+    return list(dict.fromkeys([template.heuristic(p, cpu), *legal]))
+
+
+def _sample(name: str, p: ConvProblem, cpu: Cpu):
+    space = space_for(name, p, cpu)
+    draw = random.Random(f"{name} {p}")
+    sizes = [len(d) for d in space.domains.values()]
+    corners = [tuple(0 for _ in sizes), tuple(n - 1 for n in sizes)]
+    randoms = [tuple(draw.randrange(n) for n in sizes) for _ in range(200)]
+    found = (space.at(point) for point in corners + randoms)
+    legal = [s for s in found if space.broken_rule(s) is None]
+    return legal[:3]
+
+
+def cases() -> list[object]:
+    found = []
+    for text in PROBLEMS:
+        p = ConvProblem.parse(text)
+        for cpu in RUN_HERE:
+            for template in applicable(p, cpu):
+                name = f"{template.name}, {cpu.lanes} lanes: {text}"
+                found.append(pytest.param(p, template.name, cpu, id=name))
+    return found
+
+
+@pytest.mark.parametrize(("p", "name", "cpu"), cases())
+def test_agrees_with_float64(p: ConvProblem, name: str, cpu: Cpu) -> None:
+    operands = random_operands(p, seed=1)
+    truth = reference(p, operands)
+    built = 0
+    for schedule in schedules(name, p, cpu):
+        try:
+            program = templates()[name].program(p, schedule, cpu)
+        except ScheduleError:
+            continue
+        built += 1
+        text = templates()[name].text(schedule)
+        whole = run(p, program, operands)
+        assert relative_error(whole, truth) < TOLERANCE, text
+        cut = run(p, program, operands, threads=3)
+        assert np.array_equal(whole, cut), f"{text}: the result depends on how tasks are cut"
+    assert built, "no schedule could be built"
+
+
+@pytest.mark.parametrize("cpu", EVERY_CPU)
+@pytest.mark.parametrize("name", [n for n in templates() if not templates()[n].baseline])
+def test_output_with_a_halo(name: str, cpu: Cpu) -> None:
+    """The consumer's padding lies in the output's buffer and must stay untouched."""
+    texts = ["conv 1x32x6x7 32x3x3 s1 p1 bias add relu", "conv 1x32x6x7 32x3x3 s1 p1 g32 bias add"]
+    p = next(
+        q
+        for q in map(ConvProblem.parse, [*texts, "conv 1x32x6x7 32x1x1 s1 p0 bias"])
+        if templates()[name].why_not(q, cpu) is None
+    )
+    schedule = templates()[name].heuristic(p, cpu)
+    io = Io.of(p, schedule.layout)
+    io = replace(io, dst=replace(io.dst, halo=(1, 2, 3, 1)), src=replace(io.src, halo=(2, 3, 2, 4)))
+    try:
+        program = templates()[name].build(p, schedule, cpu, io)
+    except ScheduleError as error:
+        pytest.skip(f"refuses: {error}")
+    operands = random_operands(p, seed=2)
+    assert relative_error(run(p, program, operands), reference(p, operands)) < TOLERANCE
+
+
+@pytest.mark.parametrize("target", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda c: c.name)
+@pytest.mark.parametrize("name", list(templates()))
+def test_builds_for_other_processors(name: str, target: Cpu) -> None:
+    from fastrun.kernels.native.compile import compile_object
+
+    p = next(
+        q
+        for q in map(ConvProblem.parse, PROBLEMS)
+        if templates()[name].why_not(q, target) is None and q.c > 4
+    )
+    program = templates()[name].program(p, templates()[name].heuristic(p, target), target)
+    assert compile_object(program.ir, target)
+
+
+def test_ir_is_deterministic() -> None:
+    p = ConvProblem.parse("conv 1x16x8x8 16x3x3 s1 p1 bias relu")
+    for template in templates().values():
+        if template.why_not(p, CPU) is None:
+            schedule = template.heuristic(p, CPU)
+            assert template.program(p, schedule, CPU).ir == template.program(p, schedule, CPU).ir
+
+
+def tiles() -> list[object]:
+    """Every register tile: (algorithm, its schedule's fields, processor)."""
+    rows_of = {"direct": "tile_w", "planar": "ocs", "pointwise": "rows"}
+    found = []
+    for cpu, (name, rows_field) in product(RUN_HERE, rows_of.items()):
+        for rows in range(1, cpu.registers):
+            cols = max((c for c in range(1, 8) if registers(rows, c) <= cpu.registers), default=0)
+            if cols:
+                fields = {rows_field: rows, "cols": cols}
+                id = f"{name} {rows}x{cols}, {cpu.lanes} lanes"
+                found.append(pytest.param(name, fields, cpu, id=id))
+    return found
+
+
+@pytest.mark.parametrize(("name", "fields", "cpu"), tiles())
+def test_tails_of_every_register_tile(name: str, fields: dict[str, int], cpu: Cpu) -> None:
+    """One more row and one more channel than whole tiles take, on both sides of the product."""
+    (rows, cols), lanes = fields.values(), cpu.lanes
+    if name == "direct":
+        fields = {"tile_h": 1, **fields}
+    kernel = "1x1 s1 p0" if name == "pointwise" else "1x3 s1 p0x1"
+    across, oc = (
+        (cols * lanes + 1, 2 * rows + 1) if name == "planar" else (2 * rows + 1, cols * lanes + 1)
+    )
+    p = ConvProblem.parse(f"conv 1x3x2x{across} {oc}x{kernel} bias relu")
+    template = templates()[name]
+    layout = "NCHW" if name == "planar" else "NHWC"
+    schedule = replace(template.heuristic(p, cpu), layout=layout, unroll=2, **fields)
+    operands = random_operands(p, seed=3)
+    found = run(p, template.program(p, schedule, cpu), operands)
+    assert relative_error(found, reference(p, operands)) < TOLERANCE

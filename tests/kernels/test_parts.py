@@ -1,0 +1,57 @@
+"""Every algorithm on tensors that are ranges of channels of larger ones, with halos."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Placement, layout_pair
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.reference import random_operands
+from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.registry import templates
+from tests.support.execution import reference, relative_error, run
+
+CPU = Cpu.host()
+PROBLEMS = [
+    "conv 1x20x9x11 28x3x3 s1 p1 bias add relu",
+    "conv 2x32x7x7 32x1x1 s1 p0 bias add",
+    "conv 1x24x8x8 24x3x3 s2 p1 g24 bias",
+]
+LAYOUTS = ("NCHW", "NHWC", "NCHW8c", "NCHW16c", "NCHW>NHWC", "NHWC>NCHW8c")
+WIDER = (1, 2, 1, 1)
+
+
+def ranged(p: ConvProblem, layout: str, wider: tuple[int, int, int, int]) -> Io:
+    """All operands inside larger buffers; halos wider than needed by `wider`."""
+    src, dst = layout_pair(layout)
+    top, left, bottom, right = (a + b for a, b in zip(p.padding, wider, strict=True))
+    x = Placement(src, p.n, p.c + 32, p.h, p.w, (top, left, bottom, right))
+    y = Placement(dst, p.n, p.oc + 48, p.oh, p.ow, wider)
+    other = Placement(dst, p.n, p.oc + 16, p.oh, p.ow, wider)
+    return Io(x.part(16, p.c), y.part(32, p.oc), other.part(16, p.oc))
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+@pytest.mark.parametrize("name", templates())
+def test_ranges_of_channels(name: str, text: str) -> None:
+    p, template = ConvProblem.parse(text), templates()[name]
+    if reason := template.why_not(p, CPU):
+        pytest.skip(reason)
+    operands = random_operands(p, seed=1)
+    built = 0
+    for layout, wider in product(LAYOUTS, ((0, 0, 0, 0), WIDER)):
+        try:
+            schedule = replace(template.heuristic(p, CPU), layout=layout)
+            program = template.build(p, schedule, CPU, ranged(p, layout, wider))
+        except ScheduleError:
+            continue
+        built += 1
+        for threads in (1, 3):
+            found = run(p, program, operands, threads)
+            assert relative_error(found, reference(p, operands)) < 1e-4
+    assert built

@@ -1,0 +1,106 @@
+"""Kernels refuse what they cannot read or write: nobody plans such layouts, but a file may."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from onnx import ModelProto
+
+from fastrun.graph.build.kernels import build
+from fastrun.graph.core.errors import UnsupportedError
+from fastrun.graph.core.shapes import shape4
+from fastrun.graph.networks import load_network
+from fastrun.graph.plan.tasks import tasks
+from fastrun.graph.reference import interpreter as reference
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NHWC, Layout, Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.ops import dense
+from fastrun.kernels.registry import templates
+from tests.support.execution import execute, relative_error
+from tests.support.graph_models import model, node, normal
+
+LAYOUTS = [Layout(name) for name in ("NCHW", "NHWC", "NCHW4c", "NCHW8c", "NCHW16c")]
+
+ONE = {
+    "hardswish": node("HardSwish", "x", "y"),
+    "clip": node("Clip", "x low high", "y"),
+    "softmax": node("Softmax", "x", "y", axis=1),
+    "along rows": node("Softmax", "x", "y", axis=3),
+    "slice": node("Slice", "x three ten one", "y"),
+    "mean": node("ReduceMean", "x", "y", axes=[1]),
+    "pool": node("MaxPool", "x", "y", kernel_shape=[2, 2]),
+    "scale": node("Mul", "x channels", "y"),
+    "square": node("Mul", "x x", "y"),
+    "transpose": node("Transpose", "x", "y", perm=[0, 2, 1, 3]),
+    "resize": node("Resize", "x _ twice", "y", mode="nearest"),
+    "lrn": node("LRN", "x", "y", size=3),
+}
+
+
+def one(name: str) -> ModelProto:
+    constants = {
+        "low": np.float32(-1), "high": np.float32(1), "three": np.array([3]), "ten": np.array([10]),
+        "one": np.array([1]), "channels": normal(1, 12, 1, 1), "twice": np.float32([1, 1, 2, 2]),
+    }  # fmt: skip
+    used = {x: v for x, v in constants.items() if x in ONE[name].input}
+    return model([ONE[name]], used, shape=(1, 12, 5, 6))
+
+
+def pairs() -> list[object]:
+    found = []
+    for name, (src, dst) in product(ONE, product(LAYOUTS, LAYOUTS)):
+        found.append(pytest.param(name, src, dst, id=f"{name} {src}>{dst}"))
+    return found
+
+
+@pytest.mark.parametrize(("name", "src", "dst"), pairs())
+def test_an_operator_is_right_or_refused(name: str, src: Layout, dst: Layout) -> None:
+    graph = load_network(one(name))
+    (task,) = tasks(graph)
+    reads = [Placement(src, *shape4(graph.shape(x))) for x in task.reads]
+    out = Placement(dst, *shape4(graph.shape(task.output)))
+    try:
+        kernel = build(graph, task, [], Cpu.host(), reads, out)
+    except UnsupportedError:
+        return
+    x = normal(*graph.shape("x"))
+    operands = {"x": x} | ({"add": x} if len(reads) > 1 else {})
+    weights = {} if kernel.weights is None else {"weights": kernel.weights}
+    program = replace(kernel.program, io=Io(reads[0], out, reads[-1]))
+    found = execute(program, operands | weights)
+    truth = reference.run(graph, {"x": x})["y"]
+    assert relative_error(found.reshape(truth.shape), truth) < 1e-5
+
+
+LIKE = ConvProblem.parse("conv 1x16x6x6 16x3x3 s1 p1 add")
+DEPTHWISE = ConvProblem.parse("conv 1x16x6x6 16x3x3 s1 p1 g16 add")
+
+
+@pytest.mark.parametrize("name", templates())
+def test_convolutions_refuse_operands_that_lie_otherwise(name: str) -> None:
+    template, cpu = templates()[name], Cpu.host()
+    p = next((p for p in (LIKE, DEPTHWISE) if template.why_not(p, cpu) is None), None)
+    if p is None:
+        pytest.skip("takes neither")
+    schedule = template.heuristic(p, cpu)
+    io = Io.of(p, schedule.layout)
+    other = NHWC if io.dst.layout != NHWC else Layout("NCHW8c")
+    with pytest.raises(ScheduleError, match="residual"):
+        template.build(p, schedule, cpu, replace(io, add=replace(io.add, layout=other)))
+    bare = replace(io.src, halo=(0, 0, 0, 0))
+    with pytest.raises(ScheduleError, match="no room for padding"):
+        template.build(p, schedule, cpu, replace(io, src=bare))
+
+
+def test_a_dense_layer_writes_a_part_where_it_lies() -> None:
+    src, dst = Placement(NHWC, 2, 24, 1, 1), Placement(NHWC, 2, 9, 1, 1, whole=21, first=5)
+    x, weights = normal(2, 24, 1, 1), normal(9, 24)
+    found = execute(dense.build(dense.Dense(), Cpu.host(), src, dst), {"x": x, "weights": weights})
+    truth = x[:, :, 0, 0].astype(np.float64) @ weights.T
+    assert relative_error(found[:, :, 0, 0], truth) < 1e-5

@@ -1,0 +1,180 @@
+"""Winograd: exact matrices, every size of tile on ragged maps, accuracy, and what tasks share."""
+
+from fractions import Fraction
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fastrun.kernels.conv import winograd, winograd_naive
+from fastrun.kernels.conv.winograd.transform import POINTS, Transform, finite_points, tile_sizes
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.reference import random_operands
+from fastrun.kernels.core.template import KernelTemplate, ScheduleError
+from fastrun.kernels.native.assembly import facts
+from tests.support.execution import reference, run
+
+CPU = Cpu.host()
+RMS_LIMIT = 2e-5
+
+
+def rms_error(p: ConvProblem, template: KernelTemplate, schedule: object, seed: int = 1) -> float:
+    operands = random_operands(p, seed)
+    truth = reference(p, operands)
+    found = run(p, template.program(p, schedule, CPU), operands)
+    return float(np.sqrt(np.mean((found - truth) ** 2) / np.mean(truth**2)))
+
+
+def schedule(**changes: object) -> winograd.Schedule:
+    usual: dict[str, object] = {
+        "layout": "NCHW8c", "mh": 4, "mw": 4, "points": "balanced", "nr_tiles": 5, "cols": 2,
+        "unroll": 4, "oc_block": 1, "prefetch": 0, "split": "tiles",
+    }  # fmt: skip
+    return winograd.Schedule(**{**usual, **changes})
+
+
+def times(matrix, columns):
+    return [[sum(a * b for a, b in zip(row, c, strict=True)) for c in columns] for row in matrix]
+
+
+def transposed(matrix):
+    return [list(column) for column in zip(*matrix, strict=True)]
+
+
+@pytest.mark.parametrize("points", POINTS)
+@pytest.mark.parametrize(
+    ("m", "r"), [(1, 3), (2, 3), (3, 3), (4, 3), (5, 3), (6, 3), (2, 5), (4, 5), (2, 7), (3, 1)]
+)
+def test_nested_transforms_are_exactly_a_correlation(m: int, r: int, points: str) -> None:
+    """At [(G g Gt) * (Bt d B)] A in rationals, with another size across than down."""
+    down, across = Transform.of(m, r, points), Transform.of(2, 3, points)
+    draw = np.random.default_rng(m * 10 + r)
+    g = [[Fraction(int(x)) for x in row] for row in draw.integers(-9, 10, (r, 3))]
+    d = [[Fraction(int(x)) for x in row] for row in draw.integers(-9, 10, (down.alpha, 4))]
+
+    def both(vertical, x, horizontal):
+        return times(times(vertical, transposed(x)), horizontal)
+
+    u, v = both(down.g, g, across.g), both(down.bt, d, across.bt)
+    products = [[a * b for a, b in zip(*rows, strict=True)] for rows in zip(u, v, strict=True)]
+    found = both(down.at, products, across.at)
+    taps = list(product(range(r), range(3)))
+    assert found == [
+        [sum(g[i][j] * d[y + i][x + j] for i, j in taps) for x in range(2)] for y in range(m)
+    ]
+
+
+def test_points_are_few_and_named() -> None:
+    assert finite_points(3, "balanced") == finite_points(3, "standard") == (0, 1, -1)
+    assert finite_points(5, "balanced") != finite_points(5, "standard")
+    with pytest.raises(ScheduleError, match="use one of standard, balanced"):
+        rms_error(
+            ConvProblem.parse("conv 1x8x8x8 8x3x3 s1 p1"), winograd.template, schedule(points="pi")
+        )
+    with pytest.raises(ScheduleError, match="no balanced points for 10 inputs"):
+        rms_error(ConvProblem.parse("conv 1x8x8x8 8x5x5 s1 p2"), winograd.template, schedule(mh=6))
+
+
+@pytest.mark.parametrize(("m", "r"), [(3, 3), (4, 3), (5, 3), (2, 5)])
+def test_balanced_points_amplify_less(m: int, r: int) -> None:
+    standard, balanced = (Transform.of(m, r, points).amplification for points in POINTS)
+    assert 1 < balanced < standard
+
+
+def test_tile_sizes_that_a_smaller_one_makes_pointless_are_left_out() -> None:
+    assert tile_sizes(3, 56) == [1, 2, 3, 4, 5, 6, 7]
+    assert tile_sizes(3, 14) == [1, 2, 3, 4, 5, 7]
+    assert tile_sizes(3, 7) == [1, 2, 3, 4, 7]
+    assert tile_sizes(5, 14) == [1, 2, 3, 4, 5]
+    assert tile_sizes(1, 14) == tile_sizes(3, 1) == [1]
+
+
+@pytest.mark.parametrize("m", [(2, 2), (4, 4), (6, 6), (7, 7), (7, 1)])
+def test_expected_errors_are_those_found(m: tuple[int, int]) -> None:
+    p = ConvProblem.parse("conv 1x96x14x14 16x3x3 s1 p1")
+    found = rms_error(p, winograd.template, schedule(mh=m[0], mw=m[1]))
+    assert found == pytest.approx(winograd.expected_error(p, m), rel=0.5)
+
+
+RAGGED = [
+    "conv 1x16x12x12 16x3x3 s1 p1",
+    "conv 2x9x7x13 11x3x3 s1 p0 bias relu",
+    "conv 3x5x5x8 7x3x3 s1 p2 bias add hardswish",
+    "conv 1x20x13x6 24x3x3 s1 p2,0,1,1 add relu6",
+]
+
+
+@pytest.mark.parametrize("text", RAGGED)
+@pytest.mark.parametrize(("mh", "mw"), [(2, 2), (3, 4), (5, 5), (6, 6), (1, 7), (7, 2)])
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW16c>NCHW4c"])
+def test_every_tile_on_ragged_maps(text: str, mh: int, mw: int, layout: str) -> None:
+    p = ConvProblem.parse(text)
+    assert rms_error(p, winograd.template, schedule(layout=layout, mh=mh, mw=mw)) < RMS_LIMIT
+
+
+@pytest.mark.parametrize("text", RAGGED)
+@pytest.mark.parametrize("m", [2, 4, 6])
+def test_naive_on_ragged_maps(text: str, m: int) -> None:
+    p = ConvProblem.parse(text)
+    naive = winograd_naive.Schedule("NCHW", m)
+    assert rms_error(p, winograd_naive.template, naive) < RMS_LIMIT
+
+
+@pytest.mark.parametrize("text", ["conv 1x8x9x9 8x5x5 s1 p2", "conv 1x8x7x9 8x1x7 s1 p0x3",
+                                  "conv 2x32x6x6 32x3x3 s1 p1 g2 bias"])  # fmt: skip
+def test_other_filters_and_groups(text: str) -> None:
+    p = ConvProblem.parse(text)
+    mh, mw = (1 if r == 1 else 2 for r in p.kernel)
+    assert rms_error(p, winograd.template, schedule(mh=mh, mw=mw)) < RMS_LIMIT
+
+
+def test_errors_grow_with_the_tile_and_stay_in_bounds() -> None:
+    """Root mean squares relative to the output's, for the deepest sum of the usual networks."""
+    p = ConvProblem.parse("conv 1x512x12x12 16x3x3 s1 p1")
+    sets = [(2, "standard"), (4, "balanced"), (4, "standard"), (6, "standard")]
+    errors = [
+        rms_error(p, winograd.template, schedule(mh=m, mw=m, points=points)) for m, points in sets
+    ]
+    assert errors == sorted(errors)
+    assert errors[0] < 2e-6
+    assert errors[-1] < RMS_LIMIT
+
+
+@pytest.mark.parametrize("split", ["tiles", "channels"])
+@pytest.mark.parametrize("changes", [{"nr_tiles": 4}, {"nr_tiles": 3, "oc_block": 2, "cols": 1}])
+def test_bits_do_not_depend_on_the_cut(split: str, changes: dict[str, object]) -> None:
+    p = ConvProblem.parse("conv 2x24x9x10 40x3x3 s1 p1 bias relu")
+    program = winograd.template.program(p, schedule(split=split, **changes), CPU)
+    operands = random_operands(p, seed=3)
+    whole = run(p, program, operands)
+    for threads in (2, 3, 7):
+        assert np.array_equal(whole, run(p, program, operands, threads))
+
+
+def test_both_splits_agree_bit_by_bit() -> None:
+    p = ConvProblem.parse("conv 1x24x9x10 40x3x3 s1 p1")
+    operands = random_operands(p, seed=4)
+    outputs = [
+        run(p, winograd.template.program(p, schedule(split=split, nr_tiles=n), CPU), operands)
+        for split, n in (("tiles", 3), ("channels", 4))
+    ]
+    assert np.array_equal(*outputs)
+
+
+@pytest.mark.parametrize("cols", [2, 3])
+@pytest.mark.parametrize("target", [Cpu.avx2(), Cpu.avx512()], ids=lambda cpu: cpu.name)
+def test_unrolled_products_stay_in_registers(target: Cpu, cols: int) -> None:
+    p = ConvProblem.parse("conv 1x64x56x56 64x3x3 s1 p1 bias relu")
+    blocked = schedule(layout="NCHW16c", mh=2, mw=2, nr_tiles=28, cols=cols)
+    found = facts(winograd.template.program(p, blocked, target), target)
+    assert found.stack_references == 0, found.hot_loop
+
+
+@pytest.mark.parametrize("channels", [512, 2048])
+def test_the_heuristic_prefers_tiles_that_are_exact_enough(channels: int) -> None:
+    """The cheapest tile of these layers would err by more than 2e-5 of the output's rms."""
+    p = ConvProblem.parse(f"conv 1x{channels}x28x28 {channels}x3x3 s1 p1")
+    chosen = winograd.template.heuristic(p, Cpu.host())
+    assert winograd.expected_error(p, (chosen.mh, chosen.mw)) <= 2e-5
+    assert winograd.expected_error(p, (7, 7)) > 2e-5

@@ -1,0 +1,85 @@
+"""Run a program in this process, in any split of its tasks, and look at all it may touch."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK, Array
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Program, pack_bias
+from fastrun.kernels.core.reference import convolve
+from fastrun.kernels.native.cache import ObjectCache
+from fastrun.kernels.native.library import Library
+
+GUARD = 64
+CANARY = np.float32(1.25e20)
+
+ENTRY = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 7, ctypes.c_int64, ctypes.c_int64)
+
+
+class Guarded:
+    """An array between canaries; a whole vector may be read behind it."""
+
+    def __init__(self, content: Array) -> None:
+        after = max(GUARD, READ_SLACK)
+        self.whole = np.full(GUARD + content.size + after, CANARY, np.float32)
+        self.inner = self.whole[GUARD : GUARD + content.size]
+        self.inner[:] = content
+
+    def intact(self) -> bool:
+        outside = np.concatenate([self.whole[:GUARD], self.whole[GUARD + self.inner.size :]])
+        return bool((outside == CANARY).all())
+
+
+def run(p: ConvProblem, program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
+    """The output (n, oc, oh, ow), each stage's tasks cut in `threads` runs."""
+    bias = operands["bias"] if p.bias else np.zeros(p.oc, np.float32)
+    return execute(program, {**operands, "bias": bias}, threads)
+
+
+def execute(program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
+    """What `program` leaves in dst; operands are x and those of weights, bias, add it reads."""
+    io = program.io
+    none = np.zeros(0, np.float32)
+    poison = np.float32(np.nan)
+    add = io.add.pack(operands["add"]) if "add" in operands else none
+    buffers = {
+        "src": Guarded(io.src.pack(operands["x"])),
+        "weights": Guarded(program.pack_weights(operands.get("weights", none))),
+        "bias": Guarded(pack_bias(operands.get("bias", none))),
+        "add": Guarded(add),
+        "dst": Guarded(np.full(io.dst.size, poison, np.float32)),
+        "shared": Guarded(np.full(program.shared_bytes // 4, poison, np.float32)),
+        "local": Guarded(np.full(program.local_bytes // 4, poison, np.float32)),
+    }
+    read_only = {name: buffers[name].whole.copy() for name in ("src", "weights", "bias", "add")}
+    library = Library(
+        ObjectCache().object(program.ir, Cpu.host()), [s.symbol for s in program.stages]
+    )
+    pointers = [b.inner.ctypes.data for b in buffers.values()]
+    for stage in program.stages:
+        entry = ENTRY(library.address(stage.symbol))
+        for t in range(threads):
+            begin, end = stage.tasks * t // threads, stage.tasks * (t + 1) // threads
+            buffers["local"].inner[:] = poison
+            entry(*pointers, begin, end)
+    for name, buffer in buffers.items():
+        assert buffer.intact(), f"wrote outside {name}"
+    for name, before in read_only.items():
+        assert before.tobytes() == buffers[name].whole.tobytes(), f"wrote into {name}"
+    written = buffers["dst"].inner
+    assert np.isnan(io.dst.halo_of(written)).all(), "wrote into the halo"
+    return io.dst.unpack(written)
+
+
+def reference(p: ConvProblem, operands: dict[str, Array]) -> np.ndarray:
+    bias = operands["bias"] if p.bias else None
+    return convolve(p, operands["x"], operands["weights"], bias, operands["add"] if p.add else None)
+
+
+def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
+    """Largest error relative to the truth's root mean square; absolute where the truth is zero."""
+    return float(np.abs(found - truth).max() / (np.sqrt(np.mean(truth**2)) or 1.0))

@@ -1,0 +1,37 @@
+"""What onnxruntime computes: the yardstick for what operators mean."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from fastrun.graph.core.model import Array
+
+
+def by_onnxruntime(m: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array] | None:
+    """The outputs of a model as it stands, on one thread; None if it is refused."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        session = onnxruntime.InferenceSession(
+            m.SerializeToString(), options, ["CPUExecutionProvider"]
+        )
+        results = session.run(None, feeds)
+    except Exception:  # its exceptions have no class in common
+        return None
+    return {v.name: np.asarray(a) for v, a in zip(session.get_outputs(), results, strict=True)}
+
+
+def assert_same(found: dict[str, Array], truth: dict[str, Array], what: str = "") -> None:
+    """Equal shapes, and values equal to rounding."""
+    for name, expected in truth.items():
+        assert found[name].shape == expected.shape, what
+        finite = expected[np.isfinite(expected)].astype(np.float64)
+        size = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
+        np.testing.assert_allclose(
+            found[name], expected, rtol=1e-4, atol=1e-4 * size + 1e-6, err_msg=what
+        )

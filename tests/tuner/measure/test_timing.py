@@ -1,0 +1,245 @@
+"""The protocol on kernels whose cost is known, and the division of the cores."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.tuner.measure import timing
+from fastrun.tuner.measure.canary import canary, runnable
+from fastrun.tuner.measure.cores import ENOUGH, Cores, pin
+from fastrun.tuner.measure.timing import Protocol, calibrate, interleave, measure, weight_copies
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else wants the core: what is counted here does not depend on who runs beside."""
+    monkeypatch.setattr(timing, "waited", lambda: 0.0)
+
+
+@dataclass
+class Simulated:
+    """A kernel of known cost; `log` holds the size of each block."""
+
+    cost: float
+    log: list[int] = field(default_factory=list)
+
+    def __call__(self, repeats: int) -> float:
+        self.log.append(repeats)
+        return self.cost * repeats
+
+
+@pytest.mark.parametrize("cost", [0.0, 1e-9, 3e-6, 0.9e-3, 5e-3])
+def test_a_block_is_long_enough_and_not_much_longer(cost: float) -> None:
+    kernel = Simulated(cost or 1e-12)
+    repeats, per_call = calibrate(kernel, 1e-3)
+    assert kernel.cost * repeats >= 1e-3
+    assert repeats == 1 or kernel.cost * repeats <= 2e-3
+    assert per_call == pytest.approx(kernel.cost)
+    assert len(kernel.log) <= 8
+
+
+def test_screening_warms_up_once_and_keeps_three_blocks() -> None:
+    kernel = Simulated(1e-4)
+    timing = measure(kernel, Protocol(), first=2e-4)
+    assert timing.samples == pytest.approx([1e-4] * 3)
+    assert timing.complete
+    assert kernel.log[-4:] == [timing.repeats] * 4  # the last of calibrating is the warm-up
+
+
+def test_more_warm_up_is_more_blocks_thrown_away() -> None:
+    kernel = Simulated(1e-4)
+    timing = measure(kernel, Protocol(warmup=3, blocks=2), first=2e-4)
+    assert len(timing.samples) == 2
+    assert kernel.log.count(timing.repeats) == 5
+
+
+def test_a_slow_kernel_is_not_called_again() -> None:
+    kernel = Simulated(3.0)
+    timing = measure(kernel, Protocol(), first=3.1)
+    assert (timing.samples, timing.repeats, kernel.log) == ((3.1,), 1, [])
+
+
+def test_a_kernel_far_behind_the_incumbent_is_given_up_at_once() -> None:
+    kernel = Simulated(1e-2)
+    timing = measure(kernel, Protocol(), first=1e-2, incumbent=1e-3)
+    assert not timing.complete
+    assert timing.samples == (1e-2,)
+    assert kernel.log == [1]
+
+
+def test_a_kernel_near_the_incumbent_is_measured_in_full() -> None:
+    timing = measure(Simulated(2e-3), Protocol(), first=1e-2, incumbent=1e-3)
+    assert timing.complete
+    assert len(timing.samples) == 3
+
+
+def test_one_disturbed_block_does_not_give_a_kernel_up() -> None:
+    costs = iter([9e-3, 1e-3, 1e-3, 1e-3])
+
+    def kernel(repeats: int) -> float:
+        return next(costs) * repeats
+
+    timing = measure(kernel, Protocol(give_up=10.0), first=1e-3, incumbent=1e-3)
+    assert timing.complete
+    assert timing.samples == (1e-3,) * 3
+
+
+def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
+    order: list[str] = []
+
+    def kernel(name: str, cost: float):  # type: ignore[no-untyped-def]
+        def calls(repeats: int) -> float:
+            order.append(name)
+            return cost * repeats
+
+        return calls
+
+    kernels = [kernel("a", 2e-3), kernel("b", 3e-3), kernel("c", 4e-3)]
+    timings = interleave(kernels, 20, Protocol(), seed=1)
+    assert [t.samples for t in timings] == [(2e-3,) * 20, (3e-3,) * 20, (4e-3,) * 20]
+    blocks = order[3:]
+    assert blocks[::2] == blocks[1::2]  # every block comes after calls that warm the caches up
+    rounds = [tuple(blocks[i : i + 6 : 2]) for i in range(0, len(blocks), 6)]
+    assert len(rounds) == 20
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 2
+    first = list(order)
+    order.clear()
+    interleave(kernels, 20, Protocol(), seed=1)
+    assert order == first
+
+
+@pytest.mark.parametrize("rung", [0, 1])
+def test_a_race_of_nobody_has_no_times(rung: int) -> None:
+    """As where nobody passed verification."""
+    assert interleave([], 4, Protocol(), seed=0, rung=rung) == []
+
+
+def test_a_race_warms_up_by_a_quarter_of_a_block() -> None:
+    kernel = Simulated(1e-4)
+    [timing] = interleave([kernel], 3, Protocol(), seed=0)
+    assert kernel.log[-6:] == [-(-timing.repeats // 4), timing.repeats] * 3
+
+
+def test_a_block_that_waited_for_its_core_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0, 5e-4, 5e-4, 5e-4, 5e-4, 8e-4, 8e-4, 8.5e-4, 8.5e-4, 12e-4])
+    monkeypatch.setattr(timing, "waited", lambda: next(clock))
+    costs = iter([1e-3, 2e-3, 1e-3, 3e-3, 1.1e-3, 4e-3])
+    found = measure(lambda repeats: next(costs) * repeats, Protocol(blocks=2), first=1e-3)
+    # The first kept block waited a quarter of its time, its repetition not at all; of the three
+    # after them, which all waited, the one that did least counts.
+    assert found.samples == (1e-3, 1.1e-3)
+    assert found.waited == pytest.approx(5e-5 / 1.1e-3)
+
+
+def test_a_process_waits_for_a_core_that_another_uses() -> None:
+    try:
+        Path("/proc/self/schedstat").read_text()
+    except OSError:
+        pytest.skip("this system does not count it")
+    code = (
+        "import os, time; from fastrun.tuner.measure.timing import waited\n"
+        "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "child = os.fork(); end = time.monotonic() + 0.3\n"
+        "while time.monotonic() < end: pass\n"
+        "if child == 0: os._exit(0)\n"
+        "os.wait(); print(waited())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 0.05
+
+
+def test_those_surely_slower_leave_a_race_at_the_next_rung() -> None:
+    logs = [Simulated(2e-3), Simulated(2.2e-3), Simulated(2e-3)]
+    timings = interleave(logs, 15, Protocol(), seed=0, rung=5)
+    assert [len(t.samples) for t in timings] == [15, 5, 15]
+    assert [t.complete for t in timings] == [True, False, True]
+    assert len(interleave(logs, 15, Protocol(), seed=0)[1].samples) == 15
+
+
+def test_weight_copies_exceed_twice_the_last_cache() -> None:
+    cpu = Cpu.avx2()
+    for size in (64, 1000, 9 << 20, 600 << 20):
+        copies = weight_copies(size, cpu)
+        assert (copies - 1) * size >= 2 * cpu.l3  # what is read between two uses of one copy
+        assert copies >= 2
+
+
+def test_the_canary_measures_a_deviation_from_its_best() -> None:
+    readings = [canary() for _ in range(20)]
+    assert min(readings) >= 0
+    assert len(set(readings)) > 1
+
+
+@pytest.mark.parametrize(("tasks", "others"), [("3/120", 2), ("1/120", 0), ("0/120", 0)])
+def test_runnable_leaves_the_caller_out(
+    tasks: str, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three tasks that want to run, one is who asks."""
+    monkeypatch.setattr(Path, "read_text", lambda path: f"0.50 0.40 0.30 {tasks} 4711\n")
+    assert runnable() == others
+
+
+def test_timing_gets_the_last_cores_and_compiling_the_rest() -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    cores = Cores.split(1)
+    assert cores.timing == (allowed[-1],)
+    others = tuple(allowed[:-1])
+    assert cores.compiling == (others if len(others) >= ENOUGH else tuple(allowed))
+    whole = Cores.split(len(allowed))
+    assert whole.timing == whole.compiling == tuple(allowed)
+    for threads in (0, len(allowed) + 1):
+        with pytest.raises(ValueError, match="cores"):
+            Cores.split(threads)
+
+
+def test_keeping_clear_moves_every_thread_and_puts_it_back() -> None:
+    before = os.sched_getaffinity(0)
+    cores = Cores.split(1)
+    with cores.keep_clear():
+        assert os.sched_getaffinity(0) == (before - set(cores.timing) or before)
+    assert os.sched_getaffinity(0) == before
+    pin(before)
+
+
+@pytest.mark.parametrize(
+    ("timing", "compiling", "together"),
+    [((0,), (0,), False), ((0, 1), (0, 1), False), ((1,), (0, 1), True), ((2,), (0, 1), True)],
+)
+def test_no_core_compiles_while_it_times(
+    timing: tuple[int, ...], compiling: tuple[int, ...], together: bool
+) -> None:
+    cores = Cores(timing, compiling)
+    inside, met = threading.Event(), threading.Event()
+
+    def compile_() -> None:
+        inside.wait()
+        with cores.compile_turn() as core:
+            assert core == 0
+            met.set()
+
+    thread = threading.Thread(target=compile_)
+    thread.start()
+    with cores.timing_turn():
+        inside.set()
+        assert met.wait(300 if together else 0.1) == together
+    thread.join(300)
+    assert met.is_set()
+
+
+def test_compilations_run_side_by_side() -> None:
+    cores = Cores((0,), (0, 1))
+    with cores.compile_turn() as one, cores.compile_turn() as other:
+        assert {one, other} == {0, 1}
+        started = time.monotonic()
+    with cores.timing_turn():
+        assert time.monotonic() - started < 300

@@ -1,0 +1,73 @@
+"""Figures of searches, of networks' steps and of engines side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from fastrun.benchmarks import figures as comparisons
+from fastrun.benchmarks.frames import engines_frame
+from fastrun.benchmarks.race import Lap
+from fastrun.benchmarks.report import Heat
+from fastrun.tuner.report import plots
+from fastrun.tuner.report.style import svg
+from fastrun.tuner.store.frame import frame
+from tests.support.records import record
+
+
+def lap(engine: str, *samples: float, overhead: float = 0.0) -> Lap:
+    return Lap(engine, samples, 1, None, overhead, "")
+
+
+HEATS = [
+    Heat("small", "g", 1, (lap("ours", 1.0), lap("ort", 3.0, 3.0, 5.0), lap("mnn"))),
+    Heat("large", "g", 1, (lap("ours", 4.0), lap("ort", 2.0))),
+]
+
+
+def test_engines_frame_is_beside_ours() -> None:
+    table = engines_frame(HEATS)
+    assert list(table["subject"]) == ["small", "large"]  # who was not timed has no row
+    assert list(table["times"]) == pytest.approx([3.0, 0.5])
+    assert table["low"][0] == 3.0
+    assert 3.0 < table["high"][0] <= 5.0
+
+
+def test_engines_frame_takes_overhead_off_the_range_too() -> None:
+    heat = Heat("x", "g", 1, (lap("ours", 1.0), lap("ort", 3.0, 3.0, overhead=1.0)))
+    (row,) = engines_frame([heat]).itertuples()
+    assert (row.low, row.times, row.high) == (2.0, 2.0, 2.0)
+
+
+def test_figure_of_engines() -> None:
+    text = svg(comparisons.engines(engines_frame(HEATS), "Title"))
+    assert all(word in text for word in ("Title", ">small<", ">large<", ">ort<", "as long as ours"))
+
+
+def test_figure_of_trials() -> None:
+    records = [
+        replace(record(), schedule=schedule, samples=(seconds,))
+        for schedule, seconds in (("direct(layout=NHWC)", 2e-3), ("winograd(layout=NHWC)", 1e-3))
+    ]
+    text = svg(plots.trials(frame(records)))
+    assert all(word in text for word in (">direct<", ">winograd<", ">best so far<"))
+
+
+def test_figure_of_steps_keeps_the_longest_in_order() -> None:
+    times = [5.0, 1.0, 4.0]
+    table = pd.DataFrame(
+        {
+            "output": ["/first_output_0", "second", "third"],
+            "algorithm": ["direct(rows=1)", "", "depthwise(rows=1) + pointwise(rows=2)"],
+            "seconds": times,
+            "share": [x / 10 for x in times],
+        }
+    )
+    text = svg(plots.steps(table, most=2))
+    assert "2 of 3 steps, 90 %" in text
+    assert text.index(">first<") < text.index(">third<")
+    assert ">second<" not in text
+    assert ">direct<" in text
+    assert ">depthwise + pointwise<" in text

@@ -1,0 +1,239 @@
+"""What this machine can do at best, measured: arithmetic, reading from each cache, quiet.
+
+Shares of peak mean little against a data sheet: clocks move, and virtual machines share caches.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import numpy as np
+
+from fastrun.kernels.codegen.builder import Buffer, Module, Tile, fma
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NCHW, Array, Placement
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.native.cache import ObjectCache, cache_root
+from fastrun.kernels.native.library import Library
+from fastrun.kernels.native.runner import Buffers, Runner
+from fastrun.tuner.machine.move_rates import Rates, move_rates
+from fastrun.tuner.measure.canary import canary
+from fastrun.tuner.measure.timing import calibrate
+from fastrun.tuner.records.record import now
+
+STREAMS = 4  # places read in turn, where one place is not enough to keep memory busy
+
+_LOADS = 8  # vectors read in a step of the reading loop
+_FMA_STEPS = 4096  # of a task of the arithmetic loop
+# Many short blocks rather than few long ones: the best of them is to be undisturbed.
+_BLOCK = 1e-3  # seconds
+_BLOCKS = 20
+_READ_ONCE = 1 << 17  # floats that a call reads at least, so that calling it costs nothing
+
+
+@dataclass(frozen=True)
+class MachineReport:
+    """Measured properties of a machine.
+
+    `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`;
+    `read` and `read_streams` are bytes/s that one core reads from L1, L2, L3 and DRAM, at one place
+    and at several in turn. `moves` and `moves_all` are bytes/s of one core and of all of them that
+    bring tensors into other layouts, as in `tuner.machine.move_rates`. `noise` is the ninetieth
+    percentile of the canary: the share by which a short piece of work is commonly delayed.
+    """
+
+    machine: str
+    model: str
+    cores: int
+    peak: float
+    peak_all: float
+    read: Mapping[str, float] = field(hash=False)
+    read_streams: Mapping[str, float] = field(hash=False)
+    moves: Rates = field(hash=False)
+    moves_all: Rates = field(hash=False)
+    noise: float
+    time: str
+
+    def peak_of(self, threads: int) -> float:
+        """FLOP/s of so many threads, each on a core of its own."""
+        return self.peak if threads == 1 else self.peak_all * threads / self.cores
+
+
+def probe(refresh: bool = False) -> MachineReport:
+    """This machine's report: the one on file, or measured now, which takes about five seconds.
+
+    A report is kept per machine and number of cores; `refresh` measures it again.
+    """
+    stored = None if refresh else on_file()
+    if stored:
+        return stored
+    report = _measure(Cpu.host())
+    _save(_path(), report)
+    return report
+
+
+def on_file() -> MachineReport | None:
+    """The report that `probe` would not measure again; None where there is none."""
+    try:
+        stored = json.loads(_path().read_text())
+    except (OSError, ValueError):
+        return None
+    names = {f.name for f in fields(MachineReport)}
+    if not isinstance(stored, dict) or stored.keys() != names:
+        return None
+    return MachineReport(**stored)
+
+
+def _path() -> Path:
+    cpu = Cpu.host()
+    return cache_root() / f"machine-{cpu.fingerprint}-{cpu.cores}.json"
+
+
+def _measure(cpu: Cpu) -> MachineReport:
+    cores = sorted(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cores[-1]})
+    try:
+        # Thread 0 is this one, so the other threads get the other cores.
+        order = [cores[-1], *cores[:-1]]
+        noise = sorted(canary() for _ in range(50))[45]
+        levels = _levels(cpu)
+        memory = _lines(max(levels.values()))
+        sizes = [4 * floats for floats in levels.values()]
+        return MachineReport(
+            machine=cpu.fingerprint,
+            model=cpu.model,
+            cores=len(cores),
+            peak=peak_flops(cpu, order[:1]),
+            peak_all=peak_flops(cpu, order),
+            read={level: read_rate(cpu, memory[:n], 1) for level, n in levels.items()},
+            read_streams={
+                level: read_rate(cpu, memory[:n], STREAMS) for level, n in levels.items()
+            },
+            moves=move_rates(cpu, sizes, order[:1]),
+            moves_all=move_rates(cpu, sizes, order),
+            noise=noise,
+            time=now(),
+        )
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def _levels(cpu: Cpu) -> dict[str, int]:
+    """Floats that live in each cache and no nearer one, and more than all caches hold."""
+    levels = {"L1": cpu.l1 // 2, "L2": cpu.l2 // 2}
+    if cpu.l3:
+        # A share, since other cores and other tenants of the machine use the cache as well.
+        levels["L3"] = max(2 * cpu.l2, cpu.l3 // 4)
+    levels["DRAM"] = max(4 * cpu.l3, 8 * cpu.l2, 64 << 20)
+    unit = cpu.lanes * _LOADS
+    return {level: size // 4 // unit * unit for level, size in levels.items()}
+
+
+def peak_flops(cpu: Cpu, cores: Sequence[int]) -> float:
+    """FLOP/s of independent fused multiply-adds that stay in registers, a thread per core."""
+    tasks = 8 * len(cores)
+    # x -> x / 2 + 1 settles at 2: neither overflow nor denormals slow it down.
+    src = np.repeat(np.array([0.5, 1.0], np.float32), cpu.lanes)
+    chains = _chains(cpu)
+    loop = _Loop(fma_loop(cpu, tasks), src, chains * cpu.lanes, cores)
+    return 2 * tasks * _FMA_STEPS * chains * cpu.lanes / loop.seconds()
+
+
+def read_rate(cpu: Cpu, memory: Array, streams: int) -> float:
+    """Bytes/s at which one core reads `memory` from end to end, at `streams` places in turn."""
+    passes = math.ceil(_READ_ONCE / memory.size)
+    loop = _Loop(read_loop(cpu, memory.size, streams, passes), memory, _LOADS * cpu.lanes)
+    return 4 * memory.size * passes / loop.seconds()
+
+
+def fma_loop(cpu: Cpu, tasks: int) -> Module:
+    """A stage of multiply-adds; src holds a vector of factors and one of summands."""
+    module = Module(cpu)
+    with module.stage("fma", tasks) as (k, _):
+        acc = k.tile(1, _chains(cpu))
+        acc.fill(k.const(1.0))
+        operands = k.argument("src", cpu.lanes)
+        factor, summand = operands.load(0), operands.load(1)
+        with k.loop(_FMA_STEPS):
+            for cell in acc:
+                acc[cell] = fma(acc[cell], factor, summand)
+        _store(acc)
+    return module
+
+
+def read_loop(cpu: Cpu, floats: int, streams: int, passes: int) -> Module:
+    """A stage of which every task reads src from end to end."""
+    lanes, width, part = cpu.lanes, _LOADS // streams, floats // streams
+    module = Module(cpu)
+    with module.stage("read", passes) as (k, _):
+        acc = k.tile(streams, width)
+        acc.fill(k.const(0.0))
+        # A pass that could be seen to repeat the one before would be left out.
+        src = k.argument("src", part, lanes * width, lanes).opaque()
+        with k.loop(part // (lanes * width)) as i:
+            for s, v in acc:
+                acc[s, v] = acc[s, v] + src.load(s, i, v)
+        _store(acc)
+    return module
+
+
+def _chains(cpu: Cpu) -> int:
+    """Enough sums to hide the latency of two units, few enough to stay in registers."""
+    return min(12, cpu.registers - 4)
+
+
+def _store(acc: Tile) -> None:
+    """Leave the sums in the thread's workspace, so that nobody finds them unused."""
+    out = Buffer(acc.k, "%local", (acc.lanes,))
+    for n, cell in enumerate(acc):
+        out.store(acc[cell], n)
+
+
+class _Loop:
+    """A one-stage module, ready to be timed; every thread leaves `out` floats."""
+
+    def __init__(self, module: Module, src: Array, out: int, cores: Sequence[int] = ()) -> None:
+        none = Placement(NCHW, 1, 1, 1, 1)
+        program = module.program(Io(none, none, none), lambda weights: weights)
+        symbols = [stage.symbol for stage in program.stages]
+        library = Library(ObjectCache().object(program.ir, module.cpu), symbols)
+        self._runner = Runner(library, program.stages, cores)
+        self._threads = max(1, len(cores))
+        self._src, self._local = src, np.zeros((self._threads, out), np.float32)
+        self._buffers = Buffers(
+            src=src.ctypes.data, weights=0, bias=0, add=0, dst=0, shared=0,
+            local=tuple(row.ctypes.data for row in self._local),
+        )  # fmt: skip
+
+    def seconds(self) -> float:
+        """The least time of a call."""
+        repeats, _ = calibrate(self._calls, _BLOCK)
+        return min(self._calls(repeats) for _ in range(_BLOCKS)) / repeats
+
+    def _calls(self, repeats: int) -> float:
+        return self._runner.run(self._buffers, self._threads, repeats)
+
+
+def _lines(floats: int) -> Array:
+    """Ones, from the start of a cache line on: half of all vectors would cross one otherwise."""
+    whole = np.ones(floats + 16, np.float32)
+    skipped = -whole.ctypes.data % 64 // 4
+    return whole[skipped : skipped + floats]
+
+
+def _save(path: Path, report: MachineReport) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(asdict(report), file, indent=1)
+        os.replace(file.name, path)
+    except OSError:
+        # Without a place to keep it the report is measured again next time.
+        return

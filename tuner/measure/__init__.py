@@ -1,0 +1,1 @@
+"""One candidate measured: compiled, verified, timed, in a process that may die."""

@@ -1,0 +1,180 @@
+"""Run a candidate among guarded, poisoned buffers and compare what it leaves with the truth.
+
+This runs in a process that may die of it; nothing here protects the caller.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
+from fastrun.kernels.core.pages import private_pages
+from fastrun.kernels.native.library import Library
+from fastrun.kernels.native.runner import Buffers, Runner
+from fastrun.tuner.measure.job import Job
+from fastrun.tuner.measure.timing import weight_copies
+from fastrun.tuner.records.record import Errors
+
+GUARD = 256  # floats on either side of every buffer
+assert GUARD >= READ_SLACK
+
+# Large enough to show wherever it is used, finite because a kernel may multiply it by zero.
+CANARY = np.float32(1.25e20)
+
+_LINE = 16  # floats of a cache line, to which buffers are aligned
+
+_INPUTS = ("src", "weights", "bias", "add")
+_BUFFERS = (*_INPUTS, "dst", "shared", "local")
+
+STRAYS = tuple([f"wrote outside {b}" for b in _BUFFERS] + [f"wrote into {b}" for b in _INPUTS])
+"""What `Candidate.stray` and `Candidate.spoilt` may find; they answer with an index."""
+
+
+class Arena:
+    """Memory that buffers are cut from, kept from one candidate to the next."""
+
+    def __init__(self) -> None:
+        self._memory: Array = np.empty(0, np.float32)
+        self._guards: list[tuple[str, Array]] = []
+        self._starts: dict[str, int] = {}
+
+    def lay_out(self, sizes: Mapping[str, int]) -> dict[str, Array]:
+        """Buffers of these many floats, in this order, each between guards.
+
+        Raises:
+            MemoryError: more than this process may have.
+        """
+        starts, position = self._starts, 0
+        starts.clear()
+        for name, size in sizes.items():
+            starts[name] = position + GUARD
+            position = _aligned(position + size + 2 * GUARD)
+        if position > self._memory.size:
+            self._memory = np.frombuffer(private_pages(4 * position), np.float32)
+        self._guards = []
+        for name, start in starts.items():
+            end = start + sizes[name]
+            for low, high in ((start - GUARD, start), (end, end + GUARD)):
+                self._memory[low:high] = CANARY
+                self._guards.append((name, self._memory[low:high]))
+        return {name: self._memory[start : start + sizes[name]] for name, start in starts.items()}
+
+    def address(self, name: str) -> int:
+        """Where a buffer starts, which an empty array does not know."""
+        return int(self._memory.ctypes.data) + 4 * self._starts[name]
+
+    def damaged(self) -> str | None:
+        """A buffer one of whose guards no longer is what it was."""
+        return next((name for name, guard in self._guards if (guard != CANARY).any()), None)
+
+
+class Candidate:
+    """A job's kernel, loaded, among its operands.
+
+    Raises:
+        RuntimeError: the code cannot be loaded.
+        MemoryError: the buffers do not fit into this process's limit.
+    """
+
+    def __init__(self, job: Job, arena: Arena, cores: Sequence[int]) -> None:
+        self._job, self._arena = job, arena
+        program, operands, io = job.program, job.operands, job.program.io
+        library = Library(program.code, [stage.symbol for stage in program.stages])
+        self._runner = Runner(library, program.stages, cores)
+        self._inputs: dict[str, Array] = {
+            "src": operands.pack("x", io.src),
+            "weights": np.load(program.weights, mmap_mode="r"),
+            "bias": operands.load("bias"),
+            "add": operands.pack("add", io.add),
+        }
+        weights = self._inputs["weights"]
+        cold = job.regime == "cold-weights"
+        self._copies = weight_copies(weights.nbytes, Cpu.host()) if cold else 1
+        self._stride = _aligned(weights.size + READ_SLACK)
+        sizes = {name: array.size for name, array in self._inputs.items()}
+        if cold:
+            sizes["weights"] = self._stride * self._copies
+        sizes |= {"dst": io.dst.size, "shared": -(-program.shared_bytes // 4)}
+        locals_ = [f"local {t}" for t in range(job.threads)]
+        sizes |= dict.fromkeys(locals_, -(-program.local_bytes // 4))
+        self._arrays = arena.lay_out(sizes)
+        for name, array in self._inputs.items():
+            self._arrays[name][: array.size] = array
+        self._slack = self._arrays["weights"][weights.size : self._stride]
+        self._slack[:] = CANARY
+        for name in ("shared", *locals_):
+            self._arrays[name][:] = np.nan
+        self._dst = self._arrays["dst"]
+        self._dst[:] = _poison(io.dst)
+        self._judged = self._dst
+        self._buffers = Buffers(
+            **{name: arena.address(name) for name in (*_INPUTS, "dst", "shared")},
+            local=tuple(map(arena.address, locals_)),
+        )
+
+    def calls(self, repeats: int) -> float:
+        """Run the kernel so many times; seconds for all of them."""
+        return self._runner.run(self._buffers, self._job.threads, repeats)
+
+    def stray(self) -> int | None:
+        """Index in `STRAYS` of a write outside a buffer."""
+        damaged = self._arena.damaged()
+        if (self._slack != CANARY).any():
+            damaged = "weights"
+        return None if damaged is None else _BUFFERS.index(damaged.split()[0])
+
+    def spoilt(self) -> int | None:
+        """Index in `STRAYS` of a write into an input."""
+        for i, (name, original) in enumerate(self._inputs.items()):
+            if not np.array_equal(self._arrays[name][: original.size], original):
+                return len(_BUFFERS) + i
+        return None
+
+    def judge(self) -> tuple[Errors, str | None]:
+        """The output's error against the reference, and in one line why that is wrong, if it is."""
+        dst, limit = self._job.program.io.dst, self._job.limits.error
+        truth, scale = self._job.operands.load("reference"), self._job.operands.scale()
+        found = dst.unpack(self._dst)
+        self._judged = self._dst.copy()
+        difference = found - truth
+        bias, rms = difference.mean(), np.sqrt(np.square(difference).mean())
+        worst = np.abs(difference, out=difference).max()
+        errors = Errors(float(worst) / scale, float(rms) / scale, float(bias) / scale)
+        if np.isnan(worst) or np.isinf(worst):
+            bad = found.size - np.isfinite(found).sum()
+            return errors, f"{bad} of {found.size} outputs are unwritten or not finite"
+        if errors.max > limit:
+            return errors, f"an output is off by {errors.max:.2g} of their rms; limit {limit:.2g}"
+        if any(dst.halo) and dst.halo_of(self._dst).any():
+            return errors, "wrote into the halo of dst"
+        if not np.isfinite(self._dst).all():
+            return errors, "padding channels of dst are not finite"
+        return errors, None
+
+    def stable(self) -> bool:
+        """Whether the output still is, to the bit, what `judge` saw."""
+        return np.array_equal(self._dst, self._judged)
+
+    def cool(self) -> None:
+        """Fill the copies of the weights to rotate over, where the regime asks for them."""
+        if self._copies == 1:
+            return
+        packed = self._inputs["weights"]
+        grid = self._arrays["weights"].reshape(self._copies, self._stride)
+        grid[1:, : packed.size], grid[1:, packed.size :] = packed, CANARY
+        self._buffers = replace(self._buffers, copies=self._copies, stride=4 * self._stride)
+
+
+@functools.lru_cache(2)
+def _poison(where: Placement) -> Array:
+    """A buffer of NaN wherever a kernel must write and of zeros in the halo and padding."""
+    return where.pack(np.full((where.n, where.c, where.h, where.w), np.nan, np.float32))
+
+
+def _aligned(floats: int) -> int:
+    return -(-floats // _LINE) * _LINE

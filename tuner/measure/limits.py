@@ -1,0 +1,36 @@
+"""Limits that whoever started us has set (`ulimit`, containers, batch systems): kept and named."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+
+from fastrun.tuner.records.units import size
+
+# A limit is worth naming where it is below what programs of this kind commonly need.
+_ANY = 1 << 62
+_NAMED: tuple[tuple[str, int, int, Callable[[int], str]], ...] = (
+    ("-v", resource.RLIMIT_AS, _ANY, size),
+    ("-d", resource.RLIMIT_DATA, _ANY, size),
+    ("-f", resource.RLIMIT_FSIZE, _ANY, size),
+    ("-t", resource.RLIMIT_CPU, _ANY, "{} s".format),
+    ("-u", resource.RLIMIT_NPROC, 1000, str),
+    ("-n", resource.RLIMIT_NOFILE, 1000, str),
+)
+
+
+def lower(which: int, limit: int) -> None:
+    """Make a limit of this process `limit`, unless it is lower. What others set is never raised."""
+    soft, hard = resource.getrlimit(which)
+    finite = [x for x in (limit, soft, hard) if x != resource.RLIM_INFINITY]
+    resource.setrlimit(which, (min(finite), hard))
+
+
+def in_words() -> str:
+    """What small limits this process has, to go behind a message; '' where it has none."""
+    found = [
+        f"{flag} {text(limit)}"
+        for flag, which, usual, text in _NAMED
+        if 0 <= (limit := resource.getrlimit(which)[0]) < usual
+    ]
+    return f"; limits (ulimit): {', '.join(found)}" if found else ""

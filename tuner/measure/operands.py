@@ -1,0 +1,218 @@
+"""The data candidates are fed and judged by: made once per problem, shared through files."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import functools
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrun.kernels.core.layout import Array, Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import pack_bias
+from fastrun.kernels.core.reference import convolve, random_operands
+from fastrun.tuner.measure.limits import in_words
+from fastrun.tuner.records.units import size
+
+# Room for the packed weights of several candidates, of which Winograd's are several times as large.
+_PACKED = 16
+_CLAIMS = 10  # folders that others may take for left behind, one after the other
+
+
+class Scratch:
+    """Folders for the files of one run, in memory where there is room; a context.
+
+    They lie in $TMPDIR if that is set, else in shared memory, else in a temporary folder of the
+    system. Everything in them is gone when the context ends. A folder is held by a lock, so what a
+    killed process left is removed by the next one, and nothing else is, whichever container it is
+    of.
+    """
+
+    def __init__(self) -> None:
+        named = os.environ.get("TMPDIR")
+        places = [named] if named else []
+        places += ["/dev/shm", tempfile.gettempdir(), "/var/tmp"]
+        self._roots = [root for root in dict.fromkeys(map(Path, places)) if root.is_dir()]
+        for root in self._roots:
+            _clean(root)
+        self._held: dict[Path, tuple[Path, int]] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Where small files go."""
+        return self.room(0)
+
+    def room(self, count: int) -> Path:
+        """A folder with room for so many bytes more.
+
+        Raises:
+            OSError: there is none; the message says what was tried.
+        """
+        refusals = []
+        for root in self._roots:
+            try:
+                free = shutil.disk_usage(root).free
+                if free >= count and os.access(root, os.W_OK | os.X_OK):
+                    if root not in self._held:
+                        self._held[root] = _claim(root)
+                    return self._held[root][0]
+                refusals.append(f"{root} has {size(free)}" if free < count else f"{root} is closed")
+            except OSError as error:
+                refusals.append(f"{root}: {error.strerror}")
+        raise OSError(
+            errno.ENOSPC,
+            f"no folder has room for {size(count)} of operands ({', '.join(refusals)}): "
+            "set TMPDIR to one that has",
+        )
+
+    def __enter__(self) -> Scratch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for folder, lock in self._held.values():
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)
+            os.close(lock)
+
+
+def _claim(root: Path) -> tuple[Path, int]:
+    """A new folder, and the descriptor that holds its lock."""
+    for _ in range(_CLAIMS):
+        folder = Path(tempfile.mkdtemp(prefix="fastrun-", dir=root))
+        lock = _lock(folder)
+        if lock is not None:
+            return folder, lock
+        shutil.rmtree(folder, ignore_errors=True)  # somebody cleans it up meanwhile
+    raise OSError(errno.ENOLCK, "has no locks")
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds a folder's lock; None if another process does, or it is gone."""
+    path, flags = folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    try:
+        lock = os.open(path, flags, 0o600)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), path.stat()):
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _clean(root: Path) -> None:
+    """Remove our folders that nobody holds."""
+    for left in root.glob("fastrun-????????"):
+        with suppress(OSError):  # it is gone, or somebody else's
+            status = left.lstat()
+            ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+            if ours and (lock := _lock(left)) is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+
+
+def save(path: Path, array: NDArray[Any]) -> None:
+    """Write a .npy file.
+
+    Raises:
+        OSError: it cannot be written; the error has the file's name.
+    """
+    try:
+        with path.open("wb") as file:
+            np.save(file, array)
+    except OSError as error:  # what writes the numbers does not say why they were not written
+        code = error.errno or errno.ENOSPC
+        raise OSError(code, f"{os.strerror(code)}{in_words()}", str(path)) from error
+
+
+@dataclass(frozen=True)
+class Operands:
+    """One problem's inputs and the float64 output they must give, as files of a folder.
+
+    `x`, `weights` and `add` are as in `random_operands`, `bias` is as kernels read it. Without a
+    folder they are the business of another machine, which makes the same.
+    """
+
+    problem: str
+    folder: Path = Path()
+
+    @property
+    def here(self) -> bool:
+        """Whether the files are on this machine."""
+        return self.folder != Path()
+
+    @classmethod
+    def make(
+        cls,
+        p: ConvProblem,
+        scratch: Scratch,
+        seed: int = 0,
+        given: Mapping[str, NDArray[Any]] | None = None,
+    ) -> Operands:
+        """Write the files, random operands unless `given`; an operand `p` lacks is zero.
+
+        Raises:
+            OSError: no folder has room for them.
+        """
+        arrays = dict(given or random_operands(p, seed))
+        for name in ("bias", "add"):
+            if not getattr(p, name):
+                arrays[name] = np.zeros_like(arrays[name])
+        arrays["reference"] = convolve(p, **arrays)
+        arrays["bias"] = pack_bias(arrays["bias"])
+        name = hashlib.sha256(f"{p} {seed}".encode()).hexdigest()[:16]
+        room = sum(a.nbytes for a in arrays.values()) + _PACKED * arrays["weights"].nbytes
+        folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=scratch.room(room)))
+        for key, array in arrays.items():
+            save(folder / f"{key}.npy", array)
+        return cls(str(p), folder)
+
+    def discard(self) -> None:
+        """Delete the files."""
+        shutil.rmtree(self.folder)
+
+    def load(self, name: str) -> NDArray[Any]:
+        """One of x, weights, bias, add, reference; read-only."""
+        return _load(self.folder / f"{name}.npy")
+
+    def pack(self, name: str, where: Placement) -> Array:
+        """`x` or `add` as it lies in a kernel's buffer; read-only."""
+        return _pack(self, name, where)
+
+    def scale(self) -> float:
+        """The root mean square of the reference; 1 where that is all zero."""
+        return _rms(self.folder / "reference.npy") or 1.0
+
+
+# A worker sees many candidates of one problem in a row.
+@functools.lru_cache(16)
+def _load(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r")
+    return array
+
+
+@functools.lru_cache(16)
+def _rms(path: Path) -> float:
+    return float(np.sqrt(np.square(_load(path)).mean()))
+
+
+@functools.lru_cache(4)
+def _pack(operands: Operands, name: str, where: Placement) -> Array:
+    packed = where.pack(operands.load(name))
+    packed.setflags(write=False)
+    return packed

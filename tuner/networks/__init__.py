@@ -1,0 +1,1 @@
+"""Whole networks: what to tune, measured choices, the final of whole plans, loading."""

@@ -1,0 +1,1 @@
+"""What a measurement is: records, environments, statistics, verdicts."""

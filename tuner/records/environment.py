@@ -1,0 +1,171 @@
+"""Where a measurement was taken: the machine, its load, and every version that matters."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.native.compile import llvm_version
+from fastrun.tuner.records.cgroup import cpu_limit, memory_limit
+from fastrun.tuner.records.record import RecordError, check_type, now
+
+_PACKAGES = Path(__file__).parents[2]
+"""The folder that holds the packages of `fastrun`."""
+
+PACKAGES = ("llvmlite", "numpy", "optuna")
+"""Distributions whose version a measurement or a search may depend on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """A manifest of one machine at one time. Sizes in bytes; '' or None is what cannot be read.
+
+    `machine` is `Cpu.fingerprint`, `features` LLVM's feature string, `cores` those this process
+    may use. `cpu_limit` (in cores) and `memory_limit` are those of the
+    control groups that this process is within. `load` is the load
+    average over 1, 5 and 15 minutes. Holds nothing that names a person, host or folder.
+    """
+
+    machine: str
+    model: str
+    features: str
+    l1: int
+    l2: int
+    l3: int
+    cores: int
+    memory: int
+    system: str
+    kernel: str
+    governor: str
+    turbo: str
+    smt: str
+    cpu_limit: float | None
+    memory_limit: int | None
+    load: tuple[float, float, float]
+    toolchain: str
+    versions: Mapping[str, str] = field(hash=False)
+    time: str = field(default_factory=now)
+
+    @classmethod
+    def host(cls) -> Environment:
+        """This machine, now."""
+        cpu = Cpu.host()
+        return cls(
+            machine=cpu.fingerprint,
+            model=cpu.model,
+            features=cpu.features,
+            l1=cpu.l1,
+            l2=cpu.l2,
+            l3=cpu.l3,
+            cores=cpu.cores,
+            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            system=_system(),
+            kernel=f"{platform.system()} {platform.release()}",
+            governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            turbo=_turbo(),
+            smt={"1": "on", "0": "off"}.get(_read("/sys/devices/system/cpu/smt/active"), ""),
+            cpu_limit=cpu_limit(),
+            memory_limit=memory_limit(),
+            load=os.getloadavg(),
+            toolchain=toolchain(),
+            versions=_versions(),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `Environment.from_dict` gives back an equal one."""
+        return asdict(self) | {"load": list(self.load), "versions": dict(self.versions)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Environment:
+        """Read what `to_dict` wrote, trusting nothing.
+
+        Raises:
+            RecordError: a field is missing, unknown or of the wrong type.
+        """
+        check_type("environment", data, dict)
+        if wrong := data.keys() ^ {f.name for f in fields(cls)}:
+            raise RecordError(f"environment field {min(wrong)!r:.60} is missing or unknown")
+        for f in fields(cls):
+            kinds = _KINDS.get(str(f.type))
+            if kinds and type(data[f.name]) not in kinds:
+                raise RecordError(f"environment field {f.name!r} is {data[f.name]!r:.60}")
+        load, versions = data["load"], data["versions"]
+        if not isinstance(load, list) or [type(x) for x in load] != [float] * 3:
+            raise RecordError(f"environment field 'load': expected three numbers, got {load!r:.60}")
+        if not isinstance(versions, dict) or {type(x) for x in versions.values()} - {str}:
+            raise RecordError(f"environment field 'versions': {versions!r:.60} are no versions")
+        return cls(**{**data, "load": tuple(load)})
+
+
+_KINDS: dict[str, set[type]] = {
+    "str": {str},
+    "int": {int},
+    "int | None": {int, NoneType},
+    "float | None": {int, float, NoneType},
+}
+
+
+@functools.cache
+def toolchain() -> str:
+    """What turns a schedule into machine code: LLVM's version and the generator's source hash."""
+    return f"llvm {llvm_version()}, kernels {generator_hash()}"
+
+
+def generator_hash() -> str:
+    """Twelve hex digits of every source file of `kernels`."""
+    return _source_hash("kernels")
+
+
+@functools.cache
+def tuner_hash() -> str:
+    """Twelve hex digits of every source file of `tuner`: what searched and measured."""
+    return _source_hash("tuner")
+
+
+def _source_hash(package: str) -> str:
+    digest = hashlib.sha256()
+    root = _PACKAGES / package
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "llvm": llvm_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found | {"kernels": generator_hash()}
+
+
+def _read(path: str) -> str:
+    """A small file of the kernel's, stripped; '' where there is none or it may not be read."""
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _system() -> str:
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME", "")
+    except OSError:
+        return platform.system()
+
+
+def _turbo() -> str:
+    if off := _read("/sys/devices/system/cpu/intel_pstate/no_turbo"):
+        return "off" if off == "1" else "on"
+    return {"1": "on", "0": "off"}.get(_read("/sys/devices/system/cpu/cpufreq/boost"), "")

@@ -1,0 +1,358 @@
+"""One measured fact: a schedule of a problem on a machine, and what came of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from fastrun.kernels.core.notebook import card
+from fastrun.tuner.records.statistics import typical
+from fastrun.tuner.records.units import duration, plural, size
+
+REGIMES = ("hot", "cold-weights")
+"""What the caches hold when a call starts: everything, or all but the weights."""
+
+STAGES = ("screen", "race", "final")
+"""How hard a candidate was measured, in rising order of trust."""
+
+PROTOCOL = 1
+"""The version of how samples are taken: another where new ones cannot be compared with older."""
+
+ALONE = -1
+"""The round of a sample that was taken in none: its candidate ran alone."""
+
+
+class RecordError(ValueError):
+    """Data that is no record. The message is one line and names the field."""
+
+
+class Outcome(StrEnum):
+    """How a candidate ended; the words of the T4 results format."""
+
+    CORRECT = "correct"
+    CONSTRAINTS = "constraints"
+    COMPILE = "compile"
+    RUNTIME = "runtime"
+    TIMEOUT = "timeout"
+    CORRECTNESS = "correctness"
+
+
+_OUTCOMES = tuple(Outcome)
+# Seconds that nothing takes; milliseconds of any less are finite too.
+_LONGEST = 1e12
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Error against float64, relative to the rms of the output.
+
+    `max` and `rms` are of the absolute error, `bias` is the mean of the signed one. A value that
+    is not finite counts as infinite, whatever its sign.
+    """
+
+    max: float
+    rms: float
+    bias: float
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if not math.isfinite(getattr(self, f.name)):
+                object.__setattr__(self, f.name, math.inf)
+
+    def to_dict(self) -> dict[str, float | None]:
+        """JSON form, which has no infinity: None stands for it."""
+        values = ((f.name, getattr(self, f.name)) for f in fields(self))
+        return {name: value if math.isfinite(value) else None for name, value in values}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Errors:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            RecordError: a value is missing, unknown or no number.
+        """
+        _check_names(_ERRORS, data, "errors.")
+        values = {k: _number(f"errors.{k}", v) for k, v in data.items() if v is not None}
+        return cls(**(dict.fromkeys(data, math.inf) | values))
+
+
+def now() -> str:
+    """The time, UTC, as ISO text; such texts sort as the times do."""
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def typical_of(processes: Sequence[Sequence[float]]) -> float:
+    """The geometric mean of what was `typical` in each process; infinite when there are none."""
+    times = [typical(samples) for samples in processes]
+    if len(times) < 2:
+        return times[0] if times else math.inf
+    return statistics.geometric_mean(times)
+
+
+def by_process(samples: Sequence[float], processes: Sequence[int]) -> list[tuple[float, ...]]:
+    """The samples of each process, in the order measured; all as one where nobody noted it."""
+    groups: dict[int, list[float]] = {}
+    for process, sample in zip(processes or (0,) * len(samples), samples, strict=True):
+        groups.setdefault(process, []).append(sample)
+    return [tuple(group) for group in groups.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One outcome, complete: enough to trust it, doubt it, or measure it again.
+
+    `problem` and `schedule` are text forms; `machine` is `Cpu.fingerprint`; `toolchain` names the
+    LLVM and the generator, and `ir_hash` the code they made ('' where none was made). `reason`
+    says in one line why the outcome is not correct. `samples` holds every timed block as
+    seconds per call, in the order measured, and `noise` the canary's largest reading around them
+    (0.1: fixed work took ten per cent longer than at its best; None where nobody looked).
+    `processes` says for each sample in which process of the race it was taken, and `rounds` in
+    which of its rounds, both from 0 (`ALONE` where the others did not run); samples of equal
+    process and round in several records of a run and stage can be compared in pairs. They are empty
+    where nobody noted it. `protocol` is the `PROTOCOL` by which samples were taken.
+    `workspace` is in bytes; `seconds` says what the trial cost (build, compile, verify, measure).
+    One record per schedule, run and stage: a run that measures again stores a new one.
+
+    Raises:
+        RecordError: a text of several lines (a `reason` is joined to one instead), a word outside
+            its vocabulary, a count or time out of range.
+    """
+
+    problem: str
+    schedule: str
+    machine: str
+    threads: int
+    regime: str
+    toolchain: str
+    ir_hash: str
+    outcome: Outcome
+    reason: str = ""
+    stage: str = "screen"
+    samples: tuple[float, ...] = ()
+    errors: Errors | None = None
+    workspace: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
+    baseline: bool = False
+    heuristic: bool = False
+    run: str = ""
+    time: str = field(default_factory=now)
+    noise: float | None = None
+    processes: tuple[int, ...] = ()
+    rounds: tuple[int, ...] = ()
+    protocol: int = 1
+
+    def __post_init__(self) -> None:
+        # Reasons come from compilers and dying processes: they are made one line, not refused.
+        words = " ".join(self.reason.split())
+        reason = "".join(c if c.isprintable() else "?" for c in words)
+        object.__setattr__(self, "reason", reason)
+        for name in _TYPES[str]:
+            check_line(name, getattr(self, name))
+        samples = tuple(float(sample) for sample in self.samples)
+        object.__setattr__(self, "samples", samples)
+        for name in self.seconds:
+            check_line("seconds", name)
+        _check_word("regime", self.regime, REGIMES)
+        _check_word("stage", self.stage, STAGES)
+        _check_word("outcome", self.outcome, _OUTCOMES)
+        if not (1 <= self.threads < 1 << 31 and 0 <= self.workspace < 1 << 63):
+            raise RecordError("record: threads is at least 1 and workspace at least 0")
+        if not all(0 < sample <= _LONGEST for sample in self.samples):
+            raise RecordError("record field 'samples': a time is positive and finite")
+        if not all(0 <= cost <= _LONGEST for cost in self.seconds.values()):
+            raise RecordError("record field 'seconds': a duration is finite and at least 0")
+        if self.noise is not None and not 0 <= self.noise < math.inf:
+            raise RecordError("record field 'noise': a deviation is finite and at least 0")
+        for name, least in (("processes", 0), ("rounds", ALONE)):
+            numbers = getattr(self, name)
+            if numbers and len(numbers) != len(self.samples):
+                raise RecordError(f"record field {name!r}: one number for each sample, or none")
+            if not all(least <= number < 1 << 31 for number in numbers):
+                raise RecordError(f"record field {name!r}: a number is at least {least}")
+        if not 1 <= self.protocol < 1 << 31:
+            raise RecordError("record field 'protocol': a version is at least 1")
+        if not is_utc(self.time):
+            raise RecordError(f"record field 'time': {self.time!r:.60} is not UTC in ISO form")
+
+    @property
+    def algorithm(self) -> str:
+        """The template's name."""
+        return self.schedule.partition("(")[0]
+
+    @property
+    def parameters(self) -> dict[str, int | bool | str]:
+        """The schedule's fields, read without knowing the algorithm; empty if it has none."""
+        body = self.schedule.partition("(")[2].removesuffix(")")
+        pairs = (part.strip().partition("=") for part in body.split(",") if part.strip())
+        return {name: _value(word) for name, _, word in pairs}
+
+    @property
+    def seconds_per_call(self) -> float:
+        """The geometric mean of what was `typical` in each process; infinite without samples."""
+        return typical_of(self.by_process())
+
+    def by_process(self) -> list[tuple[float, ...]]:
+        """The samples of each process, in the order measured; all as one where nobody noted it."""
+        return by_process(self.samples, self.processes)
+
+    @property
+    def key(self) -> str:
+        """Thirty-two hex digits of the content: the same fact has the same key everywhere."""
+        return content_key(self.to_dict())
+
+    def _repr_html_(self) -> str:
+        timed = ""
+        if self.samples:
+            low, high = min(self.samples), max(self.samples)
+            timed = f"{duration(self.seconds_per_call)} per call, {len(self.samples)} samples of "
+            timed += duration(low) if low == high else f"{duration(low)} to {duration(high)}"
+        facts = {
+            "schedule": self.schedule,
+            "outcome": f"{self.outcome}: {self.reason}" if self.reason else str(self.outcome),
+            "time": timed,
+            "error": f"{self.errors.rms:.1e} rms, {self.errors.max:.1e} at most"
+            if self.errors
+            else "",
+            "workspace": size(self.workspace),
+            "measured": f"{self.stage}, {plural(self.threads, 'thread')}, {self.regime}, "
+            f"machine {self.machine}, {self.time[:16].replace('T', ' ')} UTC",
+        }
+        return card(self.problem, facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form; `Record.from_dict` gives back an equal record.
+
+        What the first version of the form did not have is left out where it is not known, so that
+        the same fact keeps its key.
+        """
+        data = {name: getattr(self, name) for name in _NAMES}
+        data |= {"processes": list(self.processes), "rounds": list(self.rounds)}
+        known = {name: x for name, x in data.items() if name not in LATER or x != LATER[name]}
+        return known | {
+            "outcome": str(self.outcome),
+            "samples": list(self.samples),
+            "errors": self.errors and self.errors.to_dict(),
+            "seconds": dict(self.seconds),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Record:
+        """Read what `to_dict` wrote, trusting nothing: types, words and ranges are checked.
+
+        Raises:
+            RecordError: naming the first field that is missing, unknown or wrong.
+        """
+        data = {**LATER, **data}
+        _check_names(_NAMES, data)
+        for kind, names in _TYPES.items():
+            for name in names:
+                check_type(name, data[name], kind)
+        errors = data["errors"]
+        if errors is not None:
+            check_type("errors", errors, dict)
+        return cls(
+            **{name: data[name] for names in _TYPES.values() for name in names}
+            | {
+                "outcome": Outcome(_check_word("outcome", data["outcome"], _OUTCOMES)),
+                "samples": tuple(_number("samples", x) for x in data["samples"]),
+                "errors": None if errors is None else Errors.from_dict(errors),
+                "seconds": {k: _number("seconds", x) for k, x in data["seconds"].items()},
+                "noise": None if data["noise"] is None else _number("noise", data["noise"]),
+                "processes": tuple(_whole("processes", x) for x in data["processes"]),
+                "rounds": tuple(_whole("rounds", x) for x in data["rounds"]),
+            }
+        )
+
+
+_TYPES: dict[type, tuple[str, ...]] = {
+    str: (
+        *("problem", "schedule", "machine", "regime", "toolchain", "ir_hash", "outcome"),
+        *("reason", "stage", "run", "time"),
+    ),
+    int: ("threads", "workspace", "protocol"),
+    bool: ("baseline", "heuristic"),
+    list: ("samples", "processes", "rounds"),
+    dict: ("seconds",),
+}
+
+_NAMES = dict.fromkeys(f.name for f in fields(Record)).keys()
+_ERRORS = dict.fromkeys(f.name for f in fields(Errors)).keys()
+
+LATER: dict[str, Any] = {"noise": None, "processes": [], "rounds": [], "protocol": 1}
+"""What the first version of the form did not have, and what it is where it is not known."""
+
+
+def content_key(data: Mapping[str, Any]) -> str:
+    """Thirty-two hex digits that name a JSON object by what it says."""
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _check_names(declared: Set[str], data: Mapping[str, Any], prefix: str = "") -> None:
+    if missing := declared - data.keys():
+        raise RecordError(f"record field {prefix + min(missing)!r:.60} is missing")
+    if unknown := data.keys() - declared:
+        raise RecordError(f"record field {prefix + min(unknown)!r:.60} is unknown to this version")
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    """Refuse what is not of exactly this type.
+
+    Raises:
+        RecordError: naming the field.
+    """
+    if type(value) is not kind:
+        raise RecordError(f"record field {name!r}: expected {kind.__name__}, got {value!r:.60}")
+
+
+def check_line(name: str, text: object) -> None:
+    """Refuse what is not one line of text.
+
+    Raises:
+        RecordError: naming the field.
+    """
+    if not (isinstance(text, str) and text.isprintable()):
+        raise RecordError(f"record field {name!r}: {text!r:.60} is not one line of text")
+
+
+def _check_word(name: str, value: str, words: tuple[str, ...]) -> str:
+    if value not in words:
+        raise RecordError(f"record field {name!r}: {value!r:.60} is none of {', '.join(words)}")
+    return value
+
+
+def _number(name: str, value: object) -> float:
+    if type(value) not in (int, float):
+        raise RecordError(f"record field {name!r}: expected a number, got {value!r:.60}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        raise RecordError(f"record field {name!r}: {value!r:.20}... is too large") from None
+
+
+def _whole(name: str, value: object) -> int:
+    check_type(name, value, int)
+    return value  # type: ignore[return-value]
+
+
+def is_utc(text: str) -> bool:
+    """Whether this is a time in ISO form whose zone is UTC."""
+    try:
+        offset = datetime.fromisoformat(text).utcoffset()
+    except (ValueError, OverflowError):
+        return False
+    return offset is not None and not offset
+
+
+def _value(word: str) -> int | bool | str:
+    if word in ("yes", "no"):
+        return word == "yes"
+    return int(word) if re.fullmatch(r"-?[0-9]{1,18}", word) else word

@@ -1,0 +1,116 @@
+"""A kernel taken apart: what its schedule makes, and what the compiler makes of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Program
+from fastrun.kernels.core.template import KernelTemplate
+from fastrun.kernels.native.assembly import Facts, facts
+from fastrun.kernels.registry import applicable, templates
+from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.units import duration, percent, plural, significant, size
+
+_LISTING = 60
+"""Lines of a hot loop that are shown; unrolled ones go on for hundreds."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A problem, a schedule of it, and the program they make."""
+
+    problem: ConvProblem
+    template: KernelTemplate
+    schedule: Any
+    program: Program
+    facts: Facts
+
+    @classmethod
+    def of(cls, problem: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> Kernel:
+        """Build and compile it.
+
+        Raises:
+            ScheduleError: the schedule cannot be right for the problem.
+        """
+        program = template.program(problem, schedule, cpu)
+        return cls(problem, template, schedule, program, facts(program, cpu))
+
+
+def problem_lines(p: ConvProblem) -> Iterator[str]:
+    """The size of a problem, in operations and bytes."""
+    yield str(p)
+    source, result = 4 * p.n * p.c * p.h * p.w, 4 * p.n * p.oc * p.oh * p.ow
+    weights = 4 * p.oc * p.depth
+    moved = source + weights + result
+    yield f"  {significant(p.flops / 1e6)} MFLOP, output {p.n}x{p.oc}x{p.oh}x{p.ow}"
+    yield (
+        f"  {size(source)} in, {size(weights)} of weights, {size(result)} out: "
+        f"{significant(p.flops / moved)} FLOP per byte"
+    )
+
+
+def algorithm_lines(p: ConvProblem, cpu: Cpu) -> Iterator[str]:
+    """The algorithms that can do a problem with what they would do unmeasured, and the others."""
+    able = applicable(p, cpu)
+    for template in able:
+        yield f"  {template.text(template.heuristic(p, cpu))}"
+    for template in templates().values():
+        if template not in able:
+            yield f"  not {template.name}: {template.why_not(p, cpu)}"
+
+
+def kernel_lines(kernel: Kernel, source: str, record: Record | None, peak: float) -> Iterator[str]:
+    """A kernel's figures and its hot loop.
+
+    `source` says where the schedule is from, `record` what it was measured to take, if it was;
+    `peak` is the FLOP/s that shares are of.
+    """
+    program, found = kernel.program, kernel.facts
+    stages = ", ".join(f"{s.symbol} ({plural(s.tasks, 'task')})" for s in program.stages)
+    text = program.ir
+    yield f"{kernel.template.text(kernel.schedule)}   [{source}]"
+    yield f"  stages     {stages}"
+    yield f"  IR         {len(text.splitlines())} lines, {size(len(text))}, hash {program.ir_hash}"
+    yield f"  code       {size(found.code_bytes)}"
+    yield (
+        f"  workspace  {size(program.shared_bytes)} shared, {size(program.local_bytes)} per thread"
+    )
+    yield (
+        f"  hot loop   {found.fmas} vector FMAs of {plural(found.instructions, 'instruction')}, "
+        f"{found.memory_references} memory references"
+    )
+    spills = "" if not found.stack_references else ": values that found no register, or addresses"
+    yield (
+        f"  registers  {found.vector_registers} vector registers, "
+        f"{plural(found.stack_references, 'stack reference')} in the hot loop{spills}"
+    )
+    if found.fmas:
+        yield f"  predicted  at most {percent(found.bound)} of peak, by the hot loop's instructions"
+    else:
+        yield "  predicted  nothing: no vector FMA in the hot loop"
+    yield f"  measured   {_measured(kernel.problem, record, peak)}"
+    # Without the marks that LLVM leaves round inline assembly.
+    lines = found.hot_loop.splitlines()
+    listing = [line for line in lines if not line.lstrip().startswith(("#", "//"))]
+    if listing:
+        yield ""
+        yield from (line.expandtabs(8) for line in listing[:_LISTING])
+        if len(listing) > _LISTING:
+            yield f"        ... and {len(listing) - _LISTING} more; --asm shows all of the kernel"
+
+
+def _measured(p: ConvProblem, record: Record | None, peak: float) -> str:
+    if record is None or not record.samples:
+        return "not yet; `fastrun tune` measures"
+    took = record.seconds_per_call
+    error = f", error {record.errors.max:.1e} of the output's rms" if record.errors else ""
+    return (
+        f"{duration(took)}, {significant(p.flops / took / 1e9)} GFLOP/s, "
+        f"{percent(p.flops / took / peak)} of peak{error} "
+        f"({record.stage}, {plural(len(record.samples), 'sample')}, {record.regime}, "
+        f"{plural(record.threads, 'thread')})"
+    )

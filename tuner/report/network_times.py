@@ -1,0 +1,148 @@
+"""A whole network side by side: sums of its layers, plans timed in place, other engines.
+
+A sum of layers is what convolutions take one after the other, each timed alone; it leaves out all
+other work and what layers do to each other's caches. Only what was timed in place is a network.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
+from fastrun.tuner.records.record import RecordError
+from fastrun.tuner.records.units import ms, plural
+from fastrun.tuner.report.style import (
+    COLOURS,
+    FAINT,
+    Figure,
+    layer_canvas,
+    legend,
+    mark,
+    note,
+    plain_log,
+    rows,
+)
+from fastrun.tuner.store.standing import Standing, network_seconds
+
+SUM, RACED, BENCH = "sum of layers", "timed in place", "fastrun bench"
+"""Where a time is from."""
+
+BENCHED = "networks.json"
+"""The file of `fastrun bench --json` that a report looks for in its folder."""
+
+_OURS = "ours"  # as `fastrun bench` calls us
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a network: its layers, the newest final, and what `fastrun bench` found."""
+
+    name: str
+    layers: Sequence[Standing]
+    final: NetworkRecord | None
+    benched: Sequence[Mapping[str, Any]]
+
+    @property
+    def title(self) -> str:
+        """The name without folders."""
+        return Path(self.name).stem if Path(self.name).suffix == ".onnx" else self.name
+
+
+def benched(folder: Path, machine: str, threads: int, name: str) -> list[Mapping[str, Any]]:
+    """What the `BENCHED` file in a folder says of a network; nothing where it is of elsewhere.
+
+    Raises:
+        RecordError: it is no such file.
+    """
+    file = folder / BENCHED
+    if not file.exists():
+        return []
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data["machine"]["machine"] != machine:
+            return []
+        subjects = name, Path(name).stem
+        mine = [r for r in data["results"] if r["subject"] in subjects and r["threads"] == threads]
+        return [r for r in mine if r["seconds"] is not None]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            f"{file} is not what `fastrun bench --json` writes ({error}): move it away"
+        ) from error
+
+
+def side_by_side(networks: Sequence[Network]) -> pd.DataFrame:
+    """A row for everything that runs, or would run, a network.
+
+    Columns `network`, `who`, `seconds`, `over_heuristic` (times faster than the heuristic's plan
+    in the same race, NaN elsewhere) with its 95 % interval `low` to `high`, `source` (`SUM`,
+    `RACED` or `BENCH`), `samples`, and whether it is the plan `kept`.
+    """
+    found = [{"network": n.title, **row} for n in networks for row in _rows_of(n)]
+    return pd.DataFrame(found, columns=["network", *_COLUMNS])
+
+
+_COLUMNS = ("who", "seconds", "over_heuristic", "low", "high", "source", "samples", "kept")
+
+
+def _rows_of(network: Network) -> Iterator[dict[str, object]]:
+    def row(who: str, seconds: float, source: str, samples: int = 0, kept: bool = False,
+            over: Sequence[float] = (math.nan,) * 3) -> dict[str, object]:  # fmt: skip
+        return dict(zip(_COLUMNS, (who, seconds, *over, source, samples, kept), strict=True))
+
+    names = "layers: naive loops", "layers: heuristic", "layers: tuned"
+    sums = zip(names, network_seconds(network.layers), strict=True)
+    yield from (row(who, seconds, SUM) for who, seconds in sums if seconds == seconds)
+    if final := network.final:
+        for name, times in final.samples.items():
+            seconds = final.seconds(name)
+            over = (final.seconds(HEURISTIC) / seconds, *final.interval(name))
+            yield row(f"plan: {name}", seconds, RACED, len(times), name == final.kept, over)
+    for r in network.benched:
+        who = "fastrun, beside them" if r["engine"] == _OURS else r["engine"]
+        yield row(who, r["seconds"], BENCH, len(r["samples"]))
+
+
+def in_words(network: Network) -> str:
+    """What its times are, and are not."""
+    parts = [
+        f"Sums are of {plural(sum(s.count for s in network.layers), 'convolution')}, each timed "
+        "alone: a network does more, and its layers find their data elsewhere."
+    ]
+    if network.final:
+        times = network.final.samples[network.final.kept]
+        parts.append(
+            f"Plans raced as whole networks, {plural(len(times), 'run')} of each in turns "
+            f"({network.final.time[:10]}); kept: {network.final.kept}, {network.final.verdict}."
+        )
+    else:
+        parts.append("No plan was timed as a whole: `fastrun tune` does that at its end.")
+    if network.benched:
+        parts.append(
+            f"Other engines are from `{BENCHED}`, another run: compare them with fastrun there."
+        )
+    return " ".join(parts)
+
+
+def figure(table: pd.DataFrame) -> Figure:
+    """The times of one network, a row of `side_by_side` each."""
+    title = f"{table['network'].iloc[0]}: sums of layers, plans, other engines"
+    colours = dict(zip((SUM, RACED, BENCH), (FAINT, *COLOURS), strict=False))
+    with layer_canvas(table.assign(layer=table["who"]), title, "ms, logarithmic") as (page, axes):
+        axes.set_xscale("log")
+        low = 1e3 * table["seconds"].min() / 2
+        for y, row in enumerate(rows(table)):
+            took = 1e3 * row.seconds
+            axes.barh(y, took - low, left=low, height=0.62, color=colours[row.source])
+            note(axes, took, y, f"{ms(row.seconds)}{' (kept)' * row.kept}")
+        axes.set_xlim(low, 4e3 * table["seconds"].max())
+        plain_log(axes)
+        present = [source for source in colours if source in set(table["source"])]
+        legend(page, [mark("s", colours[source], source) for source in present])
+    return page

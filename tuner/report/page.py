@@ -1,0 +1,189 @@
+"""The report: a page and its twin in Markdown, figures, tables. Only this file imports jinja2."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from jinja2 import Environment as Templates
+from jinja2 import PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
+
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.machine.probe import MachineReport
+from fastrun.tuner.networks.targets import Target, merged
+from fastrun.tuner.records.network_record import NetworkRecord
+from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.units import plural
+from fastrun.tuner.report import style as look
+from fastrun.tuner.report.frames import (
+    algorithms_frame,
+    best_frame,
+    convergence_frame,
+    importance_frame,
+    outcomes_frame,
+    pareto_frame,
+)
+from fastrun.tuner.report.network_times import Network, benched, side_by_side
+from fastrun.tuner.report.sections import sections
+from fastrun.tuner.report.summary import Facts, conditions, summary, tiles
+from fastrun.tuner.store.database import Database, DatabaseError
+from fastrun.tuner.store.staleness import first_current
+from fastrun.tuner.store.standing import front, of_network, standings
+
+
+def write_report(
+    database: Database,
+    targets: Sequence[Target],
+    out: Path | None,
+    machine: MachineReport,
+    *,
+    threads: int,
+    regime: str,
+) -> Path:
+    """Write report.html, report.md, figures and tables into a folder; return the page's path.
+
+    Without targets, the report is of every problem measured on `machine` with these `threads` and
+    in this `regime`. The default folder is `results/` and a name for the machine. Other engines are
+    in it if what `fastrun bench --json` wrote of this machine lies there as `networks.json`.
+
+    Raises:
+        DatabaseError: nothing was measured there under these conditions.
+        RecordError: the `networks.json` there is damaged.
+        OSError: the folder cannot be written.
+    """
+    folder = out or Path("results") / machine_slug(machine)
+    facts = _gather(database, targets, machine, threads, regime, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    best = best_frame(facts.found, facts.peak)
+    parts = list(sections(facts, best))
+    for section in parts:
+        if section.figure:
+            look.save_png(section.figure, folder / f"{section.name}.png")
+    tables = {
+        "networks": side_by_side(facts.networks),
+        "layers": best,
+        "algorithms": algorithms_frame(facts.decisive),
+        "convergence": convergence_frame(facts.records),
+        "pareto": pareto_frame(facts.fronts),
+        "importance": importance_frame(facts.records),
+        "failures": outcomes_frame(facts.records),
+    }
+    tables = {name: table for name, table in tables.items() if len(table)}
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    content = {
+        "title": ", ".join(t.name for t in facts.targets) or "all problems measured",
+        "subtitle": conditions(facts),
+        "tiles": list(tiles(facts)),
+        "summary": list(summary(facts, list(best["layer"]))),
+        "sections": parts,
+        "csv": sorted(tables),
+        "ink": look.INK,
+        "paper": look.PAPER,
+        "faint": look.FAINT,
+    }
+    templates = Templates(
+        loader=PackageLoader("fastrun.tuner.report"),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"themed_svg": _themed_svg, "prose": _prose}
+    for name in ("report.html", "report.md"):
+        text = templates.get_template(name).render(content)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder / "report.html"
+
+
+def machine_slug(machine: MachineReport) -> str:
+    """A folder's name: the model, and enough of the fingerprint to tell its variants apart."""
+    model = re.sub(r"[^a-z0-9]+", "-", machine.model.lower()).strip("-")
+    return f"{model[:40].strip('-')}-{machine.machine[:8]}"
+
+
+def _gather(
+    database: Database,
+    targets: Sequence[Target],
+    machine: MachineReport,
+    threads: int,
+    regime: str,
+    folder: Path,
+) -> Facts:
+    where = machine.machine, threads, regime
+    problems = merged(targets)
+    if not targets:
+        problems = [(ConvProblem.parse(text), 1) for text in database.best_all(*where)]
+    names = {str(p) for p, _ in problems}
+    records = [
+        r
+        for r in database.records(machine=machine.machine, threads=threads, regime=regime)
+        if r.problem in names
+    ]
+    found = standings(database, problems, *where)
+    if not any(s.best for s in found):
+        asked = ", ".join(target.name for target in targets) or "any problem"
+        raise DatabaseError(
+            f"database {database.name} holds no valid measurement of {asked} on this machine with "
+            f"{plural(threads, 'thread')}, {regime}: `fastrun tune` first"
+        )
+    rankings = {p: database.ranking(p, *where, include_baselines=True) for p, _ in problems}
+    decisive = [r for ranking in rankings.values() for r in _best_of_each(ranking)]
+    runs = {r.run for r in records}
+    environments = [e for run in sorted(runs) for e in database.environments(run)]
+    return Facts(
+        machine=machine,
+        environments=[e for e in environments if e.machine == machine.machine],
+        targets=targets,
+        threads=threads,
+        regime=regime,
+        found=found,
+        records=records,
+        decisive=decisive,
+        fronts={p: front(ranking) for p, ranking in rankings.items()},
+        networks=[
+            Network(
+                target.name,
+                of_network(found, target.problems),
+                _newest_final(database, target, machine, threads),
+                benched(folder, machine.machine, threads, target.name),
+            )
+            for target in targets
+            if target.is_network
+        ],
+    )
+
+
+def _newest_final(
+    database: Database, target: Target, machine: MachineReport, threads: int
+) -> NetworkRecord | None:
+    finals = database.networks(graph=target.graph, machine=machine.machine, threads=threads)
+    return finals[-1] if finals else None
+
+
+def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
+    """The fastest record of every algorithm that the generator still makes."""
+    faster_first = sorted(ranking, key=lambda r: r.seconds_per_call)
+    for algorithm in sorted({r.algorithm for r in ranking}):
+        best = first_current(r for r in faster_first if r.algorithm == algorithm)
+        if best:
+            yield best
+
+
+def _prose(text: str) -> Markup:
+    """Sentences: code in backticks, numbers that stay with their unit."""
+    escaped = str(escape(text)).replace(" %", "\u00a0%")
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
+
+
+def _themed_svg(figure: look.Figure) -> Markup:
+    """A figure whose ink, paper and grid are the page's, light or dark; the page says its title."""
+    figure.suptitle("")
+    text = look.svg(figure)
+    for colour, name in ((look.INK, "ink"), (look.PAPER, "paper"), (look.FAINT, "faint")):
+        text = text.replace(colour, f"var(--{name})")
+    # Matplotlib's width and height would win over the page's.
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1))

@@ -1,0 +1,206 @@
+"""What a report is made from, and its first screen."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.machine.noise import NOISY, noise_of
+from fastrun.tuner.machine.probe import MachineReport
+from fastrun.tuner.networks.targets import Target
+from fastrun.tuner.records.environment import Environment
+from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.units import ms, plural, ratio
+from fastrun.tuner.report.network_times import Network
+from fastrun.tuner.store.standing import Standing, network_seconds, of_network
+
+IDLE = "not searched", "not measured"
+"""Verdicts on layers of which measuring could not gain anything."""
+
+_NAMED = 6  # layers of a kind; the table below has all
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that the report is made from."""
+
+    machine: MachineReport
+    environments: list[Environment]
+    targets: Sequence[Target]
+    threads: int
+    regime: str
+    found: list[Standing]
+    records: list[Record]
+    decisive: list[Record]
+    fronts: dict[ConvProblem, list[Record]]
+    networks: Sequence[Network]
+
+    @property
+    def peak(self) -> float:
+        """The measured FLOP/s of the threads used."""
+        return self.machine.peak_of(self.threads)
+
+    @property
+    def options(self) -> str:
+        """The options that commands need to speak of the same conditions."""
+        parts = [f" --threads {self.threads}"] if self.threads != 1 else []
+        return "".join([*parts, *([f" --regime {self.regime}"] if self.regime != "hot" else [])])
+
+
+def conditions(facts: Facts) -> str:
+    """Where and when it was measured, in one line."""
+    first, last = (pick(r.time for r in facts.records)[:16] for pick in (min, max))
+    when = first.replace("T", " ") if first[:10] == last[:10] else f"{first[:10]} to {last[:10]}"
+    return f"{facts.machine.model}, {plural(facts.threads, 'thread')}, {facts.regime}, {when} UTC"
+
+
+def tiles(facts: Facts) -> Iterator[tuple[str, str]]:
+    """The few figures to remember: a number and what it is."""
+    naive, heuristic, best = network_seconds(facts.found)
+    if any(t.is_network for t in facts.targets) and best == best:
+        known = f"; heuristic {ms(heuristic)} ms" if heuristic == heuristic else ""
+        yield f"{ms(best)} ms", f"all convolutions{known}"
+        if naive == naive:
+            yield ratio(naive / best), "faster than the naive loop"
+        if heuristic == heuristic:
+            yield ratio(heuristic / best), "faster than the heuristic"
+    verdicts = [s.verdict for s in facts.found if s.verdict not in IDLE]
+    which = "layers" if len(verdicts) == len(facts.found) else "searched layers"
+    yield f"{verdicts.count('faster')} of {len(verdicts)}", f"{which} surely faster by tuning"
+
+
+def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """What was tuned, how much faster it is, what did not get faster, how sure that is.
+
+    Pairs of a few words and the sentences they stand for; `labels` name the problems of `found`.
+    """
+    labels = [label.replace(" ", "\u00a0") for label in labels]
+    trials = sum(r.stage == "screen" for r in facts.records)
+    runs = len({r.run for r in facts.records})
+    searched = sum(s.verdict not in IDLE for s in facts.found)
+    left = f", {len(facts.found) - searched} not" if searched < len(facts.found) else ""
+    yield (
+        "Tuned",
+        f"{plural(searched, 'distinct convolution')}{left}, by {plural(trials, 'trial')} "
+        f"in {plural(runs, 'run')}.",
+    )
+    faster = " ".join([*_networks(facts), *_layers(facts, labels)])
+    if faster:
+        yield "How much faster", faster
+    slow = " ".join(_not_faster(facts, labels))
+    yield "What did not get faster", slow or "Nothing: every layer surely did."
+    yield from _certainty(facts)
+    errors = [s.best.errors.max for s in facts.found if s.best and s.best.errors]
+    if errors:
+        yield (
+            "Verified",
+            "Every result was compared with float64 before it was timed: the largest error of a "
+            f"winner is {max(errors):.1e} of the output's root mean square.",
+        )
+
+
+def _networks(facts: Facts) -> Iterator[str]:
+    """A sentence for each network: all of its convolutions, one after the other.
+
+    The first says what is meant, the others the same in fewer words.
+    """
+    explained = False
+    for target in (target for target in facts.targets if target.is_network):
+        own = of_network(facts.found, target.problems)
+        count = sum(s.count for s in own)
+        naive, heuristic, best = network_seconds(own)
+        lacking = sum(not (s.best and s.heuristic) for s in own)
+        if lacking:
+            yield (
+                f"{lacking} of {plural(len(own), 'problem')} of {target.name} "
+                "have no measurement of what the generators write today: "
+                f"`fastrun tune {target.name}` makes them."
+            )
+        elif not explained:
+            explained = True
+            slowest = f"{ratio(naive / best)} faster than the naive loop ({ms(naive)} ms), "
+            yield (
+                f"The {plural(count, 'convolution')} of {target.name} take {ms(best)} ms "
+                f"one after the other: {slowest if naive == naive else ''}"
+                f"{ratio(heuristic / best)} faster than the heuristic, which "
+                f"chooses without measuring ({ms(heuristic)} ms)."
+            )
+        else:
+            yield (
+                f"The {count} of {target.name}: {ms(best)} ms, "
+                f"{f'{ratio(naive / best)} and ' if naive == naive else ''}"
+                f"{ratio(heuristic / best)} faster."
+            )
+        if slow := sum(s.naive is None for s in own):
+            yield f"The naive loop of {slow} of {plural(len(own), 'problem')} was not measured."
+
+
+def _layers(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
+    """By how much single layers gained over the heuristic."""
+    gains = {
+        label: s.over_heuristic
+        for label, s in zip(labels, facts.found, strict=True)
+        if math.isfinite(s.over_heuristic) and s.verdict not in IDLE
+    }
+    if len(gains) > 1:
+        most = max(gains, key=gains.__getitem__)
+        mean = math.exp(statistics.fmean(math.log(gain) for gain in gains.values()))
+        yield (
+            f"Over the heuristic {len(gains)} searched layers gain {ratio(mean)} in the geometric "
+            f"mean, at most {ratio(gains[most])} ({most})."
+        )
+
+
+def _not_faster(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
+    """A sentence for each reason why layers do not count as faster than the heuristic."""
+    slow: Mapping[str, str] = {
+        "tie": "Not surely faster than the heuristic",
+        "heuristic": "Left as the heuristic had them",
+        "slower": "Surely slower than the heuristic's when they were measured again",
+        "unsure": "Measured in too few processes to say",
+        "not searched": "Not searched, of which only the heuristic's schedule was measured",
+        "not measured": "Not measured",
+    }
+    for verdict, words in slow.items():
+        named = [
+            label for label, s in zip(labels, facts.found, strict=True) if s.verdict == verdict
+        ]
+        if len(named) == len(facts.found):
+            yield f"{words}: all layers."
+        elif named:
+            shown, more = named[:_NAMED], len(named) - _NAMED
+            shown += [f"and {more} more"] if more > 0 else []
+            yield f"{words}: {plural(len(named), 'layer')}, {'; '.join(shown)}."
+
+
+def _certainty(facts: Facts) -> Iterator[tuple[str, str]]:
+    winners = [s for s in facts.found if s.best]
+    raced = [s.best for s in winners if s.best and s.raced]
+    said = []
+    if raced:
+        own = sum(best.heuristic for best in raced)
+        processes = min(len(best.by_process()) for best in raced)
+        samples = min(len(best.samples) for best in raced)
+        which = f", {own} of them the heuristic's own schedule" if own else ""
+        said.append(
+            f"{len(raced)} of {plural(len(winners), 'winner')}{which} raced the heuristic's "
+            f"schedule or the next best in interleaved rounds, {plural(samples, 'sample')} each at "
+            f"least, taken in no fewer than {processes} processes."
+        )
+    if others := len(winners) - len(raced):
+        said.append(f"{others} of {plural(len(winners), 'winner')} did not race: no more is known.")
+    said.append(
+        "A layer counts as faster only if the 95 % interval of its speed-up, over processes, "
+        "clears 3 %."
+    )
+    yield "How sure", " ".join(said)
+    noise = noise_of(facts.records)
+    if noise >= NOISY:
+        yield (
+            "A noisy machine",
+            f"By one in ten of the canary's readings, fixed work took {ratio(1 + noise)} its best "
+            "time, or more. Small differences are ties here.",
+        )

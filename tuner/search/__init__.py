@@ -1,0 +1,1 @@
+"""What to measure next: samplers, budgets, transfer between shapes, Fast-Run itself."""

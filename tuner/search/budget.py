@@ -1,0 +1,136 @@
+"""How long a run may take and what of it fits: by guesses, or by what was measured before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.measure.races import FINAL, Format
+from fastrun.tuner.measure.timing import Protocol
+from fastrun.tuner.records.record import Record
+
+# FLOP/s of what nobody has measured yet: the float64 reference, a first schedule, a naive loop.
+_REFERENCE, _SCHEDULE, _NAIVE = 1e10, 2e10, 1.5e9
+
+# Seconds until a run's processes answer, a fresh process in a final, a first look at a problem.
+_START, PROCESS, _LOOK = 2.0, 1.0, 3.0
+
+# Of a budget, the share for baselines, at most, and the least and most for races.
+BASELINES, RACES_LEAST, RACES_MOST = 0.3, 0.2, 0.5
+# What is kept for races, of what they should take.
+MARGIN = 1.2
+# How many times longer a final may take than it should where no race before it has shown that.
+UNKNOWN_PACE = 1.6
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to stop: after `seconds` of wall time, or `trials` per problem. None is no limit.
+
+    Seconds bound all of a run; what does not fit is left out, and the summary says so. What is
+    being measured when they are over is waited for. `worth` ends the search of a problem that has
+    levelled off: its best has fallen by less than this share while its trials doubled.
+    """
+
+    seconds: float | None = None
+    trials: int | None = None
+    worth: float | None = None
+
+
+@dataclass(frozen=True)
+class Races:
+    """What the races at the end are: so many leaders in the first one, and what form the final has.
+
+    `baselines` says whether the naive loop takes part in it, `alone` whether a schedule without
+    rivals is timed once more.
+    """
+
+    leaders: int
+    final: Format
+    baselines: bool = False
+    alone: bool = False
+
+
+DECISIVE = Races(4, FINAL)
+"""What a search leaves time for, if that takes no more than `RACES_MOST` of it."""
+
+RACES = (
+    Races(8, FINAL, baselines=True, alone=True),
+    Races(4, FINAL, baselines=True, alone=True),
+    DECISIVE,
+    Races(0, FINAL),
+    Races(0, replace(FINAL, processes=3)),
+    Races(0, replace(FINAL, processes=3, rounds=2)),
+    Races(0, replace(FINAL, processes=3, rounds=1)),
+)
+"""From what is wanted to the least that has an interval."""
+
+
+def first_seconds(p: ConvProblem) -> float:
+    """How long a problem's first outcome should take: operands, their reference, a schedule."""
+    return 0.5 + p.flops / _REFERENCE + p.flops / _SCHEDULE
+
+
+def baseline_seconds(p: ConvProblem, known: Iterable[Record]) -> float:
+    """How long a naive loop should take, by the slowest of those `known`."""
+    rates = [ConvProblem.parse(r.problem).flops / r.seconds_per_call for r in known]
+    return p.flops / min(rates, default=_NAIVE)
+
+
+def enough(problems: Sequence[ConvProblem]) -> float:
+    """Seconds that should do for a first look at all problems."""
+    return _START + math.fsum(_LOOK + 2 * first_seconds(p) for p in problems)
+
+
+def contestant_seconds(record: Record, form: Format) -> float:
+    """How long one who took so long before should take in each process of a race."""
+    call = record.seconds_per_call
+    verify = record.seconds.get("verify", 0.0)
+    if form.called_once(record.schedule, call):
+        return verify
+    # A block of one call is preceded by a whole one; two blocks calibrate.
+    warm = 1.0 if call >= form.block else form.protocol(record.schedule).rewarm
+    return verify + (2 + form.rounds * (1 + warm)) * max(call, form.block)
+
+
+def slowness(p: ConvProblem, seconds: float) -> float:
+    """How many times longer than expected a run took to its first outcome, of `p`; at least 1."""
+    return max(1.0, seconds / (_START + first_seconds(p)))
+
+
+def race_seconds(contestants: Iterable[Record], form: Format, slow: float) -> float:
+    """How long a race of these should take, their compiling included.
+
+    A fresh process takes `slow` times as long as on an idle machine.
+    """
+    made = each = 0.0
+    for record in contestants:
+        made += sum(record.seconds.get(part, 0.0) for part in ("build", "pack"))
+        each += contestant_seconds(record, form)
+    return made + form.processes * (slow * PROCESS + each)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """A budget per problem and the way to spend it.
+
+    `seconds` is wall time, None no limit; `worth` as in `Budget`; `sampler` one of
+    `tuner.search.proposer.SAMPLERS`.
+    """
+
+    seconds: float | None
+    worth: float | None
+    sampler: str = "gp"
+    protocol: Protocol = field(default_factory=Protocol)
+
+
+EFFORTS = {
+    "quick": Effort(3.0, 0.03),
+    "normal": Effort(8.0, 0.01),
+    "thorough": Effort(60.0, 0.003),
+    # For data that others replay: no candidate is given up, and all have samples enough to rank.
+    "exhaustive": Effort(None, None, "exhaustive", Protocol(blocks=7, give_up=math.inf)),
+}
+"""From a first look to every schedule there is."""

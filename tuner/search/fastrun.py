@@ -1,0 +1,534 @@
+"""Fast-Run: measure candidates for a network's problems within a budget, and keep every outcome.
+
+A pipeline: while one candidate is verified and timed in the sandbox, the next ones compile on the
+other cores. The last part of the budget goes to races of each problem's leaders
+(`tuner.measure.races`); what those measure is what counts. `tuner.search.budget` says what fits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from itertools import permutations
+from time import monotonic
+from typing import Any
+
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.measure.job import Compiled, Job, Limits, Result
+from fastrun.tuner.measure.measurer import DISTURBED, RETRIES, Measurer
+from fastrun.tuner.measure.races import FINAL, RACE, Format, race
+from fastrun.tuner.measure.timing import Protocol
+from fastrun.tuner.records.environment import toolchain
+from fastrun.tuner.records.provenance import Run
+from fastrun.tuner.records.record import PROTOCOL, Outcome, Record
+from fastrun.tuner.records.units import plural
+from fastrun.tuner.search import budget as costs
+from fastrun.tuner.search.budget import DECISIVE, RACES, Budget, Races
+from fastrun.tuner.search.problem_search import Candidate, ProblemSearch, next_search, related
+from fastrun.tuner.search.transfer import first_guesses
+from fastrun.tuner.store.database import Database
+
+# What is this close to a problem's leader races; so many of the fastest go to the final.
+NEAR, FINALISTS = 1.3, 3
+# The naive loop races in the final too, unless a call of it takes more than these seconds.
+PATIENCE = 0.5
+# Outcomes between two rounds of telling related problems who leads.
+GOSSIP = 25
+
+# Outcomes between two looks at how much time races will need.
+RESERVED = 10
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What an observer is told after every outcome.
+
+    `stage` is search, final or done; `record` the newest outcome; `left` the seconds of the
+    budget that remain, below 0 where it is overrun.
+    """
+
+    stage: str
+    searches: Sequence[ProblemSearch]
+    record: Record | None
+    trials: int
+    elapsed: float
+    left: float | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did. `trials` counts outcomes of this run, `known` those it found stored.
+
+    `settled` are the problems whose search ended before its budget: they had levelled off, or
+    nothing was left to try. `left_out` says in words what the budget had no time for.
+    """
+
+    run: str
+    searches: Sequence[ProblemSearch]
+    trials: int
+    known: int
+    seconds: float
+    interrupted: bool
+    settled: Sequence[ConvProblem] = ()
+    left_out: Sequence[str] = ()
+
+
+def fast_run(
+    problems: Sequence[tuple[ConvProblem, int]],
+    database: Database,
+    budget: Budget,
+    *,
+    threads: int = 1,
+    regime: str = "hot",
+    also: Sequence[str] = (),
+    seed: int = 0,
+    algorithms: Sequence[str] = (),
+    max_error: float | None = None,
+    max_workspace: int | None = None,
+    sampler: str = "gp",
+    protocol: Protocol | None = None,
+    limits: Limits | None = None,
+    measurer: Measurer | None = None,
+    observe: Callable[[Progress], None] | None = None,
+    command: str = "",
+) -> Summary:
+    """Tune distinct `problems`, each with the number of times its network has it.
+
+    The search goes by `regime`; the final is raced in it and in the regimes `also` given.
+
+    Outcomes that the database holds for the machine, toolchain, thread count and regime are
+    learnt from and not measured again. Candidates that err by more than `max_error`, an rms
+    relative to the output's, or take more than `max_workspace` bytes are recorded but cannot win.
+    `algorithms` restricts the search as `ProblemSearch` says, `sampler` is one of
+    `tuner.search.proposer.SAMPLERS`, `protocol` says how candidates are screened. `measurer`, a
+    `tuner.remote.fleet.Fleet`, measures on other machines, under the conditions it was made with;
+    else it is this machine with `threads`, `regime` and `limits`. `command` is what the records are
+    said to come from, this call if it is empty.
+
+    An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
+    says so.
+
+    Raises:
+        ValueError: more threads than cores.
+        ConnectionError: the scheduler of the other machines is gone.
+        ScheduleError: `algorithms` names a field or value that there is not.
+        DatabaseError: an outcome cannot be stored.
+    """
+    begin = monotonic()
+    with measurer or Measurer(threads, regime, limits) as measurer:
+        run = _Run(begin, database, budget, measurer, protocol, also, observe)
+        call = (
+            f"fast_run({len(problems)} problems, {budget}, threads={measurer.threads}, "
+            f"regime={measurer.regime!r}, also={[*also]}, seed={seed}, "
+            f"algorithms={[*algorithms]}, max_error={max_error}, max_workspace={max_workspace}, "
+            f"sampler={sampler!r})"
+        )
+        timing = f"screen: {protocol or Protocol()}; race: {RACE}; final: {FINAL}"
+        database.add_run(
+            Run(
+                name=measurer.run,
+                command=command or call,
+                sampler=sampler,
+                seed=seed,
+                timing=timing,
+            )
+        )
+        try:
+            run.prepare(problems, seed, algorithms, max_error, max_workspace, sampler)
+            run.search()
+            run.finals()
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
+        return run.summary(interrupted)
+
+
+@dataclass
+class _Run:
+    """One run's searches and clock."""
+
+    begin: float
+    database: Database
+    budget: Budget
+    measurer: Measurer
+    protocol: Protocol | None
+    also: Sequence[str]
+    observe: Callable[[Progress], None] | None
+    searches: list[ProblemSearch] = field(default_factory=list)
+    trials: int = 0
+    known: int = 0
+    left_out: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._slow = 1.0
+        self._reserved, self._reserved_at = 0.0, 0
+        self._for_baselines = costs.BASELINES * self._left
+        self._proposed = Counter[ConvProblem]()
+        # Where compiling must pause for timing, it pauses for several candidates at once.
+        cores = self.measurer.cores
+        self._batch = 2 * len(cores.compiling) if cores.shared else 1
+        self._ahead = self._batch + 2 * len(cores.compiling)
+
+    def prepare(
+        self,
+        problems: Sequence[tuple[ConvProblem, int]],
+        seed: int,
+        algorithms: Sequence[str],
+        max_error: float | None,
+        max_workspace: int | None,
+        sampler: str,
+    ) -> None:
+        """Make the searches and teach them what the database knows."""
+        measurer = self.measurer
+        where = measurer.cpu.fingerprint, measurer.threads, measurer.regime
+        best = self.database.best_all(*where)
+        winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
+        for problem, occurrences in problems:
+            search = ProblemSearch(
+                problem,
+                occurrences,
+                measurer.cpu,
+                seed,
+                algorithms,
+                max_error,
+                max_workspace,
+                sampler,
+            )
+            stored = self.database.records(
+                problem=str(problem),
+                machine=measurer.cpu.fingerprint,
+                threads=measurer.threads,
+                regime=measurer.regime,
+                toolchain=toolchain(),
+                protocol=PROTOCOL,
+            )
+            self.known += search.replay(stored)
+            ranking = self.database.ranking(problem, *where)
+            for schedule in first_guesses(problem, ranking, winners, measurer.cpu):
+                search.suggest(schedule)
+            self.searches.append(search)
+
+    def search(self) -> None:
+        """Spend the budget: propose, compile, measure and remember, several at a time."""
+        compiling: dict[Future[Compiled | Result], Candidate] = {}
+        ready: deque[tuple[Candidate, Compiled]] = deque()
+        timing: dict[Future[list[Result]], list[tuple[Candidate, Compiled]]] = {}
+        retries = Counter[Candidate]()
+        disturbed: dict[Candidate, Result] = {}
+        while True:
+            if self._search_left <= 0:
+                for known, program in ready:
+                    if known in disturbed:  # better than nothing
+                        self._remember(known, disturbed[known], program)
+                _drop(compiling, ready)
+            while len(compiling) + len(ready) < self._ahead:
+                candidate = self._propose()
+                if candidate is None:
+                    break
+                compiled = self.measurer.compile(candidate.problem, candidate.text)
+                compiling[compiled] = candidate
+            while len(timing) < self.measurer.width and (
+                len(ready) >= self._together(ready) or (ready and not compiling)
+            ):
+                batch = [ready.popleft() for _ in range(min(len(ready), self._together(ready)))]
+                timed = self.measurer.sandbox.submit_all([self._job(*b) for b in batch])
+                timing[timed] = batch
+            futures: list[Future[Any]] = [*compiling, *timing]
+            if not futures:
+                return
+            wait(futures, _timeout(self._search_left), FIRST_COMPLETED)
+            for timed in [f for f in timing if f.done()]:
+                for (candidate, program), result in zip(
+                    timing.pop(timed), timed.result(), strict=True
+                ):
+                    once = candidate.template.baseline  # it is no candidate, and the final has it
+                    if not once and _disturbed(result) and retries[candidate] < RETRIES:
+                        retries[candidate] += 1
+                        disturbed[candidate] = result
+                        ready.append((candidate, program))
+                        continue
+                    program.discard()
+                    self._remember(candidate, result, program)
+            for compiled in [f for f in compiling if f.done()]:
+                candidate, outcome = compiling.pop(compiled), compiled.result()
+                if isinstance(outcome, Compiled):
+                    ready.append((candidate, outcome))
+                else:
+                    self._remember(candidate, outcome, None)
+
+    def finals(self) -> None:
+        """Race each problem's leaders, then the fastest with the heuristic and the naive loop.
+
+        As far as there is time: what a problem gains for the whole network decides who is first.
+        """
+        self._say_what_was_not_begun()
+        searches = sorted(
+            (s for s in self.searches if s.measured),
+            key=lambda s: (len(s.measured) > 1, s.occurrences * s.best if s.leader else 0.0),
+            reverse=True,
+        )
+        races = self._affordable(searches)
+        leaders = {s.problem: _leaders(s, races) for s in searches}
+        fields = {
+            p: [r.schedule for r in some] for p, some in leaders.items() if len(some) > FINALISTS
+        }
+        raced: dict[ConvProblem, list[Record]] = {}
+        begin = self._elapsed
+        for record in race(self.measurer, fields, RACE, self._race_left):
+            self._store(record)
+            raced.setdefault(ConvProblem.parse(record.problem), []).append(record)
+        finalists = {
+            s.problem: _finalists(s, raced.get(s.problem) or leaders[s.problem], races)
+            for s in searches
+        }
+        if self._left <= self._slow * costs.PROCESS:
+            finalists = {}
+        elif not races.alone:
+            finalists = {p: some for p, some in finalists.items() if len(some) > 1}
+        # What made the first race take longer than expected will do so again.
+        expected = self._first_cost(leaders.values())
+        pace = max(1.0, (self._elapsed - begin) / expected) if expected else costs.UNKNOWN_PACE
+        finalists, final = self._that_fits(finalists, races.final, pace)
+        found = []
+        for record in race(self.measurer, finalists, final, self._race_left):
+            self._store(record)
+            found.append(record)
+        for regime in self.also:
+            self.measurer.regime = regime
+            for record in race(self.measurer, finalists, final, self._race_left):
+                self.database.add(record)
+        self._say_what_was_not_raced(races, leaders, found)
+        self._tell("done", None)
+
+    def summary(self, interrupted: bool) -> Summary:
+        """What has been done so far."""
+        return Summary(
+            self.measurer.run,
+            self.searches,
+            self.trials,
+            self.known,
+            self._elapsed,
+            interrupted,
+            [s.problem for s in self.searches if s.exhausted or self._levelled_off(s)],
+            self.left_out,
+        )
+
+    def _propose(self) -> Candidate | None:
+        """The next candidate of the whole run, or None when the budget or the spaces are spent."""
+        if self._search_left <= 0:
+            return None
+        trials = self.budget.trials
+        live = [
+            s
+            for s in self.searches
+            if (trials is None or self._proposed[s.problem] < trials)
+            and not self._levelled_off(s)
+            and (self._begun(s) or self._slow * costs.first_seconds(s.problem) <= self._search_left)
+        ]
+        while search := next_search([s for s in live if not self._begun(s)] or live):
+            candidate = search.propose(self._baseline_fits)
+            if candidate is not None:
+                self._proposed[search.problem] += 1
+                return candidate
+            live.remove(search)
+        return None
+
+    def _begun(self, search: ProblemSearch) -> bool:
+        return bool(search.history or self._proposed[search.problem])
+
+    def _baseline_fits(self, problem: ConvProblem, algorithm: str) -> bool:
+        """Whether there is time for a baseline; if so, it is set aside."""
+        known = (r for s in self.searches for r in s.measured.values() if r.algorithm == algorithm)
+        expected = costs.baseline_seconds(problem, known)
+        if expected > min(self._for_baselines, self._search_left):
+            return False
+        self._for_baselines -= expected
+        return True
+
+    def _together(self, ready: Sequence[tuple[Candidate, Compiled]]) -> int:
+        """How many candidates are timed in one turn on the cores: slow ones one at a time."""
+        slow = (self.protocol or Protocol()).slow
+        expected = self._search_of(ready[0][0].problem).best if ready else 0.0
+        return self._batch if expected < slow else 1
+
+    def _levelled_off(self, search: ProblemSearch) -> bool:
+        return self.budget.worth is not None and search.levelled_off(self.budget.worth)
+
+    def _affordable(self, searches: Sequence[ProblemSearch]) -> Races:
+        """The fullest races that there is time for."""
+        return next((r for r in RACES if self._race_cost(searches, r) <= self._left), RACES[-1])
+
+    def _race_cost(self, searches: Sequence[ProblemSearch], races: Races) -> float:
+        """How many seconds races should take."""
+        leaders = [_leaders(s, races) for s in searches]
+        finalists = {
+            s.problem: _finalists(s, some, races)
+            for s, some in zip(searches, leaders, strict=True)
+            if races.alone or len(some) > 1
+        }
+        return self._first_cost(leaders) + self._final_cost(finalists, races.final)
+
+    def _first_cost(self, leaders: Iterable[Sequence[Record]]) -> float:
+        fields = [record for some in leaders if len(some) > FINALISTS for record in some]
+        return costs.race_seconds(fields, RACE, self._slow) if fields else 0.0
+
+    def _final_cost(self, finalists: Mapping[ConvProblem, Sequence[str]], form: Format) -> float:
+        measured = {p: self._search_of(p).measured for p in finalists}
+        known = [measured[p][x] for p, some in finalists.items() for x in some if x in measured[p]]
+        return costs.race_seconds(known, form, self._slow) * (1 + len(self.also))
+
+    def _that_fits(
+        self, finalists: Mapping[ConvProblem, list[str]], form: Format, pace: float
+    ) -> tuple[dict[ConvProblem, list[str]], Format]:
+        """The final for which there is time: a shorter one, then one of fewer problems.
+
+        A final cut off before its third process would decide nothing. The first problems stay.
+        """
+        forms = [form, *(r.final for r in RACES if r.final.samples < form.samples)]
+        for fuller in forms:
+            if pace * self._final_cost(finalists, fuller) <= self._left:
+                return dict(finalists), fuller
+        left = dict(finalists)
+        while left and pace * self._final_cost(left, forms[-1]) > self._left:
+            left.popitem()
+        return left, forms[-1]
+
+    def _job(self, candidate: Candidate, program: Compiled) -> Job:
+        search = self._search_of(candidate.problem)
+        # A baseline is slow by nature and is measured whatever the incumbent.
+        incumbent = math.inf if candidate.template.baseline else search.best
+        return self.measurer.job(candidate.problem, program, incumbent, self.protocol)
+
+    def _remember(self, candidate: Candidate, result: Result, program: Compiled | None) -> None:
+        """Store the outcome of a trial, learn from it, pass it on."""
+        if not self.trials:
+            self._slow = costs.slowness(candidate.problem, self._elapsed)
+        self.trials += 1
+        self._store(self.measurer.record(candidate.problem, candidate.text, result, program))
+        if self.trials % GOSSIP == 0:
+            self._gossip()
+
+    def _store(self, record: Record) -> None:
+        for environment in self.measurer.environments():
+            self.database.add_environment(environment, self.measurer.run)
+        self.database.add(record)
+        self._search_of(ConvProblem.parse(record.problem)).tell(record)
+        self._tell("search" if record.stage == "screen" else "final", record)
+
+    def _search_of(self, problem: ConvProblem) -> ProblemSearch:
+        return next(s for s in self.searches if s.problem == problem)
+
+    @property
+    def _left(self) -> float:
+        """Seconds of the budget that remain."""
+        seconds = self.budget.seconds
+        return math.inf if seconds is None else seconds - self._elapsed
+
+    @property
+    def _search_left(self) -> float:
+        """Seconds that remain until the races should begin."""
+        seconds = self.budget.seconds
+        if seconds is None:
+            return math.inf
+        if self.trials >= self._reserved_at + RESERVED:
+            self._reserved_at = self.trials
+            searches = [s for s in self.searches if s.leader]
+            self._reserved = costs.MARGIN * self._race_cost(searches, DECISIVE)
+        least, most = costs.RACES_LEAST * seconds, costs.RACES_MOST * seconds
+        return self._left - min(max(least, self._reserved), most)
+
+    def _race_left(self) -> float:
+        self._tell("final", None)
+        return self._left
+
+    def _say_what_was_not_begun(self) -> None:
+        idle = sum(not s.history for s in self.searches)
+        if idle and self._left < math.inf:
+            self.left_out.append(f"{idle} of {plural(len(self.searches), 'problem')}")
+        slow = sum(not math.isfinite(s.naive) for s in self.searches if s.history)
+        if slow and self._left < math.inf:
+            self.left_out.append(f"the naive loop of {plural(slow, 'problem')}")
+
+    def _say_what_was_not_raced(
+        self,
+        races: Races,
+        leaders: Mapping[ConvProblem, Sequence[Record]],
+        found: Sequence[Record],
+    ) -> None:
+        if races.leaders == 0:
+            self.left_out.append("races before the final")
+        elif races.leaders < RACES[0].leaders:
+            self.left_out.append(f"races of more than {races.leaders} leaders")
+        raced = {ConvProblem.parse(r.problem) for r in found}
+        if missing := sum(len(some) > 1 and p not in raced for p, some in leaders.items()):
+            self.left_out.append(f"the final of {plural(missing, 'problem')}")
+        ran = max((len(set(r.processes)) for r in found), default=FINAL.processes)
+        if ran < FINAL.processes:
+            lacking = f"{FINAL.processes - ran} of {FINAL.processes} processes of the final"
+            self.left_out.append(lacking)
+
+    def _gossip(self) -> None:
+        """Let related problems try each other's leaders, and layouts too."""
+        for search in self.searches:
+            search.spread()
+        for a, b in permutations(self.searches, 2):
+            if a.leader is not None and related(a.problem, b.problem):
+                b.suggest(a.leader.schedule)
+
+    def _tell(self, stage: str, record: Record | None) -> None:
+        if self.observe is not None:
+            left = None if self.budget.seconds is None else self._left
+            self.observe(Progress(stage, self.searches, record, self.trials, self._elapsed, left))
+
+    @property
+    def _elapsed(self) -> float:
+        return monotonic() - self.begin
+
+
+def _disturbed(result: Result) -> bool:
+    """Whether the samples tell of the machine rather than of the candidate."""
+    spread = max(result.samples) / min(result.samples) - 1 if result.samples else 0.0
+    return max(result.noise or 0.0, spread) > DISTURBED
+
+
+def _leaders(search: ProblemSearch, races: Races) -> list[Record]:
+    """The records of the fastest schedules so far that are worth racing against each other."""
+    ranked = sorted(search.measured.values(), key=lambda r: r.seconds_per_call)
+    near = [r for r in ranked if not r.baseline and r.seconds_per_call <= NEAR * search.best]
+    return near[: max(races.leaders, FINALISTS)]
+
+
+def _finalists(search: ProblemSearch, raced: Sequence[Record], races: Races) -> list[str]:
+    """The fastest of those raced, the heuristic's and, unless it is too slow, the naive loop."""
+    correct = [r for r in raced if r.outcome == Outcome.CORRECT]
+    fastest = sorted(correct, key=lambda r: r.seconds_per_call)[:FINALISTS]
+    naive = [r.schedule for r in search.measured.values() if r.algorithm == "naive"]
+    patient = naive if races.baselines and search.naive <= PATIENCE else []
+    return list(dict.fromkeys([*(r.schedule for r in fastest), search.heuristic, *patient]))
+
+
+def _drop(
+    compiling: dict[Future[Compiled | Result], Candidate],
+    ready: deque[tuple[Candidate, Compiled]],
+) -> None:
+    """Forget candidates that nobody will have time for."""
+    for future in compiling:
+        if not future.cancel():
+            future.add_done_callback(_discard)
+    for _, program in ready:
+        program.discard()
+    compiling.clear()
+    ready.clear()
+
+
+def _discard(future: Future[Compiled | Result]) -> None:
+    if future.exception() is None and isinstance(program := future.result(), Compiled):
+        program.discard()
+
+
+def _timeout(left: float) -> float | None:
+    """How long to wait: until a budget is over, or for ever."""
+    return left if 0 < left < math.inf else None

@@ -1,0 +1,1 @@
+"""What is remembered: the database, its schema, exchange formats, and where each problem stands."""

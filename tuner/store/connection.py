@@ -1,0 +1,252 @@
+"""An SQL database as ours: a file or a server, opened, of today's schema, with plain errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sql
+from sqlalchemy import exc
+
+from fastrun.kernels.native.cache import cache_root
+from fastrun.tuner.store.forks import FORKS
+from fastrun.tuner.store.schema import FIRST_TABLES, META, TABLES, migration, schema_version
+
+_CREATION_LOCK = 0x46617374
+"""An arbitrary number on which clients of one PostgreSQL server agree."""
+
+_SMALLEST = 512
+"""Bytes of an SQLite file that is not empty. It takes a file of one byte for an empty one."""
+
+_ADVICE = {
+    "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
+    "SQLITE_READONLY": "is read-only: make it writable, or name another file (--db) or another "
+    "folder for all files (FASTRUN_CACHE)",
+    "SQLITE_FULL": "has no room: free some disk space and go on; what was stored is safe",
+    "SQLITE_IOERR": "cannot be written or read: the disk is full or failing; free some space, "
+    "go on; what was stored is safe",
+    "SQLITE_CORRUPT": "is damaged: move it away (`sqlite3 FILE .recover` saves what is readable)",
+    "SQLITE_NOTADB": "is not a database: name another file",
+    "SQLITE_CANTOPEN": "cannot be opened: check that it is a file you may read, in a folder "
+    "that exists and, to make it, may be written (--db and FASTRUN_CACHE name others)",
+}
+
+
+class DatabaseError(RuntimeError):
+    """The database cannot do this. The message is one line and says what to do."""
+
+
+class Store:
+    """What `tuner.store.database.Database`, which explains the arguments, reads and writes.
+
+    An empty database is given our tables, one of an older schema is migrated. Transactions of
+    several processes wait for each other; one inherited by fork has connections of its own. A file
+    is never opened but through SQLite: whoever closes a file drops all locks that its process has
+    on it, SQLite's too.
+
+    Every method raises:
+        DatabaseError: locked, read-only, damaged, of a newer schema, not ours, out of disk space.
+    """
+
+    def __init__(self, url: str | Path | None, read_only: bool, timeout: float) -> None:
+        address = _address(str(url or cache_root() / "fastrun.db"))
+        path = self.path = _file(address)
+        self.name = str(path) if path else address.render_as_string(hide_password=True)
+        self.read_only = read_only or bool(path and not _writable(path))
+        options: dict[str, Any] = {}
+        if address.get_backend_name() == "sqlite":
+            options["connect_args"] = {"timeout": timeout}
+        else:
+            options["pool_pre_ping"] = True  # the server may have been restarted
+        if path:
+            address = self._file_address(path)
+        try:
+            self._engine = sql.create_engine(address, **options)
+        except ModuleNotFoundError as error:
+            raise DatabaseError(
+                f"database {self.name} needs the Python package {error.name}: install it"
+            ) from error
+        except exc.ArgumentError as error:
+            raise DatabaseError(f"database {self.name}: {error}") from error
+        if address.get_backend_name() == "sqlite":
+            sql.event.listen(self._engine, "connect", self._on_connect)
+            sql.event.listen(self._engine, "begin", self._on_begin)
+        self._writer = self._engine.execution_options(writes=True)
+        if path or address.get_backend_name() != "sqlite":
+            FORKS.add(self)  # what is in memory alone a child has a copy of
+        self._prepare()
+
+    def close(self) -> None:
+        """Let go of the file or server."""
+        self._engine.dispose()
+
+    def holds(self, path: Path) -> bool:
+        """Whether a path is the database's file, by whatever name."""
+        return bool(self.path and self.path.exists() and path.exists() and path.samefile(self.path))
+
+    @contextmanager
+    def reading(self) -> Iterator[sql.Connection]:
+        """A transaction that reads."""
+        with FORKS.use(), self._explained(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sql.Connection]:
+        """A transaction that writes; it is done when the block ends, undone when that raises."""
+        if self.read_only:
+            raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_READONLY']}")
+        with FORKS.use(), self._explained(), self._writer.begin() as connection:
+            yield connection
+
+    def _on_connect(self, connection: sqlite3.Connection, _: object) -> None:
+        # SQLAlchemy's begin event opens transactions, not the driver.
+        connection.isolation_level = None
+        connection.execute("PRAGMA trusted_schema = OFF")
+        # With a write-ahead log a commit reaches the kernel, which a killed process does not take
+        # along; only a loss of power may cost the last commits, and never the file.
+        connection.execute("PRAGMA synchronous = NORMAL")
+
+    @staticmethod
+    def _on_begin(connection: sql.Connection) -> None:
+        # A transaction that reads first and writes later could not wait for another's lock.
+        writes = connection.get_execution_options().get("writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    def _file_address(self, path: Path) -> sql.URL:
+        if 0 < _size(path) < _SMALLEST:
+            raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_NOTADB']}")
+        query = {"uri": "true", "mode": "ro" if self.read_only else "rwc"}
+        if self.read_only:
+            if not os.path.exists(path):
+                raise DatabaseError(f"no database at {path}: check the name, or tune first")
+            # Without a log there is no writer, and in this folder none of ours can appear.
+            if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
+                query["immutable"] = "1"
+        elif path.parent == cache_root().absolute():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DatabaseError(
+                    f"cannot make the folder {path.parent}: {error.strerror}; name another file "
+                    "(--db), or another folder for all files (FASTRUN_CACHE)"
+                ) from error
+        elif not path.parent.is_dir():
+            raise DatabaseError(
+                f"no folder {path.parent} for the database {path.name}: check the name, or make it"
+            )
+        return sql.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
+
+    def _prepare(self) -> None:
+        """Check that this is ours; make the tables where there are none, migrate older ones."""
+        with self.reading() as connection:
+            version = self._stored_version(connection)
+        if self.read_only and version != schema_version():
+            state = "is empty" if version is None else f"has schema {version}, which is older"
+            raise DatabaseError(
+                f"database {self.name} {state}: what writes to it, such as `fastrun tune --db`, "
+                "brings it up to date"
+            )
+        if not self.read_only and self._engine.name == "sqlite":
+            # Only now: a file that is not ours is left as it is.
+            with FORKS.use(), self._explained(), closing(self._engine.raw_connection()) as raw:
+                raw.cursor().execute("PRAGMA journal_mode = WAL")
+        if version != schema_version():
+            self._bring_up_to_date()
+
+    def _bring_up_to_date(self) -> None:
+        with self.writing() as connection:
+            if self._engine.name == "postgresql":
+                # SQLite's writers exclude each other anyway.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
+            # Another process may have done it since we looked.
+            version = self._stored_version(connection)
+            if version is None:
+                TABLES.create_all(connection)
+                connection.execute(sql.insert(META), {"name": "schema", "value": ""})
+            else:
+                for statement in migration(version):
+                    connection.execute(sql.text(statement))
+            value = {"value": str(schema_version())}
+            connection.execute(sql.update(META).where(META.c.name == "schema"), value)
+
+    def _stored_version(self, connection: sql.Connection) -> int | None:
+        """The schema found, or None in an empty database."""
+        tables = set(sql.inspect(connection).get_table_names())
+        if not tables:
+            return None
+        if not tables >= FIRST_TABLES:
+            raise DatabaseError(f"database {self.name} holds other tables: use one of its own")
+        if connection.dialect.name == "sqlite":
+            # They would run with what we write.
+            query = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'"
+            if connection.exec_driver_sql(query).scalar_one():
+                raise DatabaseError(f"database {self.name} holds triggers: drop them to use it")
+        stored = sql.select(META.c.value).where(META.c.name == "schema")
+        version = str(connection.execute(stored).scalar_one_or_none())
+        if not re.fullmatch("[1-9][0-9]{0,5}", version):
+            raise DatabaseError(f"database {self.name} names no schema: use another one")
+        if int(version) > schema_version():
+            raise DatabaseError(
+                f"database {self.name} has schema {version}, this version knows up to "
+                f"{schema_version()}: update fastrun-toolkit or use another database"
+            )
+        if int(version) == schema_version() and not tables >= TABLES.tables.keys():
+            raise DatabaseError(f"database {self.name} lacks tables of ours: use another one")
+        return int(version)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.IntegrityError:
+            raise
+        except UnicodeError as error:  # in names of the schema
+            raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_CORRUPT']}") from error
+        except exc.DBAPIError as error:
+            name = getattr(error.orig, "sqlite_errorname", "")
+            advice = (text for prefix, text in _ADVICE.items() if name.startswith(prefix))
+            first = f"cannot be used: {str(error.orig).splitlines()[0]}"
+            raise DatabaseError(f"database {self.name} {next(advice, first)}") from error
+
+
+def _address(text: str) -> sql.URL:
+    try:
+        return sql.make_url(text) if "://" in text else sql.URL.create("sqlite", database=text)
+    except (exc.ArgumentError, ValueError) as error:
+        shown = re.sub("://.*@", "://***@", text)
+        raise DatabaseError(
+            f"not a database address: {shown!r:.200}; use a path or a URL"
+        ) from error
+
+
+def _file(address: sql.URL) -> Path | None:
+    """The file of an SQLite address, unless it is in memory."""
+    if address.get_backend_name() != "sqlite" or address.database in (None, "", ":memory:"):
+        return None
+    if "\0" in str(address.database):
+        raise DatabaseError(f"no file can be called {address.database!r:.60}")
+    try:
+        return Path(str(address.database)).expanduser().absolute()
+    except RuntimeError as error:
+        raise DatabaseError(f"no file can be called {address.database!r:.60}: {error}") from error
+
+
+def _size(path: Path) -> int:
+    """Of a file, in bytes; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:  # none, or one that SQLite will not be able to open either
+        return 0
+
+
+def _writable(path: Path) -> bool:
+    """Whether a file and, for its log, its folder may be written; True where there is none."""
+    return not os.path.exists(path) or (
+        os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+    )

@@ -1,0 +1,141 @@
+"""Records as files that others read: T4 results, CSV, JSON lines; the first and last read back."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from fastrun.tuner.records.environment import Environment
+from fastrun.tuner.records.provenance import Run
+from fastrun.tuner.records.record import LATER, Record, RecordError
+from fastrun.tuner.store.t4 import read_t4, write_t4
+
+# Bytes of a line, and of a T4 file, beyond which it is none of ours; a few hundred bytes of gzip
+# can say more than memory holds.
+_LONGEST, _LARGEST = 1 << 24, 1 << 30
+
+Writer = Callable[[Sequence[Record], Sequence[Environment], Sequence[Run]], str]
+
+
+def write(
+    path: Path,
+    form: str,
+    records: Sequence[Record],
+    environments: Sequence[Environment],
+    runs: Sequence[Run] = (),
+) -> None:
+    """Write `records` in a format of `FORMATS`; a name that ends in `.gz` is compressed.
+
+    `environments` and `runs` say where and how they came about.
+    The file appears whole or not at all, and equal records give equal bytes.
+
+    Raises:
+        ValueError: unknown format.
+        OSError: the file cannot be written.
+    """
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}: use one of {', '.join(FORMATS)}")
+    write_text(path, FORMATS[form](records, environments, runs))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all, compressed if its name ends in `.gz`.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    payload = text.encode()
+    if path.suffix == ".gz":
+        payload = gzip.compress(payload, mtime=0)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+        try:
+            file.write(payload)
+            file.flush()
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def read(path: Path) -> tuple[list[Record], list[Run]]:
+    """The records of a JSON lines or T4 file, and what it says of their runs.
+
+    The name says which, compressed if it ends in `.gz`.
+
+    Raises:
+        RecordError: a line or result is no record; the message names it.
+        OSError: the file cannot be read.
+    """
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+        if path.name.removesuffix(".gz").endswith(".json"):
+            try:
+                text = file.read(_LARGEST + 1)
+                if len(text) > _LARGEST:
+                    raise RecordError(f"more than {_LARGEST >> 20} MB: split it")
+                return read_t4(text)
+            except RecordError as error:
+                raise RecordError(f"{path}: {error}") from error
+        records, runs = [], dict[Run, None]()
+        for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), b""), start=1):
+            try:
+                if len(line) > _LONGEST:
+                    raise RecordError(f"a line of more than {_LONGEST >> 20} MB is no record")
+                data = json.loads(line)
+                if not isinstance(data, dict):
+                    raise RecordError("not a JSON object")
+                if (made := data.pop("provenance", None)) is not None:
+                    runs[Run.from_dict(made)] = None
+                records.append(Record.from_dict(data))
+            except (ValueError, RecursionError) as error:
+                raise RecordError(f"{path}, line {number}: {error}") from error
+        return records, list(runs)
+
+
+def _jsonl(
+    records: Iterable[Record], environments: Sequence[Environment], runs: Sequence[Run]
+) -> str:
+    made = {run.name: {"provenance": run.to_dict()} for run in runs}
+    lines = (record.to_dict() | made.get(record.run, {}) for record in records)
+    return "".join(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+
+
+def _csv(
+    records: Sequence[Record], environments: Sequence[Environment], runs: Sequence[Run]
+) -> str:
+    made = {run.name: _flat_run(run) for run in runs}
+    rows = [_flat(record) | made.get(record.run, {}) for record in records]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _flat(record: Record) -> dict[str, object]:
+    """One level of names: `errors.max`, `seconds.compile`; the samples as a JSON list."""
+    data = LATER | record.to_dict()
+    errors, seconds = data.pop("errors") or {}, data.pop("seconds")
+    timed = {"seconds_per_call": record.seconds_per_call} if record.samples else {}
+    return (
+        data
+        | {"algorithm": record.algorithm}
+        | {name: json.dumps(data[name]) for name in ("samples", "processes", "rounds")}
+        | timed
+        | {f"errors.{name}": value for name, value in errors.items()}
+        | {f"seconds.{name}": value for name, value in seconds.items()}
+    )
+
+
+def _flat_run(run: Run) -> dict[str, object]:
+    return {f"run.{name}": value for name, value in run.to_dict().items() if name != "name"}
+
+
+FORMATS: dict[str, Writer] = {"t4": write_t4, "csv": _csv, "jsonl": _jsonl}

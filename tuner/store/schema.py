@@ -1,0 +1,368 @@
+"""How records lie in SQL: the tables, their versions, and the query that ranks schedules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict, Unpack
+
+import sqlalchemy as sql
+
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.records.environment import Environment
+from fastrun.tuner.records.network_record import NetworkRecord
+from fastrun.tuner.records.provenance import Run
+from fastrun.tuner.records.record import (
+    LATER,
+    PROTOCOL,
+    STAGES,
+    Outcome,
+    Record,
+    RecordError,
+    by_process,
+    content_key,
+    typical_of,
+)
+
+TABLES = sql.MetaData()
+
+META = sql.Table(
+    "meta",
+    TABLES,
+    sql.Column("name", sql.String(32), primary_key=True),
+    sql.Column("value", sql.Text, nullable=False),
+)
+
+ENVIRONMENTS = sql.Table(
+    "environments",
+    TABLES,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("key", sql.String(32), unique=True, nullable=False),
+    sql.Column("machine", sql.Text, nullable=False),
+    sql.Column("run", sql.Text, nullable=False),
+    sql.Column("body", sql.Text, nullable=False),
+)
+
+RECORDS = sql.Table(
+    "records",
+    TABLES,
+    sql.Column("id", sql.Integer, primary_key=True),
+    sql.Column("key", sql.String(32), unique=True, nullable=False),
+    *(
+        sql.Column(name, sql.Text, nullable=False)
+        for name in (
+            *("problem", "algorithm", "schedule", "machine", "regime", "toolchain", "ir_hash"),
+            *("outcome", "reason", "stage", "run", "time"),
+        )
+    ),
+    sql.Column("threads", sql.Integer, nullable=False),
+    sql.Column("baseline", sql.Boolean, nullable=False),
+    sql.Column("heuristic", sql.Boolean, nullable=False),
+    sql.Column("workspace", sql.BigInteger, nullable=False),
+    sql.Column("seconds_per_call", sql.Double),
+    sql.Column("error_rms", sql.Double),
+    sql.Column("noise", sql.Double),
+    sql.Column("errors", sql.Text, nullable=False),
+    sql.Column("samples", sql.Text, nullable=False),
+    sql.Column("seconds", sql.Text, nullable=False),
+    sql.Column("processes", sql.Text, nullable=False, server_default="[]"),
+    sql.Column("rounds", sql.Text, nullable=False, server_default="[]"),
+    sql.Column("protocol", sql.Integer, nullable=False, server_default="1"),
+    sql.Index("records_asked_for", "problem", "machine", "threads", "regime"),
+    sql.Index("records_of_run", "run"),
+    sql.Index("records_of_code", "ir_hash", "machine", "toolchain"),
+)
+
+NETWORKS = sql.Table(
+    "networks",
+    TABLES,
+    sql.Column("key", sql.String(32), primary_key=True),
+    *(
+        sql.Column(name, sql.Text, nullable=False)
+        for name in (
+            *("network", "graph", "machine", "limits", "toolchain", "ir_hash", "kept", "plan"),
+            *("run", "time"),
+        )
+    ),
+    sql.Column("threads", sql.Integer, nullable=False),
+    sql.Column("seconds_per_run", sql.Double, nullable=False),
+    sql.Column("samples", sql.Text, nullable=False),
+)
+
+RUNS = sql.Table(
+    "runs",
+    TABLES,
+    sql.Column("key", sql.String(32), primary_key=True),
+    sql.Column("name", sql.Text, nullable=False),
+    sql.Column("body", sql.Text, nullable=False),
+)
+
+FIRST_TABLES = {META.name, ENVIRONMENTS.name, RECORDS.name}
+"""What a database of any schema holds."""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    ("ALTER TABLE records ADD COLUMN noise DOUBLE PRECISION",),
+    (
+        'CREATE TABLE networks ("key" VARCHAR(32) NOT NULL PRIMARY KEY, network TEXT NOT NULL, '
+        "graph TEXT NOT NULL, machine TEXT NOT NULL, limits TEXT NOT NULL, "
+        "toolchain TEXT NOT NULL, ir_hash TEXT NOT NULL, kept TEXT NOT NULL, plan TEXT NOT NULL, "
+        "run TEXT NOT NULL, time TEXT NOT NULL, threads INTEGER NOT NULL, "
+        "seconds_per_run DOUBLE PRECISION NOT NULL, samples TEXT NOT NULL)",
+    ),
+    (
+        "ALTER TABLE records ADD COLUMN processes TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE records ADD COLUMN rounds TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE records ADD COLUMN protocol INTEGER DEFAULT 1 NOT NULL",
+        'CREATE TABLE runs ("key" VARCHAR(32) NOT NULL PRIMARY KEY, name TEXT NOT NULL, '
+        "body TEXT NOT NULL)",
+    ),
+)
+"""MIGRATIONS[i] holds the SQL statements that turn schema i + 1 into i + 2."""
+
+Row = dict[str, Any]
+
+_JSON = ("errors", "samples", "seconds", "processes", "rounds")
+
+
+class Match(TypedDict, total=False):
+    """Columns that a record has to equal to be chosen."""
+
+    problem: str | ConvProblem
+    algorithm: str
+    schedule: str
+    machine: str
+    threads: int
+    regime: str
+    toolchain: str
+    ir_hash: str
+    outcome: str
+    stage: str
+    run: str
+    protocol: int
+
+
+class NetworkMatch(TypedDict, total=False):
+    """Columns that a network's record has to equal to be chosen."""
+
+    network: str
+    graph: str
+    machine: str
+    threads: int
+    limits: str
+    run: str
+
+
+class Bounds(TypedDict, total=False):
+    """What a schedule may cost beside time; None is no bound.
+
+    `max_error` bounds `errors.rms`, so that a record without errors fails it; `max_workspace` is
+    in bytes.
+    """
+
+    max_error: float | None
+    max_workspace: int | None
+
+
+class Limits(Bounds, total=False):
+    """What a schedule has to meet to be ranked; no baselines unless `include_baselines`."""
+
+    toolchain: str | None
+    include_baselines: bool
+
+
+def schema_version() -> int:
+    """The schema this version writes. Older ones are migrated, newer ones refused."""
+    return 1 + len(MIGRATIONS)
+
+
+def migration(version: int) -> Iterator[str]:
+    """The SQL statements that lead from `version` to `schema_version()`."""
+    for step in MIGRATIONS[version - 1 :]:
+        yield from step
+
+
+def record_row(record: Record) -> Row:
+    """A record as a row of `RECORDS`; what queries ask for is repeated in columns of its own."""
+    data = LATER | record.to_dict()  # all named in every row, or one without would decide for all
+    text = {name: json.dumps(data[name], allow_nan=False) for name in _JSON}
+    return data | text | _derived(record)
+
+
+def _derived(record: Record) -> Row:
+    return {
+        "key": record.key,
+        "algorithm": record.algorithm,
+        "seconds_per_call": record.seconds_per_call if record.samples else None,
+        "error_rms": record.errors.rms if record.errors else None,
+    }
+
+
+def row_record(row: sql.RowMapping) -> Record:
+    """The record of a row of `RECORDS`, which may be a stranger's: all of it is checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no record.
+    """
+    parsed = {name: json.loads(row[name]) for name in _JSON}
+    record = Record.from_dict({name: row[name] for name in Record.__dataclass_fields__} | parsed)
+    _check_derived(row, _derived(record))
+    return record
+
+
+def environment_row(environment: Environment, run: str) -> Row:
+    """The environment of a run as a row of `ENVIRONMENTS`."""
+    body = environment.to_dict()
+    return {
+        "key": content_key({"run": run, **body}),
+        "machine": environment.machine,
+        "run": run,
+        "body": json.dumps(body, allow_nan=False),
+    }
+
+
+def row_environment(row: sql.RowMapping) -> tuple[Environment, str]:
+    """The environment of a row of `ENVIRONMENTS` and the run it is of, checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no environment.
+    """
+    body = json.loads(row["body"])
+    environment = Environment.from_dict(body)
+    made = {"key": content_key({"run": row["run"], **body}), "machine": environment.machine}
+    _check_derived(row, made)
+    return environment, row["run"]
+
+
+def run_row(run: Run) -> Row:
+    """What a run was asked for as a row of `RUNS`."""
+    body = run.to_dict()
+    return {"key": content_key(body), "name": run.name, "body": json.dumps(body, allow_nan=False)}
+
+
+def row_run(row: sql.RowMapping) -> Run:
+    """What a row of `RUNS` says, checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no run.
+    """
+    run = Run.from_dict(json.loads(row["body"]))
+    _check_derived(row, {"key": content_key(run.to_dict()), "name": run.name})
+    return run
+
+
+def check_time(row: sql.RowMapping) -> None:
+    """Refuse a row of `RECORDS` that goes by another time than its samples say.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it does.
+    """
+    groups = by_process(json.loads(row["samples"]), json.loads(row["processes"]))
+    _check_derived(row, {"seconds_per_call": typical_of(groups)})
+
+
+def _check_derived(row: sql.RowMapping, made: Row) -> None:
+    """What is stored beside the raw data, to find and rank them, has to be what they say."""
+    for name, value in made.items():
+        if row[name] != value:
+            raise RecordError(
+                f"{name!r} is {row[name]!r:.60}, by the rest of its row {value!r:.60}"
+            )
+
+
+def network_row(record: NetworkRecord) -> Row:
+    """A network's record as a row of `NETWORKS`."""
+    data = record.to_dict()
+    return data | {
+        "key": record.key,
+        "seconds_per_run": record.seconds(record.kept),
+        "samples": json.dumps(data["samples"], allow_nan=False),
+    }
+
+
+def row_network(row: sql.RowMapping) -> NetworkRecord:
+    """The record of a row of `NETWORKS`, which may be a stranger's: all of it is checked.
+
+    Raises:
+        ValueError, TypeError, RecursionError: the row holds no record.
+    """
+    data = {name: row[name] for name in NetworkRecord.__dataclass_fields__}
+    samples = json.loads(row["samples"])
+    if not isinstance(samples, dict):
+        raise RecordError("network record field 'samples' is not an object")
+    record = NetworkRecord(**data | {"samples": {k: tuple(v) for k, v in samples.items()}})
+    made = {"key": record.key, "seconds_per_run": record.seconds(record.kept)}
+    _check_derived(row, made)
+    return record
+
+
+def insert_new(connection: sql.Connection, table: sql.Table, rows: Sequence[Row]) -> int:
+    """Insert the rows whose key the table does not hold yet; return how many.
+
+    Raises:
+        RecordError: they are not there afterwards, such as for a trigger.
+    """
+    count = 0
+    for start in range(0, len(rows), 500):
+        fresh = {row["key"]: row for row in rows[start : start + 500]}
+        known = connection.execute(sql.select(table.c.key).where(table.c.key.in_(fresh)))
+        for key in known.scalars().all():
+            del fresh[key]
+        if fresh:
+            connection.execute(sql.insert(table), list(fresh.values()))
+            kept = sql.select(sql.func.count()).where(table.c.key.in_(fresh))
+            if connection.execute(kept).scalar_one() != len(fresh):
+                raise RecordError("something in it throws away what is written")
+        count += len(fresh)
+    return count
+
+
+def equal(match: Match) -> Iterator[sql.ColumnElement[bool]]:
+    """The conditions that choose matching records."""
+    for name, value in match.items():
+        yield RECORDS.c[name] == (str(value) if name == "problem" else value)
+
+
+def within(record: Record, limits: Bounds) -> bool:
+    """Whether a record's error and workspace are as asked for."""
+    max_error, max_workspace = limits.get("max_error"), limits.get("max_workspace")
+    precise = max_error is None or (record.errors is not None and record.errors.rms <= max_error)
+    return precise and (max_workspace is None or record.workspace <= max_workspace)
+
+
+def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
+    """The query behind `Database.ranking`, over all problems unless `match` names one.
+
+    What was timed by another protocol takes no part: such times cannot be compared. `within` is to
+    be asked of each row's record, since what is stored for a query may be false.
+    """
+    stage = sql.case({name: rank for rank, name in enumerate(STAGES)}, value=RECORDS.c.stage)
+    turn = sql.func.row_number().over(
+        partition_by=(RECORDS.c.problem, RECORDS.c.schedule),
+        order_by=(stage.desc(), RECORDS.c.time.desc(), RECORDS.c.id.desc()),
+    )
+    if (toolchain := limits.get("toolchain")) is not None:
+        match["toolchain"] = toolchain
+    # Only narrow rows go through the window; the samples are fetched for what is left.
+    match["protocol"] = PROTOCOL
+    last = sql.select(RECORDS.c.id, stage.label("rank"), turn.label("turn")).where(*equal(match))
+    decisive = last.subquery()
+    bad = RECORDS.alias()
+    distrusted = sql.exists().where(
+        *(bad.c[name] == RECORDS.c[name] for name in ("ir_hash", "machine", "toolchain")),
+        bad.c.outcome.in_([Outcome.RUNTIME, Outcome.CORRECTNESS]),
+    )
+    conditions = [
+        decisive.c.turn == 1,
+        RECORDS.c.outcome == Outcome.CORRECT,
+        RECORDS.c.samples != "[]",
+        ~distrusted,
+    ]
+    if not limits.get("include_baselines", False):
+        conditions.append(~RECORDS.c.baseline)
+    order = (RECORDS.c.problem, decisive.c.rank.desc(), RECORDS.c.seconds_per_call)
+    return (
+        sql.select(RECORDS)
+        .join(decisive, decisive.c.id == RECORDS.c.id)
+        .where(*conditions)
+        .order_by(*order, RECORDS.c.schedule)
+    )

@@ -1,0 +1,1 @@
+"""What the terminal shows: tables, the board of a run, exit codes."""

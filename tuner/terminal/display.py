@@ -1,0 +1,111 @@
+"""What the terminal shows: tables, and a run as it happens. The only file that imports rich.
+
+On a terminal a run is a board that renews itself; elsewhere it is one plain line per event. Colours
+follow the terminal and NO_COLOR, and carry nothing that the words do not say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fastrun.tuner.networks.targets import Target
+from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
+from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural, ratio
+from fastrun.tuner.store.standing import Standing, network_seconds, of_network, seconds
+
+HEARTBEAT = 10.0
+"""Seconds between two plain lines that say that the run is alive."""
+
+_PLAIN_WIDTH = 200
+
+
+def screen() -> Console:
+    """Standard output. Where that is no terminal, lines are long enough to break no table."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+
+
+def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table. A head that ends in `>` is of a column of numbers, aligned to the right."""
+    table = new_table()
+    for head in heads:
+        add_column(table, head)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def standings_table(console: Console, found: Sequence[Standing], peak: float) -> None:
+    """Print where each problem stands; `peak` is the measured FLOP/s that shares are of."""
+    columns: dict[str, Callable[[Standing], str]] = {
+        "problem": lambda s: str(s.problem),
+        "n>": lambda s: str(s.count),
+        "naive\nms>": lambda s: ms(seconds(s.naive)),
+        "heur.\nms>": lambda s: ms(seconds(s.heuristic)),
+        "best\nms>": lambda s: ms(seconds(s.best)),
+        "over\nnaive>": lambda s: ratio(s.over_naive),
+        "over\nheur.>": lambda s: ratio(s.over_heuristic),
+        "GFLOP\n/s>": lambda s: f"{s.gflops:.1f}" if s.best else UNKNOWN,
+        "of\npeak>": lambda s: percent(s.gflops * 1e9 / peak),
+        "winner": lambda s: s.best.algorithm if s.best else UNKNOWN,
+        "verdict": lambda s: s.verdict,
+    }
+    # What a narrow terminal has no room for follows from what it shows, or is in the report.
+    dropped: tuple[str, ...] = ("verdict",) if console.width < 120 else ()
+    dropped += ("heur.\nms>", "GFLOP\n/s>") if console.width < 100 else ()
+    shown = {head: column for head, column in columns.items() if head not in dropped}
+    grid(console, list(shown), [[column(s) for column in shown.values()] for s in found])
+    if any(s.gflops * 1e9 > peak for s in found if s.best):
+        console.print(
+            "More than 100 % of peak: Winograd multiplies less than the direct method, "
+            "whose operations are counted."
+        )
+
+
+def network_sums(console: Console, target: Target, found: Sequence[Standing]) -> None:
+    """Print what all convolutions of a network take, one after the other."""
+    own = of_network(found, target.problems)
+    naive, heuristic, best = network_seconds(own)
+    console.print(
+        f"[bold]{escape(target.name)}[/], all {plural(sum(s.count for s in own), 'convolution')}: "
+        f"naive {ms(naive)} ms, heuristic {ms(heuristic)} ms, "
+        f"[bold green]best {ms(best)} ms[/]: {ratio(naive / best)} over naive, "
+        f"{ratio(heuristic / best)} over the heuristic"
+    )
+
+
+def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
+    """Print how a network's plans raced; `naive` are the seconds of its layers' naive loops."""
+    rows = [("naive loops, sum of layers", ms(naive), "", "")]
+    for name in record.samples:
+        low, high = record.interval(name)
+        over = ratio(record.seconds(HEURISTIC) / record.seconds(name))
+        rows.append((name, ms(record.seconds(name)), over, f"{low:.3f} to {high:.3f}"))
+    console.print()
+    heads = (f"{record.network} as a whole", "ms>", "over heur.>", "95 % interval>")
+    grid(console, heads, rows)
+    console.print(f"kept: [bold]{escape(record.kept)}[/], {record.verdict}")
+
+
+def new_table() -> Table:
+    """An empty table in the style of all tables."""
+    return Table(
+        box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+    )
+
+
+def add_column(table: Table, head: str) -> None:
+    """Add a column. A head that ends in `>` is of numbers, aligned to the right."""
+    number = head.endswith(">")
+    table.add_column(
+        head.removesuffix(">"),
+        justify="right" if number else "left",
+        no_wrap=number,
+        overflow="fold",
+        vertical="top",
+    )
