@@ -73,7 +73,7 @@ def test_the_idea_takes_a_hundred_lines() -> None:
     (path,) = (ROOT / "notebooks").glob("00_*.ipynb")
     lines = [line for cell in code(path) for line in cell.source.splitlines() if line.strip()]
     assert len(lines) <= 100
-    assert not [line for line in lines if line.startswith(("from fastrun.tuner", "import fastrun.tuner"))]
+    assert not [line for line in lines if line.startswith(("from fastrun.t", "import fastrun.t"))]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
