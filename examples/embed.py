@@ -2,8 +2,8 @@
 
     python examples/embed.py squeezenet1.1 --plan squeezenet.plan --requests 40
 
-With a plan no database is read. Clones share code and weights; each has activations of its own, so
-as many requests run at once as there are clones.
+With a plan, no database is read. Clones share code and weights, but each has its own memory for
+activations. So there can be as many requests at once as there are clones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fastrun.graph.core.errors import InputError
 
 
 class Service:
-    """Runs a network of one input and one output for whoever calls."""
+    """Runs a network of one input and one output, for calls from any thread."""
 
     def __init__(self, model: str, plan: str | None, clones: int, threads: int) -> None:
         network = load(model, threads, plan=plan, policy="heuristic")
@@ -44,7 +44,7 @@ if __name__ == "__main__":
     parser.add_argument("model")
     parser.add_argument("--plan")
     parser.add_argument("--clones", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1, help="of each clone")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each clone")
     parser.add_argument("--requests", type=int, default=40)
     options = parser.parse_args()
     service = Service(options.model, options.plan, options.clones, options.threads)

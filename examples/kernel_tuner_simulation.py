@@ -1,4 +1,4 @@
-"""Kernel Tuner's strategies on open data: a T4 file as the cache that its simulation mode replays.
+"""Run Kernel Tuner's strategies on open data: its simulation mode replays a T4 file.
 
     python examples/kernel_tuner_simulation.py results/open-data/im2col-resnet-14x14.json.gz
 
@@ -18,7 +18,7 @@ from fastrun.tuner.store import exchange
 
 
 def cache_of(records: list[Record]) -> dict[str, Any]:
-    """Kernel Tuner's cache; times are in milliseconds, a failure has no time but a kind."""
+    """Kernel Tuner's cache of the records: times in milliseconds, failures by their kind."""
     names, entries = list(records[0].parameters), {}
     for r in records:
         entry = {**r.parameters, "timestamp": r.time, "compile_time": 1e3 * r.seconds["compile"]}
@@ -37,7 +37,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("--strategy", default="genetic_algorithm")
-    parser.add_argument("--evaluations", type=int, help="at most; default: what the strategy does")
+    parser.add_argument("--evaluations", type=int, help="limit of schedules (default: none)")
     options = parser.parse_args()
     cache = cache_of(exchange.read(options.file)[0])
 

@@ -2,8 +2,8 @@
 
     python examples/merge_and_report.py all.db here.db board.db --out report
 
-Merging is idempotent: new records are added, known ones are left alone. A database is only read,
-never trusted: nothing in it is executed, and a record that is none is refused.
+Merging twice changes nothing: only new records are added. The other databases are only read.
+Nothing in them is executed, and a malformed record is refused.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from fastrun.tuner.store.database import DatabaseError
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("merged", help="the database that is added to")
+    parser.add_argument("merged", help="the database to which records are added")
     parser.add_argument("databases", nargs="+")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="default: results/ and the machine's name")
+    parser.add_argument("--out", type=Path, help="(default: the machine's folder in results/)")
     options = parser.parse_args()
 
     with Database(options.merged) as merged:

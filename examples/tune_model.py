@@ -2,7 +2,7 @@
 
     python examples/tune_model.py model.onnx --threads 2 --seconds 120 --plan model.plan
 
-A built-in network's name does as well. The same command again goes on where this one stopped.
+The model may also be a built-in network's name. Run it again to continue the search.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
             print(f"{search.problem}: {search.leader.schedule}")
 
     untuned = load(options.model, options.threads, policy="heuristic")
-    # In turns, so that whatever disturbs one disturbs the other.
+    # Interleaved, so that a disturbance affects both.
     rounds = [(untuned.seconds(5) / 5, tuned.seconds(5) / 5) for _ in range(10)]
     before, after = map(min, zip(*rounds, strict=True))
     print(f"{summary.trials} trials; {1e3 * before:.3f} ms by heuristics, {1e3 * after:.3f} tuned")
