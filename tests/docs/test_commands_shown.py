@@ -50,7 +50,7 @@ NOT_HERE = {
     r"fastrun compare-search .*": "needs a space measured whole: test_replay",
     r"fastrun bench --layers": "all layers: test_benchmarks runs one",
     r"make (demo|docs)": "their commands: test_cli, test_reference",
-    r"make (test|lint|.venv/test)": "runs this test, or sets up for it",
+    r"make (test|check|lint|.venv/test)": "runs this test, or sets up for it",
     r"make notebooks": "test_notebooks runs all with small budgets",
     r"make results|python -m fastrun\.benchmarks\.results .*": "takes hours: test_results, --quick",
     r"python -m fastrun\.benchmarks\.experiments\..*": "takes minutes: test_experiments, --quick",
