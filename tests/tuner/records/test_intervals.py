@@ -10,7 +10,12 @@ import pytest
 from numpy.typing import NDArray
 
 from fastrun.tuner.measure.races import FINAL
-from fastrun.tuner.records.statistics import PROCESSES, ratio_interval, rounds_interval
+from fastrun.tuner.records.statistics import (
+    PROCESSES,
+    mean_interval,
+    ratio_interval,
+    rounds_interval,
+)
 
 RACES = int(600 * float(os.environ.get("FASTRUN_TEST_SCALE", "1")))
 TRUTH = 1.2
@@ -50,6 +55,17 @@ def test_more_processes_say_more() -> None:
         return float(np.median([math.log(high / low) for low, high in found]))
 
     assert width(FINAL.processes) < 0.7 * width(PROCESSES)
+
+
+def test_bootstraps_of_95_per_cent_cover_that() -> None:
+    """Those of rounds and of means: one of 50 % would cover half of the time."""
+    draw, n, count = np.random.default_rng(3), 24, RACES // 3
+    rounds = np.exp(draw.normal(0, 0.01, (count, 2, n)))
+    rounds[:, 0] *= TRUTH
+    found = [rounds_interval(*race.tolist()) for race in rounds]
+    assert 0.91 <= sum(low <= TRUTH <= high for low, high in found) / count <= 0.99
+    found = [mean_interval(values) for values in draw.normal(TRUTH, 0.2, (count, n))]
+    assert 0.91 <= sum(low <= TRUTH <= high for low, high in found) / count <= 0.99
 
 
 def test_too_few_have_no_interval() -> None:
