@@ -1,4 +1,4 @@
-"""A network by its name, its file or its ONNX model."""
+"""Decides which model a name or path means, and gives its graph or its convolutions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from fastrun.graph.passes.pipeline import optimise
 def load_network(
     source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> Graph:
-    """The graph of a built-in network by name, an ONNX file, or an ONNX model; not optimised yet.
+    """The graph, not yet optimised, of a built-in network, an ONNX file, or an ONNX model.
 
-    `shapes` gives or overrides the shapes of inputs. A name that is both a network's and a
-    file's is the network's; write `./name` for the file.
+    `shapes` gives or overrides the shapes of inputs. If a file has the name of a built-in
+    network, the name means the network; write `./name` for the file.
 
     Raises:
-        GraphError: as `import_onnx`; for a name of no network and no file, says which are close.
+        GraphError: as `import_onnx`. If there is neither a network nor a file of this name, the
+            message lists similar names.
     """
     if not isinstance(source, onnx.ModelProto):
         if str(source) in zoo.NAMES:
@@ -41,15 +42,15 @@ def _no_such_model(name: str) -> str:
     close = difflib.get_close_matches(name, [*zoo.NAMES, *files], n=2)
     if close:
         return f"no network or file called {name!r}: did you mean {' or '.join(close)}?"
-    return f"no file called {name!r}, and the networks built in are {', '.join(zoo.NAMES)}"
+    return f"no file called {name!r}; the built-in networks are {', '.join(zoo.NAMES)}"
 
 
 def network_problems(
     source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[DistinctProblem]:
-    """The convolutions left when `load_network(source, shapes)` is optimised.
+    """The convolutions of the optimised graph of `load_network(source, shapes)`.
 
     Raises:
-        GraphError: the model cannot be read, a convolution cannot be expressed, or there is none.
+        GraphError: the model cannot be read, a convolution is no problem, or there is none.
     """
     return to_tune(optimise(load_network(source, shapes)))

@@ -1,7 +1,7 @@
-"""The package behind ONNX's own interface for backends, run by heuristics.
+"""ONNX's own interface for backends: models run in this package with schedules of heuristics.
 
-Models of single operators, as conformance tests use them, give weights and parameters as inputs,
-and shapes may be open: such a model is prepared when it is first run, and again when one of these
+A model of a single operator, as in ONNX's conformance tests, may have weights and parameters as
+inputs, and open shapes. Such a model is prepared when it first runs, and again when one of them
 changes.
 """
 
@@ -29,7 +29,7 @@ Value = NDArray[Any]
 
 
 class Prepared(BackendRep):
-    """A model ready to run. Inputs and outputs are in the model's order."""
+    """A model that is ready to run, with inputs and outputs in the model's order."""
 
     def __init__(self, model: onnx.ModelProto, threads: int) -> None:
         self._model, self._threads = model, threads
@@ -49,8 +49,8 @@ class Prepared(BackendRep):
         """The outputs.
 
         Raises:
-            InputError: the inputs are not those of the model.
-            UnsupportedError: the model cannot be run even with all but its first input constant.
+            InputError: the inputs do not fit the model.
+            UnsupportedError: the model cannot be run even if only its first input is no constant.
         """
         if len(inputs) != len(self._names):
             raise InputError(f"{len(inputs)} inputs are given: the model has {len(self._names)}")
@@ -64,7 +64,7 @@ class Prepared(BackendRep):
         return tuple(found[v.name] for v in self._model.graph.output)
 
     def _is_other(self, values: Mapping[str, Value]) -> bool:
-        """Whether these inputs need another preparation than the one there is."""
+        """Whether the model was prepared for other shapes or constants than these inputs have."""
         return any(values[x].shape != shape for x, shape in self._shapes.items()) or any(
             values[x].dtype != old.dtype or not np.array_equal(values[x], old)
             for x, old in self._bound.items()
@@ -85,16 +85,16 @@ class Prepared(BackendRep):
 
 
 class Backend(OnnxBackend):
-    """`onnx.backend.base.Backend` on the CPU; what is unsupported raises `UnsupportedError`."""
+    """`onnx.backend.base.Backend` on the CPU; an unsupported model raises `UnsupportedError`."""
 
     @classmethod
     def supports_device(cls, device: str) -> bool:
-        """Whether this is the CPU."""
+        """Whether the device is the CPU."""
         return device == "CPU"
 
     @classmethod
     def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
-        """Whether all operators of the model are supported, as far as can be told without inputs.
+        """Whether all operators of the model are supported, as far as it shows without inputs.
 
         Raises:
             GraphError: the model contradicts itself.
@@ -109,7 +109,7 @@ class Backend(OnnxBackend):
     def prepare(
         cls, model: onnx.ModelProto, device: str = "CPU", *, threads: int = 1, **kwargs: Any
     ) -> Prepared:
-        """Import, optimise, plan, compile.
+        """The model, imported, optimised, planned and compiled.
 
         Raises:
             UnsupportedError: the model needs something this package lacks.
@@ -130,7 +130,8 @@ class Backend(OnnxBackend):
     ) -> tuple[Any, ...]:
         """The outputs of one operator of the opset `opset_version`, by default the newest.
 
-        Raises as `prepare` and `Prepared.run` do.
+        Raises:
+            GraphError: as `prepare` and `Prepared.run`.
         """
         names = [x for x in node.input if x]
         if len(inputs) != len(names):
@@ -147,7 +148,7 @@ class Backend(OnnxBackend):
 
 
 def _may_be_bound(inputs: Sequence[onnx.ValueInfoProto]) -> bool:
-    """Whether the values of some inputs could help, or the size of the first one."""
+    """Whether the model may become supported with constant inputs or a size of the first one."""
     if not all(v.type.HasField("tensor_type") for v in inputs):
         return False
     first = inputs[0].type.tensor_type.shape.dim if inputs else ()

@@ -1,1 +1,1 @@
-"""From a plan to programs and buffers: kernels, placements, steps, memory."""
+"""Turns a plan into programs and buffers: kernels, placements, steps, memory."""

@@ -1,4 +1,4 @@
-"""Build two operators as one kernel that does a band of rows at a time."""
+"""Builds one kernel for two tasks: it computes both a band of rows at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from fastrun.graph.build.kernels import Kernel
+from fastrun.graph.build.built import Built
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Pool
 from fastrun.graph.core.problems import conv_problem
@@ -24,18 +24,19 @@ from fastrun.kernels.ops import bands, pool
 def fuse(
     graph: Graph,
     tasks: tuple[Task, Task],
-    kernels: tuple[Kernel, Kernel],
+    kernels: tuple[Built, Built],
     rows: int,
     cpu: Cpu,
     io: Io,
     mid: Placement,
-) -> Kernel:
-    """One kernel that does what the two of the tasks do, `rows` rows at a time.
+) -> Built:
+    """One kernel for two tasks, of which `kernels` are the separate kernels.
 
-    `io` is where it reads and writes, `mid` where the result lay of which it keeps a band.
+    It computes `rows` rows of the second task at a time. `io` is where it reads and writes; `mid`
+    is the placement of the first result, of which the kernel keeps only a band.
 
     Raises:
-        ScheduleError: it cannot be built so.
+        ScheduleError: this pair cannot be one kernel.
     """
     problem = conv_problem(graph, tasks[0].node)
     op = tasks[1].node.op
@@ -45,11 +46,11 @@ def fuse(
     none = np.zeros(0, np.float32)
     weights = [none if kernel.weights is None else kernel.weights for kernel in kernels]
     biases = [none if kernel.bias is None else kernel.bias for kernel in kernels]
-    return Kernel(
+    return Built(
         _program(problem, then, algorithms, rows, cpu, io, mid),
+        f"{' + '.join(algorithms)} by {rows} rows",
         bands.join_weights(*weights),
         bands.join_biases(*biases),
-        f"{' + '.join(algorithms)} by {rows} rows",
     )
 
 

@@ -1,16 +1,19 @@
-"""The kernel that runs a task where its tensors lie, and the constants it reads."""
+"""Builds the kernel that runs a task where its tensors lie.
+
+A convolution takes the first of its schedules that can be built there.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
 from fastrun.graph.build import strided
-from fastrun.graph.build.strided import constant
+from fastrun.graph.build.built import Built, constant
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.ops import (
@@ -39,19 +42,6 @@ from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """A program, what it is called, and its weights and bias as the graph has them.
-
-    `weights` are still to be packed by the program; None stands for none.
-    """
-
-    program: Program
-    weights: Array | None
-    bias: Array | None
-    algorithm: str
-
-
 def build(
     graph: Graph,
     task: Task,
@@ -59,14 +49,15 @@ def build(
     cpu: Cpu,
     reads: list[Placement],
     dst: Placement,
-    picked: bool = False,
-) -> Kernel:
-    """The kernel of a task that computes.
+    gathered: bool = False,
+) -> Built:
+    """The kernel of a task that reads tensors placed as `reads` and writes one placed as `dst`.
 
-    `schedules` are for a convolution, the best first, and so is whether its input is `picked`.
+    Only convolutions have `schedules`, the fastest first, and inputs that are `gathered` (see
+    `Io`).
 
     Raises:
-        UnsupportedError: there is none for this use of the operator.
+        UnsupportedError: there is no kernel for this use of the operator.
     """
     op, node = task.node.op, task.node
     src = reads[0]
@@ -74,33 +65,36 @@ def build(
         match op:
             case Conv():
                 problem = conv_problem(graph, node)
-                io = Io(src, dst, reads[1] if problem.add else dst, picked)
+                io = Io(src, dst, reads[1] if problem.add else dst, gathered)
                 program, text = _convolution(problem, schedules, cpu, io)
                 filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
                 bias = constant(graph, task, 2) if problem.bias else np.zeros(problem.oc)
-                return Kernel(program, filters, bias.reshape(-1), text)
+                return Built(program, text, filters, bias.reshape(-1))
             case Gemm() if is_dense(graph, task):
                 weights, bias = _dense(graph, task, op)
                 program = dense.build(Dense(True, activation=op.activation), cpu, src, dst)
-                return Kernel(program, weights, bias, "dense")
+                return Built(program, "dense", weights, bias)
             case Pool():
-                return Kernel(pool.build(pool_spec(op), cpu, src, dst), None, None, "pool")
+                return Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
             case Reduce() if is_global_pool(graph, task):
                 whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
-                return Kernel(pool.build(whole, cpu, src, dst), None, None, "pool")
+                return Built(pool.build(whole, cpu, src, dst), "pool")
             case ChannelShuffle() if len(reads) > 1:
                 program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
-                return Kernel(program, None, None, "shuffle")
+                return Built(program, "shuffle")
             case Unary() | Clip() | Affine() | Binary():
                 return _elementwise(graph, task, cpu, reads, dst)
             case _:
-                return Kernel(*strided.build(graph, task, cpu, reads, dst), "strided")
+                return strided.build(graph, task, cpu, reads, dst)
     except ScheduleError as error:
         raise UnsupportedError(f"node {node.label} cannot be run: {error}") from error
 
 
 def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> tuple[Program, str]:
-    """The first schedule that can be built for this placement, else any algorithm's heuristic."""
+    """The first schedule that can be built between these placements, and its text.
+
+    The heuristics of all algorithms follow, the preferred one first.
+    """
     refusal = ScheduleError(f"no algorithm reads {io.src.layout} and writes {io.dst.layout}")
     layout = layout_text(io.src.layout, io.dst.layout)
     unmeasured = (
@@ -118,17 +112,17 @@ def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> 
 
 @functools.lru_cache(128)
 def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
-    """Networks repeat themselves, and writing a kernel takes longer than running it."""
+    """A network repeats layers, and writing a kernel takes longer than running it."""
     template, schedule = parse_schedule(text)
-    check(template.picks or not io.picked, f"{template.name} cannot pick channels")
+    check(template.picks or not io.picked, f"{template.name} cannot gather channels")
     return template.build(p, schedule, cpu, io)
 
 
 def _elementwise(
     graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Placement
-) -> Kernel:
-    """A function of the values at each place; constants are brought into the layout."""
-    op, node = task.node.op, task.node
+) -> Built:
+    """An operator that computes each value from the operands' values at the same place."""
+    op = task.node.op
     if dst.layout.blocked:
         for x in reads:
             alike = (x.layout, x.c) == (dst.layout, dst.c)
@@ -140,44 +134,28 @@ def _elementwise(
         out = strided.view(dst, graph.shape(task.output))
     match op:
         case Unary():
-            spec = elementwise.Unary(op.function, op.alpha, op.beta)
-            program = elementwise.unary(spec, cpu, views[0], out)
-            return Kernel(program, None, None, "elementwise")
+            return Built(elementwise.unary(op, cpu, views[0], out), "elementwise")
         case Clip():
-            limits = elementwise.Clip(op.low, op.high)
-            program = elementwise.clip(limits, cpu, views[0], out)
-            return Kernel(program, None, None, "elementwise")
+            return Built(elementwise.clip(op, cpu, views[0], out), "elementwise")
         case Affine():
-            axes = (1, 4) if dst.layout.blocked else (1,)
-            program = elementwise.affine(
-                elementwise.Affine(axes, op.activation), cpu, views[0], out
-            )
+            spec = elementwise.Affine((1, 4) if dst.layout.blocked else (1,), op.activation)
             both = np.zeros((2, dst.blocks * dst.block), np.float32)
             both[:, : dst.c] = [constant(graph, task, i) for i in (1, 2)]
-            return Kernel(program, both, None, "elementwise")
+            return Built(elementwise.affine(spec, cpu, views[0], out), "elementwise", both)
     assert isinstance(op, Binary)
-    operands, arguments = [], []
-    weights = None
-    for name in node.inputs:
-        if name in graph.constants:
-            weights = graph.constants[name]
-            if dst.layout.blocked:
-                missing = len(graph.shape(task.output)) - weights.ndim
-                weights = _blocks(weights.reshape((1,) * missing + weights.shape), dst)
-            operands.append(Strided.row_major(weights.shape))
-            arguments.append("weights")
-        else:
-            arguments.append("add" if "src" in arguments else "src")
-            operands.append(views[task.reads.index(name)])
-    places = (arguments[0], arguments[1])
-    function = elementwise.Binary(op.function, op.activation)
-    program = elementwise.binary(function, cpu, operands[0], operands[1], out, places)
-    return Kernel(program, weights, None, "elementwise")
+    rank = len(graph.shape(task.output))
+
+    def packed(values: Array) -> Array:
+        return _blocks(values, rank, dst) if dst.layout.blocked else values
+
+    (a, b), arguments, weights = strided.two_operands(graph, task, views, packed)
+    program = elementwise.binary(op, cpu, a, b, out, (arguments[0], arguments[1]))
+    return Built(program, "elementwise", weights)
 
 
-def _blocks(values: Array, where: Placement) -> Array:
-    """Values of shape (n, c, h, w), some of these 1, as (n, block, h, w, channel)."""
-    n, c, h, w = shape4(values.shape)
+def _blocks(values: Array, rank: int, where: Placement) -> Array:
+    """Values that broadcast to a tensor of `rank` axes, as (n, block, h, w, place in the block)."""
+    n, c, h, w = shape4((1,) * (rank - values.ndim) + values.shape)
     values = values.reshape(n, c, h, w)
     if c == 1:
         return values[..., None]
@@ -187,7 +165,7 @@ def _blocks(values: Array, where: Placement) -> Array:
 
 
 def _dense(graph: Graph, task: Task, op: Gemm) -> tuple[Array, Array]:
-    """Weights (outputs, features) and a bias per output, factors multiplied in."""
+    """Weights (outputs, features) and biases (outputs,) that contain `alpha` and `beta`."""
     b = constant(graph, task, 1)
     weights = b if op.transpose_b else b.T
     if op.alpha != 1:

@@ -1,17 +1,17 @@
-"""Offsets in one arena for buffers that live from one step to another."""
+"""Decides where in the arena each buffer lies: those needed at the same time never overlap."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Bytes to which every buffer is aligned: a cache line.
+# Every buffer begins at a multiple of so many bytes: a cache line.
 LINE = 64
 
 
 @dataclass(frozen=True)
 class Lifetime:
-    """`size` bytes needed from step `first` to step `last`, both included."""
+    """A buffer of `size` bytes, needed from step `first` to step `last`, both included."""
 
     size: int
     first: int
@@ -21,7 +21,7 @@ class Lifetime:
 def allocate(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
     """Offsets in bytes, one per lifetime, and the size of the arena.
 
-    Largest first, each in the tightest gap between those that live at the same time.
+    The largest comes first; each takes the smallest gap between those needed at the same time.
     """
     placed: list[tuple[int, int, Lifetime]] = []
     offsets = [0] * len(lifetimes)

@@ -1,7 +1,7 @@
-"""Where the tensors of a network lie, and what has to be moved for that.
+"""Decides in which buffer each tensor of a network lies, and which tensors are copied.
 
-Tensors that are ranges of others' channels, or other shapes of the same memory, are views.
-Every buffer has as wide a halo as any of its readers needs.
+A tensor is a view if it is a range of another tensor's channels, or another shape of its memory.
+The halo of a buffer is as wide as the widest that a reader needs.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ NO_HALO: Halo = (0, 0, 0, 0)
 
 
 @dataclass(eq=False)
-class Tensor:
+class Placed:
     """A tensor in one layout: a buffer of its own, or a view of another one.
 
-    A view is a range of the parent's channels, or the parent's memory under another shape
-    (`recast`), which only a buffer without gaps offers: the root is then `rigid`. Where one
-    kernel picks channels from several tensors, their roots are `twins`, of equal strides.
+    A view is a range of the parent's channels, from `first` on, or the parent's memory in another
+    shape (`recast`). Recasting needs a buffer without gaps, so the root becomes `rigid`: it gets
+    no halo. If one kernel gathers channels from several tensors, their roots are `twins`: they
+    have equal strides. `given` marks the inputs of the network.
     """
 
     shape: Shape4
     layout: Layout
-    parent: Tensor | None = None
+    parent: Placed | None = None
     first: int = 0
     recast: bool = False
     rigid: bool = False
     halo: Halo = NO_HALO
-    given: bool = False  # an input of the network
+    given: bool = False
     number: int = -1
-    twins: list[Tensor] = field(default_factory=list)
+    twins: list[Placed] = field(default_factory=list)
 
     @property
-    def root(self) -> Tensor:
+    def root(self) -> Placed:
         """The tensor whose buffer this one lies in."""
         return self.parent.root if self.parent else self
 
     @property
     def placement(self) -> Placement:
-        """Where it lies in the root's buffer, once halos are known."""
+        """Where it lies in the root's buffer; final when all tasks are placed."""
         if self.parent is None:
             room = max(tensor.shape[1] for tensor in self.family)
             whole = room if room > self.shape[1] else 0
@@ -57,20 +58,20 @@ class Tensor:
         return self.parent.placement.part(self.first, self.shape[1])
 
     @property
-    def family(self) -> list[Tensor]:
-        """The roots whose strides are the same as those of this one's root."""
+    def family(self) -> list[Placed]:
+        """The root and its twins."""
         return self.root.twins or [self.root]
 
     def widen(self, halo: Halo) -> bool:
-        """Make the halo at least this wide; says whether that is possible."""
+        """Make the root's halo at least this wide. Returns whether that is possible."""
         if self.root.rigid:
             return halo == NO_HALO
         for tensor in self.family:
             tensor.halo = tuple(map(max, tensor.halo, halo))  # type: ignore[assignment]
         return True
 
-    def twin(self, other: Tensor) -> None:
-        """Give both roots, which are not rigid, the same strides."""
+    def twin(self, other: Placed) -> None:
+        """Give both roots the same strides; neither may be rigid."""
         family = [*dict.fromkeys([*self.family, *other.family])]
         halo = tuple(map(max, self.root.halo, other.root.halo))
         for tensor in family:
@@ -79,64 +80,66 @@ class Tensor:
 
 @dataclass
 class Move:
-    """A tensor to be copied into another; part of the task that needs it.
+    """Copy one tensor into another, in its layout.
 
-    Without `joins` the next item, which depends on it in nothing, may begin before it ends.
+    Without `joins` the next item does not depend on the copy and may begin before it ends.
     """
 
     name: str
-    src: Tensor
-    dst: Tensor
+    src: Placed
+    dst: Placed
     joins: bool = True
 
 
 @dataclass
-class Run:
-    """A task to be computed by a kernel; `picked` if the input is several tensors, these.
+class Compute:
+    """Run the kernel of a task.
 
-    It may run `behind` another in one kernel: nobody else reads what that one computes.
+    If its input is several tensors, they are `gathered` and `reads` has the first of them. With
+    `behind`, the kernel also does that task, whose result only this one reads.
     """
 
     task: Task
     form: Form
-    reads: list[Tensor]
-    dst: Tensor
-    picked: Sequence[Tensor] = ()
-    behind: Run | None = None
+    reads: list[Placed]
+    dst: Placed
+    gathered: Sequence[Placed] = ()
+    behind: Compute | None = None
 
 
 @dataclass
 class Piece:
-    """An input of a concatenation to be copied into the result from `start` on; or a constant."""
+    """Copy an input of a concatenation, or a constant (no `src`), into the result from `start`."""
 
     task: Task
     form: Form
     name: str
-    src: Tensor | None
-    dst: Tensor
+    src: Placed | None
+    dst: Placed
     axis: int
     start: int
 
 
 @dataclass
-class Arranger:
+class Placer:
     """Places the tensors of a network, task by task.
 
-    `there` holds every tensor in the layouts that it has by now, `work` what has to be done.
+    `there` has each tensor by name, once for every layout in which it exists so far. `work` has
+    the copies and kernels so far, in their order.
     """
 
     graph: Graph
-    there: dict[str, list[Tensor]] = field(default_factory=dict)
-    work: list[Move | Run | Piece] = field(default_factory=list)
+    there: dict[str, list[Placed]] = field(default_factory=dict)
+    work: list[Move | Compute | Piece] = field(default_factory=list)
 
-    def new(self, name: str, layout: Layout, given: bool = False) -> Tensor:
+    def new(self, name: str, layout: Layout, given: bool = False) -> Placed:
         """A tensor in a buffer of its own."""
-        tensor = Tensor(shape4(self.graph.shape(name)), layout, given=given)
+        tensor = Placed(shape4(self.graph.shape(name)), layout, given=given)
         self.there.setdefault(name, []).append(tensor)
         return tensor
 
-    def in_layout(self, name: str, layout: Layout) -> Tensor:
-        """The tensor in this layout, moved there if it is in none such yet."""
+    def in_layout(self, name: str, layout: Layout) -> Placed:
+        """The tensor in this layout; a move to it is added if there is none yet."""
         for tensor in self.there[name]:
             if tensor.layout == layout:
                 return tensor
@@ -150,17 +153,17 @@ class Arranger:
         self.work.append(Move(name, source, moved))
         return moved
 
-    def recast(self, source: Tensor, shape: Shape4, layout: Layout) -> Tensor | None:
-        """A view of the memory under another shape, if it has neither gaps nor foreign channels."""
+    def recast(self, source: Placed, shape: Shape4, layout: Layout) -> Placed | None:
+        """A view of the memory in another shape; None if it has gaps or other tensors' channels."""
         root = source.root
         direct = source is root or source.recast
         if not direct or root.halo != NO_HALO or root.twins:
             return None
         root.rigid = True
-        return Tensor(shape, layout, parent=root, recast=True)
+        return Placed(shape, layout, parent=root, recast=True)
 
     def task(self, task: Task, form: Form) -> None:
-        """Have the task done in this form, on inputs that are moved where they do not lie so."""
+        """Add the work of a task in this form, and the moves of inputs in other layouts."""
         wanted = zip(task.reads, form.reads, strict=True)
         reads = [self.in_layout(x, layout) for x, layout in wanted]
         match task.node.op:
@@ -175,18 +178,18 @@ class Arranger:
             case Transpose(order=order) if same_memory(order, form.reads[0], form.writes):
                 self._reshape(task, reads[0], form.writes)
             case _:
-                self._run(task, form, reads)
+                self._compute(task, form, reads)
 
-    def _slice(self, task: Task, source: Tensor, first: int) -> None:
+    def _slice(self, task: Task, source: Placed, first: int) -> None:
         if source.recast:
             source = self._copied(task.reads[0], source)
         shape = shape4(self.graph.shape(task.output))
-        view = Tensor(shape, source.layout, parent=source, first=first)
+        view = Placed(shape, source.layout, parent=source, first=first)
         self.there[task.output] = [view]
 
     def _concat(
-        self, output: str, names: Sequence[str], reads: Sequence[Tensor], layout: Layout
-    ) -> Tensor:
+        self, output: str, names: Sequence[str], reads: Sequence[Placed], layout: Layout
+    ) -> Placed:
         whole, first = self.new(output, layout), 0
         moves: list[Move] = []
         for name, source in zip(names, reads, strict=True):
@@ -196,7 +199,7 @@ class Arranger:
                 whole.widen(source.halo)
                 source.parent, source.first, source.halo = whole, first, NO_HALO
             else:
-                part = Tensor(source.shape, layout, parent=whole, first=first)
+                part = Placed(source.shape, layout, parent=whole, first=first)
                 moves.append(Move(name, source, part, joins=False))
             first += source.shape[1]
         if moves:
@@ -204,16 +207,16 @@ class Arranger:
         self.work += moves
         return whole
 
-    def _pieces(self, task: Task, reads: list[Tensor], form: Form, axis: int) -> None:
-        """A concatenation along another axis than that of channels, or with constant parts."""
+    def _pieces(self, task: Task, reads: list[Placed], form: Form, axis: int) -> None:
+        """A concatenation along an axis other than the channels, or one with constant parts."""
         whole, start, left = self.new(task.output, form.writes), 0, list(reads)
         for name in task.node.inputs:
             source = None if name in self.graph.constants else left.pop(0)
             self.work.append(Piece(task, form, name, source, whole, axis, start))
             start += self.graph.shape(name)[axis]
 
-    def _reshape(self, task: Task, source: Tensor, layout: Layout) -> None:
-        """The output is the source's memory, seen otherwise."""
+    def _reshape(self, task: Task, source: Placed, layout: Layout) -> None:
+        """The output is a view of the source's memory."""
         shape = shape4(self.graph.shape(task.output))
         if (shape, layout) == (source.shape, source.layout):
             self.there[task.output] = [source]
@@ -224,37 +227,37 @@ class Arranger:
         assert view
         self.there[task.output] = [view]
 
-    def _run(self, task: Task, form: Form, reads: list[Tensor]) -> None:
-        picked: list[Tensor] = []
+    def _compute(self, task: Task, form: Form, reads: list[Placed]) -> None:
+        gathered: list[Placed] = []
         if isinstance(task.node.op, Conv):
             parts = reads[: task.parts]
             if len(parts) > 1 and source_layout(form) != NHWC:
                 parts = [self._joined(task, parts, form)]
             parts = self._padded(task, parts)
-            picked = parts if len(parts) > 1 else []
+            gathered = parts if len(parts) > 1 else []
             reads = [parts[0], *reads[task.parts :]]
         dst = self.new(task.output, form.writes)
         behind = self._taken(reads[0]) if form.rows else None
-        self.work.append(Run(task, form, reads, dst, picked, behind))
+        self.work.append(Compute(task, form, reads, dst, gathered, behind))
 
-    def _taken(self, tensor: Tensor) -> Run | None:
-        """The run that alone computes a tensor, taken off the work; None if there is none."""
+    def _taken(self, tensor: Placed) -> Compute | None:
+        """Take the kernel that computes this tensor off the work; None if it does another too."""
         for i, item in enumerate(self.work):
-            if isinstance(item, Run) and item.dst is tensor and not item.behind:
+            if isinstance(item, Compute) and item.dst is tensor and not item.behind:
                 del self.work[i]
                 return item
         return None
 
-    def _joined(self, task: Task, parts: list[Tensor], form: Form) -> Tensor:
-        """The parts of a convolution's input put together, once for all who read them."""
+    def _joined(self, task: Task, parts: list[Placed], form: Form) -> Placed:
+        """The input of a convolution, put together from its parts once for all readers."""
         name, layout = task.node.inputs[0], source_layout(form)
         there = {tensor.layout for tensor in self.there.get(name, [])}
         if not there & {layout, form.reads[0]}:
             self._concat(name, task.reads[: task.parts], parts, form.reads[0])
         return self.in_layout(name, layout)
 
-    def _padded(self, task: Task, parts: list[Tensor]) -> list[Tensor]:
-        """The parts of a convolution's input with room for its padding, and of equal strides."""
+    def _padded(self, task: Task, parts: list[Placed]) -> list[Placed]:
+        """The parts of a convolution's input, with halos for its padding and equal strides."""
         padding = conv_problem(self.graph, task.node).padding
         for i, part in enumerate(parts):
             if not part.widen(padding) or (len(parts) > 1 and part.root.rigid):
@@ -264,15 +267,15 @@ class Arranger:
                 parts[0].twin(parts[i])
         return parts
 
-    def _copied(self, name: str, source: Tensor) -> Tensor:
-        """The same in a buffer of its own."""
-        copy = Tensor(source.shape, source.layout)
+    def _copied(self, name: str, source: Placed) -> Placed:
+        """A copy of the tensor in a buffer of its own."""
+        copy = Placed(source.shape, source.layout)
         self.work.append(Move(name, source, copy))
         return copy
 
 
-def _alike(tensor: Tensor, layout: Layout) -> bool:
-    """Whether the tensor lies in memory as it would in this layout."""
+def _alike(tensor: Placed, layout: Layout) -> bool:
+    """Whether the tensor's memory is the same in this layout: one pixel, and whole blocks."""
     n, c, h, w = tensor.shape
     whole = all(x.blocked == 0 or c % x.blocked == 0 for x in (tensor.layout, layout))
     return h == w == 1 and (n == 1 or whole)

@@ -1,1 +1,1 @@
-"""A network as data: tensors, operators, shapes, and the convolutions in it."""
+"""A network as data: tensors, operators, shapes, and its convolutions."""

@@ -1,23 +1,26 @@
-"""What can be wrong with a model."""
+"""The errors of models, plans and inputs.
+
+Every message is one line: what is wrong, where it is, what to do.
+"""
 
 from __future__ import annotations
 
 
 class GraphError(ValueError):
-    """A model that cannot be used. The message is one line: what is wrong, where, what to do."""
+    """A model cannot be used."""
 
 
 class ModelFileError(GraphError):
-    """No such model, or a file that is not a whole ONNX model."""
+    """There is no such model, or a file is not a whole ONNX model."""
 
 
 class UnsupportedError(GraphError):
-    """A valid model that needs something this package lacks; names the node and the need."""
+    """A valid model needs something this package lacks; the message names the node and the need."""
 
 
 class PlanError(GraphError):
-    """A plan that does not fit the network or is no plan. The message is one line."""
+    """A plan does not fit the network, or a file is no plan."""
 
 
 class InputError(GraphError):
-    """An array given to a network is not what it takes."""
+    """An array given to a network does not fit its input."""

@@ -1,11 +1,11 @@
-"""Our own graph: immutable nodes in topological order, shapes known, weights as arrays."""
+"""The graph of a network: immutable nodes in topological order, known shapes, weights as arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,6 +18,14 @@ from fastrun.graph.core.ops import Activating, Binary, Conv, Foreign, Op, Pool, 
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
+
+
+def unused(name: str, *names: Container[str]) -> str:
+    """A name like `name` that is in none of the collections."""
+    free, count = name, 1
+    while any(free in some for some in names):
+        free, count = f"{name}.{count}", count + 1
+    return free
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Node:
-    """One operation. An absent optional input is "" or left out at the end."""
+    """One operation. An absent optional input is "" or, at the end, left out."""
 
     name: str
     op: Op
@@ -56,7 +64,7 @@ class Node:
 
     @property
     def label(self) -> str:
-        """How messages name the node: `'layer1.0.conv1' (Conv)`."""
+        """The node's name in messages: `'layer1.0.conv1' (Conv)`."""
         op = self.op
         return f"{self.name!r} ({op.operator if isinstance(op, Foreign) else type(op).__name__})"
 
@@ -81,11 +89,10 @@ class Node:
 class Graph:
     """A network.
 
-    `tensors` describes the inputs and what nodes compute, as far as it is known: only what
-    depends on a foreign operator may be missing. `constants` holds weights and parameters.
-    `unread` are further inputs of the model, which may be given but which nothing reads.
-    `outside` are the element types that the model has for inputs and outputs which are float32
-    here: those that it converts itself, first or last of all.
+    `tensors` describes the inputs and the values that nodes compute; only values that depend on a
+    foreign operator may be missing. `constants` holds weights and parameters. `unread` are
+    further inputs of the model, which nothing reads. `outside` has the model's element types of
+    inputs and outputs that are float32 here: the model converts them first or last of all.
 
     Raises:
         GraphError: a node uses a value that no earlier node, input or constant provides, or
@@ -130,7 +137,7 @@ class Graph:
 
     @cached_property
     def uses(self) -> Mapping[str, int]:
-        """How often nodes read a value; being an output of the network counts as one."""
+        """How often nodes read each value; being an output of the network counts as one."""
         return Counter([*(x for node in self.nodes for x in node.inputs if x), *self.outputs])
 
     def tensor(self, name: str) -> Tensor:
@@ -151,9 +158,9 @@ class Graph:
 
     @cached_property
     def digest(self) -> str:
-        """Thirty-two hex digits of all but the name and the values of constants.
+        """Thirty-two hex digits of everything but the name and the values of constants.
 
-        A plan for one of two graphs with equal digests is one for the other.
+        Two graphs with equal digests can follow the same plans.
         """
         shapes = [(x, str(self.tensors.get(x))) for x in self.inputs]
         sizes = [(x, a.shape, str(a.dtype)) for x, a in sorted(self.constants.items())]
@@ -177,7 +184,7 @@ class Graph:
             raise UnsupportedError(f"node {node.label} needs {op.need}{others}")
 
     def summary(self) -> str:
-        """Some lines of text: size, inputs and outputs, and how many nodes do what."""
+        """Some lines of text: size, inputs, outputs, and the number of nodes of each kind."""
         lines = [
             f"{self.name}: {len(self.nodes)} nodes, {self.parameter_count():,} parameters",
             *(f"  input {name}: {self.tensor(name)}" for name in self.inputs),
@@ -192,7 +199,7 @@ class Graph:
         tensors: Mapping[str, Tensor],
         constants: Mapping[str, Array],
     ) -> Graph:
-        """The same network computed by other nodes; what nothing uses any more is left out."""
+        """The same network computed by other nodes; unused nodes and values are left out."""
         live = set(self.outputs)
         kept = []
         for node in reversed(nodes):
@@ -208,7 +215,7 @@ class Graph:
         )
 
     def _culprit(self, name: str) -> str:
-        """Why a shape is unknown: the first foreign node the value depends on."""
+        """The reason for an unknown shape: the first foreign node on which the value depends."""
         pending, seen = [name], {name}
         while pending:
             node = self.producers.get(pending.pop())

@@ -1,14 +1,24 @@
-"""The operators a graph is made of: one form each, whatever form ONNX wrote.
+"""The operators of a graph and their parameters. ONNX's several forms of an operator become one.
 
-Tuples over space have one entry per spatial axis; padding lists all begins, then all ends.
-Every operator has one output, whose shape the graph knows; so there is one `Reshape` and no
-flatten, squeeze or unsqueeze. What computes by sums of products may apply an `activation` to its
-result: one of `kernels.core.problem.ACTIVATIONS`, or none.
+A tuple over space has one entry per spatial axis; padding lists all begins, then all ends. Every
+operator has one output, and the graph knows its shape: `Reshape` therefore also stands for
+flatten, squeeze and unsqueeze. Operators of `Activating` may apply an `activation` to their
+result: one of `kernels.core.problem.ACTIVATIONS`, or "" for none.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+# Operators whose parameters are those of their kernel.
+from fastrun.kernels.ops.elementwise import Binary as Binary
+from fastrun.kernels.ops.elementwise import Clip as Clip
+from fastrun.kernels.ops.elementwise import Unary as Unary
+from fastrun.kernels.ops.lrn import LRN as LRN
+from fastrun.kernels.ops.movement import Pad as Pad
+from fastrun.kernels.ops.reduce import Reduce as Reduce
+from fastrun.kernels.ops.reduce import Softmax as Softmax
+from fastrun.kernels.ops.sampling import Resize as Resize
 
 Ints = tuple[int, ...]
 
@@ -17,7 +27,7 @@ Ints = tuple[int, ...]
 class Conv:
     """`activation(conv(x) + bias + add)` of x, weights (oc, c / groups, *kernel), bias, add.
 
-    Bias and add are optional inputs: missing ones are "" or left out at the end.
+    Bias and add are optional: an absent one is "" or left out at the end.
     """
 
     stride: Ints
@@ -45,7 +55,7 @@ class ConvTranspose:
 class Pool:
     """Maximum or average over windows; `ceil` keeps a last window that is partly outside.
 
-    `count_padding` makes the average count the padded zeros, but never what `ceil` adds.
+    With `count_padding` an average counts padded zeros, but never the pixels that `ceil` adds.
     """
 
     function: str
@@ -69,55 +79,9 @@ class BatchNorm:
 
 @dataclass(frozen=True)
 class Affine:
-    """`x * scale + shift` per channel (axis 1), of x, scale (c,), shift (c,)."""
+    """`activation(x * scale + shift)` per channel (axis 1), of x, scale (c,), shift (c,)."""
 
     activation: str = ""
-
-
-@dataclass(frozen=True)
-class LRN:
-    """Local response normalisation across `size` channels."""
-
-    size: int
-    alpha: float
-    beta: float
-    bias: float
-
-
-@dataclass(frozen=True)
-class Unary:
-    """A function of one value, by its lower-case ONNX name; also `relu6`, `silu`, `gelu_tanh`.
-
-    `alpha` and `beta` are the parameters to which ONNX gives these names; gamma is `beta`.
-    """
-
-    function: str
-    alpha: float = 0.0
-    beta: float = 0.0
-
-
-@dataclass(frozen=True)
-class Clip:
-    """x limited to low..high."""
-
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Binary:
-    """`add`, `sub`, `mul`, `div`, `pow`, `max`, `min` or `prelu`, broadcast as numpy does."""
-
-    function: str
-    activation: str = ""
-
-
-@dataclass(frozen=True)
-class Softmax:
-    """Softmax along one axis, or its logarithm."""
-
-    axis: int
-    log: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,14 +103,6 @@ class MatMul:
 
 
 @dataclass(frozen=True)
-class Reduce:
-    """`mean`, `sum`, `max`, `min` or `l2` over some axes."""
-
-    function: str
-    axes: Ints
-
-
-@dataclass(frozen=True)
 class Concat:
     """All inputs one after another along one axis."""
 
@@ -160,15 +116,6 @@ class Slice:
     starts: Ints
     sizes: Ints
     steps: Ints
-
-
-@dataclass(frozen=True)
-class Pad:
-    """Padding per axis in `mode` constant, edge or reflect; a negative amount crops."""
-
-    padding: Ints
-    mode: str = "constant"
-    value: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -203,34 +150,20 @@ class Gather:
 
 
 @dataclass(frozen=True)
-class Resize:
-    """Nearest or linear interpolation; `scales` (output / input) has one entry per axis.
-
-    `coordinates` maps an output pixel to the input and `rounding` picks the nearest one, by the
-    names of ONNX's Resize.
-    """
-
-    mode: str
-    scales: tuple[float, ...]
-    coordinates: str
-    rounding: str = ""
-
-
-@dataclass(frozen=True)
 class Cast:
     """Conversion to the output's dtype."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """x itself; also what dropout is in inference."""
+    """x itself; dropout in inference is one too."""
 
 
 @dataclass(frozen=True)
 class Foreign:
     """An ONNX operator, or a use of one, that this package lacks.
 
-    `need` says what is missing; `convolves` whether it is, or contains, a convolution.
+    `need` says what is missing, `convolves` whether the operator is or contains a convolution.
     """
 
     operator: str
@@ -266,5 +199,5 @@ Op = (
     | Foreign
 )
 
-# What can apply an activation to its result.
+# Operators that can apply an activation to their result.
 Activating = Conv | ConvTranspose | Affine | Binary | Gemm | MatMul

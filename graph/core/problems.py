@@ -1,4 +1,4 @@
-"""The convolutions of a network, as problems to tune."""
+"""Decides which problem a convolution of a network poses, and which distinct problems there are."""
 
 from __future__ import annotations
 
@@ -7,28 +7,56 @@ from typing import NamedTuple
 import numpy as np
 
 from fastrun.graph.core.errors import UnsupportedError
-from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import Conv, Foreign, Ints
+from fastrun.graph.core.model import Graph, Node, Shape
+from fastrun.graph.core.ops import Conv, Foreign
+from fastrun.graph.core.shapes import pair
 from fastrun.kernels.core.problem import ConvProblem, ProblemError
 
 
 class DistinctProblem(NamedTuple):
-    """A problem, how often the network has it, and the nodes that pose it, in order."""
+    """A problem, how often the network has it, and its nodes in order."""
 
     problem: ConvProblem
     occurrences: int
     nodes: tuple[str, ...]
 
 
+def problem_of(
+    op: Conv, x: Shape, weights: Shape, bias: bool = False, add: bool = False
+) -> ConvProblem:
+    """The problem of a convolution, of which these are the shapes of input and weights.
+
+    A 1-D convolution is one of height 1.
+
+    Raises:
+        ProblemError: it is no valid convolution.
+    """
+    rank = len(op.stride)
+    return ConvProblem(
+        n=x[0],
+        c=x[1],
+        h=x[2] if rank == 2 else 1,
+        w=x[-1],
+        oc=weights[0],
+        kernel=pair(weights[2:], 1),
+        stride=pair(op.stride, 1),
+        padding=pair(op.padding[:rank], 0) + pair(op.padding[rank:], 0),
+        dilation=pair(op.dilation, 1),
+        groups=op.groups,
+        bias=bias,
+        add=add,
+        activation=op.activation,
+    )
+
+
 def conv_problem(graph: Graph, node: Node) -> ConvProblem:
-    """What a `Conv` node computes; a 1-D convolution is one of height 1.
+    """The problem of a `Conv` node.
 
     Raises:
         UnsupportedError: it is not a 2-D float32 convolution with constant weights.
     """
     assert isinstance(node.op, Conv)
     x, weights = graph.tensor(node.inputs[0]), graph.tensor(node.inputs[1])
-    spatial = len(node.op.stride)
     if node.inputs[1] not in graph.constants:
         raise UnsupportedError(
             f"node {node.label}: its weights {node.inputs[1]!r} are computed or an input; "
@@ -40,23 +68,9 @@ def conv_problem(graph: Graph, node: Node) -> ConvProblem:
                 f"node {node.label}: a {tensor.dtype} convolution is not supported; "
                 "convert the model to float32"
             )
-    op = node.op
+    bias, add = bool(node.input(2)), bool(node.input(3))
     try:
-        return ConvProblem(
-            n=x.shape[0],
-            c=x.shape[1],
-            h=x.shape[2] if spatial == 2 else 1,
-            w=x.shape[-1],
-            oc=weights.shape[0],
-            kernel=_pair(weights.shape[2:], 1),
-            stride=_pair(op.stride, 1),
-            padding=_pair(op.padding[:spatial], 0) + _pair(op.padding[spatial:], 0),
-            dilation=_pair(op.dilation, 1),
-            groups=op.groups,
-            bias=bool(node.input(2)),
-            add=bool(node.input(3)),
-            activation=op.activation,
-        )
+        return problem_of(node.op, x.shape, weights.shape, bias, add)
     except ProblemError as error:
         raise UnsupportedError(f"node {node.label}: {error}") from None
 
@@ -65,7 +79,7 @@ def convolutions(graph: Graph) -> list[DistinctProblem]:
     """The distinct convolution problems of a graph, in order of first appearance.
 
     Raises:
-        UnsupportedError: a convolution cannot be expressed; names the node and why.
+        UnsupportedError: a convolution is no problem; the message names its node and says why.
     """
     nodes: dict[ConvProblem, list[str]] = {}
     for node in graph.nodes:
@@ -80,14 +94,9 @@ def to_tune(graph: Graph) -> list[DistinctProblem]:
     """The convolutions of an optimised graph.
 
     Raises:
-        UnsupportedError: a convolution cannot be expressed, or there is none.
+        UnsupportedError: a convolution is no problem, or there is none.
     """
     problems = convolutions(graph)
     if not problems:
         raise UnsupportedError(f"network {graph.name!r} has no convolution: nothing to tune")
     return problems
-
-
-def _pair(values: Ints, filler: int) -> tuple[int, int]:
-    """(vertical, horizontal); the height of a 1-D convolution is trivial."""
-    return (filler, values[0]) if len(values) == 1 else (values[0], values[1])

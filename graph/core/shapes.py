@@ -1,7 +1,7 @@
-"""The shape of what an operator computes, from the operator and the shapes of its operands.
+"""Decides the shape of an operator's result, from the operator and the shapes of its operands.
 
-ONNX's own shape inference is not trusted for it: that of pools and transposed convolutions differs
-between opsets, and from what is computed.
+ONNX's own shape inference is not used for it: for pools and transposed convolutions it differs
+between opsets, and from the results that engines compute.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from fastrun.kernels.core.layout import NCHW, NHWC, Layout
 
 
 def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
-    """The shape of the result; None where the operator and its operands leave it open.
+    """The shape of the result; None if the operator and its operands do not determine it.
 
     Raises:
-        ValueError: the operands do not fit each other; the text says how.
+        ValueError: the operands do not fit each other; the message says why.
     """
     x = shapes[0]
     match op:
         case Conv(stride, padding, dilation):
-            spans = _spans(shapes[1][2:], dilation)
-            return (x[0], shapes[1][0], *windows(x[2:], spans, stride, padding))
+            window = spans(shapes[1][2:], dilation)
+            return (x[0], shapes[1][0], *windows(x[2:], window, stride, padding))
         case Pool(_, kernel, stride, padding, dilation, ceil):
-            return (*x[:2], *windows(x[2:], _spans(kernel, dilation), stride, padding, ceil))
+            return (*x[:2], *windows(x[2:], spans(kernel, dilation), stride, padding, ceil))
         case ConvTranspose(stride, padding, dilation, groups):
-            full = full_size(x[2:], _spans(shapes[1][2:], dilation), stride)
+            full = full_size(x[2:], spans(shapes[1][2:], dilation), stride)
             begins, ends = padding[: len(full)], padding[len(full) :]
             sizes = (n - b - e for n, b, e in zip(full, begins, ends, strict=True))
             return _positive((x[0], shapes[1][1] * groups, *sizes))
@@ -78,7 +78,7 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return tuple(n + b + e for n, b, e in zip(x, begins, ends, strict=True))
         case Transpose(order):
             if sorted(order) != list(range(len(x))):
-                raise ValueError(f"{order} is no order of {len(x)} axes")
+                raise ValueError(f"{order} is not an order of {len(x)} axes")
             return tuple(x[axis] for axis in order)
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
@@ -90,13 +90,13 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
     return None
 
 
-def windows(space: Shape, spans: Ints, stride: Ints, padding: Ints, ceil: bool = False) -> Shape:
-    """How many windows there are along each axis; `spans` are their sizes, dilation included.
+def windows(space: Shape, sizes: Ints, stride: Ints, padding: Ints, ceil: bool = False) -> Shape:
+    """The number of windows along each axis; `sizes` are theirs, dilation included.
 
     `ceil` keeps a last window that is partly outside, if it begins in the input or in front of it.
     """
     counts = []
-    for axis, (size, span, step) in enumerate(zip(space, spans, stride, strict=True)):
+    for axis, (size, span, step) in enumerate(zip(space, sizes, stride, strict=True)):
         before, after = padding[axis], padding[axis + len(space)]
         room = size + before + after - span
         if room < 0:
@@ -110,25 +110,26 @@ def windows(space: Shape, spans: Ints, stride: Ints, padding: Ints, ceil: bool =
 
 def sees_pixels(op: Pool, space: Shape) -> bool:
     """Whether every window has a pixel of the input."""
-    counts = windows(space, _spans(op.kernel, op.dilation), op.stride, op.padding, op.ceil)
+    counts = windows(space, spans(op.kernel, op.dilation), op.stride, op.padding, op.ceil)
     for axis, (size, count) in enumerate(zip(space, counts, strict=True)):
         k, d, s, p = op.kernel[axis], op.dilation[axis], op.stride[axis], op.padding[axis]
-        # The last window begins behind the input, or all taps of the first one lie before it.
+        # The last window begins after the input, or the first one ends before it.
         if (count - 1) * s - p >= size or -(-p // d) >= k:
             return False
-        # The taps of one that begins before the input step over it.
+        # A dilated window that begins before the input has no tap in it.
         before = min(-(-p // s), count, d)
         if d > size and any((o * s - p) % d >= size for o in range(before)):
             return False
     return True
 
 
-def full_size(space: Shape, spans: Ints, stride: Ints) -> Shape:
+def full_size(space: Shape, sizes: Ints, stride: Ints) -> Shape:
     """The size of a transposed convolution's result before anything is cut off."""
-    return tuple((n - 1) * s + span for n, span, s in zip(space, spans, stride, strict=True))
+    return tuple((n - 1) * s + size for n, size, s in zip(space, sizes, stride, strict=True))
 
 
-def _spans(kernel: Ints, dilation: Ints) -> Ints:
+def spans(kernel: Ints, dilation: Ints) -> Ints:
+    """The size of a window along each axis, dilation included."""
     return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
 
 
@@ -147,7 +148,7 @@ def _onto(shape: Shape, others: Sequence[Shape]) -> Shape:
 
 def _positive(shape: Shape) -> Shape:
     if min(shape) < 1:
-        raise ValueError(f"its result would be {shape}")
+        raise ValueError(f"its result would have the shape {shape}")
     return shape
 
 
@@ -159,11 +160,16 @@ Shape4 = tuple[int, int, int, int]
 
 
 def shape4(shape: Shape) -> Shape4:
-    """A shape as (n, c, h, w) that lies the same way in row-major order."""
+    """A shape as (n, c, h, w), of the same values in row-major order."""
     if len(shape) <= 2:
         n, c = (1, 1, *shape)[-2:]
         return n, c, 1, 1
     return shape[0], shape[1], math.prod(shape[2:-1]), shape[-1]
+
+
+def pair(values: Ints, filler: int) -> tuple[int, int]:
+    """Values per spatial axis as (vertical, horizontal); `filler` is vertical for a single axis."""
+    return (filler, values[0]) if len(values) == 1 else (values[0], values[1])
 
 
 def is_range(graph: Graph, node: Node) -> bool:
@@ -187,11 +193,11 @@ def is_depthwise(graph: Graph, node: Node) -> bool:
     return 1 < node.op.groups == weights[0] and weights[1] == 1
 
 
-# By rank: what brings channels last, and first again.
+# The orders of axes that bring channels last, and first again, by rank.
 CHANNELS_LAST, CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 2, 3, 1)}, {3: (0, 2, 1), 4: (0, 3, 1, 2)}
 
 
 def same_memory(order: Shape, src: Layout, dst: Layout) -> bool:
-    """Whether a transpose of a tensor in one layout into another one moves nothing."""
+    """Whether a transpose from one layout to another keeps every value in its place."""
     to_last = order in CHANNELS_LAST.values() and (src, dst) == (NHWC, NCHW)
     return to_last or (order in CHANNELS_FIRST.values() and (src, dst) == (NCHW, NHWC))

@@ -1,1 +1,1 @@
-"""ONNX in: files, operator sets, and the lowering of ONNX's operators to ours."""
+"""Reads ONNX: files, operator sets, and the lowering of ONNX's operators to ours."""

@@ -1,6 +1,6 @@
-"""Operators that are functions of simpler ones, such as LayerNormalization.
+"""Decides which ONNX operators are written out as simpler ones, such as LayerNormalization.
 
-ONNX itself defines them so, but for those whose body stands here.
+ONNX itself defines most of them as functions of simpler operators. The others have a body here.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _FROM_ZERO = """
 def composition(
     node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
 ) -> onnx.FunctionProto | None:
-    """The function of simpler operators that `node` of an `opset` is, if it is one.
+    """The function of simpler operators that computes `node` of an `opset`, if there is one.
 
-    `types` are those of the node's inputs.
+    `types` are the types of the node's inputs.
     """
     if node.op_type in _OURS and not node.domain:
         return _OURS[node.op_type](node, opset, types)
@@ -91,7 +91,7 @@ def _instance_normalization(
 def _dequantize_linear(
     node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
 ) -> onnx.FunctionProto | None:
-    """In whole numbers as far as the difference; None for what has no such form."""
+    """The function, with the difference in whole numbers; None for uses without such a form."""
     x, scale = (t.tensor_type for t in types[:2])
     given = {a.name: a.i for a in node.attribute}
     whole = TensorProto.DataType.Name(x.elem_type).removeprefix("U").startswith("INT")

@@ -1,4 +1,4 @@
-"""What an ONNX model computes of constants alone, such as shapes and unpacked weights."""
+"""Computes the nodes of an ONNX model whose inputs are constant: shapes, unpacked weights."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from fastrun.graph.core.model import Array, Node, Tensor
 from fastrun.graph.frontend.file import first_line, label
 from fastrun.graph.reference import interpreter as reference
 
-# What ONNX's reference implementation computes as onnxruntime does, in every opset since 7. It is
-# wrong or incomplete in others: Hardmax, LpNormalization, pools, old quantisation, and more.
+# Operators for which ONNX's reference implementation gives the results of onnxruntime in every
+# opset since 7. It is wrong or incomplete for others: Hardmax, LpNormalization, pools, old
+# quantisation, and more.
 _KNOWN = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr
 BitwiseXor Cast CastLike Ceil CenterCropPad Clip Compress Concat ConstantOfShape Cos Cosh CumSum Det
@@ -35,9 +36,9 @@ def by_reference(
     tensors: Mapping[str, Tensor],
     constants: Mapping[str, Array],
 ) -> dict[str, Array]:
-    """What the nodes that `origin` became compute of constants, by name.
+    """The values, by name, that `nodes` compute of constants; `origin` was lowered to them.
 
-    `tensors` describes it.
+    `tensors` describes the values.
 
     Raises:
         GraphError: the node does not fit its inputs.
@@ -60,15 +61,15 @@ def by_onnx(
     feeds: Mapping[str, Array],
     opset_ids: Sequence[onnx.OperatorSetIdProto],
 ) -> dict[str, Array]:
-    """What ONNX's reference implementation computes of constants, by name.
+    """The values, by name, that ONNX's reference implementation computes of constants.
 
     Raises:
-        GraphError: the node does not fit them.
+        GraphError: the node does not fit its inputs.
     """
     from onnx.reference import ReferenceEvaluator
 
     outputs = [y for y in node.output if y]
-    if node.op_type == "NonZero":  # which takes a number for a list of one
+    if node.op_type == "NonZero":  # a number counts as a list of one
         feeds = {x: np.atleast_1d(a) for x, a in feeds.items()}
     try:
         types = {x: helper.np_dtype_to_tensor_dtype(a.dtype) for x, a in feeds.items()}
@@ -81,7 +82,7 @@ def by_onnx(
         model = helper.make_model(graph, opset_imports=list(opset_ids))
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(model).run(None, dict(feeds))
-    except Exception as error:  # of any kind, as its operators check little
+    except Exception as error:  # ONNX's operators check little: errors of any kind
         raise _impossible(node, error) from None
     values = {y: np.asarray(value) for y, value in zip(outputs, results, strict=True)}
     return {y: a.astype(tensors[y].dtype) if y in tensors else a for y, a in values.items()}

@@ -1,7 +1,7 @@
-"""Weights that an ONNX model keeps in files beside its own.
+"""Reads weights that an ONNX model keeps in files of their own.
 
-They are read here and not by the onnx package, which refuses links: caches of models (Hugging
-Face's hub, DVC, conda) are made of links.
+The onnx package could read them too, but it refuses links, and caches of models (Hugging Face's
+hub, DVC, conda) consist of links.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from fastrun.graph.core.errors import ModelFileError
 
-# Types of which several values share a byte.
+# Bits of a value, for types of which several values share a byte.
 _BITS = {
     "INT2": 2,
     "UINT2": 2,
@@ -32,10 +32,10 @@ _BITS = {
 def embed(model: onnx.ModelProto, folder: Path) -> None:
     """Read the values that the model keeps in files of `folder` into the model itself.
 
-    Links are followed. A name that leads out of the folder by itself is not.
+    Links are followed. Names that lead out of the folder are refused.
 
     Raises:
-        ModelFileError: a file is missing, too short or outside of the folder.
+        ModelFileError: a file is missing or too short, or its name leads out of the folder.
     """
     nodes = (function.node for function in model.functions)
     for tensor in (*_of_graph(model.graph), *(t for some in nodes for t in _of_nodes(some))):
@@ -66,7 +66,7 @@ def _read(tensor: onnx.TensorProto, folder: Path) -> bytes:
     name = where.get("location", "")
     place, needed = PurePath(name), _size(tensor)
     if not place.parts or place.is_absolute() or ".." in place.parts or "\0" in name:
-        raise _unusable(tensor, f"{name!r} is no file in the folder of the model")
+        raise _unusable(tensor, f"{name!r} is not a file in the folder of the model")
     try:
         offset, length = (
             int(where.get(key) or n) for key, n in (("offset", 0), ("length", needed))
@@ -96,7 +96,7 @@ def _size(tensor: onnx.TensorProto) -> int:
     kinds = {value: kind for kind, value in TensorProto.DataType.items()}
     kind = kinds.get(tensor.data_type, "UNDEFINED")
     if kind in ("UNDEFINED", "STRING") or min(tensor.dims, default=0) < 0:
-        raise _unusable(tensor, f"no {kind} of shape {tuple(tensor.dims)} is kept in a file")
+        raise _unusable(tensor, f"{kind} of shape {tuple(tensor.dims)} cannot be in a file")
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
     bits = _BITS.get(kind, 8 * dtype.itemsize)
     size: int = math.prod(tensor.dims)

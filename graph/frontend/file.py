@@ -1,4 +1,4 @@
-"""ONNX models as their files hold them: read whole, of a known opset, nodes in order."""
+"""Reads an ONNX file: a whole model, converted to a known opset, its nodes in order."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def read_model(path: Path) -> onnx.ModelProto:
     """
     if path.is_file() and path.stat().st_size >= LARGEST_FILE:
         raise ModelFileError(
-            f"{path}: larger than the 2 GB an ONNX file can have: save it with external data"
+            f"{path}: larger than the 2 GB that an ONNX file can have: save it with external data"
         )
     try:
-        # The format is given: a model is a model whatever its file is called.
+        # Without a format, onnx would guess it from the name of the file.
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except FileNotFoundError:
         raise ModelFileError(f"no model file {str(path)!r}") from None
@@ -52,15 +52,19 @@ def read_model(path: Path) -> onnx.ModelProto:
 
 
 def current(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in an opset that the lowering knows."""
+    """The model, converted to an opset that the lowering knows.
+
+    Raises:
+        GraphError: the model has no opset, too new an opset, or does not convert.
+    """
     if not model.opset_import:
-        raise ModelFileError("the model states no opset: it is cut short or not ONNX's")
+        raise ModelFileError("the model states no opset: it is cut short or no ONNX model")
     opsets = [o.version for o in model.opset_import if o.domain in ("", "ai.onnx")]
     newest = onnx.defs.onnx_opset_version()
     if opsets and opsets[0] > newest:
         raise UnsupportedError(
-            f"opset {opsets[0]} is newer than {newest}, the newest one that the onnx package here "
-            "knows: update it or export the model for an older one"
+            f"opset {opsets[0]} is newer than {newest}, the newest one that the installed onnx "
+            "package knows: update the package, or export the model for an older opset"
         )
     if not opsets or opsets[0] >= OLDEST_OPSET:
         return model
@@ -74,7 +78,11 @@ def current(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def given_shape(value: onnx.ValueInfoProto) -> Shape:
-    """The shape the model gives an input, with an open batch size as 1."""
+    """The shape that the model gives an input; an open batch size becomes 1.
+
+    Raises:
+        UnsupportedError: another size is open.
+    """
     dims = value.type.tensor_type.shape.dim
     # Some exporters write an open size as 0 or -1.
     sizes = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
@@ -86,7 +94,7 @@ def given_shape(value: onnx.ValueInfoProto) -> Shape:
     example = tuple(size if isinstance(size, int) else 224 for size in sizes) or (1, 3, 224, 224)
     raise UnsupportedError(
         f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: export "
-        f"the model with fixed sizes, or say, for example, shapes={{{value.name!r}: {example}}} "
+        f"the model with fixed sizes, or give, for example, shapes={{{value.name!r}: {example}}} "
         f"in Python, `--shape {value.name}={'x'.join(map(str, example))}` to plan and run "
         "(docs/faq.md)"
     )
@@ -96,7 +104,7 @@ def array(tensor: onnx.TensorProto) -> Array:
     """The values of a tensor.
 
     Raises:
-        ModelFileError: they do not fit its shape or type, or are not in the model.
+        ModelFileError: the values do not fit the shape or type, or are not in the model.
     """
     if tensor.data_location == tensor.EXTERNAL:
         raise ModelFileError(
@@ -115,7 +123,8 @@ def constant_value(node: onnx.NodeProto) -> Array:
     """The value of a `Constant`.
 
     Raises:
-        ModelFileError: it has none, or that of no dense tensor.
+        ModelFileError: it has none.
+        UnsupportedError: it is sparse.
     """
     given = {a.name: a for a in node.attribute}
     match [*given]:
@@ -133,7 +142,7 @@ def constant_value(node: onnx.NodeProto) -> Array:
 
 
 def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """The names that nodes read, those included that graphs in them read from around them."""
+    """The names that nodes read, including outer values that graphs inside the nodes read."""
     found = set[str]()
     for node in nodes:
         found.update(node.input)
@@ -144,13 +153,13 @@ def names_read(nodes: Iterable[onnx.NodeProto]) -> set[str]:
 
 
 def names_defined(graph: onnx.GraphProto) -> set[str]:
-    """The names of a graph's own values."""
+    """The names of the values that a graph defines."""
     found = {v.name for v in (*graph.input, *graph.initializer)}
     return found.union(*(node.output for node in graph.node))
 
 
 def convolves(graph: onnx.GraphProto) -> bool:
-    """Whether a convolution is in the graph or in those inside its nodes."""
+    """Whether the graph, or a graph inside its nodes, has a convolution."""
     return any(
         "Conv" in node.op_type or any(convolves(a.g) for a in node.attribute if a.type == a.GRAPH)
         for node in graph.node
@@ -177,7 +186,11 @@ def live_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def in_order(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.NodeProto]:
-    """The nodes in topological order: their own, if that is one."""
+    """The nodes in topological order; their given order if it is one.
+
+    Raises:
+        GraphError: a value that a node needs is missing, or a node depends on itself.
+    """
     producers = {y: i for i, node in enumerate(nodes) for y in node.output if y}
     before: dict[int, set[int]] = {}
     for i, node in enumerate(nodes):
@@ -196,12 +209,12 @@ def in_order(nodes: Sequence[onnx.NodeProto], known: set[str]) -> list[onnx.Node
 
 
 def label(node: onnx.NodeProto) -> str:
-    """What a node is called in messages."""
+    """The node's name in messages."""
     operator = node.op_type if node.op_type.isprintable() else repr(node.op_type)
     return f"{node.name or ', '.join(node.output)!r} ({operator})"
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what another library says."""
+    """The first line of another library's message."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

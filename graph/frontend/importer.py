@@ -1,10 +1,10 @@
-"""ONNX models as our graph.
+"""Turns an ONNX model into our graph.
 
-One walk in topological order. Functions and branches whose condition is known are written out in
-the place of what calls them. Every other node is lowered to our operators once ONNX's shape
-inference has told its output shapes; where all inputs are constant, so are the outputs, computed
-on the spot, so that arithmetic on shapes disappears. Nothing else in the package sees ONNX's
-attribute forms or opset versions.
+The importer walks the nodes once, in topological order. It writes out functions, and branches
+whose condition is known, in the place of their calls. For every other node ONNX's shape inference
+gives the shapes of the outputs; then the node is lowered to our operators. If all inputs are
+constant, the outputs are computed at once, so arithmetic on shapes disappears. ONNX's attributes
+and opset versions are known only to this folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
-from fastrun.graph.core.model import Array, Graph, Node, Tensor
+from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
 from fastrun.graph.core.ops import Foreign
 from fastrun.graph.frontend.composed import composition
 from fastrun.graph.frontend.constants import COMPUTED_BY_ONNX, by_onnx, by_reference
@@ -53,12 +53,12 @@ from fastrun.graph.frontend.lowering import Site, Unsupported, lower
 
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
 LARGEST_SHAPE_PARAMETER = 1024
-# Sizes beyond any memory come from damaged files, and overflow in ONNX's own inference.
+# Elements. Larger tensors come from damaged files, and overflow in ONNX's own inference.
 LARGEST_TENSOR = 2**40
-# Types from and to which the caller may convert: where every way of doing it gives the same.
+# Types that the caller may convert from and to: every conversion gives the same result.
 TO_FLOAT = {"UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "FLOAT16", "DOUBLE"}
 FROM_FLOAT = {"FLOAT16", "DOUBLE"}
-# Nodes of functions and branches written out; more come from files made to be endless.
+# Nodes of functions and branches written out; more come from files that are made to be endless.
 MOST_INLINED = 2**17
 
 
@@ -70,11 +70,11 @@ def import_onnx(
     `shapes` gives or overrides the shapes of inputs by name. A batch size that the model leaves
     open is 1.
 
-    What no output depends on is left out. Operators we lack stay in the graph as `Foreign` nodes:
-    a network can be listed as far as its shapes are known.
+    Nodes that no output depends on are left out. Unsupported operators stay in the graph as
+    `Foreign` nodes, so that the network can be listed as far as its shapes are known.
 
     Raises:
-        ModelFileError: no such file, or not a whole ONNX model.
+        ModelFileError: there is no such file, or it is not a whole ONNX model.
         UnsupportedError: an input's size is open, or its type is not a tensor.
         GraphError: the model contradicts itself: cyclic, missing weights, impossible shapes.
     """
@@ -82,7 +82,7 @@ def import_onnx(
     try:
         return _Importer(current(model), dict(shapes or {})).graph()
     except UnicodeDecodeError as error:
-        raise ModelFileError(f"the model is damaged: a name is no text: {error}") from None
+        raise ModelFileError(f"the model is damaged: a name is not text: {error}") from None
 
 
 class _Opsets:
@@ -102,7 +102,7 @@ class _Opsets:
 
     @property
     def outdated(self) -> bool:
-        """Whether ONNX's own operators are of an opset that the lowering does not know."""
+        """Whether the opset of ONNX's own operators is too old for the lowering."""
         return self._versions.get("", OLDEST_OPSET) < OLDEST_OPSET
 
 
@@ -120,7 +120,7 @@ class _Importer:
         self._constants: dict[str, Array] = {}
         self._nodes: list[Node] = []
         self._labels: set[str] = set()  # of nodes
-        self._names: set[str] = set()  # of values, those of the model to come included
+        self._names: set[str] = set()  # of values, including the model's later ones
         self._known: set[str] = set()
         self._read: set[str] = set()
         self._results: set[str] = set()  # outputs that no node reads
@@ -129,11 +129,11 @@ class _Importer:
         self._inlined = self._computed = 0
 
     def graph(self) -> Graph:
-        """Walk the model."""
+        """The graph of the model."""
         graph = self._model.graph
         outputs = tuple(v.name for v in graph.output)
         if not outputs:
-            raise ModelFileError("the model has no outputs: it is cut short or not ONNX's")
+            raise ModelFileError("the model has no outputs: it is cut short or no ONNX model")
         nodes = live_nodes(graph)
         read = names_read(nodes)
         self._results = set(outputs) - read
@@ -161,7 +161,7 @@ class _Importer:
         return replace(live, inputs=used, unread=unread, outside=self._outside)
 
     def _add_inputs(self, inputs: Sequence[onnx.ValueInfoProto]) -> tuple[str, ...]:
-        """Their names. Nothing need be known of those that nothing reads."""
+        """Add the inputs; those that nothing reads may be of any kind. Returns all names."""
         if unknown := self._shapes.keys() - {v.name for v in inputs}:
             names = ", ".join(v.name for v in inputs)
             raise GraphError(f"the model has no input {min(unknown)!r}: its inputs are {names}")
@@ -192,7 +192,7 @@ class _Importer:
         self._set_type(value.name, helper.make_tensor_type_proto(element, shape))
 
     def _is_converted(self, name: str) -> bool:
-        """Whether all that the model does with an input is to make float32 of it."""
+        """Whether the model only converts an input to float32."""
         graph = self._model.graph
         readers = [node for node in live_nodes(graph) if name in names_read([node])]
         return name not in {v.name for v in graph.output} and all(
@@ -200,11 +200,11 @@ class _Importer:
         )
 
     def _push(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
-        """Let these nodes be the next ones."""
+        """Make these nodes the next ones."""
         self._pending += [(node, opsets) for node in reversed(nodes)]
 
     def _write_out(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
-        """Let nodes be the next ones that take the place of a single one."""
+        """Make nodes the next ones that take the place of a single node."""
         self._inlined += len(nodes)
         if self._inlined > MOST_INLINED:
             raise UnsupportedError(
@@ -216,21 +216,19 @@ class _Importer:
 
     def _define(self, name: str) -> None:
         if not isinstance(name, str):
-            raise ModelFileError(f"the model is damaged: {name!r} is no name")
+            raise ModelFileError(f"the model is damaged: {name!r} is not a name")
         if name in self._known:
             raise GraphError(f"the model has two values called {name!r}: it is damaged")
         self._known.add(name)
 
     def _fresh(self, name: str) -> str:
         """A name like `name` that no value has."""
-        free, count = name, 1
-        while free in self._names:
-            free, count = f"{name}.{count}", count + 1
+        free = unused(name, self._names)
         self._names.add(free)
         return free
 
     def _set_type(self, name: str, described: onnx.TypeProto) -> None:
-        """Note what shape inference says of a value; our tensors have only complete shapes."""
+        """Keep the type of a value as inference gives it; as a tensor if its shape is complete."""
         self._types[name] = described
         tensor = described.tensor_type
         if tensor.elem_type and tensor.HasField("shape"):
@@ -247,7 +245,7 @@ class _Importer:
     def _add(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
         for text in (node.op_type, node.domain):
             if not isinstance(text, str) or not text.isprintable():
-                raise ModelFileError(f"the model is damaged: {text!r} is no operator")
+                raise ModelFileError(f"the model is damaged: {text!r} is not an operator")
         if missing := [x for x in node.input if x and x not in self._known]:
             raise GraphError(
                 f"node {label(node)} needs {missing[0]!r}, which nothing computes before it"
@@ -275,7 +273,7 @@ class _Importer:
             self._lower(self._unconverted(node), opsets)
 
     def _unconverted(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """Leave it to the caller to convert what is an output alone to the model's type."""
+        """An `Identity` for a `Cast` of an output that nothing reads: the caller converts it."""
         names = [*node.input, *node.output]
         if node.op_type != "Cast" or node.domain or len(names) != 2:
             return node
@@ -293,7 +291,7 @@ class _Importer:
         return self._tensors[name].shape if name in self._tensors else None
 
     def _measure(self, node: onnx.NodeProto, shape: tuple[int, ...]) -> None:
-        """Shape and Size need no values, only the shape."""
+        """The value of a Shape or Size, which need only the shape of their input."""
         if node.op_type == "Size":
             result = np.array(math.prod(shape), np.int64)
         else:
@@ -305,7 +303,7 @@ class _Importer:
         """Put the branch that a constant condition selects in the place of an If."""
         condition = self._constants[node.input[0]]
         if condition.size != 1 or condition.dtype != bool:
-            raise GraphError(f"node {label(node)} is impossible: its condition is no truth value")
+            raise GraphError(f"node {label(node)} is impossible: its condition is not a boolean")
         taken = "then_branch" if condition.all() else "else_branch"
         branch = next((a.g for a in node.attribute if a.name == taken), None)
         if branch is None:
@@ -313,7 +311,7 @@ class _Importer:
         self._write_out(branch_nodes(branch, node, self._fresh), opsets)
 
     def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto) -> None:
-        """Put a function in the place of a call, in the opsets that it imports itself."""
+        """Put a function, with the opsets that it imports, in the place of a call."""
         opsets = _Opsets(function.opset_import, self._model.ir_version)
         if opsets.outdated:
             raise UnsupportedError(
@@ -329,7 +327,7 @@ class _Importer:
         return self._types.get(name, onnx.TypeProto())
 
     def _infer(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
-        """Learn the types of the node's outputs, unless ONNX does not know the operator."""
+        """Infer the types of the node's outputs, unless ONNX does not know the operator."""
         if not onnx.defs.has(node.op_type, node.domain):
             return
         version = opsets[node.domain]
@@ -337,21 +335,21 @@ class _Importer:
             schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         except onnx.defs.SchemaError:
             raise GraphError(f"node {label(node)} does not exist in opset {version}") from None
-        # ONNX's own inference of Split aborts the process on another number of outputs.
+        # ONNX's own inference of Split aborts the process if `num_outputs` is another number.
         parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
         if parts != len(node.output):
             raise GraphError(
                 f"node {label(node)} is impossible: it has {len(node.output)} outputs, not {parts}"
             )
         names = [x for x in node.input if x]
-        # ONNX's own inference of Slice aborts the process on a size of 0.
+        # ONNX's own inference of Slice aborts the process if a size is 0.
         empty = [x for x in names if 0 in (self._shape(x) or ())]
         if computed := [x for x in empty if x not in self._constants]:
             raise UnsupportedError(f"node {label(node)}: its input {computed[0]!r} is empty")
         if schema.deprecated or names[:1] == empty[:1] != []:
             return
         values = {x: self._constants[x] for x in names if x in self._constants}
-        if node.op_type == "Range":  # of lists of one number, as of numbers
+        if node.op_type == "Range":  # a list of one number counts as the number
             values = {x: a.reshape(()) if a.size == 1 else a for x, a in values.items()}
         try:
             if not any(a.HasField("g") for a in node.attribute):
@@ -374,7 +372,7 @@ class _Importer:
             ValueError,
         ) as error:
             if not all(self._type(x).tensor_type.elem_type for x in names):
-                return  # the types are not wrong but unknown, or not those of tensors
+                return  # a type is unknown, or is not a tensor: the node need not be wrong
             raise GraphError(f"node {label(node)} is impossible: {first_line(error)}") from None
         for name, described in inferred.items():
             self._set_type(name, described)
@@ -391,7 +389,7 @@ class _Importer:
         site = Site(node, outputs, opsets[""], self._tensors, self._constants, name, self._fresh)
         try:
             if 0 in (self._shape(next(iter(node.input), "")) or ()):
-                raise Unsupported("an input that is not empty")  # nothing is inferred of it
+                raise Unsupported("an input that is not empty")  # there was no inference
             lower(site)
         except Unsupported as need:
             types = [self._type(x) for x in node.input]
@@ -414,7 +412,7 @@ class _Importer:
             self._nodes += site.nodes
 
     def _check_size(self, names: Iterable[str]) -> None:
-        """Refuse constants that, with those before, would fill the memory."""
+        """Refuse constants that would fill the memory, together with earlier ones."""
         for name in names:
             if tensor := self._tensors.get(name):
                 self._computed += tensor.nbytes
@@ -430,11 +428,9 @@ class _Importer:
         self._nodes.append(Node(name, op, inputs, tuple(filter(None, outputs))))
 
     def _label(self, node: onnx.NodeProto) -> str:
-        """A name for the node that no other has."""
+        """A name for the node that no other node has."""
         base = node.name or next(filter(None, node.output), node.op_type)
-        name, count = base, 1
-        while name in self._labels:
-            name, count = f"{base}.{count}", count + 1
+        name = unused(base, self._labels)
         self._labels.add(name)
         return name
 
@@ -449,13 +445,13 @@ def _target(node: onnx.NodeProto) -> int:
 
 
 def _check_memory(name: str, tensor: Tensor, taken: int) -> None:
-    """A run holds its input and output twice each, which is four times what may be `taken`."""
+    """Refuse `taken` bytes above a quarter of the memory: a run holds input and output twice."""
     if taken > _memory() // 4:
         raise UnsupportedError(f"{name!r} ({tensor}) is too large for the memory of this machine")
 
 
 def _memory() -> int:
-    """The bytes of memory that the machine has."""
+    """The machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

@@ -1,7 +1,7 @@
-"""A function, or a branch of an `If`, in the place of the node that stands for it.
+"""Writes out a function, or a branch of an `If`, in the place of the node that calls it.
 
-Every value in it gets a name that nothing else has: bodies may use any names, also those of the
-model and of other bodies, and one function may be called often.
+Every value in the body gets a new name. Bodies may use any names, also names of the model and of
+other bodies, and a function may be called several times.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from onnx import helper
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.frontend.file import label, names_defined, names_read
 
-# Makes a free name of one that might not be.
+# Gives a name like its argument that no value has.
 Fresh = Callable[[str], str]
 _Attributes = Mapping[str, onnx.AttributeProto]
 
 
 class Key(NamedTuple):
-    """What a node says to call a function."""
+    """The names by which a node calls a function."""
 
     domain: str
     name: str
@@ -36,7 +36,7 @@ def key(node: onnx.NodeProto) -> Key:
 
 
 def own_domain(name: str) -> str:
-    """A domain by one name: that of ONNX's own operators has two."""
+    """The domain; ONNX's own domain has two names and becomes ""."""
     return "" if name == "ai.onnx" else name
 
 
@@ -44,7 +44,7 @@ def check_calls(functions: Mapping[Key, onnx.FunctionProto]) -> None:
     """Refuse functions that call themselves.
 
     Raises:
-        GraphError: naming one.
+        GraphError: a function calls itself; the message names it.
     """
     calls = {k: {c for c in _called(f.node) if c in functions} for k, f in functions.items()}
     try:
@@ -70,7 +70,7 @@ def function_nodes(
     `prefix` begins the names of its nodes and values.
 
     Raises:
-        GraphError: the call does not fit the function, or this contradicts itself.
+        GraphError: the call does not fit the function, or the function contradicts itself.
     """
     if len(call.input) > len(function.input) or len(call.output) > len(function.output):
         raise GraphError(f"node {label(call)} is impossible: its function has fewer operands")
@@ -78,7 +78,7 @@ def function_nodes(
     names |= dict(zip(function.input, call.input, strict=False))
     if again := {y for node in function.node for y in node.output if y and y in names}:
         raise _repeated(call, min(again))
-    # It sees nothing but its inputs.
+    # A function sees no outer values but its inputs.
     inside = [*names_read(function.node), *(y for node in function.node for y in node.output)]
     names |= {x: fresh(f"{prefix}/{x}") for x in inside if x and x not in names}
     given = {a.name: a for a in (*function.attribute_proto, *call.attribute)}
@@ -92,10 +92,10 @@ def function_nodes(
 def branch_nodes(
     branch: onnx.GraphProto, choice: onnx.NodeProto, fresh: Fresh
 ) -> list[onnx.NodeProto]:
-    """The nodes of a branch of `choice`, which sees the values around it.
+    """The nodes of a branch of `choice`. A branch also sees the values around it.
 
     Raises:
-        GraphError: it has another number of outputs, or contradicts itself.
+        GraphError: the branch has another number of outputs, or contradicts itself.
     """
     if len(branch.output) != len(choice.output):
         raise GraphError(f"node {label(choice)} is impossible: no matching {branch.name!r}")
@@ -116,10 +116,10 @@ def _inlined(
     given: _Attributes,
     define: Fresh,
 ) -> list[onnx.NodeProto]:
-    """Copies of the nodes of a body; its outputs take the names that `call` gives them.
+    """Copies of the nodes of a body; its outputs get the names that `call` has for them.
 
-    `names` are those of values around it that are called otherwise inside; `define` gives those
-    of the values it computes.
+    `names` maps names inside the body to names of outer values. `define` gives a name to each
+    value that the body computes.
     """
     made = Counter(y for node in body for y in node.output if y)
     if again := [y for y, times in made.items() if times > 1]:
@@ -143,9 +143,9 @@ def _inlined(
 
 
 def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: _Attributes) -> onnx.NodeProto:
-    """A copy that reads values by other names, as do the graphs in it.
+    """A copy of a node, and of the graphs in it, that reads values by other names.
 
-    Attributes that refer to those of the function are taken from `given`.
+    Attributes that refer to attributes of the function are taken from `given`.
     """
     copy = onnx.NodeProto(
         op_type=node.op_type, domain=node.domain, overload=node.overload, name=node.name
@@ -166,7 +166,7 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: _Attributes)
 
 
 def _rename_inside(graph: onnx.GraphProto, names: Mapping[str, str], given: _Attributes) -> None:
-    """As `_renamed`, of a graph in a node: what it defines hides what is around it."""
+    """As `_renamed`, for a graph inside a node. Its own values hide outer ones of the same name."""
     own = names_defined(graph)
     seen = {x: name for x, name in names.items() if x not in own}
     renamed = [_renamed(node, seen, given) for node in graph.node]

@@ -1,1 +1,1 @@
-"""Graph to graph: a pass a file, `pipeline` has their order."""
+"""Passes rewrite a graph into one that computes the same; `pipeline` has their order."""

@@ -1,10 +1,9 @@
-"""A pass that lets convolutions read shuffled channels where they were computed.
+"""A pass that lets convolutions read shuffled channels from the tensors that computed them.
 
-Shuffles, ranges and concatenations of channels only say which channel of which tensor stands
-where. A convolution takes its input channels in any order, if its weights are in the same; so
-it can read those ranges of other tensors that its shuffled input is made of, and nothing has to
-be shuffled. ShuffleNet V2's units, half of whose channels pass by, become convolutions that read
-from several units before.
+Shuffles, ranges and concatenations only move channels. A convolution can read its input channels
+in any order, if its weights are in the same order. So it can read the ranges of other tensors of
+which its shuffled input consists, and no shuffle has to run. A unit of ShuffleNet V2 passes half
+of its channels on unchanged; its convolutions then read from several earlier units.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Channel = tuple[str, int]
 
 @dataclass(frozen=True)
 class _Moved:
-    """Where the channels of a tensor come from that only moves them."""
+    """The origin of each channel of a tensor whose node only moves channels."""
 
     channels: Sequence[Channel]
     shuffled: bool
@@ -34,8 +33,8 @@ class _Moved:
 def absorb_shuffles(graph: Graph) -> Graph:
     """Let convolutions read channels from before they were shuffled, if nothing else reads them.
 
-    A depthwise convolution leaves its result in the order it reads, so whoever reads that must
-    take any order too.
+    A depthwise convolution writes channels in the order in which it reads them. So the readers of
+    its result must accept any order too.
     """
     edit, free = Edit(graph), _free(graph)
     moved: dict[str, _Moved] = {}
@@ -63,7 +62,7 @@ def absorb_shuffles(graph: Graph) -> Graph:
 
 
 def _composed(graph: Graph, node: Node, source: Callable[[str], _Moved]) -> _Moved | None:
-    """Where the channels of a node's result come from if it only moves them."""
+    """The origin of the channels of a node's result; None unless the node only moves channels."""
     match node.op:
         case ChannelShuffle(groups=groups):
             x = source(node.inputs[0]).channels
@@ -80,7 +79,10 @@ def _composed(graph: Graph, node: Node, source: Callable[[str], _Moved]) -> _Mov
 
 
 def _free(graph: Graph) -> set[str]:
-    """The tensors whose channels may be anywhere: whoever reads them, by whatever way, is told."""
+    """Tensors whose channels may be stored in any order: all their readers can follow it.
+
+    Readers through slices and concatenations count too.
+    """
     free: set[str] = set()
     for node in reversed(graph.nodes):
         x, readers = node.output, graph.readers.get(node.output, ())
@@ -90,7 +92,7 @@ def _free(graph: Graph) -> set[str]:
 
 
 def _follows(graph: Graph, node: Node, x: str, free: set[str]) -> bool:
-    """Whether a node can take the channels of `x` from anywhere."""
+    """Whether a node can read the channels of `x` wherever they are stored."""
     match node.op:
         case Conv():
             constant = all(name in graph.constants for name in node.inputs[1:3] if name)
@@ -104,7 +106,7 @@ def _follows(graph: Graph, node: Node, x: str, free: set[str]) -> bool:
 
 
 def _reading_order(channels: Sequence[Channel], groups: int) -> list[int]:
-    """The channels of each group in the order in which they lie, tensor by tensor."""
+    """The order in which the channels of each group are stored, tensor by tensor."""
     tensors = {name: i for i, name in enumerate(dict.fromkeys(name for name, _ in channels))}
     each = len(channels) // groups
     place = [(i // each, tensors[name], c) for i, (name, c) in enumerate(channels)]
@@ -114,7 +116,10 @@ def _reading_order(channels: Sequence[Channel], groups: int) -> list[int]:
 def _gather(
     edit: Edit, node: Node, channels: Sequence[Channel], gathered: dict[Sequence[Channel], str]
 ) -> str:
-    """The tensor that consists of these channels, made for `node` if nobody has it yet."""
+    """The tensor that consists of these channels; nodes that make it are added before `node`.
+
+    `gathered` has the tensors that exist already.
+    """
     if channels in gathered:
         return gathered[channels]
     like = edit.tensor(node.inputs[0])
@@ -142,7 +147,7 @@ def _gather(
 
 
 def _ranges(channels: Sequence[Channel]) -> list[tuple[str, int, int]]:
-    """(tensor, first channel, channels) of the runs of channels that follow each other."""
+    """(tensor, first channel, number) of each run of consecutive channels."""
     found: list[tuple[str, int, int]] = []
     for name, c in channels:
         tensor, first, count = found[-1] if found else ("", 0, 0)
@@ -154,7 +159,7 @@ def _ranges(channels: Sequence[Channel]) -> list[tuple[str, int, int]]:
 
 
 def _read_in_order(edit: Edit, node: Node, x: str, order: list[int]) -> None:
-    """Let a convolution read `x`, whose channels are those of its input in `order`."""
+    """Let a convolution read `x`, which has the channels of its input in `order`."""
     assert isinstance(node.op, Conv)
     weights = edit.constants[node.inputs[1]]
     groups, each = node.op.groups, weights.shape[1]
@@ -166,7 +171,7 @@ def _read_in_order(edit: Edit, node: Node, x: str, order: list[int]) -> None:
 
 
 def _add_depthwise(edit: Edit, node: Node, x: str, order: list[int]) -> str:
-    """The result of a convolution with its channels in `order`, as those of `x` are."""
+    """The result of a depthwise convolution of `x`, with its channels in the same `order`."""
     parameters = [
         edit.constant(f"{node.name}.{kind}", edit.constants[name][order])
         for kind, name in zip(("weights", "bias"), filter(None, node.inputs[1:3]), strict=False)

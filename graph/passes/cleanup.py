@@ -1,4 +1,4 @@
-"""Passes that remove nodes: identities, constants, padding that the reader can do itself."""
+"""Passes that remove nodes: identities, constants, and padding that the reader can do itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NEVER_NEGATIVE = ("relu", "relu6", "sigmoid", "hardsigmoid", "exp", "abs", "sof
 
 
 def drop_identities(graph: Graph) -> Graph:
-    """Remove what returns its input: Identity, dropout, moves that move nothing."""
+    """Remove nodes whose result is their input: Identity, dropout, moves that move nothing."""
     edit = Edit(graph)
     for node in edit:
         if _is_identity(node, edit):
@@ -78,9 +78,9 @@ def fold_constants(graph: Graph) -> Graph:
 
 
 def fold_padding(graph: Graph) -> Graph:
-    """Let a convolution or pool pad by itself what is padded for it alone.
+    """Let a convolution or pool pad its input itself, if nothing else reads the padded tensor.
 
-    No pool has windows of nothing but padding, which a Pad before it may well make.
+    A pool stays as it is if it would get windows of padding alone.
     """
     edit = Edit(graph)
     for node in edit:
@@ -105,13 +105,13 @@ def fold_padding(graph: Graph) -> Graph:
 
 
 def _pads_alike(edit: Edit, pad: Node, op: Conv | Pool) -> bool:
-    """Whether padding of one's own has the effect of what `pad` writes round the input."""
+    """Whether the operator's own padding has the effect of the values that `pad` writes."""
     assert isinstance(pad.op, Pad)
     if pad.op.mode != "constant":
         return False
     if isinstance(op, Conv):
         return pad.op.value == 0
-    # What a window that ends beyond the input averages is a matter of how it came about.
+    # With `ceil` an average treats padding and pixels beyond it differently.
     if op.function == "average":
         return pad.op.value == 0 and not op.ceil and (op.count_padding or not any(op.padding))
     before = edit.producer(pad.inputs[0])

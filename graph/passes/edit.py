@@ -1,4 +1,4 @@
-"""A graph while a pass rewrites it."""
+"""A graph that a pass is rewriting."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrun.graph.core.model import Array, Graph, Node, Tensor
+from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
 from fastrun.graph.core.ops import Identity
 
 
 class Edit:
-    """Mutable copy of a graph: the passes' only way to change one.
+    """A mutable copy of a graph. Passes change a graph only through it.
 
-    Iterating gives the nodes in topological order, as they are by then; a node may be replaced,
-    bypassed or merged into its consumer meanwhile.
+    Iterating gives the nodes in topological order, each in its current form. Nodes may be
+    replaced, bypassed or merged during the iteration.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -32,7 +32,7 @@ class Edit:
                 yield self._nodes[output]
 
     def tensor(self, name: str) -> Tensor:
-        """Shape and type of a computed value that are known."""
+        """Shape and type of a computed value; they must be known."""
         return self._tensors[name]
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -56,22 +56,19 @@ class Edit:
         return self._nodes.get(name) if self._uses[name] == 1 else None
 
     def number(self, name: str) -> float:
-        """The value of a constant that is a single number; 0 for anything else."""
+        """The number that a constant consists of; 0 if it has several, or is no constant."""
         values = self.constants.get(name)
         return float(values.reshape(())) if values is not None and values.size == 1 else 0.0
 
     def constant(self, name: str, values: Array) -> str:
-        """Add a constant under a name like `name` that is free, and return that name."""
+        """Add a constant. Returns its name, which is like `name`."""
         free = self.fresh(name)
         self.constants[free] = values
         return free
 
     def fresh(self, name: str) -> str:
-        """A name like `name` that is free."""
-        free, count = name, 1
-        while free in self.constants or free in self._tensors:
-            free, count = f"{name}.{count}", count + 1
-        return free
+        """A name like `name` that no value has."""
+        return unused(name, self.constants, self._tensors)
 
     def replace(self, node: Node, new: Node) -> None:
         """Let another node compute what this one does."""
@@ -88,10 +85,7 @@ class Edit:
         self._count(new, 1)
 
     def merge(self, first: Node, second: Node, merged: Node) -> None:
-        """Let one node, in the place of `second`, do the work of both.
-
-        `first` must have no use but `second`, so that computing it later is always possible.
-        """
+        """Replace two nodes by one in the place of `second`, the only reader of `first`."""
         del self._nodes[first.output]
         self._count(first, -1)
         self.replace(second, merged)
@@ -103,10 +97,10 @@ class Edit:
         self.constants[node.output] = value
 
     def bypass(self, node: Node) -> None:
-        """Let all who read the node's output read its input instead.
+        """Remove a node; the readers of its output read its input instead.
 
-        The names of the network's inputs and outputs stay: where a node stands between the two,
-        an `Identity` remains.
+        Inputs and outputs of the network keep their names: a node between the two becomes an
+        `Identity`.
         """
         source, output = node.inputs[0], node.output
         if output not in self._graph.outputs:
@@ -129,7 +123,7 @@ class Edit:
             self.replace(node, replace(node, op=Identity(), inputs=(source,)))
 
     def done(self) -> Graph:
-        """The rewritten graph, without what nothing uses any more."""
+        """The rewritten graph, without unused nodes and values."""
         return self._graph.with_nodes(tuple(self._nodes.values()), self._tensors, self.constants)
 
     def _rename(self, old: str, new: str) -> None:

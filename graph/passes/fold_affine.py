@@ -1,4 +1,4 @@
-"""Passes that fold a scale and shift per channel into the weights before it."""
+"""Passes that fold a scale and shift per channel into the weights of the node before it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from fastrun.graph.core.model import Array, Graph, Node, Shape
 from fastrun.graph.core.ops import Affine, BatchNorm, Binary, Conv, ConvTranspose, Gemm
 from fastrun.graph.passes.edit import Edit
 
-# What a node computes per channel: x, and the scale and shift of it.
-_Form = tuple[str, Array, Array]
+# A node's result is x * scale + shift, per channel: x, scale, shift.
+_Scaling = tuple[str, Array, Array]
 
 
 def normalise_affine(graph: Graph) -> Graph:
-    """Write batch normalisation as `Affine`, and arithmetic with one constant per channel too.
+    """Write batch normalisation, and arithmetic with one constant per channel, as `Affine`.
 
-    The latter only where it merges with another such node or will fold into weights.
+    Arithmetic is rewritten only if it merges with another such node or will fold into weights.
     """
     edit = Edit(graph)
     for node in edit:
-        form = _form(edit, node)
-        if form is None:
+        scaling = _scaling(edit, node)
+        if scaling is None:
             continue
-        before = edit.private_producer(form[0])
-        first = _form(edit, before) if before else None
+        before = edit.private_producer(scaling[0])
+        first = _scaling(edit, before) if before else None
         if before and first:
             x, scale, shift = first
-            merged = x, form[1] * scale, form[1] * shift + form[2]
+            merged = x, scaling[1] * scale, scaling[1] * shift + scaling[2]
             edit.merge(before, node, _affine(edit, node, merged))
         elif isinstance(node.op, BatchNorm) or (before and _is_linear(before, edit)):
-            edit.replace(node, _affine(edit, node, form))
+            edit.replace(node, _affine(edit, node, scaling))
     return edit.done()
 
 
-def _form(edit: Edit, node: Node) -> _Form | None:
-    """What a node scales by and adds, if these are one constant per channel."""
+def _scaling(edit: Edit, node: Node) -> _Scaling | None:
+    """The scale and shift that a node applies, if it has one constant of each per channel."""
     match node.op:
         case BatchNorm(epsilon=epsilon) if all(x in edit.constants for x in node.inputs[1:]):
             scale, shift, mean, variance = (_wide(edit, x) for x in node.inputs[1:])
@@ -46,11 +46,11 @@ def _form(edit: Edit, node: Node) -> _Form | None:
             scale, shift = (_wide(edit, x) for x in node.inputs[1:])
             return node.inputs[0], scale, shift
         case Binary(function=function, activation=""):
-            return _binary_form(edit, node, function)
+            return _scaling_of_binary(edit, node, function)
     return None
 
 
-def _binary_form(edit: Edit, node: Node, function: str) -> _Form | None:
+def _scaling_of_binary(edit: Edit, node: Node, function: str) -> _Scaling | None:
     x, constant = node.inputs
     if x in edit.constants and function in ("add", "mul"):
         x, constant = constant, x
@@ -71,7 +71,7 @@ def _binary_form(edit: Edit, node: Node, function: str) -> _Form | None:
         case "mul":
             return x, values, zero
         case "div":
-            # A divisor may be too small for its reciprocal to be a number.
+            # The reciprocal of a very small divisor is infinite.
             with np.errstate(divide="ignore", over="ignore"):
                 factor = 1 / values
                 fits = np.isfinite(factor.astype(edit.dtype(node.output))).all()
@@ -80,7 +80,7 @@ def _binary_form(edit: Edit, node: Node, function: str) -> _Form | None:
 
 
 def _per_channel(values: Array, shape: Shape) -> Array | None:
-    """The constant as (c,) if it has that many values along axis 1 at most, else None."""
+    """The constant as (c,), if it has one value, or one per channel (axis 1); else None."""
     aligned = (1,) * (len(shape) - values.ndim) + values.shape
     if len(shape) < 2 or aligned not in (_one_per_channel(shape), (1,) * len(shape)):
         return None
@@ -88,13 +88,13 @@ def _per_channel(values: Array, shape: Shape) -> Array | None:
 
 
 def _one_per_channel(shape: Shape) -> Shape:
-    """The shape that broadcasts one value per channel to `shape`."""
+    """The shape of one value per channel that broadcasts to `shape`."""
     return (1, shape[1], *(1,) * (len(shape) - 2))
 
 
-def _affine(edit: Edit, node: Node, form: _Form) -> Node:
+def _affine(edit: Edit, node: Node, scaling: _Scaling) -> Node:
     """An `Affine` in the place of `node`."""
-    x, scale, shift = form
+    x, scale, shift = scaling
     dtype = edit.dtype(node.output)
     parameters = (
         edit.constant(f"{node.name}.scale", scale.astype(dtype)),
@@ -134,7 +134,7 @@ def _is_linear(node: Node, edit: Edit) -> bool:
         case ConvTranspose(activation=""):
             linear = True
         case Gemm(alpha=1.0, beta=1.0, activation=""):
-            # A bias may also differ per row, or be one number.
+            # Other biases have one value per row, or one in all.
             weights = edit.shape(node.inputs[1]) or (0, 0)
             columns = weights[0 if node.op.transpose_b else 1]
             linear = not node.input(2) or edit.shape(node.input(2)) in ((columns,), (1, columns))

@@ -30,8 +30,8 @@ from fastrun.kernels.core.problem import ACTIVATIONS, slope
 def fuse_add(graph: Graph) -> Graph:
     """Let a convolution add a tensor of its output's shape: the residual connection.
 
-    Where both operands are convolutions that nothing else reads, the first one takes the other:
-    exporters write the main path first, and its problem then equals that of the other blocks.
+    If both operands are convolutions that nothing else reads, the first one adds the other.
+    Exporters write the main path first; its problem is then the same as in the other blocks.
     """
     edit = Edit(graph)
     for node in edit:
@@ -50,10 +50,10 @@ def fuse_add(graph: Graph) -> Graph:
 
 
 def fuse_activation(graph: Graph) -> Graph:
-    """Let an operator apply the activation that is all that reads it.
+    """Let an operator apply an activation that is its only reader.
 
-    What only moves values may stand between, and so may a maximum where the activation keeps
-    the order and costs nothing.
+    Nodes that only move values may lie between the two. So may a maximum pool, if the activation
+    keeps the order of values and costs next to nothing.
     """
     edit = Edit(graph)
     for node in edit:
@@ -65,7 +65,7 @@ def fuse_activation(graph: Graph) -> Graph:
 
 
 def _activation(op: Op) -> str:
-    """The activation of the same effect, "" if there is none."""
+    """The activation that computes the same as an operator, "" if there is none."""
     if not isinstance(op, Unary):
         return ""
     if op.function == "leakyrelu":
@@ -79,14 +79,17 @@ def _activation(op: Op) -> str:
 
 
 def _moves(op: Op, activation: str) -> bool:
-    """Whether it makes no difference if an activation comes before or after an operator."""
+    """Whether an activation gives the same result before and after an operator."""
     if isinstance(op, Pool):
         return op.function == "max" and activation in ("relu", "relu6")
     return isinstance(op, Concat | Reshape | Transpose | ChannelShuffle)
 
 
 def _can_apply(edit: Edit, name: str, activation: str) -> bool:
-    """Whether those who compute a value can apply an activation to it, and nobody else reads it."""
+    """Whether the nodes that compute a value can apply an activation to it.
+
+    Nothing else may read the value.
+    """
     node = edit.private_producer(name)
     if node is None:
         return False
@@ -106,7 +109,7 @@ def _apply(edit: Edit, name: str, activation: str) -> None:
 
 
 def fuse_bias(graph: Graph) -> Graph:
-    """Let a matrix product add the constant that is added to its rows; as `Gemm` if it can be."""
+    """Let a matrix product add the constant that is added to its rows, as `Gemm` if possible."""
     edit = Edit(graph)
     for node in edit:
         if node.op != Binary("add"):

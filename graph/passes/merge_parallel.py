@@ -1,7 +1,7 @@
-"""Convolutions side by side whose results are added: one convolution with the sum of weights.
+"""A pass that merges parallel convolutions whose results are added: their weights are added.
 
-RepVGG, MobileOne and others train a 3x3 and a 1x1 filter and a normalisation in parallel (Ding et
-al., 2021, "re-parameterisation") and are often exported like that.
+RepVGG, MobileOne and others train a 3x3 filter, a 1x1 filter and a normalisation in parallel (Ding
+et al., 2021, "re-parameterisation"), and are often exported in this form.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastrun.graph.passes.edit import Edit
 
 
 def merge_parallel(graph: Graph) -> Graph:
-    """Make one convolution of two that read the same and are added, or of one and a scale."""
+    """Merge two convolutions of one tensor that are added, or a convolution and a scale."""
     edit = Edit(graph)
     for node in edit:
         if node.op != Binary("add") or len({edit.shape(x) for x in node.inputs}) > 1:
@@ -63,7 +63,7 @@ def _merged(edit: Edit, wide: Node, small: Node) -> Node | None:
 
 
 def _is_plain(edit: Edit, node: Node) -> bool:
-    """Whether a convolution is weights and bias alone, and these are known."""
+    """Whether a convolution has constant weights and bias, no residual and no activation."""
     assert isinstance(node.op, Conv)
     known = all(x in edit.constants for x in node.inputs[1:] if x)
     return known and not node.op.activation and not node.input(3)
@@ -81,7 +81,7 @@ def _diagonal(scale: Array, like: Array) -> Array:
 def _corner(
     wide: Conv, kernel: tuple[int, ...], small: Conv, filters: tuple[int, ...]
 ) -> list[int] | None:
-    """Where in the filter of `wide` that of `small` lies; None if it does not lie inside."""
+    """The place of the filter of `small` in the filter of `wide`; None if it does not fit."""
     corner = []
     for i, (room, size) in enumerate(zip(kernel, filters, strict=True)):
         apart = wide.dilation[i]

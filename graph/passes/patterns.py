@@ -1,4 +1,4 @@
-"""Passes that recognise an operation exporters write as several nodes."""
+"""Passes that recognise operations that exporters write as several nodes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastrun.graph.passes.edit import Edit
 
 
 def recognise_gates(graph: Graph) -> Graph:
-    """Write `factor * x * gate(x)` as the one function it is: SiLU, hardswish, GELU or Mish."""
+    """Write `factor * x * gate(x)` as one function: SiLU, hardswish, GELU or Mish."""
     edit = Edit(graph)
     for node in edit:
         factor, terms = _product(edit, node)
@@ -26,7 +26,9 @@ def recognise_gates(graph: Graph) -> Graph:
 
 
 def recognise_channel_shuffle(graph: Graph) -> Graph:
-    """Write reshape to (n, groups, c / groups, ...), swap of axes 1 and 2, reshape back as one."""
+    """Write a reshape to (n, groups, c / groups, ...), a swap of axes 1 and 2, and a reshape back
+    as a channel shuffle.
+    """
     edit = Edit(graph)
     for node in edit:
         swap = edit.private_producer(node.inputs[0]) if isinstance(node.op, Reshape) else None
@@ -36,7 +38,7 @@ def recognise_channel_shuffle(graph: Graph) -> Graph:
         shape, grouped = edit.shape(node.output), edit.shape(split.output)
         if not shape or not grouped or edit.shape(split.inputs[0]) != shape:
             continue
-        # How the axes after the channels are split does not matter: they stay in order.
+        # The axes after the channels may be split in any way: they stay in order.
         order = Transpose((0, 2, 1, *range(3, len(grouped))))
         if swap.op == order and grouped[0] == shape[0] and grouped[1] * grouped[2] == shape[1]:
             op = ChannelShuffle(grouped[1])
@@ -45,7 +47,7 @@ def recognise_channel_shuffle(graph: Graph) -> Graph:
 
 
 def merge_moves(graph: Graph) -> Graph:
-    """Make one of two reshapes in a row, and of two transposes."""
+    """Merge two reshapes in a row, and two transposes in a row."""
     edit = Edit(graph)
     for node in edit:
         before = edit.private_producer(node.inputs[0]) if node.inputs else None
@@ -61,7 +63,10 @@ def merge_moves(graph: Graph) -> Graph:
 
 
 def _product(edit: Edit, node: Node) -> tuple[float, list[str]]:
-    """The constant factor and the others of a product, through products that only it reads."""
+    """The constant factor of a product and its other factors.
+
+    A factor that is itself a product with no other reader counts by its own factors.
+    """
     if node.op == Binary("div") and (number := edit.number(node.inputs[1])):
         factor, given = 1 / number, node.inputs[:1]
     elif node.op == Binary("mul"):
@@ -85,7 +90,7 @@ def _near(a: float, b: float) -> bool:
 
 
 def _sum(edit: Edit, name: str, number: float) -> str:
-    """y, if `name` is y + number, else ""."""
+    """The value to which `name` adds a number, "" if it does not."""
     node = edit.private_producer(name)
     if node is not None and node.op == Binary("add"):
         for x, y in (node.inputs, node.inputs[::-1]):
@@ -95,7 +100,7 @@ def _sum(edit: Edit, name: str, number: float) -> str:
 
 
 def _argument(edit: Edit, name: str, *functions: str) -> str:
-    """y, if `name` is the first function of the second of ... y, else ""."""
+    """y, if `name` is functions[0](functions[1](... y)), else ""."""
     for function in functions:
         node = edit.private_producer(name)
         if node is None or not isinstance(node.op, Unary) or node.op.function != function:
@@ -126,7 +131,7 @@ def is_standard_hardsigmoid(op: Op) -> bool:
     return _near(op.alpha, 1 / 6) and op.beta == 0.5
 
 
-# Functions of x: factor * x * gate(x). The last column finds x if a tensor is the gate of one.
+# Functions factor * x * gate(x). The last column finds x from the name of gate(x), or gives "".
 _GATED: tuple[tuple[str, float, Callable[[Edit, str], str]], ...] = (
     ("hardswish", 1.0, _hardsigmoid),
     ("hardswish", 1 / 6, _relu6_of_plus_3),

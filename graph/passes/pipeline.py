@@ -1,7 +1,4 @@
-"""Static optimisation: each pass makes a graph from a graph that computes the same.
-
-`optimise` runs them all; the order matters and is explained there.
-"""
+"""Decides which passes rewrite a graph, and in which order."""
 
 from __future__ import annotations
 
@@ -17,7 +14,6 @@ from fastrun.graph.passes.patterns import merge_moves, recognise_channel_shuffle
 from fastrun.graph.passes.products import convolve_products, densify, sink_transposes
 
 Pass = Callable[[Graph], Graph]
-
 
 PASSES: tuple[Pass, ...] = (
     drop_identities,
@@ -44,11 +40,11 @@ PASSES: tuple[Pass, ...] = (
 def optimise(graph: Graph) -> Graph:
     """Run every pass of `PASSES`.
 
-    Patterns come first, while their scales are still as exported. Products become convolutions
-    before scales fold into weights. Scales fold before anything is fused, because they fold into
-    a linear convolution only. What is added becomes one convolution if it can, else a residual;
-    the add comes before the activation, because the epilogue applies them in that order. Shuffles
-    come last, when what reads them is convolutions.
+    The order has reasons. Patterns are recognised first, while their scales are as exported.
+    Products become convolutions before scales fold into weights. Scales fold before anything is
+    fused, because they fold only into a linear convolution. Added convolutions merge if they can,
+    else one becomes the residual of the other. Adds are fused before activations, because the
+    epilogue applies them in this order. Shuffles come last, when their readers are convolutions.
     """
     for run in PASSES:
         graph = run(graph)

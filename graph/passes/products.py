@@ -1,7 +1,7 @@
-"""Passes that write sums of products as what runs them best: convolution or dense layer.
+"""Passes that turn matrix products into convolutions, and convolutions into dense layers.
 
-A transpose from channels first to channels last is no work in NHWC: both tensors are the same
-memory. So products along the last axis may become convolutions, which can be tuned.
+A product along the last axis becomes a convolution between two transposes, and convolutions can
+be tuned. The transposes cost nothing in NHWC, where both of their tensors are the same memory.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def convolve_products(graph: Graph) -> Graph:
 
 
 def sink_transposes(graph: Graph) -> Graph:
-    """Let arithmetic on single values come before what brings channels last for it alone.
+    """Move transposes that bring channels last behind arithmetic on single values.
 
-    Transposes may then meet that undo each other, and scales the weights they fold into.
+    Transposes may then cancel each other, and scales may fold into weights.
     """
     edit = Edit(graph)
     for node in edit:
@@ -86,9 +86,9 @@ def sink_transposes(graph: Graph) -> Graph:
 
 
 def densify(graph: Graph) -> Graph:
-    """Write convolutions with one output pixel as the dense layers they are.
+    """Write convolutions with one output pixel as dense layers.
 
-    Their time is that of reading weights, which dense layers read as several streams.
+    Their time is spent reading weights, which a dense layer reads in several streams.
     """
     edit = Edit(graph)
     for node in edit:
@@ -108,7 +108,7 @@ def densify(graph: Graph) -> Graph:
 
 
 def _put(edit: Edit, node: Node, op: Op, inputs: tuple[str, ...], shape: Shape) -> str:
-    """The name of what a new node in front of `node` computes."""
+    """Add a node in front of `node`. Returns the name of its result."""
     name = edit.fresh(f"{node.output}.{type(op).__name__.lower()}")
     edit.insert(Node(f"{node.name}.{type(op).__name__.lower()}", op, inputs, (name,)),
                 Tensor(shape, edit.tensor(node.output).dtype), node)  # fmt: skip

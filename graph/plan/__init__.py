@@ -1,1 +1,1 @@
-"""What runs how: tasks, the forms each could take, and the choice among them."""
+"""Decides how each task of a network runs: its possible forms, and the choice among them."""

@@ -1,8 +1,9 @@
-"""Which layout each tensor gets: dynamic programming over the tasks in their order.
+"""Decides the form of each task, and so the layout of each tensor, by dynamic programming.
 
-A state says in which layouts every tensor that is still needed exists. A task in one of its
-forms makes a state from a state and costs its own time and that of the moves its inputs need.
-The cheapest states are kept, which is exact as long as there are no more of them than that.
+A state is the set of layouts in which each tensor that is still needed exists. A task in one of
+its forms leads from one state to the next; that costs the task's own time and the time of the
+moves that its inputs need. The `BEAM` cheapest states are kept after each task, so the result is
+optimal as long as there are no more of them.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from fastrun.graph.plan.forms import Form, MoveCost
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.layout import NCHW, Layout
 
-# States that survive a task.
+# States that are kept after a task.
 BEAM = 64
 
-# Layouts in which live tensors exist.
+# The layouts in which each tensor that is still needed exists.
 Live = frozenset[tuple[str, Layout]]
 
 
 @dataclass(frozen=True)
 class _State:
-    """The cheapest way found to a state: the last task's form and the state before."""
+    """The cheapest way found to a state: the last task's form, and the state before it."""
 
     seconds: float
     live: Live
@@ -33,7 +34,7 @@ class _State:
     before: _State | None = None
 
     def forms(self) -> Iterator[Form]:
-        """From the last task's back to the first."""
+        """The forms on this way, from the last task's back to the first task's."""
         state: _State | None = self
         while state and state.form:
             yield state.form
@@ -43,9 +44,9 @@ class _State:
 def assign(
     graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Sequence[Form]], move: MoveCost
 ) -> tuple[dict[str, Form], float]:
-    """A form for every task, by the name of its output, and the seconds they should take in all.
+    """A form for every task, by the name of its output, and the expected seconds of all.
 
-    `forms` has the candidates by the same names. Inputs and outputs of the network are NCHW.
+    `forms` has the possible forms by the same names. Inputs and outputs of the network are NCHW.
     """
     last_use = {x: i for i, task in enumerate(tasks) for x in task.reads}
     computed = [x for x in graph.outputs if x not in graph.constants]
@@ -54,12 +55,12 @@ def assign(
     shapes |= {x: shape4(graph.shape(x)) for x in graph.inputs}
 
     def moved(live: Live, wanted: Sequence[tuple[str, Layout]]) -> tuple[Live, float]:
-        """With the tensors wanted brought into their layouts, and the seconds that takes."""
+        """The layouts after the moves to those wanted, and the seconds that the moves take."""
         seconds = 0.0
         for name, layout in wanted:
             if (name, layout) not in live:
                 there = [x for n, x in live if n == name]
-                # Single pixels lie alike in every layout.
+                # A single pixel has the same memory in every layout.
                 if shapes[name][2:] != (1, 1):
                     seconds += min(move(shapes[name], x, layout) for x in there)
                 live |= {(name, layout)}

@@ -1,7 +1,7 @@
-"""Operators that run in one kernel with the convolution they read, a band of rows at a time.
+"""Decides which tasks run in one kernel with the convolution before them, in bands of rows.
 
-`partners` says which could, `in_bands` which should by what `estimate` says, and `fuse` makes the
-kernel.
+`partners` finds the pairs for which that is possible. `in_bands` chooses the pairs for which
+`estimate` expects a gain. `build.bands.fuse` builds their kernels.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from fastrun.kernels.ops import bands
 from fastrun.kernels.ops.bands import Part
 from fastrun.kernels.registry import parse_schedule
 
-# Bytes per second that handing a result on through L3, or to another core, costs beside the work.
-# Measured on an EPYC; a larger result than its L3 costs more.
+# Bytes per second at which a result goes to its reader through L3 or to another core. Measured on
+# an EPYC; a result larger than its L3 takes longer.
 PASSING = 100e9
 
 
 def partners(graph: Graph, tasks: Sequence[Task]) -> dict[str, Task]:
-    """The convolution behind which a task could run, by the task's output.
+    """The convolution behind which a task could run in one kernel, by the task's output.
 
-    Nothing else reads the convolution's result, and one of the two at most has a residual.
+    Nothing else reads the convolution's result, and at most one of the two has a residual.
     """
     uses = Counter([*graph.outputs, *(x for task in tasks for x in task.reads)])
     by_output = {task.output: task for task in tasks}
@@ -48,21 +48,20 @@ def partners(graph: Graph, tasks: Sequence[Task]) -> dict[str, Task]:
 
 
 def _takes_bands(graph: Graph, task: Task) -> bool:
-    """Whether a task needs no zeros above and below its input."""
+    """Whether a task needs no zeros round its input: a band has no halo."""
     op = task.node.op
     if isinstance(op, Conv):
-        top, _, bottom, _ = conv_problem(graph, task.node).padding
-        return top == bottom == 0
+        return not any(conv_problem(graph, task.node).padding)
     return isinstance(op, Pool)
 
 
 def in_bands(
     graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form], cpu: Cpu, threads: int
 ) -> dict[str, Form]:
-    """The forms, with `rows` for tasks that had better run behind the convolution they read.
+    """The forms, with `rows` for tasks that should run behind the convolution they read.
 
-    These are pools and what reads depthwise convolutions: other convolutions take so much longer
-    than passing on what they read that they are best left to themselves.
+    Only pools and readers of depthwise convolutions are considered. Other pairs of convolutions
+    are compute-bound, so saving the transfer between them gains nothing.
     """
     gains = {}
     for output, first in partners(graph, tasks).items():
@@ -86,10 +85,11 @@ def estimate(
 ) -> tuple[int, float]:
     """Rows of a band, 0 if no band fits L2, and the seconds that bands should save.
 
-    Saved is passing the intermediate result on where it does not stay in a core's L2, and waiting
-    for it where there are several threads. Lost is what cores do twice or wait for each other
-    because bands are coarse, and fetching large weights for each band. Convolutions whose own
-    weights exceed half of L2 have gained on one thread and lost on two: nothing is expected there.
+    Bands save the transfer of the intermediate result where it does not stay in a core's L2, and
+    a barrier where there are several threads. They cost the rows that cores compute twice, the
+    waiting of cores with fewer bands, and reading large weights for each band. Convolutions whose
+    own weights exceed half of L2 gained on one thread and lost on two when measured: no gain is
+    expected of them.
     """
     first, second = (_part(graph, task, form, cpu) for task, form in zip(pair, forms, strict=True))
     mid = Placement(forms[0].writes, *shape4(graph.shape(pair[0].output)))
@@ -101,10 +101,10 @@ def estimate(
     if size > cpu.l2 or threads > 1:
         saved += size / PASSING
     busiest = bands.busiest(first, second, rows, mid.n, threads, cpu)
-    usual = mid.n * bands.whole_grains(first, first.rows), mid.n * second.rows
+    all_rows = mid.n * bands.whole_grains(first, first.rows), mid.n * second.rows
     lost = sum(
         form.seconds * max(0.0, threads * most / whole - 1)
-        for form, most, whole in zip(forms, busiest, usual, strict=True)
+        for form, most, whole in zip(forms, busiest, all_rows, strict=True)
     )
     if weights > cpu.l2 // 2:
         lost += weights * (busiest[1] / rows - 1) / PASSING
@@ -120,6 +120,6 @@ def _part(graph: Graph, task: Task, form: Form, cpu: Cpu) -> Part:
 
 
 def convolution_of(p: ConvProblem, algorithm: str, cpu: Cpu) -> Part:
-    """A convolution of a band, as an algorithm with its schedule."""
+    """One of the two operators of a band: a convolution by the schedule `algorithm`."""
     template, schedule = parse_schedule(algorithm)
     return bands.convolution(p, template, schedule, cpu)

@@ -1,7 +1,7 @@
-"""Ways to run one convolution, and how fast each should be.
+"""Which schedules a convolution can choose from, and how many seconds each should take.
 
-Who knows better, a database of measurements, answers in the same form: the planner asks an
-injected function and does not know whom.
+The planner gets them from a function of type `Choose`. Here it answers from heuristics; the one in
+`tuner.networks.measured_choices` answers from a database of measurements.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ class Choice:
     seconds: float
 
 
-# All that is known for a problem, in any order. What cannot be built is passed over.
+# The choices for a problem, in any order. Schedules that cannot be built are passed over later.
 Choose = Callable[[ConvProblem], Sequence[Choice]]
 
-# What an unmeasured kernel is believed to reach of a core's arithmetic, and how much slower than
-# the preferred algorithm another one is. Nobody should trust these; they only break ties.
-_EFFICIENCY, _SECOND_BEST = 0.5, 1.5
-_CLOCK = 3e9
+# Guesses about kernels that were not measured; they only break ties.
+_EFFICIENCY = 0.5  # part of a core's peak that a kernel reaches
+_SECOND_BEST = 1.5  # how many times slower the next algorithm in rank is
+_PEAK = 4 * 3e9  # operations per second and lane: two fused multiply-adds a cycle, at 3 GHz
 
-# What it costs to read channels in other blocks than the kernel was measured with, at most: input
-# is broadcast or transformed, so that its blocks hardly matter.
+# How many times slower a kernel is at most if it reads channels in other blocks than those it was
+# measured with. Input is broadcast or transformed, so its blocks hardly matter.
 _OTHER_BLOCKS = 1.05
 
 
 def heuristic_choices(cpu: Cpu) -> Choose:
-    """Every algorithm's own heuristic, in its layout and in NHWC; seconds are rough guesses."""
+    """Every algorithm's heuristic schedule, in its layout and in NHWC, with guessed seconds."""
 
     def choose(p: ConvProblem) -> list[Choice]:
         preferred, _ = heuristic_choice(p, cpu)
-        guess = p.flops / (4 * cpu.lanes * _CLOCK * _EFFICIENCY)
+        guess = p.flops / (_PEAK * cpu.lanes * _EFFICIENCY)
         found = []
         for template in applicable(p, cpu):
             if not template.baseline:
@@ -70,12 +70,12 @@ def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float
 
 
 def crossed(p: ConvProblem, choices: Sequence[Choice]) -> list[Choice]:
-    """The choices, and each that keeps the block of channels with another block read.
+    """The choices, and those that write a block of channels with each other block that is read.
 
-    A tensor of 24 channels is best kept in blocks of 8, one of 96 in blocks of 16: what leads from
-    one to the other was measured in neither.
+    A tensor of 24 channels is best kept in blocks of 8 and one of 96 in blocks of 16. The
+    convolution from one to the other was measured with one block for both.
     """
-    # In groups, what is read lies across the vector lanes.
+    # With groups the channels that are read lie across the vector lanes.
     blocked = [c for c in choices if c.src == c.dst and c.src.blocked and p.groups == 1]
     known = {(c.src, c.dst) for c in choices}
     found = list(choices)

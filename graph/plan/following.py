@@ -1,4 +1,4 @@
-"""Whether what a plan says of each task can be done here: the forms of a file are not believed."""
+"""Checks that each task of a network can run in the form that a plan gives it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from fastrun.kernels.registry import parse_schedule
 
 
 def own_choices(graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form]) -> Choose:
-    """The schedules that a plan's forms name are all that there is to choose from.
+    """The schedules in a plan's forms as the only choices of their problems.
 
     Raises:
-        PlanError: what a convolution is to run is no schedule.
+        PlanError: the algorithm of a convolution is no schedule.
     """
     found: dict[ConvProblem, list[Choice]] = {}
     for task in tasks:
@@ -39,10 +39,10 @@ def _own_choice(task: Task, form: Form) -> Choice:
 
 
 def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms) -> None:
-    """Check that each task has the form chosen for it among its `forms`.
+    """Check that the form chosen for each task is one of its possible `forms`.
 
     Raises:
-        PlanError: one has not; the message names it and what is possible.
+        PlanError: a form is not possible; the message names the task and its possible layouts.
     """
     for task in tasks:
         form = chosen[task.output]
@@ -51,7 +51,7 @@ def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms)
         else:
             possible = forms.possible(task)
             if form.algorithm != task.node.work:
-                raise _refused(task, f"{form.algorithm} is not what it does, {task.node.work}")
+                raise _refused(task, f"it does {task.node.work}, not {form.algorithm}")
         layouts = dict.fromkeys(map(layouts_text, possible))
         if layouts_text(form) not in layouts:
             either = " or ".join(layouts)

@@ -1,4 +1,4 @@
-"""In which layouts each task can be run, by what, and how long that should take."""
+"""Decides in which layouts and by what each task can run, and how long that should take."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule
 
-# Guesses of the bytes per second that are read and written: with the order kept, and with it
-# changed. A step costs at least its barrier.
-STREAMING, REORDERING, STEP = 15e9, 8e9, 1e-6
+# Guesses for work that only moves data.
+STREAMING = 15e9  # bytes per second, read and written, with their order kept
+REORDERING = 8e9  # the same, with their order changed
+STEP = 1e-6  # seconds of a barrier, which every step has
 
 
 @dataclass(frozen=True)
 class Form:
     """One way to run a task: the layouts it reads and writes, what runs, expected seconds.
 
-    `algorithm` is a schedule's text for a convolution and the operator's name for the rest. With
-    `rows` the task runs behind the convolution it reads, in one kernel, so many rows at a time.
+    `algorithm` is the text of a convolution's schedule, or the name of another operator. If
+    `rows` is not 0, the task runs in one kernel with the convolution it reads, `rows` rows at a
+    time.
     """
 
     reads: tuple[Layout, ...]
@@ -62,12 +64,12 @@ def layouts_text(form: Form) -> str:
 
 
 def source_layout(form: Form) -> Layout:
-    """The layout that a convolution's kernel reads, which parts of its input need not have."""
+    """The layout that a convolution's kernel reads. Parts of its input may lie in another one."""
     _, schedule = parse_schedule(form.algorithm)
     return layout_pair(schedule.layout)[0]
 
 
-# Seconds to bring a tensor of this shape from one layout into another.
+# Seconds that moving a tensor of this shape from one layout to another takes.
 MoveCost = Callable[[Shape4, Layout, Layout], float]
 
 
@@ -81,9 +83,9 @@ def _guessed_stream(size: int) -> float:
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of work that only moves data; guesses, until somebody has measured.
+    """Seconds of work that only moves data; by default guesses.
 
-    `move` brings a tensor into another layout, `stream` reads and writes so many bytes in all.
+    `move` moves a tensor to another layout, `stream` reads and writes a number of bytes in all.
     """
 
     move: MoveCost = _guessed_move
@@ -96,14 +98,14 @@ GUESSED = Costs()
 class Forms:
     """The forms of a network's tasks.
 
-    `choose` is asked once per distinct problem. Layouts that no convolution uses are not
-    considered anywhere.
+    `choose` is called once for each distinct problem. Layouts with blocks are considered only if
+    a convolution uses them.
     """
 
     def __init__(
         self, graph: Graph, tasks: Sequence[Task], choose: Choose, costs: Costs = GUESSED
     ) -> None:
-        self.graph, self._costs = graph, costs
+        self.graph, self.tasks, self._costs = graph, tasks, costs
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
@@ -119,7 +121,7 @@ class Forms:
         return [c.schedule for c in choices if (c.src, c.dst) == (src, dst)]
 
     def moving(self, shape: Shape4, src: Layout, dst: Layout) -> float:
-        """Seconds that bringing a tensor from one layout into another should take."""
+        """Seconds that moving a tensor from one layout to another should take."""
         return self._costs.move(shape, src, dst)
 
     def of(self, task: Task) -> list[Form]:
@@ -136,10 +138,9 @@ class Forms:
         return found
 
     def possible(self, task: Task) -> list[Form]:
-        """All forms of a task, if there are any."""
+        """All forms of a task; there may be none."""
         op, name = task.node.op, task.node.work
-        values = sum(self._values(x) for x in (*task.reads, task.output))
-        streaming = self._costs.stream(4 * values)
+        streaming = self._costs.stream(sum(map(self._bytes, (*task.reads, task.output))))
 
         def alike(layouts: Sequence[Layout], seconds: float = streaming) -> list[Form]:
             return [Form((x,) * len(task.reads), x, name, seconds) for x in layouts]
@@ -147,7 +148,7 @@ class Forms:
         plain = (NCHW, NHWC)
 
         def across(seconds: float) -> list[Form]:
-            """Any of the plain layouts for what is read, any for what is written."""
+            """Every plain layout for reading, with every plain layout for writing."""
             shape = shape4(self.graph.shape(task.output))
             return [
                 Form((x,) * len(task.reads), y, name, seconds + (x != y) * self.moving(shape, x, y))
@@ -166,7 +167,7 @@ class Forms:
                 ]
             case Gemm() if is_dense(self.graph, task):
                 return [
-                    Form((x,), NCHW, name, self._costs.stream(4 * self._weights(task)))
+                    Form((x,), NCHW, name, self._costs.stream(self._weight_bytes(task)))
                     for x in self.layouts
                     if self._whole_blocks(task.reads[0], x)
                 ]
@@ -196,8 +197,8 @@ class Forms:
         """The fastest choice for each pair of layouts."""
         found: dict[tuple[Layout, Layout], Form] = {}
         for choice in self._choices[conv_problem(self.graph, task.node)]:
-            picks = task.parts > 1 and choice.src == NHWC
-            if picks and not parse_schedule(choice.schedule)[0].picks:
+            gathers = task.parts > 1 and choice.src == NHWC
+            if gathers and not parse_schedule(choice.schedule)[0].picks:
                 continue
             if (choice.src, choice.dst) not in found:
                 found[choice.src, choice.dst] = self.convolution(task, choice)
@@ -206,15 +207,15 @@ class Forms:
     def convolution(self, task: Task, choice: Choice) -> Form:
         """The form of a convolution that runs by this choice.
 
-        Parts of an input are picked from in NHWC; for other layouts they are put together first,
-        in NHWC where channel blocks of theirs would not begin at blocks of the whole.
+        In NHWC a kernel gathers the channels of its input from the parts. In other layouts the
+        parts are put together first: in NHWC, if a part would begin inside a block of the whole.
         """
         src, dst = choice.src, choice.dst
         name, residual = task.node.inputs[0], len(task.reads) - task.parts
         part = src if src in self._together(task.reads[: task.parts]) else NHWC
         seconds = choice.seconds
         if task.parts > 1 and src != NHWC:
-            seconds += self._costs.stream(8 * self._values(name))
+            seconds += self._costs.stream(2 * self._bytes(name))
         if part != src:
             seconds += self._costs.move(shape4(self.graph.shape(name)), part, src)
         reads = (*[part] * task.parts, *[dst] * residual)
@@ -225,7 +226,7 @@ class Forms:
         return [x for x in self.layouts if not x.blocked or not any(s % x.blocked for s in starts)]
 
     def _broadcastable(self, task: Task) -> Sequence[Layout]:
-        """Channels may lie in blocks where no operand has one channel for all of them."""
+        """All layouts, or only the plain ones if an operand broadcasts along the channels."""
         shape = self.graph.shape(task.output)
         mine = [self.graph.shape(x) for x in task.reads]
         plain = [x for x in self.layouts if not x.blocked]
@@ -237,26 +238,25 @@ class Forms:
         return self.layouts if all(shape4(x)[1] == shape4(shape)[1] for x in mine) else plain
 
     def _concatenable(self, task: Task, axis: int) -> Sequence[Layout]:
-        """Ranges of channels are parts in every layout; any other part is a strided copy."""
+        """The layouts in which parts along an axis can be put together.
+
+        Parts along the channels are views in every layout; other parts are strided copies.
+        """
         if axis != 1 or len(task.reads) != len(task.node.inputs):
             return [x for x in self.layouts if not x.blocked]
         return self._together(task.reads)
 
     def _together(self, names: Sequence[str]) -> list[Layout]:
-        """The layouts in which these tensors can be ranges of channels of one."""
+        """The layouts in which these tensors can be ranges of one tensor's channels."""
         sizes = [shape4(self.graph.shape(x))[1] for x in names]
         return self._aligned(list(accumulate(sizes, initial=0))[:-1])
 
     def _whole_blocks(self, name: str, layout: Layout) -> bool:
         return not layout.blocked or shape4(self.graph.shape(name))[1] % layout.blocked == 0
 
-    def _values(self, name: str) -> int:
-        n, c, h, w = shape4(self.graph.shape(name))
-        return n * c * h * w
+    def _bytes(self, name: str) -> int:
+        return self.graph.tensor(name).nbytes
 
-    def _weights(self, task: Task) -> int:
-        return sum(
-            self.graph.constants[x].size
-            for x in task.node.inputs
-            if x not in task.reads and x in self.graph.constants
-        )
+    def _weight_bytes(self, task: Task) -> int:
+        constants = self.graph.constants
+        return sum(constants[x].nbytes for x in task.node.inputs if x in constants)

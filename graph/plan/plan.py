@@ -1,4 +1,8 @@
-"""A plan as data and as text: the form, layouts and bands of every task of a network."""
+"""A plan as data and as the text of a file: the form, layouts and bands of every task of a network.
+
+A plan is all that a network needs to run as tuned: with the file it starts without a database. The
+file names the machine that made it, under a seal that an edited file breaks.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +24,11 @@ _HEAD = "# fastrun plan 1: microseconds expected, layouts read and written, algo
 
 @dataclass(frozen=True)
 class Plan:
-    """The form of every task by the name of the tensor it computes, in the order they run.
+    """The form of every task by the name of the tensor it computes, in the order of running.
 
-    `inputs` are the shapes it was made for, `seconds` what a run should take, moves included.
-    `machine` is the fingerprint of the processor it was made on, "" where nobody knows.
+    `inputs` are the shapes for which the plan was made, `seconds` the expected time of a run,
+    moves included. `machine` is the fingerprint of the processor on which it was made, "" if that
+    is unknown.
     """
 
     network: str
@@ -67,7 +72,7 @@ class Plan:
         """
         try:
             Path(path).write_text(str(self), encoding="utf-8")
-        except OSError as error:  # which names no file where the disk is full
+        except OSError as error:  # names no file if the disk is full
             raise OSError(error.errno, error.strerror, str(path)) from error
 
     @classmethod
@@ -75,7 +80,7 @@ class Plan:
         """Read the file.
 
         Raises:
-            PlanError: there is none, or it is not a plan.
+            PlanError: the file cannot be read or is not a plan.
         """
         try:
             return cls.parse(Path(path).read_text(encoding="utf-8"))
@@ -90,11 +95,11 @@ class Plan:
         """Read the text form.
 
         Raises:
-            PlanError: naming the line that is wrong.
+            PlanError: the text is not a plan; the message names the wrong line.
         """
         first, *lines = text.splitlines() or [""]
         if first != _HEAD:
-            raise PlanError("its first line is not that of a plan of version 1")
+            raise PlanError("its first line is not the first line of a plan of version 1")
         head: dict[str, str] = {}
         inputs: dict[str, Shape] = {}
         forms: dict[str, Form] = {}
@@ -114,7 +119,7 @@ class Plan:
                     case [time, layouts, runs, name]:
                         _put(forms, _plain(name), _form(time, layouts, runs))
                     case _:
-                        raise ValueError("no line of a plan")
+                        raise ValueError("not a line of a plan")
             except ValueError as error:
                 reason = str(error)[:80]
                 raise PlanError(f"line {number} is {line[:60]!r}: {reason}") from None
@@ -128,20 +133,20 @@ class Plan:
 
 
 def input_shapes(graph: Graph) -> dict[str, Shape]:
-    """The shape of every input, by name."""
+    """The shapes of a network's inputs by name."""
     return {name: graph.shape(name) for name in graph.inputs}
 
 
 def _escaped(name: str) -> str:
-    """On one line and without tabs."""
+    """The name on one line and without tabs."""
     return name.encode("unicode_escape").decode()
 
 
 def _plain(text: str) -> str:
-    """What `_escaped` made this of.
+    """The name that `_escaped` turned into this text.
 
     Raises:
-        ValueError: it did not make this.
+        ValueError: `_escaped` never makes this text.
     """
     if not re.fullmatch(_ESCAPED, text):
         raise ValueError(f"not an escaped name: {text!r}")
@@ -161,7 +166,7 @@ def _form(time: str, layouts: str, runs: str) -> Form:
 
 def _put(known: dict[str, Any], name: str, value: object) -> None:
     if name in known:
-        raise ValueError(f"{name} is there twice")
+        raise ValueError(f"{name} appears twice")
     known[name] = value
 
 
@@ -178,5 +183,5 @@ def _seconds(text: str) -> float:
 
 
 def _seal(machine: str, lines: Sequence[str]) -> str:
-    """Sixteen hex digits that no longer fit once somebody has changed a line."""
+    """Sixteen hex digits of the machine and all lines: a changed line changes them."""
     return hashlib.sha256("\n".join([machine, *lines]).encode()).hexdigest()[:16]

@@ -1,4 +1,8 @@
-"""What is left to do of a graph: its nodes with the tensors they read, moves absorbed."""
+"""Decides the tasks of a graph: its nodes, each with the computed tensors that it reads.
+
+A task may read the inputs of a reshape or concatenation before it. If nothing else reads that
+node's result, it is no task.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from fastrun.graph.core.ops import ChannelShuffle, Concat, Conv, Gemm, Reshape, 
 
 @dataclass(frozen=True)
 class Task:
-    """A node and the computed tensors it reads, which its own inputs need not be.
+    """A node and the computed tensors that it reads.
 
-    A dense layer reads what its flattened input was before, and a channel shuffle or a 1x1
-    convolution the tensors that a concatenation would have put together for it. The first `parts`
-    of the tensors are then its input, one after another.
+    These may be others than the inputs of the node. A dense layer reads the tensor before a
+    reshape that flattens it. A channel shuffle or a 1x1 convolution may read the inputs of a
+    concatenation: the first `parts` tensors are then its input, one after another.
     """
 
     node: Node
@@ -35,8 +39,7 @@ def tasks(graph: Graph) -> list[Task]:
     """The tasks in topological order.
 
     Raises:
-        UnsupportedError: a node cannot be run: it is foreign or computes anything but float32;
-            or an input is something else.
+        UnsupportedError: a node is foreign, or an input or a computed tensor is not float32.
     """
     graph.check_supported()
     for name in graph.inputs:
@@ -86,10 +89,9 @@ def _task(graph: Graph, node: Node, spread: set[str]) -> Task:
 
 
 def _spread(graph: Graph) -> set[str]:
-    """Concatenations that 1x1 convolutions had better read where their parts lie.
+    """Concatenations that need no copy: all readers are 1x1 convolutions, which gather the parts.
 
-    No part can be computed in its place if it is a range of another tensor, and only ungrouped,
-    or at least not depthwise, convolutions broadcast channels one by one.
+    Only those with a part that is a range of another tensor: it cannot be computed in its place.
     """
 
     def is_spread(node: Node) -> bool:
@@ -100,14 +102,17 @@ def _spread(graph: Graph) -> set[str]:
         return (
             any(isinstance(op, Slice) for op in before)
             and node.output not in graph.outputs
-            and all(_picks(graph, reader, node.output) for reader in readers)
+            and all(_can_gather(graph, reader, node.output) for reader in readers)
         )
 
     return {node.output for node in graph.nodes if is_spread(node)}
 
 
-def _picks(graph: Graph, node: Node, x: str) -> bool:
-    """Whether a node is a convolution that can read the channels of `x` wherever they lie."""
+def _can_gather(graph: Graph, node: Node, x: str) -> bool:
+    """Whether a node is a convolution that can gather the channels of its input `x`.
+
+    It must be 1x1 and not depthwise: such kernels broadcast channels one by one.
+    """
     if not isinstance(node.op, Conv) or x in node.inputs[1:]:
         return False
     weights = graph.shape(node.inputs[1])

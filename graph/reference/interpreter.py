@@ -1,6 +1,6 @@
-"""The truth: a graph evaluated in float64, in plain numpy.
+"""Evaluates a graph in float64, in plain numpy: the truth to which faster runs are compared.
 
-Integers stay integers. Slow and simple: what every faster way of running a graph is compared to.
+Integers stay integers.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from fastrun.kernels.core.reference import activate
 
 
 def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """The outputs of a graph by name, floating-point ones in float64.
+    """The outputs of a graph by name; floating-point outputs are float64.
 
     Raises:
         GraphError: an input is missing or has another shape.
@@ -87,7 +87,7 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Array:
-    """What one node computes; absent inputs are None.
+    """The result of one node; absent inputs are None.
 
     Raises:
         UnsupportedError: the operator is foreign.

@@ -1,4 +1,4 @@
-"""Operators in float64, in plain numpy: what each of them means.
+"""Decides what each operator means: it is computed in float64, in plain numpy.
 
 Arrays have ONNX's axes: batch, channels, then space.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from math import erf
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,10 @@ from numpy.typing import NDArray
 
 from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.ops import LRN, Conv, ConvTranspose, Gemm, Ints, Pad, Pool, Resize, Softmax
-from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.reference import activate, convolve
+from fastrun.graph.core.problems import problem_of
+from fastrun.kernels.core.reference import activate, convolve, erf
 
 F64 = NDArray[np.float64]
-
-_erf = np.vectorize(erf, otypes=[np.float64])
 
 UNARY: dict[str, Callable[[Any, float, float], Any]] = {
     "relu": lambda x, a, b: np.maximum(x, 0),
@@ -31,8 +28,8 @@ UNARY: dict[str, Callable[[Any, float, float], Any]] = {
     "leakyrelu": lambda x, a, b: np.where(x < 0, a * x, x),
     "hardsigmoid": lambda x, a, b: np.clip(a * x + b, 0, 1),
     "tanh": lambda x, a, b: np.tanh(x),
-    "erf": lambda x, a, b: _erf(x),
-    "gelu": lambda x, a, b: x / 2 * (1 + _erf(x / 2**0.5)),
+    "erf": lambda x, a, b: erf(x),
+    "gelu": lambda x, a, b: x / 2 * (1 + erf(x / 2**0.5)),
     "gelu_tanh": lambda x, a, b: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
     "elu": lambda x, a, b: np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
     "selu": lambda x, a, b: b * np.where(x < 0, a * np.expm1(np.minimum(x, 0)), x),
@@ -75,10 +72,10 @@ REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 def _power(x: Array, y: Array) -> Array:
-    """In the type of x; powers of integers are cut off if they are none."""
+    """The power in the type of x; for integers its fraction is dropped."""
     if x.dtype.kind == "f" or y.dtype.kind == "f" or (y < 0).any():
-        # As an array of its own: numpy takes square roots for one exponent of a half, IEEE's
-        # power of minus infinity is infinite.
+        # Exponents get an array of their own. For a single exponent of 0.5 numpy takes the square
+        # root, which differs at minus infinity: IEEE's power is infinite there.
         shape = np.broadcast_shapes(x.shape, y.shape)
         exponents = np.array(np.broadcast_to(y, shape), np.float64)
         power: Array = np.power(x.astype(np.float64), exponents).astype(x.dtype)
@@ -87,7 +84,7 @@ def _power(x: Array, y: Array) -> Array:
 
 
 def _divide(x: Array, y: Array) -> Array:
-    """Integer division rounds towards zero, as C's."""
+    """The quotient; integer division rounds towards zero, as in C."""
     if x.dtype.kind == "f":
         return x / y
     rest = np.remainder(x, y)
@@ -98,36 +95,18 @@ def _divide(x: Array, y: Array) -> Array:
 def conv(
     op: Conv, x: Array, weights: Array, bias: Array | None = None, add: Array | None = None
 ) -> Array:
-    """Through the reference of the kernels; a 1-D convolution as one of height 1."""
-    flat = x.ndim == 3
-    if flat:
-        x, weights = x[:, :, None], weights[:, :, None]
-        add = None if add is None else add[:, :, None]
-    stride, dilation = op.stride, op.dilation
-    begins, ends = op.padding[: len(stride)], op.padding[len(stride) :]
-    if flat:
-        stride, dilation, begins, ends = (1, *stride), (1, *dilation), (0, *begins), (0, *ends)
-    problem = ConvProblem(
-        n=x.shape[0],
-        c=x.shape[1],
-        h=x.shape[2],
-        w=x.shape[3],
-        oc=weights.shape[0],
-        kernel=(weights.shape[2], weights.shape[3]),
-        stride=(stride[0], stride[1]),
-        padding=(begins[0], begins[1], ends[0], ends[1]),
-        dilation=(dilation[0], dilation[1]),
-        groups=op.groups,
-        activation=op.activation,
-    )
-    y = convolve(problem, x, weights, bias, add)
-    return y[:, :, 0] if flat else y
+    """The convolution as the kernels' reference computes it; a 1-D one has height 1 there."""
+    p = problem_of(op, x.shape, weights.shape)
+    if add is not None:
+        add = add.reshape(p.n, p.oc, p.oh, p.ow)
+    y = convolve(p, x.reshape(p.n, p.c, p.h, p.w), weights.reshape(p.weight_shape), bias, add)
+    return y[:, :, 0] if x.ndim == 3 else y
 
 
 def conv_transpose(
     op: ConvTranspose, shape: Shape, x: Array, weights: Array, bias: Array | None = None
 ) -> Array:
-    """Scatter: every input pixel adds its multiple of the filter to the full result."""
+    """The transposed convolution: every input pixel adds its multiple of the filter."""
     n, c, *space = x.shape
     kernel, g = weights.shape[2:], op.groups
     begins, ends = op.padding[: len(space)], op.padding[len(space) :]
@@ -143,10 +122,10 @@ def conv_transpose(
 
 
 def pool(op: Pool, shape: Shape, x: Array) -> Any:
-    """A window's maximum or mean, as `op` counts padding."""
+    """The maximum or the mean of each window; `op` says whether a mean counts padding."""
     rank = len(op.kernel)
     pads = list(zip(op.padding[:rank], op.padding[rank:], strict=True))
-    # Windows that `ceil` keeps reach beyond the padding.
+    # The windows that `ceil` adds reach beyond the padding.
     beyond = [
         (0, _positive((o - 1) * s + (k - 1) * d + 1 - i - sum(p)))
         for o, s, k, d, i, p in zip(
@@ -171,7 +150,7 @@ def pool(op: Pool, shape: Shape, x: Array) -> Any:
 def _taps(
     kernel: Ints, dilation: Ints, stride: Ints, counts: Sequence[int]
 ) -> Iterator[tuple[Any, Any]]:
-    """Each position in a window, and the pixels there in all windows, as index expressions."""
+    """Index expressions of each position in a window and of its pixels in all windows."""
     for tap in itertools.product(*map(range, kernel)):
         window = (
             slice(t * d, t * d + (count - 1) * s + 1, s)
@@ -185,7 +164,7 @@ def _positive(value: int) -> int:
 
 
 def lrn(op: LRN, x: Array) -> Array:
-    """Every element over a power of the squares in the channels around."""
+    """Local response normalisation, over the squares in neighbouring channels."""
     before = (op.size - 1) // 2
     squares = np.pad(x * x, [(0, 0), (before, op.size - 1 - before)] + [(0, 0)] * (x.ndim - 2))
     total = np.sum([squares[:, i : i + x.shape[1]] for i in range(op.size)], axis=0)
@@ -194,20 +173,20 @@ def lrn(op: LRN, x: Array) -> Array:
 
 
 def softmax(op: Softmax, x: Array) -> Array:
-    """Along an axis; its logarithm if `op` says so."""
+    """Softmax along an axis, or its logarithm if `op.log`."""
     shifted = x - x.max(op.axis, keepdims=True)
     logarithm: Array = shifted - np.log(np.exp(shifted).sum(op.axis, keepdims=True))
     return logarithm if op.log else np.exp(logarithm)
 
 
 def gemm(op: Gemm, a: Array, b: Array, c: Array | None = None) -> Array:
-    """A multiple of a product of matrices, plus a multiple of `c`."""
+    """`alpha * a @ b + beta * c`, each matrix transposed first if `op` says so."""
     product = (a.T if op.transpose_a else a) @ (b.T if op.transpose_b else b)
     return op.alpha * product if c is None else op.alpha * product + op.beta * c
 
 
 def pad(op: Pad, x: Array) -> Array:
-    """Add to the edges; a negative amount takes away."""
+    """Padding round x; a negative amount crops."""
     begins, ends = op.padding[: x.ndim], op.padding[x.ndim :]
     cropped = x[
         tuple(
@@ -222,7 +201,7 @@ def pad(op: Pad, x: Array) -> Array:
 
 
 def resize(op: Resize, shape: Shape, x: Array) -> Array:
-    """One axis after another."""
+    """Interpolation, one axis after another."""
     for axis, (out, scale) in enumerate(zip(shape, op.scales, strict=True)):
         if scale == 1 and out == x.shape[axis]:
             continue
@@ -248,7 +227,7 @@ _ROUNDINGS: dict[str, Callable[[F64], F64]] = {
 
 
 def _source(coordinates: str, size: int, out: int, scale: float) -> F64:
-    """Where in the input each output pixel lies; in float32, by whose rounding ties are decided."""
+    """The input coordinate of each output pixel, in float32: its rounding decides ties."""
     x, by, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
     match coordinates:
         case "asymmetric":
@@ -266,5 +245,5 @@ def _source(coordinates: str, size: int, out: int, scale: float) -> F64:
 
 
 def along_channels(values: Array, x: Array) -> Array:
-    """Values of channels, in a shape that broadcasts to x."""
+    """Values per channel, in a shape that broadcasts to x."""
     return values.reshape(-1, *(1,) * (x.ndim - 2))

@@ -1,1 +1,1 @@
-"""Run a built network: memory, packed weights, one native call per inference."""
+"""Runs a built network: its memory, packed weights, and one native call per inference."""

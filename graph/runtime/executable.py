@@ -30,14 +30,13 @@ from fastrun.kernels.native.team import Step as NativeStep
 
 T = TypeVar("T")
 
-
-# Gives a step's packed weights; who loads several plans of a network need not pack them twice.
+# Gives the packed weights of a step. Several plans of a network may share them.
 Packed = Callable[[Step], Array]
 
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes: activations at their peak, packed weights, and workspaces of the threads."""
+    """Bytes of the activations at their peak, the packed weights and the threads' workspaces."""
 
     arena: int
     weights: int
@@ -50,9 +49,10 @@ class MemoryUse:
 
 @dataclass(frozen=True)
 class _Model:
-    """What clones share: code and weights, with the addresses of both for every step.
+    """The part that clones share: code and packed weights.
 
-    `offsets` in an arena of `arena` bytes are those of all buffers, then of the steps' workspaces.
+    `offsets` are places in an arena of `arena` bytes: of all buffers, then of the workspaces of
+    all steps. `packed` has the addresses of each step's weights and bias, 0 for none.
     """
 
     arrangement: Arrangement
@@ -61,14 +61,14 @@ class _Model:
     arena: int
     libraries: Mapping[str, Library]
     weights: Weights
-    packed: Sequence[tuple[int, int]]  # addresses of weights and bias, 0 for none
+    packed: Sequence[tuple[int, int]]
     plan: Plan
 
     @classmethod
     def load(
         cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan, packed: Packed
     ) -> _Model:
-        """Compile what is not in the object cache, and pack the weights in the order of use."""
+        """Compile the kernels that the object cache lacks; pack the weights in the order of use."""
         cache, libraries = ObjectCache(), dict[str, Library]()
         precompile([step.program.ir for step in arrangement.steps], cpu, cache)
         for step in arrangement.steps:
@@ -81,9 +81,9 @@ class _Model:
         pairs = []
         for step in arrangement.steps:
             weights = packed(step)
-            if step.picks:
+            if step.gathered:
                 src = offsets[step.src]
-                places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.picks]
+                places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.gathered]
                 weights = np.concatenate([pack_channels(places), weights])
             bias = None if step.bias is None else pack_bias(step.bias)
             pairs.append((block.put(weights), block.put(bias)))
@@ -93,21 +93,20 @@ class _Model:
 
 
 def _arena(arrangement: Arrangement) -> tuple[list[int], int]:
-    """Offsets of the buffers and of the steps' workspaces, and the bytes that these take."""
+    """Offsets of the buffers and of the steps' workspaces, and the size of the arena in bytes."""
     steps = enumerate(arrangement.steps)
     shared = [Lifetime(step.program.shared_bytes, i, i) for i, step in steps]
-    lives = [Lifetime(b.size, b.first, b.last) for b in arrangement.buffers]
-    return allocate([*lives, *shared])
+    return allocate([*arrangement.buffers, *shared])
 
 
 class Executable:
     """A network on `threads` threads.
 
-    `memory` says what it takes, `plan` how it runs.
+    `memory` is the memory it uses, `plan` the plan it follows.
 
-    Runs of one executable take turns; clones, which share its weights, have activations of their
-    own. On one thread clones run at the same time, on several they take turns. A forked process
-    may use what its parent loaded, whatever the parent's threads were doing.
+    Runs of one executable take turns. A clone shares the weights and has activations of its own:
+    on one thread clones run at the same time, on several threads they take turns. A forked
+    process may use an executable of its parent, even if it was running at the fork.
     """
 
     def __init__(self, model: _Model) -> None:
@@ -122,7 +121,7 @@ class Executable:
         first = self._arena.address + size
         self._local = tuple(first + local * i for i in range(model.threads))
         native, self._owners = self._native(len(buffers))
-        # Where outputs are mere views of inputs there is nothing to run.
+        # If all outputs are views of inputs, there is nothing to run.
         self._script = Script(native, model.threads, self._local) if native else None
         self._alone = Team(1)
         self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
@@ -149,7 +148,7 @@ class Executable:
         return cls(_Model.load(arrangement, cpu, threads, plan, packed))
 
     def _renew(self) -> None:
-        """Let nobody be running: a forked process has none of the other threads."""
+        """Reset the lock: the threads that may have held it do not exist in a forked process."""
         self._lock, self._running = threading.RLock(), False
 
     def __reduce__(self) -> NoReturn:
@@ -160,12 +159,12 @@ class Executable:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What runs, in this order; weights are where the programs find them."""
+        """The steps in the order of running. Their weights are packed elsewhere: None here."""
         return self._model.arrangement.steps
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs by name; all may be float32."""
+        """Shapes of the inputs by name. Arrays of float32 fit every input."""
         return {port.name: port.shape for port in self._model.arrangement.inputs}
 
     @property
@@ -182,12 +181,12 @@ class Executable:
     def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
         """The outputs by name for the inputs by name.
 
-        Inputs that the model has but never reads may be left out, or be anything. Those that it
-        converts to float32 itself, such as pictures of bytes, may also be of the model's type.
+        Inputs that the model never reads may be missing, or be anything. Inputs that the model
+        itself converts to float32, such as pictures of bytes, may also have the model's type.
 
         Raises:
             InputError: an input is missing, unknown, of the wrong shape or not float32.
-            RuntimeError: a signal handler calls in the middle of a run of the same thread.
+            RuntimeError: a signal handler calls this during a run in the same thread.
         """
         self._check(inputs)
 
@@ -204,13 +203,14 @@ class Executable:
         return self._in_turn(work)
 
     def seconds(self, repeats: int = 1) -> float:
-        """Seconds of `repeats` runs of what the inputs last were, without Python between."""
+        """Seconds of `repeats` runs of the last inputs, without Python between the runs."""
         return self._in_turn(lambda: self._walk(repeats, gather=True))
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
 
-        `output` is the tensor it computes. Seconds are the medians of `repeats` runs.
+        `output` is the tensor it computes, `expected` the seconds that the plan expects. `seconds`
+        are medians of `repeats` runs.
         """
         medians = np.median(self.step_seconds(repeats), axis=0)
         return [
@@ -228,7 +228,7 @@ class Executable:
         ]
 
     def step_seconds(self, repeats: int = 1) -> NDArray[np.float64]:
-        """A row for each of `repeats` runs: every step's seconds by the first thread's clock."""
+        """Seconds of every step in each of `repeats` runs (a row), by the first thread's clock."""
         times = np.zeros((repeats, len(self.steps)))
         stamps = (ctypes.c_int64 * len(self._owners))()
 
@@ -236,7 +236,7 @@ class Executable:
             for row in times if self._owners else ():
                 whole = self._walk(stamps=ctypes.addressof(stamps), gather=True)
                 ends = np.array(stamps)
-                # The clock starts when all threads have met, which no stamp says.
+                # A run starts when all threads have met; no stamp marks that moment.
                 first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
                 np.add.at(row, self._owners, np.array([first, *np.diff(ends) * 1e-9]))
 
@@ -245,9 +245,11 @@ class Executable:
 
     def _in_turn(self, work: Callable[[], T]) -> T:
         with self._lock:
-            # The same thread comes a second time, by a signal handler, before the first has ended.
+            # The lock is reentrant: a signal handler in the same thread gets here during a run.
             if self._running:
-                raise RuntimeError("a signal handler interrupts a run with one more: use a clone()")
+                raise RuntimeError(
+                    "a signal handler runs a network that its own thread is running: use a clone()"
+                )
             try:
                 self._running = True
                 return work()
@@ -262,7 +264,7 @@ class Executable:
         return workers.run(self._script, repeats, stamps=stamps, gather=gather)
 
     def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
-        """The native steps, one per stage, and the step of the arrangement each is of."""
+        """The native steps, one for each stage, and the index of each one's step."""
         model, found, owners = self._model, list[NativeStep](), list[int]()
         for i, step in enumerate(model.arrangement.steps):
             weights, bias = model.packed[i]

@@ -1,4 +1,4 @@
-"""Memory of a network: the arena, and packed weights one behind the other."""
+"""Memory of a network: zeroed blocks, and packed weights one behind the other in them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from fastrun.graph.core.model import Array
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.pages import private_pages
 
-_HUGE = 2 << 20
-
-
-_CHUNK = 32 << 20  # bytes of a block of weights; what is never touched takes no memory
+_HUGE = 2 << 20  # bytes of a huge page
+_CHUNK = 32 << 20  # bytes of a block of weights; pages that are never touched take no memory
 
 
 class Block:
-    """Zeroed memory, aligned to and if possible made of huge pages."""
+    """Zeroed memory that begins at a huge page and, if possible, consists of huge pages."""
 
     def __init__(self, size: int) -> None:
         self._map = private_pages(size + _HUGE)
@@ -27,9 +25,9 @@ class Block:
 
 
 class Weights:
-    """Packed weights one behind the other, in few large blocks.
+    """Packed weights one behind the other, in few large blocks; `size` is what they take in bytes.
 
-    Each is copied as soon as it is packed, so that packing the next finds warm memory.
+    Weights are copied as soon as they are packed. Packing the next ones then reuses warm memory.
     """
 
     def __init__(self) -> None:
@@ -38,7 +36,7 @@ class Weights:
         self._left = 0  # floats at the end of the last block
 
     def put(self, values: Array | None) -> int:
-        """Copy values behind those that are there; their address, 0 for none."""
+        """Append a copy of the values. Returns its address, 0 for no values."""
         if values is None or not values.size:
             return 0
         taken = -(-4 * (values.size + READ_SLACK) // LINE) * LINE // 4

@@ -1,6 +1,7 @@
-"""Published classification networks, 224x224, as ONNX models with seeded random weights.
+"""The built-in networks: published classifiers of 224x224 pixels, as ONNX models.
 
-Layer shapes are the published ones; the weights are not trained. The output is logits.
+Layer shapes are as published. Weights are random with fixed seeds, not trained. The output is
+logits.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def build(name: str) -> onnx.ModelProto:
     """The network called `name`, one of `NAMES`; equal on every call.
 
     Raises:
-        ModelFileError: no such network.
+        ModelFileError: there is no such network.
     """
     if name not in _BUILDERS:
         close = difflib.get_close_matches(name, NAMES, n=1)

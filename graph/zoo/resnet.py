@@ -1,7 +1,7 @@
 """ResNet-18 and ResNet-50 (He et al., 2015), version 1.
 
-A strided bottleneck strides in its first 1x1, as in the paper, so every 3x3 of ResNet-50 has
-stride 1. The variant that strides in the 3x3 ("v1.5") has the same parameters.
+As in the paper, a strided bottleneck has the stride in its first 1x1, so every 3x3 of ResNet-50
+has stride 1. The variant with the stride in the 3x3 ("v1.5") has the same parameters.
 """
 
 from __future__ import annotations

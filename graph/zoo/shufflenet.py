@@ -8,7 +8,7 @@ from fastrun.graph.zoo.writer import Writer
 
 # output channels, blocks, height and width of the output
 STAGES = ((116, 4, 28), (232, 8, 14), (464, 4, 7))
-# No activation halves the variance after a depthwise convolution, as He's weights presume.
+# He's weights presume an activation that halves the variance; depthwise convolutions have none.
 LINEAR_GAIN = 0.5**0.5
 
 

@@ -1,4 +1,4 @@
-"""Writes an ONNX network layer by layer, with weights drawn from the layer's name."""
+"""Writes an ONNX network layer by layer; the layer's name is the seed of its random weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ IR_VERSION = 8
 
 
 class Writer:
-    """One ONNX network in the making.
+    """One ONNX network that is being written.
 
     Every layer method takes the name of its input tensor, adds nodes and returns the name of its
-    output tensor. Convolution and dense weights are He-uniform; batch normalisation has the
-    statistics of a trained net in kind: no mean is zero and no variance is one.
+    output tensor. Weights of convolutions and dense layers are He-uniform. The statistics of batch
+    normalisation are like those of a trained network: no mean is 0 and no variance is 1.
     """
 
     def __init__(self, name: str, shape: Sequence[int] = (1, 3, 224, 224)) -> None:
         self.name = name
         self.input = "input"
         self._shape = tuple(shape)
-        # Weights go straight into the final message: building it from parts copies them thrice.
+        # Weights go straight into the final message: building it from parts copies them 3 times.
         self._model = onnx.ModelProto(ir_version=IR_VERSION, producer_name="fastrun-toolkit")
         self._model.opset_import.append(helper.make_opsetid("", OPSET))
         self._graph = self._model.graph
@@ -50,7 +50,7 @@ class Writer:
         groups: int = 1,
         bias: bool = False,
     ) -> str:
-        """A square convolution; pad with `padding` pixels on each side."""
+        """A square convolution with `padding` pixels on each side."""
         shape = (oc, self._channels[x] // groups, kernel, kernel)
         inputs = [x, self._he_uniform(f"{name}.weight", shape)]
         if bias:
@@ -114,7 +114,7 @@ class Writer:
         return self._node("GlobalAveragePool", name, [x], self._channels[x])
 
     def dropout(self, name: str, x: str) -> str:
-        """Dropout, which does nothing in inference."""
+        """Dropout; it does nothing in inference."""
         return self._node("Dropout", name, [x], self._channels[x])
 
     def add(self, name: str, a: str, b: str) -> str:

@@ -8,8 +8,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import llvmlite.binding as llvm
-
 
 @dataclass(frozen=True)
 class Cpu:
@@ -39,6 +37,8 @@ class Cpu:
     @functools.cache
     def host(cls) -> Cpu:
         """This machine, as LLVM and the kernel's cache tables describe it."""
+        import llvmlite.binding as llvm
+
         llvm.initialize_native_target()
         triple, features = llvm.get_process_triple(), llvm.get_host_cpu_features()
         lanes, registers = _vectors(triple, {f for f, on in features.items() if on})

@@ -81,12 +81,12 @@ def activate(y: F64, activation: str) -> F64:
     if (factor := slope(activation)) is not None:
         return np.where(y < 0, factor * y, y)
     if activation == "gelu":
-        mass: F64 = (1 + _erf(y / math.sqrt(2))) / 2
+        mass: F64 = (1 + erf(y / math.sqrt(2))) / 2
         return y * mass
     return y
 
 
-_erf = np.vectorize(math.erf, otypes=[np.float64])
+erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def random_operands(p: ConvProblem, seed: int) -> dict[str, NDArray[np.float32]]:

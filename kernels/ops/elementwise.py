@@ -50,7 +50,10 @@ UNROLL = 2
 
 @dataclass(frozen=True)
 class Unary:
-    """One of `UNARY`; `alpha` and `beta` are its parameters, if it has any."""
+    """A function of one value, one of `UNARY`: ONNX's names in lower case and a few more.
+
+    `alpha` and `beta` are the parameters to which ONNX gives these names; its gamma is `beta`.
+    """
 
     function: str
     alpha: float = 0.0
@@ -67,7 +70,10 @@ class Clip:
 
 @dataclass(frozen=True)
 class Binary:
-    """One of `BINARY` of src and add, then an activation (see `ConvProblem`)."""
+    """One of `BINARY` of two operands, broadcast as in numpy, then `activation` if it is given.
+
+    Activations are those of `ConvProblem`.
+    """
 
     function: str
     activation: str = ""

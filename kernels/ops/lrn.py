@@ -28,7 +28,7 @@ UNROLL = 2
 
 
 @dataclass(frozen=True)
-class Lrn:
+class LRN:
     """`x / (bias + alpha / size * (sum of squares over size channels)) ** beta`; axis 1.
 
     Of an even `size` one channel more lies behind than before.
@@ -40,7 +40,7 @@ class Lrn:
     bias: float
 
 
-def lrn(spec: Lrn, cpu: Cpu, src: Strided, dst: Strided) -> Program:
+def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Normalise `src`.
 
     Raises:

@@ -38,7 +38,10 @@ MODES = ("constant", "edge", "reflect")
 
 @dataclass(frozen=True)
 class Pad:
-    """Padding per axis, all begins, then all ends; a negative amount crops."""
+    """Padding per axis, all begins, then all ends; a negative amount crops.
+
+    `mode` is constant, edge or reflect.
+    """
 
     padding: Ints
     mode: str = "constant"

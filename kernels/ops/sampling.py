@@ -65,7 +65,8 @@ class Gather:
 class Resize:
     """Nearest or linear interpolation; `scales` (output / input) has one entry per axis.
 
-    `coordinates` and `rounding` are one of `COORDINATES` and, for nearest, of `ROUNDINGS`.
+    `mode` is nearest or linear. `coordinates`, one of `COORDINATES`, maps an output pixel to the
+    input, and `rounding`, one of `ROUNDINGS`, chooses the nearest pixel, as ONNX's Resize does.
     """
 
     mode: str

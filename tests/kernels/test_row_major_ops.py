@@ -16,7 +16,7 @@ from fastrun.kernels.native.compile import compile_object
 from fastrun.kernels.ops import conv_transpose, elementwise, lrn, matmul, movement, reduce, sampling
 from fastrun.kernels.ops.conv_transpose import ConvTranspose
 from fastrun.kernels.ops.elementwise import Binary, Unary
-from fastrun.kernels.ops.lrn import Lrn
+from fastrun.kernels.ops.lrn import LRN
 from fastrun.kernels.ops.matmul import MatMul
 from fastrun.kernels.ops.reduce import Reduce, Softmax
 from fastrun.kernels.ops.sampling import Gather
@@ -97,7 +97,7 @@ def test_reduce_refuses() -> None:
 def test_lrn(shape: Ints, size: int, beta: float) -> None:
     x, view = normal(*shape) * 3, Strided.row_major(shape)
     truth = numerics.lrn(ops.LRN(size, 0.3, beta, 1.5), x.astype(np.float64))
-    found = run(lrn.lrn(Lrn(size, 0.3, beta, 1.5), CPU, view, view), view, x)
+    found = run(lrn.lrn(LRN(size, 0.3, beta, 1.5), CPU, view, view), view, x)
     assert_close(found, truth, ulps=10)
 
 

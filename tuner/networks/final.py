@@ -17,6 +17,7 @@ from time import monotonic
 from fastrun.graph.core.model import Graph
 from fastrun.graph.plan.forms import Form
 from fastrun.graph.plan.plan import Plan
+from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import carried_out, cheapest_plan, follow_plan
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.cache import ObjectCache
@@ -181,7 +182,8 @@ class _Run:
             name: [replace(form, seconds=seconds) for form, seconds in known.items()]
             for name, known in self.took.items()
         }
-        plan = cheapest_plan(self.graph, forms, self.knowledge.costs.move)
+        todo = tasks(self.graph)
+        plan = cheapest_plan(self.graph, todo, forms, self.knowledge.costs.move)
         banded = {x: replace(plan.forms[x], rows=rows) for x, rows in self.bands.items()}
         made = {**plan.forms, **banded}
         return replace(plan, forms=made, machine=self.cpu.fingerprint)

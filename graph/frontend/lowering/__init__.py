@@ -1,6 +1,6 @@
-"""ONNX operators as ours: one function per operator, for every opset since 7.
+"""Lowers ONNX operators to ours: one function for each operator, for every opset since 7.
 
-Each reads a `Site`, one ONNX node whose output shapes are known, and emits nodes of ours.
+The function reads a `Site`, one ONNX node whose output shapes are known, and emits our nodes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Operators that calculate: elementwise functions, matrix products, reductions."""
+"""Lowers operators that calculate: elementwise functions, matrix products, reductions."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _clip(site: Site) -> None:
 
 
 def _clip_integers(site: Site) -> None:
-    """Exactly: the limits may be beyond what a float holds."""
+    """Clip integers exactly: a float cannot hold all limits."""
     x = site.inputs[0]
     for function, limit in (("max", 1), ("min", 2)):
         if site.has(limit):
@@ -130,7 +130,7 @@ def _softmax(site: Site) -> None:
     if site.opset >= 13 or axis == len(shape) - 1:
         site.finish(Softmax(axis, log), site.inputs[0])
         return
-    # Before opset 13 the axes from `axis` on were one.
+    # Before opset 13 all axes from `axis` on counted as one.
     rows = (math.prod(shape[:axis]), math.prod(shape[axis:]))
     x = site.emit(Reshape(), site.inputs[0], shape=rows)
     site.finish(Reshape(), site.emit(Softmax(1, log), x), shape=shape)
@@ -154,7 +154,7 @@ def _gemm(site: Site) -> None:
 
 @lowers("MatMul")
 def _matmul(site: Site) -> None:
-    """A vector is a matrix of one row or one column, which the result does not have."""
+    """A vector is read as a matrix of one row or one column; the result lacks that axis."""
     (a, b), shapes = site.inputs, (site.shape(0), site.shape(1))
     if 1 not in map(len, shapes):
         site.finish(MatMul(), a, b)

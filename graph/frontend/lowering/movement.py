@@ -1,4 +1,4 @@
-"""Operators that move values without calculating."""
+"""Lowers operators that move values without calculating."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _unsqueeze(site: Site) -> None:
 
 @lowers("Squeeze")
 def _squeeze(site: Site) -> None:
-    """Without axes, or with an empty list of them, all axes of one element go."""
+    """Without axes, or with an empty list of them, all axes of size 1 are removed."""
     shape = site.shape(0)
     ones = tuple(axis for axis, n in enumerate(shape) if n == 1)
     axes = {site.from_front(axis) for axis in site.ints("axes", 1, "axes") or ones}
@@ -100,7 +100,7 @@ def _concat(site: Site) -> None:
 
 @lowers("Split")
 def _split(site: Site) -> None:
-    """One slice per part."""
+    """One slice for each part."""
     axis, shape = site.axis(0), site.shape(0)
     sizes = site.ints("split", 1, "sizes") or _even(shape[axis], len(site.outputs))
     count = site.attribute("num_outputs", len(site.outputs))
@@ -116,7 +116,7 @@ def _split(site: Site) -> None:
 
 
 def _even(size: int, parts: int) -> Ints:
-    """Parts of one size, the last of which may be smaller."""
+    """The sizes of equal parts; the last one may be smaller."""
     each = -(-size // parts)
     return (*(each,) * (parts - 1), size - each * (parts - 1))
 
@@ -153,7 +153,7 @@ def _pad(site: Site) -> None:
     for index, axis in enumerate(map(site.from_front, axes)):
         before, after = given[index], given[index + len(axes)]
         kept = shape[axis] + min(before, 0) + min(after, 0)
-        # An edge is repeated, if one is left; a reflection does not repeat it.
+        # Repeating an edge needs one pixel. A reflection adds at most all pixels but the edge.
         most = {"edge": math.inf if kept > 0 else 0, "reflect": kept - 1}.get(mode, math.inf)
         if kept < 0 or max(before, after, 0) > max(most, 0):
             raise site.impossible(f"{mode} padding by {before} and {after} of {shape[axis]}")
@@ -193,7 +193,7 @@ def _space_to_depth(site: Site) -> None:
 
 
 def _blocks(site: Site) -> tuple[Shape, int]:
-    """The shape of images, and the size of their blocks."""
+    """The shape of the images, and the size of their blocks."""
     shape, size = site.shape(0), int(site.attribute("blocksize", 0))
     if len(shape) != 4 or size < 1:
         raise site.impossible(f"blocks of {size} for an input of shape {shape}")

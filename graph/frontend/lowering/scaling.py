@@ -1,4 +1,4 @@
-"""Operators that interpolate: Resize, and Upsample, which became it."""
+"""Lowers operators that interpolate: Resize, and Upsample, its older form."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COORDINATES = (
 )
 _ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
-# One per axis, in the type that ONNX has them in: sizes and ties depend on its rounding.
+# One for each axis, in ONNX's type: sizes and ties depend on its rounding.
 _Scales = tuple[np.float32, ...]
 
 
@@ -47,7 +47,7 @@ def _resize(site: Site) -> None:
 
 
 def _first_resize(site: Site) -> None:
-    """Of the nearest pixels, opset 10 takes the lower one to enlarge, the upper one to reduce."""
+    """Resize in opset 10: the lower of the nearest pixels to enlarge, the upper one to reduce."""
     scales, x = _scales(site, 1, _all_axes(site)), site.inputs[0]
     one = np.float32(1)
     if max(scales) > 1 > min(scales) and site.attribute("mode", "nearest") == "nearest":
@@ -67,7 +67,7 @@ def _interpolate(
     rounding: str,
     shape: Shape | None = None,
 ) -> None:
-    """Finish with an interpolation of x; its size is scaled if no shape is given."""
+    """Finish with an interpolation of x to `shape`, by default the scaled shape of x."""
     mode = site.attribute("mode", "nearest")
     if mode not in ("nearest", "linear"):
         raise Unsupported("interpolation other than nearest and linear")
@@ -82,7 +82,7 @@ def _all_axes(site: Site) -> Ints:
 
 
 def _scales(site: Site, index: int, axes: Ints) -> _Scales:
-    """The scales given for some axes as an input, or in the attribute; those of others are 1."""
+    """The scales of all axes: some are given as input or attribute, the others are 1."""
     given = np.array(site.floats("scales", index), np.float32)
     if len(given) != len(axes) or not (given > 0).all():
         raise site.impossible(f"scales {given.tolist()} for {len(axes)} axes")
@@ -95,9 +95,9 @@ def _scaled(shape: Shape, scales: _Scales) -> Shape:
 
 
 def _fitted(site: Site, axes: Ints) -> tuple[_Scales, Shape]:
-    """The scales that bring some axes to the sizes given, and the shape that this makes.
+    """The scales of all axes and the shape of the result, if some axes have given sizes.
 
-    A policy keeps the aspect ratio: one scale for all of these axes, the smallest or the largest.
+    A policy may keep the aspect ratio: these axes then share the smallest or the largest scale.
     """
     shape, sizes = list(site.shape(0)), site.ints("sizes", 3, "sizes") or ()
     if len(sizes) != len(axes) or min(sizes) < 1:

@@ -1,4 +1,4 @@
-"""What a lowering reads and writes, and the table of lowerings."""
+"""The node that a lowering reads, the nodes that it writes, and the table of lowerings."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from fastrun.graph.core.shapes import result_shape
 
 
 class Unsupported(Exception):
-    """This use of an operator has no form of ours; the text completes "the node needs ..."."""
+    """Our operators cannot express this use of an operator.
+
+    The message completes the sentence "the node needs ...".
+    """
 
 
 class Site:
-    """One ONNX node being lowered, with what is known about its inputs and outputs.
+    """One ONNX node that is being lowered, and all that is known about its inputs and outputs.
 
-    `outputs` has "" in the place of an output that nothing reads; `fresh` makes free names of
-    values.
+    `outputs` has "" for an output that nothing reads. `fresh` gives a name that no value has.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class Site:
         return self._constants[self.inputs[index]]
 
     def ints(self, attribute: str, index: int, what: str) -> Ints | None:
-        """Parameters that are an attribute in old opsets, an input in new; None if absent."""
+        """Parameters that are an attribute in old opsets and an input in new; None if absent."""
         if attribute in self._attributes:
             return tuple(self.attribute(attribute, ()))
         if not self.has(index):
@@ -103,14 +105,14 @@ class Site:
         return tuple(int(v) for v in self.constant(index, what).reshape(-1))
 
     def scalar(self, attribute: str, index: int, default: float) -> float:
-        """As `ints`, one number."""
+        """As `ints`, for one number."""
         if self.has(index):
             value = self.constant(index, attribute).reshape(-1)
             return float(value[0]) if value.size else default
         return float(self.attribute(attribute, default))
 
     def floats(self, attribute: str, index: int) -> tuple[float, ...]:
-        """As `ints`, required."""
+        """As `ints`, for numbers that must be given."""
         if attribute in self._attributes:
             return tuple(self.attribute(attribute, ()))
         return tuple(float(v) for v in self.constant(index, attribute).reshape(-1))
@@ -120,20 +122,24 @@ class Site:
         return self.from_front(int(self.attribute("axis", default)))
 
     def from_front(self, axis: int) -> int:
-        """An axis of the first input that may be counted from the end."""
+        """An axis of the first input, counted from the front. A negative one counts from the end.
+
+        Raises:
+            GraphError: the input has no such axis.
+        """
         rank = len(self.shape(0))
         if not -rank <= axis < rank:
             raise self.impossible(f"{self.shape(0)} has no axis {axis}")
         return axis % rank
 
     def impossible(self, why: str) -> GraphError:
-        """The error of a node that contradicts itself."""
+        """The error for a node that contradicts itself."""
         return GraphError(f"node {self.name!r} ({self.operator}) is impossible: {why}")
 
     def emit(self, op: Op, *inputs: str, output: str = "", shape: Shape | None = None) -> str:
-        """Add a node; without `output` it is an intermediate one.
+        """Add a node. Returns the name of its result, a new one unless `output` is given.
 
-        `shape` is needed where the operator and its operands do not say it.
+        `shape` is needed if the operator and its operands do not determine it.
         """
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
@@ -158,12 +164,12 @@ class Site:
 
     @property
     def _dtype(self) -> np.dtype[Any]:
-        """The element type of the results: where inference knows none, that of what is read."""
+        """The element type of the results: as inferred, else the type of the first input."""
         known = self._known.get(self._results[0])
         return known.dtype if known else self.tensor(0).dtype
 
     def shape_of(self, name: str) -> Shape:
-        """The shape of an input or of what was emitted."""
+        """The shape of an input or of an emitted result."""
         if name in self.tensors:
             return self.tensors[name].shape
         return self.shape(self.inputs.index(name))
@@ -173,10 +179,10 @@ _LOWERINGS: dict[str, Callable[[Site], None]] = {}
 
 
 def lower(site: Site) -> None:
-    """Emit the nodes that do what the ONNX node does.
+    """Emit nodes that compute what the ONNX node computes.
 
     Raises:
-        Unsupported: we lack the operator or this use of it.
+        Unsupported: the operator, or this use of it, is not supported.
     """
     if site.domain:
         raise Unsupported(f"an operator of the domain {site.domain!r}, which is not ONNX's own")
@@ -189,7 +195,7 @@ def lower(site: Site) -> None:
 
 
 def _check_inputs(site: Site) -> None:
-    """Refuse a node that lacks an input it cannot do without."""
+    """Refuse a node that lacks a required input, or has too many."""
     formal = onnx.defs.get_schema(site.operator, site.opset, site.domain).inputs
     kinds = [x.option for x in formal]
     more = len(site.inputs) - len(kinds)

@@ -1,4 +1,4 @@
-"""Operators that slide a window: convolutions, pools, and the normalisations between them."""
+"""Lowers operators that slide a window: convolutions, pools, and normalisations between them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import math
 
 from fastrun.graph.core.model import Shape
 from fastrun.graph.core.ops import LRN, BatchNorm, Conv, ConvTranspose, Ints, Pool
-from fastrun.graph.core.shapes import full_size, sees_pixels
+from fastrun.graph.core.shapes import full_size, sees_pixels, spans
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
 
-# Pixels of a pool's window: more than any picture has come from damaged files.
+# Pixels of a pool's window. Larger ones come from damaged files: no picture has so many.
 _LARGEST_WINDOW = 2**28
 _AUTO_PAD = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 
@@ -40,15 +40,15 @@ def _conv_transpose(site: Site) -> None:
     extra = tuple(site.attribute("output_padding", ())) or (0,) * rank
     if len(extra) != rank or min(extra) < 0:
         raise site.impossible(f"output_padding {extra} for an input of shape {x}")
-    spans = tuple(map(_span, kernel, dilation))
-    full = tuple(n + e for n, e in zip(full_size(x[2:], spans, stride), extra, strict=True))
+    whole = full_size(x[2:], spans(kernel, dilation), stride)
+    full = tuple(n + e for n, e in zip(whole, extra, strict=True))
     begins, ends = _cuts(site, x[2:], full, stride)
     ends = [end - e for end, e in zip(ends, extra, strict=True)]
     site.finish(ConvTranspose(stride, (*begins, *ends), dilation, groups), *site.inputs)
 
 
 def _cuts(site: Site, space: Shape, full: Shape, stride: Ints) -> tuple[list[int], list[int]]:
-    """What is cut off at the begin and the end of every axis of the full result."""
+    """The pixels to cut off at the begin and at the end of every axis of the full result."""
     mode, wanted = site.attribute("auto_pad", "NOTSET"), tuple(site.attribute("output_shape", ()))
     if not wanted and mode in ("NOTSET", "VALID"):
         padding = _padding(site, space, full, stride, stride)
@@ -56,7 +56,7 @@ def _cuts(site: Site, space: Shape, full: Shape, stride: Ints) -> tuple[list[int
     if mode not in _AUTO_PAD:
         raise site.impossible(f"auto_pad {mode!r}")
     if wanted:
-        # Less than a stride may be left over.
+        # The result may be larger than `full`, by less than a stride.
         if len(wanted) != len(space) or any(
             w >= f + s for w, f, s in zip(wanted, full, stride, strict=True)
         ):
@@ -155,7 +155,7 @@ def _kernel(site: Site, weights: Shape) -> Ints:
 
 
 def _padding(site: Site, space: Shape, kernel: Ints, stride: Ints, dilation: Ints) -> Ints:
-    """All begins, then all ends, with `auto_pad` worked out."""
+    """The padding that `pads` or `auto_pad` gives: all begins, then all ends."""
     rank, mode = len(space), site.attribute("auto_pad", "NOTSET")
     if mode == "NOTSET":
         padding = tuple(site.attribute("pads", ())) or (0,) * 2 * rank
@@ -167,16 +167,12 @@ def _padding(site: Site, space: Shape, kernel: Ints, stride: Ints, dilation: Int
     if mode not in _AUTO_PAD:
         raise site.impossible(f"auto_pad {mode!r}")
     totals = [
-        (-(-size // s) - 1) * s + _span(k, d) - size
-        for size, k, s, d in zip(space, kernel, stride, dilation, strict=True)
+        (-(-size // s) - 1) * s + window - size
+        for size, window, s in zip(space, spans(kernel, dilation), stride, strict=True)
     ]
     if min(totals) < -1:
-        # Nothing or something is cut off at the begin: ONNX does not say.
+        # ONNX does not say whether anything is cut off at the begin.
         raise Unsupported(f"pads in the place of {mode}, as strides exceed the kernel")
     totals = [max(total, 0) for total in totals]
     small, large = [t // 2 for t in totals], [t - t // 2 for t in totals]
     return (*small, *large) if mode == "SAME_UPPER" else (*large, *small)
-
-
-def _span(kernel: int, dilation: int) -> int:
-    return (kernel - 1) * dilation + 1
