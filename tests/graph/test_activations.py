@@ -1,4 +1,4 @@
-"""Activations end up in what computes their input, and run there."""
+"""Activations become part of the operator that computes their input."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ PRODUCERS: dict[str, tuple[list[onnx.NodeProto], Weights, int, tuple[int, ...]]]
 
 
 def optimised(nodes: list[onnx.NodeProto], weights: Weights, shape: tuple[int, ...]) -> Graph:
-    """The graph after all passes; natively it computes what it did before in float64."""
+    """The graph after all passes; natively it gives the results of the graph before, in float64."""
     graph = import_onnx(model(nodes, {**NUMBERS, **weights}, shape=shape))
     after = optimise(graph)
     plan, arrangement = make_plan(after, heuristic_choices(CPU), CPU)

@@ -1,4 +1,4 @@
-"""Two operators in bands of rows: as each on its own, whatever the shapes, bands and threads."""
+"""Two operators in bands of rows give the bits that each gives alone, at any height and threads."""
 
 import math
 from dataclasses import replace
@@ -65,7 +65,7 @@ class Pair:
         io = Io(self.src, self.dst, self.dst)
         return bands.build(self.first, self.second, rows, self.cpu, io, self.mid)
 
-    def run(self, rows: int, threads: int = 1) -> np.ndarray:
+    def run(self, fused: Program, threads: int = 1) -> np.ndarray:
         nothing = np.zeros(0, np.float32)
         operands = {
             "x": self.x,
@@ -74,7 +74,7 @@ class Pair:
         }
         if isinstance(self.then, ConvProblem) and self.then.add:
             operands["add"] = self.more["add"]
-        return execute(self.fused(rows), operands, threads)
+        return execute(fused, operands, threads)
 
     def apart(self) -> np.ndarray:
         one = self.template.build(self.p, self.schedule, self.cpu, Io(self.src, self.mid, self.mid))
@@ -90,7 +90,7 @@ class Pair:
 
 
 def windows(spec: Pool, h: int, w: int) -> tuple[int, int]:
-    """Outputs of a pool in ceil mode: a last window may stick out, but begins inside."""
+    """Outputs of a pool in ceil mode: the last window begins inside but may end outside."""
     found = []
     for axis, size in enumerate((h, w)):
         span = (spec.kernel[axis] - 1) * spec.dilation[axis] + 1
@@ -126,7 +126,9 @@ def producers(draw: st.DrawFn) -> tuple[ConvProblem, str, str]:
     algorithm = draw(st.sampled_from(["direct", "planar", "im2col"]))
     if algorithm == "direct":
         return p, algorithm, draw(st.sampled_from([*layouts, "NCHW>NCHW8c", "NCHW>NHWC"]))
-    assume(templates()[algorithm].why_not(p, HOST) is None)
+    # A band below the first has no padding above.
+    part = replace(p, padding=(0, *p.padding[1:]))
+    assume(templates()[algorithm].why_not(part, HOST) is None)
     return p, algorithm, "NCHW"
 
 
@@ -166,25 +168,22 @@ def test_a_1x1_behind_a_convolution(
 
 
 def compare(pair: Pair, rows: int) -> None:
-    try:
-        found = pair.run(rows)
-        apart = pair.apart()
-    except ScheduleError:
-        assume(False)
-    assert np.array_equal(found, apart)
+    fused = pair.fused(rows)
+    found = pair.run(fused)
+    assert np.array_equal(found, pair.apart())
     assert relative_error(found, pair.truth) < 1e-4
     for threads in (2, 3, 50):
-        assert np.array_equal(found, pair.run(rows, threads))
+        assert np.array_equal(found, pair.run(fused, threads))
 
 
 def test_bands_of_whole_winograd_tiles() -> None:
-    """Without rows in common a Winograd convolution can come first; tiles lie as usual."""
+    """A Winograd convolution can come first if no bands have rows in common."""
     p = ConvProblem.parse("conv 1x16x24x20 32x3x3 s1 p1 bias relu")
     pair = Pair(p, "winograd", "NCHW8c", Pool("max", (2, 2), (2, 2)), HOST)
-    for rows in (3, 6, 5, 12):
-        found = pair.run(rows)
+    for fused in map(pair.fused, (3, 6, 5, 12)):
+        found = pair.run(fused)
         assert relative_error(found, pair.truth) < 1e-4
-        assert np.array_equal(found, pair.run(rows, threads=5))
+        assert np.array_equal(found, pair.run(fused, threads=5))
 
 
 def test_rows_of_winograd_tiles_are_not_computed_twice() -> None:

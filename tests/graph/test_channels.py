@@ -118,7 +118,7 @@ def step(net: Network, draw: random.Random, x: str, other: str) -> str:
 
 
 def anything(seed: int) -> Graph:
-    """Convolutions, moves of channels, and here and there who insists on an order."""
+    """Convolutions, moves of channels, and some readers that need an order."""
     draw = random.Random(seed)
     net = Network(6)
     there = ["x", net.conv("x", 12), net.conv("x", 8)]
@@ -207,7 +207,7 @@ def test_a_network_without_shuffles_stays_as_it_is() -> None:
 
 
 def test_parts_are_put_together_for_kernels_that_read_blocks() -> None:
-    """In NHWC where they are no whole blocks, and then brought into blocks in one move."""
+    """In NHWC if the parts are not whole blocks; one move then brings the whole into blocks."""
 
     def in_blocks(p: ConvProblem) -> list[Choice]:
         layout = Layout("NHWC" if p.groups > 1 else "NCHW8c")
@@ -219,11 +219,11 @@ def test_parts_are_put_together_for_kernels_that_read_blocks() -> None:
     moved = {(step.output, step.layouts) for step in arrangement.steps if step.work == "reorder"}
     joined = [node.output for node in graph.nodes if node.op == Concat(1)]
     assert {(name, "NHWC>NCHW8c") for name in joined} <= moved
-    assert not any(step.picks for step in arrangement.steps)
+    assert not any(step.gathered for step in arrangement.steps)
 
 
 def test_nothing_is_copied_where_convolutions_read_ranges() -> None:
-    """But what a depthwise convolution reads, whose vectors are channels."""
+    """Except for the input of a depthwise convolution, whose vectors are channels."""
     graph = absorb_shuffles(units(4, 24))
     _, arrangement = make_plan(graph, heuristic_choices(CPU), CPU)
     copies = [step for step in arrangement.steps if step.work in ("reorder", "ChannelShuffle")]

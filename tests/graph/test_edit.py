@@ -1,4 +1,4 @@
-"""Rewriting keeps count of who reads what, and keeps the names of inputs and outputs."""
+"""Rewriting counts the readers of each value, and keeps the names of inputs and outputs."""
 
 from __future__ import annotations
 

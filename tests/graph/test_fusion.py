@@ -1,4 +1,4 @@
-"""Operators that run behind the convolution they read: networks compute what they did before."""
+"""Networks give the same results if operators run in bands with the convolution that they read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOLERANCE = 2e-5
 
 
 def inverted_residual() -> onnx.ModelProto:
-    """Depthwise and 1x1 with a residual and without, then pools that stick out and that overlap."""
+    """Depthwise and 1x1 with and without a residual, then pools that overlap or end outside."""
     nodes = [
         conv("x", "a", "expand"),
         node("Relu", "a", "b"),
@@ -77,7 +77,7 @@ def pairs(arrangement: Arrangement) -> list[str]:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", ["inverted residual", *NETWORKS])
 def test_bands_change_nothing(name: str, seed: int) -> None:
-    """In all kinds of layouts, also where kernels do not fit together and each runs alone."""
+    """In many layouts, also where two kernels do not fit together and each runs alone."""
     proto = {"inverted residual": inverted_residual, **NETWORKS}[name]()
     graph = optimise(load_network(proto))
     plan, _ = make_plan(graph, shaken(seed), CPU)
@@ -116,11 +116,23 @@ def test_a_plan_keeps_bands() -> None:
 
 
 def test_bands_for_what_has_no_partner_are_ignored() -> None:
-    """A plan may have been edited. Nor are there chains of three."""
+    """A plan may have been edited. There are no chains of three tasks either."""
     graph = optimise(load_network(inverted_residual()))
     plan, _ = make_plan(graph, only("NHWC"), CPU)
     forms = {name: replace(form, rows=2) for name, form in plan.forms.items()}
     assert len(pairs(follow_plan(graph, replace(plan, forms=forms), CPU))) == 4
+
+
+def test_nothing_with_padding_runs_in_bands() -> None:
+    """A band has no halo, neither above and below nor left and right."""
+    constants = {"w": weights(8, 4, 3), "v": weights(8, 8, 3)}
+    nodes = [conv("x", "a", "w", 1), node("Conv", "a v", "y", pads=[0, 1, 0, 1])]
+    graph = optimise(load_network(model(nodes, constants)))
+    assert partners(graph, tasks(graph)) == {}
+    plan, _ = make_plan(graph, only("NHWC"), CPU)
+    edited = replace(plan, forms={x: replace(f, rows=2) for x, f in plan.forms.items()})
+    expected = reference.run(graph, {"x": normal(*graph.shape("x"))})
+    assert relative_error(computed(graph, edited)["y"], expected["y"]) < TOLERANCE
 
 
 def test_what_others_read_stays_whole() -> None:

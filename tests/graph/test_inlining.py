@@ -169,7 +169,7 @@ def test_two_values_of_one_name_are_an_error() -> None:
 
 
 def test_what_no_output_needs_is_left_out() -> None:
-    """Whatever it is: unsupported operators, open sizes, types other than tensors."""
+    """Unsupported operators, open sizes and types other than tensors may be there."""
     nodes = [node("Neg", "x", "y"), node("Det", "open", "d"), node("SequenceLength", "many", "n")]
     m = model(nodes)
     m.graph.input.append(helper.make_tensor_value_info("open", 1, ["h", "w"]))

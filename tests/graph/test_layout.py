@@ -50,7 +50,7 @@ def spent(graph: Graph, todo: Sequence[Task], chosen: Mapping[str, Form], move: 
 
 
 def cheapest(graph: Graph, todo: Sequence[Task], forms: FormsOf, move: MoveCost) -> float:
-    """What the best of all assignments takes."""
+    """The seconds of the best of all assignments."""
     names = [task.output for task in todo]
     return min(
         spent(graph, todo, dict(zip(names, choice, strict=True)), move)
@@ -115,7 +115,7 @@ def form(src: Layout, dst: Layout, seconds: float) -> Form:
 
 
 def test_what_is_dear_at_first_may_pay_later() -> None:
-    """Whoever takes the cheapest form of each task in turn, with its moves, spends 3 x 4."""
+    """The cheapest form of each task in turn, with its moves, would cost 3 x 4 seconds."""
     graph, todo = chain("a", "b", "c")
     forms = {
         "a": [form(NCHW, NCHW, 4.0), form(NCHW, NHWC, 5.0)],

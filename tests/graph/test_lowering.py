@@ -18,7 +18,7 @@ from tests.support.peer import assert_same, by_onnxruntime
 
 
 def checked(m: onnx.ModelProto) -> Array:
-    """What we compute for the input "x", which must be what onnxruntime computes."""
+    """Our result for the input "x"; it must be equal to the result of onnxruntime."""
     graph = import_onnx(m)
     feeds = {"x": normal(*graph.shape("x"))}
     truth = by_onnxruntime(m, feeds)
@@ -140,7 +140,7 @@ def test_shapes_of_transposed_convolutions(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"pads": [5, 5, 5, 5]}, "its result would be"),
+        ({"pads": [5, 5, 5, 5]}, "its result would have the shape"),
         ({"output_shape": [11, 12]}, "output_shape \\(11, 12\\), as the whole result is"),
         ({"output_shape": [4]}, "output_shape"),
         ({"output_padding": [1]}, "output_padding"),

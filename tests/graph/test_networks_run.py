@@ -150,7 +150,7 @@ def excited() -> onnx.ModelProto:
 
 
 def preactivated() -> onnx.ModelProto:
-    """As in DenseNet: what was computed is concatenated again and again, after normalisation."""
+    """As in DenseNet: each result is concatenated with all earlier ones, after normalisation."""
     nodes, constants, c = [], {}, 4
     names = "x"
     for i in range(3):
@@ -329,7 +329,7 @@ def test_prices_do_mix_layouts_and_moves_are_steps() -> None:
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW16c"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_is_not_finite_leaves_no_trace(name: str, layout: str) -> None:
-    """Neither halos nor padding channels may keep what an earlier run left in the arena."""
+    """Neither halos nor padding channels may keep values of an earlier run in the arena."""
     graph = optimise(load_network(NETWORKS[name]()))
     plan, arrangement = make_plan(graph, only("NCHW", layout), CPU)
     executable = Executable.of(arrangement, CPU, 1, plan)

@@ -33,7 +33,7 @@ BN = node("BatchNormalization", "c scale shift mean variance", "n")
 
 
 def checked(m: onnx.ModelProto, *passes: Pass, onnx_can: bool = True) -> Graph:
-    """The graph after the passes, which must compute what ONNX's reference computes.
+    """The graph after the passes; it must give the results of ONNX's reference.
 
     Where that has no right answer (cropping pads, grouped ConvTranspose), our own is the truth.
     """

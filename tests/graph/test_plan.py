@@ -111,7 +111,7 @@ def test_plans_of_other_networks_are_refused(tmp_path: Path) -> None:
     plan, _ = make_plan(graph, heuristic_choices(CPU), CPU)
     for other, message in [
         (replace(plan, inputs={"x": (1, 3, 33, 29)}), "plan again for these shapes"),
-        (replace(plan, forms={"a": plan.forms["y"]}), "another network"),
+        (replace(plan, forms={"a": plan.forms["y"]}), "does not fit the network"),
         (
             replace(plan, forms=plan.forms | {"y": Form((), NCHW, "Gemm", 0.0)}),
             "at 'y': .* not in >NCHW",
@@ -129,7 +129,7 @@ def test_plans_of_other_networks_are_refused(tmp_path: Path) -> None:
     ("tensor", "change", "message"),
     [
         ("k", {"reads": (Layout("NCHW4c"),)}, "at 'k': it can run in NCHW>NCHW .* NCHW4c>NCHW"),
-        ("k", {"algorithm": "hardswish"}, "at 'k': hardswish is not what it does, Softmax"),
+        ("k", {"algorithm": "hardswish"}, "at 'k': it does Softmax, not hardswish"),
         ("s", {"reads": (NCHW8,), "writes": NCHW8}, "at 's': it can run in"),
         ("c", {"algorithm": "pooling(layout=NCHW)"}, "at 'c': unknown algorithm 'pooling'"),
         ("c", {"algorithm": "planar(layout=NCHW9c)"}, "at 'c': planar needs"),
@@ -190,7 +190,7 @@ def test_blocks_of_channels_change_between_kernels_measured_with_either() -> Non
 
 
 def test_loading_and_running_import_no_search_and_no_tables(tmp_path: Path) -> None:
-    """And the built-in network computes what the interpreter says."""
+    """The built-in network gives the results of the interpreter."""
     script = f"""
         import sys, numpy as np, fastrun
         assert not {{"onnx", "sqlalchemy", "llvmlite"}} & set(sys.modules)
@@ -264,7 +264,7 @@ def test_what_was_measured_decides(tmp_path: Path) -> None:
 
 
 def test_where_an_older_generator_leads_the_heuristic_chooses(tmp_path: Path) -> None:
-    """Nobody knows whether what came second is any good beside today's code."""
+    """The runner-up of old measurements may be slow beside today's code."""
     store_two(tmp_path / "records.db", (2e-9, 1e-9))
     with pytest.warns(UserWarning, match="no current measurement of 4 of 4"):
         chosen = algorithms(load(residual(), database=tmp_path / "records.db"))

@@ -37,7 +37,7 @@ WEIGHTS: Weights = {
 
 
 def ran(source: onnx.ModelProto, shape: tuple[int, ...]) -> None:
-    """The network computes what the graph says, on several threads."""
+    """The network gives the results of the graph, on several threads."""
     graph, x = import_onnx(source), normal(*shape)
     network = load(source, threads=2, policy="heuristic")
     expected = reference.run(graph, {"x": x})["y"]

@@ -22,7 +22,7 @@ from tests.support.random_operators import DRAWN, Draw, drawn
 SCALE = int(os.environ.get("FASTRUN_TEST_SCALE", "1"))
 INTERPRETED, NATIVE = 12 * SCALE, SCALE
 
-# What onnxruntime computes and we refuse, by what the message says.
+# Parts of the messages with which we refuse operators that onnxruntime computes.
 REFUSED = (
     "is empty",
     "does not fit into",  # a window larger than what it slides over; its division rounds to zero
@@ -36,7 +36,7 @@ REFUSED = (
 
 
 def examine(draw: Draw, native: bool) -> bool:
-    """Whether we compute what was drawn; if we do, it must be right."""
+    """Whether the drawn operator is computed and not refused; its results must be right."""
     m, what, refusal = draw.model(), f"opset {draw.opset}, {draw.nodes}", ""
     truth = by_onnxruntime(m, draw.inputs)
     found: list[dict[str, Array]] = []

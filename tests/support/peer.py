@@ -1,6 +1,8 @@
-"""What onnxruntime computes: the yardstick for what operators mean."""
+"""Results of onnxruntime, the standard for the meaning of operators."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
@@ -9,7 +11,9 @@ import onnxruntime
 from fastrun.graph.core.model import Array
 
 
-def by_onnxruntime(m: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Array] | None:
+def by_onnxruntime(
+    m: onnx.ModelProto | bytes, feeds: Mapping[str, Array]
+) -> dict[str, Array] | None:
     """The outputs of a model as it stands, on one thread; None if it is refused."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -17,9 +21,8 @@ def by_onnxruntime(m: onnx.ModelProto, feeds: dict[str, Array]) -> dict[str, Arr
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     onnxruntime.set_default_logger_severity(4)
     try:
-        session = onnxruntime.InferenceSession(
-            m.SerializeToString(), options, ["CPUExecutionProvider"]
-        )
+        data = m if isinstance(m, bytes) else m.SerializeToString()
+        session = onnxruntime.InferenceSession(data, options, ["CPUExecutionProvider"])
         results = session.run(None, feeds)
     except Exception:  # its exceptions have no class in common
         return None
