@@ -1,4 +1,4 @@
-"""Decides the shape of an operator's result, from the operator and the shapes of its operands.
+"""Decides the shape of an operator's result, and answers other questions about shapes.
 
 ONNX's own shape inference is not used for it: for pools and transposed convolutions it differs
 between opsets, and from the results that engines compute.

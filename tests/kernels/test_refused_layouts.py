@@ -1,4 +1,7 @@
-"""Kernels refuse what they cannot read or write: nobody plans such layouts, but a file may."""
+"""Kernels refuse layouts that they cannot read or write. A plan's file may ask for them.
+
+Layouts that the planner may choose are never refused.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from fastrun.graph.build.kernels import build
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.shapes import shape4
 from fastrun.graph.networks import load_network
+from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.plan.forms import Forms
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
@@ -68,6 +73,9 @@ def test_an_operator_is_right_or_refused(name: str, src: Layout, dst: Layout) ->
     try:
         kernel = build(graph, task, [], Cpu.host(), reads, out)
     except UnsupportedError:
+        forms = Forms(graph, [task], heuristic_choices(Cpu.host()))
+        forms.layouts = tuple(LAYOUTS)
+        assert (src, dst) not in [(form.reads[0], form.writes) for form in forms.possible(task)]
         return
     x = normal(*graph.shape("x"))
     operands = {"x": x} | ({"add": x} if len(reads) > 1 else {})
