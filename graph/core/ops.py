@@ -172,32 +172,10 @@ class Foreign:
 
 
 Op = (
-    Conv
-    | ConvTranspose
-    | Pool
-    | BatchNorm
-    | Affine
-    | LRN
-    | Unary
-    | Clip
-    | Binary
-    | Softmax
-    | Gemm
-    | MatMul
-    | Reduce
-    | Concat
-    | Slice
-    | Pad
-    | Transpose
-    | ChannelShuffle
-    | Reshape
-    | Expand
-    | Gather
-    | Resize
-    | Cast
-    | Identity
-    | Foreign
-)
+    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | Unary | Clip | Binary | Softmax | Gemm
+    | MatMul | Reduce | Concat | Slice | Pad | Transpose | ChannelShuffle | Reshape | Expand
+    | Gather | Resize | Cast | Identity | Foreign
+)  # fmt: skip
 
 # Operators that can apply an activation to their result.
 Activating = Conv | ConvTranspose | Affine | Binary | Gemm | MatMul

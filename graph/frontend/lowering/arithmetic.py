@@ -17,50 +17,26 @@ from fastrun.graph.core.ops import (
 )
 from fastrun.graph.frontend.lowering.site import Site, lowers
 
-# ONNX operator -> function, default alpha, default beta
-_UNARY = {
-    "Relu": ("relu", 0.0, 0.0),
-    "HardSwish": ("hardswish", 0.0, 0.0),
-    "Sigmoid": ("sigmoid", 0.0, 0.0),
-    "LeakyRelu": ("leakyrelu", 0.01, 0.0),
-    "HardSigmoid": ("hardsigmoid", 0.2, 0.5),
-    "Tanh": ("tanh", 0.0, 0.0),
-    "Erf": ("erf", 0.0, 0.0),
-    "Elu": ("elu", 1.0, 0.0),
-    "Celu": ("celu", 1.0, 0.0),
-    "Softplus": ("softplus", 0.0, 0.0),
-    "Softsign": ("softsign", 0.0, 0.0),
-    "Mish": ("mish", 0.0, 0.0),
-    "Exp": ("exp", 0.0, 0.0),
-    "Log": ("log", 0.0, 0.0),
-    "Sqrt": ("sqrt", 0.0, 0.0),
-    "Reciprocal": ("reciprocal", 0.0, 0.0),
-    "Neg": ("neg", 0.0, 0.0),
-    "Abs": ("abs", 0.0, 0.0),
-    "Sign": ("sign", 0.0, 0.0),
-    "Floor": ("floor", 0.0, 0.0),
-    "Ceil": ("ceil", 0.0, 0.0),
-    "Round": ("round", 0.0, 0.0),
-    "Sin": ("sin", 0.0, 0.0),
-    "Cos": ("cos", 0.0, 0.0),
+# Functions of one value by ONNX's names; ours are the same in lower case.
+_FUNCTIONS = """
+Relu HardSwish Sigmoid LeakyRelu HardSigmoid Tanh Erf Elu Celu Softplus Softsign Mish Exp Log Sqrt
+Reciprocal Neg Abs Sign Floor Ceil Round Sin Cos
+"""
+# Defaults of alpha and beta; other operators have neither.
+_DEFAULTS = {
+    "LeakyRelu": (0.01, 0.0),
+    "HardSigmoid": (0.2, 0.5),
+    "Elu": (1.0, 0.0),
+    "Celu": (1.0, 0.0),
 }
-_BINARY = {
-    "Add": "add",
-    "Sub": "sub",
-    "Mul": "mul",
-    "Div": "div",
-    "Pow": "pow",
-    "Sum": "add",
-    "Max": "max",
-    "Min": "min",
-}
+_BINARY = ("Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum")
 
 
-@lowers(*_UNARY)
+@lowers(*_FUNCTIONS.split())
 def _unary(site: Site) -> None:
-    function, alpha, beta = _UNARY[site.operator]
+    alpha, beta = _DEFAULTS.get(site.operator, (0.0, 0.0))
     alpha, beta = site.attribute("alpha", alpha), site.attribute("beta", beta)
-    site.finish(Unary(function, float(alpha), float(beta)), site.inputs[0])
+    site.finish(Unary(site.operator.lower(), float(alpha), float(beta)), site.inputs[0])
 
 
 @lowers("Selu")
@@ -102,7 +78,7 @@ def _clip_integers(site: Site) -> None:
 @lowers(*_BINARY)
 def _binary(site: Site) -> None:
     """Sum, Max and Min take any number of inputs; a chain of pairs does the same."""
-    op = Binary(_BINARY[site.operator])
+    op = Binary("add" if site.operator == "Sum" else site.operator.lower())
     first, *rest = site.inputs
     if not rest:
         site.finish(Identity(), first)
