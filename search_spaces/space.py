@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import BLOCKS
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check, word
@@ -125,5 +126,5 @@ def blocked_layouts(p: ConvProblem, cpu: Cpu) -> list[str]:
 
 def prefetch_distances(p: ConvProblem, cpu: Cpu) -> list[int]:
     """Steps of K worth fetching weights ahead by: a few, or a panel; none for those that stay."""
-    stays = 4 * p.oc * p.depth <= cpu.l2
+    stays = F32.bytes(p.oc * p.depth) <= cpu.l2
     return [0] if stays else [0, 16, p.depth]

@@ -32,6 +32,7 @@ from fastrun.kernels.codegen.values import (
     operand,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program, Stage
 
@@ -73,20 +74,20 @@ class Kernel(Vectors):
         """One past the last task of this call."""
         return Index(self, "%end")
 
-    def argument(self, name: str, *strides: int, offset: int = 0) -> Buffer:
-        """One of `ARGUMENTS` as an array, `offset` floats in."""
-        whole = Buffer(self, f"%{name}", strides)
-        return replace(whole, base=Buffer(self, whole.base, (1,)).address(offset))
+    def argument(self, name: str, *strides: int, offset: int = 0, dtype: DType = F32) -> Buffer:
+        """One of `ARGUMENTS` as an array that begins at element `offset`."""
+        whole = Buffer(self, f"%{name}", (1,), dtype)
+        return whole.at(offset).strided(*strides)
 
     def tensor(self, name: str, where: Placement, y: int = 0, x: int = 0) -> Buffer:
         """One of `ARGUMENTS` indexed (image, block, y, x, lane), re-based at pixel (y, x)."""
         strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride, 1)
         offset = where.origin + y * where.y_stride + x * where.x_stride
-        return self.argument(name, *strides, offset=offset)
+        return self.argument(name, *strides, offset=offset, dtype=where.dtype)
 
-    def tile(self, rows: int, cols: int, lanes: int = 0) -> Tile:
+    def tile(self, rows: int, cols: int, lanes: int = 0, dtype: DType = F32) -> Tile:
         """A block of registers, not yet filled."""
-        return Tile(self, rows, cols, lanes or self.lanes)
+        return Tile(self, rows, cols, lanes or self.lanes, dtype)
 
     def index(self, x: Int) -> Index:
         """`x` as a run-time integer, for where a build-time one will not do."""
@@ -162,9 +163,9 @@ class Kernel(Vectors):
         everything = [*pointers, "i64 0", f"i64 {stage.tasks}"]
         self.emit_void(f"call void @{stage.symbol}({', '.join(everything)})")
 
-    def scratch(self, floats: int, *strides: int) -> Buffer:
-        """A small array on the stack."""
-        return Buffer(self, self.slot(1, floats), strides)
+    def scratch(self, size: int, *strides: int, dtype: DType = F32) -> Buffer:
+        """A small array of `size` elements on the stack."""
+        return Buffer(self, self.slot(1, size, dtype), strides, dtype)
 
     def text(self) -> str:
         """The finished function."""

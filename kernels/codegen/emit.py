@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.dtype import F32, DType
 
 
-def vector_type(lanes: int, element: str = "float") -> str:
-    """The LLVM type of so many lanes; of one it is the element's."""
+def vector_type(lanes: int, element: str = F32.llvm_name) -> str:
+    """The LLVM type of a vector; a vector of one lane is just the element."""
     return element if lanes == 1 else f"<{lanes} x {element}>"
 
 
@@ -21,11 +22,12 @@ class Emitter:
         self._count = 0
         self._block = "body"
 
-    def slot(self, lanes: int, count: int = 1) -> str:
+    def slot(self, lanes: int, count: int = 1, dtype: DType = F32) -> str:
         """Stack room for `count` vectors, as a pointer."""
         name = f"%slot{len(self._slots)}"
-        array = vector_type(lanes) if count == 1 else f"[{count} x {vector_type(lanes)}]"
-        self._slots.append(f"  {name} = alloca {array}, align 64")
+        kind = vector_type(lanes, dtype.llvm_name)
+        array = kind if count == 1 else f"[{count} x {kind}]"
+        self._slots.append(f"  {name} = alloca {array}, align {CACHE_LINE}")
         return name
 
     def emit(self, text: str) -> str:

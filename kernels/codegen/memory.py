@@ -7,16 +7,18 @@ from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.values import Index, Int, Vec, Vectors, constant, first_lanes
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import Placement
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A strided float32 array. Strides are in floats and known at build time."""
+    """A strided array. Strides are in elements and known at build time."""
 
     k: Vectors
     base: str
     strides: tuple[int, ...]
+    dtype: DType = F32
 
     def at(self, *index: Int) -> Buffer:
         """The same array, re-based at `index`; missing trailing indices are 0."""
@@ -49,21 +51,21 @@ class Buffer:
 
     def __getitem__(self, i: Int) -> Buffer:
         """One slice along the first axis."""
-        return Buffer(self.k, self.address(i), self.strides[1:])
+        return replace(self, base=self.address(i), strides=self.strides[1:])
 
     def load(self, *index: Int, lanes: int = 0) -> Vec:
-        """`lanes` consecutive floats (a whole register unless said)."""
+        """`lanes` elements side by side, by default a whole register."""
         lanes = lanes or self.k.lanes
-        address = self.address(*index)
-        return Vec(self.k, self.k.emit(f"load {vector_type(lanes)}, ptr {address}, align 4"), lanes)
+        text = f"load {self._vector(lanes)}, ptr {self.address(*index)}, align {self.dtype.bytes()}"
+        return Vec(self.k, self.k.emit(text), lanes, self.dtype)
 
     def index(self, *index: Int) -> Index:
-        """An int32 that lies in place of a float."""
+        """An int32 that lies in place of an element."""
         word = self.k.emit(f"load i32, ptr {self.address(*index)}, align 4")
         return Index(self.k, self.k.emit(f"sext i32 {word} to i64"))
 
     def load_strided(self, *index: Int, step: int, lanes: int = 0) -> Vec:
-        """Every `step`-th float, `lanes` of them; reads to the end of the last step."""
+        """Every `step`-th element, `lanes` of them; reads to the end of the last step."""
         lanes = lanes or self.k.lanes
         if step == 1 or lanes == 1:
             return self.load(*index, lanes=lanes)
@@ -71,16 +73,17 @@ class Buffer:
         mask = ", ".join(f"i32 {i * step}" for i in range(lanes))
         kind = wide.type
         text = f"shufflevector {kind} {wide.ssa}, {kind} poison, <{lanes} x i32> <{mask}>"
-        return Vec(self.k, self.k.emit(text), lanes)
+        return Vec(self.k, self.k.emit(text), lanes, self.dtype)
 
     def splat(self, *index: Int, lanes: int = 0) -> Vec:
-        """One float in every lane."""
+        """One element in every lane."""
         return self.k.splat(self.load(*index, lanes=1), lanes)
 
     def store(self, value: Vec, *index: Int) -> None:
         """Store all lanes."""
         address = self.address(*index)
-        self.k.emit_void(f"store {value.type} {value.ssa}, ptr {address}, align 4")
+        align = value.dtype.bytes()
+        self.k.emit_void(f"store {value.type} {value.ssa}, ptr {address}, align {align}")
 
     def store_first(self, value: Vec, count: int, *index: Int) -> None:
         """Store the first `count` lanes and touch nothing behind them.
@@ -101,14 +104,14 @@ class Buffer:
         lanes = lanes or self.k.lanes
         if count >= lanes:
             return self.load(*index, lanes=lanes)
-        address, kind, bits = self.address(*index), vector_type(lanes), vector_type(lanes, "i1")
-        name = f"llvm.masked.load.v{lanes}f32.p0"
+        address, kind, bits = self.address(*index), self._vector(lanes), vector_type(lanes, "i1")
+        name = f"llvm.masked.load.v{lanes}{self.dtype.name}.p0"
         self.k.declare(f"declare {kind} @{name}(ptr, {bits}, {kind})")
         text = (
-            f"call {kind} @{name}(ptr align 4 {address}, {bits} {first_lanes(count, lanes)}, "
-            f"{kind} {constant(0.0, lanes)})"
+            f"call {kind} @{name}(ptr align {self.dtype.bytes()} {address}, "
+            f"{bits} {first_lanes(count, lanes)}, {kind} {constant(0.0, lanes, self.dtype)})"
         )
-        return Vec(self.k, self.k.emit(text), lanes)
+        return Vec(self.k, self.k.emit(text), lanes, self.dtype)
 
     def prefetch(self, *index: Int, level: int = 1, write: bool = False) -> None:
         """Bring the line towards L`level`, to be written if so said; never faults."""
@@ -123,13 +126,16 @@ class Buffer:
             offset = i * stride + offset
         if isinstance(offset, int):
             return self._step(self.base, offset)
-        moved = self.k.emit(f"getelementptr inbounds float, ptr {self.base}, i64 {offset.ssa}")
-        return self._step(moved, offset.plus)
+        return self._step(self._step(self.base, offset.ssa), offset.plus)
 
-    def _step(self, base: str, floats: int) -> str:
-        if floats == 0:
+    def _step(self, base: str, elements: str | int) -> str:
+        if elements == 0:
             return base
-        return self.k.emit(f"getelementptr inbounds float, ptr {base}, i64 {floats}")
+        kind = self.dtype.llvm_name
+        return self.k.emit(f"getelementptr inbounds {kind}, ptr {base}, i64 {elements}")
+
+    def _vector(self, lanes: int) -> str:
+        return vector_type(lanes, self.dtype.llvm_name)
 
 
 class Tile:
@@ -139,19 +145,19 @@ class Tile:
     which is why loops need no explicit phi nodes.
     """
 
-    def __init__(self, k: Vectors, rows: int, cols: int, lanes: int) -> None:
-        self.k, self.rows, self.cols, self.lanes = k, rows, cols, lanes
-        self._slots = {(i, j): k.slot(lanes) for i in range(rows) for j in range(cols)}
+    def __init__(self, k: Vectors, rows: int, cols: int, lanes: int, dtype: DType = F32) -> None:
+        self.k, self.rows, self.cols, self.lanes, self.dtype = k, rows, cols, lanes, dtype
+        cells = [(i, j) for i in range(rows) for j in range(cols)]
+        self._slots = {cell: Buffer(k, k.slot(lanes, 1, dtype), (), dtype) for cell in cells}
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._slots)
 
     def __getitem__(self, cell: tuple[int, int]) -> Vec:
-        text = f"load {vector_type(self.lanes)}, ptr {self._slots[cell]}, align 4"
-        return Vec(self.k, self.k.emit(text), self.lanes)
+        return self._slots[cell].load(lanes=self.lanes)
 
     def __setitem__(self, cell: tuple[int, int], value: Vec) -> None:
-        self.k.emit_void(f"store {value.type} {value.ssa}, ptr {self._slots[cell]}, align 4")
+        self._slots[cell].store(value)
 
     def fill(self, value: Vec) -> None:
         """The same value in every cell."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec
+from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.tiling import Run, cut, dispatch, sweep, tile_count
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.strided import Ints, Strided
@@ -131,12 +132,12 @@ def load_row(at: Buffer, step: int, count: int, lanes: int) -> Vec:
         return at.strided(1).splat(0, lanes=lanes)
     if step > 0 and step * lanes <= READ_SLACK and step <= 4:
         return at.strided(1).load_strided(0, step=step, lanes=lanes)
-    k, kind = at.k, f"<{lanes} x float>"
+    k, kind = at.k, vector_type(lanes, at.dtype.llvm_name)
     value = "poison"
     for i in range(count):
         one = at.strided(step).load(i, lanes=1)
-        value = k.emit(f"insertelement {kind} {value}, float {one.ssa}, i32 {i}")
-    return Vec(k, value, lanes)
+        value = k.emit(f"insertelement {kind} {value}, {one.type} {one.ssa}, i32 {i}")
+    return Vec(k, value, lanes, at.dtype)
 
 
 def store_row(at: Buffer, step: int, count: int, value: Vec) -> None:

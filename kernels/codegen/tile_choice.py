@@ -8,6 +8,7 @@ from itertools import product
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.tiling import cover
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 
 
 def step_cycles(rows: int, cols: int) -> float:
@@ -47,7 +48,7 @@ def best_tile(
     def cycles(shape: tuple[int, int, int]) -> tuple[float, int]:
         th, tw, cols = shape
         sizes = product(cover(height, th), cover(width, tw), cover(vectors, cols))
-        far = 4 * depth * cols * cpu.lanes > cpu.l1 // 2
+        far = F32.bytes(depth * cols * cpu.lanes) > cpu.l1 // 2
         total = 0.0
         for y, x, v in sizes:
             tile = y.size * x.size, v.size

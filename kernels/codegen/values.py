@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.emit import Emitter, vector_type
+from fastrun.kernels.core.dtype import F32, DType
 
 
 @dataclass(frozen=True)
@@ -113,11 +114,12 @@ class Condition:
 
 @dataclass(frozen=True)
 class Vec:
-    """`lanes` float32 values in a vector register; one lane is a plain float."""
+    """`lanes` values in a vector register; one lane is a plain number."""
 
     k: Vectors
     ssa: str
     lanes: int
+    dtype: DType = F32
 
     def __add__(self, other: Vec | float) -> Vec:
         return self._apply("fadd", other)
@@ -144,21 +146,21 @@ class Vec:
     @property
     def type(self) -> str:
         """The LLVM type."""
-        return vector_type(self.lanes)
+        return vector_type(self.lanes, self.dtype.llvm_name)
 
     def _operand(self, other: Vec | float) -> str:
-        return other.ssa if isinstance(other, Vec) else constant(other, self.lanes)
+        return other.ssa if isinstance(other, Vec) else constant(other, self.lanes, self.dtype)
 
     def _apply(self, instruction: str, other: Vec | float) -> Vec:
         text = f"{instruction} {self.type} {self.ssa}, {self._operand(other)}"
-        return Vec(self.k, self.k.emit(text), self.lanes)
+        return Vec(self.k, self.k.emit(text), self.lanes, self.dtype)
 
     def _select(self, predicate: str, other: Vec | float) -> Vec:
         k, bits = self.k, vector_type(self.lanes, "i1")
         operand = self._operand(other)
         wins = k.emit(f"fcmp {predicate} {self.type} {operand}, {self.ssa}")
         text = f"select {bits} {wins}, {self.type} {operand}, {self.type} {self.ssa}"
-        return Vec(k, k.emit(text), self.lanes)
+        return Vec(k, k.emit(text), self.lanes, self.dtype)
 
 
 def fma(a: Vec, b: Vec, c: Vec) -> Vec:
@@ -166,12 +168,12 @@ def fma(a: Vec, b: Vec, c: Vec) -> Vec:
     return a.k.intrinsic("fma", a, b, c)
 
 
-def constant(value: float, lanes: int) -> str:
-    """A literal: LLVM writes float constants as the bits of the equal double."""
+def constant(value: float, lanes: int, dtype: DType = F32) -> str:
+    """A literal. LLVM writes a float constant as the bits of the equal double."""
     rounded = struct.unpack("f", struct.pack("f", value))[0]
     bits = struct.unpack("<Q", struct.pack("<d", rounded))[0]
     one = f"0x{bits:016X}"
-    return one if lanes == 1 else "<" + ", ".join([f"float {one}"] * lanes) + ">"
+    return one if lanes == 1 else "<" + ", ".join([f"{dtype.llvm_name} {one}"] * lanes) + ">"
 
 
 def first_lanes(count: int, lanes: int) -> str:
@@ -197,30 +199,31 @@ class Vectors(Emitter):
         lanes = lanes or self.lanes
         if lanes == 1:
             return scalar
-        kind = vector_type(lanes)
-        one = self.emit(f"insertelement {kind} poison, float {scalar.ssa}, i32 0")
+        kind = vector_type(lanes, scalar.dtype.llvm_name)
+        one = self.emit(f"insertelement {kind} poison, {scalar.type} {scalar.ssa}, i32 0")
         text = f"shufflevector {kind} {one}, {kind} poison, <{lanes} x i32> zeroinitializer"
-        return Vec(self, self.emit(text), lanes)
+        return Vec(self, self.emit(text), lanes, scalar.dtype)
 
     def shuffle(self, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
         """Lanes picked from a's, then b's."""
         if len(order) == 1:
             source, lane = (a, order[0]) if order[0] < a.lanes else (b, order[0] - a.lanes)
-            return Vec(self, self.emit(f"extractelement {source.type} {source.ssa}, i32 {lane}"), 1)
+            text = f"extractelement {source.type} {source.ssa}, i32 {lane}"
+            return Vec(self, self.emit(text), 1, a.dtype)
         mask = ", ".join(f"i32 {i}" for i in order)
         text = f"shufflevector {a.type} {a.ssa}, {b.type} {b.ssa}, <{len(order)} x i32> <{mask}>"
-        return Vec(self, self.emit(text), len(order))
+        return Vec(self, self.emit(text), len(order), a.dtype)
 
     def blend(self, mask: str, chosen: Vec, other: Vec) -> Vec:
         """`chosen` in the lanes of `mask`, `other` elsewhere."""
         bits, kind = vector_type(chosen.lanes, "i1"), chosen.type
         text = f"select {bits} {mask}, {kind} {chosen.ssa}, {kind} {other.ssa}"
-        return Vec(self, self.emit(text), chosen.lanes)
+        return Vec(self, self.emit(text), chosen.lanes, chosen.dtype)
 
     def intrinsic(self, name: str, *operands: Vec) -> Vec:
         """An LLVM float intrinsic with operands and result of one type."""
-        kind, lanes = operands[0].type, operands[0].lanes
-        symbol = f"llvm.{name}.{'f32' if lanes == 1 else f'v{lanes}f32'}"
+        kind, lanes, dtype = operands[0].type, operands[0].lanes, operands[0].dtype
+        symbol = f"llvm.{name}.{'' if lanes == 1 else f'v{lanes}'}{dtype.name}"
         self.declare(f"declare {kind} @{symbol}({', '.join([kind] * len(operands))})")
         arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
-        return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes)
+        return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes, dtype)

@@ -80,7 +80,7 @@ def registers(p: ConvProblem, s: Schedule) -> int:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    blocked = f"NCHW{min(16, cpu.lanes)}c"
+    blocked = f"NCHW{cpu.block}c"
     layout = blocked if Span.of(p, Layout(blocked), Layout(blocked), cpu).fits else "NHWC"
     vectors = -(-p.oc // Span.of(p, *layout_pair(layout), cpu).outputs)
     # Blocks of channels lie apart, so each is a task; in NHWC all channels of a pixel go by.

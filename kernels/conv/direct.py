@@ -28,13 +28,14 @@ from fastrun.kernels.codegen.tiling import (
     task_order,
     tile_count,
 )
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
 from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
 
-LINE = 16  # floats of a cache line
+LINE = F32.count(CACHE_LINE)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    block = min(16, max(4, cpu.lanes))
+    block = cpu.block
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = "NHWC" if grouped else f"NCHW{block}c"
     first = p.c < block and p.groups == 1
@@ -66,7 +67,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     shape = height, p.ow, -(-p.group_oc // lanes)
     tile_h, tile_w, cols = best_tile(*shape, cpu, p.depth, lambda th: _share_of_rows(p, th))
     # Rows of input that stay in half of L2 while the panels go by.
-    fit = cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0] * tile_h)
+    fit = cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0] * tile_h)
     rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
     return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first)
 

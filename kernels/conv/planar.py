@@ -25,6 +25,7 @@ from fastrun.kernels.codegen.tiling import (
     tile_count,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -54,7 +55,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     vectors = -(-p.ow // lanes_for(p, cpu))
     _, ocs, cols = best_tile(1, min(p.group_oc, 16), vectors, cpu)
     # Rows of input that stay in half of L2 while the panels of weights go by.
-    rows = tiles_per_task(p.oh, cpu.l2 // 2 // (4 * p.group_c * p.w * p.stride[0]), cpu)
+    rows = tiles_per_task(p.oh, cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0]), cpu)
     return Schedule("NCHW", ocs, cols, unroll=p.kernel[1], rows=rows, oc_outer=False)
 
 

@@ -12,6 +12,7 @@ from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import lanes_for
 from fastrun.kernels.conv import direct, planar
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -42,7 +43,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = lanes_for(p.group_oc, Layout(block), cpu)
     _, rows, cols = best_tile(1, p.h * p.w, -(-p.group_oc // lanes), cpu, p.group_c)
     # Pixels that stay in half of L2 while the panels of weights go by.
-    tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // (4 * p.group_c * rows), cpu)
+    tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // F32.bytes(p.group_c * rows), cpu)
     return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False)
 
 

@@ -17,6 +17,7 @@ from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.tiling import Run, cover, each, sweep
 from fastrun.kernels.conv.winograd.transform import Transform, transform_weights
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -66,7 +67,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         return transform_weights(weights, vertical, horizontal).reshape(-1)
 
     shared = w.padded_floats + w.planes * (p.c + p.oc) * w.pitch
-    return module.program(io, pack, shared_bytes=4 * shared, local_bytes=4 * p.c * w.panel)
+    return module.program(io, pack, F32.bytes(shared), local_bytes=F32.bytes(p.c * w.panel))
 
 
 @dataclass(frozen=True)

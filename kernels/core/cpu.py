@@ -8,6 +8,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastrun.kernels.core.dtype import F32, DType
+
+CACHE_LINE = 64  # bytes
+
+
+def whole_lines(count: int, dtype: DType = F32) -> int:
+    """`count` elements, rounded up to whole cache lines."""
+    line = dtype.count(CACHE_LINE)
+    return -(-count // line) * line
+
 
 @dataclass(frozen=True)
 class Cpu:
@@ -28,8 +38,17 @@ class Cpu:
     cores: int
 
     @property
+    def block(self) -> int:
+        """Channels of a block that fills vectors, in a layout with blocks."""
+        return min(16, max(4, self.lanes))
+
+    def lanes_for(self, count: int) -> int:
+        """Lanes of the narrowest vector for `count` elements, at most all."""
+        return min(self.lanes, 1 << (count - 1).bit_length())
+
+    @property
     def fingerprint(self) -> str:
-        """Sixteen hex digits that change with anything a measurement depends on but its noise."""
+        """Sixteen hex digits of everything about the processor that a measurement depends on."""
         parts = (self.model, self.name, self.features, self.l1, self.l2, self.l3)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 

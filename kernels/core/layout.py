@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.core.dtype import F32, DType
+
 Array = NDArray[np.float32]
 
 # Kernels may read (never write) this many floats past the end of a tensor: the tail of a vector.
@@ -70,7 +72,7 @@ Halo = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Placement:
-    """A tensor of `n` x `c` x `h` x `w` floats in a buffer.
+    """A tensor of `n` x `c` x `h` x `w` elements in a buffer; all distances are in elements.
 
     `halo` is (top, left, bottom, right) in pixels round every plane and holds zeros. Channels are
     padded to whole blocks; padding channels hold finite values that no kernel weighs.
@@ -90,6 +92,7 @@ class Placement:
     halo: Halo = (0, 0, 0, 0)
     whole: int = 0  # 0: the tensor is no part
     first: int = 0
+    dtype: DType = F32
 
     def __post_init__(self) -> None:
         if self.first + self.c > self.buffer_c:
@@ -114,33 +117,33 @@ class Placement:
 
     @property
     def x_stride(self) -> int:
-        """Floats from one pixel to the next."""
+        """From one pixel to the next."""
         return self.layout.block(self.buffer_c)
 
     @property
     def y_stride(self) -> int:
-        """Floats from one row to the next."""
+        """From one row to the next."""
         return self.x_stride * (self.w + self.halo[1] + self.halo[3])
 
     @property
     def block_stride(self) -> int:
-        """Floats from one channel block to the next; NCHW: from one channel to the next."""
+        """From one channel block to the next; in NCHW from one channel to the next."""
         return self.y_stride * (self.h + self.halo[0] + self.halo[2])
 
     @property
     def n_stride(self) -> int:
-        """Floats from one image to the next."""
+        """From one image to the next."""
         return self.block_stride * -(-self.buffer_c // self.x_stride)
 
     @property
     def origin(self) -> int:
-        """Floats from the start of the buffer to pixel (0, 0) of the first channel."""
+        """From the start of the buffer to pixel (0, 0) of the first channel."""
         corner = self.halo[0] * self.y_stride + self.halo[1] * self.x_stride
         return corner + self.first // self.x_stride * self.block_stride + self.first % self.x_stride
 
     @property
     def size(self) -> int:
-        """Floats in the buffer, halo and padding channels included, read slack excluded."""
+        """Elements of the buffer, with halo and padding channels, without the read slack."""
         return self.n * self.n_stride
 
     @property
@@ -149,7 +152,7 @@ class Placement:
         return self.halo[1] == self.halo[3] == 0
 
     def channel(self, c: int) -> int:
-        """Floats from channel 0 to channel `c` of the same pixel."""
+        """From channel 0 to channel `c` of the same pixel."""
         return c // self.block * self.block_stride + c % self.block
 
     def part(self, first: int, c: int) -> Placement:
@@ -161,8 +164,8 @@ class Placement:
         return replace(self, c=c, whole=self.buffer_c, first=self.first + first)
 
     def pack(self, tensor: Array) -> Array:
-        """The buffer that holds `tensor` (n, c, h, w): float32, flat, `size` long, else zero."""
-        buffer = np.zeros(self.size, np.float32)
+        """The flat buffer, `size` long, that holds `tensor` (n, c, h, w) and else zeros."""
+        buffer = np.zeros(self.size, self.dtype.numpy)
         pixels, channels = self._inside(buffer), np.arange(self.c) + self.first
         block, lane = np.divmod(channels, self.x_stride)
         pixels[:, block, :, :, lane] = tensor.swapaxes(0, 1)
@@ -175,7 +178,7 @@ class Placement:
         return np.ascontiguousarray(pixels[:, block, :, :, lane].swapaxes(0, 1))
 
     def halo_of(self, buffer: Array) -> Array:
-        """The floats of `buffer` in the halo or of no channel of the tensor's blocks.
+        """The elements of `buffer` in the halo or of no channel of the tensor's blocks.
 
         A kernel must leave them alone.
         """

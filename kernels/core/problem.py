@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.notebook import card
 
 ACTIVATIONS = (
@@ -135,7 +136,7 @@ class ConvProblem:
             "output": f"{self.n} x {self.oc} channels of {self.oh}x{self.ow}",
         }
         facts = {k: f"{text}, {sizes[k] / 256:.0f} KiB" for k, text in shapes.items()}
-        intensity = self.flops / (4 * sum(sizes.values()))
+        intensity = self.flops / F32.bytes(sum(sizes.values()))
         work = f"{self.flops / 1e6:.1f} MFLOP, {intensity:.1f} FLOP per byte"
         return card(str(self), {**facts, "work": work})
 

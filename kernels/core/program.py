@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.core.layout import Array, Placement, layout_pair
+from fastrun.kernels.core.cpu import whole_lines
+from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.layout import READ_SLACK, Array, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 
 
@@ -67,12 +69,12 @@ class Program:
 
 def pack_bias(bias: Array) -> Array:
     """Bias as kernels read it: zeros follow, so that whole vectors can be loaded at any channel."""
-    return np.concatenate([bias, np.zeros(64, np.float32)]).astype(np.float32)
+    return np.concatenate([bias, np.zeros(READ_SLACK)]).astype(F32.numpy)
 
 
 def channel_table(c: int) -> int:
-    """Floats that the table of `c` picked channels takes: whole cache lines."""
-    return -(-c // 16) * 16
+    """Floats that the table of `c` gathered channels takes: whole cache lines."""
+    return whole_lines(c)
 
 
 def pack_channels(offsets: Sequence[int]) -> Array:

@@ -14,7 +14,7 @@ Ints = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Strided:
-    """Element (i, j, ...) lies `offset + i * strides[0] + j * strides[1] + ...` floats in.
+    """Element (i, j, ...) is number `offset + i * strides[0] + j * strides[1] + ...` of a buffer.
 
     A stride of 0 repeats one element along its axis; strides may be negative.
     """
@@ -45,7 +45,7 @@ class Strided:
 
     @property
     def extent(self) -> int:
-        """Floats from the start of the buffer to behind the last element."""
+        """Elements of a buffer that ends with the last of these."""
         steps = zip(self.shape, self.strides, strict=True)
         return self.offset + sum(max(0, (n - 1) * s) for n, s in steps) + 1 if self.size else 0
 
@@ -55,8 +55,8 @@ class Strided:
         return Placement(NCHW, 1, 1, 1, self.extent)
 
     def view(self, buffer: Array) -> Array:
-        """The elements in `buffer`, a float32 array, as a numpy view."""
-        bytes_ = tuple(4 * s for s in self.strides)
+        """The elements in `buffer` as a numpy view."""
+        bytes_ = tuple(buffer.itemsize * s for s in self.strides)
         return np.lib.stride_tricks.as_strided(buffer[self.offset :], self.shape, bytes_)
 
     def broadcast(self, shape: Ints) -> Strided:

@@ -18,14 +18,13 @@ import numpy as np
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
 from fastrun.kernels.codegen.tiling import Run, cut, dispatch
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import Cpu, whole_lines
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, Stage, pack_bias
 from fastrun.kernels.core.template import KernelTemplate, check
 from fastrun.kernels.ops import pool
-
-LINE = 16  # floats of a cache line
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def rows_per_band(first: Part, second: Part, mid: Placement, cpu: Cpu) -> int:
     """
 
     def size(rows: int) -> int:
-        return 4 * mid.c * mid.w * second.window(rows)
+        return mid.dtype.bytes(mid.c * mid.w * second.window(rows))
 
     def key(rows: int) -> tuple[int, bool, int]:
         work, _ = busiest(first, second, rows, mid.n, cpu.cores, cpu)
@@ -230,9 +229,9 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     pack_second = programs[-1].pack_weights
 
     # In the thread's workspace: the band, then the workspaces of either kernel.
-    shared = _lines(buffer.size + READ_SLACK)
-    local = shared + _lines(max(program.shared_bytes for program in programs) // 4)
-    tail = _lines(pack_second(np.zeros(second.weights, np.float32)).size + READ_SLACK)
+    shared = whole_lines(buffer.size + READ_SLACK)
+    local = shared + whole_lines(F32.count(max(program.shared_bytes for program in programs)))
+    tail = whole_lines(pack_second(np.zeros(second.weights, np.float32)).size + READ_SLACK)
     per_task = bands_per_task(len(bands), kept > 0, cpu)
     tasks = -(-len(bands) // per_task)
 
@@ -295,7 +294,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
         return np.concatenate([own, filled, pack_first(flat[: first.weights])])
 
     own = max(program.local_bytes for program in programs)
-    return module.program(io, pack, local_bytes=4 * local + own)
+    return module.program(io, pack, local_bytes=F32.bytes(local) + own)
 
 
 def _alike(bands: list[Band]) -> Iterator[Run]:
@@ -313,10 +312,5 @@ def _keep(k: Kernel, buffer: Placement, shift: int, at: int, count: int) -> None
     with k.loop(buffer.blocks) as block:
         plane = k.argument("local", buffer.block_stride, buffer.y_stride).at(block, at)
         ends = f"ptr align 4 {plane.base}, ptr align 4 {plane.at(0, shift).base}"
-        size = 4 * count * buffer.y_stride
+        size = buffer.dtype.bytes(count * buffer.y_stride)
         k.emit_void(f"call void @llvm.memmove.p0.p0.i64({ends}, i64 {size}, i1 false)")
-
-
-def _lines(floats: int) -> int:
-    """Rounded up to whole cache lines."""
-    return -(-floats // LINE) * LINE

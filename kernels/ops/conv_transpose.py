@@ -29,6 +29,7 @@ from fastrun.kernels.codegen.tiling import (
     tile_count,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
@@ -79,7 +80,7 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
     if space != src.shape[2:] or src.strides[3] != 1:
         padded = Strided.row_major((n, c, *space))
         pad_stages(module, "src", src, "shared", padded, (0, 0, y.low, x.low))
-        src, source, shared = padded, "shared", 4 * (padded.size + READ_SLACK)
+        src, source, shared = padded, "shared", F32.bytes(padded.size + READ_SLACK)
 
     group_c, group_oc, window = c // groups, oc // groups, y.kernel * x.kernel
     longest = -(-x.outputs // x.stride)

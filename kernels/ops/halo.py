@@ -44,8 +44,8 @@ def build(spec: ZeroHalo, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     return module.program(Io(src, dst, dst), lambda w: np.zeros(0, np.float32))
 
 
-def _zero(start: Buffer, floats: int) -> None:
-    if floats:
+def _zero(start: Buffer, size: int) -> None:
+    if size:
         start.k.declare("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
-        arguments = f"ptr align 4 {start.base}, i8 0, i64 {4 * floats}, i1 false"
+        arguments = f"ptr align 4 {start.base}, i8 0, i64 {start.dtype.bytes(size)}, i1 false"
         start.k.emit_void(f"call void @llvm.memset.p0.i64({arguments})")

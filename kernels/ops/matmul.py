@@ -19,6 +19,7 @@ from fastrun.kernels.codegen.sums import each_product
 from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
@@ -87,7 +88,8 @@ def matmul(
         shape, strides = (*b.shape[:-1], vectors), (*b.strides[:-1], lanes)
         b = Strided(shape, strides, b.offset)
     _products(module, spec, names, (a, b, dst, c), cover(m, height), panels, lanes)
-    return module.program(io, np.ravel, shared_bytes=4 * (shared + READ_SLACK) if shared else 0)
+    workspace = F32.bytes(shared + READ_SLACK) if shared else 0
+    return module.program(io, np.ravel, shared_bytes=workspace)
 
 
 def _transposed(view: Strided) -> Strided:

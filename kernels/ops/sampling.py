@@ -22,6 +22,7 @@ from fastrun.kernels.codegen.builder import (
     first_lanes,
     fma,
 )
+from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import (
     aligned,
     load_row,
@@ -273,12 +274,14 @@ class _Point:
 
     def _gathered(self, base: Buffer, offsets: str) -> Vec:
         k, n = self.k, self.lanes
-        floats, bits = f"<{n} x float>", f"<{n} x i1>"
-        places = k.emit(f"getelementptr float, ptr {base.base}, <{n} x i32> {offsets}")
-        name = f"llvm.masked.gather.v{n}f32.v{n}p0"
+        floats, bits = vector_type(n, base.dtype.llvm_name), vector_type(n, "i1")
+        places = k.emit(
+            f"getelementptr {base.dtype.llvm_name}, ptr {base.base}, <{n} x i32> {offsets}"
+        )
+        name = f"llvm.masked.gather.v{n}{base.dtype.name}.v{n}p0"
         k.declare(f"declare {floats} @{name}(<{n} x ptr>, {bits}, {floats})")
         text = (
-            f"call {floats} @{name}(<{n} x ptr> align 4 {places}, "
+            f"call {floats} @{name}(<{n} x ptr> align {base.dtype.bytes()} {places}, "
             f"{bits} {first_lanes(self.count, n)}, {floats} zeroinitializer)"
         )
-        return Vec(k, k.emit(text), n)
+        return Vec(k, k.emit(text), n, base.dtype)

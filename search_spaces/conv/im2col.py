@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.search_spaces.space import Space, blocked_layouts, upto
 
@@ -25,7 +26,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
 
     def unfolds_less_than_a_megabyte_or_all(s: Schedule) -> bool:
         """Between the blocks that fit some cache and the textbook's whole image lies nothing."""
-        unfolded = 4 * s.block * s.kc * p.kernel[0] * p.kernel[1]
+        unfolded = F32.bytes(s.block * s.kc * p.kernel[0] * p.kernel[1])
         return s.block == pixels or unfolded <= max(1 << 20, 2 * cpu.l2)
 
     def body_fits_op_cache(s: Schedule) -> bool:

@@ -14,6 +14,7 @@ from fastrun.kernels.conv.winograd.transform import (
     tile_sizes,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.search_spaces.space import Space, blocked_layouts, upto
 
@@ -40,7 +41,8 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return s.nr_tiles < 2 * tiles(s)
 
     def planes_fit_caches(s: Schedule) -> bool:
-        return 4 * math.prod(alphas(s)) * s.nr_tiles * p.group_c <= max(4 * cpu.l2, cpu.l3 // 4)
+        planes = F32.bytes(math.prod(alphas(s)) * s.nr_tiles * p.group_c)
+        return planes <= max(4 * cpu.l2, cpu.l3 // 4)
 
     def body_fits_op_cache(s: Schedule) -> bool:
         return s.unroll * cpu.registers <= 128

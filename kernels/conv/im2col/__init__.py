@@ -16,6 +16,7 @@ from fastrun.kernels.conv.im2col.forms import Channels, Planar, pixel_lanes
 from fastrun.kernels.conv.im2col.product import Chunk, Form, chunks
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
@@ -33,7 +34,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     _, rows, cols = best_tile(1, min(p.group_oc, 16), -(-pixels // lanes), cpu)
     # The article's formula: the unfolded panel fills L2, here half of it, for the rest of K's
     # operands pass through as well.
-    block = max(cols * lanes, cpu.l2 // 2 // (4 * p.depth))
+    block = max(cols * lanes, cpu.l2 // 2 // F32.bytes(p.depth))
     return Schedule("NCHW", rows, cols, 1, min(block, pixels), p.group_c, fused=True)
 
 
@@ -61,7 +62,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         for chunk in chunks(k, p.group_c, s.kc):
             _add_block(k, form, s, chunk, block * per_task, per_task)
     buffers = 1 if s.fused else 2
-    return module.program(io, form.pack_weights, local_bytes=4 * buffers * matrix_floats)
+    return module.program(io, form.pack_weights, local_bytes=F32.bytes(buffers * matrix_floats))
 
 
 def _add_block(k: Kernel, form: Form, s: Schedule, chunk: Chunk, first: Int, count: int) -> None:

@@ -25,6 +25,7 @@ from fastrun.kernels.conv.winograd.transform import (
     tile_sizes,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -50,14 +51,14 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     """The heuristic's schedule for tiles of mh x mw outputs."""
-    block = min(16, max(4, cpu.lanes))
+    block = cpu.block
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = Layout("NHWC" if grouped else f"NCHW{block}c")
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
     # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
     # L2; but weights should not come by more often than for every sixteen tiles.
-    bytes_per_tile = 4 * (p.group_c + 2 * block)
+    bytes_per_tile = F32.bytes(p.group_c + 2 * block)
     fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (math.prod(alphas) * bytes_per_tile))
     enough = 2 * cpu.cores
     blocks = max(-(-tiles // max(16, fit)), min(enough, tiles // 16))
@@ -65,7 +66,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     if not few:
         blocks = -(-blocks // cpu.cores) * cpu.cores
     nr_tiles = -(-tiles // blocks)
-    weight_bytes = 4 * math.prod(alphas) * p.c * p.group_oc
+    weight_bytes = F32.bytes(math.prod(alphas) * p.c * p.group_oc)
     return Schedule(
         layout=str(layout),
         mh=mh,
@@ -149,8 +150,8 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             products = k.argument("local")
             w.multiply(k, block, group, number, planes, products)
             w.transform_output(k, block, group, number, products)
-        shared = 4 * p.groups * blocks * w.input_floats
-        return module.program(io, w.pack, shared_bytes=shared, local_bytes=4 * w.product_floats)
+        shared = F32.bytes(p.groups * blocks * w.input_floats)
+        return module.program(io, w.pack, shared, F32.bytes(w.product_floats))
     with module.stage("winograd", p.groups * blocks) as (k, task):
         block, group = task % blocks, task // blocks % p.groups
         planes = k.argument("local")
@@ -160,7 +161,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             products = k.argument("local", offset=w.input_floats)
             w.multiply(k, block, group, number, planes, products)
             w.transform_output(k, block, group, number, products)
-    return module.program(io, w.pack, local_bytes=4 * (w.input_floats + w.product_floats))
+    return module.program(io, w.pack, local_bytes=F32.bytes(w.input_floats + w.product_floats))
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:

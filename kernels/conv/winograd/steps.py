@@ -31,13 +31,14 @@ from fastrun.kernels.conv.winograd.transform import (
     tile_grid,
     transform_weights,
 )
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.template import ScheduleError, check
 
-LINE = 16  # floats of a cache line
+LINE = F32.count(CACHE_LINE)
 
 
 class Blocking(Protocol):
