@@ -52,6 +52,7 @@ __all__ = [
     "fma",
     "least",
     "most",
+    "outcomes",
 ]
 
 ARGUMENTS = ("src", "weights", "bias", "add", "dst", "shared", "local")
@@ -136,8 +137,22 @@ class Kernel(Vectors):
         self._start(f"done{name}")
 
     @contextmanager
-    def when(self, condition: Condition) -> Iterator[None]:
-        """The body runs only where `condition` holds."""
+    def times(self, count: int) -> Iterator[Int]:
+        """A loop over range(count); a single turn is straight code."""
+        if count == 1:
+            yield 0
+        else:
+            with self.loop(count) as i:
+                yield i
+
+    @contextmanager
+    def when(self, condition: Condition | bool, holds: bool = True) -> Iterator[None]:
+        """The body runs only where `condition` holds, or does not; see `outcomes`."""
+        if isinstance(condition, bool):
+            assert condition == holds, "code that never runs"
+            yield
+            return
+        condition = condition if holds else ~condition
         name = self._fresh()
         self.emit_void(f"br i1 {condition.ssa}, label %then{name}, label %else{name}")
         self._start(f"then{name}")
@@ -183,6 +198,11 @@ class Kernel(Vectors):
                 "}",
             ]
         )
+
+
+def outcomes(condition: Condition | bool) -> tuple[bool, ...]:
+    """What a truth value may be when the kernel runs: both, unless it is known already."""
+    return (condition,) if isinstance(condition, bool) else (True, False)
 
 
 class Module:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastrun.kernels.codegen.tiling import Run
+from fastrun.kernels.codegen.tiling import Tiles
 from fastrun.kernels.core.layout import Array
 
 
-def pack_panels(weights: Array, groups: int, block: int, lanes: int, panels: list[Run]) -> Array:
+def pack_panels(weights: Array, groups: int, block: int, lanes: int, panels: list[Tiles]) -> Array:
     """Weights (oc, c/groups, kh, kw) in reading order: group, panel, term of K, output channel.
 
     A panel is `size` vectors of `lanes` output channels; missing channels are zero.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.emit import vector_type
-from fastrun.kernels.codegen.tiling import Run, cut, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, dispatch, sweep, tile_count
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
@@ -58,22 +58,19 @@ def aligned(*views: Strided) -> list[Strided]:
     ]
 
 
-def rows(length: int, lanes: int, unroll: int) -> list[Run]:
+def rows(length: int, lanes: int, unroll: int) -> list[Tiles]:
     """`length` elements in tiles of `unroll` vectors, then of one, then what is left."""
-    many = cut(length, lanes * unroll)
-    if not many or many[-1].size == lanes * unroll:
-        return many
-    tail = many.pop()
-    return many + [Run(tail.start + r.start, r.size, r.count) for r in cut(tail.size, lanes)]
+    many, left = divmod(length, lanes * unroll)
+    return consecutive((lanes * unroll, many), (lanes, left // lanes), (left % lanes, 1))
 
 
-def singly(shape: Ints) -> list[list[Run]]:
+def singly(shape: Ints) -> list[list[Tiles]]:
     """Every axis in tiles of one element."""
-    return [[Run(0, 1, n)] for n in shape]
+    return [consecutive((1, n)) for n in shape]
 
 
 def nest(
-    module: Module, symbol: str, tiles: Sequence[Sequence[Run]], body: Body, work: int = 1
+    module: Module, symbol: str, tiles: Sequence[Sequence[Tiles]], body: Body, work: int = 1
 ) -> None:
     """A stage that runs `body(k, places, sizes)` for every tile of every axis.
 
@@ -99,7 +96,7 @@ def nest(
                 body(k, places, sizes)
                 return
 
-            def inside(run: Run, place: Int) -> None:
+            def inside(run: Tiles, place: Int) -> None:
                 descend(axis + 1, remainder, (*places, place), (*sizes, run.size))
 
             remainder: Int = 0
@@ -147,8 +144,3 @@ def store_row(at: Buffer, step: int, count: int, value: Vec) -> None:
         return
     for i in range(count):
         at.strided(step).store(at.k.shuffle(value, value, [i]) if value.lanes > 1 else value, i)
-
-
-def width(lanes: int, count: int) -> int:
-    """Lanes of the narrowest register for `count` elements, at most `lanes`."""
-    return min(lanes, 1 << (count - 1).bit_length())

@@ -1,9 +1,14 @@
-"""Cut a range into tiles of few sizes, and loop over them."""
+"""Cut a range into tiles of few sizes, and loop over them.
+
+A list of `Tiles` has an entry for each size. `for` over the list is a loop of Python, which writes
+code for each size; `with` on an entry is a loop or a branch of the machine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from fastrun.kernels.codegen.builder import Index, Int, Kernel, least
 from fastrun.kernels.core.cpu import Cpu
@@ -14,59 +19,104 @@ from fastrun.kernels.core.template import check
 
 
 @dataclass(frozen=True)
-class Run:
-    """`count` tiles of `size` one after another, the first at `start`."""
+class Tiles:
+    """`count` tiles of `size` one after another, the first at `start`.
+
+    They are the tiles from `number` on of the `total` that cover a range.
+    """
 
     start: int
     size: int
     count: int
+    number: int
+    total: int
 
     @property
     def end(self) -> int:
         """Where the last tile ends."""
         return self.start + self.size * self.count
 
+    @contextmanager
+    def loop(self, k: Kernel, begin: Int = 0, end: Int = 0) -> Iterator[Int]:
+        """A loop over these tiles, which yields where a tile begins.
 
-def cover(total: int, tile: int) -> list[Run]:
+        Where a range is shared among tasks, a task runs the tiles with numbers from `begin` to
+        before `end`. A `begin` that is known is 0, for one task that runs all.
+        """
+        if isinstance(begin, int):
+            with k.times(self.count) as i:
+                yield i * self.size + self.start
+        else:
+            first, last = (begin - self.number).max(0), least(end - self.number, self.count)
+            with k.loop(first, last) as i:
+                yield i * self.size + self.start
+
+    @contextmanager
+    def when(self, k: Kernel, number: Int) -> Iterator[Int]:
+        """A branch for tile `number` of the range being one of these: yields where it begins."""
+        place = (number - self.number) * self.size + self.start
+        if self.count == self.total:
+            yield place
+        else:
+            assert isinstance(number, Index)
+            with k.when((number >= self.number) & (number < self.number + self.count)):
+                yield place
+
+    @contextmanager
+    def unrolled(self, k: Kernel) -> Iterator[list[Int]]:
+        """A loop over these tiles whose body is straight code for all positions of a tile."""
+        if self.count == 1:
+            yield [self.start + i for i in range(self.size)]
+        else:
+            with k.loop(self.start, self.end, step=self.size) as first:
+                yield [first + i for i in range(self.size)]
+
+
+def consecutive(*pieces: tuple[int, int], start: int = 0) -> list[Tiles]:
+    """Tiles one after another, given as (size, count); empty pieces are left out."""
+    filled = [(size, count) for size, count in pieces if size and count]
+    tiles, number, total = list[Tiles](), 0, sum(count for _, count in filled)
+    for size, count in filled:
+        tiles.append(Tiles(start, size, count, number, total))
+        start, number = start + size * count, number + count
+    return tiles
+
+
+def cover(total: int, tile: int) -> list[Tiles]:
     """Cover `total` by the fewest tiles of at most `tile`, sizes equal to within one.
 
     49 by 6 is five tiles of 5 after four of 6: a mix wastes less than padding.
     """
     tiles = -(-total // tile)
     small, larger = divmod(total, tiles)
-    runs = [Run(0, small + 1, larger), Run(larger * (small + 1), small, tiles - larger)]
-    return [r for r in runs if r.count]
+    return consecutive((small + 1, larger), (small, tiles - larger))
 
 
-def cut(total: int, tile: int) -> list[Run]:
+def cut(total: int, tile: int) -> list[Tiles]:
     """Cover `total` by tiles of exactly `tile` and one of what is left."""
     full, rest = divmod(total, tile)
-    runs = [Run(0, tile, full), Run(full * tile, rest, 1)]
-    return [r for r in runs if r.count and r.size]
+    return consecutive((tile, full), (rest, 1))
 
 
-def lanes_for(channels: int, layout: Layout, cpu: Cpu) -> int:
+def channel_lanes(channels: int, layout: Layout, cpu: Cpu) -> int:
     """Lanes of the vectors of channels: no wider than the channels that lie together."""
-    return min(cpu.lanes, layout.blocked or 1 << (channels - 1).bit_length())
+    return min(cpu.lanes, layout.blocked or cpu.lanes_for(channels))
 
 
-def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> list[Run]:
+def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> list[Tiles]:
     """Vectors of `lanes` channels in panels of at most `cols` vectors.
 
-    With `split_tail`, a last vector that is not full gets a run of its own, since storing it
-    takes a mask.
+    With `split_tail`, the panel whose last vector is not full has an entry of its own, since
+    storing that vector takes a mask.
     """
-    runs = cover(-(-channels // lanes), cols)
-    return last_apart(runs) if split_tail and channels % lanes else runs
+    panels = cover(-(-channels // lanes), cols)
+    return last_apart(panels) if split_tail and channels % lanes else panels
 
 
-def last_apart(runs: list[Run]) -> list[Run]:
-    """The same tiles with the last in a run of its own, so that it alone needs a mask."""
-    *before, last = runs
-    if last.count == 1:
-        return runs
-    whole = replace(last, count=last.count - 1)
-    return [*before, whole, Run(whole.end, last.size, 1)]
+def last_apart(tiles: list[Tiles]) -> list[Tiles]:
+    """The same tiles with an entry for the last alone, so that only it needs a mask."""
+    *before, last = [(t.size, t.count) for t in tiles]
+    return consecutive(*before, (last[0], last[1] - 1), (last[0], 1))
 
 
 def task_order(task: Index, rows: int, panels: int, panels_outer: bool) -> tuple[Int, Int, Int]:
@@ -84,7 +134,9 @@ def check_groups(p: ConvProblem, io: Io) -> None:
         check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
 
 
-def dispatch(k: Kernel, runs: Sequence[Run], number: Int, body: Callable[[Run, Int], None]) -> None:
+def dispatch(
+    k: Kernel, runs: Sequence[Tiles], number: Int, body: Callable[[Tiles, Int], None]
+) -> None:
     """`body(run, position)` for tile `number` of all the runs; `position` is where it starts."""
     before = 0
     for run in runs:
@@ -100,8 +152,8 @@ def dispatch(k: Kernel, runs: Sequence[Run], number: Int, body: Callable[[Run, I
 
 def sweep(
     k: Kernel,
-    runs: Sequence[Run],
-    body: Callable[[Run, Int], None],
+    runs: Sequence[Tiles],
+    body: Callable[[Tiles, Int], None],
     begin: Int = 0,
     end: Int | None = None,
 ) -> None:
@@ -122,16 +174,16 @@ def sweep(
         before += run.count
 
 
-def start_of(runs: Sequence[Run], number: Int) -> Int:
+def start_of(tiles: Sequence[Tiles], number: Int) -> Int:
     """Where tile `number` of a cover begins; the number after the last gives its end."""
-    small = runs[-1].size
-    larger = sum(run.count for run in runs if run.size > small)
+    small = tiles[-1].size
+    larger = sum(t.count for t in tiles if t.size > small)
     return number * small + (least(number, larger) if larger else 0)
 
 
-def tile_count(runs: Sequence[Run]) -> int:
-    """Tiles in all the runs."""
-    return sum(run.count for run in runs)
+def tile_count(tiles: Sequence[Tiles]) -> int:
+    """How many tiles there are of all sizes."""
+    return sum(t.count for t in tiles)
 
 
 def each(k: Kernel, count: int, unroll: int, body: Callable[[Int], None]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel, fma
 from fastrun.kernels.codegen.epilogue import finish
-from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, dispatch, sweep, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Array, Layout, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
@@ -112,11 +112,11 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         row, rest = task % row_tasks, task // row_tasks
         panel, image = rest % panel_tasks, rest // panel_tasks
 
-        def whole_panel(v: Run, first: Int) -> None:
+        def whole_panel(v: Tiles, first: Int) -> None:
             ragged = v.end == panels[-1].end and not io.dst.layout.blocked
             kept = p.oc % span.outputs if ragged else 0
 
-            def tile(y: Run, top: Int, x: Run, left: Int) -> None:
+            def tile(y: Tiles, top: Int, x: Tiles, left: Int) -> None:
                 full = v.size - 1 if kept else v.size
                 if full == 1:
                     one_tile(y, top, x, left, first, span.outputs)
@@ -126,14 +126,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 if kept:
                     one_tile(y, top, x, left, first + full, kept)
 
-            def tile_row(y: Run, top: Int) -> None:
+            def tile_row(y: Tiles, top: Int) -> None:
                 sweep(k, x_tiles, lambda x, left: tile(y, top, x, left))
 
             sweep(k, y_tiles, tile_row, row * s.rows, row * s.rows + s.rows)
 
-        def one_tile(y: Run, top: Int, x: Run, left: Int, vector: Int, kept: int) -> None:
+        def one_tile(y: Tiles, top: Int, x: Tiles, left: Int, vector: Int, kept: int) -> None:
             needed = kept // p.group_oc * max(p.group_c, p.group_oc)
-            lanes = min(span.lanes, _power_of_two(needed))
+            lanes = min(span.lanes, cpu.lanes_for(needed))
             acc = k.tile(y.size, x.size, lanes)
             acc.fill(k.argument("bias", span.outputs).load(vector, lanes=lanes))
             src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
@@ -212,11 +212,6 @@ def _spread(k: Kernel, x: Vec, p: ConvProblem, channel: int) -> Vec:
     """Input channel `channel` of every group in all the lanes of the group's outputs."""
     order = [min(i // p.group_oc * p.group_c + channel, x.lanes - 1) for i in range(x.lanes)]
     return x if order == list(range(x.lanes)) else k.shuffle(x, x, order)
-
-
-def _power_of_two(n: int) -> int:
-    """The least one that is not below `n`."""
-    return 1 << (n - 1).bit_length()
 
 
 template = KernelTemplate(

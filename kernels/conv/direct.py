@@ -18,12 +18,12 @@ from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import Rows, met_rows, reduction
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import (
-    Run,
+    Tiles,
+    channel_lanes,
     channel_panels,
     check_groups,
     cover,
     dispatch,
-    lanes_for,
     sweep,
     task_order,
     tile_count,
@@ -61,7 +61,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     first = p.c < block and p.groups == 1
     if first:
         layout = f"NCHW>{layout}"
-    lanes = lanes_for(p.group_oc, layout_pair(layout)[1], cpu)
+    lanes = channel_lanes(p.group_oc, layout_pair(layout)[1], cpu)
     # A first layer has few terms for each output: what counts is that it writes along rows.
     height = 1 if first else p.oh
     shape = height, p.ow, -(-p.group_oc // lanes)
@@ -89,7 +89,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(not io.picked or io.src.layout.name == "NHWC", "channels are picked from NHWC only")
     block = p.group_c if io.picked else min(io.src.block, p.group_c)
     check_groups(p, io)
-    lanes = lanes_for(p.group_oc, dst_layout, cpu)
+    lanes = channel_lanes(p.group_oc, dst_layout, cpu)
     # A block of channels is stored whole, with what fills it up.
     tail = p.group_oc % lanes if dst_layout.name == "NHWC" else 0
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=tail > 0)
@@ -114,12 +114,12 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         weights = k.argument("weights", *strides, offset=channel_table(p.c) if io.picked else 0)
         first = row * s.rows
 
-        def whole_panel(v: Run, vector: Int) -> None:
+        def whole_panel(v: Tiles, vector: Int) -> None:
             masked = tail if v.end == panels[-1].end else 0
             out = _Outputs(k, p, io, lanes, masked, image, group, vector)
             packed = weights.at(group, vector).strided(v.size * lanes, 1)
 
-            def tile(y: Run, top: Int, rows: Rows, x: Run, left: Int) -> None:
+            def tile(y: Tiles, top: Int, rows: Rows, x: Tiles, left: Int) -> None:
                 acc = k.tile(y.size * x.size, v.size, lanes)
                 out.start(acc)
                 corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
@@ -152,7 +152,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 reduction(k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)
                 out.finish(acc, top, left, x.size)
 
-            def tile_row(y: Run, top: Int) -> None:
+            def tile_row(y: Tiles, top: Int) -> None:
                 rows = met_rows(p, top, y.size)
                 sweep(k, x_tiles, lambda x, left: tile(y, top, rows, x, left))
 

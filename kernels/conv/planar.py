@@ -16,8 +16,9 @@ from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import reduction
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import (
-    Run,
+    Tiles,
     channel_panels,
+    consecutive,
     cover,
     dispatch,
     sweep,
@@ -46,13 +47,13 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     return None
 
 
-def lanes_for(p: ConvProblem, cpu: Cpu) -> int:
+def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
     """Lanes of the vectors of pixels: no wider than a row, and strided loads stay in the slack."""
-    return min(cpu.lanes, 1 << (p.ow - 1).bit_length(), READ_SLACK // p.stride[1])
+    return min(cpu.lanes_for(p.ow), READ_SLACK // p.stride[1])
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    vectors = -(-p.ow // lanes_for(p, cpu))
+    vectors = -(-p.ow // pixel_lanes(p, cpu))
     _, ocs, cols = best_tile(1, min(p.group_oc, 16), vectors, cpu)
     # Rows of input that stay in half of L2 while the panels of weights go by.
     rows = tiles_per_task(p.oh, cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0]), cpu)
@@ -64,7 +65,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_operands(p, io)
     layouts = {s.layout, io.src.layout.name, io.dst.layout.name}
     check(layouts == {"NCHW"} and not io.picked, "planar reads and writes NCHW")
-    lanes = lanes_for(p, cpu)
+    lanes = pixel_lanes(p, cpu)
     check(lanes >= 1, "the stride is wider than the read slack")
     panels = cover(p.group_oc, s.ocs)
     x_tiles = channel_panels(p.ow, lanes, s.cols, split_tail=True)
@@ -83,10 +84,10 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         bias = k.argument("bias", p.group_oc, 1).at(group)
         weights = k.argument("weights", p.group_oc * p.depth, p.depth)
 
-        def whole_panel(oc: Run, first: Int) -> None:
+        def whole_panel(oc: Tiles, first: Int) -> None:
             packed = weights.at(group, first).strided(oc.size, 1)
 
-            def tile(y: Int, x: Run, vector: Int) -> None:
+            def tile(y: Int, x: Tiles, vector: Int) -> None:
                 left = vector * lanes
                 acc = k.tile(oc.size, x.size, lanes)
                 for i in range(oc.size):
@@ -112,10 +113,10 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                     kept = p.ow % lanes if last and j == x.size - 1 else lanes
                     dst.store_first(finish(p, acc[i, j], residual), kept, *at)
 
-            def line(_: Run, y: Int) -> None:
+            def line(_: Tiles, y: Int) -> None:
                 sweep(k, x_tiles, lambda x, vector: tile(y, x, vector))
 
-            sweep(k, [Run(0, 1, p.oh)], line, row * s.rows, (row + 1) * s.rows)
+            sweep(k, consecutive((1, p.oh)), line, row * s.rows, (row + 1) * s.rows)
 
         dispatch(k, panels, panel, whole_panel)
     return module.program(io, lambda w: pack_panels(w, p.groups, 1, 1, panels))
@@ -128,7 +129,7 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
         return size / (-(-size // lanes) * cpu.lanes)
 
     channels = share(p.group_oc, cpu.lanes)
-    return 3 if share(p.ow, lanes_for(p, cpu)) > 1.5 * channels else 0
+    return 3 if share(p.ow, pixel_lanes(p, cpu)) > 1.5 * channels else 0
 
 
 template = KernelTemplate("planar", Schedule, why_not, heuristic, build, rank)

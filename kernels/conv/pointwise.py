@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
-from fastrun.kernels.codegen.tiling import lanes_for
+from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv import direct, planar
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -40,7 +40,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
-    lanes = lanes_for(p.group_oc, Layout(block), cpu)
+    lanes = channel_lanes(p.group_oc, Layout(block), cpu)
     _, rows, cols = best_tile(1, p.h * p.w, -(-p.group_oc // lanes), cpu, p.group_c)
     # Pixels that stay in half of L2 while the panels of weights go by.
     tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // F32.bytes(p.group_c * rows), cpu)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
-from fastrun.kernels.codegen.tiling import Run, cover, each, sweep
+from fastrun.kernels.codegen.tiling import Tiles, cover, each, sweep
 from fastrun.kernels.conv.winograd.transform import Transform, transform_weights
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -50,7 +50,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(1 <= s.m <= 9 - max(p.kernel), f"no points for F({s.m},{max(p.kernel)})")
     vertical, horizontal = (Transform.of(s.m, r, "standard") for r in p.kernel)
     tiles = p.n * -(-p.oh // s.m) * -(-p.ow // s.m)
-    lanes = min(cpu.lanes, 1 << (tiles - 1).bit_length())
+    lanes = cpu.lanes_for(tiles)
     w = _Naive(p, s, io, vertical, horizontal, lanes, cols=min(2, -(-tiles // lanes)))
     module = Module(cpu)
     with module.stage("winograd_pad", p.n * p.c) as (k, task):
@@ -173,7 +173,7 @@ class _Naive:
                 packed.store(inputs.load(0, c, j * lanes, lanes=lanes), c, j * lanes)
         rows = [r for r in range(k.cpu.registers) if registers(r, self.cols) <= k.cpu.registers]
 
-        def tile(run: Run, first: Int) -> None:
+        def tile(run: Tiles, first: Int) -> None:
             acc = k.tile(run.size, self.cols, lanes)
             acc.fill(k.const(0.0, lanes))
 

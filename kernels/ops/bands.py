@@ -10,14 +10,14 @@ bands in order, and computed again where another takes over.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
-from fastrun.kernels.codegen.tiling import Run, cut, dispatch
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut, dispatch
 from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
@@ -257,7 +257,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                     **workspaces,
                 )
 
-        def one_band(run: Run, number: Int) -> None:
+        def one_band(run: Tiles, number: Int) -> None:
             band = bands[run.start]
             row = number * rows
             low = row * second.stride + (band.above - second.top)
@@ -285,7 +285,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                 )
 
         with k.loop(start, least(start + per_task, len(bands))) as number:
-            dispatch(k, list(_alike(bands)), number, one_band)
+            dispatch(k, _alike(bands), number, one_band)
 
     def pack(weights: Array) -> Array:
         flat = weights.reshape(-1)
@@ -297,13 +297,9 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     return module.program(io, pack, local_bytes=F32.bytes(local) + own)
 
 
-def _alike(bands: list[Band]) -> Iterator[Run]:
-    """Runs of equal bands."""
-    start = 0
-    for _, members in groupby(bands):
-        count = len(list(members))
-        yield Run(start, 1, count)
-        start += count
+def _alike(bands: list[Band]) -> list[Tiles]:
+    """Equal bands that follow each other, together."""
+    return consecutive(*((1, len(list(members))) for _, members in groupby(bands)))
 
 
 def _keep(k: Kernel, buffer: Placement, shift: int, at: int, count: int) -> None:

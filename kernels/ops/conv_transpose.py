@@ -17,10 +17,10 @@ import numpy as np
 from fastrun.kernels.codegen.builder import Index, Int, Kernel, Module, least
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
-from fastrun.kernels.codegen.strided_loops import operand, store_row, width
+from fastrun.kernels.codegen.strided_loops import operand, store_row
 from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.codegen.tiling import (
-    Run,
+    Tiles,
     channel_panels,
     cover,
     dispatch,
@@ -84,7 +84,7 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
 
     group_c, group_oc, window = c // groups, oc // groups, y.kernel * x.kernel
     longest = -(-x.outputs // x.stride)
-    lanes = width(cpu.lanes, longest)
+    lanes = cpu.lanes_for(longest)
     _, height, cols = best_tile(1, group_oc, -(-longest // lanes), cpu)
     channels = cover(group_oc, height)
     tasks = n * groups * tile_count(channels) * y.outputs
@@ -100,13 +100,13 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
         weights = weights.at(group * group_c, first * x.kernel)
         bias = k.argument("bias", 1).at(group * group_oc)
 
-        def phase(run: Run, channel: Int, start: Int, count: int) -> None:
+        def phase(run: Tiles, channel: Int, start: Int, count: int) -> None:
             """The `count` outputs of the row from `start` on that are a stride apart."""
             panels = channel_panels(count, lanes, cols, split_tail=True)
             column, across, left = x.taps(start)
             filters = weights.at(0, column, channel)
 
-            def tile(panel: Run, vector: Int) -> None:
+            def tile(panel: Tiles, vector: Int) -> None:
                 acc = k.tile(run.size, panel.size, lanes)
                 for i, j in acc:
                     zero = k.const(0.0, lanes)
@@ -134,7 +134,7 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
 
             sweep(k, panels, tile)
 
-        def one_row(run: Run, channel: Int) -> None:
+        def one_row(run: Tiles, channel: Int) -> None:
             fewest, more = divmod(x.outputs, x.stride)
             for begin, end, count in ((0, more, fewest + 1), (more, x.stride, fewest)):
                 if begin == end or not count:

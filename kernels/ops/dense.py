@@ -14,7 +14,7 @@ from fastrun.kernels.codegen.builder import Int, Module
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.sums import each_product
-from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, dispatch, sweep, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
@@ -54,11 +54,11 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
         weights = k.argument("weights", depth * lanes, lanes, 1)
         bias = k.argument("bias", lanes)
 
-        def one_panel(panel: Run, first: Int) -> None:
+        def one_panel(panel: Tiles, first: Int) -> None:
             tail = dst.c % lanes if panel.end == panels[-1].end else 0
             packed = weights.at(first)
 
-            def products(run: Run, image: Int) -> None:
+            def products(run: Tiles, image: Int) -> None:
                 acc = k.tile(run.size, panel.size)
                 for i, j in acc:
                     acc[i, j] = bias.load(first + j) if spec.bias else k.const(0.0)

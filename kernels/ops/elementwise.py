@@ -38,7 +38,6 @@ from fastrun.kernels.codegen.strided_loops import (
     rows,
     singly,
     store_row,
-    width,
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
@@ -161,7 +160,7 @@ def _map(
     module = Module(cpu)
 
     def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        lanes = width(cpu.lanes, sizes[-1])
+        lanes = cpu.lanes_for(sizes[-1])
         sources = [
             (operand(k, argument, view).at(*places), view.strides[-1])
             for (argument, _), view in zip(operands, views, strict=True)

@@ -17,7 +17,6 @@ from fastrun.kernels.codegen.strided_loops import (
     rows,
     singly,
     store_row,
-    width,
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
@@ -62,7 +61,7 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
         source = operand(k, "src", view).at(*places).strided(1)
         target = operand(k, "dst", out).at(*places).strided(1)
-        wide = width(lanes, sizes[-1])
+        wide = min(lanes, cpu.lanes_for(sizes[-1]))
         for first in range(0, sizes[-1], wide):
             channel = 0 if along is None else places[along] + (first if lanes == 1 else 0)
             count = min(wide, sizes[-1] - first)

@@ -14,10 +14,10 @@ import numpy as np
 from fastrun.kernels.codegen.builder import Buffer, Int, Module
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
-from fastrun.kernels.codegen.strided_loops import aligned, fitted, load_row, store_row, width
+from fastrun.kernels.codegen.strided_loops import aligned, fitted, load_row, store_row
 from fastrun.kernels.codegen.sums import each_product
 from fastrun.kernels.codegen.tile_choice import best_tile
-from fastrun.kernels.codegen.tiling import Run, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, dispatch, sweep, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
@@ -76,7 +76,7 @@ def matmul(
         rows = Strided.row_major(a.shape)
         movement.stage(module, "copy_rows", names["a"], a, "shared", rows)
         a, names["a"], shared = rows, "shared", rows.extent
-    lanes = width(cpu.lanes, n)
+    lanes = cpu.lanes_for(n)
     vectors = -(-n // lanes)
     _, height, cols = best_tile(1, m, vectors, cpu)
     panels = channel_panels(n, lanes, cols, split_tail=True)
@@ -123,8 +123,8 @@ def _products(
     spec: MatMul,
     names: dict[str, str],
     operands: tuple[Strided, Strided, Strided, Strided | None],
-    heights: list[Run],
-    panels: list[Run],
+    heights: list[Tiles],
+    panels: list[Tiles],
     lanes: int,
 ) -> None:
     """The stage that multiplies: a task is some tiles of rows by one panel of columns."""
@@ -158,10 +158,10 @@ def _products(
         )
         target = matrix("dst", dst, out)
 
-        def one_panel(panel: Run, vector: Int) -> None:
+        def one_panel(panel: Tiles, vector: Int) -> None:
             columns = right.at(0, vector)
 
-            def tile(run: Run, row: Int) -> None:
+            def tile(run: Tiles, row: Int) -> None:
                 acc = k.tile(run.size, panel.size, lanes)
                 acc.fill(k.const(0.0, lanes))
                 rows = left.at(row)

@@ -22,7 +22,6 @@ from fastrun.kernels.codegen.strided_loops import (
     rows,
     singly,
     store_row,
-    width,
 )
 from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.codegen.transpose import PART, transpose
@@ -158,7 +157,7 @@ def fill(module: Module, symbol: str, target: str, dst: Strided, value: float) -
         for start in range(0, sizes[-1], lanes):
             count = min(lanes, sizes[-1] - start)
             step = view.strides[-1]
-            store_row(at.at(start * step), step, count, k.const(value, width(lanes, count)))
+            store_row(at.at(start * step), step, count, k.const(value, k.cpu.lanes_for(count)))
 
     nest(module, symbol, [*singly(tuple(outer)), rows(length, lanes, UNROLL)], body)
 
@@ -183,7 +182,7 @@ def stage(
     def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
         a = operand(k, source, view).at(*places).strided(1)
         b = operand(k, target, out).at(*places).strided(1)
-        wide = width(lanes, sizes[-1])
+        wide = k.cpu.lanes_for(sizes[-1])
         for start in range(0, sizes[-1], wide):
             count = min(wide, sizes[-1] - start)
             value = load_row(a.at(start * read), read, count, wide)
@@ -223,7 +222,7 @@ def _transposing(
 
 def _square(k: Kernel, src: Buffer, dst: Buffer, rows_in: int, columns: int) -> None:
     """dst[j, i] = src[i, j] of at most a register's lanes either way."""
-    lanes = max(PART, width(k.lanes, max(rows_in, columns)))
+    lanes = max(PART, k.cpu.lanes_for(max(rows_in, columns)))
     found = [src.load(i, lanes=lanes) for i in range(rows_in)]
     found += [k.const(0.0, lanes)] * (lanes - rows_in)
     for j, row in enumerate(transpose(k, found)[:columns]):

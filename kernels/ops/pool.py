@@ -26,7 +26,7 @@ from fastrun.kernels.codegen.builder import (
     most,
 )
 from fastrun.kernels.codegen.sums import RUN, Totals
-from fastrun.kernels.codegen.tiling import Run, cover, cut, each, sweep
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cover, cut, each, sweep
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
 from fastrun.kernels.core.program import Io, Program
@@ -119,12 +119,12 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
         number, image = rest % unit_tasks, rest // unit_tasks
         windows = _Windows(k, spec, src, dst, image, unit)
 
-        def tile(top: Int, x: Zone, run: Run, left: Int) -> None:
+        def tile(top: Int, x: Zone, run: Tiles, left: Int) -> None:
             body = partial(windows.tile, rows, top, x, run, left)
             if together:
                 sweep(k, units, body)
             else:
-                body(Run(0, unit, 1), number * unit)
+                body(consecutive((unit, 1))[0], number * unit)
 
         with k.loop(first, least(first + per_task, dst.h)) as top:
             for x in columns:
@@ -150,14 +150,21 @@ class _Windows:
     unit: int
 
     def tile(
-        self, rows: list[Zone], top: Int, x: Zone, run: Run, left: Int, channels: Run, channel: Int
+        self,
+        rows: list[Zone],
+        top: Int,
+        x: Zone,
+        run: Tiles,
+        left: Int,
+        channels: Tiles,
+        channel: Int,
     ) -> None:
         """`run.size` windows side by side: as many vectors, or in NCHW one vector."""
         k, spec, (sy, sx), (dy, dx) = self.k, self.spec, self.spec.stride, self.spec.dilation
         planar, maximum = self.src.layout == NCHW, spec.function == "max"
         whole = (self.dst.h, self.dst.w) == (1, 1)
         kept, cells = (run.size, 1) if planar else (channels.size, run.size)
-        lanes = 1 << (kept - 1).bit_length()
+        lanes = k.cpu.lanes_for(kept)
         step = sx if planar and lanes > 1 else 1
         y0, x0 = top * sy - spec.padding[0], left * sx - spec.padding[1]
         corner = self._at("src", self.src, channel).at(0, 0, y0, x0)
@@ -180,7 +187,7 @@ class _Windows:
         def tap_row(ky: Int) -> None:
             each(k, len(x.taps), across, partial(tap, ky))
 
-        def run_of_row(ky: Int, run: Run, start: Int) -> None:
+        def run_of_row(ky: Int, run: Tiles, start: Int) -> None:
             each(k, run.size, across, lambda i: tap(ky, i + start))
             assert totals
             totals.take_in()
@@ -188,7 +195,7 @@ class _Windows:
         def long_row(ky: Int) -> None:
             sweep(k, cut(len(x.taps), RUN), partial(run_of_row, ky))
 
-        def some_rows(run: Run, start: Int) -> None:
+        def some_rows(run: Tiles, start: Int) -> None:
             each(k, run.size, 1, lambda i: tap_row(i + start + taps.start))
             assert totals
             totals.take_in()
@@ -218,16 +225,14 @@ class _Windows:
         return at_channel(tensor, where, channel // self.unit, self.unit)
 
 
-def _tiles(x: Zone, spec: Pool, lanes: int) -> list[Run]:
+def _tiles(x: Zone, spec: Pool, lanes: int) -> list[Tiles]:
     """The windows of a zone in tiles; with `lanes`, in whole vectors of powers of two."""
     if not lanes:
         return [replace(run, start=run.start + x.start) for run in cover(x.count, TILE)]
     if spec.stride[1] > GATHERED:
-        return [Run(x.start, 1, x.count)]
-    runs, start, left = [], x.start, x.count
+        return consecutive((1, x.count), start=x.start)
+    pieces, left = [], x.count
     while left:
-        count = left // lanes
-        if count:
-            runs.append(Run(start, lanes, count))
-        start, left, lanes = start + count * lanes, left % lanes, lanes // 2
-    return runs
+        pieces.append((lanes, left // lanes))
+        left, lanes = left % lanes, lanes // 2
+    return consecutive(*pieces, start=x.start)

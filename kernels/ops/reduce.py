@@ -24,10 +24,9 @@ from fastrun.kernels.codegen.strided_loops import (
     rows,
     singly,
     store_row,
-    width,
 )
 from fastrun.kernels.codegen.sums import RUN, Totals
-from fastrun.kernels.codegen.tiling import Run, cut, sweep
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut, sweep
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
@@ -88,7 +87,7 @@ def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     kept = [axis for axis in axes if out.strides[axis]]
     gone = [axis for axis in axes if not out.strides[axis] and view.shape[axis] > 1]
     inward = bool(gone) and gone[-1] == axes[-1]
-    tiles = singly(tuple(view.shape[axis] for axis in kept)) or [[Run(0, 1, 1)]]
+    tiles = singly(tuple(view.shape[axis] for axis in kept)) or [consecutive((1, 1))]
     if not inward:
         tiles[-1] = rows(view.shape[-1], cpu.lanes, UNROLL)
     kind, module = _SUMS[spec.function], Module(cpu)
@@ -124,7 +123,7 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     length = 1 if along is None else out.shape[along]
     kept = [axis for axis in range(len(out.shape)) if axis != along]
     inward = along == len(out.shape) - 1
-    tiles = singly(tuple(out.shape[axis] for axis in kept)) or [[Run(0, 1, 1)]]
+    tiles = singly(tuple(out.shape[axis] for axis in kept)) or [consecutive((1, 1))]
     if not inward:
         tiles[-1] = rows(out.shape[-1], cpu.lanes, UNROLL)
     module = Module(cpu)
@@ -184,7 +183,7 @@ class _Walk:
     @property
     def lanes(self) -> int:
         """Lanes of the vectors."""
-        return width(self.k.lanes, self.lengths[-1] if self.inward else self.count)
+        return self.k.cpu.lanes_for(self.lengths[-1] if self.inward else self.count)
 
     def first(self, column: int) -> int:
         """The first result of a column."""
@@ -248,7 +247,7 @@ class _Walk:
         """Visit the terms at `index` of the outer axes, and `after()` comes behind each `RUN`."""
         axis = len(index)
         if axis == len(self.lengths):
-            self._tile(index, visit, Run(0, self.count, 1), 0)
+            self._tile(index, visit, consecutive((self.count, 1))[0], 0)
             return
         places = RUN // self._terms(axis + 1) if after else 0
         if not places:
@@ -257,7 +256,7 @@ class _Walk:
         if self._innermost(axis):
             places *= self.lanes * UNROLL
 
-        def run(tile: Run, start: Int) -> None:
+        def run(tile: Tiles, start: Int) -> None:
             self._stretch(index, visit, start, tile.size, None)
             assert after
             after()
@@ -284,7 +283,7 @@ class _Walk:
         """Whether the terms of an axis are neighbours in vectors."""
         return self.inward and axis == len(self.lengths) - 1
 
-    def _tile(self, index: tuple[Int, ...], visit: Visit, run: Run, start: Int) -> None:
+    def _tile(self, index: tuple[Int, ...], visit: Visit, run: Tiles, start: Int) -> None:
         for column, first in enumerate(range(0, run.size, self.lanes)):
             place = (*index, start + first) if self.inward else index
             visit(place, column, min(self.lanes, run.size - first))

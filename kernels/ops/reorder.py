@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
-from fastrun.kernels.codegen.tiling import Run, cut, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, cut, sweep, tile_count
 from fastrun.kernels.codegen.transpose import PART, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, Placement
@@ -64,11 +64,11 @@ def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
         source = k.tensor("src", src).at(image, 0, line)
         target = k.tensor("dst", dst).at(image, 0, line)
 
-        def one_unit(channels: Run, start: Int) -> None:
+        def one_unit(channels: Tiles, start: Int) -> None:
             a = at_channel(source, src, start // unit, unit)
             b = at_channel(target, dst, start // unit, unit)
 
-            def tile(pixels: Run, x: Int) -> None:
+            def tile(pixels: Tiles, x: Int) -> None:
                 move(k, a.at(0, 0, 0, x), b.at(0, 0, 0, x), pixels.size, channels.size)
 
             sweep(k, tiles, tile, first, first + chunk)
@@ -82,14 +82,14 @@ def _copy_pixels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int
 
 
 def _copy_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
-    lanes = _square(channels)
+    lanes = max(PART, k.cpu.lanes_for(channels))
     for x in range(pixels):
         dst.store_first(src.load_first(channels, 0, 0, 0, x, lanes=lanes), channels, 0, 0, 0, x)
 
 
 def _to_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
     """Rows of pixels, a channel each, into pixels of channels; channels missing are zero."""
-    lanes = _square(channels)
+    lanes = max(PART, k.cpu.lanes_for(channels))
     for x in range(0, pixels, lanes):
         inside = min(lanes, pixels - x)
         rows = [src.load_first(inside, 0, c, 0, x, lanes=lanes) for c in range(channels)]
@@ -100,15 +100,10 @@ def _to_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int
 
 def _to_pixels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
     """Pixels of channels into rows of pixels, a channel each."""
-    lanes = _square(channels)
+    lanes = max(PART, k.cpu.lanes_for(channels))
     for x in range(0, pixels, lanes):
         inside = min(lanes, pixels - x)
         found = [src.load_first(channels, 0, 0, 0, x + i, lanes=lanes) for i in range(inside)]
         found += [k.const(0.0, lanes)] * (lanes - inside)
         for c, row in enumerate(transpose(k, found)[:channels]):
             dst.store_first(row, inside, 0, c, 0, x)
-
-
-def _square(channels: int) -> int:
-    """Lanes of the narrowest register that holds so many channels."""
-    return max(PART, 1 << (channels - 1).bit_length())

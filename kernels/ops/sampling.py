@@ -32,9 +32,8 @@ from fastrun.kernels.codegen.strided_loops import (
     rows,
     singly,
     store_row,
-    width,
 )
-from fastrun.kernels.codegen.tiling import Run
+from fastrun.kernels.codegen.tiling import consecutive
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
@@ -171,11 +170,11 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
     tiles = rows(length, cpu.lanes, 1)
     whole = bool(found) and found[-1].strides[-1] == 1 and length <= STRAIGHT * cpu.lanes
     if whole:
-        tiles = [Run(0, length, 1)]
+        tiles = consecutive((length, 1))
     module = Module(cpu)
 
     def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        lanes = width(cpu.lanes, sizes[-1])
+        lanes = cpu.lanes_for(sizes[-1])
         step, written = frame.strides[-1], out.strides[-1]
         looked_up = [
             _Table(

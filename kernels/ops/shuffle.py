@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastrun.kernels.codegen.builder import Int, Module
-from fastrun.kernels.codegen.tiling import Run, cut, sweep
+from fastrun.kernels.codegen.tiling import Tiles, cut, sweep
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Placement
 from fastrun.kernels.core.program import Io, Program
@@ -62,7 +62,7 @@ def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None
         target = k.tensor("dst", dst).at(image, channel)
         with k.loop(src.h) as y:
 
-            def vector(run: Run, x: Int) -> None:
+            def vector(run: Tiles, x: Int) -> None:
                 value = source.load_first(run.size, 0, 0, y, x, lanes=lanes)
                 target.store_first(value, run.size, 0, 0, y, x)
 
@@ -81,7 +81,7 @@ def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement)
         stop = k.index(part * PIXELS + PIXELS).min(dst.w)
         with k.loop(part * PIXELS, stop) as x:
 
-            def vector(run: Run, c: Int) -> None:
+            def vector(run: Tiles, c: Int) -> None:
                 u, v = (t.load_first(run.size, 0, 0, 0, x, c) for t in (first, second))
                 for half in range(2):
                     order = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastrun.kernels.codegen.micro_kernel import registers
-from fastrun.kernels.codegen.tiling import lanes_for
+from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv.direct import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Layout
@@ -25,7 +25,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return widest >= 8 or p.oh * p.ow * s.cols < 8
 
     def has_the_channels(s: Schedule) -> bool:
-        lanes = lanes_for(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu)
+        lanes = channel_lanes(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu)
         return (s.cols - 1) * lanes < p.group_oc
 
     def body_fits_op_cache(s: Schedule) -> bool:

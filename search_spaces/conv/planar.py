@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from fastrun.kernels.codegen.micro_kernel import registers
-from fastrun.kernels.conv.planar import Schedule, lanes_for
+from fastrun.kernels.conv.planar import Schedule, pixel_lanes
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.search_spaces.space import Space, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
-    vectors = -(-p.ow // lanes_for(p, cpu))
+    vectors = -(-p.ow // pixel_lanes(p, cpu))
 
     def fits_registers(s: Schedule) -> bool:
         return registers(s.ocs, s.cols) <= cpu.registers

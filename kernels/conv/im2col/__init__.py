@@ -11,7 +11,7 @@ from __future__ import annotations
 from fastrun.kernels.codegen.builder import Int, Kernel, Module
 from fastrun.kernels.codegen.micro_kernel import check_tile
 from fastrun.kernels.codegen.tile_choice import best_tile
-from fastrun.kernels.codegen.tiling import Run, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, sweep, tile_count
 from fastrun.kernels.conv.im2col.forms import Channels, Planar, pixel_lanes
 from fastrun.kernels.conv.im2col.product import Chunk, Form, chunks
 from fastrun.kernels.conv.im2col.schedule import Schedule
@@ -68,14 +68,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 def _add_block(k: Kernel, form: Form, s: Schedule, chunk: Chunk, first: Int, count: int) -> None:
     """Unfold one block of K for `count` register tiles from `first` on, and multiply it."""
 
-    def unfold(tile: Run, at: Int) -> None:
+    def unfold(tile: Tiles, at: Int) -> None:
         form.unfold(chunk, tile, at, first)
 
-    def pack(tile: Run, at: Int) -> None:
+    def pack(tile: Tiles, at: Int) -> None:
         form.pack(chunk, tile, at, first)
 
-    def multiply(panel: Run, channel: Int) -> None:
-        def product(tile: Run, at: Int) -> None:
+    def multiply(panel: Tiles, channel: Int) -> None:
+        def product(tile: Tiles, at: Int) -> None:
             form.product(chunk, panel, channel, tile, at, first)
 
         sweep(k, form.tiles, product, first, first + count)

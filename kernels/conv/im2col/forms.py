@@ -8,13 +8,13 @@ from fastrun.kernels.codegen.builder import Buffer, Int, Vec
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.tiling import (
-    Run,
+    Tiles,
+    channel_lanes,
     channel_panels,
     check_groups,
     cover,
     cut,
     each,
-    lanes_for,
     last_apart,
 )
 from fastrun.kernels.conv.im2col.product import Blocking, Chunk, Form
@@ -28,7 +28,7 @@ from fastrun.kernels.core.template import check
 
 def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
     """Lanes of vectors of pixels: no more than there are, and strided loads stay in the slack."""
-    return min(cpu.lanes, 1 << (p.oh * p.ow - 1).bit_length(), READ_SLACK // p.stride[1])
+    return min(cpu.lanes_for(p.oh * p.ow), READ_SLACK // p.stride[1])
 
 
 class Planar(Form):
@@ -46,10 +46,10 @@ class Planar(Form):
     def pack_weights(self, w: Array) -> Array:
         return pack_panels(w, self.p.groups, 1, 1, self.panels)
 
-    def shape(self, tile: Run, panel: Run) -> tuple[int, int]:
+    def shape(self, tile: Tiles, panel: Tiles) -> tuple[int, int]:
         return panel.size, tile.size
 
-    def unfold(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
+    def unfold(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         to = self._panel(chunk, tile, at, first) if self.s.fused else self._columns(at, first)
 
         def put(term: Int, j: int, value: Vec) -> None:
@@ -57,7 +57,7 @@ class Planar(Form):
 
         self.window(chunk).vectors(at * self.lanes, tile.size, chunk.channels, put)
 
-    def pack(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
+    def pack(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         to, matrix = self._panel(chunk, tile, at, first), self._columns(at, first)
 
         def term(t: Int) -> None:
@@ -67,7 +67,7 @@ class Planar(Form):
         each(self.k, chunk.channels * self.taps, 1, term)
 
     def product(
-        self, chunk: Chunk, panel: Run, channel: Int, tile: Run, at: Int, first: Int
+        self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
         acc = self.k.tile(panel.size, tile.size, self.lanes)
         tail = self.p.oh * self.p.ow % self.lanes
@@ -103,7 +103,7 @@ class Planar(Form):
 
         self.store(chunk, acc, place)
 
-    def _panel(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> Buffer:
+    def _panel(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> Buffer:
         floats = self.lanes * chunk.channels * self.taps
         return self.packed.at(self.within(at, first) * floats).strided(tile.size * self.lanes, 1)
 
@@ -117,7 +117,7 @@ class Channels(Form):
     """NHWC and NCHWc: a panel is [window][pixels][channels of the window], pixels are broadcast."""
 
     def __init__(self, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> None:
-        super().__init__(p, s, io, lanes_for(p.group_oc, io.dst.layout, cpu))
+        super().__init__(p, s, io, channel_lanes(p.group_oc, io.dst.layout, cpu))
         check_groups(p, io)
         self.block = io.src.layout.blocked or s.kc
         check(s.kc % self.block == 0 or s.kc == p.group_c, "kc is not whole channel blocks")
@@ -129,10 +129,10 @@ class Channels(Form):
     def pack_weights(self, w: Array) -> Array:
         return pack_panels(w, self.p.groups, self.block, self.lanes, self.panels)
 
-    def shape(self, tile: Run, panel: Run) -> tuple[int, int]:
+    def shape(self, tile: Tiles, panel: Tiles) -> tuple[int, int]:
         return tile.size, panel.size
 
-    def unfold(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
+    def unfold(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         panel, matrix = self._panel(chunk, at, first), self._matrix(chunk, at, first)
 
         def put(term: Int, size: int, r: int, c: int, value: Vec) -> None:
@@ -144,7 +144,7 @@ class Channels(Form):
         window = self.window(chunk)
         window.rows(at, tile.size, chunk.channels, min(self.block, chunk.channels), put)
 
-    def pack(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
+    def pack(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         panel, matrix = self._panel(chunk, at, first), self._matrix(chunk, at, first)
 
         def window(term: Int, size: int) -> None:
@@ -156,7 +156,7 @@ class Channels(Form):
         self._windows(chunk, window)
 
     def product(
-        self, chunk: Chunk, panel: Run, channel: Int, tile: Run, at: Int, first: Int
+        self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
         acc = self.k.tile(tile.size, panel.size, self.lanes)
         masked = self.plain and panel.end == self.panels[-1].end

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from fastrun.kernels.codegen.builder import Buffer, Condition, Int, Kernel, Tile, at_channel
 from fastrun.kernels.codegen.epilogue import finish
-from fastrun.kernels.codegen.tiling import Run, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, tile_count
 from fastrun.kernels.conv.im2col.unfold import Unfold
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
@@ -74,8 +74,8 @@ class Form(ABC):
     and its task's tiles begin with the tile number `first`.
     """
 
-    tiles: list[Run]
-    panels: list[Run]
+    tiles: list[Tiles]
+    panels: list[Tiles]
     tile_pixels: int
 
     def __init__(self, p: ConvProblem, s: Blocking, io: Io, lanes: int) -> None:
@@ -92,20 +92,20 @@ class Form(ABC):
         """The weights (oc, c / groups, kh, kw) as the product reads them, flat."""
 
     @abstractmethod
-    def shape(self, tile: Run, panel: Run) -> tuple[int, int]:
+    def shape(self, tile: Tiles, panel: Tiles) -> tuple[int, int]:
         """Rows and columns of the register tile that multiplies a tile by a panel."""
 
     @abstractmethod
-    def unfold(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
+    def unfold(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         """Copy the windows of a tile's pixels into its packed panel, or else into the matrix."""
 
     @abstractmethod
-    def pack(self, chunk: Chunk, tile: Run, at: Int, first: Int) -> None:
+    def pack(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         """Copy a tile's part of the unfolded matrix into its packed panel."""
 
     @abstractmethod
     def product(
-        self, chunk: Chunk, panel: Run, channel: Int, tile: Run, at: Int, first: Int
+        self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
         """Multiply a tile's packed panel by the weights of a panel of output channels."""
 

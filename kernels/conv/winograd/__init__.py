@@ -14,7 +14,7 @@ from itertools import product
 import numpy as np
 
 from fastrun.kernels.codegen.builder import Module
-from fastrun.kernels.codegen.tiling import check_groups, cover, lanes_for, tile_count
+from fastrun.kernels.codegen.tiling import channel_lanes, check_groups, cover, tile_count
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.steps import LINE, Steps, max_rows
 from fastrun.kernels.conv.winograd.transform import (
@@ -73,7 +73,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         mw=mw,
         points="balanced",
         nr_tiles=nr_tiles,
-        cols=_best_cols(nr_tiles, -(-p.group_oc // lanes_for(p.group_oc, layout, cpu)), cpu),
+        cols=_best_cols(nr_tiles, -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu)), cpu),
         unroll=4,
         oc_block=1,
         # A stream from memory is best left to the processor.

@@ -15,11 +15,11 @@ from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.reduction import reduction
 from fastrun.kernels.codegen.tiling import (
-    Run,
+    Tiles,
+    channel_lanes,
     channel_panels,
     cover,
     dispatch,
-    lanes_for,
     start_of,
     sweep,
     tile_count,
@@ -91,8 +91,8 @@ class Steps:
     io: Io
     vertical: Transform
     horizontal: Transform
-    blocks: list[Run]  # of tiles, counted through all images
-    panels: list[Run]  # of vectors of output channels
+    blocks: list[Tiles]  # of tiles, counted through all images
+    panels: list[Tiles]  # of vectors of output channels
     rows: int  # tiles of a register tile, at most
     input_lanes: int
     lanes: int  # of output channels
@@ -112,8 +112,8 @@ class Steps:
         except ValueError as error:
             raise ScheduleError(str(error)) from error
         tiles = p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
-        lanes = lanes_for(p.group_oc, io.dst.layout, cpu)
-        input_lanes = lanes_for(p.group_c, io.src.layout, cpu)
+        lanes = channel_lanes(p.group_oc, io.dst.layout, cpu)
+        input_lanes = channel_lanes(p.group_c, io.src.layout, cpu)
         panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
         rows = max_rows(panels[0].size, cpu)
         check(rows > 0, "tile needs too many registers")
@@ -207,13 +207,13 @@ class Steps:
         weights = k.argument("weights", self.planes * self.panels[-1].end * terms, terms)
         weights = weights.at(group, first * self.planes)
 
-        def whole_block(tiles: Run, _: Int) -> None:
-            def panel(v: Run, vector: Int) -> None:
+        def whole_block(tiles: Tiles, _: Int) -> None:
+            def panel(v: Tiles, vector: Int) -> None:
                 here = (last - first) * plane + (vector - first)
                 packed = weights.at(0, here).strided(v.size * self.lanes, 1)
                 out = products.at(vector - first, plane)
 
-                def tile(t: Run, at: Int) -> None:
+                def tile(t: Tiles, at: Int) -> None:
                     self._product(k, t, v, inputs.at(0, plane, at), packed, out.at(0, 0, at))
 
                 sweep(k, cover(tiles.size, self.rows), tile)
@@ -224,7 +224,7 @@ class Steps:
         dispatch(k, self.blocks, block, whole_block)
 
     def _product(
-        self, k: Kernel, tiles: Run, v: Run, inputs: Buffer, weights: Buffer, out: Buffer
+        self, k: Kernel, tiles: Tiles, v: Tiles, inputs: Buffer, weights: Buffer, out: Buffer
     ) -> None:
         """A register tile: some tiles of one plane times a panel of weights, over all of K."""
         acc = k.tile(tiles.size, v.size, self.lanes)
