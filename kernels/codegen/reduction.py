@@ -5,16 +5,17 @@ Weights are packed in this very order, so the kernel reads them as one linear st
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from fastrun.kernels.codegen.builder import Int, Kernel
-from fastrun.kernels.codegen.tiling import each
+from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.codegen.values import least, most
 from fastrun.kernels.core.problem import ConvProblem
 
 Step = Callable[[Int, Int, Int, Int, Int], None]
 
-# The first and past the last, or None for all.
+# First and end, or None for all.
 Rows = tuple[Int, Int] | None
 
 
@@ -30,21 +31,19 @@ def reduction(
 ) -> None:
     """Run `step(block, ky, kx, lane, position)` for every term; `position` counts them.
 
-    About `unroll` steps become straight code, from the innermost loop outwards. Of the filter's
-    rows, those from the first to before the second of `rows` at least are run. `before(block)`
-    comes ahead of every whole block.
+    About `unroll` steps become straight code, from the innermost loop outwards. `rows` are the
+    filter's rows that must run, as (first, end); the others multiply only padding and may be
+    skipped. `before(block)` is emitted in front of every full channel block.
     """
-    first, past = rows or (0, 1)
-    if isinstance(first, int) and isinstance(past, int) and first >= past:
+    first, end = rows or (0, 1)
+    if isinstance(first, int) and isinstance(end, int) and first >= end:
         return  # nothing but padding
     full, rest = divmod(channels, block)
     terms = block * kernel[0] * kernel[1]
-
-    def whole(b: Int) -> None:
-        before(b)
-        _window(k, b, block, b * terms, kernel, unroll, step, rows)
-
-    each(k, full, 1, whole)
+    if full:
+        with k.times(full) as b:
+            before(b)
+            _window(k, b, block, b * terms, kernel, unroll, step, rows)
     if rest:
         _window(k, full, rest, full * terms, kernel, unroll, step, rows)
 
@@ -61,27 +60,42 @@ def _window(
 ) -> None:
     """All taps and lanes of one channel block."""
     kh, kw = kernel
-    across = kw if kw * lanes <= unroll else 1
-    down = kh if kh * kw * lanes <= unroll else 1
+    with _filter_rows(k, kh, kh * kw * lanes <= unroll, rows) as down:
+        for ky in down:
+            with _straight_or_loop(k, kw, kw * lanes <= unroll) as across:
+                for kx in across:
+                    position = ky * (kw * lanes) + kx * lanes + start
+                    for tiles in cut(lanes, min(unroll, lanes)):
+                        with tiles.unrolled(k) as some_lanes:
+                            for lane in some_lanes:
+                                step(block, ky, kx, lane, position + lane)
 
-    def row(ky: Int) -> None:
-        def tap(kx: Int) -> None:
-            position = ky * (kw * lanes) + kx * lanes + start
-            each(k, lanes, min(unroll, lanes), lambda c: step(block, ky, kx, c, position + c))
 
-        each(k, kw, across, tap)
-
-    if rows is None or down > 1:
-        each(k, kh, down, row)
+@contextmanager
+def _filter_rows(k: Kernel, kh: int, straight: bool, rows: Rows) -> Iterator[Sequence[Int]]:
+    """The filter's rows: all in straight code, or a loop over those that must run."""
+    if rows is None or (straight and kh > 1):
+        with _straight_or_loop(k, kh, straight) as kys:
+            yield kys
     else:
         with k.loop(*rows) as ky:
-            row(ky)
+            yield [ky]
+
+
+@contextmanager
+def _straight_or_loop(k: Kernel, count: int, straight: bool) -> Iterator[Sequence[Int]]:
+    """All of range(count) in straight code, or a loop over it."""
+    if straight:
+        yield range(count)
+    else:
+        with k.times(count) as i:
+            yield [i]
 
 
 def met_rows(p: ConvProblem, top: Int, size: int) -> Rows:
-    """The filter's rows, first and past the last, that meet the image in output rows from `top`.
+    """The filter's rows, as (first, end), that meet the image in `size` output rows from `top` on.
 
-    The others multiply padding only: a tenth of the work of 3x3 at 7x7. None if all do meet it.
+    The others multiply only padding: a tenth of the work of 3x3 at 7x7. None if all meet it.
     """
     (above, _, below, _), stride, apart = p.padding, p.stride[0], p.dilation[0]
     if p.kernel[0] == 1 or above == below == 0:
