@@ -18,13 +18,10 @@ from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import Rows, met_rows, reduction
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import (
-    Tiles,
     channel_lanes,
     channel_panels,
     check_groups,
     cover,
-    dispatch,
-    sweep,
     task_order,
     tile_count,
 )
@@ -94,9 +91,6 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     tail = p.group_oc % lanes if dst_layout.name == "NHWC" else 0
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=tail > 0)
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
-    # The processor does not see where the next block of channels lies, and of a 1x1 filter it
-    # has little else to do until then.
-    far = io.src.blocks > 1 and p.kernel == (1, 1)
     for y, x, v in product(y_tiles, x_tiles, panels):
         check_tile(cpu, y.size * x.size, v.size, min(s.unroll, p.depth))
     row_tasks = -(-tile_count(y_tiles) // s.rows)
@@ -107,73 +101,46 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
-        picks = k.argument("weights", p.group_c, 1)
         if not io.picked:
             src = at_channel(src, io.src, group, p.group_c)
         strides = (panels[-1].end * lanes * p.depth, lanes * p.depth)
         weights = k.argument("weights", *strides, offset=channel_table(p.c) if io.picked else 0)
         first = row * s.rows
-
-        def whole_panel(v: Tiles, vector: Int) -> None:
-            masked = tail if v.end == panels[-1].end else 0
-            out = _Outputs(k, p, io, lanes, masked, image, group, vector)
-            packed = weights.at(group, vector).strided(v.size * lanes, 1)
-
-            def tile(y: Tiles, top: Int, rows: Rows, x: Tiles, left: Int) -> None:
-                acc = k.tile(y.size * x.size, v.size, lanes)
-                out.start(acc)
-                corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
-                offsets = [
-                    (0, 0, i * p.stride[0], j * p.stride[1])
-                    for i in range(y.size)
-                    for j in range(x.size)
-                ]
-
-                def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-                    # Taps in straight code read the same pixels, which LLVM would keep in
-                    # registers that it does not have.
-                    overlapping = isinstance(kx, int) and p.kernel[1] > 1
-                    here = corner.after(acc[0, 0]) if overlapping else corner
-                    pixels = [here.at(*offset) for offset in offsets]
-                    lane = picks.index(group, lane) if io.picked else lane
-                    at = (0, b, ky * p.dilation[0], kx * p.dilation[1], lane)
-                    for line in range(0, v.size * lanes if s.prefetch else 0, LINE):
-                        packed.prefetch(position + s.prefetch, line, level=2)
-                    outer_product(
-                        acc,
-                        lambda i: pixels[i].splat(*at, lanes=lanes),
-                        lambda j: packed.load(position, j * lanes, lanes=lanes),
-                    )
-
-                def fetch_next(b: Int) -> None:
-                    for pixel in [corner.at(*offset) for offset in offsets] if far else ():
-                        pixel.prefetch(0, b + 1, 0, 0, 0)
-
-                reduction(k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)
-                out.finish(acc, top, left, x.size)
-
-            def tile_row(y: Tiles, top: Int) -> None:
-                rows = met_rows(p, top, y.size)
-                sweep(k, x_tiles, lambda x, left: tile(y, top, rows, x, left))
-
-            sweep(k, y_tiles, tile_row, first, first + s.rows)
-
-        dispatch(k, panels, panel, whole_panel)
+        for v in panels:
+            with v.when(k, panel) as vector:
+                packed = weights.at(group, vector).strided(v.size * lanes, 1)
+                kept = tail if v is panels[-1] else 0
+                outputs = _Outputs(k, p, s, io, lanes, kept, image, group, vector, packed)
+                for y in y_tiles:
+                    with y.loop(k, first, first + s.rows) as top:
+                        rows = met_rows(p, top, y.size)
+                        for x in x_tiles:
+                            with x.loop(k) as left:
+                                acc = k.tile(y.size * x.size, v.size, lanes)
+                                outputs.start(acc)
+                                corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
+                                outputs.add_products(acc, corner, x.size, rows)
+                                outputs.finish(acc, top, left, x.size)
     return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels))
 
 
 @dataclass(frozen=True)
 class _Outputs:
-    """Where the accumulators of one panel come from and go to."""
+    """One panel of output channels: how its register tiles are computed.
+
+    Rows of a register tile are pixels, `width` to a line of the image.
+    """
 
     k: Kernel
     p: ConvProblem
+    s: Schedule
     io: Io
     lanes: int
     tail: int  # channels of the last vector, 0 where it is full
     image: Int
     group: Int
-    vector: Int
+    vector: Int  # the first of the panel
+    weights: Buffer  # of the panel: (term of K, channel)
 
     def start(self, acc: Tile) -> None:
         """Begin with the bias, which saves adding it."""
@@ -183,8 +150,41 @@ class _Outputs:
             for i in range(acc.rows):
                 acc[i, j] = value
 
+    def add_products(self, acc: Tile, corner: Buffer, width: int, rows: Rows) -> None:
+        """Add the whole filter window's products; `corner` is the tile's first input pixel."""
+        p, s, io, lanes = self.p, self.s, self.io, self.lanes
+        (sy, sx), (dy, dx) = p.stride, p.dilation
+        offsets = [(0, 0, i // width * sy, i % width * sx) for i in range(acc.rows)]
+        picks = self.k.argument("weights", p.group_c, 1)
+
+        def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
+            # Taps in straight code read the same pixels, which LLVM would keep in registers
+            # that it does not have.
+            overlapping = isinstance(kx, int) and p.kernel[1] > 1
+            here = corner.after(acc[0, 0]) if overlapping else corner
+            pixels = [here.at(*offset) for offset in offsets]
+            lane = picks.index(self.group, lane) if io.picked else lane
+            at = (0, b, ky * dy, kx * dx, lane)
+            for line in range(0, acc.cols * lanes if s.prefetch else 0, LINE):
+                self.weights.prefetch(position + s.prefetch, line, level=2)
+            outer_product(
+                acc,
+                lambda i: pixels[i].splat(*at, lanes=lanes),
+                lambda j: self.weights.load(position, j * lanes, lanes=lanes),
+            )
+
+        def fetch_next(b: Int) -> None:
+            for pixel in [corner.at(*offset) for offset in offsets] if far else ():
+                pixel.prefetch(0, b + 1, 0, 0, 0)
+
+        # The processor does not see where the next block of channels lies, and of a 1x1 filter
+        # it has little else to do until then.
+        far = io.src.blocks > 1 and p.kernel == (1, 1)
+        block = p.group_c if io.picked else min(io.src.block, p.group_c)
+        reduction(self.k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)
+
     def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
-        """Residual, activation, store; rows of `acc` are pixels, `width` to a line."""
+        """Add the residual, apply the activation, store."""
         p = self.p
         for j in range(acc.cols):
             dst = self._channels("dst", self.io.dst, j).at(0, 0, top, left)
