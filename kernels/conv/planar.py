@@ -9,19 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from fastrun.kernels.codegen.builder import Int, Module
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
 from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import reduction
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import (
-    Tiles,
     channel_panels,
     consecutive,
     cover,
-    dispatch,
-    sweep,
     task_order,
     tile_count,
 )
@@ -72,6 +69,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     for oc, x in product(panels, x_tiles):
         check_tile(cpu, oc.size, x.size, min(s.unroll, p.depth))
     row_tasks, panel_tasks = -(-p.oh // s.rows), tile_count(panels)
+    [rows] = consecutive((1, p.oh))
 
     module = Module(cpu)
     with module.stage("planar", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
@@ -83,43 +81,45 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         add = k.tensor("add", io.add).at(image, group * p.group_oc)
         bias = k.argument("bias", p.group_oc, 1).at(group)
         weights = k.argument("weights", p.group_oc * p.depth, p.depth)
-
-        def whole_panel(oc: Tiles, first: Int) -> None:
-            packed = weights.at(group, first).strided(oc.size, 1)
-
-            def tile(y: Int, x: Tiles, vector: Int) -> None:
-                left = vector * lanes
-                acc = k.tile(oc.size, x.size, lanes)
-                for i in range(oc.size):
-                    start = bias.splat(0, first + i, lanes=lanes)
-                    for j in range(x.size):
-                        acc[i, j] = start
-                corner = src.at(0, 0, y * p.stride[0], left * p.stride[1])
-
-                def step(c: Int, ky: Int, kx: Int, _: Int, position: Int) -> None:
-                    pixels = corner.at(0, c, ky * p.dilation[0], kx * p.dilation[1])
-                    across = [pixels.at(0, 0, 0, j * lanes * p.stride[1]) for j in range(x.size)]
-                    outer_product(
-                        acc,
-                        lambda i: packed.splat(position, i, lanes=lanes),
-                        lambda j: across[j].load_strided(0, step=p.stride[1], lanes=lanes),
-                    )
-
-                reduction(k, p.group_c, 1, p.kernel, s.unroll, step)
-                last = x.end == x_tiles[-1].end and p.ow % lanes
-                for i, j in acc:
-                    at = (0, first + i, y, left + j * lanes)
-                    residual = add.load(*at, lanes=lanes) if p.add else None
-                    kept = p.ow % lanes if last and j == x.size - 1 else lanes
-                    dst.store_first(finish(p, acc[i, j], residual), kept, *at)
-
-            def line(_: Tiles, y: Int) -> None:
-                sweep(k, x_tiles, lambda x, vector: tile(y, x, vector))
-
-            sweep(k, consecutive((1, p.oh)), line, row * s.rows, (row + 1) * s.rows)
-
-        dispatch(k, panels, panel, whole_panel)
+        for oc in panels:
+            with oc.when(k, panel) as first:
+                packed = weights.at(group, first).strided(oc.size, 1)
+                with rows.loop(k, row * s.rows, (row + 1) * s.rows) as y:
+                    for x in x_tiles:
+                        with x.loop(k) as vector:
+                            left = vector * lanes
+                            acc = k.tile(oc.size, x.size, lanes)
+                            for i in range(oc.size):
+                                start = bias.splat(0, first + i, lanes=lanes)
+                                for j in range(x.size):
+                                    acc[i, j] = start
+                            corner = src.at(0, 0, y * p.stride[0], left * p.stride[1])
+                            _add_products(k, acc, p, s, corner, packed)
+                            last = x is x_tiles[-1] and p.ow % lanes
+                            for i, j in acc:
+                                at = (0, first + i, y, left + j * lanes)
+                                residual = add.load(*at, lanes=lanes) if p.add else None
+                                kept = p.ow % lanes if last and j == x.size - 1 else lanes
+                                dst.store_first(finish(p, acc[i, j], residual), kept, *at)
     return module.program(io, lambda w: pack_panels(w, p.groups, 1, 1, panels))
+
+
+def _add_products(
+    k: Kernel, acc: Tile, p: ConvProblem, s: Schedule, corner: Buffer, weights: Buffer
+) -> None:
+    """Add the whole filter window's products; `corner` is the first pixel's first input pixel."""
+    lanes, (_, step_x) = acc.lanes, p.stride
+
+    def step(c: Int, ky: Int, kx: Int, _: Int, position: Int) -> None:
+        pixels = corner.at(0, c, ky * p.dilation[0], kx * p.dilation[1])
+        across = [pixels.at(0, 0, 0, j * lanes * step_x) for j in range(acc.cols)]
+        outer_product(
+            acc,
+            lambda i: weights.splat(position, i, lanes=lanes),
+            lambda j: across[j].load_strided(0, step=step_x, lanes=lanes),
+        )
+
+    reduction(k, p.group_c, 1, p.kernel, s.unroll, step)
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
