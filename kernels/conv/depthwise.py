@@ -10,14 +10,16 @@ all the outputs it touches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel, fma
 from fastrun.kernels.codegen.epilogue import finish
-from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import channel_panels, consecutive, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Array, Layout, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
@@ -102,7 +104,8 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     span = Span.of(p, src_layout, dst_layout, cpu)
     check(span.fits, f"whole groups do not fill blocks of {src_layout} and {dst_layout}")
     check(registers(p, s) <= cpu.registers, "tile needs too many registers")
-    panels = channel_panels(p.oc, span.outputs, s.vectors, split_tail=not io.dst.layout.blocked)
+    plain = not dst_layout.blocked
+    panels = channel_panels(p.oc, span.outputs, s.vectors, split_tail=plain)
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
     row_tasks = -(-tile_count(y_tiles) // s.rows)
     panel_tasks = tile_count(panels)
@@ -111,83 +114,92 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     with module.stage("depthwise", p.n * panel_tasks * row_tasks) as (k, task):
         row, rest = task % row_tasks, task // row_tasks
         panel, image = rest % panel_tasks, rest // panel_tasks
-
-        def whole_panel(v: Tiles, first: Int) -> None:
-            ragged = v.end == panels[-1].end and not io.dst.layout.blocked
-            kept = p.oc % span.outputs if ragged else 0
-
-            def tile(y: Tiles, top: Int, x: Tiles, left: Int) -> None:
-                full = v.size - 1 if kept else v.size
-                if full == 1:
-                    one_tile(y, top, x, left, first, span.outputs)
-                elif full:
-                    with k.loop(full) as i:
-                        one_tile(y, top, x, left, i + first, span.outputs)
-                if kept:
-                    one_tile(y, top, x, left, first + full, kept)
-
-            def tile_row(y: Tiles, top: Int) -> None:
-                sweep(k, x_tiles, lambda x, left: tile(y, top, x, left))
-
-            sweep(k, y_tiles, tile_row, row * s.rows, row * s.rows + s.rows)
-
-        def one_tile(y: Tiles, top: Int, x: Tiles, left: Int, vector: Int, kept: int) -> None:
-            needed = kept // p.group_oc * max(p.group_c, p.group_oc)
-            lanes = min(span.lanes, cpu.lanes_for(needed))
-            acc = k.tile(y.size, x.size, lanes)
-            acc.fill(k.argument("bias", span.outputs).load(vector, lanes=lanes))
-            src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
-            window = at_channel(src, io.src, vector, span.inputs)
-            corner = window.at(0, 0, top * p.stride[0], left * p.stride[1])
-            accumulate(k, p, s, span, acc, corner, vector)
-            dst = outputs("dst", io.dst, vector, top, left)
-            add = outputs("add", io.add, vector, top, left) if p.add else None
-            for i, j in acc:
-                residual = add.load(0, 0, i, j, lanes=lanes) if add else None
-                dst.store_first(finish(p, acc[i, j], residual), kept, 0, 0, i, j)
-
-        def outputs(name: str, where: Placement, vector: Int, top: Int, left: Int) -> Buffer:
-            tensor = at_channel(k.tensor(name, where).at(image), where, vector, span.outputs)
-            return tensor.at(0, 0, top, left)
-
-        dispatch(k, panels, panel, whole_panel)
+        for v in panels:
+            with v.when(k, panel) as first:
+                # In NHWC the last vector of all may be cut short; a block is stored whole.
+                tail = p.oc % span.outputs if plain and v is panels[-1] else 0
+                vectors = consecutive((1, v.size - (tail > 0)), (1, int(tail > 0)))
+                begin, end = row * s.rows, row * s.rows + s.rows
+                for y in y_tiles:
+                    with y.loop(k, begin, end) as top:
+                        for x in x_tiles:
+                            with x.loop(k) as left:
+                                for some in vectors:
+                                    with some.loop(k) as i:
+                                        kept = (some is vectors[-1] and tail) or span.outputs
+                                        vector = _Vector(k, p, s, io, span, image, i + first, kept)
+                                        vector.tile(y.size, x.size, top, left)
     return module.program(io, lambda w: pack(w, p, span))
 
 
-def accumulate(
-    k: Kernel, p: ConvProblem, s: Schedule, span: Span, acc: Tile, src: Buffer, vector: Int
-) -> None:
-    """Add the whole filter window's products; `src` is the tile's first input pixel."""
-    (kh, kw), lanes = p.kernel, acc.lanes
-    weights = k.argument("weights", span.lanes * p.depth).at(vector)
-    weights = weights.strided(span.lanes * p.group_c * kw, span.lanes * kw, span.lanes)
+@dataclass(frozen=True)
+class _Vector:
+    """One vector of channels of an image: how its register tiles are computed."""
 
-    def input_row(iy: Int, uses: Sequence[tuple[int, Int]]) -> None:
-        """One row of pixels into the output rows that use it, each with its row of the filter."""
-        if not uses:
-            return
-        taps = weights if s.hold else weights.opaque()
-        for channel in range(p.group_c):
-            w: dict[tuple[int, int], Vec] = {}
-            columns = (acc.cols - 1) * p.stride[1] + (kw - 1) * p.dilation[1] + 1
-            for ix in range(columns):
-                found = _uses(ix, acc.cols, kw, p.stride[1], p.dilation[1])
-                if not found:
-                    continue
-                x = _spread(k, src.load(0, 0, iy, ix, lanes=lanes), p, channel)
-                for ox, kx in found:
-                    for oy, ky in uses:
-                        if (oy, kx) not in w:
-                            w[oy, kx] = taps.load(ky, channel, kx, lanes=lanes)
-                        acc[oy, ox] = fma(x, w[oy, kx], acc[oy, ox])
+    k: Kernel
+    p: ConvProblem
+    s: Schedule
+    io: Io
+    span: Span
+    image: Int
+    number: Int
+    kept: int  # output channels that there are
 
-    if acc.rows * acc.cols * p.depth <= STRAIGHT:
-        for iy in range((acc.rows - 1) * p.stride[0] + (kh - 1) * p.dilation[0] + 1):
-            input_row(iy, _uses(iy, acc.rows, kh, p.stride[0], p.dilation[0]))
-    else:
-        with k.loop(kh) as ky:
-            for oy in range(acc.rows):
-                input_row(ky * p.dilation[0] + oy * p.stride[0], [(oy, ky)])
+    def tile(self, height: int, width: int, top: Int, left: Int) -> None:
+        """Compute height x width outputs from row `top` and column `left` on."""
+        k, p, io, span, number = self.k, self.p, self.io, self.span, self.number
+        needed = self.kept // p.group_oc * max(p.group_c, p.group_oc)
+        lanes = min(span.lanes, k.cpu.lanes_for(needed))
+        acc = k.tile(height, width, lanes)
+        acc.fill(k.argument("bias", span.outputs).load(number, lanes=lanes))
+        src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(self.image)
+        window = at_channel(src, io.src, number, span.inputs)
+        self._add_products(acc, window.at(0, 0, top * p.stride[0], left * p.stride[1]))
+        dst = self._outputs("dst", io.dst, top, left)
+        add = self._outputs("add", io.add, top, left) if p.add else None
+        for i, j in acc:
+            residual = add.load(0, 0, i, j, lanes=lanes) if add else None
+            dst.store_first(finish(p, acc[i, j], residual), self.kept, 0, 0, i, j)
+
+    def _add_products(self, acc: Tile, corner: Buffer) -> None:
+        """Add the whole filter window's products; `corner` is the tile's first input pixel."""
+        k, p, span, kw, lanes = self.k, self.p, self.span, self.p.kernel[1], acc.lanes
+        weights = k.argument("weights", span.lanes * p.depth).at(self.number)
+        weights = weights.strided(span.lanes * p.group_c * kw, span.lanes * kw, span.lanes)
+        columns = (acc.cols - 1) * p.stride[1] + (kw - 1) * p.dilation[1] + 1
+        with self._input_rows(acc) as rows:
+            for iy, uses in rows:
+                taps = weights if self.s.hold else weights.opaque()
+                for channel in range(p.group_c):
+                    w: dict[tuple[int, int], Vec] = {}
+                    for ix in range(columns):
+                        found = _uses(ix, acc.cols, kw, p.stride[1], p.dilation[1])
+                        if not found:
+                            continue
+                        x = _spread(k, corner.load(0, 0, iy, ix, lanes=lanes), p, channel)
+                        for (ox, kx), (oy, ky) in product(found, uses):
+                            if (oy, kx) not in w:
+                                w[oy, kx] = taps.load(ky, channel, kx, lanes=lanes)
+                            acc[oy, ox] = fma(x, w[oy, kx], acc[oy, ox])
+
+    @contextmanager
+    def _input_rows(self, acc: Tile) -> Iterator[Iterable[tuple[Int, Sequence[tuple[int, Int]]]]]:
+        """Rows of input with the tile's rows that use each, as (row, its row of the filter).
+
+        They are all in straight code, or those of one row of the filter in a loop.
+        """
+        p, (kh, step, apart) = self.p, (self.p.kernel[0], self.p.stride[0], self.p.dilation[0])
+        if acc.rows * acc.cols * p.depth <= STRAIGHT:
+            rows = range((acc.rows - 1) * step + (kh - 1) * apart + 1)
+            used = ((iy, _uses(iy, acc.rows, kh, step, apart)) for iy in rows)
+            yield ((iy, uses) for iy, uses in used if uses)
+        else:
+            with self.k.loop(kh) as ky:
+                yield ((ky * apart + oy * step, [(oy, ky)]) for oy in range(acc.rows))
+
+    def _outputs(self, name: str, where: Placement, top: Int, left: Int) -> Buffer:
+        tensor = self.k.tensor(name, where).at(self.image)
+        return at_channel(tensor, where, self.number, self.span.outputs).at(0, 0, top, left)
 
 
 def pack(weights: Array, p: ConvProblem, span: Span) -> Array:
