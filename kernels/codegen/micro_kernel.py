@@ -1,8 +1,8 @@
-"""The register tile everyone shares, and how tiles cover an output."""
+"""The register tile that all products share: one step along K, and what fits the registers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
 from fastrun.kernels.codegen.builder import Tile, Vec, fma
 from fastrun.kernels.core.cpu import Cpu
@@ -12,22 +12,21 @@ from fastrun.kernels.core.template import check
 STRAIGHT = 2048
 
 
-def outer_product(acc: Tile, a: Callable[[int], Vec], b: Callable[[int], Vec]) -> None:
-    """acc[i, j] += a(i) * b(j): one step along K.
+def outer_product(acc: Tile, a: Iterable[Vec], b: Iterable[Vec]) -> None:
+    """acc[i, j] += a[i] * b[j]: one step along K.
 
-    The smaller side is held in registers and the larger streamed, so that
-    rows * cols + min(rows, cols) + 1 registers do; the other order spills.
+    The smaller side is held in registers and the larger one streamed: rows * cols +
+    min(rows, cols) + 1 registers are enough, where the other order spills. So the vectors are
+    given as generators, which load each one where it is used.
     """
     if acc.cols <= acc.rows:
-        held = [b(j) for j in range(acc.cols)]
-        for i in range(acc.rows):
-            x = a(i)
+        held = list(b)
+        for i, x in enumerate(a):
             for j, y in enumerate(held):
                 acc[i, j] = fma(x, y, acc[i, j])
     else:
-        held = [a(i) for i in range(acc.rows)]
-        for j in range(acc.cols):
-            y = b(j)
+        held = list(a)
+        for j, y in enumerate(b):
             for i, x in enumerate(held):
                 acc[i, j] = fma(x, y, acc[i, j])
 

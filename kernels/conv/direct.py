@@ -169,8 +169,8 @@ class _Outputs:
                 self.weights.prefetch(position + s.prefetch, line, level=2)
             outer_product(
                 acc,
-                lambda i: pixels[i].splat(*at, lanes=lanes),
-                lambda j: self.weights.load(position, j * lanes, lanes=lanes),
+                (pixel.splat(*at, lanes=lanes) for pixel in pixels),
+                (self.weights.load(position, j * lanes, lanes=lanes) for j in range(acc.cols)),
             )
 
         def fetch_next(b: Int) -> None:

@@ -115,8 +115,8 @@ def _add_products(
         across = [pixels.at(0, 0, 0, j * lanes * step_x) for j in range(acc.cols)]
         outer_product(
             acc,
-            lambda i: weights.splat(position, i, lanes=lanes),
-            lambda j: across[j].load_strided(0, step=step_x, lanes=lanes),
+            (weights.splat(position, i, lanes=lanes) for i in range(acc.rows)),
+            (pixel.load_strided(0, step=step_x, lanes=lanes) for pixel in across),
         )
 
     reduction(k, p.group_c, 1, p.kernel, s.unroll, step)

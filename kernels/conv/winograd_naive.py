@@ -182,8 +182,8 @@ class _Naive:
                 a, b = weights.at(0, first).after(done), packed.after(done)
                 outer_product(
                     acc,
-                    lambda i: a.splat(0, i, c, lanes=lanes),
-                    lambda j: b.load(c, j * lanes, lanes=lanes),
+                    (a.splat(0, i, c, lanes=lanes) for i in range(acc.rows)),
+                    (b.load(c, j * lanes, lanes=lanes) for j in range(acc.cols)),
                 )
 
             each(k, p.c, 4, step)

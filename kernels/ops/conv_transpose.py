@@ -118,8 +118,8 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
                     b = pixels.at(0, ic, ty * -y.reach, tx * -x.reach)
                     outer_product(
                         acc,
-                        lambda i: a.splat(0, 0, i, lanes=lanes),
-                        lambda j: b.load(0, 0, 0, j * lanes, lanes=lanes),
+                        (a.splat(0, 0, i, lanes=lanes) for i in range(acc.rows)),
+                        (b.load(0, 0, 0, j * lanes, lanes=lanes) for j in range(acc.cols)),
                     )
 
                 with k.loop(0, k.index(down)) as ty, k.loop(group_c) as ic:

@@ -65,7 +65,11 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                 x = k.argument("src", src.n_stride, 1).at(image)
 
                 def step(f: Int) -> None:
-                    outer_product(acc, lambda i: x.splat(i, f), lambda j: packed.load(j, f))
+                    outer_product(
+                        acc,
+                        (x.splat(i, f) for i in range(acc.rows)),
+                        (packed.load(j, f) for j in range(acc.cols)),
+                    )
 
                 each_product(k, acc, depth, UNROLL, step)
                 for i, j in acc:

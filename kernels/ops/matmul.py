@@ -169,8 +169,8 @@ def _products(
                 def step(f: Int) -> None:
                     outer_product(
                         acc,
-                        lambda i: rows.splat(i, f, lanes=lanes),
-                        lambda j: columns.load(f, j, lanes=lanes),
+                        (rows.splat(i, f, lanes=lanes) for i in range(acc.rows)),
+                        (columns.load(f, j, lanes=lanes) for j in range(acc.cols)),
                     )
 
                 each_product(k, acc, depth, UNROLL, step)

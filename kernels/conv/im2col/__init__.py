@@ -8,12 +8,12 @@ output. In NCHW vectors are pixels, else output channels.
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.builder import Int, Kernel, Module
+from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.micro_kernel import check_tile
 from fastrun.kernels.codegen.tile_choice import best_tile
-from fastrun.kernels.codegen.tiling import Tiles, sweep, tile_count
+from fastrun.kernels.codegen.tiling import cut, tile_count
 from fastrun.kernels.conv.im2col.forms import Channels, Planar, pixel_lanes
-from fastrun.kernels.conv.im2col.product import Chunk, Form, chunks
+from fastrun.kernels.conv.im2col.product import Product, chunk_loop
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -45,45 +45,38 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(io.src.layout == io.dst.layout, "im2col keeps the layout")
     check(io.dst.dense and io.add.dense, "rows of output pixels have gaps between them")
     check(1 <= s.kc <= p.group_c, "a K block has more channels than there are")
-    form: Form
-    form = Planar(p, s, cpu, io) if io.src.layout.name == "NCHW" else Channels(p, s, cpu, io)
-    for pixels in form.tiles:
-        for panel in form.panels:
-            rows, cols = form.shape(pixels, panel)
+    form = Planar if io.src.layout.name == "NCHW" else Channels
+    product: Product = form(p, s, cpu, io)
+    for pixels in product.tiles:
+        for panel in product.panels:
+            rows, cols = product.shape(pixels, panel)
             check_tile(cpu, rows, cols, min(s.unroll, p.depth))
-    per_task = form.block_tiles
-    tasks = -(-tile_count(form.tiles) // per_task)
-    matrix_floats = per_task * form.tile_pixels * s.kc * p.kernel[0] * p.kernel[1]
+    per_task = product.block_tiles
+    tasks = -(-tile_count(product.tiles) // per_task)
+    matrix_floats = per_task * product.tile_pixels * s.kc * p.kernel[0] * p.kernel[1]
 
     module = Module(cpu)
     with module.stage("im2col", p.n * p.groups * tasks) as (k, task):
         block, rest = task % tasks, task // tasks
-        form.enter(k, image=rest // p.groups, group=rest % p.groups, matrix_floats=matrix_floats)
-        for chunk in chunks(k, p.group_c, s.kc):
-            _add_block(k, form, s, chunk, block * per_task, per_task)
+        product.enter(k, image=rest // p.groups, group=rest % p.groups, matrix_floats=matrix_floats)
+        for blocks in cut(p.group_c, s.kc):
+            with chunk_loop(k, blocks) as chunk:
+                first = block * per_task
+                end = first + per_task
+                for tile in product.tiles:
+                    with tile.loop(k, first, end) as at:
+                        product.unfold(chunk, tile, at, first)
+                for tile in () if s.fused else product.tiles:
+                    with tile.loop(k, first, end) as at:
+                        product.pack(chunk, tile, at, first)
+                for panel in product.panels:
+                    with panel.loop(k) as channel:
+                        for tile in product.tiles:
+                            with tile.loop(k, first, end) as at:
+                                product.multiply(chunk, panel, channel, tile, at, first)
     buffers = 1 if s.fused else 2
-    return module.program(io, form.pack_weights, local_bytes=F32.bytes(buffers * matrix_floats))
-
-
-def _add_block(k: Kernel, form: Form, s: Schedule, chunk: Chunk, first: Int, count: int) -> None:
-    """Unfold one block of K for `count` register tiles from `first` on, and multiply it."""
-
-    def unfold(tile: Tiles, at: Int) -> None:
-        form.unfold(chunk, tile, at, first)
-
-    def pack(tile: Tiles, at: Int) -> None:
-        form.pack(chunk, tile, at, first)
-
-    def multiply(panel: Tiles, channel: Int) -> None:
-        def product(tile: Tiles, at: Int) -> None:
-            form.product(chunk, panel, channel, tile, at, first)
-
-        sweep(k, form.tiles, product, first, first + count)
-
-    sweep(k, form.tiles, unfold, first, first + count)
-    if not s.fused:
-        sweep(k, form.tiles, pack, first, first + count)
-    sweep(k, form.panels, multiply)
+    local = F32.bytes(buffers * matrix_floats)
+    return module.program(io, product.pack_weights, local_bytes=local)
 
 
 template = KernelTemplate(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.packing import pack_panels
@@ -12,13 +10,14 @@ from fastrun.kernels.codegen.tiling import (
     channel_lanes,
     channel_panels,
     check_groups,
+    consecutive,
     cover,
     cut,
-    each,
     last_apart,
 )
-from fastrun.kernels.conv.im2col.product import Blocking, Chunk, Form
-from fastrun.kernels.conv.im2col.unfold import pieces
+from fastrun.kernels.conv.im2col.product import Cells, Chunk, Product
+from fastrun.kernels.conv.im2col.schedule import Schedule
+from fastrun.kernels.conv.im2col.unfold import PixelVector, pieces
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.problem import ConvProblem
@@ -31,10 +30,10 @@ def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
     return min(cpu.lanes_for(p.oh * p.ow), READ_SLACK // p.stride[1])
 
 
-class Planar(Form):
+class Planar(Product):
     """NCHW: a panel is [K][pixels], weights are broadcast."""
 
-    def __init__(self, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> None:
+    def __init__(self, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> None:
         super().__init__(p, s, io, pixel_lanes(p, cpu))
         check(self.lanes >= 1, "the stride is wider than the read slack")
         pixels = p.oh * p.ow
@@ -50,58 +49,50 @@ class Planar(Form):
         return panel.size, tile.size
 
     def unfold(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
+        k, p, (kh, kw) = self.k, self.p, self.p.kernel
         to = self._panel(chunk, tile, at, first) if self.s.fused else self._columns(at, first)
-
-        def put(term: Int, j: int, value: Vec) -> None:
-            to.store(value, term, j * self.lanes)
-
-        self.window(chunk).vectors(at * self.lanes, tile.size, chunk.channels, put)
+        src, pixel = self.source(chunk), at * self.lanes
+        vectors = [
+            PixelVector.of(k, p, src, pixel + j * self.lanes, self.lanes) for j in range(tile.size)
+        ]
+        with k.times(chunk.channels) as c, k.times(kh) as ky:
+            for kx in range(kw):
+                for j, vector in enumerate(vectors):
+                    value = vector.load(0, c, ky * p.dilation[0], kx * p.dilation[1])
+                    to.store(value, c * (kh * kw) + ky * kw + kx, j * self.lanes)
 
     def pack(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         to, matrix = self._panel(chunk, tile, at, first), self._columns(at, first)
+        with self.k.times(chunk.channels * self.taps) as term:
+            for j in range(0, tile.size * self.lanes, self.lanes):
+                to.store(matrix.load(term, j, lanes=self.lanes), term, j)
 
-        def term(t: Int) -> None:
-            for j in range(tile.size):
-                to.store(matrix.load(t, j * self.lanes, lanes=self.lanes), t, j * self.lanes)
-
-        each(self.k, chunk.channels * self.taps, 1, term)
-
-    def product(
+    def multiply(
         self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
         acc = self.k.tile(panel.size, tile.size, self.lanes)
-        tail = self.p.oh * self.p.ow % self.lanes
-        pixel = at * self.lanes
-
-        def from_bias() -> None:
-            for i, j in acc:
-                acc[i, j] = self.bias.splat(0, channel + i, lanes=self.lanes)
-
-        def from_partial_sums() -> None:
-            for i, j in acc:
-                partial = self.output(self.dst, self.io.dst, channel + i, pixel + j * self.lanes)
-                acc[i, j] = partial.load(lanes=self.lanes)
-
-        self.k.choose(chunk.first, from_bias, from_partial_sums)
+        pixel, kept = at * self.lanes, self.lanes
+        tail = self.p.oh * self.p.ow % self.lanes if tile is self.tiles[-1] else 0
+        cells: Cells = {(i, j): (channel + i, pixel + j * self.lanes, kept) for i, j in acc}
+        if tail:
+            cells |= {(i, j): (*cells[i, j][:2], tail) for i, j in acc if j == tile.size - 1}
+        self.start(chunk, acc, cells)
         pixels = self._panel(chunk, tile, at, first)
         start = channel * self.p.depth + chunk.number * (self.s.kc * self.taps * panel.size)
         weights = self.weights.at(start + self.group * (self.p.group_oc * self.p.depth))
         weights = weights.strided(panel.size, 1)
+        for steps in cut(chunk.channels * self.taps, self.s.unroll):
+            with steps.unrolled(self.k) as terms:
+                for t in terms:
+                    outer_product(
+                        acc,
+                        (weights.splat(t, i, lanes=self.lanes) for i in range(acc.rows)),
+                        (pixels.load(t, j * self.lanes, lanes=self.lanes) for j in range(acc.cols)),
+                    )
+        self.store(chunk, acc, cells)
 
-        def step(t: Int) -> None:
-            outer_product(
-                acc,
-                lambda i: weights.splat(t, i, lanes=self.lanes),
-                lambda j: pixels.load(t, j * self.lanes, lanes=self.lanes),
-            )
-
-        each(self.k, chunk.channels * self.taps, self.s.unroll, step)
-        last = tail if tail and tile.end == self.tiles[-1].end else self.lanes
-
-        def place(i: int, j: int) -> tuple[Int, Int, int]:
-            return channel + i, pixel + j * self.lanes, last if j == tile.size - 1 else self.lanes
-
-        self.store(chunk, acc, place)
+    def bias_of(self, channel: Int) -> Vec:
+        return self.bias.splat(0, channel, lanes=self.lanes)
 
     def _panel(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> Buffer:
         floats = self.lanes * chunk.channels * self.taps
@@ -113,10 +104,13 @@ class Planar(Form):
         return self.matrix.at(self.within(at, first) * self.lanes).strided(across, 1)
 
 
-class Channels(Form):
-    """NHWC and NCHWc: a panel is [window][pixels][channels of the window], pixels are broadcast."""
+class Channels(Product):
+    """NHWC and NCHWc: a panel is [window][pixels][channels of the window], pixels are broadcast.
 
-    def __init__(self, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> None:
+    A window is the channels of one block under one tap of the filter.
+    """
+
+    def __init__(self, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> None:
         super().__init__(p, s, io, channel_lanes(p.group_oc, io.dst.layout, cpu))
         check_groups(p, io)
         self.block = io.src.layout.blocked or s.kc
@@ -133,76 +127,78 @@ class Channels(Form):
         return tile.size, panel.size
 
     def unfold(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
+        k, p, (kh, kw) = self.k, self.p, self.p.kernel
         panel, matrix = self._panel(chunk, at, first), self._matrix(chunk, at, first)
-
-        def put(term: Int, size: int, r: int, c: int, value: Vec) -> None:
-            if self.s.fused:
-                panel.store(value, term * tile.size + (r * size + c))
-            else:
-                matrix.store(value, r, term + c)
-
-        window = self.window(chunk)
-        window.rows(at, tile.size, chunk.channels, min(self.block, chunk.channels), put)
+        src, corners = self.source(chunk), list[Buffer]()
+        for r in range(tile.size):
+            y, x = (at + r) // p.ow, (at + r) % p.ow
+            corners.append(src.at(0, 0, y * p.stride[0], x * p.stride[1]))
+        block = min(self.block, chunk.channels)
+        for some in cut(chunk.channels, block):
+            size = some.size
+            with k.times(some.count) as i, k.times(kh) as ky, k.times(kw) as kx:
+                b = i + some.number
+                term = b * (block * kh * kw) + ky * (kw * size) + kx * size
+                for r, corner in enumerate(corners):
+                    tap = corner.at(0, b, ky * p.dilation[0], kx * p.dilation[1])
+                    for c, lanes in pieces(size, self.lanes):
+                        value = tap.load(0, 0, 0, 0, c, lanes=lanes)
+                        if self.s.fused:
+                            panel.store(value, term * tile.size + (r * size + c))
+                        else:
+                            matrix.store(value, r, term + c)
 
     def pack(self, chunk: Chunk, tile: Tiles, at: Int, first: Int) -> None:
         panel, matrix = self._panel(chunk, at, first), self._matrix(chunk, at, first)
+        for windows in self._windows(chunk):
+            with windows.loop(self.k) as term:
+                for r in range(tile.size):
+                    for c, lanes in pieces(windows.size, self.lanes):
+                        value = matrix.load(r, term + c, lanes=lanes)
+                        panel.store(value, term * tile.size + (r * windows.size + c))
 
-        def window(term: Int, size: int) -> None:
-            for r in range(tile.size):
-                for c, lanes in pieces(size, self.lanes):
-                    value = matrix.load(r, term + c, lanes=lanes)
-                    panel.store(value, term * tile.size + (r * size + c))
-
-        self._windows(chunk, window)
-
-    def product(
+    def multiply(
         self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
         acc = self.k.tile(tile.size, panel.size, self.lanes)
-        masked = self.plain and panel.end == self.panels[-1].end
+        masked = self.plain and panel is self.panels[-1]
         tail = self.p.group_oc % self.lanes if masked else 0
-
-        def from_bias() -> None:
-            for i, j in acc:
-                acc[i, j] = self.bias.load(0, (channel + j) * self.lanes, lanes=self.lanes)
-
-        def from_partial_sums() -> None:
-            for i, j in acc:
-                partial = self.output(self.dst, self.io.dst, channel + j, at + i)
-                acc[i, j] = partial.load(lanes=self.lanes)
-
-        self.k.choose(chunk.first, from_bias, from_partial_sums)
+        cells: Cells = {(i, j): (channel + j, at + i, self.lanes) for i, j in acc}
+        if tail:
+            cells |= {(i, j): (*cells[i, j][:2], tail) for i, j in acc if j == acc.cols - 1}
+        self.start(chunk, acc, cells)
         panel_floats = self.lanes * self.p.depth
         start = channel * panel_floats + self.group * (self.panels[-1].end * panel_floats)
         start += chunk.number * (self.s.kc * self.taps * panel.size * self.lanes)
         weights = self.weights.at(start).strided(panel.size * self.lanes, 1)
         pixels = self._panel(chunk, at, first)
+        for windows in self._windows(chunk):
+            size = windows.size
+            with windows.loop(self.k) as term:
+                for steps in cut(size, min(self.s.unroll, size)):
+                    with steps.unrolled(self.k) as channels:
+                        for c in channels:
+                            outer_product(
+                                acc,
+                                (
+                                    pixels.splat(term * tile.size + i * size + c, lanes=self.lanes)
+                                    for i in range(acc.rows)
+                                ),
+                                (
+                                    weights.load(term + c, j * self.lanes, lanes=self.lanes)
+                                    for j in range(acc.cols)
+                                ),
+                            )
+        self.store(chunk, acc, cells)
 
-        def window(term: Int, size: int) -> None:
-            def step(c: Int) -> None:
-                outer_product(
-                    acc,
-                    lambda i: pixels.splat(term * tile.size + i * size + c, lanes=self.lanes),
-                    lambda j: weights.load(term + c, j * self.lanes, lanes=self.lanes),
-                )
+    def bias_of(self, channel: Int) -> Vec:
+        return self.bias.load(0, channel * self.lanes, lanes=self.lanes)
 
-            each(self.k, size, min(self.s.unroll, size), step)
-
-        self._windows(chunk, window)
-
-        def place(i: int, j: int) -> tuple[Int, Int, int]:
-            return channel + j, at + i, tail if tail and j == acc.cols - 1 else self.lanes
-
-        self.store(chunk, acc, place)
-
-    def _windows(self, chunk: Chunk, body: Callable[[Int, int], None]) -> None:
-        """`body(term, size)` for every run of `size` channels under one tap of the filter."""
+    def _windows(self, chunk: Chunk) -> list[Tiles]:
+        """The terms of K, a window after another."""
         block = min(self.block, chunk.channels)
         full, rest = divmod(chunk.channels, block)
-        each(self.k, full * self.taps, 1, lambda w: body(w * block, block))
-        if rest:
-            start = full * block * self.taps
-            each(self.k, self.taps, 1, lambda w: body(w * rest + start, rest))
+        return consecutive((block, full * self.taps), (rest, self.taps))
 
     def _panel(self, chunk: Chunk, at: Int, first: Int) -> Buffer:
         return self.packed.at(self.within(at, first) * (chunk.channels * self.taps))

@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
-from fastrun.kernels.codegen.builder import Buffer, Condition, Int, Kernel, Tile, at_channel
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Condition,
+    Int,
+    Kernel,
+    Tile,
+    Vec,
+    at_channel,
+    outcomes,
+)
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.tiling import Tiles, tile_count
-from fastrun.kernels.conv.im2col.unfold import Unfold
+from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 
-
-class Blocking(Protocol):
-    """The numbers of im2col's schedule."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of a register tile."""
-
-    @property
-    def cols(self) -> int:
-        """Vectors in a row of a register tile."""
-
-    @property
-    def unroll(self) -> int:
-        """Steps of K in the loop body."""
-
-    @property
-    def block(self) -> int:
-        """Output pixels unfolded at a time."""
-
-    @property
-    def kc(self) -> int:
-        """Input channels unfolded at a time."""
-
-    @property
-    def fused(self) -> bool:
-        """Whether pixels are unfolded straight into packed panels."""
+# Of each accumulator the channel and the pixel where its vector begins, and the lanes to store.
+Cells = dict[tuple[int, int], tuple[Int, Int, int]]
 
 
 @dataclass(frozen=True)
@@ -54,31 +38,29 @@ class Chunk:
     last: Condition | bool
 
 
-def chunks(k: Kernel, channels: int, kc: int) -> Iterator[Chunk]:
-    """All blocks of K: whole ones share their code, and what is left has its own."""
-    whole, rest = divmod(channels, kc)
-    if whole == 1:
-        yield Chunk(0, kc, True, not rest)
-    else:
-        with k.loop(whole) as i:
-            yield Chunk(i, kc, i < 1, False if rest else i >= whole - 1)
-    if rest:
-        yield Chunk(whole, rest, False, True)
+@contextmanager
+def chunk_loop(k: Kernel, blocks: Tiles) -> Iterator[Chunk]:
+    """A loop over blocks of K of one size."""
+    with k.times(blocks.count) as i:
+        first = i < 1 if blocks.number == 0 else False
+        last = i >= blocks.count - 1 if blocks.number + blocks.count == blocks.total else False
+        yield Chunk(i + blocks.number, blocks.size, first, last)
 
 
-class Form(ABC):
+class Product(ABC):
     """What both forms of the product share: the operands of one image and group.
 
     `tiles` cut the pixels and `panels` the output channels into register tiles; a tile of pixels
-    has at most `tile_pixels`. A tile or panel lies `at` a pixel or channel, in units of the form's,
-    and its task's tiles begin with the tile number `first`.
+    has at most `tile_pixels`. `at` and `channel` say where a tile and a panel begin: in pixels and
+    channels where these are rows of the register tile, else in vectors. A task's tiles begin with
+    the tile number `first`.
     """
 
     tiles: list[Tiles]
     panels: list[Tiles]
     tile_pixels: int
 
-    def __init__(self, p: ConvProblem, s: Blocking, io: Io, lanes: int) -> None:
+    def __init__(self, p: ConvProblem, s: Schedule, io: Io, lanes: int) -> None:
         self.p, self.s, self.io, self.lanes = p, s, io, lanes
         self.taps = p.kernel[0] * p.kernel[1]
 
@@ -104,10 +86,14 @@ class Form(ABC):
         """Copy a tile's part of the unfolded matrix into its packed panel."""
 
     @abstractmethod
-    def product(
+    def multiply(
         self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
         """Multiply a tile's packed panel by the weights of a panel of output channels."""
+
+    @abstractmethod
+    def bias_of(self, channel: Int) -> Vec:
+        """The bias of a vector that begins at `channel`."""
 
     def enter(self, k: Kernel, image: Int, group: Int, matrix_floats: int) -> None:
         """Point at the operands of one image and group."""
@@ -122,38 +108,39 @@ class Form(ABC):
         self.packed = k.argument("local", 1)
         self.matrix = k.argument("local", 1, offset=matrix_floats)
 
-    def window(self, chunk: Chunk) -> Unfold:
-        """The unfolding of a block of K."""
-        src = at_channel(self.src, self.io.src, chunk.number, self.s.kc)
-        return Unfold(self.k, self.p, src, self.lanes)
+    def source(self, chunk: Chunk) -> Buffer:
+        """The input from the first channel of a block of K on."""
+        return at_channel(self.src, self.io.src, chunk.number, self.s.kc)
 
     def within(self, at: Int, first: Int) -> Int:
         """Where a tile lies in its task's block, from where it lies in the image."""
         return at + first * -self.tiles[0].size
 
-    def store(
-        self, chunk: Chunk, acc: Tile, place: Callable[[int, int], tuple[Int, Int, int]]
-    ) -> None:
-        """Partial sums as they are, whole ones through the epilogue.
+    def start(self, chunk: Chunk, acc: Tile, cells: Cells) -> None:
+        """Begin with the bias, or with the partial sums of the blocks of K before."""
+        for is_first in outcomes(chunk.first):
+            with self.k.when(chunk.first, is_first):
+                for cell, (channel, pixel, _) in cells.items():
+                    if is_first:
+                        acc[cell] = self.bias_of(channel)
+                    else:
+                        partial = self._output(self.dst, self.io.dst, channel, pixel)
+                        acc[cell] = partial.load(lanes=self.lanes)
 
-        `place` gives the channel, the pixel and the lanes to keep of a cell.
-        """
+    def store(self, chunk: Chunk, acc: Tile, cells: Cells) -> None:
+        """Store partial sums, or after the last block of K the results of the epilogue."""
+        for is_last in outcomes(chunk.last):
+            with self.k.when(chunk.last, is_last):
+                for cell, (channel, pixel, kept) in cells.items():
+                    if is_last and self.p.add:
+                        add = self._output(self.add, self.io.add, channel, pixel)
+                        value = finish(self.p, acc[cell], add.load(lanes=self.lanes))
+                    elif is_last:
+                        value = finish(self.p, acc[cell], None)
+                    target = self._output(self.dst, self.io.dst, channel, pixel)
+                    target.store_first(value if is_last else acc[cell], kept)
 
-        def partial_sums() -> None:
-            for i, j in acc:
-                channel, pixel, kept = place(i, j)
-                self.output(self.dst, self.io.dst, channel, pixel).store_first(acc[i, j], kept)
-
-        def results() -> None:
-            for i, j in acc:
-                channel, pixel, kept = place(i, j)
-                add = self.output(self.add, self.io.add, channel, pixel) if self.p.add else None
-                value = finish(self.p, acc[i, j], add.load(lanes=self.lanes) if add else None)
-                self.output(self.dst, self.io.dst, channel, pixel).store_first(value, kept)
-
-        self.k.choose(chunk.last, results, partial_sums)
-
-    def output(self, tensor: Buffer, where: Placement, channel: Int, pixel: Int) -> Buffer:
+    def _output(self, tensor: Buffer, where: Placement, channel: Int, pixel: Int) -> Buffer:
         """The output at a pixel of oh * ow and a channel, counted as the form's panels do."""
         unit = 1 if where.layout.name == "NCHW" else self.lanes
         return at_channel(tensor, where, channel, unit).at(0, 0, 0, pixel)

@@ -239,8 +239,8 @@ class Steps:
             now, packed = inputs.after(done), weights.after(done)
             outer_product(
                 acc,
-                lambda i: now.splat(b, 0, i, lane, lanes=self.lanes),
-                lambda j: packed.load(position, j * self.lanes, lanes=self.lanes),
+                (now.splat(b, 0, i, lane, lanes=self.lanes) for i in range(acc.rows)),
+                (packed.load(position, j * self.lanes, lanes=self.lanes) for j in range(acc.cols)),
             )
 
         reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
