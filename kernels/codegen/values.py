@@ -59,6 +59,10 @@ class Index:
     def __ge__(self, other: Int) -> Condition:
         return self._compare("sge", other)
 
+    def equals(self, other: int) -> Condition:
+        """Whether it is this number."""
+        return (self >= other) & (self < other + 1)
+
     def min(self, other: Int) -> Index:
         """The smaller of the two."""
         return self._pick(self < other, other)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
-from fastrun.kernels.codegen.tiling import Tiles, cover, each, sweep
+from fastrun.kernels.codegen.tiling import cover, cut
 from fastrun.kernels.conv.winograd.transform import Transform, transform_weights
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -172,25 +172,22 @@ class _Naive:
             for j in range(self.cols):
                 packed.store(inputs.load(0, c, j * lanes, lanes=lanes), c, j * lanes)
         rows = [r for r in range(k.cpu.registers) if registers(r, self.cols) <= k.cpu.registers]
-
-        def tile(run: Tiles, first: Int) -> None:
-            acc = k.tile(run.size, self.cols, lanes)
-            acc.fill(k.const(0.0, lanes))
-
-            def step(c: Int) -> None:
-                done = acc[run.size - 1, self.cols - 1]
-                a, b = weights.at(0, first).after(done), packed.after(done)
-                outer_product(
-                    acc,
-                    (a.splat(0, i, c, lanes=lanes) for i in range(acc.rows)),
-                    (b.load(c, j * lanes, lanes=lanes) for j in range(acc.cols)),
-                )
-
-            each(k, p.c, 4, step)
-            for i, j in acc:
-                products.store(acc[i, j], 0, first + i, j * lanes)
-
-        sweep(k, cover(p.oc, rows[-1]), tile)
+        for channels in cover(p.oc, rows[-1]):
+            with channels.loop(k) as first:
+                acc = k.tile(channels.size, self.cols, lanes)
+                acc.fill(k.const(0.0, lanes))
+                for steps in cut(p.c, 4):
+                    with steps.unrolled(k) as terms:
+                        for c in terms:
+                            done = acc[channels.size - 1, self.cols - 1]
+                            a, b = weights.at(0, first).after(done), packed.after(done)
+                            outer_product(
+                                acc,
+                                (a.splat(0, i, c, lanes=lanes) for i in range(acc.rows)),
+                                (b.load(c, j * lanes, lanes=lanes) for j in range(acc.cols)),
+                            )
+                for i, j in acc:
+                    products.store(acc[i, j], 0, first + i, j * lanes)
 
     def transform_output(self, k: Kernel, image: Int, channel: Int) -> None:
         """At m A of one channel, a vector of tiles at a time, and the epilogue pixel by pixel."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, at_channel, least, most
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, at_channel, least, most
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.reduction import reduction
@@ -19,11 +18,10 @@ from fastrun.kernels.codegen.tiling import (
     channel_lanes,
     channel_panels,
     cover,
-    dispatch,
     start_of,
-    sweep,
     tile_count,
 )
+from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.transform import (
     ALPHA,
     Transform,
@@ -41,42 +39,6 @@ from fastrun.kernels.core.template import ScheduleError, check
 LINE = F32.count(CACHE_LINE)
 
 
-class Blocking(Protocol):
-    """The numbers of the schedule that the steps go by."""
-
-    @property
-    def mh(self) -> int:
-        """Output rows of a tile."""
-
-    @property
-    def mw(self) -> int:
-        """Output columns of a tile."""
-
-    @property
-    def points(self) -> str:
-        """Interpolation points."""
-
-    @property
-    def nr_tiles(self) -> int:
-        """Tiles of a block."""
-
-    @property
-    def cols(self) -> int:
-        """Vectors of output channels of a register tile."""
-
-    @property
-    def unroll(self) -> int:
-        """Steps of K in the loop body."""
-
-    @property
-    def oc_block(self) -> int:
-        """Panels of output channels of a pass."""
-
-    @property
-    def prefetch(self) -> int:
-        """Steps of K by which weights are fetched ahead."""
-
-
 @dataclass(frozen=True)
 class Steps:
     """The sizes of one kernel and the code of its three steps.
@@ -87,7 +49,7 @@ class Steps:
     """
 
     p: ConvProblem
-    s: Blocking
+    s: Schedule
     io: Io
     vertical: Transform
     horizontal: Transform
@@ -98,7 +60,7 @@ class Steps:
     lanes: int  # of output channels
 
     @classmethod
-    def of(cls, p: ConvProblem, s: Blocking, cpu: Cpu, io: Io) -> Steps:
+    def of(cls, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Steps:
         """The steps of a schedule.
 
         Raises:
@@ -207,21 +169,17 @@ class Steps:
         weights = k.argument("weights", self.planes * self.panels[-1].end * terms, terms)
         weights = weights.at(group, first * self.planes)
 
-        def whole_block(tiles: Tiles, _: Int) -> None:
-            def panel(v: Tiles, vector: Int) -> None:
-                here = (last - first) * plane + (vector - first)
-                packed = weights.at(0, here).strided(v.size * self.lanes, 1)
-                out = products.at(vector - first, plane)
-
-                def tile(t: Tiles, at: Int) -> None:
-                    self._product(k, t, v, inputs.at(0, plane, at), packed, out.at(0, 0, at))
-
-                sweep(k, cover(tiles.size, self.rows), tile)
-
-            with k.loop(self.planes) as plane:
-                sweep(k, self.panels, panel, begin, end)
-
-        dispatch(k, self.blocks, block, whole_block)
+        for tiles in self.blocks:
+            with tiles.when(k, block), k.loop(self.planes) as plane:
+                for v in self.panels:
+                    with v.loop(k, begin, end) as vector:
+                        here = (last - first) * plane + (vector - first)
+                        packed = weights.at(0, here).strided(v.size * self.lanes, 1)
+                        out = products.at(vector - first, plane)
+                        for t in cover(tiles.size, self.rows):
+                            with t.loop(k) as at:
+                                row = inputs.at(0, plane, at)
+                                self._product(k, t, v, row, packed, out.at(0, 0, at))
 
     def _product(
         self, k: Kernel, tiles: Tiles, v: Tiles, inputs: Buffer, weights: Buffer, out: Buffer
@@ -257,7 +215,7 @@ class Steps:
         (dy, dx), width = p.dilation, self.horizontal.alpha
         half = k.scratch(self.s.mh * width * lanes, width * lanes, lanes, 1)
 
-        def vectors(begin: Int, end: Int, kept: int) -> None:
+        for begin, end, kept in self._vectors(first, last):
             with k.loop(begin, end) as vector:
                 planes = products.at(vector - first)
                 dst = self._channels(k, "dst", self.io.dst, group, vector)
@@ -273,25 +231,29 @@ class Steps:
                             y, ahead = top + i * dy, left + x * dx + self.s.mw
                             dst.prefetch(image, 0, y, ahead, write=True)
                             half.store(value, i, x)
-
-                    def lines(pixels: int) -> None:
-                        with k.loop(least((p.oh - top + (dy - 1)) // dy, self.s.mh)) as y:
+                    inside, widths = self._widths(left)
+                    for columns in widths:
+                        has_these = isinstance(inside, int) or inside.equals(columns)
+                        with (
+                            k.when(has_these),
+                            k.loop(least((p.oh - top + (dy - 1)) // dy, self.s.mh)) as y,
+                        ):
                             line = [half.load(y, j, lanes=lanes) for j in range(width)]
-                            values = self.horizontal.of_output(line)[:pixels]
+                            values = self.horizontal.of_output(line)[:columns]
                             for j, value in enumerate(values):
                                 at = (image, 0, top + y * dy, left + j * dx)
                                 residual = add.load(*at, lanes=lanes) if p.add else None
                                 dst.store_first(finish(p, value + bias, residual), kept, *at)
 
-                    self._by_width(k, left, lines)
-
-        whole = p.group_oc // lanes
-        if self.io.dst.blocks == 1 and p.group_oc % lanes:
+    def _vectors(self, first: Int, last: Int) -> Iterator[tuple[Int, Int, int]]:
+        """Vectors `first` to `last` in ranges (begin, end, channels to store of each)."""
+        whole, tail = divmod(self.p.group_oc, self.lanes)
+        if self.io.dst.blocks == 1 and tail:
             if whole:
-                vectors(first, least(last, whole), lanes)
-            vectors(most(first, whole), last, p.group_oc % lanes)
+                yield first, least(last, whole), self.lanes
+            yield most(first, whole), last, tail
         else:
-            vectors(first, last, lanes)
+            yield first, last, self.lanes
 
     def _pass(self, number: Int) -> tuple[Int, Int, Int, Int]:
         """Panels [begin, end) of a pass, and their vectors."""
@@ -324,21 +286,16 @@ class Steps:
         apart = self.p.dilation[axis]
         return number % apart + number // apart * (size * apart) if apart > 1 else number * size
 
-    def _by_width(self, k: Kernel, left: Int, body: Callable[[int], None]) -> None:
-        """`body(columns)` for a tile at `left`: those of its columns that the image has."""
+    def _widths(self, left: Int) -> tuple[Int, Sequence[int]]:
+        """How many of its columns the image has for a tile at `left`, and what that may be."""
         apart, size = self.p.dilation[1], self.s.mw
         line = shared_outputs(self.p)[1]
         ragged = line - (-(-line // size) - 1) * size
         # A line that begins late may be one shorter.
         widths = {min(line, size), ragged, ragged - (self.p.ow % apart > 0)}
         if isinstance(left, int) or len(widths) == 1:
-            body(ragged)
-            return
-        inside = least((self.p.ow - left + (apart - 1)) // apart, size)
-        assert isinstance(inside, Index)
-        for columns in sorted(widths - {0}):
-            with k.when((inside >= columns) & (inside < columns + 1)):
-                body(columns)
+            return ragged, [ragged]
+        return least((self.p.ow - left + (apart - 1)) // apart, size), sorted(widths - {0})
 
     def _channels(self, k: Kernel, name: str, where: Placement, group: Int, vector: Int) -> Buffer:
         """A tensor of the output's shape from the first channel of a vector on."""
