@@ -100,6 +100,10 @@ class Placement:
         if self.layout.blocked and self.first % self.layout.blocked:
             raise ValueError(f"channel {self.first} begins inside a block of {self.layout}")
 
+    def __str__(self) -> str:
+        halo = f" with a halo of {self.halo}" if any(self.halo) else ""
+        return f"{self.n}x{self.c}x{self.h}x{self.w} in {self.layout}{halo}"
+
     @property
     def buffer_c(self) -> int:
         """Channels that the buffer has room for."""
