@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.emit import vector_type
-from fastrun.kernels.codegen.tiling import Tiles, consecutive, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, tile_count
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
 
 # Elements of a task: enough to be worth handing out, few enough to share out evenly.
 GRAIN = 4096
-
-# Where along every axis a tile begins, and how far it goes.
-Body = Callable[[Kernel, tuple[Int, ...], Ints], None]
 
 
 def fitted(src: Strided, shape: Ints) -> Strided:
@@ -69,48 +67,80 @@ def singly(shape: Ints) -> list[list[Tiles]]:
     return [consecutive((1, n)) for n in shape]
 
 
-def nest(
-    module: Module, symbol: str, tiles: Sequence[Sequence[Tiles]], body: Body, work: int = 1
-) -> None:
-    """A stage that runs `body(k, places, sizes)` for every tile of every axis.
+class Nest:
+    """Loops over tiles of several axes, cut into tasks of even size; the last axis is innermost.
 
-    The last axis is the innermost loop; `work` is how many elements are read for one place.
-    Without a place the stage has no task.
+    `work` is how many elements are read for one place. Without a place there is no task and no
+    inner tile.
+
+        with nest.stage(module, "name") as k, nest.outer() as places:
+            for run in nest.inner:
+                with nest.loop(run) as x:
+                    ...  # the elements at (*places, x), run.size of them along the last axis
     """
-    grain = max(1, GRAIN // work)
-    lengths = [sum(run.size * run.count for run in axis) for axis in tiles]
-    if not math.prod(lengths):
-        with module.stage(symbol, 0):
+
+    def __init__(self, tiles: Sequence[list[Tiles]], work: int = 1) -> None:
+        lengths = [sum(run.size * run.count for run in axis) for axis in tiles]
+        grain = max(1, GRAIN // work)
+        self.tiles = list(tiles) if math.prod(lengths) else [[] for _ in tiles]
+        self._tasks = 0
+        if not math.prod(lengths):
             return
-    # The innermost axis from which on there is work for a task, and its tiles in one.
-    split = max((i for i in range(len(tiles)) if math.prod(lengths[i:]) >= grain), default=0)
-    per_step = math.prod(lengths[split + 1 :]) * tiles[split][0].size
-    per_task = -(-grain // per_step)
-    chunks = -(-tile_count(tiles[split]) // per_task)
-    outer = [tile_count(axis) for axis in tiles[:split]]
+        # The innermost axis from which on there is work for a task, and its tiles in one.
+        axes = range(len(tiles))
+        self._split = max((i for i in axes if math.prod(lengths[i:]) >= grain), default=0)
+        per_step = math.prod(lengths[self._split + 1 :]) * tiles[self._split][0].size
+        self._per_task = -(-grain // per_step)
+        self._chunks = -(-tile_count(tiles[self._split]) // self._per_task)
+        self._counts = [tile_count(axis) for axis in tiles[: self._split]]
+        self._tasks = self._chunks * math.prod(self._counts)
 
-    with module.stage(symbol, chunks * math.prod(outer)) as (k, task):
+    @property
+    def inner(self) -> list[Tiles]:
+        """The tiles of the last axis."""
+        return self.tiles[-1]
 
-        def descend(axis: int, rest: Int, places: tuple[Int, ...], sizes: Ints) -> None:
-            if axis == len(tiles):
-                body(k, places, sizes)
-                return
+    @contextmanager
+    def stage(self, module: Module, symbol: str) -> Iterator[Kernel]:
+        """The stage that runs the loops."""
+        with module.stage(symbol, self._tasks) as (k, task):
+            # Of each axis whose loop is open or may be opened next: what is left of the task's
+            # number, and the tile's number or those that begin and end the task's tiles.
+            self._k, self._axis = k, 0
+            self._left: Int = task
+            self._bounds: dict[int, tuple[Int, Int, Int]] = {}
+            yield k
 
-            def inside(run: Tiles, place: Int) -> None:
-                descend(axis + 1, remainder, (*places, place), (*sizes, run.size))
+    @contextmanager
+    def loop(self, tiles: Tiles) -> Iterator[Int]:
+        """The loop over, or branch for, some tiles of the next axis: yields where a tile begins."""
+        axis, k = self._axis, self._k
+        if axis not in self._bounds:
+            self._bounds[axis] = self._share(axis)
+        before, (begin, end, left) = self._left, self._bounds[axis]
+        within = tiles.when(k, begin) if axis < self._split else tiles.loop(k, begin, end)
+        with within as place:
+            self._axis, self._left = axis + 1, left
+            yield place
+        self._axis, self._left = axis, before
+        self._bounds.pop(axis + 1, None)
 
-            remainder: Int = 0
-            if axis < split:
-                below = chunks * math.prod(outer[axis + 1 :])
-                number, remainder = rest // below, rest % below
-                dispatch(k, tiles[axis], number, inside)
-            elif axis == split:
-                begin = rest * per_task if chunks > 1 else 0
-                sweep(k, tiles[axis], inside, begin, begin + per_task)
-            else:
-                sweep(k, tiles[axis], inside)
+    @contextmanager
+    def outer(self, stop: int = -1) -> Iterator[tuple[Int, ...]]:
+        """The loops of the next axes, before axis `stop`, whose tiles are of one size each."""
+        with ExitStack() as loops:
+            axes = [tiles for tiles in self.tiles[self._axis : stop] if tiles]
+            yield tuple(loops.enter_context(self.loop(run)) for [run] in axes)
 
-        descend(0, task, (), ())
+    def _share(self, axis: int) -> tuple[Int, Int, Int]:
+        """What a task does of an axis: a tile, or the tiles from one number to another."""
+        if axis < self._split:
+            below = self._chunks * math.prod(self._counts[axis + 1 :])
+            return self._left // below, 0, self._left % below
+        if axis == self._split and self._chunks > 1:
+            begin = self._left * self._per_task
+            return begin, begin + self._per_task, 0
+        return 0, 0, 0
 
 
 def marked(view: Strided, axis: int) -> Strided:

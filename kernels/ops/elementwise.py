@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec, fma
+from fastrun.kernels.codegen.builder import Module, Vec, fma
 from fastrun.kernels.codegen.elementary import (
     absolute,
     compare,
@@ -30,10 +30,10 @@ from fastrun.kernels.codegen.elementary import (
 )
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.strided_loops import (
+    Nest,
     aligned,
     fitted,
     load_row,
-    nest,
     operand,
     rows,
     singly,
@@ -157,25 +157,26 @@ def _map(
     out, *views = aligned(dst, *(fitted(view, dst.shape) for _, view in operands))
     *outer, length = out.shape
     tiles = [*singly(tuple(outer)), rows(length, cpu.lanes, UNROLL)]
-    module = Module(cpu)
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        lanes = cpu.lanes_for(sizes[-1])
-        sources = [
-            (operand(k, argument, view).at(*places), view.strides[-1])
-            for (argument, _), view in zip(operands, views, strict=True)
-        ]
-        target = operand(k, "dst", out).at(*places)
-        for start in range(0, sizes[-1], lanes):
-            count = min(lanes, sizes[-1] - start)
-            row = [load_row(at.strided(step).at(start), step, count, lanes) for at, step in sources]
-            step = out.strides[-1]
-            store_row(target.strided(step).at(start), step, count, function(*row))
-
-    nest(module, name, tiles, body)
+    module, nest, written = Module(cpu), Nest(tiles), out.strides[-1]
+    with nest.stage(module, name) as k, nest.outer() as places:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                lanes = cpu.lanes_for(run.size)
+                sources = [
+                    (operand(k, argument, view).at(*places, x), view.strides[-1])
+                    for (argument, _), view in zip(operands, views, strict=True)
+                ]
+                target = operand(k, "dst", out).at(*places, x).strided(written)
+                for start in range(0, run.size, lanes):
+                    count = min(lanes, run.size - start)
+                    row = [
+                        load_row(at.strided(step).at(start), step, count, lanes)
+                        for at, step in sources
+                    ]
+                    store_row(target.at(start), written, count, function(*row))
     # Only where an operand lies matters to who allocates it.
-    places = {argument: view.buffer for argument, view in operands if argument != "weights"}
-    io = Io(places.get("src", dst.buffer), dst.buffer, places.get("add", dst.buffer))
+    buffers = {argument: view.buffer for argument, view in operands if argument != "weights"}
+    io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
     return module.program(io, np.ravel)
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec, fma, least, most
+from fastrun.kernels.codegen.builder import Module, Vec, fma, least, most
 from fastrun.kernels.codegen.elementary import exp, log
 from fastrun.kernels.codegen.strided_loops import (
+    Nest,
     aligned,
     load_row,
     marked,
-    nest,
     operand,
     rows,
     singly,
@@ -20,7 +20,7 @@ from fastrun.kernels.codegen.strided_loops import (
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.strided import Ints, Strided
+from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
 
 UNROLL = 2
@@ -56,29 +56,29 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     tiles = [*singly(out.shape[:-1]), rows(out.shape[-1], lanes, UNROLL)]
     read, written = view.strides[-1], out.strides[-1]
     stride = 0 if along is None else view.strides[along]
-    module = Module(cpu)
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        source = operand(k, "src", view).at(*places).strided(1)
-        target = operand(k, "dst", out).at(*places).strided(1)
-        wide = min(lanes, cpu.lanes_for(sizes[-1]))
-        for first in range(0, sizes[-1], wide):
-            channel = 0 if along is None else places[along] + (first if lanes == 1 else 0)
-            count = min(wide, sizes[-1] - first)
-            at = source.at(first * read)
-            acc = k.tile(1, 1, wide)
-            acc.fill(k.const(0.0, wide))
-            begin = most(channel - before, 0)
-            end = least(channel + (spec.size - before), channels)
-            with k.loop(begin, end) as other:
-                x = load_row(at.at((other - channel) * stride), read, count, wide)
-                acc[0, 0] = fma(x, x, acc[0, 0])
-            scale = k.const(spec.alpha / spec.size, wide)
-            norm = fma(acc[0, 0], scale, k.const(spec.bias, wide))
-            value = load_row(at, read, count, wide) / _power(norm, spec.beta)
-            store_row(target.at(first * written), written, count, value)
-
-    nest(module, "lrn", tiles, body, work=spec.size)
+    module, nest = Module(cpu), Nest(tiles, work=spec.size)
+    with nest.stage(module, "lrn") as k, nest.outer() as outer:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                places = (*outer, x)
+                source = operand(k, "src", view).at(*places).strided(1)
+                target = operand(k, "dst", out).at(*places).strided(1)
+                wide = min(lanes, cpu.lanes_for(run.size))
+                for first in range(0, run.size, wide):
+                    channel = 0 if along is None else places[along] + (first if lanes == 1 else 0)
+                    count = min(wide, run.size - first)
+                    at = source.at(first * read)
+                    acc = k.tile(1, 1, wide)
+                    acc.fill(k.const(0.0, wide))
+                    begin = most(channel - before, 0)
+                    end = least(channel + (spec.size - before), channels)
+                    with k.loop(begin, end) as other:
+                        term = load_row(at.at((other - channel) * stride), read, count, wide)
+                        acc[0, 0] = fma(term, term, acc[0, 0])
+                    scale = k.const(spec.alpha / spec.size, wide)
+                    norm = fma(acc[0, 0], scale, k.const(spec.bias, wide))
+                    value = load_row(at, read, count, wide) / _power(norm, spec.beta)
+                    store_row(target.at(first * written), written, count, value)
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
 
 

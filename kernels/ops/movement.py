@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module
+from fastrun.kernels.codegen.builder import Buffer, Kernel, Module
 from fastrun.kernels.codegen.strided_loops import (
+    Nest,
     aligned,
     fitted,
     load_row,
-    nest,
     operand,
     rows,
     singly,
@@ -150,16 +150,16 @@ def fill(module: Module, symbol: str, target: str, dst: Strided, value: float) -
     """A stage that writes one value everywhere in `dst`, a view of the stage's argument."""
     (view,) = aligned(dst)
     *outer, length = view.shape
-    lanes = module.cpu.lanes
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        at = operand(k, target, view).at(*places).strided(1)
-        for start in range(0, sizes[-1], lanes):
-            count = min(lanes, sizes[-1] - start)
-            step = view.strides[-1]
-            store_row(at.at(start * step), step, count, k.const(value, k.cpu.lanes_for(count)))
-
-    nest(module, symbol, [*singly(tuple(outer)), rows(length, lanes, UNROLL)], body)
+    lanes, step = module.cpu.lanes, view.strides[-1]
+    nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
+    with nest.stage(module, symbol) as k, nest.outer() as places:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                at = operand(k, target, view).at(*places, x).strided(1)
+                for start in range(0, run.size, lanes):
+                    count = min(lanes, run.size - start)
+                    filled = k.const(value, k.cpu.lanes_for(count))
+                    store_row(at.at(start * step), step, count, filled)
 
 
 def stage(
@@ -178,17 +178,17 @@ def stage(
         return
     *outer, length = out.shape
     read, written = view.strides[-1], out.strides[-1]
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        a = operand(k, source, view).at(*places).strided(1)
-        b = operand(k, target, out).at(*places).strided(1)
-        wide = k.cpu.lanes_for(sizes[-1])
-        for start in range(0, sizes[-1], wide):
-            count = min(wide, sizes[-1] - start)
-            value = load_row(a.at(start * read), read, count, wide)
-            store_row(b.at(start * written), written, count, value)
-
-    nest(module, symbol, [*singly(tuple(outer)), rows(length, lanes, UNROLL)], body)
+    nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
+    with nest.stage(module, symbol) as k, nest.outer() as places:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                a = operand(k, source, view).at(*places, x).strided(1)
+                b = operand(k, target, out).at(*places, x).strided(1)
+                wide = k.cpu.lanes_for(run.size)
+                for start in range(0, run.size, wide):
+                    count = min(wide, run.size - start)
+                    value = load_row(a.at(start * read), read, count, wide)
+                    store_row(b.at(start * written), written, count, value)
 
 
 def _other_axis(out: Strided, view: Strided) -> int | None:
@@ -211,13 +211,16 @@ def _transposing(
     last = len(dst.shape) - 1
     tiles = singly(dst.shape)
     tiles[across], tiles[last] = (cut(dst.shape[axis], lanes) for axis in (across, last))
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        a = operand(k, source, src).at(*places).strided(src.strides[last], 1)
-        b = operand(k, target, dst).at(*places).strided(dst.strides[across], 1)
-        _square(k, a, b, sizes[last], sizes[across])
-
-    nest(module, symbol, tiles, body)
+    nest = Nest(tiles)
+    with nest.stage(module, symbol) as k, nest.outer(across) as before:
+        for columns in nest.tiles[across]:
+            with nest.loop(columns) as x, nest.outer(last) as between:
+                for run in nest.inner:
+                    with nest.loop(run) as y:
+                        place = (*before, x, *between, y)
+                        a = operand(k, source, src).at(*place).strided(src.strides[last], 1)
+                        b = operand(k, target, dst).at(*place).strided(dst.strides[across], 1)
+                        _square(k, a, b, run.size, columns.size)
 
 
 def _square(k: Kernel, src: Buffer, dst: Buffer, rows_in: int, columns: int) -> None:

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, first_lanes, fma
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, first_lanes, fma
 from fastrun.kernels.codegen.elementary import exp, log, maximum, minimum
 from fastrun.kernels.codegen.strided_loops import (
+    Nest,
     aligned,
     load_row,
     marked,
-    nest,
     operand,
     rows,
     singly,
     store_row,
 )
 from fastrun.kernels.codegen.sums import RUN, Totals
-from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut, sweep
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
@@ -50,6 +51,10 @@ class Softmax:
 
     axis: int
     log: bool = False
+
+
+# Where along the summed axes a term is.
+Index = tuple[Int, ...]
 
 
 @dataclass(frozen=True)
@@ -90,23 +95,22 @@ def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     tiles = singly(tuple(view.shape[axis] for axis in kept)) or [consecutive((1, 1))]
     if not inward:
         tiles[-1] = rows(view.shape[-1], cpu.lanes, UNROLL)
-    kind, module = _SUMS[spec.function], Module(cpu)
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        source = operand(k, "src", _only(view, kept)).at(*places)
-        target = operand(k, "dst", _only(out, kept)).at(*places)
-        walk = _Walk(k, tuple(view.shape[axis] for axis in gone), inward, sizes[-1])
-        read = walk.reader(source, _only(view, gone).strides, view.strides[-1])
-        for column, total in enumerate(walk.total(kind, read)):
-            value = total * (1 / terms) if spec.function == "mean" else total
-            value = k.intrinsic("sqrt", value) if spec.function == "l2" else value
-            step, first = (out.strides[kept[-1]] if kept else 1), walk.first(column)
-            count = min(walk.lanes, sizes[-1] - first)
-            store_row(target.strided(step).at(first), step, count, value)
-            if inward:
-                break
-
-    nest(module, "reduce", tiles, body, work=terms)
+    module, nest = Module(cpu), Nest(tiles, work=terms)
+    step = out.strides[kept[-1]] if kept else 1
+    with nest.stage(module, "reduce") as k, nest.outer() as places:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                source = operand(k, "src", _only(view, kept)).at(*places, x)
+                target = operand(k, "dst", _only(out, kept)).at(*places, x).strided(step)
+                walk = _Walk(k, tuple(view.shape[axis] for axis in gone), inward, run.size)
+                terms_at = _Terms(walk, source, _only(view, gone).strides, view.strides[-1])
+                for column, total in enumerate(walk.total(_SUMS[spec.function], terms_at.load)):
+                    value = total * (1 / terms) if spec.function == "mean" else total
+                    value = k.intrinsic("sqrt", value) if spec.function == "l2" else value
+                    first = walk.first(column)
+                    store_row(target.at(first), step, min(walk.lanes, run.size - first), value)
+                    if inward:
+                        break
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
 
 
@@ -126,45 +130,43 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     tiles = singly(tuple(out.shape[axis] for axis in kept)) or [consecutive((1, 1))]
     if not inward:
         tiles[-1] = rows(out.shape[-1], cpu.lanes, UNROLL)
-    module = Module(cpu)
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        walk = _Walk(k, (length,), inward, sizes[-1])
-        source, target = (
-            operand(k, name, _only(where, kept)).at(*places)
-            for name, where in (("src", view), ("dst", out))
-        )
-        stride = 0 if along is None else out.strides[along]
-        read = walk.reader(source, (0 if along is None else view.strides[along],), view.strides[-1])
-        reread = walk.reader(target, (stride,), out.strides[-1])
-        write = walk.writer(target, (stride,), out.strides[-1])
-        peaks = walk.total(_MAX, read)
-
-        def power(index: tuple[Int, ...], column: int, count: int) -> Vec:
-            value = exp(read(index, column, count) - peaks[column])
-            if not spec.log:
-                write(index, column, count, value)
-            return value
-
-        totals = walk.total(_PLAIN, power)
-        scales = [log(t) if spec.log else k.const(1.0, t.lanes) / t for t in totals]
-
-        def finish(index: tuple[Int, ...], column: int, count: int) -> None:
-            if spec.log:
-                value = read(index, column, count) - peaks[column] - scales[column]
-            else:
-                value = reread(index, column, count) * scales[column]
-            write(index, column, count, value)
-
-        walk.each(finish)
-
-    nest(module, "softmax", tiles, body, work=length)
+    module, nest = Module(cpu), Nest(tiles, work=length)
+    reads, writes = (0, 0) if along is None else (view.strides[along], out.strides[along])
+    with nest.stage(module, "softmax") as k, nest.outer() as places:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                source, target = (
+                    operand(k, name, _only(where, kept)).at(*places, x)
+                    for name, where in (("src", view), ("dst", out))
+                )
+                walk = _Walk(k, (length,), inward, run.size)
+                given = _Terms(walk, source, (reads,), view.strides[-1])
+                result = _Terms(walk, target, (writes,), out.strides[-1])
+                _softmax(spec.log, walk, given, result)
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
 
 
-# A term of a sum: where along the summed axes, in which column, how many lanes are meant.
-Term = Callable[[tuple[Int, ...], int, int], Vec]
-Visit = Callable[[tuple[Int, ...], int, int], object]
+def _softmax(log_of_it: bool, walk: _Walk, given: _Terms, result: _Terms) -> None:
+    """The softmax of the terms of one walk, which `result` also holds on the way."""
+    k, peaks = walk.k, walk.total(_MAX, given.load)
+
+    def power(index: Index, column: int, count: int) -> Vec:
+        value = exp(given.load(index, column, count) - peaks[column])
+        if not log_of_it:
+            result.store(index, column, count, value)
+        return value
+
+    totals = walk.total(_PLAIN, power)
+    scales = [log(t) if log_of_it else k.const(1.0, t.lanes) / t for t in totals]
+    with walk.stretch() as (outer, start, tiles):
+        for tile in tiles:
+            with tile.loop(k) as first:
+                for index, column, count in walk.vectors(outer, first + start, tile.size):
+                    if log_of_it:
+                        value = given.load(index, column, count) - peaks[column] - scales[column]
+                    else:
+                        value = result.load(index, column, count) * scales[column]
+                    result.store(index, column, count, value)
 
 
 @dataclass(frozen=True)
@@ -189,42 +191,27 @@ class _Walk:
         """The first result of a column."""
         return 0 if self.inward else column * self.lanes
 
-    def reader(self, at: Buffer, strides: Ints, step: int) -> Term:
-        """Loads terms from `at` on; `step` lies between lanes."""
-        return lambda index, column, count: load_row(
-            self._place(at, strides, step, index, column), step, count, self.lanes
-        )
+    def total(self, kind: _Sum, term: Callable[[Index, int, int], Vec]) -> list[Vec]:
+        """The total of every column; inwards that of all, in every lane.
 
-    def writer(
-        self, at: Buffer, strides: Ints, step: int
-    ) -> Callable[[tuple[Int, ...], int, int, Vec], None]:
-        """Stores a value for every term."""
-        return lambda index, column, count, value: store_row(
-            self._place(at, strides, step, index, column), step, count, value
-        )
-
-    def each(self, visit: Visit) -> None:
-        """`visit(index, column, count)` for all terms."""
-        self._descend((), visit, None)
-
-    def total(self, kind: _Sum, term: Term) -> list[Vec]:
-        """The total of every column; inwards that of all, in every lane."""
+        `term(index, column, count)` is a vector of which `count` lanes are meant.
+        """
         k, neutral = self.k, self.k.const(kind.neutral, self.lanes)
         acc = k.tile(1, UNROLL if self.inward else -(-self.count // self.lanes), self.lanes)
         acc.fill(neutral)
-
-        def take_in(index: tuple[Int, ...], column: int, count: int) -> None:
-            value = term(index, column, count)
-            if self.inward and count < self.lanes:
-                value = k.blend(first_lanes(count, self.lanes), value, neutral)
-            acc[0, column] = kind.add(acc[0, column], value)
-
         if kind.rounds and self._terms(0) > RUN:
             runs = Totals(acc)
-            self._descend((), take_in, runs.take_in)
+            # The outermost axis of which a run holds whole places.
+            axis = next(i for i in range(len(self.lengths)) if self._terms(i + 1) <= RUN)
+            with ExitStack() as loops:
+                outer = tuple(loops.enter_context(k.loop(n)) for n in self.lengths[:axis])
+                for run in cut(self.lengths[axis], self._places(axis)):
+                    with run.loop(k) as start:
+                        self._take_in(acc, kind, term, outer, start, run.size)
+                        runs.take_in()
             runs.finish()
         else:
-            self.each(take_in)
+            self._take_in(acc, kind, term)
         totals = [acc[cell] for cell in acc]
         if not self.inward:
             return totals
@@ -234,6 +221,57 @@ class _Walk:
             value = kind.join(*(k.shuffle(value, value, range(i, i + half)) for i in (0, half)))
         return [k.splat(value, self.lanes)] * UNROLL
 
+    def _take_in(
+        self,
+        acc: Tile,
+        kind: _Sum,
+        term: Callable[[Index, int, int], Vec],
+        outer: Index = (),
+        start: Int = 0,
+        count: int = 0,
+    ) -> None:
+        """Add the terms of a stretch to the accumulators."""
+        neutral = self.k.const(kind.neutral, self.lanes)
+        with self.stretch(outer, start, count) as (index, begin, tiles):
+            for tile in tiles:
+                with tile.loop(self.k) as first:
+                    for place, column, lanes in self.vectors(index, first + begin, tile.size):
+                        value = term(place, column, lanes)
+                        if self.inward and lanes < self.lanes:
+                            value = self.k.blend(first_lanes(lanes, self.lanes), value, neutral)
+                        acc[0, column] = kind.add(acc[0, column], value)
+
+    @contextmanager
+    def stretch(
+        self, outer: Index = (), start: Int = 0, count: int = 0
+    ) -> Iterator[tuple[Index, Int, list[Tiles]]]:
+        """Loops over the terms at `outer`: `count` places of the next axis, or all, from `start`.
+
+        Yields where along the axes a term is; and where vectors begin along the last axis, and in
+        which tiles they follow each other. For neighbouring results these are one tile of results.
+        """
+        ranges: list[tuple[Int, int]] = [(0, n) for n in self.lengths[len(outer) :]]
+        ranges[:1] = [(start, count or n) for _, n in ranges[:1]]
+        vectors = ranges.pop() if self.inward else None
+        with ExitStack() as loops:
+            inner = (loops.enter_context(self.k.loop(a, a + n)) for a, n in ranges)
+            index = (*outer, *inner)
+            if vectors:
+                yield index, vectors[0], rows(vectors[1], self.lanes, UNROLL)
+            else:
+                yield index, 0, consecutive((self.count, 1))
+
+    def vectors(self, index: Index, start: Int, size: int) -> list[tuple[Index, int, int]]:
+        """The vectors of a tile as (place along the axes, column, lanes that are meant)."""
+        return [
+            (
+                (*index, start + first) if self.inward else index,
+                column,
+                min(self.lanes, size - first),
+            )
+            for column, first in enumerate(range(0, size, self.lanes))
+        ]
+
     def _terms(self, axis: int) -> int:
         """Terms that an accumulator takes in for one place on the axes before `axis`."""
         lengths = list(self.lengths)
@@ -241,57 +279,29 @@ class _Walk:
             lengths[-1] = -(-lengths[-1] // (self.lanes * UNROLL))
         return math.prod(lengths[axis:])
 
-    def _descend(
-        self, index: tuple[Int, ...], visit: Visit, after: Callable[[], None] | None
-    ) -> None:
-        """Visit the terms at `index` of the outer axes, and `after()` comes behind each `RUN`."""
-        axis = len(index)
-        if axis == len(self.lengths):
-            self._tile(index, visit, consecutive((self.count, 1))[0], 0)
-            return
-        places = RUN // self._terms(axis + 1) if after else 0
-        if not places:
-            self._stretch(index, visit, 0, self.lengths[axis], after)
-            return
-        if self._innermost(axis):
-            places *= self.lanes * UNROLL
+    def _places(self, axis: int) -> int:
+        """Places of an axis that make a run of terms."""
+        vectors = self.lanes * UNROLL if self.inward and axis == len(self.lengths) - 1 else 1
+        return RUN // self._terms(axis + 1) * vectors
 
-        def run(tile: Tiles, start: Int) -> None:
-            self._stretch(index, visit, start, tile.size, None)
-            assert after
-            after()
 
-        sweep(self.k, cut(self.lengths[axis], places), run)
+@dataclass(frozen=True)
+class _Terms:
+    """Where the terms of a walk lie: `strides` along its axes, `step` between lanes."""
 
-    def _stretch(
-        self,
-        index: tuple[Int, ...],
-        visit: Visit,
-        start: Int,
-        count: int,
-        after: Callable[[], None] | None,
-    ) -> None:
-        """Visit `count` places of the next axis from `start` on."""
-        if self._innermost(len(index)):
-            tiles = rows(count, self.lanes, UNROLL)
-            sweep(self.k, tiles, lambda run, first: self._tile(index, visit, run, first + start))
-        else:
-            with self.k.loop(start, start + count) as i:
-                self._descend((*index, i), visit, after)
+    walk: _Walk
+    at: Buffer
+    strides: Ints
+    step: int
 
-    def _innermost(self, axis: int) -> bool:
-        """Whether the terms of an axis are neighbours in vectors."""
-        return self.inward and axis == len(self.lengths) - 1
+    def load(self, index: Index, column: int, count: int) -> Vec:
+        return load_row(self._place(index, column), self.step, count, self.walk.lanes)
 
-    def _tile(self, index: tuple[Int, ...], visit: Visit, run: Tiles, start: Int) -> None:
-        for column, first in enumerate(range(0, run.size, self.lanes)):
-            place = (*index, start + first) if self.inward else index
-            visit(place, column, min(self.lanes, run.size - first))
+    def store(self, index: Index, column: int, count: int, value: Vec) -> None:
+        store_row(self._place(index, column), self.step, count, value)
 
-    def _place(
-        self, at: Buffer, strides: Ints, step: int, index: tuple[Int, ...], column: int
-    ) -> Buffer:
-        return at.strided(*strides, step).at(*index, self.first(column))
+    def _place(self, index: Index, column: int) -> Buffer:
+        return self.at.strided(*self.strides, self.step).at(*index, self.walk.first(column))
 
 
 def _repeated(dst: Strided, axes: Ints, shape: Ints) -> Strided:

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from fastrun.kernels.codegen.builder import (
     Buffer,
     Index,
-    Int,
     Kernel,
     Module,
     Vec,
@@ -24,10 +23,10 @@ from fastrun.kernels.codegen.builder import (
 )
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import (
+    Nest,
     aligned,
     load_row,
     marked,
-    nest,
     operand,
     rows,
     singly,
@@ -171,30 +170,29 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
     whole = bool(found) and found[-1].strides[-1] == 1 and length <= STRAIGHT * cpu.lanes
     if whole:
         tiles = consecutive((length, 1))
-    module = Module(cpu)
-
-    def body(k: Kernel, places: tuple[Int, ...], sizes: Ints) -> None:
-        lanes = cpu.lanes_for(sizes[-1])
-        step, written = frame.strides[-1], out.strides[-1]
-        looked_up = [
-            _Table(
-                operand(k, "weights", view).at(*places).strided(1),
-                view.strides[-1],
-                s,
-                src.strides[s.axis],
-                whole and view is found[-1],
-            )
-            for view, s in zip(found, sampled, strict=True)
-        ]
-        a = operand(k, "src", frame).at(*places).strided(1)
-        b = operand(k, "dst", out).at(*places).strided(1)
-        for start in range(0, sizes[-1], lanes):
-            count = min(lanes, sizes[-1] - start)
-            point = _Point(k, start, count, lanes, step)
-            value = point.value(a.at(start * step), None, looked_up)
-            store_row(b.at(start * written), written, count, value)
-
-    nest(module, "sample", [*singly(tuple(outer)), tiles], body)
+    module, nest = Module(cpu), Nest([*singly(tuple(outer)), tiles])
+    step, written = frame.strides[-1], out.strides[-1]
+    with nest.stage(module, "sample") as k, nest.outer() as places:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                looked_up = [
+                    _Table(
+                        operand(k, "weights", view).at(*places, x).strided(1),
+                        view.strides[-1],
+                        s,
+                        src.strides[s.axis],
+                        whole and view is found[-1],
+                    )
+                    for view, s in zip(found, sampled, strict=True)
+                ]
+                a = operand(k, "src", frame).at(*places, x).strided(1)
+                b = operand(k, "dst", out).at(*places, x).strided(1)
+                lanes = cpu.lanes_for(run.size)
+                for start in range(0, run.size, lanes):
+                    count = min(lanes, run.size - start)
+                    point = _Point(k, start, count, lanes, step)
+                    value = point.value(a.at(start * step), None, looked_up)
+                    store_row(b.at(start * written), written, count, value)
     table = np.concatenate([*tables, np.zeros(READ_SLACK, np.float32)])
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), lambda w: table)
 
