@@ -7,11 +7,10 @@ totals that remember what was rounded off take in the runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from fastrun.kernels.codegen.builder import Int, Kernel, Tile
+from fastrun.kernels.codegen.builder import Buffer, Kernel, Tile
 from fastrun.kernels.codegen.elementary import compare
-from fastrun.kernels.codegen.tiling import cut, each, sweep
+from fastrun.kernels.codegen.micro_kernel import outer_product
+from fastrun.kernels.codegen.tiling import cut
 
 # Terms of a run; of products, of which a tile has many sums, more are cheaper.
 RUN, PRODUCTS = 128, 512
@@ -47,18 +46,26 @@ class Totals:
             self._acc[cell] = high.k.blend(compare("uno", low, low), high, high + low)
 
 
-def each_product(
-    k: Kernel, acc: Tile, count: int, unroll: int, step: Callable[[Int], None]
+def add_products(
+    k: Kernel, acc: Tile, rows: Buffer, columns: Buffer, depth: int, unroll: int
 ) -> None:
-    """`step(i)`, which adds a product to all of `acc`, for i in range(count); see `each`."""
-    if count <= LONG:
-        each(k, count, unroll, step)
-        return
-    totals = Totals(acc)
+    """acc[i, j] += the sum of rows[i, f] * columns[f, j] over `depth` terms f.
 
-    def run(size: int, start: Int) -> None:
-        each(k, size, unroll, lambda i: step(start + i))
-        totals.take_in()
-
-    sweep(k, cut(count, PRODUCTS), lambda tile, start: run(tile.size, start))
-    totals.finish()
+    `unroll` terms are straight code. A column is a vector.
+    """
+    totals = Totals(acc) if depth > LONG else None
+    for run in cut(depth, PRODUCTS if totals else depth):
+        with run.loop(k) as start:
+            for steps in cut(run.size, unroll):
+                with steps.unrolled(k) as terms:
+                    for term in terms:
+                        f = start + term
+                        outer_product(
+                            acc,
+                            (rows.splat(i, f, lanes=acc.lanes) for i in range(acc.rows)),
+                            (columns.load(f, j, lanes=acc.lanes) for j in range(acc.cols)),
+                        )
+            if totals:
+                totals.take_in()
+    if totals:
+        totals.finish()

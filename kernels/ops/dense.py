@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Int, Module
+from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.epilogue import activate
-from fastrun.kernels.codegen.micro_kernel import outer_product
-from fastrun.kernels.codegen.sums import each_product
-from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.sums import add_products
+from fastrun.kernels.codegen.tiling import channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
@@ -54,37 +53,26 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
         weights = k.argument("weights", depth * lanes, lanes, 1)
         bias = k.argument("bias", lanes)
 
-        def one_panel(panel: Tiles, first: Int) -> None:
-            tail = dst.c % lanes if panel.end == panels[-1].end else 0
-            packed = weights.at(first)
-
-            def products(run: Tiles, image: Int) -> None:
-                acc = k.tile(run.size, panel.size)
-                for i, j in acc:
-                    acc[i, j] = bias.load(first + j) if spec.bias else k.const(0.0)
-                x = k.argument("src", src.n_stride, 1).at(image)
-
-                def step(f: Int) -> None:
-                    outer_product(
-                        acc,
-                        (x.splat(i, f) for i in range(acc.rows)),
-                        (packed.load(j, f) for j in range(acc.cols)),
-                    )
-
-                each_product(k, acc, depth, UNROLL, step)
-                for i, j in acc:
-                    at = (image + i, first + j)
-                    value = acc[i, j]
-                    if spec.add:
-                        add = k.argument("add", dst.n_stride, lanes, offset=dst.origin)
-                        value = value + add.load(*at)
-                    kept = tail if tail and j == panel.size - 1 else lanes
-                    out = k.argument("dst", dst.n_stride, lanes, offset=dst.origin)
-                    out.store_first(activate(value, spec.activation), kept, *at)
-
-            sweep(k, images, products)
-
-        dispatch(k, panels, task, one_panel)
+        for panel in panels:
+            with panel.when(k, task) as first:
+                tail = dst.c % lanes if panel is panels[-1] else 0
+                packed = weights.at(first).strided(lanes, depth * lanes)
+                for run in images:
+                    with run.loop(k) as image:
+                        acc = k.tile(run.size, panel.size)
+                        for i, j in acc:
+                            acc[i, j] = bias.load(first + j) if spec.bias else k.const(0.0)
+                        x = k.argument("src", src.n_stride, 1).at(image)
+                        add_products(k, acc, x, packed, depth, UNROLL)
+                        for i, j in acc:
+                            at = (image + i, first + j)
+                            value = acc[i, j]
+                            if spec.add:
+                                add = k.argument("add", dst.n_stride, lanes, offset=dst.origin)
+                                value = value + add.load(*at)
+                            kept = tail if tail and j == panel.size - 1 else lanes
+                            out = k.argument("dst", dst.n_stride, lanes, offset=dst.origin)
+                            out.store_first(activate(value, spec.activation), kept, *at)
     return module.program(Io(src, dst, dst), lambda w: pack(w, src, lanes))
 
 

@@ -13,11 +13,10 @@ import numpy as np
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Module
 from fastrun.kernels.codegen.epilogue import activate
-from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.strided_loops import aligned, fitted, load_row, store_row
-from fastrun.kernels.codegen.sums import each_product
+from fastrun.kernels.codegen.sums import add_products
 from fastrun.kernels.codegen.tile_choice import best_tile
-from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, dispatch, sweep, tile_count
+from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
@@ -158,35 +157,22 @@ def _products(
         )
         target = matrix("dst", dst, out)
 
-        def one_panel(panel: Tiles, vector: Int) -> None:
-            columns = right.at(0, vector)
-
-            def tile(run: Tiles, row: Int) -> None:
-                acc = k.tile(run.size, panel.size, lanes)
-                acc.fill(k.const(0.0, lanes))
-                rows = left.at(row)
-
-                def step(f: Int) -> None:
-                    outer_product(
-                        acc,
-                        (rows.splat(i, f, lanes=lanes) for i in range(acc.rows)),
-                        (columns.load(f, j, lanes=lanes) for j in range(acc.cols)),
-                    )
-
-                each_product(k, acc, depth, UNROLL, step)
-                last = panel.end == panels[-1].end and n % lanes
-                for i, j in acc:
-                    count = n % lanes if last and j == panel.size - 1 else lanes
-                    column = (vector + j) * lanes
-                    value = acc[i, j] * spec.alpha if spec.alpha != 1 else acc[i, j]
-                    if c is not None:
-                        at = matrix(names["c"], c, batches[2]).at(row + i, column).strided(1)
-                        added = load_row(at, c.strides[-1], count, lanes)
-                        value = value + (added * spec.beta if spec.beta != 1 else added)
-                    value = activate(value, spec.activation)
-                    store_row(target.at(row + i, column), dst.strides[-1], count, value)
-
-            begin = chunk * per_task
-            sweep(k, heights, tile, begin, begin + per_task)
-
-        dispatch(k, panels, number, one_panel)
+        for panel in panels:
+            with panel.when(k, number) as vector:
+                columns, begin = right.at(0, vector), chunk * per_task
+                for run in heights:
+                    with run.loop(k, begin, begin + per_task) as row:
+                        acc = k.tile(run.size, panel.size, lanes)
+                        acc.fill(k.const(0.0, lanes))
+                        add_products(k, acc, left.at(row), columns, depth, UNROLL)
+                        for i, j in acc:
+                            last = panel is panels[-1] and j == panel.size - 1
+                            count = (last and n % lanes) or lanes
+                            column = (vector + j) * lanes
+                            value = acc[i, j] * spec.alpha if spec.alpha != 1 else acc[i, j]
+                            if c is not None:
+                                at = matrix(names["c"], c, batches[2]).at(row + i, column)
+                                added = load_row(at.strided(1), c.strides[-1], count, lanes)
+                                value = value + (added * spec.beta if spec.beta != 1 else added)
+                            value = activate(value, spec.activation)
+                            store_row(target.at(row + i, column), dst.strides[-1], count, value)
