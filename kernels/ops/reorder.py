@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, at_channel
-from fastrun.kernels.codegen.tiling import Tiles, cut, sweep, tile_count
+from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, at_channel
+from fastrun.kernels.codegen.tiling import cut, tile_count
 from fastrun.kernels.codegen.transpose import PART, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, Placement
@@ -64,16 +64,13 @@ def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
         source = k.tensor("src", src).at(image, 0, line)
         target = k.tensor("dst", dst).at(image, 0, line)
 
-        def one_unit(channels: Tiles, start: Int) -> None:
-            a = at_channel(source, src, start // unit, unit)
-            b = at_channel(target, dst, start // unit, unit)
-
-            def tile(pixels: Tiles, x: Int) -> None:
-                move(k, a.at(0, 0, 0, x), b.at(0, 0, 0, x), pixels.size, channels.size)
-
-            sweep(k, tiles, tile, first, first + chunk)
-
-        sweep(k, units, one_unit, group, group + UNITS)
+        for channels in units:
+            with channels.loop(k, group, group + UNITS) as start:
+                a = at_channel(source, src, start // unit, unit)
+                b = at_channel(target, dst, start // unit, unit)
+                for pixels in tiles:
+                    with pixels.loop(k, first, first + chunk) as x:
+                        move(k, a.at(0, 0, 0, x), b.at(0, 0, 0, x), pixels.size, channels.size)
     return module.program(Io(src, dst, dst), lambda w: np.zeros(0, np.float32))
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Int, Module
-from fastrun.kernels.codegen.tiling import Tiles, cut, sweep
+from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Placement
 from fastrun.kernels.core.program import Io, Program
@@ -61,12 +61,10 @@ def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None
         source = k.tensor("src", src).at(image, (channel % groups) * per_group + channel // groups)
         target = k.tensor("dst", dst).at(image, channel)
         with k.loop(src.h) as y:
-
-            def vector(run: Tiles, x: Int) -> None:
-                value = source.load_first(run.size, 0, 0, y, x, lanes=lanes)
-                target.store_first(value, run.size, 0, 0, y, x)
-
-            sweep(k, cut(src.w, lanes), vector)
+            for run in cut(src.w, lanes):
+                with run.loop(k) as x:
+                    value = source.load_first(run.size, 0, 0, y, x, lanes=lanes)
+                    target.store_first(value, run.size, 0, 0, y, x)
 
 
 def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement) -> None:
@@ -80,16 +78,12 @@ def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement)
         target = k.tensor("dst", dst).at(image, 0, y)
         stop = k.index(part * PIXELS + PIXELS).min(dst.w)
         with k.loop(part * PIXELS, stop) as x:
-
-            def vector(run: Tiles, c: Int) -> None:
-                u, v = (t.load_first(run.size, 0, 0, 0, x, c) for t in (first, second))
-                for half in range(2):
-                    order = [
-                        i // 2 + i % 2 * lanes for i in range(half * lanes, (half + 1) * lanes)
-                    ]
-                    kept = min(2 * run.size - half * lanes, lanes)
-                    if kept > 0:
-                        place = (0, 0, 0, x, c * 2 + half * lanes)
-                        target.store_first(k.shuffle(u, v, order), kept, *place)
-
-            sweep(k, cut(a.c, lanes), vector)
+            for run in cut(a.c, lanes):
+                with run.loop(k) as c:
+                    u, v = (t.load_first(run.size, 0, 0, 0, x, c) for t in (first, second))
+                    for half in (0, lanes):
+                        order = [i // 2 + i % 2 * lanes for i in range(half, half + lanes)]
+                        kept = min(2 * run.size - half, lanes)
+                        if kept > 0:
+                            place = (0, 0, 0, x, c * 2 + half)
+                            target.store_first(k.shuffle(u, v, order), kept, *place)
