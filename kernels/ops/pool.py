@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import groupby
 
 import numpy as np
 
@@ -20,13 +18,14 @@ from fastrun.kernels.codegen.builder import (
     Int,
     Kernel,
     Module,
+    Tile,
     Vec,
     at_channel,
     least,
     most,
 )
 from fastrun.kernels.codegen.sums import RUN, Totals
-from fastrun.kernels.codegen.tiling import Tiles, consecutive, cover, cut, each, sweep
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cover, cut
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
 from fastrun.kernels.core.program import Io, Program
@@ -73,19 +72,21 @@ class Zone:
 
 def zones(spec: Pool, axis: int, pixels: int, windows: int) -> list[Zone]:
     """The zones along an axis (0 is vertical) of `pixels` inputs and `windows` outputs."""
-    step, before, after = spec.stride[axis], spec.padding[axis], spec.padding[axis + 2]
-    offsets = [t * spec.dilation[axis] - before for t in range(spec.kernel[axis])]
-
-    def window(o: int) -> tuple[range, int]:
-        taps = [t for t, x in enumerate(offsets) if 0 <= o * step + x < pixels]
-        check(bool(taps), f"window {o} has no pixel inside the image")
-        padded = sum(o * step + x < pixels + after for x in offsets)
-        return range(taps[0], taps[-1] + 1), padded if spec.count_padding else len(taps)
-
-    found = []
-    for (taps, counted), group in groupby(range(windows), key=window):
-        members = list(group)
-        found.append(Zone(members[0], len(members), taps, counted))
+    kernel, step, apart = spec.kernel[axis], spec.stride[axis], spec.dilation[axis]
+    before, after = spec.padding[axis], spec.padding[axis + 2]
+    # Where on the padded axis the image begins and ends, and what counts in an average.
+    borders = (before, before + pixels, before + pixels + spec.count_padding * after)
+    found, start = list[Zone](), 0
+    while start < windows:
+        # A window has so many taps before each border, and the next has one less from `ends` on.
+        taps = [min(kernel, max(0, -((start * step - x) // apart))) for x in borders]
+        ends = [-(((n - 1) * apart - x) // step) for x, n in zip(borders, taps, strict=True) if n]
+        first, end, counted = taps
+        check(first < end, f"window {start} has no pixel inside the image")
+        behind = min(*ends, windows)
+        counted = counted if spec.count_padding else end - first
+        found.append(Zone(start, behind - start, range(first, end), counted))
+        start = behind
     return found
 
 
@@ -106,9 +107,9 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     widest = min(cpu.lanes, src.layout.blocked or cpu.lanes, dst.layout.blocked or cpu.lanes)
     unit = 1 if planar else widest
     rows, columns = zones(spec, 0, src.h, dst.h), zones(spec, 1, src.w, dst.w)
-    units = cut(src.c, unit)
     # Where channels lie together all of them go by; else each block or plane is a task.
     together = NHWC in (src.layout, dst.layout)
+    units = cut(src.c, unit) if together else consecutive((unit, 1))
     unit_tasks = 1 if together else -(-src.c // unit)
     per_task = max(1, src.n * unit_tasks * dst.h // TASKS)
     row_tasks = -(-dst.h // per_task)
@@ -118,18 +119,14 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
         first, rest = task % row_tasks * per_task, task // row_tasks
         number, image = rest % unit_tasks, rest // unit_tasks
         windows = _Windows(k, spec, src, dst, image, unit)
-
-        def tile(top: Int, x: Zone, run: Tiles, left: Int) -> None:
-            body = partial(windows.tile, rows, top, x, run, left)
-            if together:
-                sweep(k, units, body)
-            else:
-                body(consecutive((unit, 1))[0], number * unit)
-
         with k.loop(first, least(first + per_task, dst.h)) as top:
             for x in columns:
                 for run in _tiles(x, spec, cpu.lanes if planar else 0):
-                    sweep(k, [run], partial(tile, top, x))
+                    with run.loop(k) as left:
+                        for channels in units:
+                            with channels.loop(k) as c:
+                                channel = c + number * unit
+                                windows.tile(rows, top, x, run.size, left, channels.size, channel)
     return module.program(Io(src, dst, dst), lambda w: shares(rows))
 
 
@@ -150,67 +147,36 @@ class _Windows:
     unit: int
 
     def tile(
-        self,
-        rows: list[Zone],
-        top: Int,
-        x: Zone,
-        run: Tiles,
-        left: Int,
-        channels: Tiles,
-        channel: Int,
+        self, rows: list[Zone], top: Int, x: Zone, size: int, left: Int, channels: int, channel: Int
     ) -> None:
-        """`run.size` windows side by side: as many vectors, or in NCHW one vector."""
-        k, spec, (sy, sx), (dy, dx) = self.k, self.spec, self.spec.stride, self.spec.dilation
+        """`size` windows side by side: as many vectors, or in NCHW one vector."""
+        k, spec, (sy, sx), dy = self.k, self.spec, self.spec.stride, self.spec.dilation[0]
         planar, maximum = self.src.layout == NCHW, spec.function == "max"
-        whole = (self.dst.h, self.dst.w) == (1, 1)
-        kept, cells = (run.size, 1) if planar else (channels.size, run.size)
+        kept, cells = (size, 1) if planar else (channels, size)
         lanes = k.cpu.lanes_for(kept)
-        step = sx if planar and lanes > 1 else 1
         y0, x0 = top * sy - spec.padding[0], left * sx - spec.padding[1]
         corner = self._at("src", self.src, channel).at(0, 0, y0, x0)
         acc = k.tile(1, cells, lanes)
         acc.fill(k.const(-math.inf if maximum else 0.0, lanes))
-
-        # To keep every NaN costs time, which one window of all pixels has.
-        larger = functions.maximum if whole else Vec.max
         totals = Totals(acc) if not maximum and math.prod(spec.kernel) > RUN else None
-
-        def tap(ky: Int, kx: Int) -> None:
-            pixels = corner.at(0, 0, ky * dy, (kx + x.taps.start) * dx)
-            for i in range(cells):
-                value = pixels.load_strided(0, 0, 0, i * sx, step=step, lanes=lanes)
-                acc[0, i] = larger(value, acc[0, i]) if maximum else value + acc[0, i]
-
-        straight = spec.kernel[0] * len(x.taps) * cells <= STRAIGHT
-        across = len(x.taps) if straight else 8
-
-        def tap_row(ky: Int) -> None:
-            each(k, len(x.taps), across, partial(tap, ky))
-
-        def run_of_row(ky: Int, run: Tiles, start: Int) -> None:
-            each(k, run.size, across, lambda i: tap(ky, i + start))
-            assert totals
-            totals.take_in()
-
-        def long_row(ky: Int) -> None:
-            sweep(k, cut(len(x.taps), RUN), partial(run_of_row, ky))
-
-        def some_rows(run: Tiles, start: Int) -> None:
-            each(k, run.size, 1, lambda i: tap_row(i + start + taps.start))
-            assert totals
-            totals.take_in()
-
         taps = rows[0].taps
         if len(rows) == 1 and totals and 2 * len(x.taps) <= RUN:
-            sweep(k, cut(len(taps), RUN // len(x.taps)), some_rows)
+            for run in cut(len(taps), RUN // len(x.taps)):
+                with run.loop(k) as start:
+                    with k.times(run.size) as i:
+                        self._row(acc, corner, x, i + start + taps.start, None)
+                    totals.take_in()
         elif len(rows) == 1:
-            row = long_row if totals else tap_row
-            each(k, len(taps), len(taps) if straight else 1, lambda i: row(i + taps.start))
+            straight = _is_straight(spec, x, cells)
+            for part in cut(len(taps), len(taps) if straight else 1):
+                with part.unrolled(k) as some:
+                    for i in some:
+                        self._row(acc, corner, x, i + taps.start, totals)
         else:
             above = most(dy - 1 - y0, 0) // dy
             inside = least((self.src.h + dy - 1 - y0) // dy, spec.kernel[0])
             with k.loop(above, inside) as ky:
-                (long_row if totals else tap_row)(ky)
+                self._row(acc, corner, x, ky, totals)
         if totals:
             totals.finish()
         target = self._at("dst", self.dst, channel).at(0, 0, top, left)
@@ -220,9 +186,38 @@ class _Windows:
                 value = value * k.argument("weights", 1).splat(top, lanes=lanes) * (1 / x.counted)
             target.store_first(value, kept, 0, 0, 0, i)
 
+    def _row(self, acc: Tile, corner: Buffer, x: Zone, ky: Int, totals: Totals | None) -> None:
+        """Take in the taps of one row of the window; long rows are summed in runs."""
+        k, (_, sx), (dy, dx) = self.k, self.spec.stride, self.spec.dilation
+        step = sx if self.src.layout == NCHW and acc.lanes > 1 else 1
+        # To keep every NaN costs time, which one window of all pixels has.
+        larger = functions.maximum if (self.dst.h, self.dst.w) == (1, 1) else Vec.max
+        across = len(x.taps) if _is_straight(self.spec, x, acc.cols) else 8
+        for run in cut(len(x.taps), RUN if totals else len(x.taps)):
+            with run.loop(k) as start:
+                for part in cut(run.size, across):
+                    with part.unrolled(k) as taps:
+                        for tap in taps:
+                            kx = tap + start + x.taps.start
+                            pixels = corner.at(0, 0, ky * dy, kx * dx)
+                            for i in range(acc.cols):
+                                place = (0, 0, 0, i * sx)
+                                value = pixels.load_strided(*place, step=step, lanes=acc.lanes)
+                                if self.spec.function == "max":
+                                    acc[0, i] = larger(value, acc[0, i])
+                                else:
+                                    acc[0, i] = value + acc[0, i]
+                if totals:
+                    totals.take_in()
+
     def _at(self, name: str, where: Placement, channel: Int) -> Buffer:
         tensor = self.k.tensor(name, where).at(self.image)
         return at_channel(tensor, where, channel // self.unit, self.unit)
+
+
+def _is_straight(spec: Pool, x: Zone, cells: int) -> bool:
+    """Whether the whole window of a tile is straight code."""
+    return spec.kernel[0] * len(x.taps) * cells <= STRAIGHT
 
 
 def _tiles(x: Zone, spec: Pool, lanes: int) -> list[Tiles]:
