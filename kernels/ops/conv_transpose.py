@@ -8,13 +8,14 @@ where a tap would reach outside.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Index, Int, Kernel, Module, least
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, least
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.strided_loops import operand, store_row
@@ -23,9 +24,7 @@ from fastrun.kernels.codegen.tiling import (
     Tiles,
     channel_panels,
     cover,
-    dispatch,
-    each,
-    sweep,
+    cut,
     tile_count,
 )
 from fastrun.kernels.core.cpu import Cpu
@@ -99,54 +98,17 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
         weights = k.argument("weights", window * group_oc, group_oc, 1)
         weights = weights.at(group * group_c, first * x.kernel)
         bias = k.argument("bias", 1).at(group * group_oc)
-
-        def phase(run: Tiles, channel: Int, start: Int, count: int) -> None:
-            """The `count` outputs of the row from `start` on that are a stride apart."""
-            panels = channel_panels(count, lanes, cols, split_tail=True)
-            column, across, left = x.taps(start)
-            filters = weights.at(0, column, channel)
-
-            def tile(panel: Tiles, vector: Int) -> None:
-                acc = k.tile(run.size, panel.size, lanes)
-                for i, j in acc:
-                    zero = k.const(0.0, lanes)
-                    acc[i, j] = bias.splat(channel + i, lanes=lanes) if spec.bias else zero
-                pixels = inputs.at(0, 0, 0, vector * lanes + left)
-
-                def step(ic: Int, ty: Int, tx: Int) -> None:
-                    a = filters.at(ic, ty * (y.spacing * x.kernel) + tx * x.spacing)
-                    b = pixels.at(0, ic, ty * -y.reach, tx * -x.reach)
-                    outer_product(
-                        acc,
-                        (a.splat(0, 0, i, lanes=lanes) for i in range(acc.rows)),
-                        (b.load(0, 0, 0, j * lanes, lanes=lanes) for j in range(acc.cols)),
-                    )
-
-                with k.loop(0, k.index(down)) as ty, k.loop(group_c) as ic:
-                    _times(k, across, partial(step, ic, ty))
-                tail = count % lanes if panel.end == panels[-1].end else 0
-                target = outputs.at(0, channel, 0, vector * (lanes * x.stride) + start)
-                for i, j in acc:
-                    kept = tail if tail and j == panel.size - 1 else lanes
-                    at = target.at(0, i, 0, j * lanes * x.stride)
-                    value = activate(acc[i, j], spec.activation)
-                    store_row(at, x.stride * dst.strides[3], kept, value)
-
-            sweep(k, panels, tile)
-
-        def one_row(run: Tiles, channel: Int) -> None:
-            fewest, more = divmod(x.outputs, x.stride)
-            for begin, end, count in ((0, more, fewest + 1), (more, x.stride, fewest)):
-                if begin == end or not count:
-                    continue
-                if x.stride <= PHASES:
-                    for start in range(begin, end):
-                        phase(run, channel, start, count)
-                else:
-                    with k.loop(begin, end) as i:
-                        phase(run, channel, i, count)
-
-        dispatch(k, channels, number, one_row)
+        taps = _Taps(k, spec, y, x, lanes, inputs, outputs, weights, bias, down, group_c)
+        fewest, more = divmod(x.outputs, x.stride)
+        # Outputs a stride apart are a phase of the row; the first ones may have one more output.
+        phases = [(0, more, fewest + 1), (more, x.stride, fewest)]
+        for run in channels:
+            with run.when(k, number) as channel:
+                for begin, end, count in [p for p in phases if p[0] < p[1] and p[2]]:
+                    panels = channel_panels(count, lanes, cols, split_tail=True)
+                    with _each(k, begin, end, x.stride <= PHASES) as starts:
+                        for start in starts:
+                            taps.phase(run.size, channel, start, panels, count % lanes)
     return module.program(io, partial(_pack, c=c), shared)
 
 
@@ -155,12 +117,79 @@ def _pack(weights: Array, c: int) -> Array:
     return np.moveaxis(weights.reshape(c, weights.shape[1], -1), 1, 2).reshape(-1)
 
 
-def _times(k: Kernel, count: Int, body: Callable[[Int], None]) -> None:
-    if isinstance(count, int):
-        each(k, count, UNROLL, body)
-        return
-    with k.loop(0, count) as i:
-        body(i)
+@contextmanager
+def _each(k: Kernel, begin: int, end: Int, straight: bool) -> Iterator[Sequence[Int]]:
+    """The numbers from `begin` to before `end`: all in straight code, or in a loop."""
+    if straight and isinstance(end, int):
+        yield range(begin, end)
+    else:
+        with k.loop(begin, end) as i:
+            yield [i]
+
+
+@dataclass(frozen=True)
+class _Taps:
+    """An output row of one group: how its register tiles are computed."""
+
+    k: Kernel
+    spec: ConvTranspose
+    y: _Axis
+    x: _Axis
+    lanes: int
+    inputs: Buffer
+    outputs: Buffer
+    weights: Buffer
+    bias: Buffer
+    down: Int  # taps of the row above each other
+    channels: int
+
+    def phase(
+        self, height: int, channel: Int, start: Int, panels: Sequence[Tiles], tail: int
+    ) -> None:
+        """The outputs of `height` channels that are a stride apart, from `start` on.
+
+        `panels` are their vectors; the last has `tail` outputs, or is full.
+        """
+        k, lanes, spec, x = self.k, self.lanes, self.spec, self.x
+        column, across, left = x.taps(start)
+        filters = self.weights.at(0, column, channel)
+        for panel in panels:
+            with panel.loop(k) as vector:
+                acc = k.tile(height, panel.size, lanes)
+                for i, j in acc:
+                    zero = k.const(0.0, lanes)
+                    acc[i, j] = self.bias.splat(channel + i, lanes=lanes) if spec.bias else zero
+                self._add_products(
+                    acc, self.inputs.at(0, 0, 0, vector * lanes + left), filters, across
+                )
+                target = self.outputs.at(0, channel, 0, vector * (lanes * x.stride) + start)
+                for i, j in acc:
+                    last = panel is panels[-1] and j == panel.size - 1
+                    at = target.at(0, i, 0, j * lanes * x.stride)
+                    value = activate(acc[i, j], spec.activation)
+                    step = x.stride * target.strides[3]
+                    store_row(at, step, (last and tail) or lanes, value)
+
+    def _add_products(self, acc: Tile, pixels: Buffer, filters: Buffer, across: Int) -> None:
+        """Add all taps of all input channels; `across` taps lie side by side."""
+        k, lanes, x, y = self.k, self.lanes, self.x, self.y
+        with k.loop(0, k.index(self.down)) as ty, k.loop(self.channels) as ic:
+            for loop in self._loops(across):
+                with loop as taps:
+                    for tx in taps:
+                        a = filters.at(ic, ty * (y.spacing * x.kernel) + tx * x.spacing)
+                        b = pixels.at(0, ic, ty * -y.reach, tx * -x.reach)
+                        outer_product(
+                            acc,
+                            (a.splat(0, 0, i, lanes=lanes) for i in range(acc.rows)),
+                            (b.load(0, 0, 0, j * lanes, lanes=lanes) for j in range(acc.cols)),
+                        )
+
+    def _loops(self, count: Int) -> list[AbstractContextManager[Sequence[Int]]]:
+        """Loops over range(count), with some turns as straight code where it is known."""
+        if isinstance(count, int):
+            return [tiles.unrolled(self.k) for tiles in cut(count, UNROLL)]
+        return [_each(self.k, 0, count, straight=False)]
 
 
 @dataclass(frozen=True)
