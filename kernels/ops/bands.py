@@ -16,8 +16,8 @@ from itertools import groupby
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
-from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut, dispatch
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least, outcomes
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
@@ -212,26 +212,25 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     kept = max(band.kept for band in bands)
     check(kept == 0 or first.alike, "rows would differ with the band they are computed in")
     height = max(band.above + band.needed + band.below for band in bands)
-    buffer = Placement(mid.layout, 1, mid.c, height, mid.w)
+    buffer = Placement(mid.layout, 1, mid.c, height, mid.w, dtype=mid.dtype)
 
-    module = Module(cpu)
-    programs = list[Program]()
-
-    def include(part: Part, rows: int, above: int, below: int, io: Io) -> list[Stage]:
-        programs.append(program := part.build(rows, above, below, io))
-        return module.include(program, f"part{len(programs)}_")
-
+    module, parts = Module(cpu), list[_Included]()
     heights = {x for b in bands for x in (b.needed, b.needed - b.kept) if x}
-    firsts = {h: include(first, h, 0, 0, Io(io.src, buffer, io.add)) for h in sorted(heights)}
-    pack_first = programs[0].pack_weights
+    for h in sorted(heights):
+        parts.append(_Included.of(module, len(parts), first, (h, 0, 0), Io(io.src, buffer, io.add)))
+    firsts = {part.kind[0]: part.stages for part in parts}
+    pack_first = parts[0].program.pack_weights
     kinds = sorted({(b.rows, b.above, b.below) for b in bands})
-    seconds = {kind: include(second, *kind, Io(buffer, io.dst, io.add)) for kind in kinds}
-    pack_second = programs[-1].pack_weights
+    for kind in kinds:
+        parts.append(_Included.of(module, len(parts), second, kind, Io(buffer, io.dst, io.add)))
+    seconds = {part.kind: part.stages for part in parts[len(firsts) :]}
+    pack_second = parts[-1].program.pack_weights
 
     # In the thread's workspace: the band, then the workspaces of either kernel.
     shared = whole_lines(buffer.size + READ_SLACK)
-    local = shared + whole_lines(F32.count(max(program.shared_bytes for program in programs)))
+    local = shared + whole_lines(F32.count(max(part.program.shared_bytes for part in parts)))
     tail = whole_lines(pack_second(np.zeros(second.weights, np.float32)).size + READ_SLACK)
+    biases = pack_bias(np.zeros(first.biases, np.float32)).size
     per_task = bands_per_task(len(bands), kept > 0, cpu)
     tasks = -(-len(bands) // per_task)
 
@@ -242,50 +241,40 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
             "shared": k.argument("local", offset=shared),
             "local": k.argument("local", offset=local),
         }
-
-        def at_row(name: str, where: Placement, row: Int) -> Buffer:
-            return k.argument(name, where.n_stride, where.y_stride).at(image, row)
-
-        def produce(count: int, row: Int, at: int) -> None:
-            for stage in firsts[count] if count else ():
-                k.call(
-                    stage,
-                    src=at_row("src", io.src, row * first.stride - first.top),
-                    weights=k.argument("weights", offset=tail),
-                    add=at_row("add", io.add, row),
-                    dst=band_buffer.at(at),
-                    **workspaces,
-                )
-
-        def one_band(run: Tiles, number: Int) -> None:
-            band = bands[run.start]
-            row = number * rows
-            low = row * second.stride + (band.above - second.top)
-
-            def all_rows() -> None:
-                produce(band.needed, low, band.above)
-
-            def new_rows() -> None:
-                _keep(k, buffer, rows * second.stride, band.above, band.kept)
-                produce(band.needed - band.kept, low + band.kept, band.above + band.kept)
-
-            before = (number - start) + (task - k.begin)
-            k.choose(before < 1 if band.kept else True, all_rows, new_rows)
-            for stage in seconds[band.rows, band.above, band.below]:
-                k.call(
-                    stage,
-                    src=band_buffer,
-                    weights=k.argument("weights", second.per_row).at(row),
-                    bias=k.argument(
-                        "bias", offset=pack_bias(np.zeros(first.biases, np.float32)).size
-                    ),
-                    add=at_row("add", io.add, row),
-                    dst=at_row("dst", io.dst, row),
-                    **workspaces,
-                )
-
-        with k.loop(start, least(start + per_task, len(bands))) as number:
-            dispatch(k, _alike(bands), number, one_band)
+        with k.loop(start, least(start + per_task, len(bands))) as turn:
+            for alike in _alike(bands):
+                with alike.when(k, turn) as number:
+                    band = bands[alike.start]
+                    row = number * rows
+                    low = row * second.stride + (band.above - second.top)
+                    before = (number - start) + (task - k.begin)
+                    begins = before < 1 if band.kept else True
+                    for is_first in outcomes(begins):
+                        with k.when(begins, is_first):
+                            old = 0 if is_first else band.kept
+                            if old:
+                                _keep(k, buffer, rows * second.stride, band.above, old)
+                            new = band.needed - old
+                            for stage in firsts[new] if new else ():
+                                top = (low + old) * first.stride - first.top
+                                k.call(
+                                    stage,
+                                    src=_row(k, "src", io.src, image, top),
+                                    weights=k.argument("weights", offset=tail),
+                                    add=_row(k, "add", io.add, image, low + old),
+                                    dst=band_buffer.at(band.above + old),
+                                    **workspaces,
+                                )
+                    for stage in seconds[band.rows, band.above, band.below]:
+                        k.call(
+                            stage,
+                            src=band_buffer,
+                            weights=k.argument("weights", second.per_row).at(row),
+                            bias=k.argument("bias", offset=biases),
+                            add=_row(k, "add", io.add, image, row),
+                            dst=_row(k, "dst", io.dst, image, row),
+                            **workspaces,
+                        )
 
     def pack(weights: Array) -> Array:
         flat = weights.reshape(-1)
@@ -293,8 +282,30 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
         filled = np.zeros(tail - own.size, np.float32)
         return np.concatenate([own, filled, pack_first(flat[: first.weights])])
 
-    own = max(program.local_bytes for program in programs)
+    own = max(part.program.local_bytes for part in parts)
     return module.program(io, pack, local_bytes=F32.bytes(local) + own)
+
+
+@dataclass(frozen=True)
+class _Included:
+    """A kernel of one operator in the module: `kind` is its rows and those above and below."""
+
+    kind: tuple[int, int, int]
+    program: Program
+    stages: list[Stage]
+
+    @classmethod
+    def of(
+        cls, module: Module, number: int, part: Part, kind: tuple[int, int, int], io: Io
+    ) -> _Included:
+        """Build it and take its stages over."""
+        program = part.build(*kind, io)
+        return cls(kind, program, module.include(program, f"part{number + 1}_"))
+
+
+def _row(k: Kernel, name: str, where: Placement, image: Int, row: Int) -> Buffer:
+    """An operand from a row of an image on."""
+    return k.argument(name, where.n_stride, where.y_stride, dtype=where.dtype).at(image, row)
 
 
 def _alike(bands: list[Band]) -> list[Tiles]:
