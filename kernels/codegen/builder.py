@@ -160,18 +160,6 @@ class Kernel(Vectors):
         self.emit_void(f"br label %else{name}")
         self._start(f"else{name}")
 
-    def choose(
-        self, condition: Condition | bool, yes: Callable[[], None], no: Callable[[], None]
-    ) -> None:
-        """One of two pieces of code: now where the condition is known, else when it runs."""
-        if isinstance(condition, bool):
-            (yes if condition else no)()
-            return
-        with self.when(condition):
-            yes()
-        with self.when(~condition):
-            no()
-
     def call(self, stage: Stage, **arguments: Buffer) -> None:
         """Do all tasks of a stage of this module; operands not given are this kernel's own."""
         pointers = (f"ptr {arguments[a].base if a in arguments else f'%{a}'}" for a in ARGUMENTS)

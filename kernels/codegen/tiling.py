@@ -6,7 +6,7 @@ code for each size; `with` on an entry is a loop or a branch of the machine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -134,46 +134,6 @@ def check_groups(p: ConvProblem, io: Io) -> None:
         check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")
 
 
-def dispatch(
-    k: Kernel, runs: Sequence[Tiles], number: Int, body: Callable[[Tiles, Int], None]
-) -> None:
-    """`body(run, position)` for tile `number` of all the runs; `position` is where it starts."""
-    before = 0
-    for run in runs:
-        place = (number - before) * run.size + run.start
-        if len(runs) == 1 or isinstance(number, int):
-            if len(runs) == 1 or before <= number < before + run.count:
-                body(run, place)
-        else:
-            with k.when((number >= before) & (number < before + run.count)):
-                body(run, place)
-        before += run.count
-
-
-def sweep(
-    k: Kernel,
-    runs: Sequence[Tiles],
-    body: Callable[[Tiles, Int], None],
-    begin: Int = 0,
-    end: Int | None = None,
-) -> None:
-    """`body(run, position)` for tiles begin..end of the runs, in order; all if `begin` is 0."""
-    before = 0
-    for run in runs:
-        if isinstance(begin, int):
-            if run.count == 1:
-                body(run, run.start)
-            else:
-                with k.loop(run.count) as i:
-                    body(run, i * run.size + run.start)
-        else:
-            assert isinstance(end, Index)
-            first, last = (begin - before).max(0), (end - before).min(run.count)
-            with k.loop(first, last) as i:
-                body(run, i * run.size + run.start)
-        before += run.count
-
-
 def start_of(tiles: Sequence[Tiles], number: Int) -> Int:
     """Where tile `number` of a cover begins; the number after the last gives its end."""
     small = tiles[-1].size
@@ -184,17 +144,3 @@ def start_of(tiles: Sequence[Tiles], number: Int) -> Int:
 def tile_count(tiles: Sequence[Tiles]) -> int:
     """How many tiles there are of all sizes."""
     return sum(t.count for t in tiles)
-
-
-def each(k: Kernel, count: int, unroll: int, body: Callable[[Int], None]) -> None:
-    """`body(i)` for i in range(count), `unroll` at a time as straight code, what is left after."""
-    whole = count - count % unroll
-    if whole <= unroll:
-        for i in range(whole):
-            body(i)
-    else:
-        with k.loop(0, whole, step=unroll) as first:
-            for i in range(unroll):
-                body(first + i)
-    for i in range(whole, count):
-        body(i)
