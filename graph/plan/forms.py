@@ -198,7 +198,7 @@ class Forms:
         found: dict[tuple[Layout, Layout], Form] = {}
         for choice in self._choices[conv_problem(self.graph, task.node)]:
             gathers = task.parts > 1 and choice.src == NHWC
-            if gathers and not parse_schedule(choice.schedule)[0].picks:
+            if gathers and not parse_schedule(choice.schedule)[0].gathers:
                 continue
             if (choice.src, choice.dst) not in found:
                 found[choice.src, choice.dst] = self.convolution(task, choice)

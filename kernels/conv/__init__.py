@@ -1,7 +1,7 @@
-"""Every file here is one convolution algorithm."""
+"""Every file or folder here is one convolution algorithm."""
 
 import os
 
-# One's own, outside of the toolkit: docs/adding.md.
-_FOLDERS = os.environ.get("FASTRUN_ALGORITHMS", "").split(os.pathsep)
-__path__ += [os.path.join(folder, "kernels", "conv") for folder in _FOLDERS if folder]
+# Folders of algorithms outside of the toolkit: docs/adding.md.
+OWN_FOLDERS = list(filter(None, os.environ.get("FASTRUN_ALGORITHMS", "").split(os.pathsep)))
+__path__ += [os.path.join(folder, "kernels", "conv") for folder in OWN_FOLDERS]

@@ -24,7 +24,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Array, Layout, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
+from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
 # Multiply-adds of a tile up to which all rows of the filter are straight code.
 STRAIGHT = 640
@@ -96,9 +96,6 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
-    check_operands(p, io)
-    reason = why_not(p, cpu)
-    check(reason is None, f"depthwise: {reason}")
     src_layout, dst_layout = io.src.layout, io.dst.layout
     check("NCHW" not in (src_layout.name, dst_layout.name), "depthwise needs NHWC or NCHWc")
     span = Span.of(p, src_layout, dst_layout, cpu)

@@ -30,7 +30,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
-from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
+from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
 LINE = F32.count(CACHE_LINE)
 
@@ -80,11 +80,10 @@ def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s, "prefetch")
-    check_operands(p, io)
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
-    check(not io.picked or io.src.layout.name == "NHWC", "channels are picked from NHWC only")
-    block = p.group_c if io.picked else min(io.src.block, p.group_c)
+    check(not io.gathered or io.src.layout.name == "NHWC", "channels are gathered from NHWC only")
+    block = p.group_c if io.gathered else min(io.src.block, p.group_c)
     check_groups(p, io)
     lanes = channel_lanes(p.group_oc, dst_layout, cpu)
     # A block of channels is stored whole, with what fills it up.
@@ -101,10 +100,10 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
-        if not io.picked:
+        if not io.gathered:
             src = at_channel(src, io.src, group, p.group_c)
         strides = (panels[-1].end * lanes * p.depth, lanes * p.depth)
-        weights = k.argument("weights", *strides, offset=channel_table(p.c) if io.picked else 0)
+        weights = k.argument("weights", *strides, offset=channel_table(p.c) if io.gathered else 0)
         first = row * s.rows
         for v in panels:
             with v.when(k, panel) as vector:
@@ -155,7 +154,7 @@ class _Outputs:
         p, s, io, lanes = self.p, self.s, self.io, self.lanes
         (sy, sx), (dy, dx) = p.stride, p.dilation
         offsets = [(0, 0, i // width * sy, i % width * sx) for i in range(acc.rows)]
-        picks = self.k.argument("weights", p.group_c, 1)
+        table = self.k.argument("weights", p.group_c, 1)
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
             # Taps in straight code read the same pixels, which LLVM would keep in registers
@@ -163,7 +162,7 @@ class _Outputs:
             overlapping = isinstance(kx, int) and p.kernel[1] > 1
             here = corner.after(acc[0, 0]) if overlapping else corner
             pixels = [here.at(*offset) for offset in offsets]
-            lane = picks.index(self.group, lane) if io.picked else lane
+            lane = table.index(self.group, lane) if io.gathered else lane
             at = (0, b, ky * dy, kx * dx, lane)
             for line in range(0, acc.cols * lanes if s.prefetch else 0, LINE):
                 self.weights.prefetch(position + s.prefetch, line, level=2)
@@ -180,7 +179,7 @@ class _Outputs:
         # The processor does not see where the next block of channels lies, and of a 1x1 filter
         # it has little else to do until then.
         far = io.src.blocks > 1 and p.kernel == (1, 1)
-        block = p.group_c if io.picked else min(io.src.block, p.group_c)
+        block = p.group_c if io.gathered else min(io.src.block, p.group_c)
         reduction(self.k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)
 
     def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
@@ -207,6 +206,6 @@ template = KernelTemplate(
     why_not,
     heuristic,
     build,
-    picks=True,
+    gathers=True,
     grain=lambda p, s: int(s.tile_h),
 )

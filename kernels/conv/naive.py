@@ -9,7 +9,7 @@ from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check_operands
+from fastrun.kernels.core.template import KernelTemplate, check_layouts
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
-    check_operands(p, io, "NCHW")
+    check_layouts(io, "NCHW")
     module = Module(cpu)
     with module.stage("naive", tasks=p.n * p.oc) as (k, task):
         image, oc = task // p.oc, task % p.oc

@@ -27,7 +27,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
+from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
-    check_operands(p, io)
     layouts = {s.layout, io.src.layout.name, io.dst.layout.name}
-    check(layouts == {"NCHW"} and not io.picked, "planar reads and writes NCHW")
+    check(layouts == {"NCHW"}, "planar reads and writes NCHW")
     lanes = pixel_lanes(p, cpu)
     check(lanes >= 1, "the stride is wider than the read slack")
     panels = cover(p.group_oc, s.ocs)

@@ -16,7 +16,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
+from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,18 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s, "prefetch")
-    check_operands(p, io)
-    check(why_not(p, cpu) is None, "pointwise needs 1x1, stride 1, no padding")
     for where in (io.src, io.dst, io.add):
         check(where.dense, "rows of pixels have gaps between them")
     pixels = p.h * p.w
     if s.layout == "NCHW":
-        check(not io.picked, "channels are picked from NHWC only")
+        check(not io.gathered, "channels are gathered from NHWC only")
         check(not s.prefetch, "weights are not fetched ahead in NCHW")
         line = replace(p, h=1, w=pixels)
         flat = Io(_line(io.src), _line(io.dst), _line(io.add))
         across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
         return replace(planar.build(line, across, cpu, flat), io=io)
     column = replace(p, h=pixels, w=1)
-    flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.picked)
+    flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.gathered)
     down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch)
     return replace(direct.build(column, down, cpu, flat), io=io)
 
@@ -80,5 +78,5 @@ def _column(where: Placement) -> Placement:
 
 
 template = KernelTemplate(
-    "pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2, picks=True
+    "pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2, gathers=True
 )

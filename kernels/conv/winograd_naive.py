@@ -21,7 +21,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
+from fastrun.kernels.core.template import KernelTemplate, check, check_layouts, check_sizes
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
-    check_operands(p, io, "NCHW")
-    refusal = why_not(p, cpu)
-    check(refusal is None, refusal or "")
+    check_layouts(io, "NCHW")
     check(1 <= s.m <= 9 - max(p.kernel), f"no points for F({s.m},{max(p.kernel)})")
     vertical, horizontal = (Transform.of(s.m, r, "standard") for r in p.kernel)
     tiles = p.n * -(-p.oh // s.m) * -(-p.ow // s.m)

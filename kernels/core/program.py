@@ -16,17 +16,17 @@ from fastrun.kernels.core.problem import ConvProblem
 
 @dataclass(frozen=True)
 class Io:
-    """Where a kernel finds its input and leaves its output; `add` lies like `dst` unless said.
+    """Where a kernel finds its input and the residual `add`, and where it leaves its output.
 
-    Input channels may be `picked`: channel i is then not the i-th of `src`, which only tells the
-    strides, but lies as many floats further as the i-th number of a table says that precedes the
-    weights (`kernels.core.program.pack_channels`). They come from any tensors of these strides.
+    Input channels may be `gathered`. The kernel then reads channel i at `src` + table[i], in
+    elements; the table lies in front of the weights (`pack_channels`). `src` gives only the base
+    and the strides, so that channels may come from several tensors of these strides.
     """
 
     src: Placement
     dst: Placement
     add: Placement
-    picked: bool = False
+    gathered: bool = False
 
     @classmethod
     def of(cls, p: ConvProblem, layout: str) -> Io:
@@ -78,7 +78,7 @@ def channel_table(c: int) -> int:
 
 
 def pack_channels(offsets: Sequence[int]) -> Array:
-    """Where a kernel finds picked channels (see `Io`), to precede its weights: int32 as floats."""
+    """The table of gathered channels (see `Io`): int32 numbers in the place of floats."""
     table = np.zeros(channel_table(len(offsets)), np.int32)
     table[: len(offsets)] = offsets
     return table.view(np.float32)

@@ -41,16 +41,9 @@ def check_sizes(schedule: Any, *zero: str) -> None:
             check(least <= size <= LARGEST, f"{field.name}={size}: from {least} to {LARGEST}")
 
 
-def check_operands(p: ConvProblem, io: Io, *layouts: str) -> None:
-    """Raise `ScheduleError` unless padding lies in the input's halo and `add` lies like `dst`.
-
-    Where `layouts` are given, input and output have one of these.
-    """
-    room = all(a >= b for a, b in zip(io.src.halo, p.padding, strict=True))
-    check(room, f"a halo of {io.src.halo} has no room for padding {p.padding}")
-    alike = not p.add or io.add.layout == io.dst.layout
-    check(alike, f"a residual in {io.add.layout} cannot be added in {io.dst.layout}")
-    for where in (io.src, io.dst) if layouts else ():
+def check_layouts(io: Io, *layouts: str) -> None:
+    """Raise `ScheduleError` unless input and output have one of these layouts."""
+    for where in (io.src, io.dst):
         check(where.layout.name in layouts, f"no {where.layout}: use {', '.join(layouts)}")
 
 
@@ -68,39 +61,56 @@ class KernelTemplate:
 
     `schedule` is a frozen dataclass with fields of type int, bool or str, one of them `layout`.
     `why_not` says in words why the algorithm does not apply, or returns None.
-    `heuristic` answers without measuring. `build` raises `ScheduleError` for a schedule that
-    cannot be right. `rank` says how much a fixed preference favours the algorithm for a problem.
-    `baseline` marks algorithms that exist to be compared with, `picks` those that can read
-    picked channels (see `Io`). Without `rows_alike` the bits of an output row depend on which
-    others are computed with it; `grain` says how many are best computed together. `error` is the
-    rms error to expect on normal data, relative to the output's.
+    `heuristic` answers without measuring. `generate` writes the kernel, and raises
+    `ScheduleError` for a schedule that cannot be right; it is called through `build`.
+    `rank` says how much a fixed preference favours the algorithm for a problem.
+    `baseline` marks algorithms that exist to be compared with, `gathers` those that can read
+    gathered channels (see `Io`). Without `rows_alike` the bits of an output row depend on which
+    others are computed with it; `grain` is the number of rows best computed together. `error` is
+    the rms error to expect on normal data, relative to the output's rms.
     """
 
     name: str
     schedule: type[Any]
     why_not: Callable[[ConvProblem, Cpu], str | None]
     heuristic: Callable[[ConvProblem, Cpu], Any]
-    build: Callable[[ConvProblem, Any, Cpu, Io], Program]
+    generate: Callable[[ConvProblem, Any, Cpu, Io], Program]
     rank: Callable[[ConvProblem, Cpu], int] = lambda p, cpu: 1
     baseline: bool = False
-    picks: bool = False
+    gathers: bool = False
     rows_alike: bool = True
     grain: Callable[[ConvProblem, Any], int] = lambda p, schedule: 1
     error: Callable[[ConvProblem, Any], float] = summation_error
 
     def __post_init__(self) -> None:
-        # A schedule does not know whose it is, but notebooks are to say so.
+        # Notebooks show a schedule under its algorithm's name, which it does not know itself.
         def shown(schedule: Any) -> str:
             values = {f.name: word(getattr(schedule, f.name)) for f in fields(schedule)}
             return card(self.name, values)
 
         self.schedule._repr_html_ = shown
 
+    def build(self, p: ConvProblem, schedule: Any, cpu: Cpu, io: Io) -> Program:
+        """The kernel for operands that lie as `io` says.
+
+        Raises:
+            ScheduleError: the algorithm does not apply, the schedule cannot be right, padding has
+                no room in the input's halo, or `add` does not lie like `dst`.
+        """
+        reason = self.why_not(p, cpu)
+        check(reason is None, f"{self.name}: {reason}")
+        room = all(a >= b for a, b in zip(io.src.halo, p.padding, strict=True))
+        check(room, f"a halo of {io.src.halo} has no room for padding {p.padding}")
+        alike = not p.add or io.add.layout == io.dst.layout
+        check(alike, f"a residual in {io.add.layout} cannot be added in {io.dst.layout}")
+        check(self.gathers or not io.gathered, f"{self.name} cannot gather channels")
+        return self.generate(p, schedule, cpu, io)
+
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
         """Build with the usual placement of operands (`Io.of`).
 
         Raises:
-            ScheduleError: the schedule cannot be right, or there is no such layout.
+            ScheduleError: as `build`, or there is no such layout.
         """
         try:
             io = Io.of(p, schedule.layout)

@@ -2,6 +2,6 @@
 
 import os
 
-# Folders of own algorithms, outside of the toolkit: docs/adding.md.
-_FOLDERS = os.environ.get("FASTRUN_ALGORITHMS", "").split(os.pathsep)
-__path__ += [os.path.join(folder, "search_spaces", "conv") for folder in _FOLDERS if folder]
+from fastrun.kernels.conv import OWN_FOLDERS
+
+__path__ += [os.path.join(folder, "search_spaces", "conv") for folder in OWN_FOLDERS]

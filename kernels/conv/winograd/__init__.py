@@ -29,7 +29,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check, check_operands, check_sizes
+from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
 # The heuristic takes no tile that is expected to err by more: an rms relative to the output's.
 MAX_ERROR = 2e-5
@@ -127,11 +127,8 @@ def expected_error(p: ConvProblem, m: tuple[int, int], points: str = "balanced")
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
-    refusal = why_not(p, cpu)
-    check(refusal is None, refusal or "")
     check(s.split in ("tiles", "channels"), f"split {s.split!r}: use tiles or channels")
     check_sizes(s, "prefetch")
-    check_operands(p, io)
     check("NCHW" not in (io.src.layout.name, io.dst.layout.name), "winograd takes NHWC or NCHWc")
     check_groups(p, io)
     w = Steps.of(p, s, cpu, io)

@@ -20,9 +20,9 @@ from tests.support.graph_models import normal
 
 CPU = Cpu.host()
 L = CPU.lanes
-PICKING = [name for name, template in templates().items() if template.picks]
+GATHERING = [name for name, template in templates().items() if template.gathers]
 
-# Tensors that channels are picked from, and channels for which each has room.
+# Tensors that channels are gathered from, and channels for which each has room.
 TENSORS, PITCH = 3, 2 * L + 3
 
 PROBLEMS = [
@@ -34,22 +34,22 @@ PROBLEMS = [
 
 
 @pytest.mark.parametrize("text", PROBLEMS)
-@pytest.mark.parametrize("name", PICKING)
+@pytest.mark.parametrize("name", GATHERING)
 def test_agrees_with_float64(name: str, text: str) -> None:
     p = ConvProblem.parse(text)
     template = templates()[name]
     if template.why_not(p, CPU):
         pytest.skip("does not apply")
     draw = random.Random(text)
-    picks = [(draw.randrange(TENSORS), draw.randrange(PITCH)) for _ in range(p.c)]
+    places = [(draw.randrange(TENSORS), draw.randrange(PITCH)) for _ in range(p.c)]
     one = Placement(NHWC, 1, PITCH, p.h, p.w, p.padding)
     stacked = replace(one, n=TENSORS)
     tensors = normal(TENSORS, PITCH, p.h, p.w)
 
-    io = replace(Io.of(p, "NHWC"), src=one, picked=True)
+    io = replace(Io.of(p, "NHWC"), src=one, gathered=True)
     schedule = replace(template.heuristic(p, CPU), layout="NHWC")
     program = template.build(p, schedule, CPU, io)
-    table = pack_channels([tensor * stacked.n_stride + c for tensor, c in picks])
+    table = pack_channels([tensor * stacked.n_stride + c for tensor, c in places])
     whole = replace(
         program,
         io=replace(io, src=stacked),
@@ -57,32 +57,32 @@ def test_agrees_with_float64(name: str, text: str) -> None:
     )
 
     operands = random_operands(p, seed=1)
-    picked = np.stack([tensors[tensor, c] for tensor, c in picks])[None]
-    truth = reference(p, operands | {"x": picked})
+    gathered = np.stack([tensors[tensor, c] for tensor, c in places])[None]
+    truth = reference(p, operands | {"x": gathered})
     found = run(p, whole, operands | {"x": tensors})
     assert relative_error(found, truth) < 1e-4
     assert np.array_equal(found, run(p, whole, operands | {"x": tensors}, threads=3))
 
 
-@pytest.mark.parametrize("name", PICKING)
+@pytest.mark.parametrize("name", GATHERING)
 def test_the_code_does_not_depend_on_the_channels(name: str) -> None:
     """So that layers of one shape share it, wherever they read."""
     p = ConvProblem.parse("conv 1x8x4x4 8x1x1 s1 p0")
     template = templates()[name]
     schedule = replace(template.heuristic(p, CPU), layout="NHWC")
-    places = (Placement(NHWC, 1, 24, 4, 4), Placement(NHWC, 1, 5, 4, 4, whole=24, first=0))
+    sources = (Placement(NHWC, 1, 24, 4, 4), Placement(NHWC, 1, 5, 4, 4, whole=24, first=0))
     built = [
-        template.build(p, schedule, CPU, replace(Io.of(p, "NHWC"), src=src, picked=True)).ir
-        for src in places
+        template.build(p, schedule, CPU, replace(Io.of(p, "NHWC"), src=src, gathered=True)).ir
+        for src in sources
     ]
     assert built[0] == built[1]
 
 
-@pytest.mark.parametrize("name", PICKING)
+@pytest.mark.parametrize("name", GATHERING)
 def test_other_layouts_are_refused(name: str) -> None:
     p = ConvProblem.parse("conv 1x8x4x4 8x1x1 s1 p0")
     template = templates()[name]
-    io = replace(Io.of(p, "NCHW"), src=Placement(NCHW, 1, 8, 4, 4), picked=True)
+    io = replace(Io.of(p, "NCHW"), src=Placement(NCHW, 1, 8, 4, 4), gathered=True)
     schedule = replace(template.heuristic(p, CPU), layout="NCHW")
     with pytest.raises(ScheduleError):
         template.build(p, schedule, CPU, io)
