@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import BLOCKS
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check, word
+
+# Multiply-adds of a loop body that a core can keep as decoded instructions.
+OP_CACHE = 320
 
 Rule = Callable[[Any], bool]
 Point = tuple[int, ...]
@@ -109,6 +113,21 @@ def space_for(algorithm: str, p: ConvProblem, cpu: Cpu) -> Space:
     module = importlib.import_module(f"fastrun.search_spaces.conv.{algorithm}")
     space: Space = module.space(p, cpu)
     return space
+
+
+def tile_rules(cpu: Cpu, tile: Callable[[Any], tuple[int, int]]) -> tuple[Rule, Rule]:
+    """Two rules of every register tile: `fits_registers` and `body_fits_op_cache`.
+
+    `tile` gives its rows and its vectors; the loop body has `unroll` steps.
+    """
+
+    def fits_registers(s: Any) -> bool:
+        return registers(*tile(s)) <= cpu.registers
+
+    def body_fits_op_cache(s: Any) -> bool:
+        return bool(math.prod(tile(s)) * s.unroll <= OP_CACHE)
+
+    return fits_registers, body_fits_op_cache
 
 
 def upto(limit: int, *values: int) -> list[int]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv.direct import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, upto
+from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, tile_rules, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
@@ -16,8 +15,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     if p.group_c < cpu.lanes and p.groups == 1:
         layouts += [f"NCHW>{layout}" for layout in layouts]
 
-    def fits_registers(s: Schedule) -> bool:
-        return registers(s.tile_h * s.tile_w, s.cols) <= cpu.registers
+    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.tile_h * s.tile_w, s.cols))
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
@@ -27,9 +25,6 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     def has_the_channels(s: Schedule) -> bool:
         lanes = channel_lanes(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu)
         return (s.cols - 1) * lanes < p.group_oc
-
-    def body_fits_op_cache(s: Schedule) -> bool:
-        return s.tile_h * s.tile_w * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

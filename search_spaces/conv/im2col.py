@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.search_spaces.space import Space, blocked_layouts, upto
+from fastrun.search_spaces.space import Space, blocked_layouts, tile_rules, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
     pixels = p.oh * p.ow
 
-    def fits_registers(s: Schedule) -> bool:
-        return registers(s.rows, s.cols) <= cpu.registers
+    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.rows, s.cols))
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
@@ -28,9 +26,6 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         """Between the blocks that fit some cache and the textbook's whole image lies nothing."""
         unfolded = F32.bytes(s.block * s.kc * p.kernel[0] * p.kernel[1])
         return s.block == pixels or unfolded <= max(1 << 20, 2 * cpu.l2)
-
-    def body_fits_op_cache(s: Schedule) -> bool:
-        return s.rows * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.conv.planar import Schedule, pixel_lanes
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.search_spaces.space import Space, upto
+from fastrun.search_spaces.space import Space, tile_rules, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
     vectors = -(-p.ow // pixel_lanes(p, cpu))
 
-    def fits_registers(s: Schedule) -> bool:
-        return registers(s.ocs, s.cols) <= cpu.registers
+    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.ocs, s.cols))
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
         return s.ocs * s.cols >= min(8, p.group_oc * vectors)
-
-    def body_fits_op_cache(s: Schedule) -> bool:
-        return s.ocs * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.conv.pointwise import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, upto
+from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, tile_rules, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
     pixels = p.h * p.w
 
-    def fits_registers(s: Schedule) -> bool:
-        return registers(s.rows, s.cols) <= cpu.registers
+    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.rows, s.cols))
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
@@ -24,9 +22,6 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
 
     def fetches_ahead_for_vectors_of_channels(s: Schedule) -> bool:
         return s.layout != "NCHW" or not s.prefetch
-
-    def body_fits_op_cache(s: Schedule) -> bool:
-        return s.rows * s.cols * s.unroll <= 320
 
     return Space(
         Schedule,
