@@ -45,7 +45,7 @@ class Facts:
 
 
 def facts(program: Program, cpu: Cpu) -> Facts:
-    """Compile `program` and look; milliseconds, not for every candidate of a search."""
+    """Compile `program` and read its assembly: takes milliseconds, too many for every trial."""
     loop = hot_loop(compile_assembly(program.ir, cpu))
     return Facts(
         hot_loop="\n".join(loop),
@@ -59,11 +59,11 @@ def facts(program: Program, cpu: Cpu) -> Facts:
 
 
 def hot_loop(assembly: str) -> list[str]:
-    """The lines of the loop with FMAs that is nested deepest, of several that with most of them.
+    """The lines of the innermost loop with FMAs; of several such loops the one with most FMAs.
 
-    Empty where there is no loop.
+    Empty if there is no loop.
     """
-    # A comment's # is followed by a blank; that of an AArch64 immediate is not.
+    # A comment begins with # and a blank; the # of an AArch64 immediate has no blank behind it.
     lines = [re.sub(r"\s*(?:##? |//).*$", "", line) for line in assembly.splitlines()]
     lines = [line for line in lines if line and not re.match(r"\s+\.", line)]
     labels: dict[str, int] = {}

@@ -17,7 +17,7 @@ from fastrun.kernels.native.compile import PIPELINE, compile_object, llvm_versio
 def cache_root() -> Path:
     """Where objects and the default database live: $FASTRUN_CACHE or the user's cache folder.
 
-    Who has no home has the root folder for one, where most may not write.
+    A user without a home has the root folder instead, which usually cannot be written.
     """
     if explicit := os.environ.get("FASTRUN_CACHE"):
         return Path(explicit)
@@ -31,17 +31,17 @@ def cache_root() -> Path:
 class ObjectCache:
     """Objects on disk, named by what they were made from.
 
-    A file is the payload behind a SHA-256 of its name and itself; one that does not match is built
-    again, never executed. Nor is what somebody else may have written: a file must be this user's
-    or root's, and nobody else may write it. Files appear whole (`os.replace`), so processes may
-    share the folder. A folder that cannot be written is used as far as it can be read.
+    A file holds the SHA-256 of its name and payload, then the payload. A file that does not match
+    is compiled again, never executed. The same holds for a file that another user could have
+    written: it must belong to this user or to root, who alone may write it. Files appear whole
+    (`os.replace`), so processes may share the folder. A read-only folder is only read.
     """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_root() / "objects"
 
     def object(self, ir: str, cpu: Cpu) -> bytes:
-        """Machine code of `ir` for `cpu`, from the cache where it is there.
+        """Machine code of `ir` for `cpu`, from the cache if it is there.
 
         Raises:
             CompileError: the IR does not parse or verify.
@@ -66,11 +66,11 @@ class ObjectCache:
         return self.root / key[:2] / f"{key}.o"
 
     def holds(self, ir: str, cpu: Cpu) -> bool:
-        """Whether nothing need be compiled for this."""
+        """Whether the object is there, so that nothing needs to be compiled."""
         return self._read(self.path(ir, cpu)) is not None
 
     def writable(self) -> bool:
-        """Whether objects can be kept, as far as that can be known before."""
+        """Whether objects can probably be stored: the folder exists and may be written."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError:
@@ -79,7 +79,7 @@ class ObjectCache:
 
     def _read(self, path: Path) -> bytes | None:
         try:
-            # What takes the place of a file, such as a pipe, must not make us wait.
+            # Something else in the place of a file, such as a pipe, must not block.
             with open(
                 path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)
             ) as file:
@@ -88,7 +88,7 @@ class ObjectCache:
                     return None
                 if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
                     warnings.warn(
-                        f"others may have written code in {self.root}: it is compiled anew "
+                        f"other users may have written code in {self.root}: it is compiled again "
                         "(FASTRUN_CACHE names another folder)",
                         RuntimeWarning,
                         stacklevel=2,
@@ -113,7 +113,7 @@ class ObjectCache:
                     os.unlink(file.name)
                     raise
         except OSError:
-            # A full or read-only disk costs the next start a compilation, nothing else.
+            # After a full or read-only disk the next start compiles again; nothing else is lost.
             return
 
 

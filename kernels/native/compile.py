@@ -1,4 +1,4 @@
-"""IR text -> machine code, kept in a content-addressed cache; objects -> callable addresses."""
+"""Compile the text of a kernel to machine code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import llvmlite.binding as llvm
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.forks import ONCE
 
-# Part of the cache's key: objects made by other passes are others.
+# Part of the cache's key, since other passes make other objects.
 PIPELINE = "O3 by function"
 
 
@@ -56,8 +56,8 @@ def _target_machine(cpu: Cpu) -> llvm.TargetMachine:
 def _optimised(ir: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
     """-O3 of each function, without the transformations that would undo the generator's choices.
 
-    Those are loop unrolling, loop vectorisation and SLP. What -O3 does to a module as a whole,
-    inlining above all, has nothing to find in kernels and takes a third of the time.
+    These are loop unrolling, loop vectorisation and SLP. The passes of -O3 over a whole module,
+    mostly inlining, find nothing to do in kernels and would take a third of the time.
     """
     try:
         module = llvm.parse_assembly(ir)

@@ -1,43 +1,50 @@
-"""The native driver as IR: walks a list of steps on some threads.
+"""The native driver as IR: a team of threads walks a list of steps.
 
-Every thread walks the whole list. Of every step's tasks each has a share, which it does in a few
-chunks; who is done helps the others with theirs. A step is over when all its tasks are done,
-whoever did them: a thread that was late, asleep or robbed of its core holds nobody up.
+Every thread walks the whole list. It first does its own share of a step's tasks, in a few chunks,
+and then helps with the shares of the others. A step is over when all its tasks are done, by any
+thread: a thread that is late, asleep or has lost its core delays nobody.
 
-Threads beside the caller's live in `serve`: they wait for the next list, spinning at first and
-then asleep.
+The threads beside the caller's live in `serve`. They wait for the next list: at first they spin,
+then they sleep.
 """
 
 from __future__ import annotations
 
-# What a core is told while it spins, so that it leaves power and issue slots to its neighbours.
-_SPIN_HINTS = {
-    "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
-    "aarch64": ("declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)"),
+# Of each processor the number of Linux's futex system call; and what a core executes while it
+# spins, to leave power and issue slots to its neighbours: declaration and call.
+_MACHINES = {
+    "x86_64": (202, "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
+    "aarch64": (
+        98,
+        "declare void @llvm.aarch64.hint(i32)",
+        "call void @llvm.aarch64.hint(i32 1)",
+    ),
 }
 
-# Linux: number of the futex system call, and its operations on memory of one process.
-_FUTEX = {"x86_64": 202, "aarch64": 98}
+# Futex operations on memory of one process.
 _WAIT, _WAKE = 128, 129
 
-LINE = 128  # bytes that no two variables of different threads should share
+# Bytes that keep variables of different threads apart: two cache lines, since a processor may
+# fetch lines in pairs.
+APART = 128
 
-# Nanoseconds that an idle thread spins before it sleeps. Waking up takes some 50 microseconds,
-# and the calls of a busy program come closer together than this.
-SPIN = 200_000
+# How long an idle thread spins before it sleeps. Waking it takes some 50 microseconds, and the
+# calls of a busy program follow each other faster than this.
+SPIN_NANOSECONDS = 200_000
 
-# Looks at what is waited for before the core is offered to others, who may be just that.
-PATIENCE = 2_000
+# Looks at what a thread waits for before it offers its core to other threads, which may be the
+# ones it waits for.
+LOOKS_BEFORE_YIELD = 2_000
 
-# Chunks of a thread's share of tasks: the more, the finer is what others can take over.
+# Chunks of a thread's share of tasks. More chunks are finer, so that others can take over more.
 CHUNKS = 4
 
-# A team's memory: ticket, arrivals and sleepers on lines of their own, then the job, then what the
-# arrivals are once all have left it.
-TICKET, ARRIVED, ASLEEP, JOB, DUE = 0, LINE, 2 * LINE, 3 * LINE, 4 * LINE
-TEAM_BYTES = 5 * LINE
+# A team's memory: ticket, arrivals and sleepers, then the job, then the number of arrivals at which
+# all threads have left the job.
+TICKET, ARRIVED, ASLEEP, JOB, DUE = 0, APART, 2 * APART, 3 * APART, 4 * APART
+TEAM_BYTES = 5 * APART
 
-# Words of the job: a null pointer to the steps sends the threads home. The last two are the lead's:
+# Words of the job. A null pointer to the steps ends the threads. `lead` fills in the last two:
 # arrivals before the job, and which set of counters is zero.
 JOB_WORDS = (
     "steps", "count", "threads", "local", "gather", "repeats", "copy", "copies", "stride",
@@ -45,9 +52,8 @@ JOB_WORDS = (
 )  # fmt: skip
 _POINTERS = ("steps", "local", "stamps", "tally")
 
-# A script's tally: the parity of its repeats so far on a line of its own, then two sets of
-# counters.
-TALLY = LINE
+# A script's tally: the parity of its repeats so far, then two sets of counters.
+TALLY = APART
 
 # Bytes of a thread's counters for a step: tasks taken and tasks done of its share.
 COUNTERS = 64
@@ -56,29 +62,42 @@ COUNTERS = 64
 def driver_ir(triple: str) -> str:
     """The driver for a target.
 
-    `lead(team, job)` runs a job as thread 0 and returns the nanoseconds it took; with `gather`
-    the clock starts when all threads have met and before any of them goes on, so that a lead whose
-    core is taken away cannot make work look short. `serve(team, thread)` is the life of another
-    thread.
+    `lead(team, job)` runs a job as thread 0 and returns the nanoseconds it took. With `gather`
+    the clock starts when all threads have met and before any of them continues. A caller whose
+    core is taken away at this moment therefore cannot make the work look short. `serve(team,
+    thread)` is the life of another thread.
 
     The job repeats its steps; repeat i gets weights displaced by (copy + i) % copies times
     `stride` bytes. If `stamps` is not null, the time after each step is left there.
 
-    Arrivals are counted and never taken back, so that nobody who still looks at the count misses
-    anything; `base` is what it is when all threads have left the job before. The counters of a
-    list exist twice: while one repeat uses one set, every thread zeroes its own of the other.
+    Arrivals are counted and never taken back, so that a thread that still looks at the count
+    misses nothing; `base` is the count when all threads have left the job before. The counters of
+    a list exist twice: while one repeat uses one set, every thread zeroes its own of the other.
 
-    What one job leaves to the next is kept in the team's memory and the script's tally, by `lead`
-    alone: an exception between the call and whatever follows it in Python cannot part them.
+    What one job leaves to the next is kept in the team's memory and the script's tally. Only
+    `lead` changes it, so that an exception in Python between two calls cannot leave it half done.
+
+    Raises:
+        ValueError: the processor is none of `_MACHINES`.
     """
     machine = triple.partition("-")[0]
-    declaration, hint = _SPIN_HINTS.get(machine, ("", ""))
-    job = "\n".join(
-        f"  %{name}.at = getelementptr i64, ptr %job, i64 {i}\n"
-        f"  %{name} = load {'ptr' if name in _POINTERS else 'i64'}, "
-        f"ptr %{name}.at, align 8"
-        for i, name in enumerate(JOB_WORDS)
-    )
+    if machine not in _MACHINES:
+        raise ValueError(f"threads are not supported on {machine}: only on {', '.join(_MACHINES)}")
+    futex, declaration, hint = _MACHINES[machine]
+    texts = [_head(triple, declaration), _NOW, _await(hint), _MEET, _wait_for(hint), _WORK, _WALK]
+    return "\n\n".join([*texts, _lead(futex), _serve(futex, hint)]) + "\n"
+
+
+_JOB = "\n".join(
+    f"  %{name}.at = getelementptr i64, ptr %job, i64 {i}\n"
+    f"  %{name} = load {'ptr' if name in _POINTERS else 'i64'}, ptr %{name}.at, align 8"
+    for i, name in enumerate(JOB_WORDS)
+)
+"""Load the words of a job."""
+
+
+def _head(triple: str, declaration: str) -> str:
+    """Types and declarations. A step is a stage, its tasks, its operands and whether it joins."""
     return f"""target triple = "{triple}"
 
 %step = type {{ ptr, i64, ptr, ptr, ptr, ptr, ptr, ptr, i64 }}
@@ -87,9 +106,35 @@ declare i32 @clock_gettime(i32, ptr)
 declare i32 @sched_yield()
 declare i64 @syscall(i64, ...)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
-{declaration}
+{declaration}"""
 
-define internal i64 @now() nounwind {{
+
+def _until(reached: str, hint: str) -> str:
+    """The body of a function that returns when `%complete`, which the text `reached` computes.
+
+    It spins, and now and then offers its core to other threads.
+    """
+    return f"""entry:
+  br label %look
+look:
+  %looks = phi i64 [ 0, %entry ], [ %looks.next, %spin ], [ 0, %yield ]
+{reached}
+  br i1 %complete, label %go, label %wait
+wait:
+  %looks.next = add i64 %looks, 1
+  %tired = icmp ugt i64 %looks.next, {LOOKS_BEFORE_YIELD}
+  br i1 %tired, label %yield, label %spin
+spin:
+  {hint}
+  br label %look
+yield:
+  %yielded = call i32 @sched_yield()
+  br label %look
+go:
+  ret void"""
+
+
+_NOW = """define internal i64 @now() nounwind {
   %time = alloca [2 x i64], align 8
   %failed = call i32 @clock_gettime(i32 1, ptr %time)
   %seconds = load i64, ptr %time, align 8
@@ -98,72 +143,18 @@ define internal i64 @now() nounwind {{
   %scaled = mul i64 %seconds, 1000000000
   %total = add i64 %scaled, %nanoseconds
   ret i64 %total
-}}
+}"""
+"""The monotonic clock in nanoseconds."""
 
-define internal void @await(ptr %arrived, i64 %target) nounwind {{
-entry:
-  br label %look
-look:
-  %looks = phi i64 [ 0, %entry ], [ %looks.next, %spin ], [ 0, %yield ]
-  %count = load atomic i64, ptr %arrived acquire, align 8
-  %complete = icmp uge i64 %count, %target
-  br i1 %complete, label %go, label %wait
-wait:
-  %looks.next = add i64 %looks, 1
-  %tired = icmp ugt i64 %looks.next, {PATIENCE}
-  br i1 %tired, label %yield, label %spin
-spin:
-  {hint}
-  br label %look
-yield:
-  %yielded = call i32 @sched_yield()
-  br label %look
-go:
-  ret void
-}}
-
-define internal i64 @meet(ptr %arrived, i64 %target, i64 %threads) nounwind {{
+_MEET = """define internal i64 @meet(ptr %arrived, i64 %target, i64 %threads) nounwind {
   %before = atomicrmw add ptr %arrived, i64 1 acq_rel
   call void @await(ptr %arrived, i64 %target)
   %next = add i64 %target, %threads
   ret i64 %next
-}}
+}"""
+"""Arrive and wait for all threads; returns the count of arrivals of the next meeting."""
 
-define internal void @wait_for(ptr %counters, i64 %tasks, i64 %threads) nounwind {{
-entry:
-  br label %look
-look:
-  %looks = phi i64 [ 0, %entry ], [ %looks.next, %spin ], [ 0, %yield ]
-  br label %sum
-sum:
-  %u = phi i64 [ 0, %look ], [ %u.next, %sum ]
-  %total = phi i64 [ 0, %look ], [ %total.next, %sum ]
-  %offset = mul i64 %u, {COUNTERS}
-  %line = getelementptr i8, ptr %counters, i64 %offset
-  %done.at = getelementptr i64, ptr %line, i64 1
-  %done = load atomic i64, ptr %done.at acquire, align 8
-  %total.next = add i64 %total, %done
-  %u.next = add i64 %u, 1
-  %more = icmp ult i64 %u.next, %threads
-  br i1 %more, label %sum, label %summed
-summed:
-  %complete = icmp uge i64 %total.next, %tasks
-  br i1 %complete, label %go, label %wait
-wait:
-  %looks.next = add i64 %looks, 1
-  %tired = icmp ugt i64 %looks.next, {PATIENCE}
-  br i1 %tired, label %yield, label %spin
-spin:
-  {hint}
-  br label %look
-yield:
-  %yielded = call i32 @sched_yield()
-  br label %look
-go:
-  ret void
-}}
-
-define internal void @work(ptr %at, i64 %thread, i64 %threads, ptr %mine, i64 %moved,
+_WORK = f"""define internal void @work(ptr %at, i64 %thread, i64 %threads, ptr %mine, i64 %moved,
                            ptr %counters) nounwind {{
 entry:
   %step.value = load %step, ptr %at, align 8
@@ -230,13 +221,14 @@ report:
   %done.at = getelementptr i64, ptr %line, i64 1
   store atomic i64 %did.now, ptr %done.at release, align 8
   ret void
-}}
+}}"""
+"""Do tasks of one step: first the own share, then what is left of the others' shares."""
 
-define internal i64 @walk(ptr %team, i64 %thread) nounwind {{
+_WALK = f"""define internal i64 @walk(ptr %team, i64 %thread) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
   %job = getelementptr i8, ptr %team, i64 {JOB}
-{job}
+{_JOB}
   %home = icmp eq ptr %steps, null
   br i1 %home, label %leave, label %begin
 leave:
@@ -347,9 +339,41 @@ finish:
   %left = atomicrmw add ptr %arrived, i64 1 acq_rel
   %elapsed = sub i64 %stop, %clock
   ret i64 %elapsed
-}}
+}}"""
+"""Walk the steps as often as the job says: nanoseconds, or -1 if the team ends."""
 
-define i64 @lead(ptr %team, ptr %given) nounwind {{
+
+def _await(hint: str) -> str:
+    """Wait until the arrivals reach a target."""
+    reached = """  %count = load atomic i64, ptr %arrived acquire, align 8
+  %complete = icmp uge i64 %count, %target"""
+    head = "define internal void @await(ptr %arrived, i64 %target) nounwind {"
+    return f"{head}\n{_until(reached, hint)}\n}}"
+
+
+def _wait_for(hint: str) -> str:
+    """Wait until all tasks of a step are done: the threads' counters add up to them."""
+    reached = f"""  br label %sum
+sum:
+  %u = phi i64 [ 0, %look ], [ %u.next, %sum ]
+  %total = phi i64 [ 0, %look ], [ %total.next, %sum ]
+  %offset = mul i64 %u, {COUNTERS}
+  %line = getelementptr i8, ptr %counters, i64 %offset
+  %done.at = getelementptr i64, ptr %line, i64 1
+  %done = load atomic i64, ptr %done.at acquire, align 8
+  %total.next = add i64 %total, %done
+  %u.next = add i64 %u, 1
+  %more = icmp ult i64 %u.next, %threads
+  br i1 %more, label %sum, label %summed
+summed:
+  %complete = icmp uge i64 %total.next, %tasks"""
+    head = "define internal void @wait_for(ptr %counters, i64 %tasks, i64 %threads) nounwind {"
+    return f"{head}\n{_until(reached, hint)}\n}}"
+
+
+def _lead(futex: int) -> str:
+    """Run a job as thread 0: wake the team, walk the steps, keep what the next job needs."""
+    return f"""define i64 @lead(ptr %team, ptr %given) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
   %due.at = getelementptr i8, ptr %team, i64 {DUE}
@@ -366,7 +390,7 @@ call:
   %job = getelementptr i8, ptr %team, i64 {JOB}
   call void @llvm.memcpy.p0.p0.i64(ptr align 8 %job, ptr align 8 %given,
                                    i64 {8 * len(JOB_WORDS)}, i1 false)
-{job}
+{_JOB}
   store i64 %due, ptr %base.at, align 8
   %home = icmp eq ptr %steps, null
   br i1 %home, label %announce, label %plan
@@ -393,15 +417,18 @@ announce:
   %none = icmp eq i64 %sleepers, 0
   br i1 %none, label %run, label %wake
 wake:
-  %woken = call i64 (i64, ...) @syscall(i64 {_FUTEX.get(machine, 0)}, ptr %ticket, i64 {_WAKE},
+  %woken = call i64 (i64, ...) @syscall(i64 {futex}, ptr %ticket, i64 {_WAKE},
                                         i64 2147483647, ptr null, ptr null, i64 0)
   br label %run
 run:
   %elapsed = call i64 @walk(ptr %team, i64 0)
   ret i64 %elapsed
-}}
+}}"""
 
-define void @serve(ptr %team, i64 %thread) nounwind {{
+
+def _serve(futex: int, hint: str) -> str:
+    """The life of another thread: wait for a job, walk its steps, begin again."""
+    return f"""define void @serve(ptr %team, i64 %thread) nounwind {{
 entry:
   %ticket = getelementptr i8, ptr %team, i64 {TICKET}
   %asleep = getelementptr i8, ptr %team, i64 {ASLEEP}
@@ -418,11 +445,11 @@ wait:
   {hint}
   %time = call i64 @now()
   %spent = sub i64 %time, %since
-  %tired = icmp ugt i64 %spent, {SPIN}
+  %tired = icmp ugt i64 %spent, {SPIN_NANOSECONDS}
   br i1 %tired, label %sleep, label %look
 sleep:
   %lying = atomicrmw add ptr %asleep, i64 1 seq_cst
-  %slept = call i64 (i64, ...) @syscall(i64 {_FUTEX.get(machine, 0)}, ptr %ticket, i64 {_WAIT},
+  %slept = call i64 (i64, ...) @syscall(i64 {futex}, ptr %ticket, i64 {_WAIT},
                                         i32 %seen, ptr null, ptr null, i64 0)
   %rising = atomicrmw sub ptr %asleep, i64 1 seq_cst
   br label %look
@@ -432,5 +459,4 @@ work:
   br i1 %home, label %leave, label %idle
 leave:
   ret void
-}}
-"""
+}}"""

@@ -1,7 +1,7 @@
-"""Fill the object cache on all cores: a network's kernels are many, and LLVM uses one core.
+"""Fill the object cache on all cores: a network has many kernels, and LLVM uses one core.
 
-LLVM's Python binding compiles one module at a time in a process, so the others are processes:
-`python -m fastrun.kernels.native.precompile` compiles what it reads of this module's lists.
+LLVM's Python binding compiles one module at a time in a process, so there is a process for each
+core: `python -m fastrun.kernels.native.precompile` compiles a pickled list from its input.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.cache import ObjectCache
 
-# Bytes of IR from which on another process, which takes a third of a second to start, pays.
+# Bytes of IR from which another process is worth its start, a third of a second.
 WORTHWHILE = 500_000
 
 
 def precompile(irs: Sequence[str], cpu: Cpu, cache: ObjectCache, share: int = WORTHWHILE) -> None:
-    """Compile what the cache lacks, `share` bytes of IR or more per process.
+    """Compile what the cache lacks, with at least `share` bytes of IR for each process.
 
-    What another process fails to do is left undone: whoever needs the object compiles it then and
-    learns what is wrong with it. Where there can be no other processes, all is compiled here; where
-    the cache cannot be written nothing is, and a warning says so.
+    An object that another process fails to compile stays missing: the object is then compiled when
+    it is needed, which shows the error. If no other process can be started, all is compiled here.
+    If the cache cannot be written, nothing is compiled, and a warning says so.
 
     Raises:
         CompileError: LLVM refuses one of the kernels that are compiled here.
@@ -37,7 +37,7 @@ def precompile(irs: Sequence[str], cpu: Cpu, cache: ObjectCache, share: int = WO
         return
     if not cache.writable():
         warnings.warn(
-            f"{cache.root} cannot be written: compiling without keeping the code "
+            f"{cache.root} cannot be written: kernels are compiled again by every process "
             "(FASTRUN_CACHE names another folder)",
             RuntimeWarning,
             stacklevel=2,
@@ -63,15 +63,15 @@ def precompile(irs: Sequence[str], cpu: Cpu, cache: ObjectCache, share: int = WO
 
 
 def _python() -> bool:
-    """Whether that is what `sys.executable` is, and not a program that embeds Python."""
+    """Whether `sys.executable` is Python, and not a program that embeds it."""
     return Path(sys.executable or "").name.startswith("python")
 
 
 def _helper(work: bytes) -> subprocess.Popen[bytes]:
-    # Modules come from where this process has them, the current folder only if it is among those.
+    # The helper finds modules where this process does; the current folder only if it is listed.
     path = os.pathsep.join(entry or os.curdir for entry in sys.path)
     command = [sys.executable, "-P", "-m", "fastrun.kernels.native.precompile"]
-    # Memory, as there may be no folder for temporary files.
+    # In memory, since there may be no folder for temporary files.
     with open(os.memfd_create("kernels"), "w+b") as file:
         file.write(work)
         file.seek(0)

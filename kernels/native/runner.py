@@ -1,7 +1,7 @@
 """Run steps of native code, many times, on some threads, with a barrier between.
 
-Nothing of Python runs between the first step and the last, so a block of calls costs what the
-kernels cost: a few nanoseconds per step are added on one thread, some hundred on two.
+No Python runs between the first step and the last, so a block of calls costs what the kernels
+cost. The driver adds a few nanoseconds per step on one thread, a few hundred on two.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ os.register_at_fork(after_in_child=teams.clear)
 class Buffers:
     """Addresses of a program's operands.
 
-    `local` has one workspace per thread. Of the weights there may be `copies`, `stride` bytes
-    apart; each call takes the next one, so that their total size decides what is still cached.
+    `local` has one workspace per thread. There may be several `copies` of the weights, `stride`
+    bytes apart. Each call takes the next copy, so that their total size decides what is cached.
     """
 
     src: int
@@ -42,7 +42,7 @@ class Buffers:
 class Runner:
     """Runs the stages of a loaded program.
 
-    With `cores` given, thread t is bound to cores[t]; thread 0 is the caller's and is left alone.
+    If `cores` are given, thread t is bound to cores[t]; thread 0 is the caller's and is not bound.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Runner:
         self._copy = 0
 
     def run(self, buffers: Buffers, threads: int = 1, repeats: int = 1) -> float:
-        """Call the program `repeats` times; seconds for all of them, as thread 0 sees it.
+        """Call the program `repeats` times; seconds for all of them, measured by thread 0.
 
         Raises:
             ValueError: fewer cores or local workspaces than threads.

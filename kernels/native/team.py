@@ -14,14 +14,14 @@ from queue import SimpleQueue
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.forks import ONCE, once, renewed_in_children
 from fastrun.kernels.native.cache import ObjectCache
-from fastrun.kernels.native.driver import COUNTERS, JOB_WORDS, LINE, TALLY, TEAM_BYTES, driver_ir
+from fastrun.kernels.native.driver import APART, COUNTERS, JOB_WORDS, TALLY, TEAM_BYTES, driver_ir
 from fastrun.kernels.native.library import Library
 
 
 class Step(ctypes.Structure):
     """A stage at its address, its tasks and the addresses of its operands.
 
-    With `joins` at 0 nobody waits for its end before going on to the next one.
+    With `joins` at 0 a thread continues with the next step before all tasks of this one are done.
     """
 
     _fields_ = [
@@ -33,9 +33,9 @@ class Step(ctypes.Structure):
 
 
 class Script:
-    """A list of steps for so many threads, and what is counted while they walk it.
+    """A list of steps for a number of threads, and the counters of the walk.
 
-    `local` are the addresses of as many workspaces. The last step joins.
+    `local` are the addresses of one workspace for each thread. The last step joins.
 
     Raises:
         ValueError: there are no steps, or fewer workspaces than threads.
@@ -53,11 +53,11 @@ class Script:
 
     @property
     def addresses(self) -> tuple[int, int, int]:
-        """Of the steps, the workspaces and the tally."""
+        """The addresses of the steps, the workspaces and the tally."""
         return ctypes.addressof(self._steps), ctypes.addressof(self._local), self._tally.address
 
     def _renew(self) -> None:
-        """Forget a walk that this process has no threads to end."""
+        """Forget a walk: this process has no threads that could end it."""
         self._tally.clear()
 
 
@@ -65,8 +65,8 @@ class _Lines:
     """Zeroed memory in whole cache lines."""
 
     def __init__(self, size: int) -> None:
-        self._room = ctypes.create_string_buffer(size + LINE)
-        self.address = -(-ctypes.addressof(self._room) // LINE) * LINE
+        self._room = ctypes.create_string_buffer(size + APART)
+        self.address = -(-ctypes.addressof(self._room) // APART) * APART
 
     def clear(self) -> None:
         ctypes.memset(self._room, 0, len(self._room))
@@ -76,7 +76,7 @@ Answers = SimpleQueue[OSError | None]
 
 
 class Team:
-    """The caller's thread and some more that wait for it, each bound to a core if so said.
+    """The caller's thread and others that wait for its jobs, each bound to a core if given.
 
     Raises:
         OSError: one of the cores may not be used.
@@ -84,8 +84,8 @@ class Team:
 
     def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
         self._state = _Lines(TEAM_BYTES)
-        # Who is late still reads the script of the last job, and may do so while some more are
-        # interrupted before they begin.
+        # A late thread still reads the script of the last job, and may do so while further jobs
+        # are interrupted before they begin.
         self._scripts = deque[Script](maxlen=8)
         self._lead, self._serve = _driver()
         self._size, self._cores = threads, tuple(cores)
@@ -99,8 +99,8 @@ class Team:
             raise
 
     def _renew(self) -> None:
-        """Be alone: a forked process has none of the other threads."""
-        # A signal handler may call between two steps of a call; it may not wait for that to end.
+        """Have no other threads, as in a forked process."""
+        # A signal handler may run in the middle of a call, and must not wait for that to end.
         self._lock = threading.RLock()
         self._state.clear()
         self._members, self._ready, self._left = 0, Answers(), Answers()
@@ -121,7 +121,7 @@ class Team:
             left.put(None)
 
         try:
-            # Not by `threading`, whose threads an exception at the wrong moment leaves locked.
+            # Not by `threading`: an exception at the wrong moment would leave its threads locked.
             _thread.start_new_thread(work, ())
         except RuntimeError as error:
             raise OSError(errno.EAGAIN, "the system allows no more threads") from error
@@ -139,12 +139,12 @@ class Team:
     ) -> float:
         """Walk the steps `repeats` times; seconds for all of it, as the caller sees it.
 
-        `copies` are the number of the first copy of the weights to use, how many there are, and
-        the bytes from one to the next. At the address `stamps` one 64-bit integer per step
-        receives the nanosecond at which it was done. With `gather` the clock starts when all
-        threads are there.
+        `copies` are the number of the first copy of the weights, the number of copies, and the
+        bytes from one to the next. At the address `stamps`, one 64-bit integer per step receives
+        the nanosecond at which the step was done. With `gather` the clock starts when all threads
+        have arrived.
 
-        An exception by a signal handler leaves the team as it is after this walk or before it.
+        An exception in a signal handler leaves the team as it is before this walk or after it.
 
         Raises:
             ValueError: the script is for another number of threads.
@@ -191,8 +191,8 @@ def team(threads: int, cores: Sequence[int] = ()) -> Team:
 
 def disband_all() -> None:
     """End the threads of all teams; the next call of each starts them again."""
-    # A thread that still spins must not lose its code when the interpreter unloads it. What a
-    # thread that outlives this founds anew stays until the process ends.
+    # The interpreter unloads the code, which a spinning thread must not lose. A team that another
+    # thread makes after this stays until the process ends.
     for key in list(teams):
         teams.pop(key).disband()
 
