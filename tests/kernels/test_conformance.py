@@ -17,15 +17,18 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.reference import random_operands
-from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.core.template import KernelTemplate, ScheduleError
+from fastrun.kernels.native.compile import compile_object
 from fastrun.kernels.registry import applicable, templates
 from fastrun.search_spaces.space import space_for
-from tests.support.execution import reference, relative_error, run
+from tests.support.execution import reference, rms_error, run
 from tests.support.lanes import EVERY_CPU, RUN_HERE
 
 CPU = Cpu.host()
 L = CPU.lanes
-TOLERANCE = 1e-4
+
+# Algorithms whose vectors of output pixels continue from row to row.
+WITHOUT_GAPS = {"im2col", "pointwise"}
 
 PROBLEMS = [
     "conv 1x1x1x1 1x1x1 s1 p0",
@@ -60,6 +63,11 @@ PROBLEMS = [
 ]
 
 
+def tolerance(template: KernelTemplate, p: ConvProblem, schedule: object) -> float:
+    """Four times the error to expect, and the rounding of the epilogue: for `rms_error`."""
+    return 4 * template.error(p, schedule) + 2**-23
+
+
 def schedules(name: str, p: ConvProblem, cpu: Cpu) -> list[object]:
     """The heuristic's, and the first, the last and two random ones of the space."""
     template = templates()[name]
@@ -92,20 +100,13 @@ def cases() -> list[object]:
 @pytest.mark.parametrize(("p", "name", "cpu"), cases())
 def test_agrees_with_float64(p: ConvProblem, name: str, cpu: Cpu) -> None:
     operands = random_operands(p, seed=1)
-    truth = reference(p, operands)
-    built = 0
+    truth, template = reference(p, operands), templates()[name]
     for schedule in schedules(name, p, cpu):
-        try:
-            program = templates()[name].program(p, schedule, cpu)
-        except ScheduleError:
-            continue
-        built += 1
-        text = templates()[name].text(schedule)
+        program, text = template.program(p, schedule, cpu), template.text(schedule)
         whole = run(p, program, operands)
-        assert relative_error(whole, truth) < TOLERANCE, text
+        assert rms_error(whole, truth) < tolerance(template, p, schedule), text
         cut = run(p, program, operands, threads=3)
         assert np.array_equal(whole, cut), f"{text}: the result depends on how tasks are cut"
-    assert built, "no schedule could be built"
 
 
 @pytest.mark.parametrize("cpu", EVERY_CPU)
@@ -118,29 +119,32 @@ def test_output_with_a_halo(name: str, cpu: Cpu) -> None:
         for q in map(ConvProblem.parse, [*texts, "conv 1x32x6x7 32x1x1 s1 p0 bias"])
         if templates()[name].why_not(q, cpu) is None
     )
-    schedule = templates()[name].heuristic(p, cpu)
+    template = templates()[name]
+    schedule = template.heuristic(p, cpu)
     io = Io.of(p, schedule.layout)
     io = replace(io, dst=replace(io.dst, halo=(1, 2, 3, 1)), src=replace(io.src, halo=(2, 3, 2, 4)))
-    try:
-        program = templates()[name].build(p, schedule, cpu, io)
-    except ScheduleError as error:
-        pytest.skip(f"refuses: {error}")
+    if name in WITHOUT_GAPS:
+        with pytest.raises(ScheduleError, match="gaps between"):
+            template.build(p, schedule, cpu, io)
+        side = p.padding[1]
+        src, dst = (2, side, 2, side), (1, 0, 3, 0)
+        io = replace(io, dst=replace(io.dst, halo=dst), src=replace(io.src, halo=src))
+    program = template.build(p, schedule, cpu, io)
     operands = random_operands(p, seed=2)
-    assert relative_error(run(p, program, operands), reference(p, operands)) < TOLERANCE
+    error = rms_error(run(p, program, operands), reference(p, operands))
+    assert error < tolerance(template, p, schedule)
 
 
 @pytest.mark.parametrize("target", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda c: c.name)
 @pytest.mark.parametrize("name", list(templates()))
 def test_builds_for_other_processors(name: str, target: Cpu) -> None:
-    from fastrun.kernels.native.compile import compile_object
-
-    p = next(
-        q
-        for q in map(ConvProblem.parse, PROBLEMS)
-        if templates()[name].why_not(q, target) is None and q.c > 4
-    )
-    program = templates()[name].program(p, templates()[name].heuristic(p, target), target)
-    assert compile_object(program.ir, target)
+    template = templates()[name]
+    problems = [p for p in map(ConvProblem.parse, PROBLEMS) if not template.why_not(p, target)]
+    for p in problems:
+        for schedule in schedules(name, p, target):
+            assert template.program(p, schedule, target).ir
+    p = next(p for p in problems if p.c > 4)
+    assert compile_object(template.program(p, template.heuristic(p, target), target).ir, target)
 
 
 def test_ir_is_deterministic() -> None:
@@ -181,4 +185,4 @@ def test_tails_of_every_register_tile(name: str, fields: dict[str, int], cpu: Cp
     schedule = replace(template.heuristic(p, cpu), layout=layout, unroll=2, **fields)
     operands = random_operands(p, seed=3)
     found = run(p, template.program(p, schedule, cpu), operands)
-    assert relative_error(found, reference(p, operands)) < TOLERANCE
+    assert rms_error(found, reference(p, operands)) < tolerance(template, p, schedule)

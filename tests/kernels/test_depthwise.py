@@ -1,5 +1,6 @@
 """Depthwise: vectors that span groups, in every vector width, against float64."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -32,11 +33,14 @@ PROBLEMS = [
 
 
 def cases(p: ConvProblem, cpu: Cpu) -> list[Schedule]:
-    """The heuristic, both homes of the weights, several vectors a task, both layouts mixed."""
+    """The heuristic's; weights read again and held, several vectors a task, both layouts mixed.
+
+    The first two fit any machine.
+    """
     usual = template.heuristic(p, cpu)
     small = Schedule("NHWC", tile_h=2, tile_w=2, vectors=2, rows=1, hold=True)
     mixed = replace(small, layout="NHWC>NCHW16c", tile_w=3, vectors=1, rows=2, hold=False)
-    return [usual, small, replace(small, tile_h=1, vectors=64, hold=False), mixed]
+    return [usual, replace(small, tile_h=1, vectors=64, hold=False), small, mixed]
 
 
 @pytest.mark.parametrize("cpu", CPUS, ids=cpus)
@@ -45,17 +49,17 @@ def test_agrees_with_float64(text: str, cpu: Cpu) -> None:
     p = ConvProblem.parse(text)
     operands = random_operands(p, seed=3)
     truth = reference(p, operands)
-    built = 0
-    for schedule in cases(p, cpu):
+    for number, schedule in enumerate(cases(p, cpu)):
         try:
             program = template.program(p, schedule, cpu)
-        except ScheduleError:
+        except ScheduleError as refusal:
+            known = re.search("too many registers|whole groups do not fill", str(refusal))
+            assert known, template.text(schedule)
+            assert number > 1, template.text(schedule)
             continue
-        built += 1
         whole = run(p, program, operands)
         assert relative_error(whole, truth) < 1e-5, template.text(schedule)
         assert np.array_equal(whole, run(p, program, operands, threads=5))
-    assert built >= 2
 
 
 def test_large_filters_are_not_unrolled() -> None:

@@ -143,6 +143,11 @@ def test_the_driver_compiles_for_other_machines(cpu: Cpu) -> None:
     assert ("yield" if "aarch64" in cpu.triple else "pause") in assembly
 
 
+def test_an_unknown_machine_is_refused() -> None:
+    with pytest.raises(ValueError, match="not supported on powerpc64le"):
+        driver_ir("powerpc64le-unknown-linux-gnu")
+
+
 def test_a_team_that_has_fallen_asleep_wakes_up() -> None:
     bench = Bench("count", threads=2)
     for calls in range(1, 4):

@@ -83,3 +83,8 @@ def reference(p: ConvProblem, operands: dict[str, Array]) -> np.ndarray:
 def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
     """Largest error relative to the truth's root mean square; absolute where the truth is zero."""
     return float(np.abs(found - truth).max() / (np.sqrt(np.mean(truth**2)) or 1.0))
+
+
+def rms_error(found: np.ndarray, truth: np.ndarray) -> float:
+    """Root mean square error. Outputs of `random_operands` are of order 1 before activation."""
+    return float(np.sqrt(np.mean((found - truth) ** 2)))
