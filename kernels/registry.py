@@ -32,12 +32,12 @@ def templates() -> dict[str, KernelTemplate]:
 
 
 def applicable(p: ConvProblem, cpu: Cpu) -> list[KernelTemplate]:
-    """The algorithms that can do `p`, baselines included."""
+    """The algorithms that can compute `p`, with the baselines."""
     return [t for t in templates().values() if t.why_not(p, cpu) is None]
 
 
 def heuristic_choice(p: ConvProblem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
-    """Algorithm and schedule without measuring: the highest rank, and its own heuristic."""
+    """Algorithm and schedule without measuring: the highest rank, and its heuristic's schedule."""
     candidates = [t for t in applicable(p, cpu) if not t.baseline]
     best = max(candidates, key=lambda t: t.rank(p, cpu))
     return best, best.heuristic(p, cpu)
@@ -72,7 +72,7 @@ def _value(kind: type, word: str, part: str) -> int | bool | str:
         check(word in ("yes", "no"), f"{part!r}: expected yes or no")
         return word == "yes"
     if kind is int:
-        # Of any length, it would overflow whatever reckons with it.
+        # A longer number would overflow in later arithmetic.
         found = re.fullmatch("-?[0-9]{1,9}", word) is not None
         check(found, f"{part[:40]!r}: expected an integer of at most nine digits")
         return int(word)

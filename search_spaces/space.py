@@ -1,4 +1,4 @@
-"""Finite, ordered, named choices. Knows nothing of who searches it."""
+"""Search spaces: for each field of a schedule, the values to try in order, and rules."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Point = tuple[int, ...]
 class Space:
     """Every schedule of one algorithm worth measuring for one problem on one machine.
 
-    `domains` lists the values of each field in order, so neighbours in a list are neighbours in
-    effect. `rules` are predicates; a rule's name is the reason it gives. A point is a position
+    `domains` lists the values of each field in an order in which neighbours have similar effects.
+    `rules` are predicates; the name of a rule is the reason that is counted. A point is a position
     in every domain.
 
     Raises:
@@ -69,7 +69,7 @@ class Space:
         return tuple(positions)
 
     def neighbours(self, point: Point) -> Iterator[Point]:
-        """The points one step away in one field, whatever the rules say."""
+        """The points one step away in one field, also those that break a rule."""
         for axis, values in enumerate(self.domains.values()):
             for moved in (point[axis] - 1, point[axis] + 1):
                 if 0 <= moved < len(values):
@@ -80,12 +80,12 @@ class Space:
         return next((rule.__name__ for rule in self.rules if not rule(schedule)), None)
 
     def pinned(self, text: str) -> Space:
-        """The part of the space that some fields of a schedule's text leave.
+        """The part of the space that has the values in a schedule's text.
 
-        `winograd(mh=2|4, prefetch=0)` lets `mh` be 2 or 4, `prefetch` be 0, and the rest be free.
+        In `winograd(mh=2|4, prefetch=0)`, `mh` is 2 or 4, `prefetch` is 0, other fields are free.
 
         Raises:
-            ScheduleError: no such field, or it never has such a value here.
+            ScheduleError: there is no such field, or its domain has no such value.
         """
         domains = dict(self.domains)
         body = text.partition("(")[2].removesuffix(")")
@@ -105,7 +105,7 @@ class Space:
 
 
 def space_for(algorithm: str, p: ConvProblem, cpu: Cpu) -> Space:
-    """The space of the algorithm's file in this folder, which has the same stem.
+    """The space in `search_spaces/conv`, in the file that is named like the algorithm.
 
     Raises:
         ModuleNotFoundError: the algorithm has no space.
@@ -131,12 +131,12 @@ def tile_rules(cpu: Cpu, tile: Callable[[Any], tuple[int, int]]) -> tuple[Rule, 
 
 
 def upto(limit: int, *values: int) -> list[int]:
-    """Those of `values` that are at most `limit`; at least the first, cut to the limit."""
+    """Those of `values` that are at most `limit`; if there are none, the limit."""
     return [v for v in values if v <= limit] or [min(values[0], limit)]
 
 
 def blocked_layouts(p: ConvProblem, cpu: Cpu) -> list[str]:
-    """The NCHWc layouts whose blocks fill vectors and fall on group boundaries."""
+    """The NCHWc layouts whose blocks fill vectors and do not cross group boundaries."""
     blocks = [b for b in BLOCKS if b in (cpu.lanes // 2, cpu.lanes, 2 * cpu.lanes)]
     return [
         f"NCHW{b}c" for b in blocks if p.groups == 1 or (p.group_c % b == 0 and p.group_oc % b == 0)
@@ -144,6 +144,6 @@ def blocked_layouts(p: ConvProblem, cpu: Cpu) -> list[str]:
 
 
 def prefetch_distances(p: ConvProblem, cpu: Cpu) -> list[int]:
-    """Steps of K worth fetching weights ahead by: a few, or a panel; none for those that stay."""
+    """Prefetch distances in steps of K: none, a few, a panel; only none if L2 holds the weights."""
     stays = F32.bytes(p.oc * p.depth) <= cpu.l2
     return [0] if stays else [0, 16, p.depth]

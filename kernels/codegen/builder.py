@@ -3,8 +3,8 @@
 Values carry operators, buffers carry strides, and loops obey one rule:
 `with k.loop(n)` is a loop the CPU runs; `for i in range(n)` is a loop Python unrolls.
 
-IR is written as text: ten times faster than a tree of instruction objects, and the text is what is
-hashed, cached and shown anyway.
+IR is written as text. That is ten times faster than a tree of instruction objects, and the text is
+needed anyway: it is hashed, cached and shown.
 
 Functions and their control flow are here. `emit` writes instructions, `values` and `memory` define
 what a kernel computes with; all of these can be imported from this file.
@@ -91,11 +91,11 @@ class Kernel(Vectors):
         return Tile(self, rows, cols, lanes or self.lanes, dtype)
 
     def index(self, x: Int) -> Index:
-        """`x` as a run-time integer, for where a build-time one will not do."""
+        """`x` as a run-time integer, where an integer known at build time is not accepted."""
         return x if isinstance(x, Index) else Index(self, "0", x)
 
     def lanes_from(self, start: Index, lanes: int) -> str:
-        """A mask of the lanes from number `start` on; none or all of them where it is outside."""
+        """A mask of the lanes from number `start` on: no lanes or all where `start` is outside."""
         kind, number = vector_type(lanes, "i64"), ", ".join(f"i64 {i}" for i in range(lanes))
         if lanes == 1:
             return self.emit(f"icmp sge i64 0, {start.value}")
@@ -112,7 +112,10 @@ class Kernel(Vectors):
     def loop(self, *bounds: Int, step: int = 1) -> Iterator[Index]:
         """for (i = start; i < stop; i += step), bounds as in `range`.
 
-        Constant bounds run at least once, which is checked here.
+        A loop with constant bounds must run at least once.
+
+        Raises:
+            ValueError: constant bounds are empty.
         """
         start, stop = bounds if len(bounds) == 2 else (0, bounds[0])
         name, before = self._fresh(), self._block
@@ -161,7 +164,7 @@ class Kernel(Vectors):
         self._start(f"else{name}")
 
     def call(self, stage: Stage, **arguments: Buffer) -> None:
-        """Do all tasks of a stage of this module; operands not given are this kernel's own."""
+        """Run all tasks of a stage of this module, by default with this kernel's operands."""
         pointers = (f"ptr {arguments[a].base if a in arguments else f'%{a}'}" for a in ARGUMENTS)
         everything = [*pointers, "i64 0", f"i64 {stage.tasks}"]
         self.emit_void(f"call void @{stage.symbol}({', '.join(everything)})")
@@ -212,7 +215,7 @@ class Module:
         self._stages.append(Stage(symbol, tasks))
 
     def include(self, program: Program, name: str) -> list[Stage]:
-        """Take over the stages of a finished program, for `Kernel.call`, as `name` and a number."""
+        """Include the stages of a finished program as `name` and a number, for `Kernel.call`."""
         _, *paragraphs = program.ir.rstrip().split("\n\n")
         found = []
         for number, stage in enumerate(program.stages):

@@ -15,7 +15,7 @@ from fastrun.kernels.codegen.values import Vectors
 # ln 2 in two parts, so that multiples of it up to 2^8 are exact in the first.
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 
-# Adding this to a small number rounds it to a whole one, whose bits then end the sum's.
+# Adding this to a small number rounds it to a whole number, which is then in the lowest bits.
 _MAGIC, _MAGIC_BITS = 1.5 * 2**23, 0x4B400000
 
 _EXPM1 = tuple(1 / math.factorial(i) for i in range(1, 8))
@@ -41,7 +41,7 @@ def polynomial(x: Vec, coefficients: Sequence[float]) -> Vec:
 
 
 def absolute(x: Vec) -> Vec:
-    """|x|"""
+    """|x|."""
     return x.k.intrinsic("fabs", x)
 
 
@@ -88,7 +88,7 @@ def log(x: Vec) -> Vec:
     tiny = compare("olt", x, 2.0**-126)
     scaled = k.blend(tiny, x * 2.0**23, x)
     bits = _Bits.of(scaled)
-    # That of a mantissa between sqrt(1/2), whose bits these are, and sqrt(2).
+    # The exponent that leaves a mantissa between sqrt(1/2), whose bits these are, and sqrt(2).
     exponent = (bits - 0x3F3504F3) >> 23
     f = (bits - (exponent << 23)).floats - 1.0
     number = k.blend(tiny, exponent.value - 23.0, exponent.value)
@@ -101,7 +101,7 @@ def log(x: Vec) -> Vec:
 def log1p(x: Vec) -> Vec:
     """log(1 + x) where 0 <= x is finite."""
     w = x + 1.0
-    # What rounding 1 + x lost, to first order.
+    # The second term is what rounding 1 + x lost, to first order.
     return log(w) + (x - (w - 1.0)) / w
 
 

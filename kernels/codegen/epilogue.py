@@ -1,6 +1,6 @@
 """What happens to an accumulator on its way to memory: residual, then activation.
 
-Bias is not here: it is what accumulators start from, which costs nothing.
+The bias is not added here: accumulators start with it, which costs nothing.
 """
 
 from __future__ import annotations

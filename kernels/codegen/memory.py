@@ -29,19 +29,19 @@ class Buffer:
         return replace(self, strides=strides)
 
     def opaque(self) -> Buffer:
-        """The same array at an address that LLVM cannot follow.
+        """The same array at an address that LLVM cannot trace.
 
-        Loads through it are neither hoisted out of loops nor merged with earlier ones: a value
-        is read again where keeping it would cost a register.
+        Loads through it are neither moved out of loops nor merged with earlier ones. A value is
+        then read again, where keeping it would take a register.
         """
         text = f'call ptr asm sideeffect "", "=r,0"(ptr {self.base})'
         return replace(self, base=self.k.emit(text))
 
     def after(self, value: Vec) -> Buffer:
-        """The same array at an address that LLVM knows only once it has computed `value`.
+        """The same array at an address that, for LLVM, depends on `value`.
 
-        Loads through it are not scheduled before that, which bounds the registers that unrolled
-        steps need; the processor sees no dependency.
+        LLVM then schedules no load through it before `value` is computed, which limits the
+        registers that unrolled steps need. The processor sees no dependency.
         """
         if value.lanes == 2:  # no register class of x86
             value = self.k.shuffle(value, value, [0])
@@ -88,7 +88,7 @@ class Buffer:
     def store_first(self, value: Vec, count: int, *index: Int) -> None:
         """Store the first `count` lanes and touch nothing behind them.
 
-        In pieces of a power of two: a masked store costs more than the three of them.
+        It stores pieces of 2^n lanes: a masked store costs more than three of these.
         """
         if count >= value.lanes:
             self.store(value, *index)
@@ -100,7 +100,7 @@ class Buffer:
                 done += piece
 
     def load_first(self, count: int, *index: Int, lanes: int = 0) -> Vec:
-        """The first `count` lanes, zeros behind; reads nothing else."""
+        """The first `count` lanes, then zeros; reads nothing else."""
         lanes = lanes or self.k.lanes
         if count >= lanes:
             return self.load(*index, lanes=lanes)
@@ -114,7 +114,7 @@ class Buffer:
         return Vec(self.k, self.k.emit(text), lanes, self.dtype)
 
     def prefetch(self, *index: Int, level: int = 1, write: bool = False) -> None:
-        """Bring the line towards L`level`, to be written if so said; never faults."""
+        """Bring the cache line into L`level`, for a `write` if so; never faults."""
         self.k.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
         arguments = f"ptr {self.address(*index)}, i32 {int(write)}, i32 {4 - level}, i32 1"
         self.k.emit_void(f"call void @llvm.prefetch.p0({arguments})")
@@ -141,8 +141,8 @@ class Buffer:
 class Tile:
     """A rows x cols block of vector registers.
 
-    Cells are stack slots in the IR; LLVM's mem2reg turns every one into a register,
-    which is why loops need no explicit phi nodes.
+    Cells are stack slots in the IR. LLVM's mem2reg turns each one into a register, so that loops
+    need no explicit phi nodes.
     """
 
     def __init__(self, k: Vectors, rows: int, cols: int, lanes: int, dtype: DType = F32) -> None:

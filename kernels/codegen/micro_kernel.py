@@ -8,7 +8,7 @@ from fastrun.kernels.codegen.builder import Tile, Vec, fma
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.template import check
 
-# Multiply-adds of a loop body beyond which compiling takes seconds, and the code leaves its caches.
+# Multiply-adds in a loop body beyond which compiling takes seconds and code caches overflow.
 STRAIGHT = 2048
 
 
@@ -32,14 +32,14 @@ def outer_product(acc: Tile, a: Iterable[Vec], b: Iterable[Vec]) -> None:
 
 
 def registers(rows: int, cols: int) -> int:
-    """Vector registers that `outer_product` keeps alive."""
+    """Vector registers that `outer_product` uses."""
     return rows * cols + min(rows, cols) + 1
 
 
 def check_tile(cpu: Cpu, rows: int, cols: int, steps: int) -> None:
-    """Raise `ScheduleError` unless a register tile fits the processor and its code the compiler.
+    """Raise `ScheduleError` unless the registers hold a tile, and its loop body is not too long.
 
-    `steps` of K are straight code.
+    The body has `steps` of K as straight code.
     """
     check(registers(rows, cols) <= cpu.registers, "tile needs too many registers")
     check(rows * cols * steps <= STRAIGHT, f"{steps} steps of a {rows}x{cols} tile are too long")

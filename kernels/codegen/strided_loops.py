@@ -1,4 +1,4 @@
-"""Loops over strided tensors of one shape: few axes, long rows, tasks of even size."""
+"""Loops over strided tensors of one shape: few axes, long rows, tasks of equal size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
 
-# Elements of a task: enough to be worth handing out, few enough to share out evenly.
+# Elements of a task: enough to be worth a task, few enough to divide evenly among threads.
 GRAIN = 4096
 
 
@@ -21,7 +21,7 @@ def fitted(src: Strided, shape: Ints) -> Strided:
     """`src` broadcast to `shape`.
 
     Raises:
-        ScheduleError: it cannot be.
+        ScheduleError: the shapes do not fit.
     """
     mine = src.shape[::-1]
     fits = len(mine) <= len(shape) and all(
@@ -34,7 +34,7 @@ def fitted(src: Strided, shape: Ints) -> Strided:
 def aligned(*views: Strided) -> list[Strided]:
     """The same elements in the order in which the first view has them in memory.
 
-    Axes that run on into each other in all views are one; there is at least one.
+    Axes that continue each other in all views are merged. At least one axis remains.
     """
     first = views[0]
     axes = [axis for axis, n in enumerate(first.shape) if n != 1]
@@ -57,7 +57,7 @@ def aligned(*views: Strided) -> list[Strided]:
 
 
 def rows(length: int, lanes: int, unroll: int) -> list[Tiles]:
-    """`length` elements in tiles of `unroll` vectors, then of one, then what is left."""
+    """`length` elements in tiles of `unroll` vectors, then of one vector, then the rest."""
     many, left = divmod(length, lanes * unroll)
     return consecutive((lanes * unroll, many), (lanes, left // lanes), (left % lanes, 1))
 
@@ -144,7 +144,7 @@ class Nest:
 
 
 def marked(view: Strided, axis: int) -> Strided:
-    """The number along `axis` of every element of `view`, as offsets; see `aligned`."""
+    """A view with the numbers along `axis` as offsets, so that `aligned` keeps the axis apart."""
     return Strided(view.shape, tuple(int(i == axis) for i in range(len(view.shape))))
 
 
@@ -154,7 +154,7 @@ def operand(k: Kernel, name: str, view: Strided) -> Buffer:
 
 
 def load_row(at: Buffer, step: int, count: int, lanes: int) -> Vec:
-    """`count` elements from `at` on, each `step` floats further; other lanes hold anything."""
+    """`count` elements from `at` on, `step` elements apart; the other lanes are undefined."""
     if step == 0 or lanes == 1:
         return at.strided(1).splat(0, lanes=lanes)
     if step > 0 and step * lanes <= READ_SLACK and step <= 4:
@@ -168,7 +168,7 @@ def load_row(at: Buffer, step: int, count: int, lanes: int) -> Vec:
 
 
 def store_row(at: Buffer, step: int, count: int, value: Vec) -> None:
-    """The first `count` lanes of `value`, each `step` floats further."""
+    """Store the first `count` lanes of `value`, `step` elements apart."""
     if step == 1:
         at.strided(1).store_first(value, count, 0)
         return

@@ -1,8 +1,8 @@
 """Sums of many terms, within a few units in the last place of float32.
 
-An accumulator rounds each term to its own last place, so a long sum loses what its terms have
-below that: all of it from 2^24 equal ones on. So an accumulator takes in a run of terms only, and
-totals that remember what was rounded off take in the runs.
+An accumulator rounds with each term to its own last place, so a long sum loses the lower bits of
+its terms; from 2^24 equal terms on it does not grow any more. So an accumulator sums only a run of
+terms. The sums of runs are added to totals, which keep what was rounded off.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from fastrun.kernels.codegen.elementary import compare
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.tiling import cut
 
-# Terms of a run; of products, of which a tile has many sums, more are cheaper.
+# Terms of a run. Of products there are more: a tile has many sums, so ending a run costs more.
 RUN, PRODUCTS = 128, 512
-# Products whose sum is made of runs: below, errors are those of every library.
+# Products from which a sum is made of runs. Shorter sums err as in every library.
 LONG = 4096
 
 
 class Totals:
-    """The totals of a tile's accumulators, which start from what these are added to."""
+    """The totals of a tile's accumulators."""
 
     def __init__(self, acc: Tile) -> None:
         self._acc = acc
@@ -28,21 +28,21 @@ class Totals:
             part.fill(acc.k.const(0.0, acc.lanes))
 
     def take_in(self) -> None:
-        """Add what the accumulators hold, and empty them."""
+        """Add the accumulators to the totals and set them to zero."""
         for cell in self._acc:
             run, before = self._acc[cell], self._high[cell]
             total = before + run
-            # What the addition rounds off is a float itself (Knuth's two-sum).
+            # What the addition rounds off is a float again (Knuth's two-sum).
             taken = total - before
             lost = (before - (total - taken)) + (run - taken)
             self._high[cell], self._low[cell] = total, self._low[cell] + lost
         self._acc.fill(self._acc.k.const(0.0, self._acc.lanes))
 
     def finish(self) -> None:
-        """Leave the totals in the accumulators."""
+        """Put the totals into the accumulators."""
         for cell in self._acc:
             high, low = self._high[cell], self._low[cell]
-            # Of infinite totals nothing is rounded off, though the formula says NaN.
+            # For infinite totals the formula gives NaN; nothing was rounded off.
             self._acc[cell] = high.k.blend(compare("uno", low, low), high, high + low)
 
 

@@ -14,14 +14,14 @@ from fastrun.kernels.core.dtype import F32
 def step_cycles(rows: int, cols: int) -> float:
     """Cycles of one `outer_product` on a core with two FMA and two load ports, FMA latency four.
 
-    The last term is the cost of loads that do not hide: of two tiles at full rate, the one that
-    loads less wins.
+    The last term is the cost of loads that are not hidden. Of two tiles at full rate, the one
+    with fewer loads is therefore cheaper.
     """
     return max(rows * cols, rows + cols, 8) / 2 + (rows + cols) / 32
 
 
 def tiles_per_task(tiles: int, fit: int, cpu: Cpu) -> int:
-    """Tiles of a task, when about `fit` of them suit a cache: every core gets as many tasks."""
+    """Tiles per task: about `fit`, which a cache holds, and the same number of tasks per core."""
     tasks = -(-tiles // max(1, fit))
     tasks = min(tiles, -(-tasks // cpu.cores) * cpu.cores)
     return -(-tiles // tasks)
@@ -37,12 +37,12 @@ def best_tile(
 ) -> tuple[int, int, int]:
     """(rows, columns, vectors) of the register tile that covers an output in fewest cycles.
 
-    Counts FMAs and loads only, of which tiles of so many rows need a `share`, for sums of `depth`
-    products; a tie goes to the wider, then the fewer-vectored tile.
+    It counts only FMAs and loads, for sums of `depth` products. `share(rows)` is the part of them
+    that tiles of so many rows need. Of equally good tiles the least high one is chosen.
     """
 
     def from_l2(rows: int, cols: int) -> float:
-        # Measured on 1x1 convolutions: what does not hide of a step.
+        # Measured on 1x1 convolutions: cycles of a step that are not hidden.
         return (rows + 3 * cols * cpu.lanes / 16) / 20
 
     def cycles(shape: tuple[int, int, int]) -> tuple[float, int]:

@@ -120,7 +120,7 @@ def last_apart(tiles: list[Tiles]) -> list[Tiles]:
 
 
 def task_order(task: Index, rows: int, panels: int, panels_outer: bool) -> tuple[Int, Int, Int]:
-    """(row, panel, rest) of a task: which of the two changes first decides what stays in cache."""
+    """(row, panel, rest) of a task. What changes first decides which data stays in the cache."""
     inner, outer = (rows, panels) if panels_outer else (panels, rows)
     fast, rest = task % inner, task // inner
     slow, rest = rest % outer, rest // outer
@@ -128,7 +128,7 @@ def task_order(task: Index, rows: int, panels: int, panels_outer: bool) -> tuple
 
 
 def check_groups(p: ConvProblem, io: Io) -> None:
-    """Raise `ScheduleError` unless groups begin and end on the channel blocks of the layouts."""
+    """Raise `ScheduleError` unless groups begin and end with channel blocks of the layouts."""
     for where, channels in ((io.src, p.group_c), (io.dst, p.group_oc)):
         aligned = p.groups == 1 or not where.layout.blocked or channels % where.block == 0
         check(aligned, f"a group's {channels} channels are not whole blocks of {where.layout}")

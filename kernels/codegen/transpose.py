@@ -13,7 +13,7 @@ PART = 4
 def transpose(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
     """Column i of `rows` as the i-th result; as many rows as lanes, 4, 8 or 16.
 
-    First every 4x4 cell inside 128-bit parts, then the parts themselves: shuffles that cross
+    It transposes first the 4x4 cells inside 128-bit parts, then the parts. Shuffles that cross
     parts are slow or take an index register.
     """
     lanes = len(rows)
@@ -26,7 +26,7 @@ def transpose(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
 
 
 def _cell(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
-    """Four rows -> four columns, in every 128-bit part by itself."""
+    """Four rows -> four columns, in each 128-bit part by itself."""
     a, b, c, d = rows
     low_ab, high_ab = _zip(k, a, b, (0, 4, 1, 5)), _zip(k, a, b, (2, 6, 3, 7))
     low_cd, high_cd = _zip(k, c, d, (0, 4, 1, 5)), _zip(k, c, d, (2, 6, 3, 7))

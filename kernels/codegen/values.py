@@ -1,7 +1,7 @@
 """Values of a kernel under construction: integers, truth values and vectors, with operators.
 
-An operator on them writes the instruction that computes it. What is known when the kernel is built
-stays a Python number for as long as it can.
+An operator on them writes the instruction that computes it. A number that is known when the kernel
+is built stays a Python number as long as possible.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from fastrun.kernels.core.dtype import F32, DType
 
 @dataclass(frozen=True)
 class Index:
-    """An integer known only at run time, plus a constant. A plain `int` stays one until they meet.
+    """An integer known only at run time, plus a constant.
 
-    The constant is kept apart so that it ends up as an address displacement.
+    The constant is kept apart so that it becomes the displacement of an address.
     """
 
     k: Vectors
@@ -168,7 +168,7 @@ class Vec:
 
 
 def fma(a: Vec, b: Vec, c: Vec) -> Vec:
-    """a * b + c in one instruction, spelled out so it never depends on fast-math flags."""
+    """a * b + c in one instruction, which does not depend on fast-math flags."""
     return a.k.intrinsic("fma", a, b, c)
 
 
@@ -219,7 +219,7 @@ class Vectors(Emitter):
         return Vec(self, self.emit(text), len(order), a.dtype)
 
     def blend(self, mask: str, chosen: Vec, other: Vec) -> Vec:
-        """`chosen` in the lanes of `mask`, `other` elsewhere."""
+        """`chosen` in the lanes of `mask`, `other` in the other lanes."""
         bits, kind = vector_type(chosen.lanes, "i1"), chosen.type
         text = f"select {bits} {mask}, {kind} {chosen.ssa}, {kind} {other.ssa}"
         return Vec(self, self.emit(text), chosen.lanes, chosen.dtype)

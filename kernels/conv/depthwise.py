@@ -1,11 +1,11 @@
 """Depthwise and thinly grouped convolution: a vector of channels spans several groups.
 
-Depthwise, output lane i needs input lane i only. With a few channels per group, lane i needs each
-channel of its own group, which is a permutation of the loaded vector: x[first of i's group + j]
-for step j. Either way every lane works, whatever the size of the groups.
+In a depthwise convolution, output lane i needs only input lane i. With a few channels per group,
+lane i needs each channel of its own group: step j permutes the loaded vector to x[first of i's
+group + j]. In both cases every lane works, for any size of groups.
 
-A register tile of tile_h x tile_w outputs reads every input pixel it needs once and adds it to
-all the outputs it touches.
+A register tile of tile_h x tile_w outputs reads each of its input pixels once, and adds the pixel
+to all outputs that need it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
 # Multiply-adds of a tile up to which all rows of the filter are straight code.
 STRAIGHT = 640
-# Tasks that the heuristic aims at: enough for any number of threads to share evenly.
+# Tasks that the heuristic aims at: enough to divide evenly among any number of threads.
 TASKS = 32
 
 
@@ -37,16 +37,16 @@ class Schedule:
     layout: str
     tile_h: int  # output rows of a register tile
     tile_w: int  # output columns of a register tile
-    vectors: int  # vectors of channels of a task, innermost loop
+    vectors: int  # vectors of channels of a task, the innermost loop
     rows: int  # register tiles, one below the other, of a task
-    hold: bool  # weights stay in registers; else each row of them is read again
+    hold: bool  # weights stay in registers; else they are read again for each row
 
 
 @dataclass(frozen=True)
 class Span:
-    """What one vector covers: `groups` groups, that is `inputs` -> `outputs` channels.
+    """What one vector covers: `groups` groups, that is, `inputs` -> `outputs` channels.
 
-    `fits` says whether they fill no more than a vector and begin where channel blocks allow.
+    `fits` says whether they fit into a vector and begin where channel blocks allow it.
     """
 
     lanes: int
@@ -76,7 +76,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 def registers(p: ConvProblem, s: Schedule) -> int:
     """Vector registers that a tile keeps alive."""
     (kh, kw), tile_h, tile_w = p.kernel, min(s.tile_h, p.oh), min(s.tile_w, p.ow)
-    # Read again, a weight is needed from the first to the last column of the tile.
+    # A weight that is read again is needed from the first to the last column of the tile.
     passing = min(tile_h, kh) * min(kw, (tile_w - 1) * p.stride[1] + 1)
     return tile_h * tile_w + (kh * kw * p.group_c if s.hold else passing) + 2
 
@@ -85,7 +85,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     blocked = f"NCHW{cpu.block}c"
     layout = blocked if Span.of(p, Layout(blocked), Layout(blocked), cpu).fits else "NHWC"
     vectors = -(-p.oc // Span.of(p, *layout_pair(layout), cpu).outputs)
-    # Blocks of channels lie apart, so each is a task; in NHWC all channels of a pixel go by.
+    # Blocks of channels lie apart, so each is a task; in NHWC a task does all channels.
     together = 1 if layout == blocked else vectors
     tiles = [Schedule(layout, 2, 4, together, rows=1, hold=True)]
     tiles += [Schedule(layout, 1, w, together, rows=1, hold=False) for w in range(8, 0, -1)]

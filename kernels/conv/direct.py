@@ -1,8 +1,8 @@
 """Direct convolution on a register tile of pixels x output channels.
 
-Pixels are broadcast from the activations as they lie, weights stream from packed panels, every
-output is accumulated over all of K in registers and stored once. Source may be any layout (NCHW
-is the first layer's); the result is NHWC or NCHWc, so that a vector is a run of channels.
+Pixels are broadcast from the activations where they lie. Weights stream from packed panels. Every
+output is accumulated over all of K in registers and stored once. The input may have any layout (a
+first layer's is NCHW); the output is NHWC or NCHWc, so that a vector holds neighbouring channels.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Schedule:
     cols: int  # vectors of output channels of a register tile
     unroll: int  # steps of K in the loop body
     rows: int  # register tiles, one below the other, of a task
-    oc_outer: bool  # tasks go through the image for each panel of weights, else the other way
-    prefetch: int = 0  # steps of K by which weights are fetched ahead into L2, 0: not
+    oc_outer: bool  # tasks run through the image for each panel of weights, else the reverse
+    prefetch: int = 0  # steps of K by which weights are fetched ahead into L2; 0: no prefetch
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -59,22 +59,22 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     if first:
         layout = f"NCHW>{layout}"
     lanes = channel_lanes(p.group_oc, layout_pair(layout)[1], cpu)
-    # A first layer has few terms for each output: what counts is that it writes along rows.
+    # A first layer has few terms for each output, so writing along rows matters most.
     height = 1 if first else p.oh
     shape = height, p.ow, -(-p.group_oc // lanes)
     tile_h, tile_w, cols = best_tile(*shape, cpu, p.depth, lambda th: _share_of_rows(p, th))
-    # Rows of input that stay in half of L2 while the panels go by.
+    # The input rows of a task fit half of L2, while the panels stream through.
     fit = cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0] * tile_h)
     rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
     return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first)
 
 
 def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
-    """How much of the filter's rows remains where tiles of that height skip what is padding."""
+    """The share of the filter's rows that is left when tiles of this height skip padding."""
     every = 0, p.kernel[0]
     tops = range(0, p.oh, tile_h)
     met = [met_rows(p, top, min(tile_h, p.oh - top)) or every for top in tops]
-    known = cast("list[tuple[int, int]]", met)  # as the tops are
+    known = cast("list[tuple[int, int]]", met)  # since the tops are known
     return sum(max(past - first, 0) for first, past in known) / (len(known) * p.kernel[0])
 
 
@@ -86,7 +86,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     block = p.group_c if io.gathered else min(io.src.block, p.group_c)
     check_groups(p, io)
     lanes = channel_lanes(p.group_oc, dst_layout, cpu)
-    # A block of channels is stored whole, with what fills it up.
+    # A block of channels is stored whole, with its padding channels.
     tail = p.group_oc % lanes if dst_layout.name == "NHWC" else 0
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=tail > 0)
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
@@ -142,7 +142,7 @@ class _Outputs:
     weights: Buffer  # of the panel: (term of K, channel)
 
     def start(self, acc: Tile) -> None:
-        """Begin with the bias, which saves adding it."""
+        """Begin with the bias, which then need not be added."""
         for j in range(acc.cols):
             bias = self.k.argument("bias", self.p.group_oc, self.lanes)
             value = bias.load(self.group, self.vector + j, lanes=self.lanes)
@@ -157,8 +157,8 @@ class _Outputs:
         table = self.k.argument("weights", p.group_c, 1)
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-            # Taps in straight code read the same pixels, which LLVM would keep in registers
-            # that it does not have.
+            # Taps in straight code read the same pixels. LLVM would keep these in registers and
+            # run out of them.
             overlapping = isinstance(kx, int) and p.kernel[1] > 1
             here = corner.after(acc[0, 0]) if overlapping else corner
             pixels = [here.at(*offset) for offset in offsets]
@@ -176,8 +176,8 @@ class _Outputs:
             for pixel in [corner.at(*offset) for offset in offsets] if far else ():
                 pixel.prefetch(0, b + 1, 0, 0, 0)
 
-        # The processor does not see where the next block of channels lies, and of a 1x1 filter
-        # it has little else to do until then.
+        # The processor cannot foresee where the next block of channels lies, and a 1x1 filter
+        # gives it little time to find out.
         far = io.src.blocks > 1 and p.kernel == (1, 1)
         block = p.group_c if io.gathered else min(io.src.block, p.group_c)
         reduction(self.k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)

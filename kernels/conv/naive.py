@@ -1,4 +1,4 @@
-"""The definition of convolution as seven scalar loops: the baseline, and the shortest template."""
+"""The definition of convolution as seven scalar loops: the baseline and the shortest algorithm."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Direct convolution in NCHW: a vector is a run of pixels of one output row.
+"""Direct convolution in NCHW: a vector holds neighbouring pixels of one output row.
 
-Rows of the register tile are output channels, whose weights are broadcast; pixels are loaded as
-they lie, every `stride`-th of them where the convolution is strided.
+Rows of the register tile are output channels, whose weights are broadcast. Pixels are loaded where
+they lie; a strided convolution loads every `stride`-th of them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Schedule:
     cols: int  # vectors of pixels of a register tile
     unroll: int  # steps of K in the loop body
     rows: int  # output rows of a task
-    oc_outer: bool  # tasks go through the image for each panel of weights, else the other way
+    oc_outer: bool  # tasks run through the image for each panel of weights, else the reverse
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -45,14 +45,14 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
-    """Lanes of the vectors of pixels: no wider than a row, and strided loads stay in the slack."""
+    """Lanes of vectors of pixels: a row fills them, and strided loads stay in the read slack."""
     return min(cpu.lanes_for(p.ow), READ_SLACK // p.stride[1])
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     vectors = -(-p.ow // pixel_lanes(p, cpu))
     _, ocs, cols = best_tile(1, min(p.group_oc, 16), vectors, cpu)
-    # Rows of input that stay in half of L2 while the panels of weights go by.
+    # The input rows of a task fit half of L2, while the panels of weights stream through.
     rows = tiles_per_task(p.oh, cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0]), cpu)
     return Schedule("NCHW", ocs, cols, unroll=p.kernel[1], rows=rows, oc_outer=False)
 
@@ -122,7 +122,7 @@ def _add_products(
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
-    """Preferred where output channels would fill far less of the vectors than pixels do."""
+    """Preferred where pixels fill vectors much better than output channels do."""
 
     def share(size: int, lanes: int) -> float:
         return size / (-(-size // lanes) * cpu.lanes)

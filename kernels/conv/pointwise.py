@@ -1,7 +1,7 @@
 """1x1 convolution as one matrix product: pixels of the whole image x output channels.
 
 Nothing is unfolded, copied or padded. Without gaps between rows an image is one long line of
-pixels, so register tiles need not end where a row ends; the tile itself is direct's or planar's.
+pixels, so a register tile may continue over the end of a row. `direct` or `planar` builds it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Schedule:
     cols: int  # vectors of a register tile: of pixels in NCHW, else of output channels
     unroll: int  # input channels in the loop body
     tiles: int  # register tiles, along the pixels, of a task
-    oc_outer: bool  # tasks go through the pixels for each panel of weights, else the other way
-    prefetch: int = 0  # input channels by which weights are fetched ahead, 0: not
+    oc_outer: bool  # tasks run through all pixels for each panel of weights, else the reverse
+    prefetch: int = 0  # input channels by which weights are fetched ahead; 0: no prefetch
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -42,7 +42,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
     lanes = channel_lanes(p.group_oc, Layout(block), cpu)
     _, rows, cols = best_tile(1, p.h * p.w, -(-p.group_oc // lanes), cpu, p.group_c)
-    # Pixels that stay in half of L2 while the panels of weights go by.
+    # The pixels of a task fit half of L2, while the panels of weights stream through.
     tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // F32.bytes(p.group_c * rows), cpu)
     return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False)
 

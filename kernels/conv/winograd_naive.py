@@ -1,8 +1,8 @@
 """Winograd convolution as a chain of whole-map steps: the baseline of the engineered one.
 
-The padded map is copied, all of it is transformed, each product packs its operand again, and all
-products wait in memory for the transform back. Vectors are neighbouring tiles of an NCHW plane, so
-pixels are read and written with a stride.
+The padded map is copied and transformed as a whole. Each product packs its operand again. All
+products lie in memory before they are transformed back. Vectors are neighbouring tiles of an NCHW
+plane, so pixels are read and written with a stride.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _Naive:
 
     @property
     def padded_floats(self) -> int:
-        """The padded map, and what the last strided load reads behind it."""
+        """Floats of the padded map and of what the last strided load reads behind it."""
         return self.p.n * self.p.c * self.height * self.width + self.s.m
 
     def pad(self, k: Kernel, image: Int, channel: Int) -> None:

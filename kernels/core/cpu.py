@@ -55,7 +55,7 @@ class Cpu:
     @classmethod
     @functools.cache
     def host(cls) -> Cpu:
-        """This machine, as LLVM and the kernel's cache tables describe it."""
+        """This machine, as LLVM and the cache tables of Linux describe it."""
         import llvmlite.binding as llvm
 
         llvm.initialize_native_target()
@@ -107,7 +107,7 @@ def _generic(triple: str, name: str, features: str, lanes: int, registers: int) 
 
 
 def _vectors(triple: str, features: set[str]) -> tuple[int, int]:
-    """Lanes and registers of the widest float32 vectors the features offer."""
+    """Lanes and registers of the widest float32 vectors that the features offer."""
     if triple.startswith(("aarch64", "arm64")):
         return 4, 32
     if "avx512f" in features and "avx512vl" in features:

@@ -1,8 +1,8 @@
-"""What threads and forked processes share, and how neither finds it half done.
+"""What threads and forked processes share, so that neither finds it half changed.
 
-A fork copies memory as it is and none of the threads but its caller's: a lock that another one
-held stays locked in the child, and what it was changing stays half changed. So either the fork
-waits (`ONCE`), or the child begins anew (`renewed_in_children`).
+A fork copies the memory, but only the thread that called it. A lock held by another thread stays
+locked in the child, and what that thread was changing stays half changed. So either the fork waits
+(`ONCE`), or the child makes the object new (`renewed_in_children`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-# Held around LLVM, and while something is made that a process has once. Forks wait for it, which
-# may take as long as one kernel compiles.
+# Held while LLVM works, and while an object is made that a process has only once. A fork waits for
+# it, at most until one kernel is compiled.
 ONCE = threading.RLock()
 
 
@@ -25,15 +25,15 @@ _inherited = weakref.WeakKeyDictionary[Any, Callable[[Any], None]]()
 
 
 def renewed_in_children(owner: T, renew: Callable[[T], None]) -> None:
-    """Call `renew` with `owner` in every process that is forked while it lives.
+    """Call `renew` with `owner` in every process that is forked while `owner` lives.
 
-    That makes it as new: unlocked, and in the middle of nothing.
+    `renew` must leave it as new: unlocked and unused.
     """
     _inherited[owner] = renew
 
 
 def once(make: Callable[[], T]) -> Callable[[], T]:
-    """`functools.cache` for what must exist once, however many threads are the first to ask."""
+    """`functools.cache` for an object that must exist once, even if several threads ask first."""
     made = functools.cache(make)
 
     @functools.wraps(make)

@@ -1,7 +1,7 @@
 """How activations lie in memory.
 
-A `Layout` is an order of the axes; a `Placement` is one tensor of that layout in a buffer, with a
-zeroed halo round every plane so that a convolution's padding needs no code.
+A `Layout` is an order of the axes. A `Placement` is one tensor of that layout in a buffer, with a
+halo of zeros round every plane, so that a convolution's padding needs no code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastrun.kernels.core.dtype import F32, DType
 
 Array = NDArray[np.float32]
 
-# Kernels may read (never write) this many floats past the end of a tensor: the tail of a vector.
+# Elements past the end of a tensor that kernels may read (never write): the rest of a vector.
 READ_SLACK = 64
 
 BLOCKS = (4, 8, 16)
@@ -38,7 +38,7 @@ class Layout:
             raise ValueError(f"unknown layout {self.name!r}: use NCHW, NHWC, NCHW{BLOCKS}c")
 
     def block(self, c: int) -> int:
-        """Channels that lie side by side: 1, all `c` of them, or the block."""
+        """Channels that lie side by side: 1, all `c` channels, or those of a block."""
         if self.name == "NCHW":
             return 1
         return c if self.name == "NHWC" else self.blocked
@@ -75,13 +75,13 @@ class Placement:
     """A tensor of `n` x `c` x `h` x `w` elements in a buffer; all distances are in elements.
 
     `halo` is (top, left, bottom, right) in pixels round every plane and holds zeros. Channels are
-    padded to whole blocks; padding channels hold finite values that no kernel weighs.
+    padded to whole blocks; padding channels hold finite values, whose weights are zero.
 
-    The tensor may be a part of one with `whole` channels, those from `first` on: the buffer is
-    then that of the whole, and no other channel of it is this tensor's business.
+    The tensor may be a part of a larger one with `whole` channels: the channels from `first` on.
+    The buffer is then that of the larger tensor, and its other channels must stay untouched.
 
     Raises:
-        ValueError: the part sticks out of the whole, or begins inside a block of channels.
+        ValueError: the part exceeds the larger tensor, or begins inside a block of channels.
     """
 
     layout: Layout
@@ -106,7 +106,7 @@ class Placement:
 
     @property
     def buffer_c(self) -> int:
-        """Channels that the buffer has room for."""
+        """Channels of the buffer."""
         return self.whole or self.c
 
     @property
@@ -152,7 +152,7 @@ class Placement:
 
     @property
     def dense(self) -> bool:
-        """Rows follow each other without a gap, so a plane is one long row of pixels."""
+        """Whether rows have no gaps between them, so that a plane is one long row of pixels."""
         return self.halo[1] == self.halo[3] == 0
 
     def channel(self, c: int) -> int:
@@ -160,10 +160,10 @@ class Placement:
         return c // self.block * self.block_stride + c % self.block
 
     def part(self, first: int, c: int) -> Placement:
-        """`c` of its channels, from `first` on.
+        """The placement of `c` of its channels, from `first` on.
 
         Raises:
-            ValueError: there are fewer, or they begin inside a block of channels.
+            ValueError: there are fewer channels, or they begin inside a block.
         """
         return replace(self, c=c, whole=self.buffer_c, first=self.first + first)
 
@@ -182,9 +182,9 @@ class Placement:
         return np.ascontiguousarray(pixels[:, block, :, :, lane].swapaxes(0, 1))
 
     def halo_of(self, buffer: Array) -> Array:
-        """The elements of `buffer` in the halo or of no channel of the tensor's blocks.
+        """The elements of `buffer` outside the tensor: the halo and other tensors' channels.
 
-        A kernel must leave them alone.
+        A kernel must not change them.
         """
         outside = np.ones(self.size, bool)
         block, lane = np.divmod(np.arange(self.blocks * self.block) + self.first, self.x_stride)

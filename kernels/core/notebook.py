@@ -10,7 +10,7 @@ _CELL = "text-align: left; vertical-align: top; padding: .1em .8em .1em 0"
 
 
 def card(title: str, facts: Mapping[str, object]) -> str:
-    """The title above a row for each fact; what is None or '' is left out."""
+    """The title above a table with a row for each fact; facts that are None or '' are left out."""
     rows = "".join(
         f'<tr><td style="{_CELL}">{html.escape(name)}</td>'
         f'<td style="{_CELL}">{html.escape(str(fact))}</td></tr>'

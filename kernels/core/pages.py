@@ -9,10 +9,10 @@ import mmap
 def private_pages(size: int) -> mmap.mmap:
     """`size` zeroed bytes, made of huge pages where the system grants them.
 
-    A forked process has a copy of its own: Python's default is one memory for both.
+    A forked process gets a copy. (By default, Python would share the memory with it.)
 
     Raises:
-        MemoryError: more than this process may have.
+        MemoryError: the process may not have so much memory.
     """
     try:
         memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -12,7 +12,7 @@ from fastrun.kernels.core.notebook import card
 ACTIVATIONS = (
     "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu", "tanh", "leaky0.1",
 )  # fmt: skip
-"""Activations; `leaky0.1` stands for max(x, 0.1 x) and as well for any other slope below 1."""
+"""Activations; `leaky0.1` is max(x, 0.1 x), and any other slope below 1 is allowed."""
 
 _ACTIVATION = f"{'|'.join(ACTIVATIONS[:-1])}|leaky0[.][0-9]{{1,8}}"
 
@@ -23,7 +23,7 @@ GRAMMAR = (
 
 
 def slope(activation: str) -> float | None:
-    """What a leaky activation multiplies negative values with; None for any other activation."""
+    """The factor of negative values in a leaky activation; None for any other activation."""
     return float(activation.removeprefix("leaky")) if activation.startswith("leaky") else None
 
 

@@ -30,7 +30,7 @@ class Io:
 
     @classmethod
     def of(cls, p: ConvProblem, layout: str) -> Io:
-        """The usual placement: the input's halo is the padding, the output has none."""
+        """The usual placement: the input has the padding as its halo, the output has no halo."""
         src, dst = layout_pair(layout)
         out = Placement(dst, p.n, p.oc, p.oh, p.ow)
         return cls(Placement(src, p.n, p.c, p.h, p.w, p.padding), out, out)
@@ -38,7 +38,7 @@ class Io:
 
 @dataclass(frozen=True)
 class Stage:
-    """An entry point that works on tasks [begin, end) of `tasks`; a barrier follows it."""
+    """A function that works on tasks [begin, end) of `tasks`. A barrier follows it."""
 
     symbol: str
     tasks: int
@@ -63,12 +63,12 @@ class Program:
 
     @property
     def ir_hash(self) -> str:
-        """Identity of the generated code: equal schedules in effect have equal hashes."""
+        """Identity of the generated code. Schedules with the same effect have the same hash."""
         return hashlib.sha256(self.ir.encode()).hexdigest()[:32]
 
 
 def pack_bias(bias: Array) -> Array:
-    """Bias as kernels read it: zeros follow, so that whole vectors can be loaded at any channel."""
+    """The bias followed by zeros, so that kernels can load whole vectors at any channel."""
     return np.concatenate([bias, np.zeros(READ_SLACK)]).astype(F32.numpy)
 
 

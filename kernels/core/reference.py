@@ -13,7 +13,7 @@ from fastrun.kernels.core.problem import ConvProblem, slope
 
 F64 = NDArray[np.float64]
 
-# Numbers of a matrix of patches: 2 MB.
+# Numbers in a matrix of patches: 2 MB.
 _PATCHES = 1 << 18
 
 
@@ -27,8 +27,8 @@ def convolve(
     """`activation(conv(x) + bias + add)` in float64.
 
     Shapes: x (n, c, h, w), weights (oc, c/groups, kh, kw), bias (oc,), add and result
-    (n, oc, oh, ow). Matrix products of a group's filters with patches of some rows of the output:
-    few enough that the patches stay in the cache.
+    (n, oc, oh, ow). Computed as matrix products of a group's filters with patches of some output
+    rows, few enough that the patches stay in the cache.
     """
     top, left, bottom, right = p.padding
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
@@ -38,7 +38,7 @@ def convolve(
     depth = filters.shape[2]
     rows = min(p.oh, max(1, _PATCHES // (depth * p.ow)))
     groups = min(p.groups, max(1, _PATCHES // (depth * p.ow * rows)))
-    room = np.empty(groups * depth * rows * p.ow)  # once: fresh pages cost as much as the copies
+    room = np.empty(groups * depth * rows * p.ow)  # once: fresh pages are slow
     for i, first, begin in product(range(p.n), range(0, p.groups, groups), range(0, p.oh, rows)):
         some = slice(first, min(first + groups, p.groups))
         lines = slice(begin, min(begin + rows, p.oh))

@@ -40,7 +40,7 @@ class Strided:
 
     @property
     def size(self) -> int:
-        """Elements."""
+        """How many elements there are."""
         return math.prod(self.shape)
 
     @property
@@ -60,7 +60,7 @@ class Strided:
         return np.lib.stride_tricks.as_strided(buffer[self.offset :], self.shape, bytes_)
 
     def broadcast(self, shape: Ints) -> Strided:
-        """Repeated to `shape` as numpy does.
+        """The elements repeated to `shape`, by numpy's rules.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -89,7 +89,7 @@ class Strided:
         return Strided(shape, self.strides, self.offset + start * self.strides[axis])
 
     def split(self, axis: int, sizes: Ints) -> Strided:
-        """One axis as several of the product's size, the last closest together."""
+        """One axis as several whose sizes multiply to its size; the last is closest together."""
         if math.prod(sizes) != self.shape[axis]:
             raise ValueError(f"an axis of {self.shape[axis]} cannot be split into {sizes}")
         inner = tuple(s * self.strides[axis] for s in Strided.row_major(sizes).strides)

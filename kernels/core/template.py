@@ -1,7 +1,7 @@
-"""What an algorithm is: a template that answers may I, with which schedule, and build.
+"""What an algorithm is: a record of functions that choose a schedule and build a kernel.
 
-A file in `kernels/conv/` that ends in `template = KernelTemplate(...)` is an algorithm; nothing
-else has to know it.
+A file in `kernels/conv/` that ends in `template = KernelTemplate(...)` is an algorithm. No other
+file needs to name it.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 
-# The largest number that a schedule may hold.
+# The largest number in a schedule.
 LARGEST = 10**9
 
 
 class ScheduleError(ValueError):
-    """This schedule cannot be right for this problem and machine; the only expected refusal."""
+    """The schedule cannot be right for this problem and machine. The message is one line."""
 
 
 def check(condition: bool, reason: str) -> None:
@@ -31,9 +31,9 @@ def check(condition: bool, reason: str) -> None:
 
 
 def check_sizes(schedule: Any, *zero: str) -> None:
-    """Raise `ScheduleError` unless all integers of `schedule` are sizes, or 0 where that is named.
+    """Raise `ScheduleError` unless all integers of `schedule` are from 1 to `LARGEST`.
 
-    A size is at least 1, and not so large that arithmetic with it could overflow.
+    The fields named in `zero` may also be 0. A larger number could overflow in arithmetic.
     """
     for field in fields(schedule):
         size, least = getattr(schedule, field.name), int(field.name not in zero)
@@ -48,9 +48,10 @@ def check_layouts(io: Io, *layouts: str) -> None:
 
 
 def summation_error(p: ConvProblem, schedule: Any) -> float:
-    """The rms error on normal data, relative to the output's, of sums of products in order.
+    """The rms error of sums of products on normal data, relative to the rms of the output.
 
-    It grows with the root of their length; the factor is measured, over all such algorithms here.
+    It grows with the square root of the number of products. The factor is the largest that was
+    measured over all algorithms that sum in order.
     """
     return 0.37 * 2**-24 * math.sqrt(p.depth)
 
@@ -119,11 +120,11 @@ class KernelTemplate:
         return self.build(p, schedule, cpu, io)
 
     def text(self, schedule: Any) -> str:
-        """`direct(layout=NHWC, mr=6, ...)`: the schedule's name everywhere."""
+        """`direct(layout=NHWC, tile_h=1, ...)`: the schedule's name everywhere."""
         values = ((f.name, getattr(schedule, f.name)) for f in fields(schedule))
         return f"{self.name}({', '.join(f'{n}={word(v)}' for n, v in values)})"
 
 
 def word(value: object) -> str:
-    """A field's value as schedules' texts have it."""
+    """A field's value as it is written in a schedule's text."""
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)

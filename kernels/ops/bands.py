@@ -1,10 +1,10 @@
-"""Two operators as one kernel: what the first computes, the second consumes while it is in cache.
+"""Two operators as one kernel: the second reads what the first computes while it is in the cache.
 
-The result is made in bands of a few rows. For each of them the first operator computes the rows
-that the band needs into the thread's workspace, and the second makes the band of these. Both are
-kernels of their own generators, built for so many rows; a driver calls them in turns and shifts
-their operands. Rows that the next band needs as well are kept while one thread goes through the
-bands in order, and computed again where another takes over.
+The result is computed in bands of a few rows. For each band, the first operator computes the rows
+that the band needs into the thread's workspace, and the second computes the band from them. Both
+are kernels of their own generators, built for these numbers of rows; a third function calls them in
+turn and moves their operands. Rows that the next band needs as well are kept as long as one thread
+computes the bands in order. At the start of a task they are computed again.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from fastrun.kernels.ops import pool
 
 @dataclass(frozen=True)
 class Part:
-    """One of the two operators: `rows` rows, each made of a window of its input's rows.
+    """One of the two operators: `rows` rows, each computed from a window of its input's rows.
 
-    Windows are `span` rows high; the first begins `top` rows above the input, every other one
-    `stride` further down.
+    Windows are `span` rows high. The first begins `top` rows above the input, each other one
+    `stride` rows further down.
 
     `build(rows, above, below, io)` makes a kernel for some rows of one image, whose operands begin
-    where the first of them does. Of the windows' rows, those `above` and `below` are outside the
-    image; there is room for them in `io.src`. The kernel packs a flat array of weights.
+    with the first of these rows. Of the windows' rows, `above` and `below` many are outside the
+    image; `io.src` has room for them. The kernel packs a flat array of weights.
     """
 
     rows: int
@@ -51,16 +51,16 @@ class Part:
     alike: bool = True  # the bits of a row do not depend on which others are computed with it
 
     def window(self, rows: int) -> int:
-        """Rows of input for so many rows in a row."""
+        """Rows of input for `rows` neighbouring rows."""
         return (rows - 1) * self.stride + self.span
 
 
 def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu: Cpu) -> Part:
-    """A convolution; as the second operator it has no padding above and below."""
+    """A convolution. As the second operator it must have no padding above and below."""
     top, left, _, right = p.padding
 
     def build(rows: int, above: int, below: int, io: Io) -> Program:
-        check(above == below == 0, "there are no zeros round a band for the padding")
+        check(above == below == 0, "a band has no rows of zeros for the padding")
         part = replace(p, n=1, h=whole.window(rows), padding=(0, left, 0, right))
         program = template.build(part, schedule, cpu, io)
         pack = program.pack_weights
@@ -81,7 +81,7 @@ def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu:
 
 
 def pooling(spec: pool.Pool, h: int, rows: int, cpu: Cpu) -> Part:
-    """A pool of `h` rows into `rows`, as the second operator."""
+    """A pooling of `h` rows into `rows` rows, as the second operator."""
     _, left, bottom, right = spec.padding
     shares = pool.shares(pool.zones(spec, 0, h, rows))
 
@@ -111,10 +111,10 @@ def _rows(where: Placement, h: int, first: int = 0) -> Placement:
 
 @dataclass(frozen=True)
 class Band:
-    """`rows` rows of the result and what they need of the first operator's.
+    """`rows` rows of the result, and the rows of the first operator that they need.
 
-    Of the rows of their windows some are `above` and `below` the image and `needed` are inside;
-    `kept` of these are among the last of the band before.
+    Of the rows of their windows, some are `above` and `below` the image and `needed` are inside.
+    The band before needs `kept` of these as well.
     """
 
     rows: int
@@ -138,14 +138,14 @@ def cut_bands(first: Part, second: Part, rows: int) -> list[Band]:
 
 
 def bands_per_task(bands: int, overlap: bool, cpu: Cpu) -> int:
-    """Where rows are computed again at the start of a task, there are two tasks for each core."""
+    """Bands of a task. If tasks begin with rows computed again, there are two tasks per core."""
     return -(-bands // (2 * cpu.cores)) if overlap else 1
 
 
 def rows_per_band(first: Part, second: Part, mid: Placement, cpu: Cpu) -> int:
-    """So many that the busiest core has least to do, and that the band fits half of L2.
+    """The height at which the busiest core has least to do; then one whose band fits half of L2.
 
-    Of heights that are equally good the largest wins. 0 if no band fits L2 at all.
+    Of equally good heights the largest one wins. It is 0 if no band fits L2.
     """
 
     def size(rows: int) -> int:
@@ -164,7 +164,7 @@ def busiest(
 ) -> tuple[int, int]:
     """Rows that the two operators compute on the thread that has most to do.
 
-    Of the first operator, rows of whole grains count.
+    Rows of the first operator are counted in whole grains.
     """
     again = max(0, second.span - second.stride)
     heights = [run.size for run in cut(second.rows, rows) for _ in range(run.count)]
@@ -183,7 +183,7 @@ def busiest(
 
 
 def whole_grains(part: Part, rows: int) -> int:
-    """Rows that a kernel is as fast with as with `rows`."""
+    """`rows`, rounded up to whole grains, which take the same time."""
     return -(-rows // part.grain) * part.grain
 
 
@@ -193,24 +193,25 @@ def join_weights(*weights: Array) -> Array:
 
 
 def join_biases(first: Array, second: Array) -> Array:
-    """The biases of both operators as the kernel reads them, but for `pack_bias`."""
+    """The biases of both operators; `pack_bias` must still be applied."""
     return np.concatenate([pack_bias(first), second])
 
 
 def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement) -> Program:
     """The kernel that makes `rows` rows of the result at a time.
 
-    `mid` is where the first operator's result would lie; only a band of it ever does. One of the
-    operators may read `io.add`. Weights and biases are joined ones.
+    `mid` is the placement of the first operator's result, of which only a band exists at a time.
+    One of the operators may read `io.add`. Weights and biases are joined by `join_weights` and
+    `join_biases`.
 
     Raises:
-        ScheduleError: one of the kernels cannot be built so, or the first does not compute a row
-            alike twice where it would have to.
+        ScheduleError: one of the kernels cannot be built, or rows must be computed twice and the
+            first operator does not give them the same bits.
     """
     check(mid.h == first.rows, "the second operator does not read what the first writes")
     bands = cut_bands(first, second, rows)
     kept = max(band.kept for band in bands)
-    check(kept == 0 or first.alike, "rows would differ with the band they are computed in")
+    check(kept == 0 or first.alike, "the bits of a row would depend on its band")
     height = max(band.above + band.needed + band.below for band in bands)
     buffer = Placement(mid.layout, 1, mid.c, height, mid.w, dtype=mid.dtype)
 
@@ -309,12 +310,12 @@ def _row(k: Kernel, name: str, where: Placement, image: Int, row: Int) -> Buffer
 
 
 def _alike(bands: list[Band]) -> list[Tiles]:
-    """Equal bands that follow each other, together."""
+    """Runs of equal bands."""
     return consecutive(*((1, len(list(members))) for _, members in groupby(bands)))
 
 
 def _keep(k: Kernel, buffer: Placement, shift: int, at: int, count: int) -> None:
-    """Move the rows `shift` below row `at` there."""
+    """Move `count` rows from `shift` rows below row `at` to row `at`."""
     k.declare("declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)")
     with k.loop(buffer.blocks) as block:
         plane = k.argument("local", buffer.block_stride, buffer.y_stride).at(block, at)

@@ -1,8 +1,8 @@
 """Transposed convolution in one or two dimensions, as a gather.
 
-Outputs `stride` apart read the same taps of neighbouring inputs: a vector is such a phase of an
-output row, and the register tile some output channels of it. The input gets a halo of zeros first
-where a tap would reach outside.
+Outputs `stride` apart, a phase of an output row, read the same taps of neighbouring inputs. A
+vector holds outputs of one phase, a register tile some output channels of it. Where a tap would
+read outside, the input is first copied with a halo of zeros.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
 from fastrun.kernels.ops.movement import pad_stages
 
-# Phases of a row that get code of their own, of wider strides they share it; and taps across that
-# are straight code.
+# Phases of a row up to which each has code of its own, and taps of a row in straight code.
 PHASES, UNROLL = 4, 8
 
 
@@ -194,7 +193,7 @@ class _Taps:
 
 @dataclass(frozen=True)
 class _Axis:
-    """One spatial axis; `begin` is what is cut off before the first output."""
+    """One spatial axis; `begin` elements of the full result are cut off before the first output."""
 
     kernel: int
     stride: int
@@ -215,12 +214,12 @@ class _Axis:
 
     @property
     def spacing(self) -> int:
-        """From a tap that an output reads to the next."""
+        """Taps from one that an output reads to the next."""
         return self.stride // math.gcd(self.stride, self.dilation)
 
     @property
     def reach(self) -> int:
-        """Inputs from what the next tap reads to what this one does."""
+        """Inputs between those that two such taps read."""
         return self.dilation // math.gcd(self.stride, self.dilation)
 
     def taps(self, output: Int) -> tuple[Int, Int, Int]:
@@ -232,9 +231,9 @@ class _Axis:
         first = place // common % spacing * pow(self.reach, -1, spacing) % spacing
         count = (self.kernel - first + (spacing - 1)) // spacing
         if common > 1:
-            # Between multiples of the common divisor there is none.
+            # Outputs between multiples of the common divisor read no tap.
             count = _least(count, (1 - least(place % common, 1)) * self.kernel)
-        # The division must not meet a negative number.
+        # The number divided must not be negative.
         before = -(-(spacing - 1) * self.dilation // self.stride)
         start = (place - first * self.dilation + before * self.stride) // self.stride - before
         return first, count, start
@@ -250,9 +249,9 @@ class _Axis:
         return max(0, max(self._read()) - (self.inputs - 1))
 
     def _read(self) -> list[int]:
-        """The first and the last inputs that are read, 0 among them."""
+        """Inputs that are read, with the first and the last; 0 is among them."""
         found, n = [0], self.outputs
-        # An output reads one input after what the one a stride before it does.
+        # An output reads the inputs behind those of the output a stride before it.
         for output in {*range(n)[: self.stride], *range(n)[-self.stride :]}:
             _, count, start = self.taps(output)
             assert isinstance(count, int)

@@ -1,7 +1,7 @@
 """Fully connected layers: y = activation(W x + b + add) for a few vectors x.
 
-Every weight is used once for each x, so the time is that of reading them: panels of outputs lie
-in regions of their own that are read in step, as several streams.
+Every weight is used once for each x, so the time is that of reading the weights. Each panel of
+outputs is a region of its own; several regions are read at the same time, as streams.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
 
-# Panels read in step, images that share a reading, and features that are straight code.
+# Panels read at the same time, images that share a reading, and features in straight code.
 STREAMS, IMAGES, UNROLL = 4, 6, 4
 
 
@@ -79,7 +79,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
 def pack(weights: Array, src: Placement, lanes: int) -> Array:
     """Weights (outputs, features) -> (panel, float of an image of `src`, lane).
 
-    What is no feature, halo or padding channels, weighs nothing.
+    Halo and padding channels have weights of zero.
     """
     outputs, one = len(weights), replace(src, n=1)
     numbers = np.arange(1, src.c * src.h * src.w + 1, dtype=np.float32)
@@ -87,7 +87,7 @@ def pack(weights: Array, src: Placement, lanes: int) -> Array:
     places = np.flatnonzero(feature >= 0)
     packed = np.zeros((-(-outputs // lanes), one.size, lanes), np.float32)
     rows = weights.reshape(outputs, -1)
-    # One panel at a time, which caches hold while its rows become columns.
+    # One panel at a time: caches hold it while its rows become columns.
     for panel, first in zip(packed, range(0, outputs, lanes), strict=True):
         some = rows[first : first + lanes].take(feature[places], axis=1)
         panel[places, : len(some)] = some.T

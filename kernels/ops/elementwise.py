@@ -1,7 +1,7 @@
 """Operators that compute every element of the result from one element of each input.
 
-They work on strided tensors, so broadcasting, transposed inputs and parts of outputs cost nothing
-extra; tensors in the same layout are long rows.
+They work on strided tensors, so broadcasting, transposed inputs and parts of outputs need no copy.
+Tensors in the same layout are long rows.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Affine:
-    """`activation(x * scale + shift)`; `axes` are the channels', the last closest together."""
+    """`activation(x * scale + shift)`; `axes` are those of the channels, the last innermost."""
 
     axes: Ints = (1,)
     activation: str = ""
@@ -106,7 +106,7 @@ def clip(spec: Clip, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     Raises:
         ScheduleError: the shapes do not fit.
     """
-    with np.errstate(over="ignore"):  # a limit beyond float32 is none
+    with np.errstate(over="ignore"):  # a limit beyond float32 has no effect
         low, high = np.array([spec.low, spec.high]).astype(np.float32).tolist()
     return _map(cpu, "clip", lambda x: x.max(low).min(high), [("src", src)], dst)
 
@@ -121,7 +121,7 @@ def binary(
 ) -> Program:
     """Combine two operands, both broadcast to `dst`.
 
-    `arguments` says where they are found: a constant one in "weights", in row-major order.
+    `arguments` names the kernel's arguments that hold them. A constant is in "weights", row-major.
 
     Raises:
         ScheduleError: the function is unknown or the shapes do not fit.
@@ -174,7 +174,7 @@ def _map(
                         for at, step in sources
                     ]
                     store_row(target.at(start), written, count, function(*row))
-    # Only where an operand lies matters to who allocates it.
+    # A program's placements only say how large the operands' buffers are.
     buffers = {argument: view.buffer for argument, view in operands if argument != "weights"}
     io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
     return module.program(io, np.ravel)
@@ -187,13 +187,13 @@ def _elu(x: Vec, alpha: float, scale: float = 1.0, slope: float = 1.0) -> Vec:
 
 
 def _gelu_tanh(x: Vec) -> Vec:
-    # 1 + tanh(u) = 2 sigmoid(2 u), without the loss of figures where tanh is near -1.
+    # 1 + tanh(u) = 2 sigmoid(2 u), which is precise also where tanh is near -1.
     cubic = x * fma(x * x, x.k.const(0.044715, x.lanes), x.k.const(1.0, x.lanes))
     return x * sigmoid(cubic * (2 * math.sqrt(2 / math.pi)))
 
 
 def _mish(x: Vec) -> Vec:
-    # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), which is 1 long before e overflows.
+    # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), which becomes 1 before e overflows.
     e = exp(x.min(20.0))
     y = e * (e + 2.0)
     return x * (y / (y + 2.0))
@@ -205,11 +205,11 @@ def _sign(x: Vec) -> Vec:
 
 
 def _power(x: Vec, exponent: float) -> Vec:
-    """x to a constant power: by products and roots where the exponent is a small half."""
+    """x to a constant power: by products and roots if the exponent is a small multiple of 1/2."""
     k = x.k
     if not (exponent * 2).is_integer() or abs(exponent) > 4 or exponent == 0:
         return k.intrinsic("pow", x, k.const(exponent, x.lanes))
-    # Half powers of -0 and -inf are those of 0 and inf; sqrt would keep the signs.
+    # Half powers of -0 and -inf are those of 0 and inf, but sqrt keeps the sign.
     value = None
     factor, left = x if exponent.is_integer() else absolute(x), int(abs(exponent))
     while left:

@@ -1,4 +1,4 @@
-"""Zero the halo of a tensor; its pixels stay as they are."""
+"""Set the halo of a tensor to zero; its pixels do not change."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from fastrun.kernels.core.template import check
 
 @dataclass(frozen=True)
 class ZeroHalo:
-    """Nothing is computed; a convolution will read zeros where its padding is."""
+    """Nothing is computed, but a convolution then reads zeros as its padding."""
 
 
 def build(spec: ZeroHalo, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Zero the halo of `dst`, which is `src`.
 
     Raises:
-        ScheduleError: the tensor is a part, whose halo belongs to the whole; or has no halo.
+        ScheduleError: the tensor is a part of a larger one, which owns the halo; or has no halo.
     """
     check(src == dst and not dst.whole, "the halo of a whole tensor is zeroed in place")
     check(any(dst.halo), "there is no halo")
     top, left, bottom, right = dst.halo
     row = dst.w * dst.x_stride
     before = top * dst.y_stride + left * dst.x_stride
-    # The right end of a row and the left one of the next lie side by side.
+    # The halo right of a row and the halo left of the next row are neighbours.
     between = (left + right) * dst.x_stride
     after = right * dst.x_stride + bottom * dst.y_stride
 

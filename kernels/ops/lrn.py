@@ -30,7 +30,7 @@ UNROLL = 2
 class LRN:
     """`x / (bias + alpha / size * (sum of squares over size channels)) ** beta`; axis 1.
 
-    Of an even `size` one channel more lies behind than before.
+    If `size` is even, there is one more channel behind than before.
     """
 
     size: int
@@ -51,7 +51,7 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     along = next((axis for axis, step in enumerate(mark.strides) if step), None)
     channels = src.shape[1]
     before = (spec.size - 1) // 2
-    # Vectors are neighbouring pixels; where channels lie closest they are single values.
+    # Vectors are neighbouring pixels; if channels lie closest, they are single values.
     lanes = 1 if along == len(out.shape) - 1 else cpu.lanes
     tiles = [*singly(out.shape[:-1]), rows(out.shape[-1], lanes, UNROLL)]
     read, written = view.strides[-1], out.strides[-1]
@@ -83,7 +83,7 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
 
 
 def _power(x: Vec, exponent: float) -> Vec:
-    """x to a power, x positive: by roots for the usual ones."""
+    """x, which is positive, to a power: by roots for the usual exponents."""
     if exponent == 1:
         return x
     root = x.k.intrinsic("sqrt", x)

@@ -1,7 +1,7 @@
-"""Products of matrices that are both computed at run time, or of batches of them.
+"""Products of two matrices that are computed at run time, or of batches of them.
 
-The right matrix is packed into panels of columns; the left one is read where it lies, or copied
-first where its rows are not contiguous. Transposing and broadcasting are strides of the operands.
+The right matrix is packed into panels of columns. The left one is read where it lies, or copied
+first if its rows are not contiguous. Transposing and broadcasting only change the strides.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
 from fastrun.kernels.ops import movement
 
-# Steps along K as straight code, and multiplications that make a task worth handing out.
+# Steps along K in straight code, and multiplications that are worth a task.
 UNROLL, WORK = 4, 1 << 17
 
 
@@ -49,7 +49,7 @@ def matmul(
 ) -> Program:
     """Multiply the last two axes of `a` (..., m, k) and `b` (..., k, n); the others broadcast.
 
-    `c` is broadcast to `dst`. `arguments` says where a, b and c are found.
+    `c` is broadcast to `dst`. `arguments` names the kernel's arguments that hold a, b and c.
 
     Raises:
         ScheduleError: the shapes do not fit.
@@ -83,7 +83,7 @@ def matmul(
         b = _pack(module, names["b"], b, lanes, shared)
         names["b"], shared = "shared", shared + math.prod(b.shape) * lanes
     else:
-        # Vectors of columns where they lie; the last may be cut short.
+        # Vectors of columns are read where they lie; the last may be cut short.
         shape, strides = (*b.shape[:-1], vectors), (*b.strides[:-1], lanes)
         b = Strided(shape, strides, b.offset)
     _products(module, spec, names, (a, b, dst, c), cover(m, height), panels, lanes)

@@ -1,4 +1,4 @@
-"""Operators that only move values: a source view copied into a view of the result.
+"""Operators that only move values: they copy a view of the input into a view of the output.
 
 Slices, transposes, expansions, channel shuffles and depth-to-space are views of their input, and
 a concatenation is one copy per input into its part of the output, so `copy` does them all
@@ -48,7 +48,7 @@ class Pad:
 
 
 def copy(cpu: Cpu, src: Strided, dst: Strided, constant: bool = False) -> Program:
-    """Copy `src`, broadcast to `dst`; a constant one is the weights, in row-major order.
+    """Copy `src`, broadcast to `dst`. A constant is read from the weights, in row-major order.
 
     Raises:
         ScheduleError: the shapes do not fit.
@@ -63,7 +63,7 @@ def pad(spec: Pad, cpu: Cpu, src: Strided, dst: Strided) -> Program:
 
     Raises:
         ScheduleError: the mode is unknown, the shapes do not fit, or an axis is too short to be
-            reflected so far.
+            reflected.
     """
     check(spec.mode in MODES, f"unknown padding mode {spec.mode!r}: use one of {MODES}")
     rank = len(src.shape)
@@ -88,7 +88,7 @@ def pad_stages(
 ) -> None:
     """Stages that write `dst`, in which `src` begins at `begins` of every axis.
 
-    Each is one box of `dst`: along every axis a stretch of the input, or of what lies beside it.
+    Each writes one box of `dst`: along every axis a stretch of the input, or of the padding.
     """
     axes = [
         _stretches(n, begin, whole, mode)
@@ -108,7 +108,7 @@ def pad_stages(
 
 @dataclass(frozen=True)
 class _Stretch:
-    """`size` elements of the output's axis and the input's under them, `step` apart."""
+    """`size` elements of the output's axis, and the input's elements for them, `step` apart."""
 
     start: int
     size: int
@@ -133,7 +133,7 @@ def _stretches(n: int, begin: int, whole: int, mode: str) -> list[_Stretch]:
 
 
 def _boxes(axes: Sequence[list[_Stretch]]) -> list[tuple[_Stretch, ...]]:
-    """All combinations of stretches; what is outside in one axis is one box across the rest."""
+    """All combinations of stretches; padding along one axis is one box across the other axes."""
     if not axes:
         return [()]
     boxes = []
@@ -192,7 +192,7 @@ def stage(
 
 
 def _other_axis(out: Strided, view: Strided) -> int | None:
-    """The axis along which the input is contiguous, where it is not the output's."""
+    """The axis along which the input is contiguous, if it is not the output's."""
     if out.strides[-1] != 1 or view.strides[-1] in (0, 1) or out.shape[-1] < PART:
         return None
     found = (
@@ -206,7 +206,7 @@ def _other_axis(out: Strided, view: Strided) -> int | None:
 def _transposing(
     module: Module, symbol: str, source: str, src: Strided, target: str, dst: Strided, across: int
 ) -> None:
-    """A copy in squares of the input's contiguous axis, `across`, and the output's, the last."""
+    """Copy in squares of the input's contiguous axis, `across`, and the output's, the last."""
     lanes = module.cpu.lanes
     last = len(dst.shape) - 1
     tiles = singly(dst.shape)
@@ -224,7 +224,7 @@ def _transposing(
 
 
 def _square(k: Kernel, src: Buffer, dst: Buffer, rows_in: int, columns: int) -> None:
-    """dst[j, i] = src[i, j] of at most a register's lanes either way."""
+    """dst[j, i] = src[i, j] for at most as many rows and columns as lanes."""
     lanes = max(PART, k.cpu.lanes_for(max(rows_in, columns)))
     found = [src.load(i, lanes=lanes) for i in range(rows_in)]
     found += [k.const(0.0, lanes)] * (lanes - rows_in)

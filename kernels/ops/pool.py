@@ -1,8 +1,8 @@
 """Maximum and average over windows; global pooling is a window as large as the plane.
 
-A vector is a run of channels, or in NCHW a run of output pixels. Outputs whose windows lie
-alike, wholly inside or cut off at the same taps by an edge, share their code; nothing reads the
-halo, whose zeros are no neutral element of a maximum.
+A vector holds neighbouring channels, or in NCHW neighbouring output pixels. Outputs whose windows
+have the same taps inside the image share their code. Nothing reads the halo: its zeros could be
+larger than the maximum.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
 
-# Output pixels of a tile where a vector is a run of channels.
+# Output pixels of a tile where a vector holds channels.
 TILE = 4
 # Loads of a tile up to which its whole window is straight code.
 STRAIGHT = 256
-# Tasks aimed at: enough for any number of threads to share evenly.
+# Tasks to aim at: enough to divide evenly among any number of threads.
 TASKS = 32
-# Longest stride at which the pixels of a row are gathered into a vector.
+# Longest stride at which the pixels of a row are put together into a vector.
 GATHERED = 4
 
 
@@ -61,7 +61,7 @@ class Pool:
 class Zone:
     """`count` outputs along one axis, from `start`, whose windows have the same taps in the image.
 
-    `counted` taps go into an average.
+    An average divides by the number of `counted` taps.
     """
 
     start: int
@@ -93,8 +93,7 @@ def zones(spec: Pool, axis: int, pixels: int, windows: int) -> list[Zone]:
 def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Pool `src` into the dst.h x dst.w windows of `dst`.
 
-    The last window may stick out of the padded image (ONNX's ceil mode): what it has there
-    counts for nothing.
+    The last window may exceed the padded image (ONNX's ceil mode); its taps there are ignored.
 
     Raises:
         ScheduleError: the function is unknown, the tensors differ in images or channels, only one
@@ -131,7 +130,7 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
 
 
 def shares(rows: list[Zone]) -> Array:
-    """The packed weights: what each output row's average multiplies its sums with."""
+    """The packed weights: the factor of each output row's sums, 1 / the taps that count."""
     return np.concatenate([np.full(z.count, 1 / z.counted, np.float32) for z in rows])
 
 
@@ -190,7 +189,7 @@ class _Windows:
         """Take in the taps of one row of the window; long rows are summed in runs."""
         k, (_, sx), (dy, dx) = self.k, self.spec.stride, self.spec.dilation
         step = sx if self.src.layout == NCHW and acc.lanes > 1 else 1
-        # To keep every NaN costs time, which one window of all pixels has.
+        # Keeping every NaN costs time, which matters less for one window of all pixels.
         larger = functions.maximum if (self.dst.h, self.dst.w) == (1, 1) else Vec.max
         across = len(x.taps) if _is_straight(self.spec, x, acc.cols) else 8
         for run in cut(len(x.taps), RUN if totals else len(x.taps)):

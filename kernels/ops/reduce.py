@@ -1,4 +1,4 @@
-"""Reductions over any axes, and softmax, which is two of them and a map.
+"""Reductions over any axes, and softmax, which is two reductions and a map.
 
 Where the innermost axis is kept, vectors are neighbouring results; where it is reduced, they are
 neighbouring terms, summed across lanes at the end.
@@ -59,9 +59,9 @@ Index = tuple[Int, ...]
 
 @dataclass(frozen=True)
 class _Sum:
-    """A kind of sum: `add(total, term)` takes a term in, `join` puts two totals together.
+    """A kind of sum: `add(total, term)` adds a term, `join` adds two totals.
 
-    One that `rounds` is made of runs of terms.
+    If it `rounds`, long sums are made of runs of terms.
     """
 
     neutral: float
@@ -121,7 +121,7 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
         ScheduleError: the shapes do not fit.
     """
     check(src.shape == dst.shape, f"softmax cannot turn {src.shape} into {dst.shape}")
-    # The mark keeps the axis apart from those beside it.
+    # The mark keeps the axis apart from the axes beside it.
     out, view, mark = aligned(dst, src, marked(dst, spec.axis))
     along = next((axis for axis, step in enumerate(mark.strides) if step), None)
     length = 1 if along is None else out.shape[along]
@@ -147,7 +147,7 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
 
 
 def _softmax(log_of_it: bool, walk: _Walk, given: _Terms, result: _Terms) -> None:
-    """The softmax of the terms of one walk, which `result` also holds on the way."""
+    """The softmax of the terms of one walk; `result` also holds the powers meanwhile."""
     k, peaks = walk.k, walk.total(_MAX, given.load)
 
     def power(index: Index, column: int, count: int) -> Vec:
@@ -171,10 +171,10 @@ def _softmax(log_of_it: bool, walk: _Walk, given: _Terms, result: _Terms) -> Non
 
 @dataclass(frozen=True)
 class _Walk:
-    """A way over summed axes of these lengths, for `count` neighbouring results.
+    """The summed axes, of these lengths, and `count` neighbouring results.
 
-    A column is a vector of results; or, inwards along the last summed axis, one of several
-    vectors of terms that take turns.
+    A column is a vector of results. If the innermost axis is summed (`inward`), vectors hold
+    neighbouring terms instead, and a column is every `UNROLL`-th vector.
     """
 
     k: Kernel
@@ -192,9 +192,9 @@ class _Walk:
         return 0 if self.inward else column * self.lanes
 
     def total(self, kind: _Sum, term: Callable[[Index, int, int], Vec]) -> list[Vec]:
-        """The total of every column; inwards that of all, in every lane.
+        """The total of every column; if inward, the total of all in every lane.
 
-        `term(index, column, count)` is a vector of which `count` lanes are meant.
+        `term(index, column, count)` is a vector of which the first `count` lanes are terms.
         """
         k, neutral = self.k, self.k.const(kind.neutral, self.lanes)
         acc = k.tile(1, UNROLL if self.inward else -(-self.count // self.lanes), self.lanes)
@@ -262,7 +262,7 @@ class _Walk:
                 yield index, 0, consecutive((self.count, 1))
 
     def vectors(self, index: Index, start: Int, size: int) -> list[tuple[Index, int, int]]:
-        """The vectors of a tile as (place along the axes, column, lanes that are meant)."""
+        """The vectors of a tile as (place along the axes, column, lanes that hold terms)."""
         return [
             (
                 (*index, start + first) if self.inward else index,
@@ -273,7 +273,7 @@ class _Walk:
         ]
 
     def _terms(self, axis: int) -> int:
-        """Terms that an accumulator takes in for one place on the axes before `axis`."""
+        """Terms that are added to an accumulator for one place on the axes before `axis`."""
         lengths = list(self.lengths)
         if self.inward:
             lengths[-1] = -(-lengths[-1] // (self.lanes * UNROLL))
@@ -305,7 +305,7 @@ class _Terms:
 
 
 def _repeated(dst: Strided, axes: Ints, shape: Ints) -> Strided:
-    """`dst` as every element of the input finds it: repeated along the reduced axes."""
+    """`dst` in the shape of the input: repeated along the reduced axes."""
     kept = tuple(1 if axis in axes else n for axis, n in enumerate(shape))
     squeezed = tuple(n for axis, n in enumerate(shape) if axis not in axes)
     check(dst.shape in (kept, squeezed), f"{shape} reduced over {axes} is not {dst.shape}")

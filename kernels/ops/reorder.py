@@ -1,4 +1,4 @@
-"""The same tensor lying otherwise: any layout and halo into any other.
+"""Copy a tensor from any layout and halo into any other.
 
 Between layouts whose vectors are channels, vectors are copied; to and from NCHW, squares of
 pixels x channels are transposed in registers.
@@ -19,16 +19,16 @@ from fastrun.kernels.core.layout import NCHW, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
 
-# A task moves this many pixels and units of channels: some 16 KB, which L1 holds.
+# Pixels and units of channels of a task: some 16 KB, which L1 holds.
 PIXELS, UNITS = 64, 4
 
-# Moves `pixels` from the first buffer to the second, `channels` of a unit of channels.
+# Copies `pixels` from the first buffer to the second, each `channels` of a unit.
 Move = Callable[[Kernel, Buffer, Buffer, int, int], None]
 
 
 @dataclass(frozen=True)
 class Reorder:
-    """Nothing but where the tensor lies changes."""
+    """Only the layout and the halo of the tensor change."""
 
 
 def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
@@ -85,7 +85,7 @@ def _copy_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: i
 
 
 def _to_channels(k: Kernel, src: Buffer, dst: Buffer, pixels: int, channels: int) -> None:
-    """Rows of pixels, a channel each, into pixels of channels; channels missing are zero."""
+    """Rows of pixels, a channel each, into pixels of channels; missing channels are zero."""
     lanes = max(PART, k.cpu.lanes_for(channels))
     for x in range(0, pixels, lanes):
         inside = min(lanes, pixels - x)

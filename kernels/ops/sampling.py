@@ -1,7 +1,7 @@
-"""Operators that look up where along an axis to read: gathering at constant indices, resizing.
+"""Operators that read an axis through a table: gathering at constant indices, resizing.
 
-The tables lie in the weights: for every sampled axis the offsets of what is read, as 32-bit
-integers, and for interpolation how much the upper of two neighbours weighs.
+The tables lie in the weights. For every sampled axis they hold the offsets to read at, as 32-bit
+integers, and for interpolation the weight of the upper of two neighbours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
 
-# Vectors of a sampled row that are straight code, in which lookups become shuffles.
+# Vectors of a sampled row up to which it is straight code, in which lookups become shuffles.
 STRAIGHT = 32
 
 COORDINATES = (
@@ -54,7 +54,7 @@ ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 @dataclass(frozen=True)
 class Gather:
-    """Entry `indices[i]` along `axis` becomes entry i; negative indices count from the end."""
+    """Entry `indices[i]` along `axis` becomes entry i. Negative indices count from the end."""
 
     axis: int
     indices: Ints
@@ -76,7 +76,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """An axis of which output i reads input `low[i]`, or lies at `weight[i]` from it to `high`."""
+    """An axis whose output i is input `low[i]`, or lies `weight[i]` of the way to `high[i]`."""
 
     axis: int
     low: NDArray[np.int64]
@@ -85,7 +85,7 @@ class _Sampled:
 
 
 def gather(spec: Gather, cpu: Cpu, src: Strided, dst: Strided) -> Program:
-    """Pick entries of `src` along an axis; that of `dst` has as many as there are indices.
+    """Take entries of `src` along an axis; `dst` has one for each index.
 
     Raises:
         ScheduleError: an index is outside or the shapes do not fit.
@@ -123,7 +123,7 @@ def resize(spec: Resize, cpu: Cpu, src: Strided, dst: Strided) -> Program:
 def _coordinates(name: str, n: int, out: int, scale: float) -> NDArray[np.float64]:
     """Where in the input's axis of `n` each of `out` elements lies.
 
-    In float32 as ONNX's scales are: its rounding decides which pixel is the nearest one.
+    It is computed in float32 as in ONNX, since rounding decides which pixel is the nearest.
     """
     x, by, half = np.arange(out, dtype=np.float32), np.float32(scale), np.float32(0.5)
     if name == "align_corners":
@@ -135,7 +135,7 @@ def _coordinates(name: str, n: int, out: int, scale: float) -> NDArray[np.float6
     else:
         at = (x + half) / by - half
     if name == "half_pixel_symmetric":
-        # Output and input share their centre, whatever rounding did to the size.
+        # Output and input have the same centre, however the size was rounded.
         at += np.float32(n) / 2 * (1 - np.float32(out) / (by * np.float32(n)))
     return at.astype(np.float64)
 
@@ -163,7 +163,7 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
         views.append(replace(marked(dst, s.axis), offset=sum(t.size for t in tables)))
         tables += parts
     strides = tuple(0 if axis in axes else step for axis, step in enumerate(src.strides))
-    # Tables become views like any other, so that axes beside the sampled ones can be merged.
+    # Tables are views like the tensors, so that axes beside the sampled ones can be merged.
     out, frame, *found = aligned(dst, Strided(dst.shape, strides, src.offset), *views)
     *outer, length = out.shape
     tiles = rows(length, cpu.lanes, 1)
@@ -208,7 +208,7 @@ class _Table:
     whole: bool  # the row is the whole axis, so what it reads is known when it is built
 
     def window(self, start: int, count: int) -> tuple[int, int]:
-        """The first input that so many outputs read, and how many floats to behind the last."""
+        """The first input that these outputs read, and the floats from there past the last."""
         part = slice(start, start + count)
         read = np.concatenate([self.axis.low[part], self.axis.high[part]])
         return int(read.min()), int(np.ptp(read)) * self.stride + 1
@@ -221,7 +221,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Point:
-    """`count` elements of a row, from `start` on, `step` floats apart where not looked up."""
+    """`count` elements of a row from `start` on, `step` apart on an axis without a table."""
 
     k: Kernel
     start: int
@@ -230,7 +230,7 @@ class _Point:
     step: int
 
     def value(self, base: Buffer, offsets: str | None, tables: Sequence[_Table]) -> Vec:
-        """Interpolated over the axes of `tables`; `offsets` are those of every lane, if any."""
+        """Interpolate over the axes of `tables`; `offsets` are the lanes', if they differ."""
         if not tables:
             if offsets is None:
                 return load_row(base, self.step, self.count, self.lanes)
@@ -247,7 +247,7 @@ class _Point:
     def _at(
         self, base: Buffer, offsets: str | None, table: _Table, row: int, rest: Sequence[_Table]
     ) -> Vec:
-        """The value where this axis is read at the offsets in one row of its table."""
+        """The value at the offsets in one row of this axis's table."""
         if table.whole and not rest and self.lanes > 1 and table.stride > 0:
             first, floats = table.window(self.start, self.count)
             if floats <= 2 * self.lanes:
@@ -263,7 +263,7 @@ class _Point:
         return self.value(base.at(moved), offsets, rest)
 
     def _shuffled(self, base: Buffer, table: _Table, row: int, first: int) -> Vec:
-        """As `_at`, where what is read lies within two vectors, from input `first` on."""
+        """As `_at`, if all lanes read within two vectors from input `first` on."""
         index = (table.axis.low, table.axis.high)[row][self.start : self.start + self.count]
         order = [int(i - first) * table.stride for i in index]
         a, b = (base.load(i, lanes=self.lanes) for i in (0, self.lanes))

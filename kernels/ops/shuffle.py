@@ -1,4 +1,4 @@
-"""Channel shuffle: channels of several groups taken in turn."""
+"""Channel shuffle: one channel of each group in turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PIXELS = 32
 class Shuffle:
     """Channel `j * groups + i` of the result is channel j of group i.
 
-    The groups lie one after another in `src`; or there are two of them, in `src` and in `add`.
+    The groups lie one after another in `src`, or two groups lie in `src` and `add`.
     """
 
     groups: int = 2
@@ -38,7 +38,7 @@ def build(
     tensors = [src, add] if add else [src]
     per_group = dst.c // spec.groups
     check(dst.c == spec.groups * per_group, f"{spec.groups} groups do not divide {dst.c} channels")
-    check(sum(t.c for t in tensors) == dst.c, "channels are lost or made up")
+    check(sum(t.c for t in tensors) == dst.c, f"shuffling cannot make {dst.c} channels of these")
     same = {(t.layout, t.n, t.h, t.w) for t in (*tensors, dst)}
     check(len(same) == 1, "tensors of one size and layout are needed")
     module = Module(cpu)
@@ -68,7 +68,7 @@ def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None
 
 
 def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement) -> None:
-    """Vectors of both tensors, zipped; a task does some pixels of a row."""
+    """Vectors of both tensors, interleaved; a task does some pixels of a row."""
     lanes = cpu.lanes
     tasks = -(-dst.w // PIXELS)
     with module.stage("shuffle", dst.n * dst.h * tasks) as (k, task):

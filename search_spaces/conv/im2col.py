@@ -23,7 +23,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return not block or s.kc % block == 0 or s.kc == p.group_c
 
     def unfolds_less_than_a_megabyte_or_all(s: Schedule) -> bool:
-        """Between the blocks that fit some cache and the textbook's whole image lies nothing."""
+        """Blocks fit some cache, or are the textbook's whole image; nothing in between is tried."""
         unfolded = F32.bytes(s.block * s.kc * p.kernel[0] * p.kernel[1])
         return s.block == pixels or unfolded <= max(1 << 20, 2 * cpu.l2)
 

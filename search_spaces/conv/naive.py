@@ -1,4 +1,4 @@
-"""One point: a baseline is not tuned."""
+"""A single point: a baseline is not tuned."""
 
 from fastrun.kernels.conv.naive import Schedule
 from fastrun.kernels.core.cpu import Cpu

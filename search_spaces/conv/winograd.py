@@ -27,11 +27,11 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
 
     def transforms_an_axis(s: Schedule) -> bool:
-        """Without a transform it is a slow direct convolution."""
+        """Without any transform it would be a slow direct convolution."""
         return (s.mh, s.mw) != (1, 1)
 
     def sets_of_points_differ(s: Schedule) -> bool:
-        """Balanced ones are never worse: others are for where they are others, and exist."""
+        """Balanced points are never worse; standard ones are tried only where they differ."""
         names = [sets_of_points(alpha - 1) for alpha in alphas(s)]
         return s.points == "balanced" or (
             all("standard" in n for n in names) and any("balanced" in n for n in names)

@@ -1,9 +1,9 @@
 """im2col + matrix product, as in the article: unfold a block of pixels, multiply it by the weights.
 
-The block of oh * ow is a parameter; one block for the whole image is the textbook's version. The
-unfolded block is written straight into the panels the product reads (`fused`), or first as a
-matrix and then packed. K is cut into blocks of `kc` input channels; partial sums wait in the
-output. In NCHW vectors are pixels, else output channels.
+The number of pixels in a block is a parameter; the textbook has one block for the whole image. The
+block is unfolded straight into the panels that the product reads (`fused`), or first into a matrix
+that is packed afterwards. K is cut into blocks of `kc` input channels; between them the output
+holds partial sums. In NCHW vectors are pixels, in other layouts output channels.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = pixel_lanes(p, cpu)
     pixels = p.oh * p.ow
     _, rows, cols = best_tile(1, min(p.group_oc, 16), -(-pixels // lanes), cpu)
-    # The article's formula: the unfolded panel fills L2, here half of it, for the rest of K's
-    # operands pass through as well.
+    # The article's formula: the unfolded panel fills L2. Here it fills half, since the other
+    # operands pass through L2 as well.
     block = max(cols * lanes, cpu.l2 // 2 // F32.bytes(p.depth))
     return Schedule("NCHW", rows, cols, 1, min(block, pixels), p.group_c, fused=True)
 

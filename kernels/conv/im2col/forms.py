@@ -26,7 +26,7 @@ from fastrun.kernels.core.template import check
 
 
 def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
-    """Lanes of vectors of pixels: no more than there are, and strided loads stay in the slack."""
+    """Lanes of vectors of pixels: no more than pixels, and strided loads stay in the read slack."""
     return min(cpu.lanes_for(p.oh * p.ow), READ_SLACK // p.stride[1])
 
 

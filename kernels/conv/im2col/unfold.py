@@ -28,8 +28,8 @@ class PixelVector:
         step = p.stride[1]
         y, x = k.index(pixel // p.ow), k.index(pixel % p.ow)
         here = src.at(0, 0, y * p.stride[0], x * step)
-        # Row r fills the lanes from r * ow - x on, so its address is stepped back by as many. Of
-        # rows below the image no lane is wanted; their address must only be harmless.
+        # Row r fills the lanes from r * ow - x on, so its address is moved back by so many pixels.
+        # Of rows below the image no lane is needed; their address must only be valid.
         below = []
         for r in range(1, (lanes - 2 + p.ow) // p.ow + 1):
             back = src.at(0, 0, (y + r) * p.stride[0], (x - r * p.ow) * step)

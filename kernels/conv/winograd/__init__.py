@@ -1,9 +1,8 @@
-"""Winograd convolution, engineered: a block of tiles goes through all three steps in cache.
+"""Winograd convolution: a block of tiles goes through all three steps while it is in the cache.
 
-The block is transformed into a buffer of its own, multiplied plane by plane with packed
-transformed weights on the shared register tile, and transformed back with the epilogue at the
-store. Vectors are runs of channels on both sides and tiles are the rows that are broadcast, so
-nothing is packed or transposed on the way.
+The block is transformed into a buffer of its own, multiplied plane by plane with packed transformed
+weights, and transformed back, with the epilogue at the store. Vectors hold neighbouring channels of
+input and output, and tiles are the rows that are broadcast, so nothing is packed or transposed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
-# The heuristic takes no tile that is expected to err by more: an rms relative to the output's.
+# The largest expected error of the heuristic's tiles: an rms relative to the output's rms.
 MAX_ERROR = 2e-5
 
 
@@ -39,7 +38,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     if p.stride != (1, 1):
         return "Winograd needs stride 1"
     if _sizes(p) == [(1, 1)]:
-        return f"no axis has both 2 to {ALPHA - 1} taps and several outputs, which could share work"
+        return f"no axis has both 2 to {ALPHA - 1} taps and several outputs that could share work"
     if p.groups > 1 and p.group_c == 1:
         return "a depthwise convolution sums over no channels"
     return None
@@ -56,8 +55,8 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     layout = Layout("NHWC" if grouped else f"NCHW{block}c")
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
-    # One plane of a block and its products fit L1 beside a stream of weights, all planes half of
-    # L2; but weights should not come by more often than for every sixteen tiles.
+    # One plane of a block and its products fit L1 beside a stream of weights, and all planes fit
+    # half of L2. But a block has at least sixteen tiles, since each block reads all weights.
     bytes_per_tile = F32.bytes(p.group_c + 2 * block)
     fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (math.prod(alphas) * bytes_per_tile))
     enough = 2 * cpu.cores
@@ -76,16 +75,16 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         cols=_best_cols(nr_tiles, -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu)), cpu),
         unroll=4,
         oc_block=1,
-        # A stream from memory is best left to the processor.
+        # A stream from memory is faster without software prefetch.
         prefetch=64 if weight_bytes < cpu.l3 // 2 else 0,
         split="channels" if few else "tiles",
     )
 
 
 def _best_cols(tiles: int, vectors: int, cpu: Cpu) -> int:
-    """The narrowest panel whose smallest register tile has enough accumulators, or has most."""
-    # A single vector takes more loads than products, unless those read a broadcast from memory;
-    # then weights come fast enough only with more sums in flight.
+    """Vectors of the narrowest panel whose smallest register tile has enough accumulators."""
+    # A panel of one vector loads more than it multiplies, unless an instruction can broadcast its
+    # operand from memory (AVX-512). Then more sums must be in flight to hide the loads of weights.
     narrowest, enough = (1, 12) if cpu.lanes == LINE else (2, 10)
 
     def accumulators(cols: int) -> int:
@@ -95,9 +94,10 @@ def _best_cols(tiles: int, vectors: int, cpu: Cpu) -> int:
 
 
 def _best_sizes(p: ConvProblem) -> tuple[int, int]:
-    """The size of tile that should cost least, counted in multiplications, and is exact enough.
+    """The tile with the lowest cost, in multiplications, whose expected error is small enough.
 
-    A transform costs about 6 per element and channel; a weight, which streams from L3, about 5.
+    A transform costs about 6 multiplications per element and channel; a weight, which streams from
+    L3, about 5.
     """
 
     def cost(m: tuple[int, int]) -> int:
@@ -116,10 +116,10 @@ def _sizes(p: ConvProblem) -> list[tuple[int, int]]:
 
 
 def expected_error(p: ConvProblem, m: tuple[int, int], points: str = "balanced") -> float:
-    """The rms error on normal data, relative to the output's.
+    """The rms error on normal data, relative to the output's rms.
 
-    Sums round at every step, so their errors grow with the root of their length; the factor 1/3
-    is measured, over m = 2..7 and 16 to 512 channels.
+    Sums round at every step, so their errors grow with the square root of their length. The factor
+    1/3 was measured for m = 2..7 and 16 to 512 channels.
     """
     axes = (Transform.of(size, r, points) for size, r in zip(m, p.kernel, strict=True))
     eps = float(np.finfo(np.float32).eps) / 2
@@ -162,14 +162,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
-    """Preferred with enough channels to pay for the transforms, which save less along one axis."""
+    """Preferred with enough channels to pay for the transforms; along one axis they save less."""
     least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
     return 5 if pays else 0
 
 
 def grain(p: ConvProblem, s: Schedule) -> int:
-    """The rows of a block of tiles, for which weights go by once."""
+    """The rows of a block of tiles, for which the weights are read once."""
     if s.split == "channels" or p.dilation[0] > 1:
         return p.oh
     return s.mh * -(-s.nr_tiles // tile_grid(p, (s.mh, s.mw))[1])

@@ -14,6 +14,6 @@ class Schedule:
     nr_tiles: int  # tiles of a block
     cols: int  # vectors of output channels of a register tile; its rows are tiles
     unroll: int  # steps of K in the loop body
-    oc_block: int  # panels of output channels that go through the planes together
-    prefetch: int  # steps of K by which weights are fetched ahead, 0: not
-    split: str  # what tasks share out: tiles, or channels once all tiles are transformed
+    oc_block: int  # panels of output channels that are multiplied in one pass over the planes
+    prefetch: int  # steps of K by which weights are fetched ahead; 0: no prefetch
+    split: str  # what tasks divide: "tiles", or "channels" after all tiles are transformed

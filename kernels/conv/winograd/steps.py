@@ -43,9 +43,9 @@ LINE = F32.count(CACHE_LINE)
 class Steps:
     """The sizes of one kernel and the code of its three steps.
 
-    A block of tiles is transformed into planes, one for each product of a tile; planes are
-    multiplied by the weights of some panels of output channels, a pass; the products are
-    transformed back. Memory is `inputs`, `input_floats` long, and `products`, `product_floats`.
+    A block of tiles is transformed into planes, one for each product of a tile. A pass multiplies
+    the planes by the weights of some panels of output channels. The products are transformed back.
+    A block needs `input_floats` of memory for the planes and `product_floats` for the products.
     """
 
     p: ConvProblem
@@ -94,17 +94,17 @@ class Steps:
 
     @property
     def passes(self) -> int:
-        """Times the planes of a block are gone through, each time for some of the panels."""
+        """How often the planes of a block are read, each time for some of the panels."""
         return -(-tile_count(self.panels) // self.s.oc_block)
 
     @property
     def input_floats(self) -> int:
-        """Room for a block's transformed input."""
+        """Floats of a block's transformed input."""
         return self.input_vectors * self.planes * self._plane(self.input_lanes)
 
     @property
     def product_floats(self) -> int:
-        """Room for a block's products of one pass."""
+        """Floats of a block's products of one pass."""
         vectors = min(self.s.oc_block * self.panels[0].size, self.panels[-1].end)
         return vectors * self.planes * self._plane(self.lanes)
 
@@ -140,8 +140,8 @@ class Steps:
         src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
         height, width = self.vertical.alpha, self.horizontal.alpha
         half = k.scratch(height * width * lanes, width * lanes, lanes, 1)
-        # A tile that hangs over the edge reads the last pixels again: its outputs inside do not
-        # depend on them, and nothing beyond the padding is touched.
+        # A tile that exceeds the image reads the last pixels again. Its outputs inside the image
+        # do not depend on them, and nothing beyond the padding is read.
         dy, dx = p.dilation
         last_y, last_x = p.oh - 1 + (p.kernel[0] - 1) * dy, p.ow - 1 + (p.kernel[1] - 1) * dx
         with self._tiles(k, block) as (tile, image, top, left):
@@ -262,7 +262,7 @@ class Steps:
         return begin, end, start_of(self.panels, begin), start_of(self.panels, end)
 
     def _plane(self, lanes: int) -> int:
-        """Floats from plane to plane: an odd number of lines, which spreads them over all sets."""
+        """Floats from plane to plane: an odd number of lines, to use all sets of the cache."""
         return (-(-self.blocks[0].size * lanes // LINE) | 1) * LINE
 
     def _planes(self, memory: Buffer, lanes: int) -> Buffer:
@@ -282,7 +282,7 @@ class Steps:
             yield tile, number // (across * down), top, left
 
     def _first(self, number: Int, size: int, axis: int) -> Int:
-        """The first output of a tile, of `size` on this axis; those a dilation apart are last."""
+        """The first of a tile's `size` outputs on this axis, which lie a dilation apart."""
         apart = self.p.dilation[axis]
         return number % apart + number // apart * (size * apart) if apart > 1 else number * size
 
@@ -291,7 +291,7 @@ class Steps:
         apart, size = self.p.dilation[1], self.s.mw
         line = shared_outputs(self.p)[1]
         ragged = line - (-(-line // size) - 1) * size
-        # A line that begins late may be one shorter.
+        # A line that begins with a later output may have one output less.
         widths = {min(line, size), ragged, ragged - (self.p.ow % apart > 0)}
         if isinstance(left, int) or len(widths) == 1:
             return ragged, [ragged]

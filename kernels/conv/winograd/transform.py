@@ -1,4 +1,4 @@
-"""Winograd's minimal filtering F(m, r): exact matrices, and few instructions to apply them.
+"""Winograd's minimal filtering F(m, r): exact matrices, applied with few instructions.
 
 One axis computes m outputs of an r-tap correlation from alpha = m + r - 1 inputs with alpha
 multiplications, `y = At [(G g) * (Bt d)]`; two axes nest (Lavin and Gray, 2016).
@@ -19,16 +19,16 @@ from fastrun.kernels.codegen.builder import Vec, fma
 from fastrun.kernels.core.layout import Array
 from fastrun.kernels.core.problem import ConvProblem
 
-# Multiplications up to which a matrix product stays in cache and on this thread: those of large
-# ones wait for each other longer than they work.
+# Multiplications up to which numpy's matrix product stays on this thread. In larger ones, threads
+# wait for each other longer than they work.
 _ALONE = 2**18
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
-# Where the polynomials are evaluated, besides infinity: whole numbers and their inverses, or the
-# magnitudes that amplify rounding errors least. Opposite points share half their work, and no
-# other sets amplify less. Of three or seven points the standard ones are the best already.
+# Where the polynomials are evaluated, besides infinity: whole numbers and their inverses
+# (standard), or the magnitudes that amplify rounding errors least (balanced). Points come as a and
+# -a, which share half their work. For three and seven points the standard ones are the best.
 _STANDARD = (*map(Fraction, (0, 1, -1, 2, -2)), Fraction(1, 2), Fraction(-1, 2))
 _MAGNITUDES = {
     4: ("0.38", "1.28"),
@@ -42,14 +42,14 @@ _BALANCED = {
 }
 POINTS = ("standard", "balanced")
 
-# Inputs on an axis of a tile, at most: there are no points for more.
+# The most inputs on an axis of a tile: there are no points for more.
 ALPHA = 9
 
 
 def tile_sizes(r: int, extent: int) -> list[int]:
     """Outputs of a tile worth trying on an axis of `extent` outputs and r taps; 1: no transform.
 
-    A size is left out where a smaller one needs no more tiles.
+    A size is left out if a smaller size needs as few tiles.
     """
     largest = ALPHA + 1 - r if r > 1 else 1
     return [1, *(m for m in range(2, largest + 1) if m == -(-extent // -(-extent // m)))]
@@ -67,10 +67,10 @@ def tile_grid(p: ConvProblem, m: tuple[int, int]) -> tuple[int, int]:
 
 
 def finite_points(count: int, points: str) -> Row:
-    """The set of that name: `standard`, or `balanced`, which differs where there is a better one.
+    """The points of a set, `standard` or `balanced`; these differ only where balanced is better.
 
     Raises:
-        ValueError: there is no such set, or not for so many points.
+        ValueError: there is no such set, or none with so many points.
     """
     if points not in POINTS:
         raise ValueError(f"no points {points!r}: use one of {', '.join(POINTS)}")
@@ -91,7 +91,7 @@ def sets_of_points(count: int) -> list[str]:
 class Transform:
     """F(m, r) on one axis: `at` is m x alpha, `g` alpha x r, `bt` alpha x alpha, all exact.
 
-    m = 1 or r = 1 need no transformation, and have none.
+    For m = 1 or r = 1 nothing is transformed.
     """
 
     at: Matrix
@@ -112,8 +112,8 @@ class Transform:
             single, identity = tuple((one,) for one in ones), _identity(alpha)
             return cls(identity, single, identity) if r == 1 else cls((ones,), identity, identity)
         finite = finite_points(alpha - 1, points)
-        # Row i of Bt holds the coefficients of the polynomial that vanishes at all points but the
-        # i-th; what it is worth there, f, is divided out of the filter.
+        # Row i of Bt holds the coefficients of the polynomial that is 0 at all points but the
+        # i-th. Its value there, f, is divided out of the filter.
         bt, g = [], []
         for i, a in enumerate(finite):
             others = finite[:i] + finite[i + 1 :]
@@ -137,9 +137,10 @@ class Transform:
 
     @functools.cached_property
     def amplification(self) -> float:
-        """How much larger the values summed up are than what they sum up to, as rms: >= 1.
+        """The rms of the summed values relative to the rms of their sums: at least 1.
 
-        For inputs and weights of independent normal numbers. Rounding errors grow by as much.
+        It is for inputs and weights of independent normal numbers. Rounding errors grow by this
+        factor.
         """
         at, g, bt = (np.array(x, np.float64) for x in (self.at, self.g, self.bt))
         products = np.square(g).sum(1) * np.square(bt).sum(1)
@@ -194,7 +195,7 @@ def transform_weights(weights: Array, vertical: Transform, horizontal: Transform
 
 
 def _combine(coefficients: Sequence[Fraction], values: Sequence[Vec]) -> Vec:
-    """The sum of coefficients * values, begun with one that needs no multiplication."""
+    """The sum of coefficients * values; it begins with a coefficient of 1 if there is one."""
     terms = [(c, v) for c, v in zip(coefficients, values, strict=True) if c]
     terms.sort(key=lambda term: term[0] != 1)
     (first, value), *others = terms
@@ -214,7 +215,7 @@ def _add(total: Vec, c: Fraction, v: Vec) -> Vec:
 
 
 def _mirrored(rows: Matrix) -> list[tuple[int, int]]:
-    """Pairs of rows that differ in the sign of some elements only: those of points a and -a."""
+    """Pairs of rows that differ only in the sign of some elements: those of points a and -a."""
     return [
         (i, j)
         for i, j in combinations(range(len(rows)), 2)
