@@ -12,7 +12,7 @@ what a kernel computes with; all of these can be imported from this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -147,6 +147,15 @@ class Kernel(Vectors):
         else:
             with self.loop(count) as i:
                 yield i
+
+    @contextmanager
+    def each(self, begin: Int, end: Int, straight: bool) -> Iterator[Sequence[Int]]:
+        """The numbers from `begin` to before `end`: all in straight code, or one in a loop."""
+        if straight and isinstance(begin, int) and isinstance(end, int):
+            yield range(begin, end)
+        else:
+            with self.loop(begin, end) as i:
+                yield [i]
 
     @contextmanager
     def when(self, condition: Condition | bool, holds: bool = True) -> Iterator[None]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastrun.kernels.codegen.builder import Vec, constant, fma
+from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.values import Vectors
 
 # ln 2 in two parts, so that multiples of it up to 2^8 are exact in the first.
@@ -179,7 +180,7 @@ class _Bits:
 
     @classmethod
     def of(cls, x: Vec) -> _Bits:
-        kind = _integers(x.lanes)
+        kind = vector_type(x.lanes, "i32")
         return cls(x.k, x.k.emit(f"bitcast {x.type} {x.ssa} to {kind}"), x.lanes)
 
     def __add__(self, other: _Bits | int) -> _Bits:
@@ -211,17 +212,13 @@ class _Bits:
 
     def _to(self, conversion: str) -> Vec:
         like = Vec(self.k, "", self.lanes)
-        text = f"{conversion} {_integers(self.lanes)} {self.ssa} to {like.type}"
+        text = f"{conversion} {vector_type(self.lanes, 'i32')} {self.ssa} to {like.type}"
         return Vec(self.k, self.k.emit(text), self.lanes)
 
     def _apply(self, instruction: str, other: _Bits | int) -> _Bits:
         operand = other.ssa if isinstance(other, _Bits) else _repeated(other, self.lanes)
-        text = f"{instruction} {_integers(self.lanes)} {self.ssa}, {operand}"
+        text = f"{instruction} {vector_type(self.lanes, 'i32')} {self.ssa}, {operand}"
         return _Bits(self.k, self.k.emit(text), self.lanes)
-
-
-def _integers(lanes: int) -> str:
-    return "i32" if lanes == 1 else f"<{lanes} x i32>"
 
 
 def _repeated(value: int, lanes: int) -> str:

@@ -5,8 +5,7 @@ Weights are packed in this very order, so the kernel reads them as one linear st
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from fastrun.kernels.codegen.builder import Int, Kernel
 from fastrun.kernels.codegen.tiling import cut
@@ -60,36 +59,17 @@ def _window(
 ) -> None:
     """All taps and lanes of one channel block."""
     kh, kw = kernel
-    with _filter_rows(k, kh, kh * kw * lanes <= unroll, rows) as down:
-        for ky in down:
-            with _straight_or_loop(k, kw, kw * lanes <= unroll) as across:
-                for kx in across:
+    down, across = kh * kw * lanes <= unroll, kw * lanes <= unroll
+    first, end = (0, kh) if rows is None or down else rows
+    with k.each(first, end, down or kh == 1) as kys:
+        for ky in kys:
+            with k.each(0, kw, across or kw == 1) as kxs:
+                for kx in kxs:
                     position = ky * (kw * lanes) + kx * lanes + start
                     for tiles in cut(lanes, min(unroll, lanes)):
                         with tiles.unrolled(k) as some_lanes:
                             for lane in some_lanes:
                                 step(block, ky, kx, lane, position + lane)
-
-
-@contextmanager
-def _filter_rows(k: Kernel, kh: int, straight: bool, rows: Rows) -> Iterator[Sequence[Int]]:
-    """The filter's rows: all in straight code, or a loop over those that must run."""
-    if rows is None or (straight and kh > 1):
-        with _straight_or_loop(k, kh, straight) as kys:
-            yield kys
-    else:
-        with k.loop(*rows) as ky:
-            yield [ky]
-
-
-@contextmanager
-def _straight_or_loop(k: Kernel, count: int, straight: bool) -> Iterator[Sequence[Int]]:
-    """All of range(count) in straight code, or a loop over it."""
-    if straight:
-        yield range(count)
-    else:
-        with k.times(count) as i:
-            yield [i]
 
 
 def met_rows(p: ConvProblem, top: Int, size: int) -> Rows:

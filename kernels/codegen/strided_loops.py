@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.emit import vector_type
@@ -51,7 +52,7 @@ def aligned(*views: Strided) -> list[Strided]:
     if not axes:
         shape, steps = [1], [[1] * len(views)]
     return [
-        Strided(tuple(shape), tuple(step[i] for step in steps), view.offset)
+        replace(view, shape=tuple(shape), strides=tuple(step[i] for step in steps))
         for i, view in enumerate(views)
     ]
 
@@ -150,7 +151,7 @@ def marked(view: Strided, axis: int) -> Strided:
 
 def operand(k: Kernel, name: str, view: Strided) -> Buffer:
     """An argument of the stage seen as `view`."""
-    return k.argument(name, *view.strides, offset=view.offset)
+    return k.argument(name, *view.strides, offset=view.offset, dtype=view.dtype)
 
 
 def load_row(at: Buffer, step: int, count: int, lanes: int) -> Vec:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import NCHW, Array, Placement
 
 Ints = tuple[int, ...]
@@ -22,6 +23,7 @@ class Strided:
     shape: Ints
     strides: Ints
     offset: int = 0
+    dtype: DType = F32
 
     @classmethod
     def row_major(cls, shape: Ints) -> Strided:
@@ -36,7 +38,7 @@ class Strided:
         """A placement as (image, block of channels, y, x, channel), padding channels included."""
         shape = (where.n, where.blocks, where.h, where.w, where.block)
         strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride, 1)
-        return cls(shape, strides, where.origin)
+        return cls(shape, strides, where.origin, where.dtype)
 
     @property
     def size(self) -> int:
@@ -52,11 +54,11 @@ class Strided:
     @property
     def buffer(self) -> Placement:
         """The buffer up to `extent`, as one row of pixels."""
-        return Placement(NCHW, 1, 1, 1, self.extent)
+        return Placement(NCHW, 1, 1, 1, self.extent, dtype=self.dtype)
 
     def view(self, buffer: Array) -> Array:
         """The elements in `buffer` as a numpy view."""
-        bytes_ = tuple(buffer.itemsize * s for s in self.strides)
+        bytes_ = tuple(self.dtype.bytes(s) for s in self.strides)
         return np.lib.stride_tricks.as_strided(buffer[self.offset :], self.shape, bytes_)
 
     def broadcast(self, shape: Ints) -> Strided:
@@ -70,23 +72,23 @@ class Strided:
         if missing < 0 or any(a not in (1, b) for a, b in zip(mine, shape, strict=True)):
             raise ValueError(f"{self.shape} cannot be broadcast to {shape}")
         strides = zip(mine, shape, (0,) * missing + self.strides, strict=True)
-        return Strided(shape, tuple(s if a == b else 0 for a, b, s in strides), self.offset)
+        return replace(self, shape=shape, strides=tuple(s if a == b else 0 for a, b, s in strides))
 
     def transpose(self, order: Ints) -> Strided:
         """Axis i of the result is axis `order[i]`."""
         shape = tuple(self.shape[axis] for axis in order)
-        return Strided(shape, tuple(self.strides[axis] for axis in order), self.offset)
+        return replace(self, shape=shape, strides=tuple(self.strides[axis] for axis in order))
 
     def slice(self, starts: Ints, sizes: Ints, steps: Ints) -> Strided:
         """`sizes[i]` elements of axis i, from `starts[i]` in steps of `steps[i]`."""
         offset = self.offset + sum(a * s for a, s in zip(starts, self.strides, strict=True))
         strides = tuple(a * s for a, s in zip(steps, self.strides, strict=True))
-        return Strided(tuple(sizes), strides, offset)
+        return replace(self, shape=tuple(sizes), strides=strides, offset=offset)
 
     def part(self, axis: int, start: int, size: int) -> Strided:
         """`size` elements along one axis, from `start` on."""
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
-        return Strided(shape, self.strides, self.offset + start * self.strides[axis])
+        return replace(self, shape=shape, offset=self.offset + start * self.strides[axis])
 
     def split(self, axis: int, sizes: Ints) -> Strided:
         """One axis as several whose sizes multiply to its size; the last is closest together."""
@@ -94,4 +96,5 @@ class Strided:
             raise ValueError(f"an axis of {self.shape[axis]} cannot be split into {sizes}")
         inner = tuple(s * self.strides[axis] for s in Strided.row_major(sizes).strides)
         shape = (*self.shape[:axis], *sizes, *self.shape[axis + 1 :])
-        return Strided(shape, self.strides[:axis] + inner + self.strides[axis + 1 :], self.offset)
+        strides = self.strides[:axis] + inner + self.strides[axis + 1 :]
+        return replace(self, shape=shape, strides=strides)

@@ -22,7 +22,7 @@ from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.program import Io, Program, Stage, pack_bias
+from fastrun.kernels.core.program import Io, Program, pack_bias
 from fastrun.kernels.core.template import KernelTemplate, check
 from fastrun.kernels.ops import pool
 
@@ -215,21 +215,22 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     height = max(band.above + band.needed + band.below for band in bands)
     buffer = Placement(mid.layout, 1, mid.c, height, mid.w, dtype=mid.dtype)
 
-    module, parts = Module(cpu), list[_Included]()
-    heights = {x for b in bands for x in (b.needed, b.needed - b.kept) if x}
-    for h in sorted(heights):
-        parts.append(_Included.of(module, len(parts), first, (h, 0, 0), Io(io.src, buffer, io.add)))
-    firsts = {part.kind[0]: part.stages for part in parts}
-    pack_first = parts[0].program.pack_weights
+    module = Module(cpu)
+    reads, writes = Io(io.src, buffer, io.add), Io(buffer, io.dst, io.add)
+    heights = sorted({x for b in bands for x in (b.needed, b.needed - b.kept) if x})
     kinds = sorted({(b.rows, b.above, b.below) for b in bands})
-    for kind in kinds:
-        parts.append(_Included.of(module, len(parts), second, kind, Io(buffer, io.dst, io.add)))
-    seconds = {part.kind: part.stages for part in parts[len(firsts) :]}
-    pack_second = parts[-1].program.pack_weights
+    firsts = [first.build(h, 0, 0, reads) for h in heights]
+    seconds = [second.build(*kind, writes) for kind in kinds]
+    pack_first, pack_second = firsts[0].pack_weights, seconds[-1].pack_weights
+    programs = [*firsts, *seconds]
+    stages = {
+        kind: module.include(program, f"part{number}_")
+        for number, (kind, program) in enumerate(zip([*heights, *kinds], programs, strict=True), 1)
+    }
 
     # In the thread's workspace: the band, then the workspaces of either kernel.
     shared = whole_lines(buffer.size + READ_SLACK)
-    local = shared + whole_lines(F32.count(max(part.program.shared_bytes for part in parts)))
+    local = shared + whole_lines(F32.count(max(x.shared_bytes for x in programs)))
     tail = whole_lines(pack_second(np.zeros(second.weights, np.float32)).size + READ_SLACK)
     biases = pack_bias(np.zeros(first.biases, np.float32)).size
     per_task = bands_per_task(len(bands), kept > 0, cpu)
@@ -256,7 +257,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                             if old:
                                 _keep(k, buffer, rows * second.stride, band.above, old)
                             new = band.needed - old
-                            for stage in firsts[new] if new else ():
+                            for stage in stages[new] if new else ():
                                 top = (low + old) * first.stride - first.top
                                 k.call(
                                     stage,
@@ -266,7 +267,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                                     dst=band_buffer.at(band.above + old),
                                     **workspaces,
                                 )
-                    for stage in seconds[band.rows, band.above, band.below]:
+                    for stage in stages[band.rows, band.above, band.below]:
                         k.call(
                             stage,
                             src=band_buffer,
@@ -283,25 +284,8 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
         filled = np.zeros(tail - own.size, np.float32)
         return np.concatenate([own, filled, pack_first(flat[: first.weights])])
 
-    own = max(part.program.local_bytes for part in parts)
+    own = max(x.local_bytes for x in programs)
     return module.program(io, pack, local_bytes=F32.bytes(local) + own)
-
-
-@dataclass(frozen=True)
-class _Included:
-    """A kernel of one operator in the module: `kind` is its rows and those above and below."""
-
-    kind: tuple[int, int, int]
-    program: Program
-    stages: list[Stage]
-
-    @classmethod
-    def of(
-        cls, module: Module, number: int, part: Part, kind: tuple[int, int, int], io: Io
-    ) -> _Included:
-        """Build it and take its stages over."""
-        program = part.build(*kind, io)
-        return cls(kind, program, module.include(program, f"part{number + 1}_"))
 
 
 def _row(k: Kernel, name: str, where: Placement, image: Int, row: Int) -> Buffer:

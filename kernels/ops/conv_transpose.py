@@ -8,8 +8,7 @@ read outside, the input is first copied with a halo of zeros.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -105,7 +104,7 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
             with run.when(k, number) as channel:
                 for begin, end, count in [p for p in phases if p[0] < p[1] and p[2]]:
                     panels = channel_panels(count, lanes, cols, split_tail=True)
-                    with _each(k, begin, end, x.stride <= PHASES) as starts:
+                    with k.each(begin, end, x.stride <= PHASES) as starts:
                         for start in starts:
                             taps.phase(run.size, channel, start, panels, count % lanes)
     return module.program(io, partial(_pack, c=c), shared)
@@ -114,16 +113,6 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
 def _pack(weights: Array, c: int) -> Array:
     """(c, oc / groups, *kernel) -> (c, *kernel, oc / groups), flat."""
     return np.moveaxis(weights.reshape(c, weights.shape[1], -1), 1, 2).reshape(-1)
-
-
-@contextmanager
-def _each(k: Kernel, begin: int, end: Int, straight: bool) -> Iterator[Sequence[Int]]:
-    """The numbers from `begin` to before `end`: all in straight code, or in a loop."""
-    if straight and isinstance(end, int):
-        yield range(begin, end)
-    else:
-        with k.loop(begin, end) as i:
-            yield [i]
 
 
 @dataclass(frozen=True)
@@ -173,8 +162,11 @@ class _Taps:
         """Add all taps of all input channels; `across` taps lie side by side."""
         k, lanes, x, y = self.k, self.lanes, self.x, self.y
         with k.loop(0, k.index(self.down)) as ty, k.loop(self.channels) as ic:
-            for loop in self._loops(across):
-                with loop as taps:
+            # A count that is known only at run time has no straight code.
+            pieces: Sequence[Tiles | None]
+            pieces = cut(across, UNROLL) if isinstance(across, int) else [None]
+            for piece in pieces:
+                with piece.unrolled(k) if piece else k.each(0, across, straight=False) as taps:
                     for tx in taps:
                         a = filters.at(ic, ty * (y.spacing * x.kernel) + tx * x.spacing)
                         b = pixels.at(0, ic, ty * -y.reach, tx * -x.reach)
@@ -183,12 +175,6 @@ class _Taps:
                             (a.splat(0, 0, i, lanes=lanes) for i in range(acc.rows)),
                             (b.load(0, 0, 0, j * lanes, lanes=lanes) for j in range(acc.cols)),
                         )
-
-    def _loops(self, count: Int) -> list[AbstractContextManager[Sequence[Int]]]:
-        """Loops over range(count), with some turns as straight code where it is known."""
-        if isinstance(count, int):
-            return [tiles.unrolled(self.k) for tiles in cut(count, UNROLL)]
-        return [_each(self.k, 0, count, straight=False)]
 
 
 @dataclass(frozen=True)

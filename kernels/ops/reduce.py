@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -320,4 +320,4 @@ def _repeated(dst: Strided, axes: Ints, shape: Ints) -> Strided:
 def _only(view: Strided, axes: Sequence[int]) -> Strided:
     """Some axes of a view."""
     shape, strides = ([a[axis] for axis in axes] for a in (view.shape, view.strides))
-    return Strided(tuple(shape), tuple(strides), view.offset)
+    return replace(view, shape=tuple(shape), strides=tuple(strides))
