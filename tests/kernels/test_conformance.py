@@ -17,11 +17,11 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.reference import random_operands
-from fastrun.kernels.core.template import KernelTemplate, ScheduleError
+from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.native.compile import compile_object
 from fastrun.kernels.registry import applicable, templates
 from fastrun.search_spaces.space import space_for
-from tests.support.execution import reference, rms_error, run
+from tests.support.execution import reference, rms_error, run, tolerance
 from tests.support.lanes import EVERY_CPU, RUN_HERE
 
 CPU = Cpu.host()
@@ -61,11 +61,6 @@ PROBLEMS = [
     "conv 1x7x2x9 6x3x3 s1 p4 d2 bias",
     "conv 1x3x31x27 9x11x11 s4 p2 bias relu",
 ]
-
-
-def tolerance(template: KernelTemplate, p: ConvProblem, schedule: object) -> float:
-    """Four times the error to expect, and the rounding of the epilogue: for `rms_error`."""
-    return 4 * template.error(p, schedule) + 2**-23
 
 
 def schedules(name: str, p: ConvProblem, cpu: Cpu) -> list[object]:

@@ -11,6 +11,7 @@ from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Program, pack_bias
 from fastrun.kernels.core.reference import convolve
+from fastrun.kernels.core.template import KernelTemplate
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.library import Library
 
@@ -88,3 +89,8 @@ def relative_error(found: np.ndarray, truth: np.ndarray) -> float:
 def rms_error(found: np.ndarray, truth: np.ndarray) -> float:
     """Root mean square error. Outputs of `random_operands` are of order 1 before activation."""
     return float(np.sqrt(np.mean((found - truth) ** 2)))
+
+
+def tolerance(template: KernelTemplate, p: ConvProblem, schedule: object) -> float:
+    """The most `rms_error` of a right kernel: four times what it expects, and its epilogue's."""
+    return 4 * template.error(p, schedule) + 2**-23
