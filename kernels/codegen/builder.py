@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+import numpy as np
+
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.memory import Buffer, Tile, at_channel
 from fastrun.kernels.codegen.values import (
@@ -240,7 +242,7 @@ class Module:
     def program(
         self,
         io: Io,
-        pack_weights: Callable[[Array], Array],
+        pack_weights: Callable[[Array], Array] = np.ravel,
         shared_bytes: int = 0,
         local_bytes: int = 0,
     ) -> Program:

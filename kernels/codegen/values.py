@@ -92,9 +92,11 @@ class Index:
 Int = Index | int
 
 
-def least(i: Int, bound: int) -> Int:
+def least(a: Int, b: Int) -> Int:
     """The smaller of the two."""
-    return min(i, bound) if isinstance(i, int) else i.min(bound)
+    if isinstance(a, Index):
+        return a.min(b)
+    return b.min(a) if isinstance(b, Index) else min(a, b)
 
 
 def most(i: Int, bound: int) -> Int:

@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, least
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, least
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.strided_loops import operand, store_row
@@ -218,7 +218,7 @@ class _Axis:
         count = (self.kernel - first + (spacing - 1)) // spacing
         if common > 1:
             # Outputs between multiples of the common divisor read no tap.
-            count = _least(count, (1 - least(place % common, 1)) * self.kernel)
+            count = least(count, (1 - least(place % common, 1)) * self.kernel)
         # The number divided must not be negative.
         before = -(-(spacing - 1) * self.dilation // self.stride)
         start = (place - first * self.dilation + before * self.stride) // self.stride - before
@@ -244,9 +244,3 @@ class _Axis:
             assert isinstance(start, int)
             found += [start, start - (count - 1) * self.reach] if count else []
         return found
-
-
-def _least(a: Int, b: Int) -> Int:
-    if isinstance(a, Index):
-        return a.min(b)
-    return b.min(a) if isinstance(b, Index) else min(a, b)

@@ -177,7 +177,7 @@ def _map(
     # A program's placements only say how large the operands' buffers are.
     buffers = {argument: view.buffer for argument, view in operands if argument != "weights"}
     io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
-    return module.program(io, np.ravel)
+    return module.program(io)
 
 
 def _elu(x: Vec, alpha: float, scale: float = 1.0, slope: float = 1.0) -> Vec:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fastrun.kernels.codegen.builder import Module, Vec, fma, least, most
 from fastrun.kernels.codegen.elementary import exp, log
 from fastrun.kernels.codegen.strided_loops import (
@@ -79,7 +77,7 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                     norm = fma(acc[0, 0], scale, k.const(spec.bias, wide))
                     value = load_row(at, read, count, wide) / _power(norm, spec.beta)
                     store_row(target.at(first * written), written, count, value)
-    return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 
 def _power(x: Vec, exponent: float) -> Vec:

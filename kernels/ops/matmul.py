@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from fastrun.kernels.codegen.builder import Buffer, Int, Module
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.strided_loops import aligned, fitted, load_row, store_row
@@ -88,7 +86,7 @@ def matmul(
         b = Strided(shape, strides, b.offset)
     _products(module, spec, names, (a, b, dst, c), cover(m, height), panels, lanes)
     workspace = F32.bytes(shared + READ_SLACK) if shared else 0
-    return module.program(io, np.ravel, shared_bytes=workspace)
+    return module.program(io, shared_bytes=workspace)
 
 
 def _transposed(view: Strided) -> Strided:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from fastrun.kernels.codegen.builder import Buffer, Kernel, Module
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
@@ -55,7 +53,7 @@ def copy(cpu: Cpu, src: Strided, dst: Strided, constant: bool = False) -> Progra
     """
     module = Module(cpu)
     stage(module, "copy", "weights" if constant else "src", src, "dst", dst)
-    return module.program(_io(dst if constant else src, dst), np.ravel)
+    return module.program(_io(dst if constant else src, dst))
 
 
 def pad(spec: Pad, cpu: Cpu, src: Strided, dst: Strided) -> Program:
@@ -73,7 +71,7 @@ def pad(spec: Pad, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     check(fits, f"{src.shape} padded by {spec.padding} is not {dst.shape}")
     module = Module(cpu)
     pad_stages(module, "src", src, "dst", dst, begins, spec.mode, spec.value)
-    return module.program(_io(src, dst), np.ravel)
+    return module.program(_io(src, dst))
 
 
 def pad_stages(

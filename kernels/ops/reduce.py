@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, first_lanes, fma
 from fastrun.kernels.codegen.elementary import exp, log, maximum, minimum
 from fastrun.kernels.codegen.strided_loops import (
@@ -111,7 +109,7 @@ def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                     store_row(target.at(first), step, min(walk.lanes, run.size - first), value)
                     if inward:
                         break
-    return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 
 def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
@@ -143,7 +141,7 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                 given = _Terms(walk, source, (reads,), view.strides[-1])
                 result = _Terms(walk, target, (writes,), out.strides[-1])
                 _softmax(spec.log, walk, given, result)
-    return module.program(Io(src.buffer, dst.buffer, dst.buffer), np.ravel)
+    return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 
 def _softmax(log_of_it: bool, walk: _Walk, given: _Terms, result: _Terms) -> None:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import (
     Buffer,
-    Index,
     Kernel,
     Module,
     Vec,
@@ -252,15 +251,13 @@ class _Point:
             first, floats = table.window(self.start, self.count)
             if floats <= 2 * self.lanes:
                 return self._shuffled(base.at(first * table.stride), table, row, first)
-        address = table.at.address(row * table.size + self.start * table.step)
+        entry = row * table.size + self.start * table.step
         if table.step and self.lanes > 1:
             assert offsets is None
-            kind = f"<{self.lanes} x i32>"
+            kind, address = vector_type(self.lanes, "i32"), table.at.address(entry)
             found = self.k.emit(f"load {kind}, ptr {address}, align 4")
             return self.value(base, found, rest)
-        number = self.k.emit(f"load i32, ptr {address}, align 4")
-        moved = Index(self.k, self.k.emit(f"sext i32 {number} to i64"))
-        return self.value(base.at(moved), offsets, rest)
+        return self.value(base.at(table.at.index(entry)), offsets, rest)
 
     def _shuffled(self, base: Buffer, table: _Table, row: int, first: int) -> Vec:
         """As `_at`, if all lanes read within two vectors from input `first` on."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.core.cpu import Cpu
@@ -50,7 +48,7 @@ def build(
         check(add is not None and spec.groups == 2 and src.c == per_group, "two tensors are needed")
         assert add
         _pairs(module, cpu, src, add, dst)
-    return module.program(Io(src, dst, add or dst), lambda w: np.zeros(0, np.float32))
+    return module.program(Io(src, dst, add or dst))
 
 
 def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None:
