@@ -176,8 +176,7 @@ def fma(a: Vec, b: Vec, c: Vec) -> Vec:
 
 def constant(value: float, lanes: int, dtype: DType = F32) -> str:
     """A literal. LLVM writes a float constant as the bits of the equal double."""
-    rounded = struct.unpack("f", struct.pack("f", value))[0]
-    bits = struct.unpack("<Q", struct.pack("<d", rounded))[0]
+    bits = struct.unpack("<Q", struct.pack("<d", dtype.numpy.type(value)))[0]
     one = f"0x{bits:016X}"
     return one if lanes == 1 else "<" + ", ".join([f"{dtype.llvm_name} {one}"] * lanes) + ">"
 
