@@ -19,7 +19,7 @@ import pandas as pd
 from fastrun.benchmarks.experiments.command import Column, Part, command, show, show_duels
 from fastrun.benchmarks.experiments.duel import Duel, Findings, raced, settle
 from fastrun.kernels.conv import winograd, winograd_naive
-from fastrun.kernels.conv.winograd.transform import ALPHA, POINTS, sets_of_points
+from fastrun.kernels.conv.winograd.transform import ALPHA, POINTS, expected_error, sets_of_points
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
@@ -88,7 +88,7 @@ def accuracy(quick: bool = False) -> Findings:
     for (p, schedule), (m, points, c) in about.items():
         errors = found[str(p), schedule].errors
         assert errors, f"{schedule} did not run"
-        expected = winograd.expected_error(p, (m, m), points)
+        expected = expected_error(p, (m, m), points)
         rows.append((m, points, c, errors.rms, errors.max, expected))
     columns = ["m", "points", "channels", "rms", "max", "expected"]
     return Findings(pd.DataFrame(rows, columns=columns), list(found.values()))

@@ -15,7 +15,11 @@ from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.tiling import cover, cut
-from fastrun.kernels.conv.winograd.transform import Transform, transform_weights
+from fastrun.kernels.conv.winograd.transform import (
+    Transform,
+    expected_error,
+    transform_weights,
+)
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Array
@@ -166,9 +170,9 @@ class _Naive:
         products = self._products(k).at(plane, 0, panel * self.panel)
         weights = k.argument("weights", p.oc * p.c, p.c, 1).at(plane)
         packed = k.argument("local", self.panel, 1)
-        with k.loop(p.c) as c:
+        with k.loop(p.c) as channel:
             for j in range(self.cols):
-                packed.store(inputs.load(0, c, j * lanes, lanes=lanes), c, j * lanes)
+                packed.store(inputs.load(0, channel, j * lanes, lanes=lanes), channel, j * lanes)
         rows = [r for r in range(k.cpu.registers) if registers(r, self.cols) <= k.cpu.registers]
         for channels in cover(p.oc, rows[-1]):
             with channels.loop(k) as first:
@@ -246,5 +250,12 @@ class _Naive:
 
 
 template = KernelTemplate(
-    "winograd_naive", Schedule, why_not, heuristic, build, baseline=True, rows_alike=False
+    "winograd_naive",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    baseline=True,
+    rows_alike=False,
+    error=lambda p, s: expected_error(p, (s.m, s.m), "standard"),
 )
