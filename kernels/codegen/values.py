@@ -210,7 +210,7 @@ class Vectors(Emitter):
         return Vec(self, self.emit(text), lanes, scalar.dtype)
 
     def shuffle(self, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
-        """Lanes picked from a's, then b's."""
+        """Lanes of a and b by number; those of b follow those of a."""
         if len(order) == 1:
             source, lane = (a, order[0]) if order[0] < a.lanes else (b, order[0] - a.lanes)
             text = f"extractelement {source.type} {source.ssa}, i32 {lane}"

@@ -77,7 +77,7 @@ def test_what_others_may_have_written_is_never_used(tmp_path: Path, mode: int) -
     good = cache.object(program.ir, CPU)
     path = cache.path(program.ir, CPU)
     path.chmod(mode)
-    with pytest.warns(RuntimeWarning, match="others may have written code in .*FASTRUN_CACHE"):
+    with pytest.warns(RuntimeWarning, match="other users may have written code in .*FASTRUN_CACHE"):
         assert cache.object(program.ir, CPU) == good
     assert cache.holds(program.ir, CPU)
     assert not path.stat().st_mode & 0o022
@@ -91,7 +91,7 @@ def test_what_another_user_owns_is_never_used(
     monkeypatch.setattr("fastrun.kernels.native.cache.os.geteuid", lambda: 4711)
     if os.getuid() == 0:
         os.chown(cache.path(program.ir, CPU), 4712, -1)
-    with pytest.warns(RuntimeWarning, match="others may have written"):
+    with pytest.warns(RuntimeWarning, match="other users may have written"):
         assert not cache.holds(program.ir, CPU)
 
 
