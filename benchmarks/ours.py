@@ -14,11 +14,12 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.guarded import Arena, Candidate
-from fastrun.tuner.measure.job import Job, Limits
+from fastrun.tuner.measure.job import Job
 from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.timing import Calls
 from fastrun.tuner.measure.worker import compile_one
 from fastrun.tuner.networks.load import load
+from fastrun.tuner.records.record import REGIMES, Conditions
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.staleness import is_current
 
@@ -33,7 +34,7 @@ def layer(operands: Operands, threads: int, database: Database | None) -> Entran
     p = ConvProblem.parse(operands.problem)
     schedule, source = _schedule(p, threads, database)
     program = compile_one(operands, schedule, Cpu.host())
-    job = Job(program, operands, threads, limits=Limits(error=1e-3))
+    job = Job(program, operands, threads)
     cores = Cores.split(threads).timing
     candidate = Candidate(job, Arena(), cores)
     candidate.calls(1)
@@ -48,9 +49,9 @@ def layer(operands: Operands, threads: int, database: Database | None) -> Entran
 def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[str, str]:
     """A schedule's text, and whether it is `tuned` or `heuristic`."""
     cpu = Cpu.host()
-    for regime in ("hot", "cold-weights") if database else ():
+    for regime in REGIMES if database else ():
         assert database
-        ranking = database.ranking(p, cpu.fingerprint, threads, regime)
+        ranking = database.ranking(p, Conditions.here(threads, regime))
         if ranking and is_current(ranking[0]):
             return ranking[0].schedule, "tuned"
     template, schedule = heuristic_choice(p, cpu)

@@ -21,16 +21,16 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show
-from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import FINAL, race
+from fastrun.tuner.records.record import Conditions, Stage
 from fastrun.tuner.records.units import interval, ms, plural, ratio
 from fastrun.tuner.report.frames import layer_labels
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
-from fastrun.tuner.search.verify_winners import recheck
+from fastrun.tuner.search.verify_winners import verify
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.standing import standings
 from fastrun.tuner.terminal.exits import ended, leave
@@ -147,9 +147,8 @@ def _chosen(work: Path, text: str, seed: int) -> str | None:
     if not path.exists():
         return None
     with Database(path, read_only=True) as database:
-        machine = Cpu.host().fingerprint
-        [found] = standings(database, [(ConvProblem.parse(text), 1)], machine, 1, "hot")
-    return found.best.schedule if found.best and found.best.stage == "final" else None
+        [found] = standings(database, [(ConvProblem.parse(text), 1)], Conditions.here())
+    return found.best.schedule if found.best and found.best.stage == Stage.FINAL else None
 
 
 def _race(work: Path, text: str) -> None:
@@ -170,9 +169,8 @@ def _again(work: Path, text: str, seconds: float) -> None:
     with Database(work / "later.db") as database:
         if fast_run([(p, 1)], database, Budget(seconds)).interrupted:
             raise KeyboardInterrupt
-        machine = Cpu.host().fingerprint
-        [stored] = standings(database, [(p, 1)], machine, 1, "hot")
-        [found] = recheck(database, [p])
+        [stored] = standings(database, [(p, 1)], Conditions.here())
+        [found] = verify(database, [p])
     row = {
         "schedule": found.stored.schedule,
         "reported": stored.over_heuristic,

@@ -17,14 +17,14 @@ import pandas as pd
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import FINAL, Contestants, Format, race
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import Outcome, Record, Stage
 from fastrun.tuner.records.statistics import ENOUGH
 from fastrun.tuner.records.verdicts import speedup_interval, verdict
 
-_SWEEP = Format("race", processes=1, rounds=3, block=5e-3)
+_SWEEP = Format(Stage.RACE, processes=1, rounds=3, block=5e-3)
 _FINAL = replace(FINAL, block=5e-3, slow=math.inf)
-_QUICK_SWEEP = Format("race", processes=1, rounds=2, block=1e-3)
-_QUICK_FINAL = Format("final", processes=1, rounds=ENOUGH, block=1e-3)
+_QUICK_SWEEP = Format(Stage.RACE, processes=1, rounds=2, block=1e-3)
+_QUICK_FINAL = Format(Stage.FINAL, processes=1, rounds=ENOUGH, block=1e-3)
 
 Found = dict[tuple[str, str], Record]
 

@@ -20,6 +20,7 @@ from fastrun.benchmarks.experiments.duel import Duel, Findings, rows, settle
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule, templates
+from fastrun.tuner.records.record import Stage
 from fastrun.tuner.report.frames import layer_labels
 from fastrun.tuner.terminal.exits import ended, leave
 
@@ -122,7 +123,7 @@ def curves(found: Findings) -> pd.DataFrame:
         tried = {
             formula.value(r.schedule): r.seconds_per_call
             for r in found.records
-            if (r.stage, r.problem, r.algorithm) == ("race", duel.problem, formula.algorithm)
+            if (r.stage, r.problem, r.algorithm) == (Stage.RACE, duel.problem, formula.algorithm)
         }
         best = min(tried.values(), default=math.inf)
         points += [

@@ -22,6 +22,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer, heuristic_text
 from fastrun.tuner.measure.races import FINAL, race
+from fastrun.tuner.records.record import Conditions
 from fastrun.tuner.records.units import interval, ms, ratio
 from fastrun.tuner.records.verdicts import speedup_interval
 from fastrun.tuner.report.frames import layer_labels
@@ -78,10 +79,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def winners(url: str | None) -> dict[ConvProblem, str]:
     """The best schedule of every problem that was tuned on one thread, hot."""
-    where = Cpu.host().fingerprint, 1, "hot"
+    conditions = Conditions.here()
     with existing(url) as database:
-        problems = [ConvProblem.parse(text) for text in database.best_all(*where)]
-        best = {p: first_current(database.ranking(p, *where)) for p in problems}
+        problems = [ConvProblem.parse(text) for text in database.best_all(conditions)]
+        best = {p: first_current(database.ranking(p, conditions)) for p in problems}
     return {p: record.schedule for p, record in best.items() if record}
 
 

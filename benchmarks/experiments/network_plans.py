@@ -42,6 +42,7 @@ from fastrun.tuner.networks.costs import costs
 from fastrun.tuner.networks.in_place import Network, race
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.networks.stored_plans import kept_plan, tune
+from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.records.statistics import ENOUGH, in_a_word, ratio_interval, typical
 from fastrun.tuner.records.units import interval, ms, ratio
 from fastrun.tuner.store.database import Database
@@ -123,9 +124,9 @@ def speedups(times: pd.DataFrame) -> pd.DataFrame:
 
 def named_plans(graph: Graph, store: Database, cpu: Cpu, threads: int) -> dict[str, Plan]:
     """The plans that compete, by name; without the last where the network had no final."""
-    heuristic = functools.cache(guessed_choices(cpu, threads, {}))
-    tuned = functools.cache(stored_choices(store, cpu, threads, {}))
-    several = functools.cache(stored_choices(store, cpu, threads, {}, _MANY))
+    heuristic = functools.cache(guessed_choices(cpu, threads, NO_LIMITS))
+    tuned = functools.cache(stored_choices(store, cpu, threads, NO_LIMITS))
+    several = functools.cache(stored_choices(store, cpu, threads, NO_LIMITS, _MANY))
     ways: dict[str, Choose] = {
         NAIVE: _naive,
         IM2COL: restricted(heuristic, _by("im2col")),
@@ -137,7 +138,7 @@ def named_plans(graph: Graph, store: Database, cpu: Cpu, threads: int) -> dict[s
     }
     moving = costs(probe(), threads)
     made = {x: make_plan(graph, way, cpu, moving, threads)[0] for x, way in ways.items()}
-    if kept := kept_plan(graph, store, cpu, threads, {}):
+    if kept := kept_plan(graph, store, cpu, threads, NO_LIMITS):
         made[FINAL] = kept[0]
     return made
 
@@ -157,7 +158,7 @@ def _contest(
     """The rows of one network."""
     graph, cpu = optimise(load_network(name)), Cpu.host()
     if asked.seconds:
-        tune(graph, store, threads, asked.seconds, {})
+        tune(graph, store, threads, asked.seconds, NO_LIMITS)
     plans = named_plans(graph, store, cpu, threads)
     if not asked.naive:
         del plans[NAIVE]

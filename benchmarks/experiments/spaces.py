@@ -197,7 +197,7 @@ def results(ground: Ground, database: Database) -> list[Record]:
     space = ground.space.pinned(ground.pins)
     placed = defaultdict(list)
     for record in stored:
-        if record.stage == "screen" and record.algorithm == ground.algorithm:
+        if record.screened and record.algorithm == ground.algorithm:
             point = space.point(parse_schedule(record.schedule)[1])
             if point is not None:
                 placed[point].append(record)

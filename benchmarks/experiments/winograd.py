@@ -24,6 +24,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import Format
+from fastrun.tuner.records.record import Stage
 from fastrun.tuner.terminal.exits import ended, leave
 
 SIZES = (7, 14, 28, 56, 112, 224)
@@ -83,7 +84,7 @@ def accuracy(quick: bool = False) -> Findings:
     for p, schedule in about:
         contestants.setdefault(p, []).append(schedule)
     with Measurer() as measurer:
-        found = raced(measurer, contestants, Format("race", processes=1, rounds=1, block=0.0))
+        found = raced(measurer, contestants, Format(Stage.RACE, processes=1, rounds=1, block=0.0))
     rows = []
     for (p, schedule), (m, points, c) in about.items():
         errors = found[str(p), schedule].errors

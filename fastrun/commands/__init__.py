@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from fastrun.tuner.store.schema import Bounds
+    from fastrun.tuner.records.record import Limits
 
 
-def limits_of(arguments: Namespace) -> Bounds:
+def limits_of(arguments: Namespace) -> Limits:
     """What the options of a command allow schedules."""
-    return {"max_error": arguments.max_error, "max_workspace": arguments.max_workspace}
+    from fastrun.tuner.records.record import Limits
+
+    return Limits(arguments.max_error, arguments.max_workspace)

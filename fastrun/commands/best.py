@@ -12,7 +12,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.networks.measured_choices import guessed_choices
 from fastrun.tuner.networks.targets import Target, merged, read_target
-from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.record import Conditions, Record
 from fastrun.tuner.records.units import UNKNOWN, finite, interval, ms, plural, ratio, size
 from fastrun.tuner.store.database import Database, existing
 from fastrun.tuner.store.standing import Standing, front, network_seconds, seconds, standings
@@ -36,14 +36,8 @@ def print_choices(
     if database is None:
         found = [Standing(p, count, None, None, None) for p, count in problems]
     else:
-        found = standings(
-            database,
-            problems,
-            cpu.fingerprint,
-            arguments.threads,
-            arguments.regime,
-            **limits_of(arguments),
-        )
+        conditions = Conditions.here(arguments.threads, arguments.regime)
+        found = standings(database, problems, conditions, limits_of(arguments))
     if getattr(arguments, "json", False):
         print(json.dumps(_choices_document(targets[0], found, arguments, cpu), indent=1))
         return 0
@@ -67,9 +61,9 @@ def print_choices(
 
 def _print_fronts(target: Target, database: Database, arguments: Namespace) -> int:
     """The schedules of each problem that are best at time, workspace or error."""
-    where = Cpu.host().fingerprint, arguments.threads, arguments.regime
+    conditions = Conditions.here(arguments.threads, arguments.regime)
     limits = limits_of(arguments)
-    fronts = {p: front(database.ranking(p, *where, **limits)) for p, _ in target.problems}
+    fronts = {p: front(database.ranking(p, conditions, limits)) for p, _ in target.problems}
     if arguments.json:
         print(json.dumps(_fronts_document(target, fronts, arguments), indent=1))
         return 0

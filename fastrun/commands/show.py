@@ -14,7 +14,7 @@ from fastrun.kernels.native.compile import compile_assembly
 from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.networks.targets import is_problem
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import Conditions, Outcome, Record
 from fastrun.tuner.records.units import percent, plural, significant
 from fastrun.tuner.store.database import existing
 from fastrun.tuner.terminal.display import grid, screen
@@ -32,8 +32,8 @@ def run(arguments: Namespace) -> int:
 
     problem, cpu = ConvProblem.parse(arguments.target), Cpu.host()
     with existing(arguments.db) as database:
-        where = (problem, cpu.fingerprint, arguments.threads, arguments.regime)
-        ranking = database.ranking(*where, include_baselines=True)
+        conditions = Conditions.here(arguments.threads, arguments.regime)
+        ranking = database.ranking(problem, conditions, include_baselines=True)
     template, schedule, source = _pick(problem, arguments, ranking, cpu)
     kernel = Kernel.of(problem, template, schedule, cpu)
     if arguments.ir or arguments.asm:

@@ -25,7 +25,7 @@ from fastrun.tuner.measure.sandbox import WorkerDied
 from fastrun.tuner.networks.stored_plans import FINALS, settle
 from fastrun.tuner.networks.targets import Target, merged, read_target
 from fastrun.tuner.records.provenance import command_line
-from fastrun.tuner.records.record import REGIMES
+from fastrun.tuner.records.record import REGIMES, Conditions
 from fastrun.tuner.records.units import duration, percent, plural
 from fastrun.tuner.search.budget import EFFORTS, Budget, Effort, enough
 from fastrun.tuner.store.database import Database, existing
@@ -123,21 +123,16 @@ def profile(
             also=also,
             seed=arguments.seed,
             algorithms=arguments.algorithms,
-            **limits_of(arguments),
+            max_error=arguments.max_error,
+            max_workspace=arguments.max_workspace,
             sampler=arguments.sampler or effort.sampler,
             protocol=effort.protocol,
             observe=observe,
             command=command_line(["fastrun", *arguments.words]),
         )
     for regime in (arguments.regime, *also):
-        found = standings(
-            database,
-            problems,
-            measurer.cpu.fingerprint,
-            arguments.threads,
-            regime,
-            **limits_of(arguments),
-        )
+        conditions = Conditions(measurer.cpu.fingerprint, arguments.threads, regime)
+        found = standings(database, problems, conditions, limits_of(arguments))
         if also:
             print(regime)
         standings_table(console, found, report.peak_of(arguments.threads))

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastrun.tuner.networks.targets import read_target
 from fastrun.tuner.records.units import UNKNOWN, finite, interval, ms, plural, ratio
-from fastrun.tuner.search.verify_winners import Recheck, recheck
+from fastrun.tuner.search.verify_winners import Verification, verify
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.display import grid, screen
 
@@ -21,9 +21,7 @@ def run(arguments: Namespace) -> int:
     target = read_target(arguments.target)
     problems = [p for p, _ in target.problems]
     with Database(arguments.db) as database:
-        found = list(
-            recheck(database, problems, threads=arguments.threads, regime=arguments.regime)
-        )
+        found = list(verify(database, problems, threads=arguments.threads, regime=arguments.regime))
     missing = len(problems) - len(found)
     if arguments.json:
         print(json.dumps(_document(target.name, found, missing, arguments), indent=1))
@@ -32,7 +30,7 @@ def run(arguments: Namespace) -> int:
     return 0 if all(r.holds for r in found) else LOST
 
 
-def _show(found: Sequence[Recheck], missing: int, arguments: Namespace) -> None:
+def _show(found: Sequence[Verification], missing: int, arguments: Namespace) -> None:
     heads = (
         *("problem", "winner", "stored\nms>", "now\nms>", "stored\nover heur.>"),
         *("now\nover heur.>", "95 %\ninterval>", "drift>", "verdict"),
@@ -62,12 +60,12 @@ def _show(found: Sequence[Recheck], missing: int, arguments: Namespace) -> None:
         )
 
 
-def _drift(r: Recheck) -> str:
+def _drift(r: Verification) -> str:
     return f"{100 * r.drift:+.1f} %" if r.drift == r.drift else UNKNOWN
 
 
 def _document(
-    name: str, found: Sequence[Recheck], missing: int, arguments: Namespace
+    name: str, found: Sequence[Verification], missing: int, arguments: Namespace
 ) -> dict[str, Any]:
     """JSON form; times in seconds, null is what is not known."""
     return {

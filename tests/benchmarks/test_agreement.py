@@ -12,7 +12,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import heuristic_text
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.store.database import Database
-from tests.tuner.search.test_recheck import stored
+from tests.tuner.search.test_verify_winners import stored
 
 pytestmark = pytest.mark.slow
 

@@ -20,7 +20,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.main import main, parsers
 from fastrun.tuner.measure import measurer as remeasure
 from fastrun.tuner.networks.targets import Target, merged, read_target
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import Conditions, Outcome, Record
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import Progress
 from fastrun.tuner.search.problem_search import ProblemSearch
@@ -367,7 +367,7 @@ def test_nothing_is_wider_than_the_terminal(width: int, tmp_path: Path) -> None:
             database.add(record)
         search = ProblemSearch(*problems[0], Cpu.host(), seed=0)
         search.replay(database.records())
-        found = standings(database, problems, Cpu.host().fingerprint, 1, "hot")
+        found = standings(database, problems, Conditions.here())
         newest = database.records()[-1]
     standings_table(console, found, PEAK)
     with Board(console, "a network: 1 problem", Budget(seconds=9.0)) as board:

@@ -15,15 +15,16 @@ from fastrun.tuner.records.record import REGIMES, Errors, Outcome
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a candidate may cost before it is stopped or refused."""
+class ProcessLimits:
+    """When a process that runs a schedule is stopped, and when its output counts as wrong."""
 
-    # Largest error, relative to the rms of the output. Of a million outputs of F(7,3), whose rms
-    # error is 1.4e-5, the worst is off by 5e-4; what is wrong is off by far more.
+    # Largest error of an output, relative to their rms. Of a million outputs of Winograd F(7,3),
+    # whose rms error is 1.4e-5, the worst is off by 5e-4. Wrong outputs are off by far more.
     error: float = 1e-3
     memory: int = 4 << 30  # bytes of address space beyond what an idle worker has
-    patience: float = 20.0  # a call may take this many times the time expected of it,
-    call: float = 0.5  # or these seconds, whichever is more
+    # A call may take `factor` times the time expected of it, or `call` seconds if that is more.
+    factor: float = 20.0
+    call: float = 0.5
     slack: float = 2.0  # seconds for everything that is not a call of the kernel
 
 
@@ -69,7 +70,7 @@ class Job:
     threads: int = 1
     regime: str = "hot"
     protocol: Protocol = field(default_factory=Protocol)
-    limits: Limits = field(default_factory=Limits)
+    limits: ProcessLimits = field(default_factory=ProcessLimits)
     incumbent: float = math.inf
 
     def __post_init__(self) -> None:
@@ -84,7 +85,7 @@ class Job:
         """
         flops = ConvProblem.parse(self.program.problem).flops
         expected = self.incumbent if math.isfinite(self.incumbent) else flops / 1e9
-        call = max(self.limits.call, self.limits.patience * expected)
+        call = max(self.limits.call, self.limits.factor * expected)
         return self.limits.slack + (3 + rounds) * call
 
 

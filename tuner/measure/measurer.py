@@ -21,12 +21,12 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice, templates
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.interrupts import one_interrupt
-from fastrun.tuner.measure.job import Compiled, Job, Limits, Result
+from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
 from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.measure.sandbox import Compiler, Sandbox
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.environment import Environment, toolchain
-from fastrun.tuner.records.record import ALONE, PROTOCOL, Record
+from fastrun.tuner.records.record import ALONE, PROTOCOL, Conditions, Record, Stage
 
 # A candidate is measured again, so often at most, when the canary or its own samples say that
 # somebody else used the core meanwhile.
@@ -67,13 +67,13 @@ class Measurer:
         self,
         threads: int = 1,
         regime: str = "hot",
-        limits: Limits | None = None,
+        limits: ProcessLimits | None = None,
         *,
         cores: Cores | None = None,
         cpu: Cpu | None = None,
     ) -> None:
         self.threads, self.regime = threads, regime
-        self.limits = limits or Limits()
+        self.limits = limits or ProcessLimits()
         self.cores, self.cpu = cores or Cores.split(threads), cpu or Cpu.host()
         self.run = uuid4().hex[:12]
         self._toolchain = toolchain()
@@ -100,6 +100,11 @@ class Measurer:
         trace: TracebackType | None,
     ) -> None:
         self._stack.__exit__(kind, error, trace)
+
+    @property
+    def conditions(self) -> Conditions:
+        """Under which it measures now: the regime may change between races."""
+        return Conditions(self.cpu.fingerprint, self.threads, self.regime)
 
     def environments(self) -> Iterator[Environment]:
         """Where results come from, as far as this has not said it before."""
@@ -151,7 +156,7 @@ class Measurer:
         schedule: str,
         result: Result,
         program: Compiled | None,
-        stage: str = "screen",
+        stage: Stage = Stage.SCREEN,
     ) -> Record:
         """The outcome as a fact; `program` is None where there was none to run."""
         return Record(

@@ -18,7 +18,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.job import Compiled, Result
 from fastrun.tuner.measure.measurer import DISTURBED, Measurer, is_baseline
 from fastrun.tuner.measure.timing import Protocol
-from fastrun.tuner.records.record import ALONE, Outcome, Record
+from fastrun.tuner.records.record import ALONE, Outcome, Record, Stage
 
 # The schedules, as text, that race each other for each problem.
 Contestants = Mapping[ConvProblem, Sequence[str]]
@@ -35,7 +35,7 @@ class Format:
     that takes `slow` seconds is called once a process. `stage` is that of the records.
     """
 
-    stage: str
+    stage: Stage
     processes: int
     rounds: int
     rung: int = 0
@@ -62,8 +62,8 @@ class Format:
         return seconds >= self.protocol(schedule).slow
 
 
-RACE = Format("race", processes=1, rounds=10, rung=5, block=5e-3)
-FINAL = Format("final", processes=5, rounds=4)
+RACE = Format(Stage.RACE, processes=1, rounds=10, rung=5, block=5e-3)
+FINAL = Format(Stage.FINAL, processes=5, rounds=4)
 
 
 def race(

@@ -20,7 +20,7 @@ from fastrun.kernels.native.compile import CompileError
 from fastrun.tuner.measure import worker
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.guarded import STRAYS
-from fastrun.tuner.measure.job import Compiled, Job, Limits, Result
+from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
 from fastrun.tuner.measure.limits import in_words
 from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.process import Died, Garbled, Process
@@ -58,9 +58,9 @@ class Sandbox(_Context):
     the others come with each job.
     """
 
-    def __init__(self, cores: Cores, limits: Limits | None = None) -> None:
+    def __init__(self, cores: Cores, limits: ProcessLimits | None = None) -> None:
         self._cores = cores
-        memory = (limits or Limits()).memory
+        memory = (limits or ProcessLimits()).memory
         self._workers = _Workers(1, (cores.timing[:1], memory, True))
 
     def submit(self, job: Job) -> Future[Result]:
@@ -153,10 +153,10 @@ class Compiler(_Context):
     """Processes, bound to the compiling cores, that build, compile and pack weights. A context."""
 
     def __init__(
-        self, cores: Cores, cpu: Cpu, limits: Limits | None = None, timeout: float = 30.0
+        self, cores: Cores, cpu: Cpu, limits: ProcessLimits | None = None, timeout: float = 30.0
     ) -> None:
         self._cores, self._cpu, self._timeout = cores, cpu, timeout
-        memory = (limits or Limits()).memory
+        memory = (limits or ProcessLimits()).memory
         self._workers = _Workers(len(cores.compiling), (cores.compiling, memory, False))
 
     def submit(

@@ -24,7 +24,7 @@ from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.precompile import precompile
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.interrupts import one_interrupt
-from fastrun.tuner.measure.job import Limits
+from fastrun.tuner.measure.job import ProcessLimits
 from fastrun.tuner.measure.operands import Scratch
 from fastrun.tuner.measure.sandbox import Sandbox, WorkerDied
 from fastrun.tuner.networks.alternatives import Knowledge, apart, distinct, plans, same, variants
@@ -87,7 +87,7 @@ def network_final(
         WorkerDied: not even the heuristic's plan could be run.
     """
     cores = Cores.split(threads)
-    room = Limits(memory=_room())
+    room = ProcessLimits(memory=_room())
     with one_interrupt(), Scratch() as scratch, Sandbox(cores, room) as sandbox:
         pickled = pickle.dumps(graph)
         file = scratch.room(len(pickled)) / "graph"

@@ -28,13 +28,13 @@ from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.networks.first_use import verified
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.records.affinity import check_threads
+from fastrun.tuner.records.record import Limits
 from fastrun.tuner.records.units import plural
 
 if TYPE_CHECKING:
     import onnx
 
     from fastrun.tuner.store.database import Database
-    from fastrun.tuner.store.schema import Bounds
 
 # Seconds to wait for a lock before the heuristic steps in.
 _PATIENCE = 2.0
@@ -93,7 +93,7 @@ def load(
         if remark:
             warnings.warn(remark, stacklevel=2)
         return network
-    limits: Bounds = {"max_error": max_error, "max_workspace": max_workspace}
+    limits = Limits(max_error, max_workspace)
     found, remark = None, ""
     planned = 1 if policy == "reproducible" else threads
     if policy != "heuristic":
@@ -132,7 +132,7 @@ def _by_database(
     database: Database | str | Path | None,
     cpu: Cpu,
     threads: int,
-    limits: Bounds,
+    limits: Limits,
     tuning: float,
 ) -> tuple[tuple[Plan, Arrangement] | None, str]:
     """The plan by what the database knows, None where it cannot be asked; and what to remark."""
@@ -156,7 +156,7 @@ def _by_database(
 
 
 def _by_store(
-    graph: Graph, store: Database, cpu: Cpu, threads: int, limits: Bounds, tuning: float
+    graph: Graph, store: Database, cpu: Cpu, threads: int, limits: Limits, tuning: float
 ) -> tuple[tuple[Plan, Arrangement], str]:
     """The plan that an open database keeps, or one by its records; and what to remark."""
     from fastrun.tuner.networks.stored_plans import kept_plan, tune

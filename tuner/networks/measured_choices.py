@@ -16,10 +16,10 @@ from fastrun.kernels.core.layout import layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate, ScheduleError
 from fastrun.kernels.registry import parse_schedule
+from fastrun.tuner.records.record import Conditions, Limits
 
 if TYPE_CHECKING:
     from fastrun.tuner.store.database import Database
-    from fastrun.tuner.store.schema import Bounds
 
 # What was measured with weights out of cache is closer to a network; else any measurement.
 _REGIMES = ("cold-weights", "hot")
@@ -29,7 +29,7 @@ _REGIMES = ("cold-weights", "hot")
 _DISTRUST = 1.3
 
 
-def guessed_choices(cpu: Cpu, threads: int, limits: Bounds) -> Choose:
+def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
     """What the heuristics say, as far as it is expected to stay within `limits`."""
     guess = heuristic_choices(cpu)
 
@@ -46,7 +46,7 @@ def stored_choices(
     store: Database,
     cpu: Cpu,
     threads: int,
-    limits: Bounds,
+    limits: Limits,
     each: int = 1,
     missing: Callable[[ConvProblem], object] = lambda p: None,
 ) -> Choose:
@@ -79,7 +79,7 @@ def stored_choices(
 
 
 def _measured(
-    store: Database, p: ConvProblem, cpu: Cpu, threads: int, limits: Bounds, each: int
+    store: Database, p: ConvProblem, cpu: Cpu, threads: int, limits: Limits, each: int
 ) -> list[Choice]:
     """The best schedules measured for each pair of layouts, of those that are still the same.
 
@@ -90,7 +90,8 @@ def _measured(
     for measured_threads in dict.fromkeys((threads, 1)):
         for regime in _REGIMES:
             found: defaultdict[object, list[Choice]] = defaultdict(list)
-            for record in store.ranking(p, cpu.fingerprint, measured_threads, regime, **limits):
+            conditions = Conditions(cpu.fingerprint, measured_threads, regime)
+            for record in store.ranking(p, conditions, limits):
                 try:
                     template, schedule = parse_schedule(record.schedule)
                 except ScheduleError:
@@ -113,11 +114,10 @@ def _measured(
     return []
 
 
-def _within(p: ConvProblem, text: str, cpu: Cpu, threads: int, limits: Bounds) -> bool:
+def _within(p: ConvProblem, text: str, cpu: Cpu, threads: int, limits: Limits) -> bool:
     """Whether an unmeasured schedule should stay within the limits."""
     template, schedule = parse_schedule(text)
-    error = limits.get("max_error")
-    precise = error is None or template.error(p, schedule) <= error
+    precise = limits.error is None or template.error(p, schedule) <= limits.error
     return precise and _fits(p, template, schedule, cpu, threads, limits)
 
 
@@ -127,11 +127,10 @@ def _fits(
     schedule: Any,
     cpu: Cpu,
     threads: int,
-    limits: Bounds,
+    limits: Limits,
 ) -> bool:
     """Whether so many threads take no more workspace than is allowed."""
-    workspace = limits.get("max_workspace")
-    if workspace is None:
+    if limits.workspace is None:
         return True
     program = template.program(p, schedule, cpu)
-    return program.shared_bytes + threads * program.local_bytes <= workspace
+    return program.shared_bytes + threads * program.local_bytes <= limits.workspace

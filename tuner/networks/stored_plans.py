@@ -16,14 +16,14 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.network_record import NetworkRecord
+from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
-from fastrun.tuner.store.schema import Bounds
 
 FINALS = 0.15
 """Of a budget, what goes to finals of whole networks."""
 
 
-def tune(graph: Graph, database: Database, threads: int, seconds: float, limits: Bounds) -> None:
+def tune(graph: Graph, database: Database, threads: int, seconds: float, limits: Limits) -> None:
     """Spend so many seconds on an optimised network: on its layers, then on its final.
 
     Raises:
@@ -39,7 +39,8 @@ def tune(graph: Graph, database: Database, threads: int, seconds: float, limits:
         database,
         Budget((1 - FINALS) * seconds),
         threads=threads,
-        **limits,
+        max_error=limits.error,
+        max_workspace=limits.workspace,
     )
     if done.interrupted:
         raise KeyboardInterrupt
@@ -51,7 +52,7 @@ def settle(
     database: Database,
     threads: int,
     seconds: float,
-    limits: Bounds,
+    limits: Limits,
     run: str = "",
     strict: bool = False,
 ) -> NetworkRecord:
@@ -101,7 +102,7 @@ def kept_plan(
     database: Database,
     cpu: Cpu,
     threads: int,
-    limits: Bounds,
+    limits: Limits,
     moving: Costs = GUESSED,
 ) -> tuple[Plan, Arrangement] | None:
     """The plan kept for a network under these conditions, if today's generator makes its code.
@@ -124,6 +125,7 @@ def kept_plan(
     return (plan, arrangement) if arrangement.ir_hash == newest.ir_hash else None
 
 
-def _text(limits: Bounds) -> str:
-    given = {name: value for name, value in limits.items() if value is not None}
-    return json.dumps(given, sort_keys=True) if given else ""
+def _text(limits: Limits) -> str:
+    values = {"max_error": limits.error, "max_workspace": limits.workspace}
+    given = {name: value for name, value in values.items() if value is not None}
+    return json.dumps(given) if given else ""

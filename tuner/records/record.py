@@ -7,12 +7,13 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.notebook import card
 from fastrun.tuner.records.statistics import typical
 from fastrun.tuner.records.units import duration, plural, size
@@ -20,22 +21,27 @@ from fastrun.tuner.records.units import duration, plural, size
 REGIMES = ("hot", "cold-weights")
 """What the caches hold when a call starts: everything, or all but the weights."""
 
-STAGES = ("screen", "race", "final")
-"""How hard a candidate was measured, in rising order of trust."""
-
 PROTOCOL = 1
-"""The version of how samples are taken: another where new ones cannot be compared with older."""
+"""The version of the way samples are taken. Times of different versions cannot be compared."""
 
 ALONE = -1
-"""The round of a sample that was taken in none: its candidate ran alone."""
+"""The round of a sample that was taken in no round, because its schedule ran alone."""
 
 
 class RecordError(ValueError):
     """Data that is no record. The message is one line and names the field."""
 
 
+class Stage(StrEnum):
+    """How thoroughly a schedule was measured, in rising order of trust."""
+
+    SCREEN = "screen"
+    RACE = "race"
+    FINAL = "final"
+
+
 class Outcome(StrEnum):
-    """How a candidate ended; the words of the T4 results format."""
+    """How a trial ended, in the words of the T4 results format."""
 
     CORRECT = "correct"
     CONSTRAINTS = "constraints"
@@ -45,9 +51,50 @@ class Outcome(StrEnum):
     CORRECTNESS = "correctness"
 
 
-_OUTCOMES = tuple(Outcome)
-# Seconds that nothing takes; milliseconds of any less are finite too.
+# Seconds. Nothing takes longer, and the same time in milliseconds is still a finite number.
 _LONGEST = 1e12
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What must be equal for times to be comparable.
+
+    `machine` is `Cpu.fingerprint`, `regime` one of `REGIMES`.
+    """
+
+    machine: str
+    threads: int = 1
+    regime: str = "hot"
+
+    @classmethod
+    def here(cls, threads: int = 1, regime: str = "hot") -> Conditions:
+        """Those of this machine."""
+        return cls(Cpu.host().fingerprint, threads, regime)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a schedule may cost besides time; None is no limit.
+
+    `error` limits the rms error, relative to the rms of the output; `workspace` is in bytes.
+    """
+
+    error: float | None = None
+    workspace: int | None = None
+
+    def allow(self, record: Record) -> bool:
+        """Whether a record is within the limits. One without errors fails any limit of error."""
+        errors = record.errors
+        precise = self.error is None or (errors is not None and errors.rms <= self.error)
+        return precise and (self.workspace is None or record.workspace <= self.workspace)
+
+    def __str__(self) -> str:
+        error = "" if self.error is None else f"an rms error of {self.error:g}"
+        workspace = "" if self.workspace is None else f"a workspace of {size(self.workspace)}"
+        return " and ".join(filter(None, (error, workspace)))
+
+
+NO_LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -135,7 +182,7 @@ class Record:
     ir_hash: str
     outcome: Outcome
     reason: str = ""
-    stage: str = "screen"
+    stage: Stage = Stage.SCREEN
     samples: tuple[float, ...] = ()
     errors: Errors | None = None
     workspace: int = 0
@@ -161,8 +208,8 @@ class Record:
         for name in self.seconds:
             check_line("seconds", name)
         _check_word("regime", self.regime, REGIMES)
-        _check_word("stage", self.stage, STAGES)
-        _check_word("outcome", self.outcome, _OUTCOMES)
+        object.__setattr__(self, "stage", Stage(_check_word("stage", self.stage, Stage)))
+        object.__setattr__(self, "outcome", Outcome(_check_word("outcome", self.outcome, Outcome)))
         if not (1 <= self.threads < 1 << 31 and 0 <= self.workspace < 1 << 63):
             raise RecordError("record: threads is at least 1 and workspace at least 0")
         if not all(0 < sample <= _LONGEST for sample in self.samples):
@@ -193,6 +240,11 @@ class Record:
         body = self.schedule.partition("(")[2].removesuffix(")")
         pairs = (part.strip().partition("=") for part in body.split(",") if part.strip())
         return {name: _value(word) for name, _, word in pairs}
+
+    @property
+    def screened(self) -> bool:
+        """Whether this is a trial of a search: a screening, and not of a baseline."""
+        return self.stage == Stage.SCREEN and not self.baseline
 
     @property
     def seconds_per_call(self) -> float:
@@ -238,6 +290,7 @@ class Record:
         known = {name: x for name, x in data.items() if name not in LATER or x != LATER[name]}
         return known | {
             "outcome": str(self.outcome),
+            "stage": str(self.stage),
             "samples": list(self.samples),
             "errors": self.errors and self.errors.to_dict(),
             "seconds": dict(self.seconds),
@@ -261,7 +314,6 @@ class Record:
         return cls(
             **{name: data[name] for names in _TYPES.values() for name in names}
             | {
-                "outcome": Outcome(_check_word("outcome", data["outcome"], _OUTCOMES)),
                 "samples": tuple(_number("samples", x) for x in data["samples"]),
                 "errors": None if errors is None else Errors.from_dict(errors),
                 "seconds": {k: _number("seconds", x) for k, x in data["seconds"].items()},
@@ -323,8 +375,8 @@ def check_line(name: str, text: object) -> None:
         raise RecordError(f"record field {name!r}: {text!r:.60} is not one line of text")
 
 
-def _check_word(name: str, value: str, words: tuple[str, ...]) -> str:
-    if value not in words:
+def _check_word(name: str, value: str, words: Iterable[str]) -> str:
+    if value not in tuple(words):
         raise RecordError(f"record field {name!r}: {value!r:.60} is none of {', '.join(words)}")
     return value
 

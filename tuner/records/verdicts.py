@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.record import Record, Stage
 from fastrun.tuner.records.statistics import in_a_word, ratio_interval
 
 
@@ -23,4 +23,5 @@ def speedup_interval(slower: Record, faster: Record) -> tuple[float, float]:
 def paired(one: Record, other: Record) -> bool:
     """Whether both were timed in the same processes of a final."""
     ours = (one.run, one.stage, dict.fromkeys(one.processes))
-    return bool(one.processes) and ours == (other.run, "final", dict.fromkeys(other.processes))
+    theirs = other.run, Stage.FINAL, dict.fromkeys(other.processes)
+    return bool(one.processes) and ours == theirs

@@ -20,7 +20,7 @@ from distributed.client import FutureCancelledError
 
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.cores import Cores
-from fastrun.tuner.measure.job import Job, Limits, Result
+from fastrun.tuner.measure.job import Job, ProcessLimits, Result
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.sandbox import Compiler
@@ -56,7 +56,7 @@ class Fleet(Measurer):
         address: str,
         threads: int = 1,
         regime: str = "hot",
-        limits: Limits | None = None,
+        limits: ProcessLimits | None = None,
         machine: str | None = None,
     ) -> None:
         # In a thread of its own: a notebook's has a loop that is running already.

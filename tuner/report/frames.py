@@ -41,7 +41,7 @@ def convergence_frame(records: Iterable[Record]) -> pd.DataFrame:
     trials = Counter[str]()
     rows = []
     for record in records:
-        if record.baseline or record.stage != "screen":
+        if not record.screened:
             continue
         problem = record.problem
         trials[problem] += 1
@@ -82,7 +82,7 @@ def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame
             "slower": r.seconds_per_call / records[0].seconds_per_call,
             "workspace": r.workspace,
             "error_rms": r.errors.rms if r.errors else math.nan,
-            "stage": r.stage,
+            "stage": str(r.stage),
         }
         for (problem, records), label in zip(
             fronts.items(), layer_labels(list(fronts)), strict=True
@@ -103,7 +103,7 @@ def importance_frame(records: Iterable[Record], least: int = 20) -> pd.DataFrame
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for r in records:
-        if r.outcome == Outcome.CORRECT and r.stage == "screen" and not r.baseline:
+        if r.outcome == Outcome.CORRECT and r.screened:
             groups.setdefault((r.algorithm, r.problem), []).append(r)
     shares: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for (algorithm, _), measured in groups.items():
@@ -197,7 +197,7 @@ def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
         "heuristic_schedule": s.heuristic.schedule if s.heuristic else "",
         "error_max": best.errors.max if best and best.errors else math.nan,
         "workspace": best.workspace if best else math.nan,
-        "stage": best.stage if best else "",
+        "stage": str(best.stage) if best else "",
         "samples": len(best.samples) if best else 0,
     }
 

@@ -14,7 +14,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target, merged
 from fastrun.tuner.records.network_record import NetworkRecord
-from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.record import Conditions, Record
 from fastrun.tuner.records.units import plural
 from fastrun.tuner.report import style as look
 from fastrun.tuner.report.frames import (
@@ -27,7 +27,7 @@ from fastrun.tuner.report.frames import (
 )
 from fastrun.tuner.report.network_times import Network, benched, side_by_side
 from fastrun.tuner.report.sections import sections
-from fastrun.tuner.report.summary import Facts, conditions, summary, tiles
+from fastrun.tuner.report.summary import Facts, summary, tiles, where_and_when
 from fastrun.tuner.store.database import Database, DatabaseError
 from fastrun.tuner.store.staleness import first_current
 from fastrun.tuner.store.standing import front, of_network, standings
@@ -75,7 +75,7 @@ def write_report(
         table.to_csv(folder / f"{name}.csv", index=False)
     content = {
         "title": ", ".join(t.name for t in facts.targets) or "all problems measured",
-        "subtitle": conditions(facts),
+        "subtitle": where_and_when(facts),
         "tiles": list(tiles(facts)),
         "summary": list(summary(facts, list(best["layer"]))),
         "sections": parts,
@@ -112,24 +112,24 @@ def _gather(
     regime: str,
     folder: Path,
 ) -> Facts:
-    where = machine.machine, threads, regime
+    conditions = Conditions(machine.machine, threads, regime)
     problems = merged(targets)
     if not targets:
-        problems = [(ConvProblem.parse(text), 1) for text in database.best_all(*where)]
+        problems = [(ConvProblem.parse(text), 1) for text in database.best_all(conditions)]
     names = {str(p) for p, _ in problems}
     records = [
         r
         for r in database.records(machine=machine.machine, threads=threads, regime=regime)
         if r.problem in names
     ]
-    found = standings(database, problems, *where)
+    found = standings(database, problems, conditions)
     if not any(s.best for s in found):
         asked = ", ".join(target.name for target in targets) or "any problem"
         raise DatabaseError(
             f"database {database.name} holds no valid measurement of {asked} on this machine with "
             f"{plural(threads, 'thread')}, {regime}: `fastrun tune` first"
         )
-    rankings = {p: database.ranking(p, *where, include_baselines=True) for p, _ in problems}
+    rankings = {p: database.ranking(p, conditions, include_baselines=True) for p, _ in problems}
     decisive = [r for ranking in rankings.values() for r in _best_of_each(ranking)]
     runs = {r.run for r in records}
     environments = [e for run in sorted(runs) for e in database.environments(run)]

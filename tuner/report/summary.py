@@ -12,7 +12,7 @@ from fastrun.tuner.machine.noise import NOISY, noise_of
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.environment import Environment
-from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.record import Record, Stage
 from fastrun.tuner.records.units import ms, plural, ratio
 from fastrun.tuner.report.network_times import Network
 from fastrun.tuner.store.standing import Standing, network_seconds, of_network
@@ -50,7 +50,7 @@ class Facts:
         return "".join([*parts, *([f" --regime {self.regime}"] if self.regime != "hot" else [])])
 
 
-def conditions(facts: Facts) -> str:
+def where_and_when(facts: Facts) -> str:
     """Where and when it was measured, in one line."""
     first, last = (pick(r.time for r in facts.records)[:16] for pick in (min, max))
     when = first.replace("T", " ") if first[:10] == last[:10] else f"{first[:10]} to {last[:10]}"
@@ -78,7 +78,7 @@ def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
     Pairs of a few words and the sentences they stand for; `labels` name the problems of `found`.
     """
     labels = [label.replace(" ", "\u00a0") for label in labels]
-    trials = sum(r.stage == "screen" for r in facts.records)
+    trials = sum(r.stage == Stage.SCREEN for r in facts.records)
     runs = len({r.run for r in facts.records})
     searched = sum(s.verdict not in IDLE for s in facts.found)
     left = f", {len(facts.found) - searched} not" if searched < len(facts.found) else ""

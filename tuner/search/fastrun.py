@@ -17,13 +17,13 @@ from time import monotonic
 from typing import Any
 
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.tuner.measure.job import Compiled, Job, Limits, Result
+from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
 from fastrun.tuner.measure.measurer import DISTURBED, RETRIES, Measurer
 from fastrun.tuner.measure.races import FINAL, RACE, Format, race
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.provenance import Run
-from fastrun.tuner.records.record import PROTOCOL, Outcome, Record
+from fastrun.tuner.records.record import PROTOCOL, Limits, Outcome, Record, Stage
 from fastrun.tuner.records.units import plural
 from fastrun.tuner.search import budget as costs
 from fastrun.tuner.search.budget import DECISIVE, RACES, Budget, Races
@@ -90,7 +90,7 @@ def fast_run(
     max_workspace: int | None = None,
     sampler: str = "gp",
     protocol: Protocol | None = None,
-    limits: Limits | None = None,
+    limits: ProcessLimits | None = None,
     measurer: Measurer | None = None,
     observe: Callable[[Progress], None] | None = None,
     command: str = "",
@@ -137,7 +137,8 @@ def fast_run(
             )
         )
         try:
-            run.prepare(problems, seed, algorithms, max_error, max_workspace, sampler)
+            within = Limits(max_error, max_workspace)
+            run.prepare(problems, seed, algorithms, within, sampler)
             run.search()
             run.finals()
             interrupted = False
@@ -177,36 +178,28 @@ class _Run:
         problems: Sequence[tuple[ConvProblem, int]],
         seed: int,
         algorithms: Sequence[str],
-        max_error: float | None,
-        max_workspace: int | None,
+        limits: Limits,
         sampler: str,
     ) -> None:
         """Make the searches and teach them what the database knows."""
         measurer = self.measurer
-        where = measurer.cpu.fingerprint, measurer.threads, measurer.regime
-        best = self.database.best_all(*where)
+        conditions = measurer.conditions
+        best = self.database.best_all(conditions)
         winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
         for problem, occurrences in problems:
             search = ProblemSearch(
-                problem,
-                occurrences,
-                measurer.cpu,
-                seed,
-                algorithms,
-                max_error,
-                max_workspace,
-                sampler,
+                problem, occurrences, measurer.cpu, seed, algorithms, limits, sampler
             )
             stored = self.database.records(
                 problem=str(problem),
-                machine=measurer.cpu.fingerprint,
-                threads=measurer.threads,
-                regime=measurer.regime,
+                machine=conditions.machine,
+                threads=conditions.threads,
+                regime=conditions.regime,
                 toolchain=toolchain(),
                 protocol=PROTOCOL,
             )
             self.known += search.replay(stored)
-            ranking = self.database.ranking(problem, *where)
+            ranking = self.database.ranking(problem, conditions)
             for schedule in first_guesses(problem, ranking, winners, measurer.cpu):
                 search.suggest(schedule)
             self.searches.append(search)
@@ -416,7 +409,7 @@ class _Run:
             self.database.add_environment(environment, self.measurer.run)
         self.database.add(record)
         self._search_of(ConvProblem.parse(record.problem)).tell(record)
-        self._tell("search" if record.stage == "screen" else "final", record)
+        self._tell("search" if record.stage == Stage.SCREEN else "final", record)
 
     def _search_of(self, problem: ConvProblem) -> ProblemSearch:
         return next(s for s in self.searches if s.problem == problem)

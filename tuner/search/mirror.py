@@ -61,7 +61,7 @@ class Mirror:
 
     def __call__(self, progress: Progress) -> None:
         record = progress.record
-        if record is not None and record.stage == "screen" and not record.baseline:
+        if record is not None and record.screened:
             self._records.put(record)
 
     def _copy(self) -> None:

@@ -13,7 +13,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate, ScheduleError
 from fastrun.kernels.registry import applicable, heuristic_choice, parse_schedule
 from fastrun.search_spaces.space import space_for
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import NO_LIMITS, Limits, Outcome, Record
 from fastrun.tuner.search.proposer import Proposer
 
 # Outcomes before a search may be said to have levelled off.
@@ -57,9 +57,9 @@ class ProblemSearch:
     What would run without a search comes first, then baselines, then the other algorithms'
     heuristics: a budget that ends early leaves no layer slower. After that an algorithm's share
     of the time is (best of all / its best)^4: one that is 1.2 times slower gets half of the
-    leader's, one twice as slow a sixteenth. What errs by more than `max_error`, an rms relative
-    to the output's, or takes more than `max_workspace` bytes may not lead. `algorithms` restricts
-    the search to those named, and their fields to those of `winograd(mh=2|4, prefetch=0)`.
+    leader's, one twice as slow a sixteenth. What exceeds `limits` may not lead. `algorithms`
+    restricts the search to those named, and their fields to those of
+    `winograd(mh=2|4, prefetch=0)`.
 
     Raises:
         ScheduleError: no such field, or it never has that value for this problem.
@@ -72,12 +72,11 @@ class ProblemSearch:
         cpu: Cpu,
         seed: int,
         algorithms: Sequence[str] = (),
-        max_error: float | None = None,
-        max_workspace: int | None = None,
+        limits: Limits = NO_LIMITS,
         sampler: str = "gp",
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
-        self._bounds = max_error, max_workspace
+        self._limits = limits
         wanted = {text.partition("(")[0]: text for text in algorithms}
         self.arms = {
             t.name: Arm(t, _proposer(t, problem, cpu, wanted.get(t.name, ""), seed + i, sampler))
@@ -127,7 +126,8 @@ class ProblemSearch:
         self.outcomes[record.outcome] += 1
         arm.outcomes += 1
         arm.seconds += sum(record.seconds.values())
-        usable = record.outcome == Outcome.CORRECT and self._within_bounds(record)
+        allowed = record.baseline or self._limits.allow(record)
+        usable = record.outcome == Outcome.CORRECT and allowed
         seconds = record.seconds_per_call
         arm.proposer.tell(schedule, seconds if usable else None)
         if usable:
@@ -140,11 +140,6 @@ class ProblemSearch:
             if record.schedule == self.heuristic:
                 self.heuristic_seconds = seconds
         self.history.append(self.best)
-
-    def _within_bounds(self, record: Record) -> bool:
-        error, workspace = self._bounds
-        precise = error is None or record.errors is None or record.errors.rms <= error
-        return record.baseline or (precise and (workspace is None or record.workspace <= workspace))
 
     def replay(self, records: Iterable[Record]) -> int:
         """Learn from stored records of this problem; returns how many there were."""

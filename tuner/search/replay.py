@@ -133,7 +133,7 @@ def recorded_spaces(records: Iterable[Record]) -> list[RecordedSpace]:
     """
     groups: dict[tuple[str, str, tuple[str, ...]], dict[tuple[Any, ...], float]] = {}
     for record in records:
-        if record.stage == "screen" and not record.baseline:
+        if record.screened:
             names = tuple(record.parameters)
             group = groups.setdefault((record.problem, record.algorithm, names), {})
             group[tuple(record.parameters.values())] = record.seconds_per_call

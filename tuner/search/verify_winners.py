@@ -6,20 +6,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer, heuristic_text
 from fastrun.tuner.measure.races import FINAL, race
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.provenance import Run
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import Conditions, Outcome, Record
 from fastrun.tuner.records.verdicts import speedup_interval, verdict
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.staleness import is_current
 
 
 @dataclass(frozen=True)
-class Recheck:
+class Verification:
     """A problem's stored winner, and how it did against today's heuristic when raced again.
 
     `stored` is the winner's record, `before` how many times faster than the heuristic it was in the
@@ -69,13 +68,13 @@ class Recheck:
         return self.verdict not in ("failed", "slower")
 
 
-def recheck(
+def verify(
     database: Database,
     problems: Sequence[ConvProblem],
     *,
     threads: int = 1,
     regime: str = "hot",
-) -> Iterator[Recheck]:
+) -> Iterator[Verification]:
     """Race the stored winner of each problem that has one against the heuristic, and store it.
 
     Winners of an older generator or compiler take part: what counts of them from now on is what is
@@ -85,8 +84,8 @@ def recheck(
         ValueError: more threads than cores.
         DatabaseError: the database cannot be read or written.
     """
-    machine = Cpu.host().fingerprint
-    winners = {p: database.best(p, machine, threads, regime) for p in problems}
+    conditions = Conditions.here(threads, regime)
+    winners = {p: database.best(p, conditions) for p in problems}
     known = {p: winner for p, winner in winners.items() if winner}
     if not known:
         return
@@ -96,13 +95,13 @@ def recheck(
     new: dict[tuple[str, str], Record] = {}
     with Measurer(threads, regime) as measurer:
         database.add_environment(Environment.host(), measurer.run)
-        call = f"recheck({len(problems)} problems, threads={threads}, regime={regime!r})"
+        call = f"verify({len(problems)} problems, threads={threads}, regime={regime!r})"
         database.add_run(Run(name=measurer.run, command=call, timing=f"final: {FINAL}"))
         for record in race(measurer, contestants, FINAL):
             database.add(record)
             new[record.problem, record.schedule] = record
     for p, winner in known.items():
-        yield Recheck(
+        yield Verification(
             problem=p,
             stored=winner,
             before=_over_heuristic(database, winner),

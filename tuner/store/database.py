@@ -23,7 +23,15 @@ from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.provenance import Run
-from fastrun.tuner.records.record import Outcome, Record, RecordError, is_utc
+from fastrun.tuner.records.record import (
+    NO_LIMITS,
+    Conditions,
+    Limits,
+    Outcome,
+    Record,
+    RecordError,
+    is_utc,
+)
 from fastrun.tuner.records.units import plural
 from fastrun.tuner.store import exchange
 from fastrun.tuner.store.connection import DatabaseError, Store
@@ -32,7 +40,6 @@ from fastrun.tuner.store.schema import (
     NETWORKS,
     RECORDS,
     RUNS,
-    Limits,
     Match,
     NetworkMatch,
     Row,
@@ -49,7 +56,6 @@ from fastrun.tuner.store.schema import (
     row_run,
     run_row,
     schema_version,
-    within,
 )
 
 if TYPE_CHECKING:
@@ -161,46 +167,40 @@ class Database:
     def ranking(
         self,
         problem: str | ConvProblem,
-        machine: str,
-        threads: int,
-        regime: str,
-        **limits: Unpack[Limits],
+        conditions: Conditions,
+        limits: Limits = NO_LIMITS,
+        *,
+        include_baselines: bool = False,
     ) -> list[Record]:
         """The schedules that may be used, best first, each with the record that decides on it.
 
         Per schedule the record of the highest stage decides, the newest if there are several:
         measuring again replaces, also when the new value is worse or a failure. Records of a
         higher stage come first whatever their time, because a screened value was selected for
-        being low; within a stage, the faster first. What was timed by another `PROTOCOL` than
-        today's is out, for such times cannot be compared. Code that crashed or computed wrongly
-        once under the same toolchain is out for good.
+        being low; within a stage, the faster first. Records of another `PROTOCOL` than today's are
+        left out, because their times cannot be compared. Code that crashed or computed wrongly
+        once under the same toolchain is left out for good. Baselines are left out unless
+        `include_baselines` is true.
         """
-        query = ranked(limits, machine=machine, threads=threads, regime=regime, problem=problem)
-        return [record for record in self._fetched(query) if within(record, limits)]
+        query = ranked(conditions, problem, include_baselines)
+        return [record for record in self._fetched(query) if limits.allow(record)]
 
     def best(
-        self,
-        problem: str | ConvProblem,
-        machine: str,
-        threads: int,
-        regime: str,
-        **limits: Unpack[Limits],
+        self, problem: str | ConvProblem, conditions: Conditions, limits: Limits = NO_LIMITS
     ) -> Record | None:
         """The first of `ranking`, or None."""
-        return next(iter(self.ranking(problem, machine, threads, regime, **limits)), None)
+        return next(iter(self.ranking(problem, conditions, limits)), None)
 
-    def best_all(
-        self, machine: str, threads: int, regime: str, **limits: Unpack[Limits]
-    ) -> dict[str, Record]:
+    def best_all(self, conditions: Conditions, limits: Limits = NO_LIMITS) -> dict[str, Record]:
         """The best record of every problem that has one, by problem text, in one query."""
-        query = ranked(limits, machine=machine, threads=threads, regime=regime)
+        query = ranked(conditions)
         with self._store.reading() as connection, self._checked():
             rows = connection.execute(query).mappings().all()
             for row in rows:
                 check_time(row)
             found: dict[str, Record] = {}
             for row in rows:
-                if row["problem"] not in found and within(record := row_record(row), limits):
+                if row["problem"] not in found and limits.allow(record := row_record(row)):
                     found[record.problem] = record
             return found
 

@@ -47,6 +47,7 @@ def _row(record: Record, parameters: bool) -> dict[str, Any]:
     seconds = record.seconds_per_call if record.samples else math.nan
     errors = record.errors
     measured = {
+        "stage": str(record.stage),
         "outcome": str(record.outcome),
         "seconds_per_call": seconds,
         "min": min(samples),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, TypedDict, Unpack
+from dataclasses import asdict
+from typing import Any, TypedDict
 
 import sqlalchemy as sql
 
@@ -15,10 +16,11 @@ from fastrun.tuner.records.provenance import Run
 from fastrun.tuner.records.record import (
     LATER,
     PROTOCOL,
-    STAGES,
+    Conditions,
     Outcome,
     Record,
     RecordError,
+    Stage,
     by_process,
     content_key,
     typical_of,
@@ -150,24 +152,6 @@ class NetworkMatch(TypedDict, total=False):
     threads: int
     limits: str
     run: str
-
-
-class Bounds(TypedDict, total=False):
-    """What a schedule may cost beside time; None is no bound.
-
-    `max_error` bounds `errors.rms`, so that a record without errors fails it; `max_workspace` is
-    in bytes.
-    """
-
-    max_error: float | None
-    max_workspace: int | None
-
-
-class Limits(Bounds, total=False):
-    """What a schedule has to meet to be ranked; no baselines unless `include_baselines`."""
-
-    toolchain: str | None
-    include_baselines: bool
 
 
 def schema_version() -> int:
@@ -322,30 +306,30 @@ def equal(match: Match) -> Iterator[sql.ColumnElement[bool]]:
         yield RECORDS.c[name] == (str(value) if name == "problem" else value)
 
 
-def within(record: Record, limits: Bounds) -> bool:
-    """Whether a record's error and workspace are as asked for."""
-    max_error, max_workspace = limits.get("max_error"), limits.get("max_workspace")
-    precise = max_error is None or (record.errors is not None and record.errors.rms <= max_error)
-    return precise and (max_workspace is None or record.workspace <= max_workspace)
+def ranked(
+    conditions: Conditions,
+    problem: str | ConvProblem | None = None,
+    include_baselines: bool = False,
+) -> sql.Select[Any]:
+    """The query behind `Database.ranking`, for all problems if none is given.
 
-
-def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
-    """The query behind `Database.ranking`, over all problems unless `match` names one.
-
-    What was timed by another protocol takes no part: such times cannot be compared. `within` is to
-    be asked of each row's record, since what is stored for a query may be false.
+    Records of another protocol take no part, because their times cannot be compared. The caller
+    applies limits of error and workspace to the records: columns that only serve queries may be
+    false.
     """
-    stage = sql.case({name: rank for rank, name in enumerate(STAGES)}, value=RECORDS.c.stage)
+    ranks = {str(stage): rank for rank, stage in enumerate(Stage)}
+    stage = sql.case(ranks, value=RECORDS.c.stage)
     turn = sql.func.row_number().over(
         partition_by=(RECORDS.c.problem, RECORDS.c.schedule),
         order_by=(stage.desc(), RECORDS.c.time.desc(), RECORDS.c.id.desc()),
     )
-    if (toolchain := limits.get("toolchain")) is not None:
-        match["toolchain"] = toolchain
-    # Only narrow rows go through the window; the samples are fetched for what is left.
-    match["protocol"] = PROTOCOL
-    last = sql.select(RECORDS.c.id, stage.label("rank"), turn.label("turn")).where(*equal(match))
-    decisive = last.subquery()
+    values = {**asdict(conditions), "protocol": PROTOCOL}
+    if problem is not None:
+        values["problem"] = str(problem)
+    comparable = [RECORDS.c[name] == value for name, value in values.items()]
+    # Only narrow rows go through the window. The samples are fetched for the rows that are left.
+    narrow = sql.select(RECORDS.c.id, stage.label("rank"), turn.label("turn"))
+    decisive = narrow.where(*comparable).subquery()
     bad = RECORDS.alias()
     distrusted = sql.exists().where(
         *(bad.c[name] == RECORDS.c[name] for name in ("ir_hash", "machine", "toolchain")),
@@ -357,7 +341,7 @@ def ranked(limits: Limits, **match: Unpack[Match]) -> sql.Select[Any]:
         RECORDS.c.samples != "[]",
         ~distrusted,
     ]
-    if not limits.get("include_baselines", False):
+    if not include_baselines:
         conditions.append(~RECORDS.c.baseline)
     order = (RECORDS.c.problem, decisive.c.rank.desc(), RECORDS.c.seconds_per_call)
     return (

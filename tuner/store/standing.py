@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.record import NO_LIMITS, Conditions, Limits, Record
 from fastrun.tuner.records.verdicts import paired, speedup_interval, verdict
 from fastrun.tuner.store.staleness import first_current, is_current
 
@@ -90,30 +90,20 @@ class Standing:
 def standings(
     database: Database,
     problems: Iterable[tuple[ConvProblem, int]],
-    machine: str,
-    threads: int,
-    regime: str,
-    max_error: float | None = None,
-    max_workspace: int | None = None,
+    conditions: Conditions,
+    limits: Limits = NO_LIMITS,
 ) -> list[Standing]:
-    """Where each problem stands, by what the database holds and today's generator still makes.
+    """Where each problem stands, by the records whose code today's generator still makes.
 
-    The best is the best of those whose rms error is at most `max_error` and whose workspace is at
-    most `max_workspace` bytes, where these are given.
+    The best is the best within `limits`.
     """
     found = []
     for problem, count in problems:
-        ranking = database.ranking(problem, machine, threads, regime, include_baselines=True)
+        ranking = database.ranking(problem, conditions, include_baselines=True)
         proposed = [r for r in ranking if r.heuristic and not r.baseline]
         # Of several generators' heuristics, today's is the one measured last.
         proposed.sort(key=lambda r: r.time, reverse=True)
-        allowed = [
-            r
-            for r in ranking
-            if not r.baseline
-            and _precise(r, max_error)
-            and (max_workspace is None or r.workspace <= max_workspace)
-        ]
+        allowed = [r for r in ranking if not r.baseline and limits.allow(r)]
         best = first_current(allowed)
         found.append(
             Standing(
@@ -126,10 +116,6 @@ def standings(
             )
         )
     return found
-
-
-def _precise(record: Record, max_error: float | None) -> bool:
-    return max_error is None or (record.errors is not None and record.errors.rms <= max_error)
 
 
 def seconds(record: Record | None) -> float:

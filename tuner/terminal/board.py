@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import Outcome, Record, Stage
 from fastrun.tuner.records.units import UNKNOWN, clock, ms, plural, ratio
 
 if TYPE_CHECKING:  # these load Optuna, which a table needs not
@@ -114,7 +114,7 @@ class Board:
         if record.outcome == Outcome.CONSTRAINTS:
             return []
         took = record.seconds_per_call
-        if record.stage != "screen":
+        if record.stage != Stage.SCREEN:
             return []
         if record.baseline:
             return [f"baseline {record.algorithm} {ms(took)} ms"]

@@ -27,7 +27,7 @@ from fastrun.kernels.native.compile import compile_object
 from fastrun.kernels.registry import templates
 from fastrun.tuner.measure import confine, worker
 from fastrun.tuner.measure.cores import Cores
-from fastrun.tuner.measure.job import Compiled, Job, Limits, Result
+from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
 from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.measure.sandbox import Compiler, Sandbox, WorkerDied
 from fastrun.tuner.measure.timing import Protocol
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 PROBLEM = ConvProblem.parse("conv 1x5x6x6 7x3x3 s1 p1 bias relu")
 NAIVE = "naive(layout=NCHW)"
-LIMITS = Limits(call=0.1, slack=0.4, memory=1 << 30)
+LIMITS = ProcessLimits(call=0.1, slack=0.4, memory=1 << 30)
 QUICK = Protocol(block=1e-4)
 PATIENCE = 300.0  # seconds after which something hangs, on however busy a machine
 
@@ -551,7 +551,7 @@ def test_workers_that_cannot_start_are_an_error() -> None:
 
 
 def test_leaving_does_not_wait_for_a_job(lab: Lab) -> None:
-    patient = replace(lab.job(hostile(lab, ENDLESS)), limits=Limits(slack=PATIENCE))
+    patient = replace(lab.job(hostile(lab, ENDLESS)), limits=ProcessLimits(slack=PATIENCE))
     with Sandbox(Cores.split(1)) as sandbox:
         future = sandbox.submit(patient)
         assert wait([future], timeout=0.7).not_done
@@ -569,7 +569,7 @@ if __name__ == "__main__":
     with Scratch() as scratch, Sandbox(cores) as sandbox, Compiler(cores, Cpu.host()) as compiler:
         operands = Operands.make(PROBLEM, scratch)
         lab = Lab(operands, sandbox, compiler, compiler.submit(operands, NAIVE).result())
-        job = replace(lab.job(hostile(lab, ENDLESS)), limits=Limits(slack=60.0))
+        job = replace(lab.job(hostile(lab, ENDLESS)), limits=ProcessLimits(slack=60.0))
         assert not wait([sandbox.submit(job)], timeout=0.3).done
         print(scratch.folder, *children(), flush=True)
         wait([sandbox.submit(job)])

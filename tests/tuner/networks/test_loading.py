@@ -25,6 +25,7 @@ from fastrun.tuner.networks import stored_plans as plans
 from fastrun.tuner.networks.load import POLICIES, load
 from fastrun.tuner.networks.measured_choices import guessed_choices
 from fastrun.tuner.records.environment import toolchain
+from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.store.database import Database
 from tests.graph.test_networks_run import residual
 from tests.support.graph_models import normal
@@ -105,7 +106,7 @@ def test_profile_tunes_what_is_missing_only(
     assert (asked, said) == ([7.0], [])
     assert {measured(p).schedule for p in problems()} <= {*algorithms(network.plan)}
     graph = optimise(load_network(residual()))
-    kept = make_plan(graph, guessed_choices(CPU, 1, {}), CPU)
+    kept = make_plan(graph, guessed_choices(CPU, 1, NO_LIMITS), CPU)
     monkeypatch.setattr(plans, "kept_plan", lambda *_: kept)
     assert loaded(database=path, policy="profile")[0].plan == kept[0]
     assert asked == [7.0]

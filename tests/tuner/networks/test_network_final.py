@@ -34,6 +34,7 @@ from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.networks.stored_plans import kept_plan, settle
 from fastrun.tuner.records.network_record import HEURISTIC, IN_PLACE, LAYERS
+from fastrun.tuner.records.record import NO_LIMITS, Limits
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import Summary
 from fastrun.tuner.store.database import Database
@@ -129,27 +130,27 @@ def test_variants_give_every_node_its_next_choice(graph: Graph) -> None:
 
 def test_a_final_is_kept_and_used_while_it_is_current(graph: Graph, tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
-        record = settle(graph, database, 1, 4.0, {})
+        record = settle(graph, database, 1, 4.0, NO_LIMITS)
         assert database.networks() == [record]
         assert HEURISTIC in record.samples
         assert all(len(s) >= 5 for s in record.samples.values())
-        found = kept_plan(graph, database, CPU, 1, {})
+        found = kept_plan(graph, database, CPU, 1, NO_LIMITS)
         assert found
         assert str(found[0]) == record.plan
         assert str(load(residual(), database=database).plan) == record.plan
-        assert kept_plan(graph, database, CPU, 2, {}) is None
-        assert kept_plan(graph, database, CPU, 1, {"max_error": 1e-5}) is None
+        assert kept_plan(graph, database, CPU, 2, NO_LIMITS) is None
+        assert kept_plan(graph, database, CPU, 1, Limits(error=1e-5)) is None
         larger = optimise(load_network(residual(), {"x": (4, 3, 33, 29)}))
-        assert kept_plan(larger, database, CPU, 1, {}) is None
+        assert kept_plan(larger, database, CPU, 1, NO_LIMITS) is None
         stale = {"ir_hash": "code"}, {"plan": "no plan"}, {"toolchain": "llvm 0, kernels 0"}
         for year, change in enumerate(stale, 3000):
             later = {"time": f"{year}-01-01T00:00:00.000000+00:00"}
             database.add_network(replace(record, **later, **change))
-            assert kept_plan(graph, database, CPU, 1, {}) is None
+            assert kept_plan(graph, database, CPU, 1, NO_LIMITS) is None
         yesterdays = record.toolchain.partition(",")[0] + ", kernels of yesterday"
         latest = {"time": "4000-01-01T00:00:00.000000+00:00", "toolchain": yesterdays}
         database.add_network(replace(record, **latest))
-        assert kept_plan(graph, database, CPU, 1, {})
+        assert kept_plan(graph, database, CPU, 1, NO_LIMITS)
 
 
 def crash(network: Network, base: str, rival: str, seconds: float) -> Comparison:
@@ -161,7 +162,7 @@ def test_a_rival_that_kills_its_process_costs_nothing_else(
 ) -> None:
     monkeypatch.setattr(network, "compare", crash)
     with Database(tmp_path / "records.db") as database:
-        record = settle(graph, database, 1, 2.0, {})
+        record = settle(graph, database, 1, 2.0, NO_LIMITS)
     assert IN_PLACE not in record.samples
     assert record.kept in record.samples
 
@@ -173,7 +174,7 @@ def test_a_rival_that_kills_its_process_costs_nothing_else(
 @pytest.mark.filterwarnings("ignore:.* holds no current measurement")  # of the second network
 def test_reproducible_gives_the_same_bits_on_any_number_of_threads(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
-        settle(optimise(load_network(residual())), database, 1, 0.0, {})
+        settle(optimise(load_network(residual())), database, 1, 0.0, NO_LIMITS)
         for source, shape in ((residual(), (2, 3, 33, 29)), ("squeezenet1.1", (1, 3, 64, 64))):
             name = "x" if shape[0] == 2 else "input"
             given = {name: normal(*shape)}
@@ -201,15 +202,15 @@ def expected_error(p: ConvProblem, text: str) -> float:
 def test_limits_bind_what_was_never_measured(graph: Graph) -> None:
     large = ConvProblem.parse("conv 1x64x28x28 64x3x3 s1 p1 bias")
     for p in (*(x.problem for x in convolutions(graph)), large):
-        small = guessed_choices(CPU, 1, {"max_workspace": 0})(p)
+        small = guessed_choices(CPU, 1, Limits(workspace=0))(p)
         assert all(workspace(p, choice.schedule) == 0 for choice in small)
-        exact = guessed_choices(CPU, 1, {"max_error": 8e-7})(p)
+        exact = guessed_choices(CPU, 1, Limits(error=8e-7))(p)
         assert all(expected_error(p, choice.schedule) <= 8e-7 for choice in exact)
-    free = guessed_choices(CPU, 1, {})(large)
+    free = guessed_choices(CPU, 1, NO_LIMITS)(large)
     assert len(small) < len(free)
     assert len(exact) < len(free)
     with pytest.raises(UnsupportedError, match="allow more"):
-        guessed_choices(CPU, 1, {"max_error": 1e-12})(large)
+        guessed_choices(CPU, 1, Limits(error=1e-12))(large)
     with pytest.raises(UnsupportedError, match="allow more"):
         load(residual(), policy="heuristic", max_error=1e-12)
 
@@ -224,10 +225,10 @@ def test_one_thread_stands_in_for_two(graph: Graph, tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
         known = {"machine": CPU.fingerprint, "toolchain": toolchain(), "ir_hash": code}
         database.add(record(problem=str(p), schedule=text, samples=(2e-9,) * 3, **known))
-        found = stored_choices(database, CPU, 2, {})(p)
+        found = stored_choices(database, CPU, 2, NO_LIMITS)(p)
         assert Choice(text, NHWC, NHWC, 1e-9) in found
         database.add(record(problem=str(p), schedule=text, samples=(5e-9,) * 3, threads=2, **known))
-        found = stored_choices(database, CPU, 2, {})(p)
+        found = stored_choices(database, CPU, 2, NO_LIMITS)(p)
         assert Choice(text, NHWC, NHWC, 5e-9) in found
 
 

@@ -22,11 +22,11 @@ from fastrun.tuner.records.provenance import Run, command_line
 from fastrun.tuner.records.record import (
     LATER,
     REGIMES,
-    STAGES,
     Errors,
     Outcome,
     Record,
     RecordError,
+    Stage,
 )
 from tests.support.records import record
 
@@ -52,7 +52,7 @@ records = st.builds(
     ir_hash=line,
     outcome=st.sampled_from(Outcome),
     reason=st.text(max_size=40),
-    stage=st.sampled_from(STAGES),
+    stage=st.sampled_from(Stage),
     samples=st.lists(time, max_size=8).map(tuple),
     errors=st.none() | st.builds(Errors, number, number, number),
     workspace=st.integers(0, 2**63 - 1),

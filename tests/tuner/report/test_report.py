@@ -19,7 +19,7 @@ from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.environment import toolchain
-from fastrun.tuner.records.record import Outcome, RecordError
+from fastrun.tuner.records.record import Conditions, Outcome, RecordError
 from fastrun.tuner.records.verdicts import speedup_interval
 from fastrun.tuner.report import layer_plots, plots
 from fastrun.tuner.report import style as look
@@ -87,7 +87,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Database:
 
 @pytest.fixture(scope="module")
 def found(database: Database) -> list[Standing]:
-    return standings(database, PROBLEMS, HERE, 1, "hot")
+    return standings(database, PROBLEMS, Conditions(HERE))
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_the_runner_up_is_the_next_that_may_be_used(tmp_path: Path) -> None:
             times = [seconds * (1 + process / 100) for process in range(5) for _ in range(3)]
             database.add(record(mr=mr, samples=times, **fields, **placed(15, 5)))
         p = ConvProblem.parse(record().problem)
-        [found] = standings(database, [(p, 1)], HERE, 1, "hot")
+        [found] = standings(database, [(p, 1)], Conditions(HERE))
     assert found.runner_up
     assert found.runner_up.parameters["mr"] == 6
     assert found.over_runner_up == pytest.approx((1.1, 1.1))
@@ -200,9 +200,9 @@ def test_what_the_generator_no_longer_makes_is_not_best(tmp_path: Path) -> None:
     assert is_current(replace(older, machine="elsewhere"))
     with Database(tmp_path / "old.db") as database:
         database.add(older)
-        assert standings(database, [(p, 1)], HERE, 1, "hot")[0].best is None
+        assert standings(database, [(p, 1)], Conditions(HERE))[0].best is None
         database.add(replace(older, ir_hash=true_hash, time="2027-01-01T00:00:00+00:00"))
-        assert standings(database, [(p, 1)], HERE, 1, "hot")[0].best
+        assert standings(database, [(p, 1)], Conditions(HERE))[0].best
 
 
 def test_frames(database: Database, found: list[Standing]) -> None:

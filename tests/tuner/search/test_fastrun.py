@@ -15,7 +15,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice
 from fastrun.tuner.measure.races import FINAL
-from fastrun.tuner.records.record import PROTOCOL, STAGES, Outcome
+from fastrun.tuner.records.record import PROTOCOL, Conditions, Outcome, Stage
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import Progress, fast_run
 from fastrun.tuner.search.problem_search import ProblemSearch, next_search, related
@@ -37,7 +37,7 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
         records = database.records()
         (run,) = database.runs()
         machine = Cpu.host().fingerprint
-        best = database.best(TINY, machine, 1, "hot")
+        best = database.best(TINY, Conditions(machine))
     assert summary.trials == 28
     assert not summary.interrupted
     assert len([r for r in records if r.stage == "screen"]) == 28
@@ -45,7 +45,7 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
     assert {r.protocol for r in records} == {PROTOCOL}
     assert (run.name, run.seed, run.sampler) == (summary.run, 0, "gp")
     assert run.command.startswith("fast_run(2 problems, Budget(")
-    assert all(stage in run.timing for stage in STAGES)
+    assert all(stage in run.timing for stage in Stage)
     assert seen[-1].stage == "done"
     finals = [r for r in records if r.stage == "final" and r.problem == str(TINY)]
     assert len(finals) >= 2
@@ -90,12 +90,13 @@ def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
 
 def test_failures_are_outcomes(tmp_path: Path) -> None:
     """An error limit nobody can meet: everything is refused, recorded, and the run ends well."""
-    from fastrun.tuner.measure.job import Limits
+    from fastrun.tuner.measure.job import ProcessLimits
 
+    strict = ProcessLimits(error=1e-30)
     with Database(tmp_path / "records.db") as database:
-        summary = fast_run([(TINY, 1)], database, Budget(trials=6), limits=Limits(error=1e-30))
+        summary = fast_run([(TINY, 1)], database, Budget(trials=6), limits=strict)
         outcomes = {r.outcome for r in database.records()}
-        assert database.best(TINY, Cpu.host().fingerprint, 1, "hot") is None
+        assert database.best(TINY, Conditions.here()) is None
     assert summary.trials == 6
     assert outcomes <= {Outcome.CORRECTNESS, Outcome.CONSTRAINTS}
     assert Outcome.CORRECTNESS in outcomes

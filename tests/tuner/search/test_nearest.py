@@ -15,6 +15,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import applicable, parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.records.environment import toolchain
+from fastrun.tuner.records.record import Conditions
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
 from fastrun.tuner.search.transfer import distance, first_guesses, nearest, suggestions, transferred
@@ -110,14 +111,14 @@ def test_after_a_change_old_winners_are_measured_again_before_they_count(tmp_pat
     winner = template.text(replace(heuristic, rows=1, unroll=2))
     assert transferred(winner, TINY, CPU) == winner != template.text(heuristic)
     fields = {"machine": CPU.fingerprint, "problem": str(TINY), "stage": "final"}
-    where = TINY, CPU.fingerprint, 1, "hot"
+    here = Conditions.here()
     with Database(tmp_path / "records.db") as database:
         database.add(record(schedule=winner, **fields))
-        assert first_current(database.ranking(*where)) is None
+        assert first_current(database.ranking(TINY, here)) is None
         summary = fast_run([(TINY, 1)], database, Budget(trials=5), algorithms=["direct"])
         assert summary.known == 0
         screened = [r.schedule for r in database.records(run=summary.run, stage="screen")]
         assert winner in screened
-        now = first_current(database.ranking(*where))
+        now = first_current(database.ranking(TINY, here))
         assert now is not None
         assert now.run == summary.run

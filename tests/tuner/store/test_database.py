@@ -14,12 +14,20 @@ import pytest
 
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.provenance import Run
-from fastrun.tuner.records.record import PROTOCOL, Errors, Outcome, Record
+from fastrun.tuner.records.record import (
+    NO_LIMITS,
+    PROTOCOL,
+    Conditions,
+    Errors,
+    Limits,
+    Outcome,
+    Record,
+)
 from fastrun.tuner.store.database import Database
 from tests.support.databases import edit, refused
 from tests.support.records import PROBLEM, record
 
-KEY = (PROBLEM, "machine", 1, "hot")
+KEY = (PROBLEM, Conditions("machine"))
 
 
 @pytest.fixture
@@ -33,10 +41,10 @@ def database(path: Path) -> Iterator[Database]:
         yield opened
 
 
-def best(database: Database, *records: Record, **limits: Any) -> Record | None:
+def best(database: Database, *records: Record, limits: Limits = NO_LIMITS) -> Record | None:
     for r in records:
         database.add(r)
-    return database.best(*KEY, **limits)
+    return database.best(*KEY, limits)
 
 
 def later(hours: int) -> str:
@@ -200,7 +208,7 @@ def test_what_was_timed_in_another_way_is_not_compared(
     assert best(database, *older) is None
     assert best(database, newer) == newer
     assert database.ranking(*KEY) == [newer]
-    assert database.best_all(*KEY[1:]) == {PROBLEM: newer}
+    assert database.best_all(KEY[1]) == {PROBLEM: newer}
     assert database.records(protocol=PROTOCOL) == older
 
 
@@ -208,7 +216,7 @@ def test_baselines_are_left_out_unless_asked_for(database: Database) -> None:
     naive = record(6, [1e-3], schedule="naive()", baseline=True)
     tuned = record(7, [2e-3])
     assert best(database, naive, tuned) == tuned
-    assert best(database, include_baselines=True) == naive
+    assert database.ranking(*KEY, include_baselines=True) == [naive, tuned]
 
 
 def test_limits_filter(database: Database) -> None:
@@ -217,11 +225,10 @@ def test_limits_filter(database: Database) -> None:
     unknown = record(8, [1e-4], errors=None, toolchain="llvm 0, kernels 0")
     plain = record(9, [3e-3], workspace=10)
     assert best(database, inexact, large, unknown, plain) == unknown
-    assert best(database, max_error=1e-5) == large
-    assert best(database, max_error=1e-5, max_workspace=999) == plain
-    assert best(database, max_error=1e-4, max_workspace=10) == inexact
-    assert best(database, max_error=1e-9) is None
-    assert best(database, toolchain="llvm 1, kernels 1") == inexact
+    assert best(database, limits=Limits(1e-5)) == large
+    assert best(database, limits=Limits(1e-5, 999)) == plain
+    assert best(database, limits=Limits(1e-4, 10)) == inexact
+    assert best(database, limits=Limits(1e-9)) is None
 
 
 def test_best_all_agrees_with_best(database: Database) -> None:
@@ -230,8 +237,8 @@ def test_best_all_agrees_with_best(database: Database) -> None:
         for mr in range(4):
             database.add(record(mr, [1e-3 * (1 + (mr + i) % 4)], problem=problem))
     database.add(record(outcome=Outcome.COMPILE, problem=problems[2]))
-    chosen = database.best_all(*KEY[1:])
-    assert chosen == {p: database.best(p, *KEY[1:]) for p in problems[:2]}
+    chosen = database.best_all(KEY[1])
+    assert chosen == {p: database.best(p, KEY[1]) for p in problems[:2]}
 
 
 # Merging

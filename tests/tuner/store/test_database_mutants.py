@@ -23,12 +23,11 @@ from typing import Any
 import pytest
 
 import fastrun
-from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.main import main
 from fastrun.tuner.records.environment import Environment, toolchain
 from fastrun.tuner.records.provenance import Run
-from fastrun.tuner.records.record import STAGES, Outcome, Record
+from fastrun.tuner.records.record import Conditions, Limits, Outcome, Record, Stage
 from fastrun.tuner.store.database import Database, DatabaseError
 from fastrun.tuner.store.standing import standings
 from tests.support.graph_models import model, node, normal
@@ -38,16 +37,16 @@ from tests.tuner.records.test_network_record import network_record
 MUTANTS = round(40 * float(os.environ.get("FASTRUN_TEST_SCALE", "1")))
 
 P = ConvProblem.parse("conv 1x4x8x8 4x3x3 s1 p1")
-WHERE = (Cpu.host().fingerprint, 1, "hot")
+HERE = Conditions.here()
 SMALL = model([node("Conv", "x w", "y", pads=[1] * 4)], {"w": normal(4, 4, 3, 3)})
 
 
 def facts() -> list[Record]:
-    known = {"problem": str(P), "machine": WHERE[0], "toolchain": toolchain(), "run": "made"}
+    known = {"problem": str(P), "machine": HERE.machine, "toolchain": toolchain(), "run": "made"}
     few = [
         record(mr, [mr * 1e-4 + i * 1e-6 for i in range(15)], stage=stage, **known)
         for mr in range(1, 9)
-        for stage in STAGES
+        for stage in Stage
     ]
     few += [record(mr, (), outcome=o, errors=None, **known) for mr, o in enumerate(Outcome, 20)]
     few += [record(30, processes=(0, 1, 1), rounds=(0, 0, 1), noise=0.1, heuristic=True, **known)]
@@ -205,12 +204,12 @@ def look(path: Path, stored: Sequence[Record], read_only: bool, wrong: str) -> N
         return
     with opened as database:
         records = asked(database.records, wrong) or []
-        ranking = asked(lambda: database.ranking(P, *WHERE), wrong) or []
-        best = asked(lambda: database.best(P, *WHERE, max_error=1.0), wrong)
-        every = asked(lambda: database.best_all(*WHERE), wrong) or {}
-        (found,) = asked(lambda: standings(database, [(P, 1)], *WHERE), wrong) or (None,)
+        ranking = asked(lambda: database.ranking(P, HERE), wrong) or []
+        best = asked(lambda: database.best(P, HERE, Limits(error=1.0)), wrong)
+        every = asked(lambda: database.best_all(HERE), wrong) or {}
+        (found,) = asked(lambda: standings(database, [(P, 1)], HERE), wrong) or (None,)
         assert all(r in stored for r in (*records, *ranking, *every.values())), wrong
-        order = sorted(ranking, key=lambda r: (-STAGES.index(r.stage), r.seconds_per_call))
+        order = sorted(ranking, key=lambda r: (-[*Stage].index(r.stage), r.seconds_per_call))
         assert ranking == order, wrong
         assert best in (None, *ranking[:1]), wrong
         assert not found or found.best in (None, *stored), wrong
@@ -342,7 +341,7 @@ def test_of_a_damaged_file_nothing_half_is_imported(sound: Path, tmp_path: Path)
             assert len(records) == (count or 0), wrong
             database.frame(parameters=True)
             database.info()
-            database.ranking(P, *WHERE)
+            database.ranking(P, HERE)
             with Database("sqlite://") as other:
                 assert other.merge(database) == len(records), wrong
             for form in ("jsonl", "t4", "csv"):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fastrun.tuner.records.environment import Environment
-from fastrun.tuner.records.record import LATER, Errors, Outcome
+from fastrun.tuner.records.record import LATER, Errors, Limits, Outcome
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.schema import FIRST_TABLES, TABLES, schema_version
 from tests.support.records import record
@@ -92,8 +92,8 @@ def test_it_remembers_ranks_and_merges_as_sqlite_does(url: str) -> None:
         assert twin.merge(database) == len(stored)
         assert (database.merge(twin), twin.merge(database)) == (0, 0)
         assert database.ranking(*KEY) == twin.ranking(*KEY) == [stored[1], stored[3], stored[0]]
-        assert database.best(*KEY, max_error=1.0) == stored[1]
-        assert database.best_all(*KEY[1:]) == twin.best_all(*KEY[1:])
+        assert database.best(*KEY, Limits(error=1.0)) == stored[1]
+        assert database.best_all(KEY[1]) == twin.best_all(KEY[1])
         assert database.environments() == twin.environments()
         assert database.info().outcomes == twin.info().outcomes
 

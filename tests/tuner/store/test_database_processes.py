@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.record import Conditions, Record
 from fastrun.tuner.store.database import Database, DatabaseError
 from tests.support.records import PROBLEM, record
 
@@ -231,7 +231,7 @@ def test_without_the_right_to_write_it_is_read(
             os.setuid(NOBODY)
         with Database(path) as database:
             assert database.read_only
-            assert database.best(PROBLEM, "machine", 1, "hot") == record()
+            assert database.best(PROBLEM, Conditions("machine")) == record()
             with pytest.raises(DatabaseError, match="is read-only"):
                 database.add(record(7))
         if folder_mode == 0o555:

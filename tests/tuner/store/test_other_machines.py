@@ -20,7 +20,7 @@ from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.stored_plans import kept_plan
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
-from fastrun.tuner.records.record import Outcome
+from fastrun.tuner.records.record import NO_LIMITS, Conditions, Outcome
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
 from fastrun.tuner.store.database import Database
@@ -32,8 +32,8 @@ from tests.tuner.networks.test_loading import measured, problems
 
 HERE = Cpu.host()
 ELSEWHERE = "0123456789abcdef"
-CONDITIONS = {"machine": ELSEWHERE, "threads": 3, "regime": "cold-weights"}
-"""Not those under which the tests ask."""
+OTHERS = {"machine": ELSEWHERE, "threads": 3, "regime": "cold-weights"}
+"""Not the conditions under which the tests ask."""
 
 
 @pytest.mark.parametrize(
@@ -53,32 +53,18 @@ def test_the_fingerprint_tells_machines_apart(field: str, value: Any) -> None:
     assert replace(other, **{field: getattr(HERE, field)}).fingerprint == HERE.fingerprint
 
 
-@pytest.mark.parametrize("field", CONDITIONS)
+@pytest.mark.parametrize("field", OTHERS)
 def test_queries_rank_what_was_measured_under_the_same_conditions(field: str) -> None:
-    here, there = record(6, [2e-3]), record(7, [1e-3], **{field: CONDITIONS[field]})
+    here, there = record(6, [2e-3]), record(7, [1e-3], **{field: OTHERS[field]})
     with Database("sqlite://") as database:
         database.add(here)
         database.add(there)
-        for asked, found in (("machine", 1, "hot"), here), (_where(field), there):
-            assert database.ranking(PROBLEM, *asked) == [found]
-            assert database.best(PROBLEM, *asked) == found
-            assert database.best_all(*asked) == {PROBLEM: found}
+        usual = Conditions("machine")
+        for asked, found in (usual, here), (replace(usual, **{field: OTHERS[field]}), there):
+            assert database.ranking(PROBLEM, asked) == [found]
+            assert database.best(PROBLEM, asked) == found
+            assert database.best_all(asked) == {PROBLEM: found}
             assert database.records(**{field: getattr(found, field)}) == [found]
-
-
-def _where(field: str) -> Any:
-    asked = {"machine": "machine", "threads": 1, "regime": "hot"}
-    return tuple((asked | {field: CONDITIONS[field]}).values())
-
-
-def test_a_toolchain_asked_for_is_the_only_one_ranked() -> None:
-    old, new = record(6, [1e-3], toolchain="llvm 0, kernels 0"), record(7, [2e-3])
-    with Database("sqlite://") as database:
-        database.add(old)
-        database.add(new)
-        where = ("machine", 1, "hot")
-        assert database.best(PROBLEM, *where, toolchain=new.toolchain) == new
-        assert database.best_all(*where, toolchain=old.toolchain) == {PROBLEM: old}
 
 
 @pytest.mark.parametrize("field", ["machine", "toolchain", "ir_hash"])
@@ -86,27 +72,27 @@ def test_code_is_distrusted_where_it_failed(field: str) -> None:
     good = record(6)
     bad = record(6, (), outcome=Outcome.CORRECTNESS, time="2025-01-01T00:00:00+00:00", stage="race")
     elsewhere = replace(bad, **{field: "another"})
-    where = (PROBLEM, "machine", 1, "hot")
+    conditions = Conditions("machine")
     with Database("sqlite://") as database:
         database.add(replace(good, stage="final"))
         database.add(replace(elsewhere, regime="cold-weights"))
-        assert database.best(*where)
+        assert database.best(PROBLEM, conditions)
         database.add(replace(bad, regime="cold-weights"))
-        assert database.best(*where) is None
+        assert database.best(PROBLEM, conditions) is None
 
 
-@pytest.mark.parametrize("field", CONDITIONS)
+@pytest.mark.parametrize("field", OTHERS)
 def test_standings_are_those_of_one_machine(field: str) -> None:
     p = ConvProblem.parse(PROBLEM)
     known = {"machine": HERE.fingerprint, "toolchain": toolchain()}
     here, there = (
         record(6, [2e-3], **known),
-        record(7, [1e-3], **(known | {field: CONDITIONS[field]})),
+        record(7, [1e-3], **(known | {field: OTHERS[field]})),
     )
     with Database("sqlite://") as database:
         database.add(here)
         database.add(there)
-        [found] = standings(database, [(p, 1)], HERE.fingerprint, 1, "hot")
+        [found] = standings(database, [(p, 1)], Conditions.here())
     assert found.best == here
 
 
@@ -124,20 +110,20 @@ def test_today_is_judged_by_todays_toolchain() -> None:
     assert is_current(replace(ours, machine=ELSEWHERE, toolchain="llvm 0, kernels 0"))
 
 
-@pytest.mark.parametrize("field", CONDITIONS)
+@pytest.mark.parametrize("field", OTHERS)
 def test_loading_follows_what_was_measured_here(field: str, tmp_path: Path) -> None:
     """A record of one thread may stand in for several, none of several for one."""
     p = problems()[0]
     with Database(tmp_path / "here.db") as database:
         database.add(measured(p))
-        usual = stored_choices(database, HERE, 1, {})(p)
+        usual = stored_choices(database, HERE, 1, NO_LIMITS)(p)
         assert usual[0].schedule == measured(p).schedule
     with Database(tmp_path / "there.db") as database:
         for other in problems():
-            database.add(measured(other, **{field: CONDITIONS[field]}))
+            database.add(measured(other, **{field: OTHERS[field]}))
         if field != "regime":
             assert measured(p).schedule not in [
-                c.schedule for c in stored_choices(database, HERE, 1, {})(p)
+                c.schedule for c in stored_choices(database, HERE, 1, NO_LIMITS)(p)
             ]
             with pytest.warns(UserWarning, match="no current measurement"):
                 plan = fastrun.load(residual(), database=database).plan
@@ -164,15 +150,15 @@ def test_a_networks_plan_is_kept_for_one_machine(field: str, value: Any) -> None
     )
     with Database("sqlite://") as database:
         database.add_network(replace(kept, **{field: value}))
-        assert kept_plan(graph, database, HERE, 1, {}) is None
+        assert kept_plan(graph, database, HERE, 1, NO_LIMITS) is None
         database.add_network(kept)
-        assert kept_plan(graph, database, HERE, 1, {})
+        assert kept_plan(graph, database, HERE, 1, NO_LIMITS)
 
 
 def test_a_search_learns_from_the_same_conditions() -> None:
     p = ConvProblem.parse("conv 1x16x8x8 16x3x3 s1 p1 bias relu")
     known = {"problem": str(p), "machine": HERE.fingerprint, "toolchain": toolchain()}
-    others = [{field: value} for field, value in CONDITIONS.items()]
+    others = [{field: value} for field, value in OTHERS.items()]
     with Database("sqlite://") as database:
         for change in (*others, {"protocol": 99}, {"toolchain": "llvm 0, kernels 0"}, {}):
             database.add(record(schedule=heuristic_text(p), **(known | change)))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastrun.tuner.records.environment import Environment
-from fastrun.tuner.records.record import LATER
+from fastrun.tuner.records.record import LATER, Conditions, Limits
 from fastrun.tuner.store import schema as tables
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.schema import schema_version
@@ -187,16 +187,16 @@ def test_text_that_is_no_utf8_is_named_damaged(path: Path) -> None:
     ],
 )
 def test_what_is_stored_to_rank_by_is_not_believed(path: Path, column: str, value: str) -> None:
-    where = (record().problem, "machine", 1, "hot")
+    problem, conditions, limits = record().problem, Conditions("machine"), Limits(error=1.0)
     with Database(path) as database:
         for mr, seconds in ((6, 1e-3), (7, 2e-3), (8, 3e-3)):
             database.add(record(mr, [seconds]))
         edit(path, f"UPDATE records SET {column} = {value} WHERE id = 1")
         for action in (
             lambda: database.records(),
-            lambda: database.ranking(*where, max_error=1.0),
-            lambda: database.best(*where, max_error=1.0),
-            lambda: database.best_all(*where[1:], max_error=1.0),
+            lambda: database.ranking(problem, conditions, limits),
+            lambda: database.best(problem, conditions, limits),
+            lambda: database.best_all(conditions, limits),
             lambda: database.export(path.with_suffix(".jsonl"), "jsonl"),
         ):
             assert "by hand or is damaged" in refused(action)

@@ -15,7 +15,7 @@ from fastrun.tuner.measure.measurer import heuristic_text
 from fastrun.tuner.measure.races import FINAL
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Outcome, Record
-from fastrun.tuner.search.verify_winners import Recheck, recheck
+from fastrun.tuner.search.verify_winners import Verification, verify
 from fastrun.tuner.store.database import Database
 from tests.support.records import placed, record
 
@@ -40,7 +40,7 @@ def test_a_winner_that_was_never_one_loses_and_the_race_is_stored(tmp_path: Path
     with Database(tmp_path / "records.db") as database:
         database.add(stored(P, SLOW, 1e-6))
         database.add(stored(P, heuristic_text(P), 2e-6, heuristic=True))
-        [found] = recheck(database, [P, OTHER])
+        [found] = verify(database, [P, OTHER])
         new = [r for r in database.records(stage="final") if r.run != "before"]
         [environment] = database.environments(new[0].run)
     assert found.before == pytest.approx(2.0)
@@ -56,7 +56,7 @@ def test_a_winner_that_was_never_one_loses_and_the_race_is_stored(tmp_path: Path
 def test_a_schedule_that_cannot_be_built_any_more_has_failed(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
         database.add(stored(P, "forgotten(layout=NCHW)", 1e-6, toolchain="llvm 0, kernels 0"))
-        [found] = recheck(database, [P])
+        [found] = verify(database, [P])
     assert (found.verdict, found.stale, found.holds) == ("failed", True, False)
     assert "forgotten" in found.winner.reason
     assert found.before != found.before  # no heuristic ran then
@@ -72,7 +72,7 @@ def test_verdicts(times: float | None, verdict: str, holds: bool) -> None:
     if times is None:
         winner = replace(winner, outcome=Outcome.CORRECTNESS, samples=(), processes=(), rounds=())
     heuristic = stored(P, heuristic_text(P), 1e-3 * (times or 1), heuristic=True)
-    found = Recheck(P, winner, 1.1, False, winner, heuristic)
+    found = Verification(P, winner, 1.1, False, winner, heuristic)
     assert (found.verdict, found.holds) == (verdict, holds)
 
 
