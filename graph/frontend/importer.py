@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import operator
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +49,7 @@ from fastrun.graph.frontend.inline import (
     own_domain,
 )
 from fastrun.graph.frontend.lowering import Site, Unsupported, lower
+from fastrun.kernels.core.cgroup import usable_memory
 
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
 LARGEST_SHAPE_PARAMETER = 1024
@@ -446,13 +446,10 @@ def _target(node: onnx.NodeProto) -> int:
 
 def _check_memory(name: str, tensor: Tensor, taken: int) -> None:
     """Refuse `taken` bytes above a quarter of the memory: a run holds input and output twice."""
-    if taken > _memory() // 4:
-        raise UnsupportedError(f"{name!r} ({tensor}) is too large for the memory of this machine")
-
-
-def _memory() -> int:
-    """The machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if taken > usable_memory() // 4:
+        raise UnsupportedError(
+            f"{name!r} ({tensor}) is too large for the memory that this process may use"
+        )
 
 
 def _type_of(values: Array | Tensor) -> onnx.TypeProto:

@@ -8,7 +8,6 @@ that way the planner makes a plan by what each took in place. Then whole network
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from fastrun.graph.plan.forms import Form
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import carried_out, cheapest_plan, follow_plan
+from fastrun.kernels.core.cgroup import usable_memory
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.precompile import precompile
@@ -87,8 +87,9 @@ def network_final(
         WorkerDied: not even the heuristic's plan could be run.
     """
     cores = Cores.split(threads)
-    room = ProcessLimits(memory=_room())
-    with one_interrupt(), Scratch() as scratch, Sandbox(cores, room) as sandbox:
+    # One process holds several copies of the network.
+    limits = ProcessLimits(memory=usable_memory() // 2)
+    with one_interrupt(), Scratch() as scratch, Sandbox(cores, limits) as sandbox:
         pickled = pickle.dumps(graph)
         file = scratch.room(len(pickled)) / "graph"
         file.write_bytes(pickled)
@@ -232,8 +233,3 @@ def _ratio(rival: Sequence[float], base: Sequence[Sequence[float]]) -> float:
     """
     together = [sum(run) for run in zip(*base, strict=True)]
     return rounds_interval(rival, together)[1]
-
-
-def _room() -> int:
-    """Bytes for a process that holds several copies of a network: half of the memory."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

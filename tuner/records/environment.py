@@ -13,9 +13,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from fastrun.kernels.core.cgroup import cpu_limit, memory_limit, physical_memory
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.compile import llvm_version
-from fastrun.tuner.records.cgroup import cpu_limit, memory_limit
 from fastrun.tuner.records.record import RecordError, check_type, now
 
 _PACKAGES = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ class Environment:
             l2=cpu.l2,
             l3=cpu.l3,
             cores=cpu.cores,
-            memory=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            memory=physical_memory(),
             system=_system(),
             kernel=f"{platform.system()} {platform.release()}",
             governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from fastrun.tuner.records.cgroup import cpu_limit, memory_limit
+from fastrun.kernels.core import cgroup
+from fastrun.kernels.core.cgroup import cpu_limit, memory_limit, physical_memory, usable_memory
 
 V1_CPU = "33 31 0:30 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct"
 V1_MEMORY = "36 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory"
@@ -109,3 +110,15 @@ def test_memory_goes_the_same_way(
 def test_a_system_without_files_has_no_limit(tmp_path: Path) -> None:
     assert cpu_limit(tmp_path) is None
     assert memory_limit(tmp_path) is None
+
+
+@pytest.mark.parametrize(("limit", "share"), [(None, 1), (0.5, 0.5), (2, 1)])
+def test_the_limit_of_a_group_makes_less_memory_usable(
+    monkeypatch: pytest.MonkeyPatch, limit: float | None, share: float
+) -> None:
+    physical = physical_memory()
+    found = None if limit is None else int(limit * physical)
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: found)
+    usable_memory.cache_clear()
+    assert usable_memory() == int(share * physical)
+    usable_memory.cache_clear()

@@ -1,12 +1,14 @@
-"""What control groups allow this process: of CPU time and of memory, by all groups it is within.
+"""How much CPU time and memory this process may use: the limits of all its control groups.
 
-A process sees the hierarchies as they are mounted: the unified one of version 2, one for each
-controller of version 1, or both. A mount may show a part of a hierarchy only, and a namespace of
-control groups renames its root; what is above, nobody inside can see.
+A process sees the hierarchies of groups as they are mounted: the unified one of version 2, one for
+each controller of version 1, or both. A mount may show only a part of a hierarchy, and a namespace
+of control groups renames the root. Limits set above that part cannot be seen from inside.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 
@@ -15,14 +17,28 @@ _ENDLESS = 1 << 60
 
 
 def cpu_limit(root: Path = Path("/")) -> float | None:
-    """Cores' worth of time; None where there is no limit. `root` is where the system is."""
+    """CPU time per second of wall time, in cores; None is no limit.
+
+    `root` is the folder that holds `proc` and `sys`.
+    """
     return _least(root, "cpu", _cpu_of)
 
 
 def memory_limit(root: Path = Path("/")) -> int | None:
-    """Bytes; None where there is no limit."""
+    """Bytes; None is no limit."""
     found = _least(root, "memory", _memory_of)
     return None if found is None else int(found)
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@functools.cache
+def usable_memory() -> int:
+    """Bytes that this process may use: the machine's memory, or the limit of a group if less."""
+    return min(physical_memory(), memory_limit() or physical_memory())
 
 
 def _least(root: Path, controller: str, read: Callable[[Path], float | None]) -> float | None:
@@ -45,7 +61,7 @@ def _memory_of(group: Path) -> float | None:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """Folders of the groups that this process is in, from its own to the outermost that it sees."""
+    """Folders of the groups that this process is in, from the innermost to the outermost seen."""
     own = _own_groups(root, controller)
     for line in _read(root / "proc/self/mountinfo").splitlines():
         before, _, after = line.partition(" - ")
@@ -61,7 +77,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
 
 
 def _own_groups(root: Path, controller: str) -> dict[str, str]:
-    """By kind of file system, the path of this process's group in its hierarchy."""
+    """The path of this process's group in its hierarchy, by kind of file system."""
     own = {}
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -73,10 +89,11 @@ def _own_groups(root: Path, controller: str) -> dict[str, str]:
 
 
 def _inside(path: PurePosixPath, mounted: PurePosixPath) -> PurePosixPath:
-    """Where a group lies below the mount; `.` where the mount shows no more than the group."""
+    """The path of a group below the mount; `.` where the mount shows no more than the group."""
     if path.is_relative_to(mounted) and ".." not in path.parts:
         return path.relative_to(mounted)
-    # A container's mount may begin at its group while the path tells of the host, or the other way.
+    # In a container the mount may begin at the group while the path begins at the host's root, or
+    # the other way round.
     return PurePosixPath() if ".." in path.parts else path.relative_to("/")
 
 
