@@ -43,7 +43,7 @@ from fastrun.tuner.networks.in_place import Network, race
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.networks.stored_plans import kept_plan, tune
 from fastrun.tuner.records.record import NO_LIMITS
-from fastrun.tuner.records.statistics import ENOUGH, in_a_word, ratio_interval, typical
+from fastrun.tuner.records.statistics import ENOUGH, interval_verdict, ratio_interval, typical
 from fastrun.tuner.records.units import interval, ms, ratio
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.exits import ended, leave
@@ -227,7 +227,7 @@ def _compared(before: Any, after: Any) -> dict[str, object]:
         paired = len(before.samples) == len(after.samples) and before.plan != NAIVE
         groups = _by_process(before.samples), _by_process(after.samples)
         low, high = ratio_interval(*groups, paired)
-        said = in_a_word(low, high)
+        said = interval_verdict(low, high)
     return {
         "before": before.seconds,
         "after": after.seconds,

@@ -1,4 +1,4 @@
-"""The cores that this process may use: what an affinity mask or a container's cpuset leaves it."""
+"""The cores that this process may use, by its affinity mask and a container's set of cores."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from fastrun.tuner.records.units import plural
 
 
 def usable_cores() -> list[int]:
-    """Their numbers, in rising order."""
+    """The numbers of the cores, ascending."""
     return sorted(os.sched_getaffinity(0))
 
 
 def check_threads(threads: int) -> None:
-    """Check that each thread can have a core of its own: others would wait for it, spinning.
+    """Check that every thread can have a core of its own. Threads that share one wait, spinning.
 
     Raises:
-        ValueError: less than one thread, or more than cores.
+        ValueError: there is less than one thread, or there are more threads than cores.
     """
     cores = len(usable_cores())
     if not 1 <= threads <= cores:

@@ -27,12 +27,12 @@ PACKAGES = ("llvmlite", "numpy", "optuna")
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """A manifest of one machine at one time. Sizes in bytes; '' or None is what cannot be read.
+    """One machine at one time. Sizes are in bytes; '' or None stands for what cannot be read.
 
-    `machine` is `Cpu.fingerprint`, `features` LLVM's feature string, `cores` those this process
-    may use. `cpu_limit` (in cores) and `memory_limit` are those of the
-    control groups that this process is within. `load` is the load
-    average over 1, 5 and 15 minutes. Holds nothing that names a person, host or folder.
+    `machine` is `Cpu.fingerprint`, `features` LLVM's feature string, `cores` the number of cores
+    that this process may use. `cpu_limit` (in cores) and `memory_limit` come from the control
+    groups of this process. `load` is the load average over 1, 5 and 15 minutes. Nothing here names
+    a person, host or folder.
     """
 
     machine: str
@@ -81,12 +81,12 @@ class Environment:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `Environment.from_dict` gives back an equal one."""
+        """JSON form; `Environment.from_dict` restores it."""
         return asdict(self) | {"load": list(self.load), "versions": dict(self.versions)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Environment:
-        """Read what `to_dict` wrote, trusting nothing.
+        """Read what `to_dict` wrote. Every field is checked.
 
         Raises:
             RecordError: a field is missing, unknown or of the wrong type.
@@ -102,7 +102,7 @@ class Environment:
         if not isinstance(load, list) or [type(x) for x in load] != [float] * 3:
             raise RecordError(f"environment field 'load': expected three numbers, got {load!r:.60}")
         if not isinstance(versions, dict) or {type(x) for x in versions.values()} - {str}:
-            raise RecordError(f"environment field 'versions': {versions!r:.60} are no versions")
+            raise RecordError(f"environment field 'versions': expected texts, got {versions!r:.60}")
         return cls(**{**data, "load": tuple(load)})
 
 
@@ -116,18 +116,18 @@ _KINDS: dict[str, set[type]] = {
 
 @functools.cache
 def toolchain() -> str:
-    """What turns a schedule into machine code: LLVM's version and the generator's source hash."""
+    """LLVM's version and the hash of the generator's source: they determine the machine code."""
     return f"llvm {llvm_version()}, kernels {generator_hash()}"
 
 
 def generator_hash() -> str:
-    """Twelve hex digits of every source file of `kernels`."""
+    """Twelve hex digits of a hash of all source files of `kernels`."""
     return _source_hash("kernels")
 
 
 @functools.cache
 def tuner_hash() -> str:
-    """Twelve hex digits of every source file of `tuner`: what searched and measured."""
+    """Twelve hex digits of a hash of all source files of `tuner`, which search and measure."""
     return _source_hash("tuner")
 
 
@@ -151,7 +151,7 @@ def _versions() -> dict[str, str]:
 
 
 def _read(path: str) -> str:
-    """A small file of the kernel's, stripped; '' where there is none or it may not be read."""
+    """A small file of the operating system, stripped; '' if it cannot be read."""
     try:
         return Path(path).read_text().strip()
     except OSError:

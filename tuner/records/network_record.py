@@ -1,4 +1,4 @@
-"""One measured fact about a whole network: which plan won its final, and what all of them took."""
+"""The outcome of a network's final: which plan won, and the times of all plans."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from fastrun.tuner.records.record import RecordError, content_key, now, typical_
 from fastrun.tuner.records.statistics import PRACTICAL, ratio_interval
 
 HEURISTIC, LAYERS, IN_PLACE = "heuristic", "layer times", "in place"
-"""Plans: what needs no measuring, the one by what layers take alone, and in the network."""
+"""Names of plans: the heuristic's, the one by times of single layers, the one by times of layers
+in the running network."""
 
 ROUNDS = 12
-"""Rounds of a race of whole networks in one process: so many samples of each plan."""
+"""Rounds that a race of plans has in one process: a sample of each plan per round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkRecord:
     """The outcome of a network's final on a machine.
 
-    `graph` is `Graph.digest`, `network` a name for people; `ir_hash` is that of all code of the
-    plan kept, and `limits` says which schedules were allowed. `samples` are seconds per run by the
-    plans' names, in rising order of what it takes to find them; sample i of all is of one round,
-    and every `ROUNDS` are of another process.
-    `kept` is the name of the plan whose text is `plan`.
+    `graph` is `Graph.digest`, `network` a name to show. `kept` is the name of the winning plan,
+    `plan` its text and `ir_hash` the hash of all its code. `limits` says which schedules were
+    allowed. `samples` are seconds per run by the plans' names, ordered by the effort of finding
+    the plan. Sample i of every plan is from the same round; each process adds `ROUNDS` samples.
 
     Raises:
         RecordError: a field is of the wrong type, or a time is not positive and finite.
@@ -58,15 +58,15 @@ class NetworkRecord:
 
     @property
     def key(self) -> str:
-        """Thirty-two hex digits of the content: the same fact has the same key everywhere."""
+        """Thirty-two hex digits of a hash of the content: equal records have equal keys."""
         return content_key(self.to_dict())
 
     def seconds(self, name: str) -> float:
-        """Of a run of the plan called so; infinite if it did not run."""
+        """Seconds per run of a plan; infinite if it did not run."""
         return typical_of(self._by_process(name))
 
     def interval(self, name: str, over: str = HEURISTIC) -> tuple[float, float]:
-        """The 95 % interval of how many times faster one plan is than another; NaN if unknown."""
+        """The 95 % interval of the speed-up of plan `name` over plan `over`; NaN if unknown."""
         before, after = self._by_process(over), self._by_process(name)
         return ratio_interval(before, after, paired=len(before) == len(after))
 
@@ -76,7 +76,7 @@ class NetworkRecord:
 
     @property
     def verdict(self) -> str:
-        """What the final has gained over the heuristic's plan, in words as `Standing.verdict`."""
+        """The gain over the heuristic's plan, in words like those of `Standing.verdict`."""
         if self.kept == HEURISTIC:
             return "the heuristic's own"
         low, _ = self.interval(self.kept)
@@ -85,7 +85,7 @@ class NetworkRecord:
         return "faster than the heuristic's" if low > PRACTICAL else "a tie with the heuristic's"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `NetworkRecord(**data)` gives back an equal record."""
+        """JSON form; `NetworkRecord(**data)` restores it."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}
         return data | {"samples": {name: [*times] for name, times in self.samples.items()}}
 

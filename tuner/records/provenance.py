@@ -1,4 +1,4 @@
-"""What a run was asked for: its records bear its name, this says how they came about."""
+"""How the records of a run were made: by which command, sampler and seed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastrun.tuner.records.record import RecordError, check_line, check_type, is
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """How the records came about whose `run` is this `name`.
+    """How the records were made whose field `run` is this `name`.
 
-    `command` is the command line, or the call that a program made. `sampler` chose what was
-    measured, from `seed` on; '' and None where nothing was searched. `timing` says in words how
-    each stage was timed, and `tuner` names the source of the search and the
-    measurements. Holds nothing that names a person, host or folder.
+    `command` is the command line, or the call of a program. `sampler` chose the schedules and
+    `seed` is that of its random numbers; they are '' and None where nothing was searched. `timing`
+    says in words how each stage was timed. `tuner` is the hash of the source that searched and
+    measured. Nothing here names a person, host or folder.
 
     Raises:
-        RecordError: a field is of the wrong type, or no single line.
+        RecordError: a field is of the wrong type, or has several lines.
     """
 
     name: str
@@ -43,12 +43,12 @@ class Run:
             raise RecordError(f"record field 'run.time': {self.time!r:.60} is not UTC in ISO form")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `Run.from_dict` gives back an equal one."""
+        """JSON form; `Run.from_dict` restores it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Run:
-        """Read what `to_dict` wrote, trusting nothing.
+        """Read what `to_dict` wrote. Every field is checked.
 
         Raises:
             RecordError: naming the field that is missing, unknown or wrong.
@@ -60,6 +60,6 @@ class Run:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """A command as one would type it, of paths and addresses only the last part."""
+    """A command as typed into a shell; of paths and addresses only the last part is kept."""
     named = (re.sub(r"[^=]*[/\\](?=[^/\\])", "", word) for word in words)
     return shlex.join("".join(c if c.isprintable() else "?" for c in word) for word in named)

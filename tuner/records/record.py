@@ -1,4 +1,4 @@
-"""One measured fact: a schedule of a problem on a machine, and what came of it."""
+"""A record: the outcome of one schedule of a problem on a machine, with all its samples."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.notebook import card
 from fastrun.tuner.records.statistics import typical
 from fastrun.tuner.records.units import duration, plural, size
 
 REGIMES = ("hot", "cold-weights")
-"""What the caches hold when a call starts: everything, or all but the weights."""
+"""What the caches hold when a call starts: all operands, or all but the weights."""
 
 PROTOCOL = 1
 """The version of the way samples are taken. Times of different versions cannot be compared."""
@@ -29,7 +32,7 @@ ALONE = -1
 
 
 class RecordError(ValueError):
-    """Data that is no record. The message is one line and names the field."""
+    """The data is no record. The message is one line and names the field."""
 
 
 class Stage(StrEnum):
@@ -99,15 +102,31 @@ NO_LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Errors:
-    """Error against float64, relative to the rms of the output.
+    """The error of an output against float64, relative to the rms of the output.
 
-    `max` and `rms` are of the absolute error, `bias` is the mean of the signed one. A value that
-    is not finite counts as infinite, whatever its sign.
+    `max` and `rms` describe the absolute error, `bias` is the mean of the signed error. Values that
+    are not finite become positive infinity.
     """
 
     max: float
     rms: float
     bias: float
+
+    @classmethod
+    def of(
+        cls, found: NDArray[Any], truth: NDArray[np.float64], scale: float | None = None
+    ) -> Errors:
+        """The errors of `found`; infinite if the shapes differ.
+
+        `scale` is the rms of `truth`, where it is known already.
+        """
+        if found.shape != truth.shape:
+            return cls(math.inf, math.inf, math.inf)
+        scale = scale or float(np.sqrt(np.square(truth).mean())) or 1.0
+        difference = found - truth
+        bias, rms = difference.mean(), np.sqrt(np.square(difference).mean())
+        largest = np.abs(difference, out=difference).max()
+        return cls(float(largest) / scale, float(rms) / scale, float(bias) / scale)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -132,12 +151,12 @@ class Errors:
 
 
 def now() -> str:
-    """The time, UTC, as ISO text; such texts sort as the times do."""
+    """The time now, UTC, as ISO text. Such texts sort like the times."""
     return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def typical_of(processes: Sequence[Sequence[float]]) -> float:
-    """The geometric mean of what was `typical` in each process; infinite when there are none."""
+    """The geometric mean of each process's `typical` time; infinite if there are none."""
     times = [typical(samples) for samples in processes]
     if len(times) < 2:
         return times[0] if times else math.inf
@@ -145,7 +164,7 @@ def typical_of(processes: Sequence[Sequence[float]]) -> float:
 
 
 def by_process(samples: Sequence[float], processes: Sequence[int]) -> list[tuple[float, ...]]:
-    """The samples of each process, in the order measured; all as one where nobody noted it."""
+    """The samples of each process, in the order measured; one group if processes are unknown."""
     groups: dict[int, list[float]] = {}
     for process, sample in zip(processes or (0,) * len(samples), samples, strict=True):
         groups.setdefault(process, []).append(sample)
@@ -154,23 +173,25 @@ def by_process(samples: Sequence[float], processes: Sequence[int]) -> list[tuple
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One outcome, complete: enough to trust it, doubt it, or measure it again.
+    """All that is stored of one trial, so that it can be judged and repeated.
 
-    `problem` and `schedule` are text forms; `machine` is `Cpu.fingerprint`; `toolchain` names the
-    LLVM and the generator, and `ir_hash` the code they made ('' where none was made). `reason`
-    says in one line why the outcome is not correct. `samples` holds every timed block as
-    seconds per call, in the order measured, and `noise` the canary's largest reading around them
-    (0.1: fixed work took ten per cent longer than at its best; None where nobody looked).
-    `processes` says for each sample in which process of the race it was taken, and `rounds` in
-    which of its rounds, both from 0 (`ALONE` where the others did not run); samples of equal
-    process and round in several records of a run and stage can be compared in pairs. They are empty
-    where nobody noted it. `protocol` is the `PROTOCOL` by which samples were taken.
-    `workspace` is in bytes; `seconds` says what the trial cost (build, compile, verify, measure).
-    One record per schedule, run and stage: a run that measures again stores a new one.
+    `problem` and `schedule` are text forms. `machine` is `Cpu.fingerprint`. `toolchain` names LLVM
+    and the generator; `ir_hash` is the hash of the code they made ('' if they made none). `reason`
+    says in one line why the outcome is not correct.
+
+    `samples` holds every timed block as seconds per call, in the order measured. `processes` and
+    `rounds` give the process and the round of each sample, counted from 0 (`ALONE` if the sample
+    was taken outside of rounds); they are empty if unknown. Samples of the same process and round
+    in several records of a run and stage can be compared in pairs. `noise` is the largest reading
+    of the canary around the samples: 0.1 means that fixed work took ten per cent longer than at
+    its best, None that the canary was not read. `protocol` is the `PROTOCOL` of the samples.
+
+    `workspace` is in bytes. `seconds` are the costs of the trial (build, compile, verify, measure).
+    A run that measures a schedule again in the same stage stores another record.
 
     Raises:
-        RecordError: a text of several lines (a `reason` is joined to one instead), a word outside
-            its vocabulary, a count or time out of range.
+        RecordError: a text has several lines (those of a `reason` are joined), a word is unknown, a
+            count or time is out of range.
     """
 
     problem: str
@@ -197,7 +218,7 @@ class Record:
     protocol: int = 1
 
     def __post_init__(self) -> None:
-        # Reasons come from compilers and dying processes: they are made one line, not refused.
+        # Reasons come from compilers and dying processes, so they are joined to one line.
         words = " ".join(self.reason.split())
         reason = "".join(c if c.isprintable() else "?" for c in words)
         object.__setattr__(self, "reason", reason)
@@ -211,7 +232,7 @@ class Record:
         object.__setattr__(self, "stage", Stage(_check_word("stage", self.stage, Stage)))
         object.__setattr__(self, "outcome", Outcome(_check_word("outcome", self.outcome, Outcome)))
         if not (1 <= self.threads < 1 << 31 and 0 <= self.workspace < 1 << 63):
-            raise RecordError("record: threads is at least 1 and workspace at least 0")
+            raise RecordError("record: 'threads' is at least 1 and 'workspace' at least 0")
         if not all(0 < sample <= _LONGEST for sample in self.samples):
             raise RecordError("record field 'samples': a time is positive and finite")
         if not all(0 <= cost <= _LONGEST for cost in self.seconds.values()):
@@ -236,7 +257,7 @@ class Record:
 
     @property
     def parameters(self) -> dict[str, int | bool | str]:
-        """The schedule's fields, read without knowing the algorithm; empty if it has none."""
+        """The schedule's fields, read without the algorithm's code; empty if it has none."""
         body = self.schedule.partition("(")[2].removesuffix(")")
         pairs = (part.strip().partition("=") for part in body.split(",") if part.strip())
         return {name: _value(word) for name, _, word in pairs}
@@ -248,16 +269,16 @@ class Record:
 
     @property
     def seconds_per_call(self) -> float:
-        """The geometric mean of what was `typical` in each process; infinite without samples."""
+        """The geometric mean of each process's `typical` time; infinite without samples."""
         return typical_of(self.by_process())
 
     def by_process(self) -> list[tuple[float, ...]]:
-        """The samples of each process, in the order measured; all as one where nobody noted it."""
+        """The samples of each process, in the order measured; one group if processes are unknown."""
         return by_process(self.samples, self.processes)
 
     @property
     def key(self) -> str:
-        """Thirty-two hex digits of the content: the same fact has the same key everywhere."""
+        """Thirty-two hex digits of a hash of the content: equal records have equal keys."""
         return content_key(self.to_dict())
 
     def _repr_html_(self) -> str:
@@ -280,10 +301,10 @@ class Record:
         return card(self.problem, facts)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form; `Record.from_dict` gives back an equal record.
+        """JSON form; `Record.from_dict` restores it.
 
-        What the first version of the form did not have is left out where it is not known, so that
-        the same fact keeps its key.
+        Fields that the first version of the form lacked are left out where they are unknown, so
+        that the keys of old records stay the same.
         """
         data = {name: getattr(self, name) for name in _NAMES}
         data |= {"processes": list(self.processes), "rounds": list(self.rounds)}
@@ -298,7 +319,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Record:
-        """Read what `to_dict` wrote, trusting nothing: types, words and ranges are checked.
+        """Read what `to_dict` wrote. Types, words and ranges are checked.
 
         Raises:
             RecordError: naming the first field that is missing, unknown or wrong.
@@ -339,11 +360,11 @@ _NAMES = dict.fromkeys(f.name for f in fields(Record)).keys()
 _ERRORS = dict.fromkeys(f.name for f in fields(Errors)).keys()
 
 LATER: dict[str, Any] = {"noise": None, "processes": [], "rounds": [], "protocol": 1}
-"""What the first version of the form did not have, and what it is where it is not known."""
+"""Fields that the first version of the form lacked, with the values that mean unknown."""
 
 
 def content_key(data: Mapping[str, Any]) -> str:
-    """Thirty-two hex digits that name a JSON object by what it says."""
+    """Thirty-two hex digits of a hash of a JSON object."""
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -356,7 +377,7 @@ def _check_names(declared: Set[str], data: Mapping[str, Any], prefix: str = "") 
 
 
 def check_type(name: str, value: object, kind: type) -> None:
-    """Refuse what is not of exactly this type.
+    """Check that a value is of exactly this type.
 
     Raises:
         RecordError: naming the field.
@@ -366,7 +387,7 @@ def check_type(name: str, value: object, kind: type) -> None:
 
 
 def check_line(name: str, text: object) -> None:
-    """Refuse what is not one line of text.
+    """Check that a value is one line of text.
 
     Raises:
         RecordError: naming the field.

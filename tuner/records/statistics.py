@@ -1,7 +1,7 @@
-"""How sure a ratio of two times is: 95 % intervals.
+"""95 % intervals of ratios of times.
 
-Processes differ: where memory and code come to lie is drawn anew in each. So a process is what is
-drawn, and rounds within one say little about the next.
+The addresses of memory and code differ from process to process, and times with them. So the
+sampling unit is the process: rounds within one process say little about another one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 ENOUGH = 5
-"""Samples below which no bootstrap is worth making."""
+"""The least number of samples for a bootstrap."""
 
 PROCESSES = 3
-"""Processes below which no interval is given: of two, the t-distribution says next to nothing."""
+"""The least number of processes for an interval: with two, the t-distribution is too wide."""
 
 _RESAMPLES = 2000
 
@@ -31,11 +31,11 @@ _STUDENT = (
 def ratio_interval(
     slower: Sequence[Sequence[float]], faster: Sequence[Sequence[float]], paired: bool
 ) -> tuple[float, float]:
-    """The 95 % interval of how many times one time is the other, from the samples of each process.
+    """The 95 % interval of the ratio of two times, from the samples of each process.
 
-    `paired` says that process i of both is the same one, so that what it does to both cancels.
-    Student's t-interval (Welch's where they are not paired) of the logarithms of what was typical
-    in each process. NaN with fewer than `PROCESSES`.
+    `paired` says that process i of both is the same process, whose influence then cancels. It is
+    Student's t-interval (Welch's if not paired) of the logarithms of each process's typical time.
+    NaN with fewer than `PROCESSES` processes.
     """
     if min(len(slower), len(faster)) < PROCESSES:
         return math.nan, math.nan
@@ -45,28 +45,28 @@ def ratio_interval(
     else:
         (x, u, n), (y, v, m) = _mean(a), _mean(b)
         middle, variance = x - y, u + v
-        # Satterthwaite's; never more than all there are.
+        # Satterthwaite's approximation; without variance any number will do.
         freedom = variance**2 / (u**2 / n + v**2 / m) if variance else n + m
     half = _student(freedom) * math.sqrt(variance)
     return math.exp(middle - half), math.exp(middle + half)
 
 
 def _mean(values: NDArray[np.float64]) -> tuple[float, float, float]:
-    """A mean, its variance, and the degrees of freedom of that."""
+    """A mean, the variance of the mean, and its degrees of freedom."""
     n = len(values)
     return float(values.mean()), float(values.var(ddof=1)) / n, n - 1
 
 
 def _student(freedom: float) -> float:
-    """The quantile of the largest tabulated number of degrees that is not above `freedom`."""
+    """The quantile for the largest tabulated degrees of freedom that are at most `freedom`."""
     return _STUDENT[min(int(freedom + 1e-9), len(_STUDENT)) - 1]
 
 
 def rounds_interval(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the ratio of what was timed in the same rounds, by bootstrap.
+    """The 95 % interval of the ratio of two times of the same rounds, by bootstrap.
 
-    It is of the process, or the processes, that these rounds were run in, and no others: enough to
-    drop a rival, not to claim a speed-up. NaN with fewer than `ENOUGH` rounds.
+    It holds for the processes of these rounds only. That is enough to drop a schedule from a race,
+    but not to claim a speed-up. NaN with fewer than `ENOUGH` rounds.
     """
     a, b = np.array(slower), np.array(faster)
     if min(len(a), len(b)) < ENOUGH:
@@ -93,24 +93,24 @@ def mean_interval(values: Sequence[float] | NDArray[np.float64]) -> tuple[float,
 
 
 def typical(samples: Sequence[float]) -> float:
-    """The median of the faster half of timed samples; infinite when there are none.
+    """The median of the faster half of the samples; infinite if there are none.
 
-    Disturbance only ever adds time, so the slower half tells about the machine and not about the
-    code. The minimum would ignore it too, but falls as samples are added, which would favour
-    whoever was measured most; this is the lower quartile, which does not.
+    Disturbance only adds time, so the slower half describes the machine rather than the code. The
+    minimum ignores disturbance too, but it falls with the number of samples, which would favour
+    the schedule that is measured most. This is the lower quartile, which does not.
     """
     faster = sorted(samples)[: (len(samples) + 1) // 2]
     return statistics.median(faster) if faster else math.inf
 
 
 PRACTICAL = 1.03
-"""A schedule that is not surely this much faster than another counts as equal to it."""
+"""A smaller speed-up than this counts as a tie."""
 
 
-def in_a_word(low: float, high: float) -> str:
-    """`faster` or `slower` where the interval of a speed-up clears 3 %, else `tie`.
+def interval_verdict(low: float, high: float) -> str:
+    """`faster` or `slower` if the interval of a speed-up lies beyond 3 %, else `tie`.
 
-    `unsure` where there is no interval.
+    `unsure` if there is no interval.
     """
     if math.isnan(low):
         return "unsure"

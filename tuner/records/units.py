@@ -1,4 +1,4 @@
-"""Numbers as people read them. What is unknown, NaN, reads as a dash."""
+"""Numbers as text to read. An unknown number, NaN, becomes a dash."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def clock(seconds: float) -> str:
 
 
 def ratio(value: float) -> str:
-    """How many times: `1.08x`, `12.3x`, `240x`."""
+    """A factor: `1.08x`, `12.3x`, `240x`."""
     return f"{significant(value)}x" if math.isfinite(value) else UNKNOWN
 
 
 def percent(share: float) -> str:
-    """A share as per cent: `97 %`."""
+    """A share in per cent: `97 %`."""
     return f"{100 * share:.0f} %" if math.isfinite(share) else UNKNOWN
 
 
@@ -66,5 +66,5 @@ def plural(count: int, noun: str) -> str:
 
 
 def finite(value: float) -> float | None:
-    """A number as JSON can say it: None is what is not known."""
+    """A number for JSON, which has no NaN and no infinity: they become None."""
     return value if math.isfinite(value) else None

@@ -1,20 +1,20 @@
-"""What two records say about which schedule is faster."""
+"""Which of two schedules is faster, by their records."""
 
 from __future__ import annotations
 
 from fastrun.tuner.records.record import Record, Stage
-from fastrun.tuner.records.statistics import in_a_word, ratio_interval
+from fastrun.tuner.records.statistics import interval_verdict, ratio_interval
 
 
 def verdict(before: Record, after: Record) -> str:
-    """What `in_a_word` says of the speed-up."""
-    return in_a_word(*speedup_interval(before, after))
+    """`interval_verdict` of the speed-up."""
+    return interval_verdict(*speedup_interval(before, after))
 
 
 def speedup_interval(slower: Record, faster: Record) -> tuple[float, float]:
-    """The 95 % interval of how many times `faster` is faster than `slower`; NaN if unknown.
+    """The 95 % interval of the speed-up of `faster` over `slower`; NaN with too few processes.
 
-    It is known of what several processes timed. Those of one final are compared in pairs.
+    Records of one final are compared in pairs.
     """
     together = paired(slower, faster)
     return ratio_interval(slower.by_process(), faster.by_process(), together)
