@@ -13,7 +13,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice
 from fastrun.tuner.measure.cores import Cores
-from fastrun.tuner.measure.guarded import Arena, Candidate
+from fastrun.tuner.measure.guarded import Arena, Subject
 from fastrun.tuner.measure.job import Job
 from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.timing import Calls
@@ -36,7 +36,7 @@ def layer(operands: Operands, threads: int, database: Database | None) -> Entran
     program = compile_one(operands, schedule, Cpu.host())
     job = Job(program, operands, threads)
     cores = Cores.split(threads).timing
-    candidate = Candidate(job, Arena(), cores)
+    candidate = Subject(job, Arena(), cores)
     candidate.calls(1)
     errors, wrong = candidate.judge()
     if candidate.stray() is not None:
@@ -58,7 +58,7 @@ def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[
     return template.text(schedule), "heuristic"
 
 
-def _blocks(candidate: Candidate, core: int) -> Calls:
+def _blocks(candidate: Subject, core: int) -> Calls:
     def calls(repeats: int) -> float:
         settle()
         everywhere = os.sched_getaffinity(0)

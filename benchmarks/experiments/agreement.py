@@ -156,8 +156,8 @@ def _race(work: Path, text: str) -> None:
     report.notice(f"race: {text}")
     chosen = [s for seed in range(TUNINGS) if (s := _chosen(work, text, seed))]
     with Measurer() as measurer:
-        contestants = {ConvProblem.parse(text): list(dict.fromkeys(chosen))}
-        times = {r.schedule: r.seconds_per_call for r in race(measurer, contestants, FINAL)}
+        entries = {ConvProblem.parse(text): list(dict.fromkeys(chosen))}
+        times = {r.schedule: r.seconds_per_call for r in race(measurer, entries, FINAL)}
     rows = [{"tuning": i, "schedule": s, "seconds": times[s]} for i, s in enumerate(chosen)]
     (work / _name(text, "race")).write_text(json.dumps(rows))
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
-from fastrun.tuner.measure.races import FINAL, Contestants, Format, race
+from fastrun.tuner.measure.races import FINAL, Entries, Format, race
 from fastrun.tuner.records.record import Outcome, Record, Stage
 from fastrun.tuner.records.statistics import ENOUGH
 from fastrun.tuner.records.verdicts import speedup_interval, verdict
@@ -79,11 +79,11 @@ def settle(duels: Sequence[Duel], regime: str = "hot", quick: bool = False) -> F
     return Findings(pd.DataFrame(decided), [*swept.values(), *finals.values()])
 
 
-def raced(measurer: Measurer, contestants: Contestants, form: Format) -> Found:
+def raced(measurer: Measurer, entries: Entries, form: Format) -> Found:
     """The records of a race, by problem and schedule."""
-    if not contestants:
+    if not entries:
         return {}
-    return {(r.problem, r.schedule): r for r in race(measurer, contestants, form)}
+    return {(r.problem, r.schedule): r for r in race(measurer, entries, form)}
 
 
 def rows(table: pd.DataFrame) -> list[Any]:

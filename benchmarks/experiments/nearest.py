@@ -94,12 +94,12 @@ def measured(tuned: dict[ConvProblem, str], text: str) -> pd.DataFrame:
         guess = next(suggestions(p, others, cpu), None)
         if guess is not None and text in str(p):
             guesses[p] = guess
-    contestants = {
+    entries = {
         p: list(dict.fromkeys([heuristic_text(p), schedule, tuned[p]]))
         for p, (_, schedule) in guesses.items()
     }
     with Measurer() as measurer:
-        found = {(r.problem, r.schedule): r for r in race(measurer, contestants, FINAL)}
+        found = {(r.problem, r.schedule): r for r in race(measurer, entries, FINAL)}
     rows = []
     labels = layer_labels(list(tuned))
     names = dict(zip(tuned, labels, strict=True))

@@ -80,11 +80,11 @@ def accuracy(quick: bool = False) -> Findings:
             if points == "balanced" or points in sets_of_points(m + 1):
                 s = replace(winograd.heuristic_with_tile(p, cpu, m, m), points=points)
                 about[p, winograd.template.text(s)] = (m, points, c)
-    contestants: dict[ConvProblem, list[str]] = {}
+    entries: dict[ConvProblem, list[str]] = {}
     for p, schedule in about:
-        contestants.setdefault(p, []).append(schedule)
+        entries.setdefault(p, []).append(schedule)
     with Measurer() as measurer:
-        found = raced(measurer, contestants, Format(Stage.RACE, processes=1, rounds=1, block=0.0))
+        found = raced(measurer, entries, Format(Stage.RACE, processes=1, rounds=1, block=0.0))
     rows = []
     for (p, schedule), (m, points, c) in about.items():
         errors = found[str(p), schedule].errors

@@ -105,7 +105,7 @@ class SimulatedSandbox:
         return done([self._timed(job, 3) for job in jobs])
 
     def race(
-        self, jobs: Sequence[Job], rounds: int, seed: int = 0, rung: int = 0
+        self, jobs: Sequence[Job], rounds: int, seed: int = 0, drop_every: int = 0
     ) -> Future[list[Result]]:
         """As one piece of work."""
         before, longest = self._measurer.clock.now, self._measurer.clock.longest

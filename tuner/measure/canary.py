@@ -1,4 +1,4 @@
-"""Fixed work timed around a measurement, to see whether the machine was disturbed."""
+"""The canary: fixed work that is timed around a measurement and shows disturbances."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ _CANARY_SECONDS = 2e-4
 
 
 def canary() -> float:
-    """How much longer fixed work just took than at its best so far: 0.1 is ten per cent.
+    """How much longer fixed work took just now than at its best so far: 0.1 is ten per cent.
 
-    The larger of two readings. A loop in registers sees a slower clock or a core shared with
-    others, and one that reads what fits the last cache and no nearer one sees others in the caches
-    and on the way to memory. They take some 0.4 ms.
+    This is the larger of two readings, which take some 0.4 ms together. A loop in registers shows
+    a slower clock or a shared core. A loop over memory that only the last cache can hold shows
+    other users of the caches and of the way to memory.
     """
     return _Canary.get().deviation()
 
 
 def runnable() -> int:
-    """Tasks on this machine that want to run at this moment, the caller not counted.
+    """The number of tasks of this machine that can run at this moment, without the caller.
 
-    More of them than there are other cores means that somebody waits for a core.
+    If it exceeds the number of other cores, a task is waiting for a core.
     """
     running = Path("/proc/loadavg").read_text().split()[3]
     return max(0, int(running.partition("/")[0]) - 1)
 
 
-# A chain of multiply-adds: no step can begin before the last has ended. And a walk through memory
-# that reads one number of every cache line.
+# `spin` is a chain of multiply-adds, each of which needs the result of the one before. `walk` reads
+# one number of every cache line.
 _CODE = """target triple = "{triple}"
 
 define i64 @spin(ptr %memory, i64 %count) nounwind {{
@@ -82,7 +82,7 @@ class _Canary:
         self._spin, self._walk = (_KIND(self._library.address(name)) for name in ("spin", "walk"))
         self._count, _ = calibrate(self._spinning, _CANARY_SECONDS)
         self._memory = (ctypes.c_int64 * (4 * cpu.l2 // 8))()
-        # Pages that nobody has written are all one page, in the nearest cache.
+        # Pages that were never written are all the same page, which the nearest cache would hold.
         ctypes.memset(self._memory, 1, ctypes.sizeof(self._memory))
         self._spun = min(self._spinning(self._count) for _ in range(5))
         self._walked = min(self._walking() for _ in range(5))
@@ -103,7 +103,7 @@ class _Canary:
         return time.perf_counter() - start
 
     def _walking(self) -> float:
-        """Of the better of two walks, after one that fetches what others have driven out."""
+        """Seconds of the faster of two walks, after a first one that refills the cache."""
         times = []
         for _ in range(3):
             start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""The side of `tuner.measure.process` that may die: do one piece of work after another.
+"""The child of `tuner.measure.process`, which may die: it does one piece of work after another.
 
-Requests are pickles on standard input, from a parent that is trusted; answers are plain JSON on
-standard output. Both are framed by `FRAME`: the request's number, which the answer repeats, and the
-bytes that follow.
+Requests are pickles on standard input, because the parent is trusted. Answers are plain JSON on
+standard output. In front of both stands a `FRAME`: the number of the request, which the answer
+repeats, and the number of bytes that follow.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ FRAME = struct.Struct("<QQ")
 
 
 def main() -> None:
-    """Answer until the parent closes its end."""
-    sys.stdout = sys.stderr  # what is printed is no answer
+    """Answer requests until the parent closes the pipe."""
+    sys.stdout = sys.stderr  # printed text must not mix with answers
     while header := sys.stdin.buffer.read(FRAME.size):
         number, size = FRAME.unpack(header)
         answer = json.dumps(_answer(sys.stdin.buffer.read(size))).encode()

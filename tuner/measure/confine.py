@@ -1,8 +1,8 @@
-"""What a process may ask the system for: a kernel's business is to compute.
+"""Filters of system calls for the processes that compile and run kernels.
 
-By a filter of Linux's seccomp, in its classic BPF form. Who compiles may not start processes. Who
-runs candidates may besides read files and start threads, but write to its pipes only, send signals
-to itself only, and use no network. Where the system offers no filters, nothing is confined.
+They are filters of Linux's seccomp in the classic BPF form. A process that compiles may not start
+processes. A process that runs kernels may read files and start threads, write only to its pipes,
+send signals only to itself, and use no network. Systems without seccomp confine nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Iterable, Sequence
 
-# System calls and their numbers on x86-64 and on AArch64, - where there is none.
+# System calls and their numbers on x86-64 and on AArch64; - means that there is none.
 _PROCESSES = """
 fork 57 -, vfork 58 -, execve 59 221, execveat 322 281
 """
@@ -59,8 +59,8 @@ _DUPLICATE, _FLAGS, _DUPLICATE_CLOEXEC = 0, (1, 2, 3), 1030  # commands of fcntl
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SET_MODE_FILTER, _GET_ACTION_AVAIL = 1, 2
-# All threads get the filter. Without the second flag some kernels slow down the memory accesses of
-# whoever has one, which we time.
+# The filter applies to all threads. Without the second flag some Linux versions slow down the
+# memory accesses of a filtered process, which would falsify times.
 _TSYNC, _SPEC_ALLOW = 1, 4
 
 _Checks = list[tuple[int, int, int, int]]
@@ -80,7 +80,7 @@ class _Program(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the system has filters, and we its numbers."""
+    """Whether the system has filters, and the numbers of its calls are known here."""
     if platform.machine() not in _MACHINES:
         return False
     action = ctypes.c_uint32(_KILL)
@@ -90,23 +90,23 @@ def available() -> bool:
 
 
 def unconfined() -> str:
-    """What to know where there are no filters; '' where there are."""
-    return "" if available() else "this system has no seccomp filters: candidates are not confined"
+    """A warning if the system has no filters; '' if it has."""
+    return "" if available() else "this system has no seccomp filters: kernels are not confined"
 
 
 def forbid_processes() -> bool:
-    """Kill this process when it wants to start another one, or another program.
+    """From now on kill this process if it starts another process or program.
 
-    Returns whether the system can do that.
+    Returns whether the system supports that.
     """
     return _install([*_process_checks(), (_RETURN, 0, 0, _ALLOW)])
 
 
 def only_compute() -> bool:
-    """Let this process do no more than a candidate needs, and write to files 1 and 2 only.
+    """From now on allow this process only what a kernel needs, and writes to files 1 and 2.
 
-    What is plainly hostile kills it; to open a file for writing is denied, and all else is
-    answered as if the system did not know it. Returns whether the system can do that.
+    Plainly hostile calls kill it. Opening a file for writing is denied. All other calls are
+    answered as unknown to the system. Returns whether the system supports that.
     """
     return _install(_process_checks() + _computing_checks())
 
@@ -124,14 +124,15 @@ def _install(checks: _Checks) -> bool:
 
 
 def _process_checks() -> _Checks:
-    """Leaves the number of the call loaded."""
+    """Checks against new processes; the number of the call stays loaded."""
     examined = _numbers(_EXAMINED)
     checks: _Checks = [
         (_LOAD, 0, 0, _ARCHITECTURE),
         (_IF_EQUAL, 1, 0, _MACHINES[platform.machine()][1]),
         (_RETURN, 0, 0, _KILL),  # the calls of another architecture have other numbers
         (_LOAD, 0, 0, _NUMBER),
-        # Its flags lie in memory, where a filter cannot look; the C library then takes clone.
+        # The flags of clone3 lie in memory, which a filter cannot read. The C library falls back on
+        # clone.
         *_calls([examined["clone3"]], _REFUSE | errno.ENOSYS),
         *_calls(_numbers(_PROCESSES).values(), _KILL),
     ]
@@ -153,7 +154,7 @@ def _computing_checks() -> _Checks:
             checks += _examine(examined[name], flags, reads, _REFUSE | errno.EACCES)
     commands = (_DUPLICATE, *_FLAGS, _DUPLICATE_CLOEXEC)
     checks += _examine(examined["fcntl"], 1, _among(commands), _REFUSE | errno.EPERM)
-    asks: _Checks = [  # for limits, without new ones: a pointer of two halves
+    asks: _Checks = [  # reads limits, sets none: both halves of the pointer to new ones are zero
         (_IF_EQUAL, 0, 3, 0),
         (_LOAD, 0, 0, _ARGUMENTS + 2 * 8 + 4),
         (_IF_EQUAL, 0, 1, 0),
@@ -164,12 +165,12 @@ def _computing_checks() -> _Checks:
 
 
 def _calls(numbers: Iterable[int], action: int) -> _Checks:
-    """Answer these calls so, whatever their arguments."""
+    """Answer these calls with `action`, whatever their arguments."""
     return [c for n in numbers for c in ((_IF_EQUAL, 0, 1, n), (_RETURN, 0, 0, action))]
 
 
 def _examine(number: int, argument: int, tests: _Checks, otherwise: int) -> _Checks:
-    """Answer a call by tests of the lower half of an argument, which allow it or fall through."""
+    """Answer a call by tests of the lower half of an argument, then with `otherwise`."""
     load = (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)
     block = [load, *tests, (_RETURN, 0, 0, otherwise)]
     return [(_IF_EQUAL, 0, len(block), number), *block]
@@ -182,7 +183,7 @@ def _among(values: Sequence[int]) -> _Checks:
 
 
 def _numbers(table: str) -> dict[str, int]:
-    """Of this machine's calls, by name."""
+    """The numbers of this machine's calls, by name."""
     column, _ = _MACHINES[platform.machine()]
     rows = [entry.split() for entry in table.split(",")]
     return {name: int(numbers[column]) for name, *numbers in rows if numbers[column] != "-"}

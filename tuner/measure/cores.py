@@ -1,4 +1,4 @@
-"""Which cores time candidates and which do everything else."""
+"""Which cores time kernels, and which do all other work."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from threadpoolctl import threadpool_limits
 
 from fastrun.tuner.records.affinity import check_threads, usable_cores
 
-# Cores that compile as fast as one core times.
+# So many cores compile as fast as one core times.
 ENOUGH = 8
 
 
 class Cores:
-    """A division of the cores. Where `timing` and `compiling` overlap, the two take turns.
+    """A division of the cores. On cores of both groups, timing and compiling take turns.
 
     Args:
-        timing: the cores that run candidates, one per thread.
+        timing: the cores that run kernels, one per thread.
         compiling: the cores that compile them.
     """
 
@@ -31,11 +31,11 @@ class Cores:
 
     @classmethod
     def split(cls, threads: int) -> Cores:
-        """The last `threads` cores this process may use for timing, the others for compiling.
+        """The last `threads` cores of this process for timing, the others for compiling.
 
-        The first core takes most interrupts, so it times last. Compiling a candidate takes some
-        ten times as long as timing it, so where fewer than `ENOUGH` cores are left, all of them
-        compile, between timings.
+        The first core handles most interrupts, so it is the last one to be chosen for timing.
+        Compiling a kernel takes some ten times as long as timing it. So if fewer than `ENOUGH`
+        cores are left, all cores compile, in turns with timing.
 
         Raises:
             ValueError: there are fewer cores than threads.
@@ -48,7 +48,7 @@ class Cores:
 
     @contextmanager
     def compile_turn(self) -> Iterator[int]:
-        """One compilation, on the core that this gives: waits until one is free."""
+        """One compilation on the core that this returns; waits until a core is free."""
         with self._change:
             self._change.wait_for(lambda: self._free - self._wanted)
             core = min(self._free - self._wanted)
@@ -60,7 +60,7 @@ class Cores:
 
     @contextmanager
     def timing_turn(self) -> Iterator[None]:
-        """One timing: waits until nothing compiles on its cores, before what waits to compile."""
+        """One timing; waits until its cores do not compile. Waiting compilations come later."""
         with self._one_timing:
             mine = set(self.timing) & set(self.compiling)
             with self._change:
@@ -80,7 +80,7 @@ class Cores:
 
     @contextmanager
     def keep_clear(self) -> Iterator[None]:
-        """Keep this process, too, off the cores that time, as far as there are others."""
+        """Keep this process off the cores that time, if there are other cores."""
         before = os.sched_getaffinity(0)
         pin(before - set(self.timing) or before)
         try:
@@ -91,23 +91,23 @@ class Cores:
 
 
 def one_thread() -> threadpool_limits:
-    """Let NumPy's linear algebra use one thread: more of them on one core wait for each other.
+    """Let NumPy's linear algebra use one thread, because several on one core wait for each other.
 
-    From now on; as a context manager, until it ends.
+    It holds from now on, or inside a `with` block.
     """
     return threadpool_limits(1, user_api="blas")
 
 
 def pin(cores: Sequence[int] | set[int]) -> None:
-    """Bind every thread of this process, those of libraries included, to these cores.
+    """Bind every thread of this process, including those of libraries, to these cores.
 
     Raises:
-        OSError: one of the cores may not be used, or the system does not let us choose.
+        OSError: a core may not be used, or the system does not allow a choice.
     """
     for thread in os.listdir("/proc/self/task"):
         try:
             os.sched_setaffinity(int(thread), cores)
-        except ProcessLookupError:  # it ended since it was listed
+        except ProcessLookupError:  # the thread has ended since it was listed
             continue
         except OSError as error:
             listed = ", ".join(map(str, sorted(cores)))

@@ -1,6 +1,6 @@
-"""Run a candidate among guarded, poisoned buffers and compare what it leaves with the truth.
+"""Run a kernel among guarded, poisoned buffers and compare its output with float64.
 
-This runs in a process that may die of it; nothing here protects the caller.
+This happens in a process that may die. Nothing here protects the caller.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from fastrun.tuner.records.record import Errors
 GUARD = 256  # floats on either side of every buffer
 assert GUARD >= READ_SLACK
 
-# Large enough to show wherever it is used, finite because a kernel may multiply it by zero.
-CANARY = np.float32(1.25e20)
+# The value of guards. It is large, so that an output shows its use, and finite, because a kernel
+# may multiply it by zero.
+GUARD_VALUE = np.float32(1.25e20)
 
 _LINE = 16  # floats of a cache line, to which buffers are aligned
 
@@ -32,11 +33,11 @@ _INPUTS = ("src", "weights", "bias", "add")
 _BUFFERS = (*_INPUTS, "dst", "shared", "local")
 
 STRAYS = tuple([f"wrote outside {b}" for b in _BUFFERS] + [f"wrote into {b}" for b in _INPUTS])
-"""What `Candidate.stray` and `Candidate.spoilt` may find; they answer with an index."""
+"""What `Subject.stray` and `Subject.spoilt` may find; they return an index into this."""
 
 
 class Arena:
-    """Memory that buffers are cut from, kept from one candidate to the next."""
+    """Memory that buffers are cut from; it serves one kernel after the other."""
 
     def __init__(self) -> None:
         self._memory: Array = np.empty(0, np.float32)
@@ -44,10 +45,10 @@ class Arena:
         self._starts: dict[str, int] = {}
 
     def lay_out(self, sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Buffers of these many floats, in this order, each between guards.
+        """Buffers of these sizes in floats, in this order, each between two guards.
 
         Raises:
-            MemoryError: more than this process may have.
+            MemoryError: they exceed the limit of this process.
         """
         starts, position = self._starts, 0
         starts.clear()
@@ -60,25 +61,25 @@ class Arena:
         for name, start in starts.items():
             end = start + sizes[name]
             for low, high in ((start - GUARD, start), (end, end + GUARD)):
-                self._memory[low:high] = CANARY
+                self._memory[low:high] = GUARD_VALUE
                 self._guards.append((name, self._memory[low:high]))
         return {name: self._memory[start : start + sizes[name]] for name, start in starts.items()}
 
     def address(self, name: str) -> int:
-        """Where a buffer starts, which an empty array does not know."""
+        """The address of a buffer's start, which an empty array does not have."""
         return int(self._memory.ctypes.data) + 4 * self._starts[name]
 
     def damaged(self) -> str | None:
-        """A buffer one of whose guards no longer is what it was."""
-        return next((name for name, guard in self._guards if (guard != CANARY).any()), None)
+        """The name of a buffer with a changed guard."""
+        return next((name for name, guard in self._guards if (guard != GUARD_VALUE).any()), None)
 
 
-class Candidate:
-    """A job's kernel, loaded, among its operands.
+class Subject:
+    """A job's kernel, loaded, with its operands in guarded buffers.
 
     Raises:
         RuntimeError: the code cannot be loaded.
-        MemoryError: the buffers do not fit into this process's limit.
+        MemoryError: the buffers exceed the limit of this process.
     """
 
     def __init__(self, job: Job, arena: Arena, cores: Sequence[int]) -> None:
@@ -106,25 +107,25 @@ class Candidate:
         for name, array in self._inputs.items():
             self._arrays[name][: array.size] = array
         self._slack = self._arrays["weights"][weights.size : self._stride]
-        self._slack[:] = CANARY
+        self._slack[:] = GUARD_VALUE
         for name in ("shared", *locals_):
             self._arrays[name][:] = np.nan
         self._dst = self._arrays["dst"]
         self._dst[:] = _poison(io.dst)
-        self._judged = self._dst
+        self._checked = self._dst
         self._buffers = Buffers(
             **{name: arena.address(name) for name in (*_INPUTS, "dst", "shared")},
             local=tuple(map(arena.address, locals_)),
         )
 
     def calls(self, repeats: int) -> float:
-        """Run the kernel so many times; seconds for all of them."""
+        """Run the kernel `repeats` times; seconds for all calls together."""
         return self._runner.run(self._buffers, self._job.threads, repeats)
 
     def stray(self) -> int | None:
         """Index in `STRAYS` of a write outside a buffer."""
         damaged = self._arena.damaged()
-        if (self._slack != CANARY).any():
+        if (self._slack != GUARD_VALUE).any():
             damaged = "weights"
         return None if damaged is None else _BUFFERS.index(damaged.split()[0])
 
@@ -135,17 +136,14 @@ class Candidate:
                 return len(_BUFFERS) + i
         return None
 
-    def judge(self) -> tuple[Errors, str | None]:
-        """The output's error against the reference, and in one line why that is wrong, if it is."""
+    def check(self) -> tuple[Errors, str | None]:
+        """The output's error against float64, and the reason in one line if it is wrong."""
         dst, limit = self._job.program.io.dst, self._job.limits.error
         truth, scale = self._job.operands.load("reference"), self._job.operands.scale()
         found = dst.unpack(self._dst)
-        self._judged = self._dst.copy()
-        difference = found - truth
-        bias, rms = difference.mean(), np.sqrt(np.square(difference).mean())
-        worst = np.abs(difference, out=difference).max()
-        errors = Errors(float(worst) / scale, float(rms) / scale, float(bias) / scale)
-        if np.isnan(worst) or np.isinf(worst):
+        self._checked = self._dst.copy()
+        errors = Errors.of(found, truth, scale)
+        if np.isinf(errors.max):
             bad = found.size - np.isfinite(found).sum()
             return errors, f"{bad} of {found.size} outputs are unwritten or not finite"
         if errors.max > limit:
@@ -157,22 +155,22 @@ class Candidate:
         return errors, None
 
     def stable(self) -> bool:
-        """Whether the output still is, to the bit, what `judge` saw."""
-        return np.array_equal(self._dst, self._judged)
+        """Whether the output still has the same bits as when it was checked."""
+        return np.array_equal(self._dst, self._checked)
 
     def cool(self) -> None:
-        """Fill the copies of the weights to rotate over, where the regime asks for them."""
+        """Fill the copies of the weights that calls take in turn, if the regime needs copies."""
         if self._copies == 1:
             return
         packed = self._inputs["weights"]
         grid = self._arrays["weights"].reshape(self._copies, self._stride)
-        grid[1:, : packed.size], grid[1:, packed.size :] = packed, CANARY
+        grid[1:, : packed.size], grid[1:, packed.size :] = packed, GUARD_VALUE
         self._buffers = replace(self._buffers, copies=self._copies, stride=4 * self._stride)
 
 
 @functools.lru_cache(2)
 def _poison(where: Placement) -> Array:
-    """A buffer of NaN wherever a kernel must write and of zeros in the halo and padding."""
+    """A buffer with NaN where a kernel must write, and zeros in halo and padding."""
     return where.pack(np.full((where.n, where.c, where.h, where.w), np.nan, np.float32))
 
 

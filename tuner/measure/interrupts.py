@@ -1,4 +1,4 @@
-"""Ctrl-C asks a run to end in order; a second one ends it at once."""
+"""Ctrl-C ends a run in order; further ones do not disturb that."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from types import FrameType
 
 @contextmanager
 def one_interrupt() -> Iterator[None]:
-    """Only the first SIGINT of the block raises KeyboardInterrupt, so that ending comes to its end.
+    """Only the first SIGINT in this block raises KeyboardInterrupt, so that clean-up is completed.
 
-    `timeout -s INT` sends two at once, and impatient people more. Blocks inside of this one, other
-    threads, and programs with a handler of their own are not concerned.
+    `timeout -s INT` sends two at once. This does nothing in inner blocks, in other threads, and in
+    programs with their own handler.
     """
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if not usual or threading.current_thread() is not threading.main_thread():

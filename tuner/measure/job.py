@@ -1,4 +1,4 @@
-"""What goes into the sandbox and what comes out: plain data that travels between processes."""
+"""The inputs and outputs of the sandbox: plain data that travels between processes."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class ProcessLimits:
 
 @dataclass(frozen=True)
 class Compiled:
-    """A candidate's machine code and all that is needed to run it.
+    """A compiled schedule: machine code and all that is needed to run it.
 
-    `weights` is a .npy file of packed weights, `Path()` where another machine packs them; `seconds`
-    says how long build, compile and pack took.
+    `weights` is a .npy file of packed weights, `Path()` if another machine packs them. `seconds`
+    are the times that build, compile and pack took.
     """
 
     problem: str
@@ -48,18 +48,18 @@ class Compiled:
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def workspace(self, threads: int) -> int:
-        """Bytes of workspace that a run on this many threads takes."""
+        """Bytes of workspace of a run on `threads` threads."""
         return self.shared_bytes + threads * self.local_bytes
 
     def discard(self) -> None:
-        """Delete the packed weights, which nobody will ask for again."""
+        """Delete the packed weights. The kernel cannot run any more."""
         if self.weights != Path():
             self.weights.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate to be verified and timed. `incumbent` is the seconds per call to beat.
+    """A compiled schedule to be checked and timed. `incumbent` is the best time in seconds so far.
 
     Raises:
         ValueError: `regime` is none of `REGIMES`.
@@ -78,10 +78,10 @@ class Job:
             raise ValueError(f"unknown regime {self.regime!r}: use {' or '.join(REGIMES)}")
 
     def timeout(self, rounds: int = 0) -> float:
-        """Seconds from which on the job hangs.
+        """Seconds after which the job counts as hanging.
 
-        Without an incumbent a call is expected to make 1 GFLOP/s, which any honest loop does.
-        Three calls happen at least: one to verify, one to calibrate, one to time.
+        Without an incumbent a call is expected to reach 1 GFLOP/s, as any plain loop does. There
+        are at least three calls: to check, to calibrate, and to time.
         """
         flops = ConvProblem.parse(self.program.problem).flops
         expected = self.incumbent if math.isfinite(self.incumbent) else flops / 1e9
@@ -91,13 +91,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """How a candidate ended.
+    """The outcome of a job.
 
-    `samples` are seconds per call of each block, `processes` and `rounds` as in a record; `repeats`
-    are the calls of a block; `complete` is
-    False where it was given up as too slow. `noise` is the largest reading of the canary
-    before and after, or share of a block's time for which the process waited for a core; None where
-    nothing was timed. `seconds` says what verify and measure took.
+    `samples` are seconds per call of each block, `processes` and `rounds` as in a record.
+    `repeats` is the number of calls in a block. `complete` is False if the job was given up as too
+    slow. `noise` is the largest reading of the canary before and after, or the largest share of a
+    block in which the process waited for a core if that is more; None if nothing was timed.
+    `seconds` are the times of checking (`verify`) and of timing (`measure`).
     """
 
     outcome: Outcome

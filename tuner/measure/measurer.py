@@ -1,7 +1,7 @@
-"""Compiles, verifies and times schedules under one set of conditions, and records what comes of it.
+"""Compiles, checks and times schedules under one set of conditions, and makes records of it.
 
-A search, a final race and a repetition of one row differ in what they measure and when; how, and
-what of it is stored, is said here.
+Searches and races decide which schedules are measured, and when. This file says how, and what a
+record contains.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.environment import Environment, toolchain
 from fastrun.tuner.records.record import ALONE, PROTOCOL, Conditions, Record, Stage
 
-# A candidate is measured again, so often at most, when the canary or its own samples say that
-# somebody else used the core meanwhile.
-RETRIES = 2
+# A measurement is repeated if the canary or its samples deviate by more than this share, because
+# the core had other work meanwhile; so many times at most.
 DISTURBED = 0.25
+RETRIES = 2
 
 
 class Bench(Interface):
-    """Where candidates are verified and timed; `tuner.measure.sandbox.Sandbox` says how."""
+    """Where jobs are checked and timed; `tuner.measure.sandbox.Sandbox` documents it."""
 
     def submit_all(self, jobs: Sequence[Job]) -> Future[list[Result]]:
-        """Verify and time candidates one after the other."""
+        """Check and time the jobs one after the other."""
 
     def race(
-        self, jobs: Sequence[Job], rounds: int, seed: int = 0, rung: int = 0
+        self, jobs: Sequence[Job], rounds: int, seed: int = 0, drop_every: int = 0
     ) -> Future[list[Result]]:
-        """Verify all candidates, then time the correct ones in interleaved rounds."""
+        """Check all jobs, then time the correct ones in interleaved rounds."""
 
     def restart(self) -> None:
-        """Run what is submitted from now on in a fresh process."""
+        """Run later jobs in a fresh process."""
 
 
 class Measurer:
-    """The processes, scratch files and cores of one run, whose name all its records bear.
+    """The processes, files and cores of one run; all its records bear the name `run`.
 
-    A context. `compile` and `sandbox` answer with futures, `record` makes their answers facts.
-    `cpu` is what measures, and `width` how many calls of the sandbox keep it busy. Ctrl-C raises
-    KeyboardInterrupt once: what it ends then comes to its end.
+    A context manager. `compile` and `sandbox` return futures; `record` makes records of their
+    results. `cpu` is the machine that measures, and `width` the number of calls of the sandbox that
+    keep it busy. Ctrl-C raises KeyboardInterrupt only once, so that the run can end in order.
 
     Raises:
-        ValueError: more threads than cores.
+        ValueError: there are more threads than cores.
     """
 
     width = 1
@@ -78,7 +78,7 @@ class Measurer:
         self.run = uuid4().hex[:12]
         self._toolchain = toolchain()
         self._operands: dict[ConvProblem, Operands] = {}
-        self._told = False
+        self._yielded = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -103,32 +103,32 @@ class Measurer:
 
     @property
     def conditions(self) -> Conditions:
-        """Under which it measures now: the regime may change between races."""
+        """The conditions of the next measurement; the regime may change between races."""
         return Conditions(self.cpu.fingerprint, self.threads, self.regime)
 
     def environments(self) -> Iterator[Environment]:
-        """Where results come from, as far as this has not said it before."""
-        if not self._told:
-            self._told = True
+        """Environments to store with the results; each is yielded once."""
+        if not self._yielded:
+            self._yielded = True
             yield Environment.host()
 
     def operands(self, problem: ConvProblem) -> Operands:
-        """What the problem's candidates are fed and judged by, made when first asked for."""
+        """The problem's inputs and float64 output, made at the first call."""
         if problem not in self._operands:
             self._operands[problem] = Operands.make(problem, self._scratch)
         return self._operands[problem]
 
     def forget(self) -> None:
-        """Delete all operands: what comes next is about other problems."""
+        """Delete the operands of all problems."""
         while self._operands:
             self._operands.popitem()[1].discard()
 
     def compile(
         self, problem: ConvProblem, schedule: str, code: bytes | None = None
     ) -> Future[Compiled | Result]:
-        """Make the problem's program with this schedule: a program, or why there is none.
+        """Compile a schedule of the problem: a program, or the reason why there is none.
 
-        `code` is its machine code where another machine has compiled it.
+        `code` is its machine code if another machine has compiled it already.
         """
         return self.compiler.submit(self.operands(problem), schedule, code)
 
@@ -139,7 +139,7 @@ class Measurer:
         incumbent: float = math.inf,
         protocol: Protocol | None = None,
     ) -> Job:
-        """What the sandbox is to do with a program that `compile` has made."""
+        """A job for the sandbox, of a program that `compile` has made."""
         return Job(
             program,
             self.operands(problem),
@@ -158,7 +158,7 @@ class Measurer:
         program: Compiled | None,
         stage: Stage = Stage.SCREEN,
     ) -> Record:
-        """The outcome as a fact; `program` is None where there was none to run."""
+        """The record of a result; `program` is None if the schedule did not compile."""
         return Record(
             problem=str(problem),
             schedule=schedule,
@@ -185,14 +185,14 @@ class Measurer:
 
 
 def is_baseline(schedule: str) -> bool:
-    """Whether the schedule's algorithm exists to be compared with."""
+    """Whether the schedule's algorithm is a baseline, which serves comparisons only."""
     template = templates().get(schedule.partition("(")[0])
     return template is not None and template.baseline
 
 
 @functools.lru_cache(1000)
 def heuristic_text(problem: ConvProblem, cpu: Cpu | None = None) -> str:
-    """The schedule that would run without any measuring, on this machine unless on `cpu`."""
+    """The heuristic's schedule, for this machine unless `cpu` is given."""
     template, schedule = heuristic_choice(problem, cpu or Cpu.host())
     return template.text(schedule)
 
@@ -201,10 +201,10 @@ _PROTOCOL = Protocol(warmup=3, blocks=15)
 
 
 def remeasure(problem: ConvProblem, schedule: str, threads: int, regime: str) -> Record:
-    """The outcome of a schedule, by the measurements of a search but more of them.
+    """Measure one schedule as a search does, with more blocks.
 
     Raises:
-        ValueError: more threads than cores.
+        ValueError: there are more threads than cores.
     """
     with Measurer(threads, regime) as measurer:
         made = measurer.compile(problem, schedule).result()

@@ -1,4 +1,4 @@
-"""The data candidates are fed and judged by: made once per problem, shared through files."""
+"""The inputs of kernels and the float64 output: made once per problem, shared through files."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import pack_bias
 from fastrun.kernels.core.reference import convolve, random_operands
-from fastrun.tuner.measure.limits import in_words
+from fastrun.tuner.measure.ulimits import small_limits
 from fastrun.tuner.records.units import size
 
-# Room for the packed weights of several candidates, of which Winograd's are several times as large.
+# Times the size of the weights: room for the packed weights of several schedules. Those of Winograd
+# are several times as large.
 _PACKED = 16
-_CLAIMS = 10  # folders that others may take for left behind, one after the other
+_CLAIMS = 10  # attempts to make a folder before another process removes it as left behind
 
 
 class Scratch:
-    """Folders for the files of one run, in memory where there is room; a context.
+    """Folders for the files of one run, in memory if there is room. A context manager.
 
     They lie in $TMPDIR if that is set, else in shared memory, else in a temporary folder of the
-    system. Everything in them is gone when the context ends. A folder is held by a lock, so what a
-    killed process left is removed by the next one, and nothing else is, whichever container it is
-    of.
+    system. They are deleted when the context ends. Each folder is held by a lock: the next run
+    removes the folders of killed processes and no others, also across containers.
     """
 
     def __init__(self) -> None:
@@ -51,14 +51,14 @@ class Scratch:
 
     @property
     def folder(self) -> Path:
-        """Where small files go."""
+        """A folder for small files."""
         return self.room(0)
 
     def room(self, count: int) -> Path:
-        """A folder with room for so many bytes more.
+        """A folder with room for `count` more bytes.
 
         Raises:
-            OSError: there is none; the message says what was tried.
+            OSError: there is none; the message lists the folders that were tried.
         """
         refusals = []
         for root in self._roots:
@@ -88,18 +88,18 @@ class Scratch:
 
 
 def _claim(root: Path) -> tuple[Path, int]:
-    """A new folder, and the descriptor that holds its lock."""
+    """A new folder, and the file descriptor that holds its lock."""
     for _ in range(_CLAIMS):
         folder = Path(tempfile.mkdtemp(prefix="fastrun-", dir=root))
         lock = _lock(folder)
         if lock is not None:
             return folder, lock
-        shutil.rmtree(folder, ignore_errors=True)  # somebody cleans it up meanwhile
+        shutil.rmtree(folder, ignore_errors=True)  # another process may be removing it
     raise OSError(errno.ENOLCK, "has no locks")
 
 
 def _lock(folder: Path) -> int | None:
-    """A descriptor that holds a folder's lock; None if another process does, or it is gone."""
+    """A descriptor that holds a folder's lock; None if it is held elsewhere or gone."""
     path, flags = folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     try:
         lock = os.open(path, flags, 0o600)
@@ -116,9 +116,9 @@ def _lock(folder: Path) -> int | None:
 
 
 def _clean(root: Path) -> None:
-    """Remove our folders that nobody holds."""
+    """Remove folders of earlier runs whose lock is free."""
     for left in root.glob("fastrun-????????"):
-        with suppress(OSError):  # it is gone, or somebody else's
+        with suppress(OSError):  # it is gone, or belongs to another user
             status = left.lstat()
             ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
             if ours and (lock := _lock(left)) is not None:
@@ -130,22 +130,22 @@ def save(path: Path, array: NDArray[Any]) -> None:
     """Write a .npy file.
 
     Raises:
-        OSError: it cannot be written; the error has the file's name.
+        OSError: it cannot be written; the error has the name of the file.
     """
     try:
         with path.open("wb") as file:
             np.save(file, array)
-    except OSError as error:  # what writes the numbers does not say why they were not written
+    except OSError as error:  # NumPy's error lacks the reason
         code = error.errno or errno.ENOSPC
-        raise OSError(code, f"{os.strerror(code)}{in_words()}", str(path)) from error
+        raise OSError(code, f"{os.strerror(code)}{small_limits()}", str(path)) from error
 
 
 @dataclass(frozen=True)
 class Operands:
-    """One problem's inputs and the float64 output they must give, as files of a folder.
+    """The inputs of a problem and its float64 output, as files of a folder.
 
-    `x`, `weights` and `add` are as in `random_operands`, `bias` is as kernels read it. Without a
-    folder they are the business of another machine, which makes the same.
+    `x`, `weights` and `add` are as in `random_operands`; `bias` is packed as kernels read it.
+    Without a folder, another machine makes the same files.
     """
 
     problem: str
@@ -164,7 +164,7 @@ class Operands:
         seed: int = 0,
         given: Mapping[str, NDArray[Any]] | None = None,
     ) -> Operands:
-        """Write the files, random operands unless `given`; an operand `p` lacks is zero.
+        """Write the files. Operands are random unless `given`; those that `p` lacks are zero.
 
         Raises:
             OSError: no folder has room for them.
@@ -187,19 +187,19 @@ class Operands:
         shutil.rmtree(self.folder)
 
     def load(self, name: str) -> NDArray[Any]:
-        """One of x, weights, bias, add, reference; read-only."""
+        """One of x, weights, bias, add, reference, read-only."""
         return _load(self.folder / f"{name}.npy")
 
     def pack(self, name: str, where: Placement) -> Array:
-        """`x` or `add` as it lies in a kernel's buffer; read-only."""
+        """`x` or `add` in the layout of a kernel's buffer, read-only."""
         return _pack(self, name, where)
 
     def scale(self) -> float:
-        """The root mean square of the reference; 1 where that is all zero."""
+        """The root mean square of the reference; 1 if it is all zero."""
         return _rms(self.folder / "reference.npy") or 1.0
 
 
-# A worker sees many candidates of one problem in a row.
+# A worker runs many schedules of one problem in a row.
 @functools.lru_cache(16)
 def _load(path: Path) -> NDArray[Any]:
     array: NDArray[Any] = np.load(path, mmap_mode="r")

@@ -1,7 +1,7 @@
-"""Answers of processes that nobody should trust: JSON that becomes what its type says, or nothing.
+"""Answers of untrusted processes: JSON that is read by a type and refused if it does not fit.
 
-Pickles would run what they name. Here types come from annotations: dataclasses, enumerations,
-paths, bytes, tuples, lists, mappings, unions and what JSON has itself.
+A pickle could run code. Here types come from annotations: dataclasses, enumerations, paths, bytes,
+tuples, lists, mappings, unions, and the types of JSON.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 
 class PlainError(ValueError):
-    """Data that is not of the type it should be."""
+    """The data is not of the expected type."""
 
 
 def to_plain(value: Any) -> Any:
-    """The value as what JSON has."""
+    """The value in types of JSON."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, enum.Enum):
@@ -38,10 +38,10 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: Any, data: Any) -> Any:
-    """What `to_plain` was given, of type `kind`.
+    """The value of type `kind` that `to_plain` was given.
 
     Raises:
-        PlainError: it is not of that type.
+        PlainError: the data is not of that type.
     """
     try:
         return _read(kind, data)
@@ -90,7 +90,7 @@ def _read_one_of(kinds: tuple[Any, ...], data: Any) -> Any:
             return _read(kind, data)
         except (TypeError, ValueError):
             continue
-    raise PlainError(f"nothing that was expected: {data!r:.60}")
+    raise PlainError(f"of no expected type: {data!r:.60}")
 
 
 def _list(data: Any) -> list[Any]:

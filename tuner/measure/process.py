@@ -1,6 +1,7 @@
-"""A process that does work for us and may die of it, or say anything: we wait and listen in bounds.
+"""A child process that does work and may die or send garbage; time and answers are limited.
 
-It is a plain child, so any host can have one: a daemon, a thread, a script without a main guard.
+It needs nothing from the calling program, which may be a daemon, a thread, or a script without a
+main guard.
 """
 
 from __future__ import annotations
@@ -27,13 +28,12 @@ from fastrun.tuner.measure.plain import PlainError, from_plain
 
 T = TypeVar("T")
 
-# Bytes of an answer, and of what is kept of standard error.
-_LONGEST, _KEPT = 1 << 28, 1 << 12
-# Time for which the process waits for a core does not count, up to so many times the limit.
+_LONGEST = 1 << 28  # bytes of an answer, at most
+_KEPT = 1 << 12  # bytes of standard error that are kept
+_CHUNK = 1 << 16  # bytes that are read or written at a time
+# Time in which the process waits for a core does not count, up to this many times the limit.
 _LOADED = 20
-_CHUNK = 1 << 16
-# Seconds for a process to end after its pipe has.
-_GRACE = 1.0
+_EXIT_SECONDS = 1.0  # for a process to end after its pipe has closed
 _RAISED = tuple[list[str], list[str | int | None], str]
 
 _BOOT = (
@@ -43,7 +43,7 @@ _BOOT = (
 
 
 class Died(RuntimeError):
-    """The process ended without an answer: by a signal where `code` is negative.
+    """The process ended without an answer, by a signal if `code` is negative.
 
     `said` is the last line of its standard error.
     """
@@ -56,24 +56,25 @@ class Died(RuntimeError):
 
 
 class Garbled(RuntimeError):
-    """What came is no answer."""
+    """The process sent something else than an answer."""
 
     def __init__(self, what: object) -> None:
         super().__init__(f"said something else than a result: {what}")
 
 
 class Process:
-    """A child that answers one request after the other. After any error but its own it is gone.
+    """A child that answers one request after the other.
 
-    `answered` is how many it has answered; `is_alive` says whether nobody has killed it.
+    After any error other than an exception of the work it has been killed; `is_alive` is then
+    False. `answered` is the number of requests it has answered.
 
     Raises:
         OSError: no process can be started.
     """
 
     def __init__(self) -> None:
-        # Ctrl-C goes to the whole group, and ending a run in order is the parent's business.
-        # What starts from here inherits the blocked signal.
+        # Ctrl-C goes to the whole group of processes, but the parent alone ends a run. The child
+        # inherits the blocked signal.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             self._child = subprocess.Popen(
@@ -97,7 +98,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Of the process, for as long as it lives."""
+        """The process's number, as long as it lives."""
         return self._child.pid
 
     def call(
@@ -107,14 +108,14 @@ class Process:
         timeout: float,
         known: Mapping[str, type[Exception]] | None = None,
     ) -> T:
-        """Do `work`, a function of a module, which says in its annotations what it returns.
+        """Call `work`, a module's function whose annotations give the type of its result.
 
-        Seconds for which the process waited for a core do not count, within bounds. What it raises
-        is raised here: exceptions of Python's own and those `known` by name, else the first of
-        these it derives from.
+        Seconds in which the process waits for a core do not count, within bounds. An exception of
+        `work` is raised here too: as its own type if that is built in or among `known` by name,
+        else as its first base class that is.
 
         Raises:
-            TimeoutError: it took too long.
+            TimeoutError: it took more than `timeout` seconds.
             Died: the process ended.
             Garbled: the answer is none.
         """
@@ -137,15 +138,15 @@ class Process:
         raise _exception(names, given, trace, known or {})
 
     def is_fit(self) -> bool:
-        """Whether it lives and has said nothing that nobody asked for."""
+        """Whether it lives and has sent nothing without a request."""
         return self._child.poll() is None and not _readable(self._answers)
 
     def end(self) -> None:
-        """Kill it; who waits for its answer hears of that, from any thread."""
+        """Kill it, from any thread; a waiting `call` then raises `Died`."""
         self._child.kill()
 
     def kill(self) -> None:
-        """Kill it and forget it. Only where nobody waits for an answer."""
+        """Kill it and close its pipes; no other thread may be waiting for an answer."""
         self.is_alive = False
         self._child.kill()
         self._child.wait()
@@ -153,7 +154,7 @@ class Process:
             pipe.close()
 
     def _exchange(self, number: int, timeout: float) -> dict[str, Any]:
-        """Send what is unsent, and listen until a whole answer is there."""
+        """Send the request and read the whole answer."""
         clock, received, size = _Clock(self.pid, timeout), bytearray(), FRAME.size
         while len(received) < size:
             ready = self._wait(clock.left())
@@ -182,7 +183,7 @@ class Process:
         return answer
 
     def _wait(self, seconds: float) -> set[int]:
-        """The ends of pipes at which something can be done, at the latest after so long."""
+        """The pipes that can be read or written, after `seconds` at most."""
         poll = select.poll()
         poll.register(self._answers, select.POLLIN)
         if self._hears:
@@ -194,20 +195,20 @@ class Process:
     def _send(self) -> None:
         try:
             sent = os.write(self._requests, self._unsent[:_CHUNK])
-        except BrokenPipeError:  # it does not read any more: it is about to end
+        except BrokenPipeError:  # the process has stopped reading and is about to end
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
 
     def _listen(self) -> None:
-        """Take what comes on standard error, and keep the end of it."""
+        """Read standard error and keep its end."""
         chunk = os.read(self._errors, _CHUNK)
         self._hears = bool(chunk)
         self._said = (self._said + chunk)[-_KEPT:]
 
     def _death(self) -> Exception:
-        """Why there is no answer and will be none."""
+        """The reason why there will be no answer."""
         try:
-            code = self._child.wait(_GRACE)
+            code = self._child.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             return Garbled("it closed its pipe")
         while self._hears and _readable(self._errors):
@@ -216,7 +217,7 @@ class Process:
 
 
 class _Clock:
-    """Seconds of a limit, of which those do not count for which the process waits for a core."""
+    """Counts down a limit in seconds, without the time in which the process waits for a core."""
 
     def __init__(self, pid: int, limit: float) -> None:
         self._file, self._limit = Path(f"/proc/{pid}/schedstat"), limit
@@ -226,7 +227,7 @@ class _Clock:
         """Seconds left.
 
         Raises:
-            TimeoutError: there are none.
+            TimeoutError: none are left.
         """
         spent = time.monotonic() - self._begin
         if spent >= self._limit:
@@ -238,7 +239,7 @@ class _Clock:
     def _waits(self) -> float:
         try:
             return 1e-9 * int(self._file.read_text().split()[1])
-        except (OSError, IndexError):  # it has ended, or nobody counts
+        except (OSError, IndexError):  # it has ended, or the system does not count
             return 0.0
 
 
@@ -251,7 +252,7 @@ def _exception(
     for name in names:
         kind = known.get(name) or getattr(builtins, name, None)
         if isinstance(kind, type) and issubclass(kind, Exception):
-            with contextlib.suppress(TypeError):  # some want arguments of their own
+            with contextlib.suppress(TypeError):  # some need other arguments
                 error = kind(*arguments)
                 error.add_note(trace)
                 return error

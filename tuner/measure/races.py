@@ -1,8 +1,10 @@
-"""Races of schedules against each other: what is measured here is what counts.
+"""Races of schedules, whose times decide and are published.
 
-Screened values are biased, since the lowest of many noisy numbers is low partly by luck. So the
-leaders race each other in interleaved rounds, and the fastest of them the heuristic's schedule and
-the naive loop, in fresh processes: where memory and code come to lie is luck as well.
+Screened times are biased: the lowest of many noisy numbers is low partly by luck. So the fastest
+schedules race each other in interleaved rounds. The winners race the heuristic's schedule and the
+naive loop in several fresh processes, because the addresses of memory and code influence times and
+differ from process to process. (Dropping slow entries early is the F-Race of algorithm
+configuration: Birattari et al., GECCO 2002.)
 """
 
 from __future__ import annotations
@@ -20,74 +22,73 @@ from fastrun.tuner.measure.measurer import DISTURBED, Measurer, is_baseline
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.record import ALONE, Outcome, Record, Stage
 
-# The schedules, as text, that race each other for each problem.
-Contestants = Mapping[ConvProblem, Sequence[str]]
+# The texts of the schedules that race each other, by problem.
+Entries = Mapping[ConvProblem, Sequence[str]]
 
 Key = tuple[ConvProblem, str]
 
 
 @dataclass(frozen=True)
 class Format:
-    """How contestants race: in `rounds` interleaved rounds in each of so many processes.
+    """The form of a race: `rounds` interleaved rounds in each of `processes` processes.
 
-    Where there are several, they are fresh ones. A block lasts `block` seconds. After every `rung`
-    rounds, where that is given, those leave that are surely slower than the fastest. A baseline
-    that takes `slow` seconds is called once a process. `stage` is that of the records.
+    Several processes are fresh ones. A block lasts `block` seconds. After every `drop_every` rounds
+    (0: never) entries leave that are surely slower than the fastest. A baseline whose call takes
+    `slow` seconds or more is called once in each process. `stage` is that of the records.
     """
 
     stage: Stage
     processes: int
     rounds: int
-    rung: int = 0
+    drop_every: int = 0
     block: float = 10e-3
     slow: float = Protocol.slow
 
     @property
     def samples(self) -> int:
-        """Of each contestant, in all rounds of all processes."""
+        """The number of samples of each entry, in all rounds of all processes."""
         return self.processes * self.rounds
 
     def protocol(self, schedule: str) -> Protocol:
-        """How a schedule is timed: a slow baseline by one call a process, all else in full."""
+        """How a schedule is timed: a slow baseline by one call per process, others in full."""
         slow = self.slow if is_baseline(schedule) else math.inf
         return Protocol(block=self.block, slow=slow)
 
     def __str__(self) -> str:
         per = f"{self.processes} processes" if self.processes > 1 else "one process"
-        leave = f", the surely slower leave every {self.rung}" if self.rung else ""
+        leave = f", the surely slower leave every {self.drop_every}" if self.drop_every else ""
         return f"{self.rounds} rounds in {per}, blocks of {1e3 * self.block:g} ms{leave}"
 
     def called_once(self, schedule: str, seconds: float) -> bool:
-        """Whether a schedule that takes so many seconds is called once a process."""
+        """Whether a schedule whose call takes `seconds` is called once per process."""
         return seconds >= self.protocol(schedule).slow
 
 
-RACE = Format(Stage.RACE, processes=1, rounds=10, rung=5, block=5e-3)
+RACE = Format(Stage.RACE, processes=1, rounds=10, drop_every=5, block=5e-3)
 FINAL = Format(Stage.FINAL, processes=5, rounds=4)
 
 
 def race(
     measurer: Measurer,
-    contestants: Contestants,
+    entries: Entries,
     form: Format,
     left: Callable[[], float] = lambda: math.inf,
 ) -> Iterator[Record]:
-    """Race each problem's schedules, and say how each of them did.
+    """Race the schedules of each problem; a record of each entry that was raced.
 
-    A race that the canary calls disturbed is repeated after those of the other problems, and the
-    quieter one counts. `left`
-    gives the seconds that remain. When there are none, no race is begun; nor is a process whose
-    predecessor took longer than that. Who was not raced at all has no record. An interrupt is
-    passed on when what was measured until then has been said.
+    A race that was disturbed by the canary's reading is repeated after those of the other problems;
+    the quieter of the two counts. `left` returns the seconds that remain. No race begins when none
+    are left, and no process begins when the one before took longer than that. KeyboardInterrupt is
+    raised after the records of what was measured until then.
     """
     compiling: dict[Key, Future[Compiled | Result]] = {}
     programs: dict[Key, Compiled] = {}
     results: dict[Key, dict[int, Result]] = {}  # by process
     interrupted: KeyboardInterrupt | None = None
     try:
-        for problem in contestants:
+        for problem in entries:
             if left() > 0:
-                for schedule in contestants[problem]:
+                for schedule in entries[problem]:
                     compiling[problem, schedule] = measurer.compile(problem, schedule)
         for key, future in compiling.items():
             if left() <= 0 and future.cancel():
@@ -105,16 +106,16 @@ def race(
             if form.processes > 1:
                 measurer.sandbox.restart()
             disturbed = []
-            for heat in _heats(measurer, contestants, programs, form, process, left):
-                for key, result in heat.results().items():
+            for begun in _process_races(measurer, entries, programs, form, process, left):
+                for key, result in begun.results().items():
                     results.setdefault(key, {})[process] = result
-                if heat.noise > DISTURBED:
-                    disturbed.append(heat)
-            for heat in disturbed:
-                before = heat.noise
+                if begun.noise > DISTURBED:
+                    disturbed.append(begun)
+            for begun in disturbed:
+                before = begun.noise
                 if left() > 0:
-                    again = heat.again()
-                    if heat.noise < before:
+                    again = begun.again()
+                    if begun.noise < before:
                         for key, result in again.items():
                             results[key][process] = result
             longest = max(longest, begin - left()) if begin < math.inf else 0.0
@@ -129,31 +130,31 @@ def race(
         raise interrupted
 
 
-def _heats(
+def _process_races(
     measurer: Measurer,
-    contestants: Contestants,
+    entries: Entries,
     programs: Mapping[Key, Compiled],
     form: Format,
     process: int,
     left: Callable[[], float],
-) -> Iterator[_Heat]:
-    """One process's race of every problem, while time is left; as many at once as can be."""
-    begun = deque[_Heat]()
-    for problem in contestants:
+) -> Iterator[_ProcessRace]:
+    """The races of all problems in one process, while time is left; `width` of them at once."""
+    begun = deque[_ProcessRace]()
+    for problem in entries:
         if left() <= 0:
             break
         racing = {key: program for key, program in programs.items() if key[0] == problem}
-        begun.append(_Heat(measurer, racing, form, process))
+        begun.append(_ProcessRace(measurer, racing, form, process))
         if len(begun) >= measurer.width:
             yield begun.popleft()
     yield from begun
 
 
-class _Heat:
-    """One problem's race in one process, begun; `noise` is the canary's word on it.
+class _ProcessRace:
+    """The race of one problem in one process, already begun; `noise` is the canary's reading.
 
-    A process that dies takes all contestants along, so each runs alone then: those that fail alone
-    have failed, and the others race without them. If nobody fails alone, that is how all did.
+    If the process dies, each entry runs alone. Entries that fail alone have failed, and the others
+    race again without them. If no entry fails alone, the times measured alone are the results.
     """
 
     def __init__(
@@ -169,15 +170,15 @@ class _Heat:
 
     def _begin(self) -> Future[list[Result]]:
         form = self._form
-        return self._measurer.sandbox.race(self._jobs, form.rounds, self._process, form.rung)
+        return self._measurer.sandbox.race(self._jobs, form.rounds, self._process, form.drop_every)
 
     def again(self) -> dict[Key, Result]:
-        """How each contestant does in another race."""
+        """The results of another race of the same entries."""
         self._begun = self._begin()
         return self.results()
 
     def results(self) -> dict[Key, Result]:
-        """How each contestant did, when the race is over."""
+        """The result of each entry; waits for the end of the race."""
         if self._begun is None:
             return {}
         found = self._begun.result()
@@ -192,7 +193,7 @@ class _Heat:
         if not failed:
             return results
         fit = {key: program for key, program in self._racing.items() if key not in failed}
-        return failed | _Heat(self._measurer, fit, self._form, self._process).results()
+        return failed | _ProcessRace(self._measurer, fit, self._form, self._process).results()
 
     def _placed(self, result: Result, rounds: Sequence[int]) -> Result:
         processes = (self._process,) * len(rounds)
@@ -200,7 +201,7 @@ class _Heat:
 
 
 def _joined(before: Result, result: Result) -> Result:
-    """The samples of several processes as one result; a failure in any of them is the outcome."""
+    """One result of the samples of several processes; a failure in any of them is the outcome."""
     if before.outcome != Outcome.CORRECT:
         return before
     if result.outcome != Outcome.CORRECT:

@@ -1,8 +1,8 @@
-"""Processes that may die: one that verifies and times candidates, some that compile them.
+"""Processes that may die: one that checks and times kernels, and several that compile them.
 
-Both pools answer with plain futures. Whatever a candidate does to its process, or says in its
-place, is a `Result`; an exception from a future is a defect of ours or of the machine, such as a
-full disk.
+Both pools return futures. Whatever a kernel does to its process or writes instead of an answer
+becomes a `Result`. An exception from a future is a defect of this program or of the machine, such
+as a full disk.
 """
 
 from __future__ import annotations
@@ -21,24 +21,23 @@ from fastrun.tuner.measure import worker
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.guarded import STRAYS
 from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
-from fastrun.tuner.measure.limits import in_words
 from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.process import Died, Garbled, Process
+from fastrun.tuner.measure.ulimits import small_limits
 from fastrun.tuner.records.record import Outcome
 
 T = TypeVar("T")
 
-# Processes that may end, one after the other, before they do what they are asked, and the seconds
-# that each may take to start.
-_STARTS, _START = 3, 60.0
+_STARTS = 3  # processes that may end one after the other before one does its work
+_START_SECONDS = 60.0
 
 
 class WorkerDied(RuntimeError):
-    """A process did not live to answer. The message says what killed it."""
+    """A process ended before it answered. The message says what killed it."""
 
 
 class _Context:
-    """Something whose processes live as long as a `with` block."""
+    """Its processes live as long as a `with` block."""
 
     _workers: _Workers
 
@@ -51,11 +50,11 @@ class _Context:
 
 
 class Sandbox(_Context):
-    """One process, bound to the timing cores, in which candidates are verified and then timed.
+    """One process, bound to the timing cores, in which kernels are checked and then timed.
 
-    A context. Jobs run one after the other in the order given; one that kills the process costs
-    the next a fresh one. Of `limits` the memory counts, which a process is given when it starts;
-    the others come with each job.
+    A context manager. Jobs run one after the other in the order given. After a job that kills the
+    process, the next one gets a fresh process. Only the memory of `limits` is used here, when a
+    process starts; the other limits come with each job.
     """
 
     def __init__(self, cores: Cores, limits: ProcessLimits | None = None) -> None:
@@ -64,33 +63,33 @@ class Sandbox(_Context):
         self._workers = _Workers(1, (cores.timing[:1], memory, True))
 
     def submit(self, job: Job) -> Future[Result]:
-        """Verify the candidate, then time it."""
+        """Check the job's kernel, then time it."""
         self._check(job)
         return self._workers.submit(self._run, job)
 
     def submit_all(self, jobs: Sequence[Job]) -> Future[list[Result]]:
-        """Verify and time candidates one after the other, with one turn on the cores for all."""
+        """Check and time the jobs one after the other, in one turn on the cores."""
         for job in jobs:
             self._check(job)
         return self._workers.submit(self._run_all, list(jobs))
 
     def race(
-        self, jobs: Sequence[Job], rounds: int, seed: int = 0, rung: int = 0
+        self, jobs: Sequence[Job], rounds: int, seed: int = 0, drop_every: int = 0
     ) -> Future[list[Result]]:
-        """Verify all candidates, then time the correct ones in `rounds` interleaved rounds.
+        """Check all jobs, then time the correct ones in `rounds` interleaved rounds.
 
-        Sample i of every result is of round i; the first job's blocks hold for all. After every
-        `rung` rounds, where that is given, those leave that are surely slower than the fastest. If
-        the process dies, all share that result.
+        Sample i of every result is from round i. The first job's protocol holds for all. After
+        every `drop_every` rounds (0: never) kernels leave that are surely slower than the fastest.
+        If the process dies, that is the result of all.
         """
         for job in jobs:
             self._check(job)
-        return self._workers.submit(self._race, list(jobs), rounds, seed, rung)
+        return self._workers.submit(self._race, list(jobs), rounds, seed, drop_every)
 
     def call(self, work: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> T:
-        """Do other work that needs the timing cores, and wait for its answer.
+        """Call `work` on the timing cores and return its result.
 
-        The annotations of `work` say what it returns, which is plain data (`tuner.measure.plain`).
+        Its annotations give the type of the result, which is plain data (`tuner.measure.plain`).
 
         Raises:
             WorkerDied: it killed its process, or took longer than `timeout` seconds.
@@ -104,7 +103,7 @@ class Sandbox(_Context):
                 raise WorkerDied(str(death)) from None
 
     def restart(self) -> None:
-        """Run what is submitted from now on in a fresh process: its memory lies elsewhere."""
+        """Run later jobs in a fresh process, whose memory lies elsewhere."""
         self._workers.submit(self._workers.renew).result()
 
     def _check(self, job: Job) -> None:
@@ -121,9 +120,9 @@ class Sandbox(_Context):
                 for job in jobs
             ]
 
-    def _race(self, jobs: list[Job], rounds: int, seed: int, rung: int) -> list[Result]:
+    def _race(self, jobs: list[Job], rounds: int, seed: int, drop_every: int) -> list[Result]:
         timeout = sum(job.timeout(rounds) for job in jobs)
-        arguments = jobs, rounds, seed, rung, self._cores.timing
+        arguments = jobs, rounds, seed, drop_every, self._cores.timing
         with self._cores.timing_turn():
             return self._guarded(worker.run_race, arguments, timeout, len(jobs))
 
@@ -134,23 +133,23 @@ class Sandbox(_Context):
         timeout: float,
         count: int,
     ) -> list[Result]:
-        """So many results: if the process dies all are alike."""
+        """`count` results; if the process dies, they are all the same."""
         try:
             found = self._workers.call(work, arguments, timeout)
             if len(found) == count:
                 return found
-            result = _obituary(Garbled(f"{len(found)} results for {count} candidates"))
+            result = _death_result(Garbled(f"{len(found)} results for {count} jobs"))
         except TimeoutError:
             result = Result(Outcome.TIMEOUT, f"stopped after {timeout:.1f} s")
         except (Died, Garbled) as death:
-            result = _obituary(death)
+            result = _death_result(death)
         except MemoryError as error:
-            result = Result(Outcome.RUNTIME, f"out of memory: {error}{in_words()}")
+            result = Result(Outcome.RUNTIME, f"out of memory: {error}{small_limits()}")
         return [result] * count
 
 
 class Compiler(_Context):
-    """Processes, bound to the compiling cores, that build, compile and pack weights. A context."""
+    """Processes on the compiling cores that build, compile and pack weights. A context manager."""
 
     def __init__(
         self, cores: Cores, cpu: Cpu, limits: ProcessLimits | None = None, timeout: float = 30.0
@@ -162,9 +161,9 @@ class Compiler(_Context):
     def submit(
         self, operands: Operands, schedule: str, code: bytes | None = None
     ) -> Future[Compiled | Result]:
-        """Make the operands' problem with this schedule: a program, or why there is none.
+        """Compile a schedule of the operands' problem: a program, or the reason for none.
 
-        `code` is the program's machine code where another machine has compiled it.
+        `code` is its machine code if another machine has compiled it already.
         """
         return self._workers.submit(self._compile, operands, schedule, code)
 
@@ -179,33 +178,28 @@ class Compiler(_Context):
             except TimeoutError:
                 return Result(Outcome.COMPILE, f"stopped after {self._timeout:.1f} s")
             except (Died, Garbled) as death:
-                return Result(Outcome.COMPILE, _obituary(death).reason)
+                return Result(Outcome.COMPILE, _death_result(death).reason)
             except (CompileError, MemoryError, *_DEFECTS) as error:
                 return Result(Outcome.COMPILE, f"{type(error).__name__}: {error}")
 
 
-# What a defective generator or weight packing raises. Trouble with files is not among them.
+# Exceptions of a defective generator or weight packing; those of files are not among them.
 _DEFECTS = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 
-
-# Exceptions that are no builtins and are told apart here.
-_KNOWN = {kind.__name__: kind for kind in (ScheduleError, CompileError)}
-
-
-# Exceptions that are no builtins and are told apart here.
+# Exceptions that are not built in and keep their type across processes.
 _KNOWN = {kind.__name__: kind for kind in (ScheduleError, CompileError)}
 
 
 class _Workers:
-    """So many processes, and a thread for each that waits for it."""
+    """`count` processes, and for each a thread that waits for it."""
 
     def __init__(self, count: int, setup: tuple[tuple[int, ...], int, bool]) -> None:
         self._count, self._setup = count, setup
-        # They start the processes too: one is killed when the thread that started it ends.
+        # These threads start the processes too: a process is killed when its thread ends.
         self._threads = ThreadPoolExecutor(count)
         self._change, self._closed = threading.Lock(), False
         self._living: set[Process] = set()
-        self._idle: SimpleQueue[Process | None] = SimpleQueue()  # None is to be started
+        self._idle: SimpleQueue[Process | None] = SimpleQueue()  # None is one yet to be started
 
     def start(self) -> None:
         self.submit(self._fill).result()
@@ -220,34 +214,34 @@ class _Workers:
             self._living.pop().kill()
 
     def renew(self) -> None:
-        """Put a fresh process in the place of an idle one."""
+        """Replace an idle process by a fresh one."""
         process = self._idle.get()
         if process:
             process.kill()
         self._put_back(process)
 
     def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
-        """Do `work` in the next free thread.
+        """Call `work` in the next free thread.
 
         Raises:
-            WorkerDied: there can be no more threads.
+            WorkerDied: no thread can be started.
         """
         try:
             return self._threads.submit(work, *arguments)
         except RuntimeError as error:
             if self._closed:
                 raise
-            raise WorkerDied(f"{error}{in_words()}") from error
+            raise WorkerDied(f"{error}{small_limits()}") from error
 
     def call(self, function: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> T:
         """Call `function` in a process and wait for it.
 
         Raises:
-            TimeoutError: it took too long and its process was killed.
+            TimeoutError: it took too long; its process was killed.
             Died: its process died.
-            Garbled: its process said something else than an answer, and was killed.
-            WorkerDied: processes die before they do anything.
-            CancelledError: this has been stopped.
+            Garbled: its process sent something else than an answer, and was killed.
+            WorkerDied: processes end as soon as they start.
+            CancelledError: the pool has been stopped.
         """
         while True:
             process = self._ready()
@@ -257,7 +251,7 @@ class _Workers:
             except (Died, Garbled) as death:
                 if self._closed:
                     raise CancelledError from None
-                # Where a process has so much time only, others may have spent it.
+                # A limit on CPU time may have been used up by earlier jobs.
                 if not (used and isinstance(death, Died) and death.code == -signal.SIGXCPU):
                     raise
             finally:
@@ -268,7 +262,7 @@ class _Workers:
             self._put_back(None)
 
     def _ready(self) -> Process:
-        """An idle process that waits for work; in place of one that died meanwhile another."""
+        """An idle process, ready for work; one that died meanwhile is replaced."""
         last: Exception | None = None
         for _ in range(_STARTS):
             process = self._idle.get()
@@ -276,7 +270,7 @@ class _Workers:
                 process = process or self._fresh()
                 if process.is_fit():
                     if not process.answered:
-                        process.call(worker.enter, self._setup, _START)
+                        process.call(worker.enter, self._setup, _START_SECONDS)
                     return process
             except Exception as error:
                 last = error
@@ -286,16 +280,16 @@ class _Workers:
             if self._closed:
                 raise CancelledError
         raise WorkerDied(
-            f"worker processes end as soon as they start: {_why(last)}{in_words()}"
+            f"worker processes end as soon as they start: {_why(last)}{small_limits()}"
         ) from last
 
     def _put_back(self, process: Process | None) -> None:
-        """Make it, or a fresh one where it is no more, an idle one."""
+        """Make the process idle, or a fresh one if it is dead."""
         if process and not process.is_alive:
             self._living.discard(process)
         try:
             self._idle.put(process if process and process.is_alive else self._fresh())
-        except (OSError, CancelledError):  # whoever needs one will hear why
+        except (OSError, CancelledError):  # it is raised again when a process is needed
             self._idle.put(None)
 
     def _fresh(self) -> Process:
@@ -310,12 +304,12 @@ class _Workers:
 def _why(error: Exception | None) -> str:
     if isinstance(error, Died):
         return error.said or str(error)
-    return f"{type(error).__name__}: {error}" if error else "nobody knows why"
+    return f"{type(error).__name__}: {error}" if error else "for an unknown reason"
 
 
-def _obituary(death: Died | Garbled) -> Result:
+def _death_result(death: Died | Garbled) -> Result:
     code = death.code if isinstance(death, Died) else 0
     if worker.STRAY <= code < worker.STRAY + len(STRAYS):
         return Result(Outcome.CORRECTNESS, STRAYS[code - worker.STRAY])
-    limits = in_words() if code == -signal.SIGXCPU else ""
+    limits = small_limits() if code == -signal.SIGXCPU else ""
     return Result(Outcome.RUNTIME, f"{death}{limits}")

@@ -1,7 +1,7 @@
-"""The measuring protocol: calibrated blocks of calls, early abort, paired rounds, a canary.
+"""The measuring protocol: calibrated blocks of calls, early abort, interleaved rounds.
 
-Everything here returns raw samples. A sample is the seconds per call of one block of calls that ran
-back to back in native code; what statistic to make of them is the reader's business.
+All functions return raw samples. A sample is the seconds per call of one block of calls that ran
+back to back in native code. Statistics are made elsewhere (`tuner.records.statistics`).
 """
 
 from __future__ import annotations
@@ -16,27 +16,29 @@ from pathlib import Path
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.records.statistics import rounds_interval, typical
 
-# Runs a candidate so many times in native code and returns the seconds for all of them.
+# Runs a kernel so many times in native code and returns the seconds of all calls together.
 Calls = Callable[[int], float]
 
 
-# A block is repeated, so often in all, while it waits for a core for a larger share of its time.
-_TRIES, _WAITED = 3, 0.02
+# A block is repeated if the process waited for a core for a larger share of it than this.
+_WAITED = 0.02
+_TRIES = 3  # of a block, at most
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a candidate is timed; times in seconds.
+    """How a kernel is timed; times are in seconds.
 
-    The defaults screen: a verdict that must hold up takes interleaved rounds.
+    The defaults are those of a screening. A reliable comparison needs interleaved rounds.
     """
 
     block: float = 1e-3  # a block lasts at least this long, 40 000 ticks of the clock
-    warmup: int = 1  # blocks that are thrown away; calibrating is one of them
+    warmup: int = 1  # blocks that are discarded; calibration is one of them
     blocks: int = 3  # blocks that are kept
     give_up: float = 2.5  # stop when the best block takes this many times the incumbent's time
-    slow: float = 0.05  # a first call that takes this long is the only one
-    rewarm: float = 0.25  # of a block, run before each in a race: others have used the caches since
+    slow: float = 0.05  # if the first call takes this long, no other follows
+    # Part of a block that is run before each block of a race, because others have used the caches.
+    rewarm: float = 0.25
 
     def __str__(self) -> str:
         return f"{self.blocks} blocks of {1e3 * self.block:g} ms after {self.warmup} to warm up"
@@ -44,10 +46,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call of each block, in the order measured; `repeats` calls to a block.
+    """Seconds per call of each block, in the order measured; a block has `repeats` calls.
 
-    `complete` is False where the candidate was given up as too slow. `waited` is the largest share
-    of a block's time for which the process waited for a core.
+    `complete` is False if the kernel was given up as too slow. `waited` is the largest share of a
+    block in which the process waited for a core.
     """
 
     samples: tuple[float, ...]
@@ -57,10 +59,10 @@ class Timing:
 
 
 def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = math.inf) -> Timing:
-    """Time one candidate whose first, cold call took `first` seconds.
+    """Time one kernel whose first, cold call took `first` seconds.
 
-    It is given up after any block from which on the best is more than `protocol.give_up` times
-    `incumbent`, the seconds per call to beat.
+    It is given up as soon as its best block is more than `protocol.give_up` times as long as
+    `incumbent`, the best time so far in seconds per call.
     """
     if first >= protocol.slow:
         return Timing((first,), 1)
@@ -80,10 +82,10 @@ def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = m
 
 
 def calibrate(calls: Calls, block: float) -> tuple[int, float]:
-    """Calls that last `block` seconds or a little more, and the seconds per call they took."""
+    """The number of calls that last `block` seconds or a little more, and their time per call."""
     repeats, elapsed = 1, calls(1)
     while elapsed < block:
-        # Later calls are warmer, hence the margin; the clock cannot tell times near zero.
+        # Later calls are warmer, hence the margin. The clock cannot resolve times near zero.
         wanted = 1.2 * repeats * block / max(elapsed, 1e-7)
         repeats = max(repeats + 1, math.ceil(min(wanted, 1000 * repeats)))
         elapsed = calls(repeats)
@@ -91,14 +93,14 @@ def calibrate(calls: Calls, block: float) -> tuple[int, float]:
 
 
 def interleave(
-    candidates: Sequence[Calls], rounds: int, protocol: Protocol, seed: int, rung: int = 0
+    candidates: Sequence[Calls], rounds: int, protocol: Protocol, seed: int, drop_every: int = 0
 ) -> list[Timing]:
-    """Time several candidates against each other: in every round each runs one block.
+    """Time several kernels against each other: in every round each of them runs one block.
 
-    The order within a round is random, and every block is preceded by some calls that bring a
-    candidate's data back into the caches. Sample i of every candidate is of round i, so that what
-    disturbs one round disturbs all of its samples and ratios can be taken in pairs. After every
-    `rung` rounds, where that is given, those leave that are surely slower than the fastest.
+    The order within a round is random. Some calls before every block bring the kernel's data back
+    into the caches. Sample i of every kernel is from round i, so that a disturbance meets all
+    samples of a round and ratios can be taken in pairs. After every `drop_every` rounds (0: never)
+    kernels leave that are surely slower than the fastest.
     """
     order = random.Random(seed)
     repeats = [calibrate(calls, protocol.block)[0] for calls in candidates]
@@ -111,7 +113,7 @@ def interleave(
             share, seconds = _undisturbed(candidates[i], repeats[i])
             samples[i].append(seconds)
             longest[i] = max(longest[i], share)
-        if running and rung and done % rung == 0 and done < rounds:
+        if running and drop_every and done % drop_every == 0 and done < rounds:
             fastest = min((samples[i] for i in running), key=typical)
             running = [i for i in running if not _surely_slower(samples[i], fastest)]
     return [
@@ -121,9 +123,9 @@ def interleave(
 
 
 def _undisturbed(calls: Calls, repeats: int) -> tuple[float, float]:
-    """A block for which the process did not wait for a core: the share waited, seconds per call.
+    """One block: the share of its time in which the process waited for a core, seconds per call.
 
-    A block in between which others ran is repeated, twice at most; the least disturbed counts.
+    A block that waited too long is repeated, twice at most. The least disturbed one counts.
     """
     tries = []
     for _ in range(_TRIES):
@@ -141,18 +143,18 @@ def _surely_slower(samples: Sequence[float], fastest: Sequence[float]) -> bool:
 
 
 def weight_copies(weight_bytes: int, cpu: Cpu) -> int:
-    """Copies of the weights to rotate over so that none is still cached when its turn comes."""
+    """The number of copies of the weights that calls take in turn, so that none is cached."""
     cache = max(cpu.l3, cpu.l2, 8 << 20)
     return 1 + math.ceil(2 * cache / max(weight_bytes, 1))
 
 
 def waited() -> float:
-    """Seconds that the threads of this process could have run but waited for a core, until now.
+    """Seconds in which threads of this process waited for a core, from their start until now.
 
-    Zero where the system does not count it.
+    It is zero if the system does not count them.
     """
     total = 0
     for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # it ended since it was listed, or nobody counts
+        with contextlib.suppress(OSError):  # the thread has ended, or the system does not count
             total += int((task / "schedstat").read_text().split()[1])
     return 1e-9 * total

@@ -1,4 +1,4 @@
-"""What the processes of `tuner.measure.sandbox` do: verify and time a candidate, or compile one."""
+"""The work of the processes of `tuner.measure.sandbox`: check and time kernels, or compile them."""
 
 from __future__ import annotations
 
@@ -24,81 +24,81 @@ from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.measure.canary import canary
 from fastrun.tuner.measure.confine import forbid_processes, only_compute
 from fastrun.tuner.measure.cores import one_thread, pin
-from fastrun.tuner.measure.guarded import Arena, Candidate
+from fastrun.tuner.measure.guarded import Arena, Subject
 from fastrun.tuner.measure.job import Compiled, Job, Result
-from fastrun.tuner.measure.limits import lower
 from fastrun.tuner.measure.operands import Operands, save
 from fastrun.tuner.measure.timing import Timing, interleave, measure
+from fastrun.tuner.measure.ulimits import lower
 from fastrun.tuner.records.record import Outcome
 
-# Exit codes of a worker that found a stray write, one for each of `verify.STRAYS`. It leaves at
-# once: its memory may be damaged anywhere, and no later candidate must meet that.
+# Exit codes of a worker that found a stray write, one for each of `guarded.STRAYS`. It exits at
+# once, because its memory may be damaged anywhere.
 STRAY = 100
 
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 
 
-def enter(cores: tuple[int, ...], memory: int, runs_candidates: bool) -> None:
-    """Make this process a worker on these cores with `memory` bytes of address space to spare.
+def enter(cores: tuple[int, ...], memory: int, runs_kernels: bool) -> None:
+    """Make this process a worker on these cores, with `memory` bytes of address space to use.
 
-    Limits that it has already are kept. Where it runs candidates it can do nothing but compute
-    from then on, as far as the system offers that.
+    Lower limits that it has already stay. If it runs kernels, it can only compute from then on, as
+    far as the system supports that.
     """
     pin(cores)
     one_thread()
     # A kernel that hangs must not outlive a killed parent.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if runs_candidates:
-        # What these compile they cannot store later on.
+    if runs_kernels:
+        # These compile code, which later cannot be stored any more.
         canary()
         team(1)
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     lower(resource.RLIMIT_AS, mapped + memory)
     lower(resource.RLIMIT_CORE, 0)
     _, seconds = resource.getrlimit(resource.RLIMIT_CPU)
-    if seconds > 1:  # the hard limit's signal would not say what it was
+    if seconds > 1:  # the signal of the hard limit would not tell the reason
         lower(resource.RLIMIT_CPU, seconds - 1)
-    if runs_candidates:
+    if runs_kernels:
         only_compute()
     else:
         forbid_processes()
 
 
 def run_one(job: Job, cores: Sequence[int]) -> list[Result]:
-    """Verify the candidate, then time it."""
-    candidate, result, first = _verify(job, _arena(), cores)
-    if candidate is None:
+    """Check the job's kernel, then time it."""
+    subject, result, first = _checked(job, _arena(), cores)
+    if subject is None:
         return [result]
     begin = time.perf_counter()
-    candidate.cool()
+    subject.cool()
     noise = canary()
-    timing = measure(candidate.calls, job.protocol, first, job.incumbent)
-    return [_finish(candidate, result, timing, max(noise, canary()), begin)]
+    timing = measure(subject.calls, job.protocol, first, job.incumbent)
+    return [_finish(subject, result, timing, max(noise, canary()), begin)]
 
 
 def run_race(
-    jobs: Sequence[Job], rounds: int, seed: int, rung: int, cores: Sequence[int]
+    jobs: Sequence[Job], rounds: int, seed: int, drop_every: int, cores: Sequence[int]
 ) -> list[Result]:
-    """Verify all candidates, then time the correct ones in interleaved rounds.
+    """Check all jobs' kernels, then time the correct ones in interleaved rounds.
 
-    One whose call takes as long as its protocol calls slow is left at the call that verified it.
+    A kernel that is slow by its protocol is not called again: the checked call is its only sample.
     """
-    verified = [_verify(job, Arena(), cores) for job in jobs]
-    correct = {i: candidate for i, (candidate, _, _) in enumerate(verified) if candidate}
-    slow = {i: verified[i][2] for i in correct if verified[i][2] >= jobs[i].protocol.slow}
+    checked = [_checked(job, Arena(), cores) for job in jobs]
+    correct = {i: subject for i, (subject, _, _) in enumerate(checked) if subject}
+    slow = {i: checked[i][2] for i in correct if checked[i][2] >= jobs[i].protocol.slow}
     racing = [i for i in correct if i not in slow]
     begin = time.perf_counter()
     for i in racing:
         correct[i].cool()
     noise = canary()
     calls = [correct[i].calls for i in racing]
-    timings = interleave(calls, rounds, jobs[0].protocol, seed, rung)
+    timings = interleave(calls, rounds, jobs[0].protocol, seed, drop_every)
     noise = max(noise, canary())
     timed = dict(zip(racing, timings, strict=True))
     timed |= {i: Timing((first,), 1, complete=False) for i, first in slow.items()}
-    results = [result for _, result, _ in verified]
-    for i, candidate in correct.items():
-        results[i] = _finish(candidate, results[i], timed[i], noise, begin)
+    results = [result for _, result, _ in checked]
+    for i, subject in correct.items():
+        results[i] = _finish(subject, results[i], timed[i], noise, begin)
     return results
 
 
@@ -111,13 +111,12 @@ def compile_on(
 
 
 def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None = None) -> Compiled:
-    """Build, compile through the object cache and pack the operands' weights.
+    """Build, compile through the object cache, and pack the operands' weights if they are here.
 
-    Weights that lie elsewhere are not packed. `code` is the object that compiling would give, where
-    another process has made it already.
+    `code` is the compiled object if another process has made it already.
 
     Raises:
-        ScheduleError: the schedule cannot be right for the problem.
+        ScheduleError: the schedule does not fit the problem.
         CompileError: LLVM refuses the code.
     """
     clock = [time.perf_counter()]
@@ -154,30 +153,28 @@ def _arena() -> Arena:
     return Arena()
 
 
-def _verify(job: Job, arena: Arena, cores: Sequence[int]) -> tuple[Candidate | None, Result, float]:
-    """The candidate, if it is correct; the result so far; the seconds its first call took."""
+def _checked(job: Job, arena: Arena, cores: Sequence[int]) -> tuple[Subject | None, Result, float]:
+    """The kernel if it is correct, the result so far, the seconds of its first call."""
     begin = time.perf_counter()
     try:
-        candidate = Candidate(job, arena, cores)
+        subject = Subject(job, arena, cores)
     except RuntimeError as error:
         return None, Result(Outcome.RUNTIME, f"cannot be loaded: {error}"), 0.0
-    first = candidate.calls(1)
-    _leave_if(candidate.stray())
-    errors, wrong = candidate.judge()
+    first = subject.calls(1)
+    _exit_if(subject.stray())
+    errors, wrong = subject.check()
     outcome = Outcome.CORRECTNESS if wrong else Outcome.CORRECT
     spent = {"verify": time.perf_counter() - begin}
     result = Result(outcome, wrong or "", errors=errors, seconds=spent)
-    return None if wrong else candidate, result, first
+    return None if wrong else subject, result, first
 
 
-def _finish(
-    candidate: Candidate, result: Result, timing: Timing, noise: float, begin: float
-) -> Result:
-    """The whole result, if the timed calls did what the verified one did."""
+def _finish(subject: Subject, result: Result, timing: Timing, noise: float, begin: float) -> Result:
+    """The whole result, if the timed calls gave the same output as the checked one."""
     spent = {**result.seconds, "measure": time.perf_counter() - begin}
-    _leave_if(candidate.stray())
-    _leave_if(candidate.spoilt())
-    if not candidate.stable():
+    _exit_if(subject.stray())
+    _exit_if(subject.spoilt())
+    if not subject.stable():
         wrong = "a later call gives another output than the first"
         return replace(result, outcome=Outcome.CORRECTNESS, reason=wrong, seconds=spent)
     return replace(
@@ -190,6 +187,6 @@ def _finish(
     )
 
 
-def _leave_if(found: int | None) -> None:
+def _exit_if(found: int | None) -> None:
     if found is not None:
         os._exit(STRAY + found)

@@ -164,7 +164,7 @@ def typical_of(processes: Sequence[Sequence[float]]) -> float:
 
 
 def by_process(samples: Sequence[float], processes: Sequence[int]) -> list[tuple[float, ...]]:
-    """The samples of each process, in the order measured; one group if processes are unknown."""
+    """The samples of each process, in the order measured; one group if those are unknown."""
     groups: dict[int, list[float]] = {}
     for process, sample in zip(processes or (0,) * len(samples), samples, strict=True):
         groups.setdefault(process, []).append(sample)
@@ -273,7 +273,7 @@ class Record:
         return typical_of(self.by_process())
 
     def by_process(self) -> list[tuple[float, ...]]:
-        """The samples of each process, in the order measured; one group if processes are unknown."""
+        """The samples of each process, in the order measured; one group if those are unknown."""
         return by_process(self.samples, self.processes)
 
     @property

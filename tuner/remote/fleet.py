@@ -138,9 +138,9 @@ class _Remote:
         return self._waiting.submit(self._ask, Work(self._run, tuple(jobs)))
 
     def race(
-        self, jobs: Sequence[Job], rounds: int, seed: int = 0, rung: int = 0
+        self, jobs: Sequence[Job], rounds: int, seed: int = 0, drop_every: int = 0
     ) -> Future[list[Result]]:
-        work = Work(self._run, tuple(jobs), rounds, seed, rung, self._restarts)
+        work = Work(self._run, tuple(jobs), rounds, seed, drop_every, self._restarts)
         return self._waiting.submit(self._ask, work)
 
     def restart(self) -> None:

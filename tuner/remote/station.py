@@ -50,7 +50,7 @@ class Work:
     jobs: tuple[Job, ...]
     rounds: int = 0
     seed: int = 0
-    rung: int = 0
+    drop_every: int = 0
     restart: int = 0
 
 
@@ -110,7 +110,7 @@ class BenchPlugin(WorkerPlugin):  # type: ignore[misc]
     def _time(self, jobs: list[Job], work: Work) -> list[Result]:
         sandbox = self._measurer.sandbox
         if work.rounds and jobs:
-            return sandbox.race(jobs, work.rounds, work.seed, work.rung).result()
+            return sandbox.race(jobs, work.rounds, work.seed, work.drop_every).result()
         return sandbox.submit_all(jobs).result()
 
 

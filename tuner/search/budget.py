@@ -84,7 +84,7 @@ def enough(problems: Sequence[ConvProblem]) -> float:
     return _START + math.fsum(_LOOK + 2 * first_seconds(p) for p in problems)
 
 
-def contestant_seconds(record: Record, form: Format) -> float:
+def entry_seconds(record: Record, form: Format) -> float:
     """How long one who took so long before should take in each process of a race."""
     call = record.seconds_per_call
     verify = record.seconds.get("verify", 0.0)
@@ -100,15 +100,15 @@ def slowness(p: ConvProblem, seconds: float) -> float:
     return max(1.0, seconds / (_START + first_seconds(p)))
 
 
-def race_seconds(contestants: Iterable[Record], form: Format, slow: float) -> float:
+def race_seconds(entries: Iterable[Record], form: Format, slow: float) -> float:
     """How long a race of these should take, their compiling included.
 
     A fresh process takes `slow` times as long as on an idle machine.
     """
     made = each = 0.0
-    for record in contestants:
+    for record in entries:
         made += sum(record.seconds.get(part, 0.0) for part in ("build", "pack"))
-        each += contestant_seconds(record, form)
+        each += entry_seconds(record, form)
     return made + form.processes * (slow * PROCESS + each)
 
 

@@ -89,7 +89,7 @@ def verify(
     known = {p: winner for p, winner in winners.items() if winner}
     if not known:
         return
-    contestants = {
+    entries = {
         p: list(dict.fromkeys([winner.schedule, heuristic_text(p)])) for p, winner in known.items()
     }
     new: dict[tuple[str, str], Record] = {}
@@ -97,7 +97,7 @@ def verify(
         database.add_environment(Environment.host(), measurer.run)
         call = f"verify({len(problems)} problems, threads={threads}, regime={regime!r})"
         database.add_run(Run(name=measurer.run, command=call, timing=f"final: {FINAL}"))
-        for record in race(measurer, contestants, FINAL):
+        for record in race(measurer, entries, FINAL):
             database.add(record)
             new[record.problem, record.schedule] = record
     for p, winner in known.items():

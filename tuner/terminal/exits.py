@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from fastrun.tuner.measure.limits import in_words
+from fastrun.tuner.measure.ulimits import small_limits
 
 MISTAKE, INTERRUPTED = 2, 130
 
@@ -76,5 +76,5 @@ def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, MemoryError):
-        return f"out of memory: {error}{in_words()}"
+        return f"out of memory: {error}{small_limits()}"
     return " ".join(str(error).split())

@@ -34,10 +34,10 @@ def measurer() -> Iterator[Measurer]:
 
 
 def test_everybody_runs_in_every_process(measurer: Measurer) -> None:
-    contestants = {P: [heuristic_text(P), NAIVE], OTHER: [heuristic_text(OTHER)]}
-    records = list(race(measurer, contestants, FINAL))
+    entries = {P: [heuristic_text(P), NAIVE], OTHER: [heuristic_text(OTHER)]}
+    records = list(race(measurer, entries, FINAL))
     assert [(r.problem, r.schedule) for r in records] == [
-        (str(p), s) for p, schedules in contestants.items() for s in schedules
+        (str(p), s) for p, schedules in entries.items() for s in schedules
     ]
     assert {r.outcome for r in records} == {Outcome.CORRECT}
     assert {(r.stage, r.run) for r in records} == {("final", measurer.run)}
@@ -49,21 +49,21 @@ def test_everybody_runs_in_every_process(measurer: Measurer) -> None:
 
 
 def test_no_race_is_begun_when_no_time_is_left(measurer: Measurer) -> None:
-    contestants = {P: [heuristic_text(P)], OTHER: [heuristic_text(OTHER)]}
-    assert list(race(measurer, contestants, QUICK, lambda: 0.0)) == []
+    entries = {P: [heuristic_text(P)], OTHER: [heuristic_text(OTHER)]}
+    assert list(race(measurer, entries, QUICK, lambda: 0.0)) == []
     one_race = chain([1.0] * 6, repeat(0.0))  # two problems, two programs, a process, a race
-    records = list(race(measurer, contestants, QUICK, lambda: next(one_race)))
+    records = list(race(measurer, entries, QUICK, lambda: next(one_race)))
     assert [(r.problem, len(r.samples)) for r in records] == [(str(P), QUICK.rounds)]
 
 
 def test_no_process_is_begun_that_would_take_longer_than_what_is_left(measurer: Measurer) -> None:
     """The first of two takes three seconds of five."""
-    contestants = {P: [heuristic_text(P)]}
+    entries = {P: [heuristic_text(P)]}
     clock = chain([5.0] * 3, repeat(2.0))
-    [record] = race(measurer, contestants, QUICK, lambda: next(clock))
+    [record] = race(measurer, entries, QUICK, lambda: next(clock))
     assert len(record.samples) == QUICK.rounds
     clock = chain([7.0] * 3, repeat(4.0))
-    [record] = race(measurer, contestants, QUICK, lambda: next(clock))
+    [record] = race(measurer, entries, QUICK, lambda: next(clock))
     assert len(record.samples) == 2 * QUICK.rounds
 
 

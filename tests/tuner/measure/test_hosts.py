@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrun.tuner.measure.limits import in_words, lower
+from fastrun.tuner.measure.ulimits import lower, small_limits
 
 ROOT = Path(__file__).parents[3]
 PATIENCE = 600  # seconds after which something hangs, on however busy a machine
@@ -119,17 +119,17 @@ with Sandbox(Cores.split(1)) as sandbox:
 def test_limits_are_lowered_never_raised() -> None:
     code = """
 import resource
-from fastrun.tuner.measure.limits import in_words, lower
+from fastrun.tuner.measure.ulimits import lower, small_limits
 resource.setrlimit(resource.RLIMIT_CORE, (1000, 2000))
 lower(resource.RLIMIT_CORE, 5000)
 assert resource.getrlimit(resource.RLIMIT_CORE) == (1000, 2000)
 lower(resource.RLIMIT_CORE, 10)
 assert resource.getrlimit(resource.RLIMIT_CORE) == (10, 2000)
 resource.setrlimit(resource.RLIMIT_CPU, (500, 900))
-print(in_words())
+print(small_limits())
 """
     assert "-t 500 s" in python(sys.executable, "-c", code, cwd=ROOT).stdout
     before = resource.getrlimit(resource.RLIMIT_NPROC)
     lower(resource.RLIMIT_NPROC, 1 << 40)
     assert resource.getrlimit(resource.RLIMIT_NPROC) == before
-    assert "-u" not in in_words() or before[0] < 1000
+    assert "-u" not in small_limits() or before[0] < 1000

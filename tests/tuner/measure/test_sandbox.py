@@ -413,7 +413,7 @@ def test_a_race_pairs_its_samples_and_leaves_out_the_wrong(lab: Lab) -> None:
 
 def test_a_race_that_nobody_may_run_says_why(lab: Lab) -> None:
     wrong = lab.job(replace(lab.good, stages=(replace(lab.good.stages[0], tasks=1),)))
-    results = lab.sandbox.race([wrong, wrong], rounds=4, rung=2).result(timeout=PATIENCE)
+    results = lab.sandbox.race([wrong, wrong], rounds=4, drop_every=2).result(timeout=PATIENCE)
     assert [r.outcome for r in results] == [Outcome.CORRECTNESS] * 2
     assert all("outputs are unwritten" in r.reason for r in results)
 

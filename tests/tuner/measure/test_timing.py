@@ -118,10 +118,10 @@ def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
     assert order == first
 
 
-@pytest.mark.parametrize("rung", [0, 1])
-def test_a_race_of_nobody_has_no_times(rung: int) -> None:
+@pytest.mark.parametrize("drop_every", [0, 1])
+def test_a_race_of_nobody_has_no_times(drop_every: int) -> None:
     """As where nobody passed verification."""
-    assert interleave([], 4, Protocol(), seed=0, rung=rung) == []
+    assert interleave([], 4, Protocol(), seed=0, drop_every=drop_every) == []
 
 
 def test_a_race_warms_up_by_a_quarter_of_a_block() -> None:
@@ -158,9 +158,9 @@ def test_a_process_waits_for_a_core_that_another_uses() -> None:
     assert float(done.stdout) > 0.05
 
 
-def test_those_surely_slower_leave_a_race_at_the_next_rung() -> None:
+def test_those_surely_slower_are_dropped_from_a_race() -> None:
     logs = [Simulated(2e-3), Simulated(2.2e-3), Simulated(2e-3)]
-    timings = interleave(logs, 15, Protocol(), seed=0, rung=5)
+    timings = interleave(logs, 15, Protocol(), seed=0, drop_every=5)
     assert [len(t.samples) for t in timings] == [15, 5, 15]
     assert [t.complete for t in timings] == [True, False, True]
     assert len(interleave(logs, 15, Protocol(), seed=0)[1].samples) == 15

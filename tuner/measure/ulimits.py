@@ -1,4 +1,4 @@
-"""Limits that whoever started us has set (`ulimit`, containers, batch systems): kept and named."""
+"""Limits of this process that a shell or a batch system has set (`ulimit`)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastrun.tuner.records.units import size
 
-# A limit is worth naming where it is below what programs of this kind commonly need.
+# A limit is named in messages if it is below this number, which such programs commonly need.
 _ANY = 1 << 62
 _NAMED: tuple[tuple[str, int, int, Callable[[int], str]], ...] = (
     ("-v", resource.RLIMIT_AS, _ANY, size),
@@ -20,14 +20,14 @@ _NAMED: tuple[tuple[str, int, int, Callable[[int], str]], ...] = (
 
 
 def lower(which: int, limit: int) -> None:
-    """Make a limit of this process `limit`, unless it is lower. What others set is never raised."""
+    """Lower a limit of this process to `limit`; a lower one stays as it is."""
     soft, hard = resource.getrlimit(which)
     finite = [x for x in (limit, soft, hard) if x != resource.RLIM_INFINITY]
     resource.setrlimit(which, (min(finite), hard))
 
 
-def in_words() -> str:
-    """What small limits this process has, to go behind a message; '' where it has none."""
+def small_limits() -> str:
+    """The small limits of this process as the end of a message; '' if there are none."""
     found = [
         f"{flag} {text(limit)}"
         for flag, which, usual, text in _NAMED
