@@ -1,1 +1,1 @@
-"""What the machine can do: peak, bandwidths, noise."""
+"""Properties of the machine: peak, bandwidths, noise."""

@@ -1,6 +1,6 @@
-"""What moving data costs on this machine, measured: tensors into other layouts, and plain copies.
+"""Measured rates of moving data on this machine: tensors into other layouts, and plain copies.
 
-The planner weighs a faster kernel against the moves that its layouts need.
+The planner weighs faster kernels against the moves that their layouts need.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from fastrun.kernels.native.runner import Buffers, Runner
 from fastrun.kernels.ops.reorder import Reorder, build
 from fastrun.tuner.measure.timing import calibrate
 
-# Bytes per second, by "NCHW>NHWC" and the bytes that are read and written in all.
+# Bytes per second, by layouts ("NCHW>NHWC") and by the number of bytes read and written together.
 Rates = Mapping[str, Mapping[str, float]]
 
-_IMAGE = 64, 14, 14  # channels and pixels of what is moved, as many of them as it takes
-STEP = 1e-6  # seconds that a step costs whatever it does: its barrier, code to be fetched
+_IMAGE = 64, 14, 14  # channels, height and width of the images that are moved
+STEP = 1e-6  # seconds that every step costs: its barrier, and code that is not in cache
 _BLOCK, _BLOCKS = 5e-4, 8  # seconds of a block of calls, and how many of them
 
 
 def move_rates(cpu: Cpu, sizes: Sequence[int], cores: Sequence[int]) -> Rates:
-    """Bytes per second of moves between all kinds of layouts, for so many bytes in all.
+    """Bytes per second of moves between all kinds of layouts, for each of `sizes` in bytes.
 
-    Thread t runs on cores[t]; the first is the caller's own.
+    Thread t runs on cores[t]; cores[0] is that of the caller.
     """
     kinds = NCHW, NHWC, Layout(f"NCHW{min(16, max(4, cpu.lanes))}c")
     room = np.ones(max(sizes) // 4 + 2 * READ_SLACK, np.float32)
@@ -43,7 +43,7 @@ def move_rates(cpu: Cpu, sizes: Sequence[int], cores: Sequence[int]) -> Rates:
 
 
 class _Move:
-    """Moves images from the first half of `room` to the second."""
+    """A kernel that moves images from the first half of `room` to the second."""
 
     def __init__(
         self, cpu: Cpu, src: Layout, dst: Layout, most: int, room: Array, cores: Sequence[int]
@@ -62,8 +62,8 @@ class _Move:
         )  # fmt: skip
 
     def rate(self, size: int) -> float:
-        """Bytes per second where `size` bytes are read and written."""
-        # Images come one after the other, and so do the tasks that move them.
+        """Bytes per second if `size` bytes are read and written."""
+        # Images lie one after the other, and so do the tasks that move them.
         tasks = max(1, round(self._stage.tasks * size / self._bytes))
         runner = Runner(self._library, (replace(self._stage, tasks=tasks),), self._cores)
 

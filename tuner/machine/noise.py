@@ -1,4 +1,4 @@
-"""How quiet a run was, by the canary's readings around its measurements."""
+"""How much a run was disturbed, by the canary's readings around its measurements."""
 
 from __future__ import annotations
 
@@ -13,24 +13,22 @@ QUIET, NOISY = 0.05, 0.25
 
 
 def noise_of(records: Iterable[Record]) -> float:
-    """The ninetieth percentile of the canary's readings; NaN where nobody looked."""
+    """The ninetieth percentile of the canary's readings; NaN without readings."""
     readings = sorted(r.noise for r in records if r.noise is not None)
     return readings[9 * len(readings) // 10] if readings else math.nan
 
 
 def amount(noise: float) -> str:
-    """A share, or in words where fixed work took a multiple of its time."""
+    """Noise as a share, or in words if fixed work took a multiple of its time."""
     if math.isnan(noise):
         return "unknown"
-    return (
-        percent(noise)
-        if noise < 1
-        else f"so large that fixed work took {ratio(1 + noise)} its time"
-    )
+    if noise < 1:
+        return percent(noise)
+    return f"so large that fixed work took {ratio(1 + noise)} its time"
 
 
 def in_words(noise: float) -> str:
-    """What a percentile of the canary means for measurements; '' where there is none."""
+    """What the noise means for measurements; '' if it is unknown."""
     if math.isnan(noise):
         return ""
     if noise < QUIET:
@@ -41,7 +39,6 @@ def in_words(noise: float) -> str:
 
 
 def others() -> str:
-    """A warning that somebody else is at work on this machine; '' where nobody is."""
-    waiting = runnable()
-    at_work = f"{plural(waiting, 'other task')} at work on this machine"
-    return f"{at_work}: times will be noisy" if waiting else ""
+    """A warning that other tasks run on this machine; '' if none do."""
+    count = runnable()
+    return f"{plural(count, 'other task')} on this machine: times will be noisy" if count else ""

@@ -1,6 +1,7 @@
-"""What this machine can do at best, measured: arithmetic, reading from each cache, quiet.
+"""The measured properties of this machine: peak arithmetic, rates of its caches, noise.
 
-Shares of peak mean little against a data sheet: clocks move, and virtual machines share caches.
+Shares of peak refer to this measured peak. That of a data sheet means little, because clocks vary
+and virtual machines share caches.
 """
 
 from __future__ import annotations
@@ -27,25 +28,25 @@ from fastrun.tuner.measure.canary import canary
 from fastrun.tuner.measure.timing import calibrate
 from fastrun.tuner.records.record import now
 
-STREAMS = 4  # places read in turn, where one place is not enough to keep memory busy
+STREAMS = 4  # places that are read in turn, because one does not keep memory busy
 
-_LOADS = 8  # vectors read in a step of the reading loop
-_FMA_STEPS = 4096  # of a task of the arithmetic loop
-# Many short blocks rather than few long ones: the best of them is to be undisturbed.
+_LOADS = 8  # vectors that a step of the reading loop reads
+_FMA_STEPS = 4096  # steps of a task of the arithmetic loop
+# Many short blocks instead of a few long ones, so that the best of them is undisturbed.
 _BLOCK = 1e-3  # seconds
 _BLOCKS = 20
-_READ_ONCE = 1 << 17  # floats that a call reads at least, so that calling it costs nothing
+_READ_ONCE = 1 << 17  # floats that a call reads at least, so that the call itself does not count
 
 
 @dataclass(frozen=True)
 class MachineReport:
     """Measured properties of a machine.
 
-    `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`;
-    `read` and `read_streams` are bytes/s that one core reads from L1, L2, L3 and DRAM, at one place
-    and at several in turn. `moves` and `moves_all` are bytes/s of one core and of all of them that
-    bring tensors into other layouts, as in `tuner.machine.move_rates`. `noise` is the ninetieth
-    percentile of the canary: the share by which a short piece of work is commonly delayed.
+    `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`.
+    `read` and `read_streams` are the bytes/s that one core reads from L1, L2, L3 and DRAM, at one
+    place and at several places in turn. `moves` and `moves_all` are the bytes/s of one core and of
+    all cores that move tensors into other layouts, as in `tuner.machine.move_rates`. `noise` is the
+    ninetieth percentile of the canary: the share by which short work is commonly delayed.
     """
 
     machine: str
@@ -61,14 +62,14 @@ class MachineReport:
     time: str
 
     def peak_of(self, threads: int) -> float:
-        """FLOP/s of so many threads, each on a core of its own."""
+        """FLOP/s of `threads` threads, each on its own core."""
         return self.peak if threads == 1 else self.peak_all * threads / self.cores
 
 
 def probe(refresh: bool = False) -> MachineReport:
-    """This machine's report: the one on file, or measured now, which takes about five seconds.
+    """This machine's report, from its file or measured now, which takes about five seconds.
 
-    A report is kept per machine and number of cores; `refresh` measures it again.
+    There is a file for each machine and number of cores; `refresh` measures again.
     """
     stored = None if refresh else on_file()
     if stored:
@@ -79,7 +80,7 @@ def probe(refresh: bool = False) -> MachineReport:
 
 
 def on_file() -> MachineReport | None:
-    """The report that `probe` would not measure again; None where there is none."""
+    """The report from the file; None if there is none."""
     try:
         stored = json.loads(_path().read_text())
     except (OSError, ValueError):
@@ -100,7 +101,7 @@ def _measure(cpu: Cpu) -> MachineReport:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {cores[-1]})
     try:
-        # Thread 0 is this one, so the other threads get the other cores.
+        # This thread is thread 0. The other threads get the other cores.
         order = [cores[-1], *cores[:-1]]
         noise = sorted(canary() for _ in range(50))[45]
         levels = _levels(cpu)
@@ -126,10 +127,10 @@ def _measure(cpu: Cpu) -> MachineReport:
 
 
 def _levels(cpu: Cpu) -> dict[str, int]:
-    """Floats that live in each cache and no nearer one, and more than all caches hold."""
+    """Numbers of floats that fit each cache but no nearer one, and one that exceeds all caches."""
     levels = {"L1": cpu.l1 // 2, "L2": cpu.l2 // 2}
     if cpu.l3:
-        # A share, since other cores and other tenants of the machine use the cache as well.
+        # A share of it, because other cores and other virtual machines use the cache too.
         levels["L3"] = max(2 * cpu.l2, cpu.l3 // 4)
     levels["DRAM"] = max(4 * cpu.l3, 8 * cpu.l2, 64 << 20)
     unit = cpu.lanes * _LOADS
@@ -137,9 +138,9 @@ def _levels(cpu: Cpu) -> dict[str, int]:
 
 
 def peak_flops(cpu: Cpu, cores: Sequence[int]) -> float:
-    """FLOP/s of independent fused multiply-adds that stay in registers, a thread per core."""
+    """FLOP/s of independent fused multiply-adds in registers, with a thread on each of `cores`."""
     tasks = 8 * len(cores)
-    # x -> x / 2 + 1 settles at 2: neither overflow nor denormals slow it down.
+    # x -> x / 2 + 1 converges to 2, so that neither overflow nor denormals slow it down.
     src = np.repeat(np.array([0.5, 1.0], np.float32), cpu.lanes)
     chains = _chains(cpu)
     loop = _Loop(fma_loop(cpu, tasks), src, chains * cpu.lanes, cores)
@@ -147,14 +148,14 @@ def peak_flops(cpu: Cpu, cores: Sequence[int]) -> float:
 
 
 def read_rate(cpu: Cpu, memory: Array, streams: int) -> float:
-    """Bytes/s at which one core reads `memory` from end to end, at `streams` places in turn."""
+    """Bytes/s of one core that reads `memory` from end to end, at `streams` places in turn."""
     passes = math.ceil(_READ_ONCE / memory.size)
     loop = _Loop(read_loop(cpu, memory.size, streams, passes), memory, _LOADS * cpu.lanes)
     return 4 * memory.size * passes / loop.seconds()
 
 
 def fma_loop(cpu: Cpu, tasks: int) -> Module:
-    """A stage of multiply-adds; src holds a vector of factors and one of summands."""
+    """A stage of multiply-adds. src holds a vector of factors and a vector of summands."""
     module = Module(cpu)
     with module.stage("fma", tasks) as (k, _):
         acc = k.tile(1, _chains(cpu))
@@ -169,13 +170,13 @@ def fma_loop(cpu: Cpu, tasks: int) -> Module:
 
 
 def read_loop(cpu: Cpu, floats: int, streams: int, passes: int) -> Module:
-    """A stage of which every task reads src from end to end."""
+    """A stage whose tasks read src from end to end."""
     lanes, width, part = cpu.lanes, _LOADS // streams, floats // streams
     module = Module(cpu)
     with module.stage("read", passes) as (k, _):
         acc = k.tile(streams, width)
         acc.fill(k.const(0.0))
-        # A pass that could be seen to repeat the one before would be left out.
+        # The compiler would remove a pass if it saw that the pass repeats the one before.
         src = k.argument("src", part, lanes * width, lanes).opaque()
         with k.loop(part // (lanes * width)) as i:
             for s, v in acc:
@@ -185,19 +186,19 @@ def read_loop(cpu: Cpu, floats: int, streams: int, passes: int) -> Module:
 
 
 def _chains(cpu: Cpu) -> int:
-    """Enough sums to hide the latency of two units, few enough to stay in registers."""
+    """The number of sums: enough to hide the latency of two units, and few enough for registers."""
     return min(12, cpu.registers - 4)
 
 
 def _store(acc: Tile) -> None:
-    """Leave the sums in the thread's workspace, so that nobody finds them unused."""
+    """Store the sums in the thread's workspace, so that the compiler does not remove them."""
     out = Buffer(acc.k, "%local", (acc.lanes,))
     for n, cell in enumerate(acc):
         out.store(acc[cell], n)
 
 
 class _Loop:
-    """A one-stage module, ready to be timed; every thread leaves `out` floats."""
+    """A module of one stage, ready to be timed. Every thread stores `out` floats."""
 
     def __init__(self, module: Module, src: Array, out: int, cores: Sequence[int] = ()) -> None:
         none = Placement(NCHW, 1, 1, 1, 1)
@@ -213,7 +214,7 @@ class _Loop:
         )  # fmt: skip
 
     def seconds(self) -> float:
-        """The least time of a call."""
+        """The seconds of a call in the fastest block."""
         repeats, _ = calibrate(self._calls, _BLOCK)
         return min(self._calls(repeats) for _ in range(_BLOCKS)) / repeats
 
@@ -222,7 +223,7 @@ class _Loop:
 
 
 def _lines(floats: int) -> Array:
-    """Ones, from the start of a cache line on: half of all vectors would cross one otherwise."""
+    """Ones that begin at a cache line. Otherwise half of all vectors would cross one."""
     whole = np.ones(floats + 16, np.float32)
     skipped = -whole.ctypes.data % 64 // 4
     return whole[skipped : skipped + floats]
@@ -235,5 +236,5 @@ def _save(path: Path, report: MachineReport) -> None:
             json.dump(asdict(report), file, indent=1)
         os.replace(file.name, path)
     except OSError:
-        # Without a place to keep it the report is measured again next time.
+        # If it cannot be stored, the report is measured again next time.
         return

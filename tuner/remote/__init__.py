@@ -1,1 +1,1 @@
-"""The same measurements on other machines."""
+"""Measurements on other machines."""

@@ -1,10 +1,9 @@
-"""More than one machine: candidates are compiled here and measured by workers elsewhere.
+"""Several machines: schedules are compiled here and measured by workers on other machines.
 
-A scheduler of dask.distributed stands between; only this file imports it. A worker says what kind
-of machine it is on and takes work made for that kind only, one piece at a time, in a sandbox of its
-own. What travels is machine code: operands and packed weights are large, and made by the worker.
-Whoever reaches the scheduler can run code on all of these machines, so keep it to a network of
-your own.
+They communicate through a scheduler of dask.distributed. A worker reports its kind of machine and
+takes work for that kind only, one piece at a time, in its own sandbox. Only machine code is sent.
+Operands and packed weights are large, so each worker makes its own. Every client of the scheduler
+can run code on all these machines: keep it inside a trusted network.
 """
 
 from __future__ import annotations
@@ -36,19 +35,19 @@ from fastrun.tuner.remote.station import (
     reach,
 )
 
-# Pieces of work on their way to each worker, so that none waits for the next.
+# Pieces of work sent to each worker in advance, so that no worker has to wait.
 _AHEAD = 2
 
 
 class Fleet(Measurer):
-    """A measurer whose sandboxes are those of all workers of one kind of machine.
+    """A measurer that uses the sandboxes of all workers of one kind of machine.
 
-    `address` is the scheduler's. Where workers of several kinds are connected, `machine` says which
-    by its fingerprint or the beginning of it. A worker that dies costs its candidate another try.
-    A context, for `fast_run`; `report` says what the machines can do.
+    `address` is that of the scheduler. If workers of several kinds are connected, `machine` selects
+    one by the beginning of its CPU fingerprint. If a worker dies, another one repeats its work.
+    A context manager, for `fast_run`. `report` has the measured properties of the machines.
 
     Raises:
-        ConnectionError: there is no scheduler, or no worker that can do this.
+        ConnectionError: there is no scheduler, or no suitable worker.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Fleet(Measurer):
         limits: ProcessLimits | None = None,
         machine: str | None = None,
     ) -> None:
-        # In a thread of its own: a notebook's has a loop that is running already.
+        # In its own thread, because that of a notebook already runs an event loop.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, reach(address)).result()
         self._client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
@@ -81,20 +80,20 @@ class Fleet(Measurer):
         self.sandbox = stack.enter_context(self._remote)
 
     def operands(self, problem: ConvProblem) -> Operands:
-        """Those that each worker makes for itself."""
+        """Operands without files: each worker makes its own."""
         return Operands(str(problem))
 
     def environments(self) -> Iterator[Environment]:
-        """Those of workers that have answered since this was asked last."""
-        while self._remote.news:
-            yield self._remote.news.pop()
+        """The environments of workers that answered for the first time since the last call."""
+        while self._remote.new:
+            yield self._remote.new.pop()
 
 
 def choose(stations: Sequence[Station], threads: int, machine: str | None = None) -> Station:
-    """One of those that can measure candidates on so many threads; all of its kind can help.
+    """A station that can measure kernels on `threads` threads. It stands for all of its kind.
 
     Raises:
-        ConnectionError: none can, or `machine` has to say on which kind of machine.
+        ConnectionError: there is none, or `machine` must select a kind of machine.
     """
     ours = [s for s in stations if s.toolchain == toolchain()]
     if not ours:
@@ -111,27 +110,27 @@ def choose(stations: Sequence[Station], threads: int, machine: str | None = None
     able = [s for s in named if s.threads >= threads]
     if not able:
         raise ConnectionError(
-            f"no worker gives {threads} threads to a candidate: start some with "
+            f"no worker gives {threads} threads to a trial: start some with "
             f"--threads-per-trial {threads}"
         )
     return able[0]
 
 
 class _Remote:
-    """The sandboxes of all workers that have what `needed` says, behind the interface of one."""
+    """The sandboxes of all workers with the resources `needed`, behind the interface of one."""
 
     def __init__(self, client: Client, needed: Mapping[str, int], width: int, run: str) -> None:
-        self.news: list[Environment] = []
+        self.new: list[Environment] = []
         self._client, self._needed, self._run = client, dict(needed), run
         self._waiting = ThreadPoolExecutor(width)
-        self._told = set[Environment]()
+        self._known = set[Environment]()
         self._restarts = 0
 
     def __enter__(self) -> _Remote:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Who waits for an answer hears that there will be none when the client closes.
+        # Threads that wait for an answer get an error when the client closes.
         self._waiting.shutdown(wait=False, cancel_futures=True)
 
     def submit_all(self, jobs: Sequence[Job]) -> Future[list[Result]]:
@@ -156,17 +155,17 @@ class _Remote:
             return [Result(Outcome.RUNTIME, reason)] * len(work.jobs)
         except FutureCancelledError as error:
             raise ConnectionError(
-                "the scheduler is gone; what was measured until then is stored"
+                "the scheduler is gone; all measurements until then are stored"
             ) from error
         environment, results = answer
-        if environment not in self._told:
-            self._told.add(environment)
-            self.news.append(environment)
+        if environment not in self._known:
+            self._known.add(environment)
+            self.new.append(environment)
         return results
 
 
 def _stations(client: Client, address: str) -> dict[str, Station]:
-    """What the workers that are connected now say of themselves, by address."""
+    """The stations of all connected workers, by address."""
     with suppress(TimeoutError):
         client.wait_for_workers(1, timeout=CONNECT_SECONDS)
     found: dict[str, Station] = client.run(_describe, on_error="ignore")

@@ -1,4 +1,4 @@
-"""What runs on the other machine: a sandbox that measures what it is sent."""
+"""The other machine's side of `fleet`: a sandbox that measures the work it receives."""
 
 from __future__ import annotations
 
@@ -17,16 +17,14 @@ from fastrun.tuner.measure.job import Compiled, Job, Result
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.records.environment import Environment, toolchain
 
-# Seconds for a scheduler to answer and for the first worker to be there.
-CONNECT_SECONDS = 10.0
-
+CONNECT_SECONDS = 10.0  # for a scheduler to answer, and for the first worker to connect
 
 NAME = "fastrun"
 
 
 @dataclass(frozen=True)
 class Station:
-    """What a worker says of itself; `threads` is how many it can give to a candidate."""
+    """A worker's description of itself; `threads` is the number that it gives to a trial."""
 
     cpu: Cpu
     threads: int
@@ -35,15 +33,15 @@ class Station:
 
     @property
     def kind(self) -> str:
-        """What a worker must be for a candidate: a kind of machine, and our LLVM and generator."""
+        """The kind of machine with LLVM and generator: work is for workers of the same kind."""
         return f"{self.cpu.fingerprint}, {self.toolchain}"
 
 
 @dataclass(frozen=True)
 class Work:
-    """Candidates for one worker, of the run called `run`.
+    """Jobs for one worker, of the run called `run`.
 
-    With `rounds` they race, after `restart` in a process that no race of another number has used.
+    With `rounds` they race. A race of a higher `restart` than the last one gets a fresh process.
     """
 
     run: str
@@ -55,11 +53,11 @@ class Work:
 
 
 def serve(address: str, threads: int, tell: Callable[[Station], None]) -> None:
-    """Measure for whoever asks by way of the scheduler, until that ends; `tell` when it begins.
+    """Measure for the clients of a scheduler until it ends; calls `tell` when connected.
 
     Raises:
         ConnectionError: there is no scheduler.
-        ValueError: more threads than cores.
+        ValueError: there are more threads than cores.
     """
     station = Station(Cpu.host(), threads, toolchain(), probe())
     with Measurer(threads) as measurer:
@@ -67,13 +65,13 @@ def serve(address: str, threads: int, tell: Callable[[Station], None]) -> None:
 
 
 def measure(work: Work) -> tuple[Environment, list[Result]]:
-    """Do a piece of work; called in a worker."""
+    """Do a piece of work. This is called in a worker."""
     bench: BenchPlugin = get_worker().plugins[NAME]
     return bench.measure(work)
 
 
 class BenchPlugin(WorkerPlugin):  # type: ignore[misc]
-    """What a worker measures with."""
+    """A worker's measurer."""
 
     name = NAME
 
@@ -133,7 +131,7 @@ async def _serve(address: str, bench: BenchPlugin, tell: Callable[[Station], Non
 
 
 async def reach(address: str) -> None:
-    """Make sure that there is a scheduler: clients and workers fail late and at length."""
+    """Check that there is a scheduler, since clients and workers fail late and with long traces."""
     try:
         comm = await connect(address, timeout=CONNECT_SECONDS)
     except (OSError, ValueError) as error:

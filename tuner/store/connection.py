@@ -1,4 +1,4 @@
-"""An SQL database as ours: a file or a server, opened, of today's schema, with plain errors."""
+"""Opens an SQL database, a file or a server, with today's schema and errors of one line."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from fastrun.tuner.store.forks import FORKS
 from fastrun.tuner.store.schema import FIRST_TABLES, META, TABLES, migration, schema_version
 
 _CREATION_LOCK = 0x46617374
-"""An arbitrary number on which clients of one PostgreSQL server agree."""
+"""An arbitrary number that all clients of a PostgreSQL server use."""
 
 _SMALLEST = 512
-"""Bytes of an SQLite file that is not empty. It takes a file of one byte for an empty one."""
+"""Bytes of an SQLite file that is not empty, at least. SQLite takes one byte for an empty file."""
 
 _ADVICE = {
     "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
     "SQLITE_READONLY": "is read-only: make it writable, or name another file (--db) or another "
     "folder for all files (FASTRUN_CACHE)",
-    "SQLITE_FULL": "has no room: free some disk space and go on; what was stored is safe",
-    "SQLITE_IOERR": "cannot be written or read: the disk is full or failing; free some space, "
-    "go on; what was stored is safe",
+    "SQLITE_FULL": "has no room: free some disk space and continue; stored records are safe",
+    "SQLITE_IOERR": "cannot be written or read, the disk is full or failing: free some space and "
+    "continue; stored records are safe",
     "SQLITE_CORRUPT": "is damaged: move it away (`sqlite3 FILE .recover` saves what is readable)",
     "SQLITE_NOTADB": "is not a database: name another file",
     "SQLITE_CANTOPEN": "cannot be opened: check that it is a file you may read, in a folder "
@@ -39,19 +39,20 @@ _ADVICE = {
 
 
 class DatabaseError(RuntimeError):
-    """The database cannot do this. The message is one line and says what to do."""
+    """The database cannot be used so. The message is one line and says what to do."""
 
 
 class Store:
-    """What `tuner.store.database.Database`, which explains the arguments, reads and writes.
+    """The connection of `tuner.store.database.Database`, which documents the arguments.
 
-    An empty database is given our tables, one of an older schema is migrated. Transactions of
-    several processes wait for each other; one inherited by fork has connections of its own. A file
-    is never opened but through SQLite: whoever closes a file drops all locks that its process has
-    on it, SQLite's too.
+    An empty database gets the tables of this program; one of an older schema is migrated.
+    Transactions of several processes wait for each other. A forked process opens connections of
+    its own. A file is opened by SQLite alone: closing it elsewhere would drop SQLite's locks of
+    the process.
 
     Every method raises:
-        DatabaseError: locked, read-only, damaged, of a newer schema, not ours, out of disk space.
+        DatabaseError: the database is locked, read-only, damaged, of a newer schema or another
+            program, or the disk is full.
     """
 
     def __init__(self, url: str | Path | None, read_only: bool, timeout: float) -> None:
@@ -79,15 +80,15 @@ class Store:
             sql.event.listen(self._engine, "begin", self._on_begin)
         self._writer = self._engine.execution_options(writes=True)
         if path or address.get_backend_name() != "sqlite":
-            FORKS.add(self)  # what is in memory alone a child has a copy of
+            FORKS.add(self)  # of a database in memory a child has a copy
         self._prepare()
 
     def close(self) -> None:
-        """Let go of the file or server."""
+        """Close the connections to the file or server."""
         self._engine.dispose()
 
     def holds(self, path: Path) -> bool:
-        """Whether a path is the database's file, by whatever name."""
+        """Whether a path leads to the database's file, also by another name."""
         return bool(self.path and self.path.exists() and path.exists() and path.samefile(self.path))
 
     @contextmanager
@@ -98,7 +99,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[sql.Connection]:
-        """A transaction that writes; it is done when the block ends, undone when that raises."""
+        """A transaction that writes. It is committed at the end of the block, undone on errors."""
         if self.read_only:
             raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_READONLY']}")
         with FORKS.use(), self._explained(), self._writer.begin() as connection:
@@ -108,13 +109,13 @@ class Store:
         # SQLAlchemy's begin event opens transactions, not the driver.
         connection.isolation_level = None
         connection.execute("PRAGMA trusted_schema = OFF")
-        # With a write-ahead log a commit reaches the kernel, which a killed process does not take
-        # along; only a loss of power may cost the last commits, and never the file.
+        # With a write-ahead log a commit reaches the operating system, where it survives the
+        # process. A loss of power may cost the last commits, but never the file.
         connection.execute("PRAGMA synchronous = NORMAL")
 
     @staticmethod
     def _on_begin(connection: sql.Connection) -> None:
-        # A transaction that reads first and writes later could not wait for another's lock.
+        # A transaction that reads first and writes later could not wait for the lock of another.
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
@@ -125,7 +126,7 @@ class Store:
         if self.read_only:
             if not os.path.exists(path):
                 raise DatabaseError(f"no database at {path}: check the name, or tune first")
-            # Without a log there is no writer, and in this folder none of ours can appear.
+            # Without a log there is no writer, and this process could not make a log here.
             if not os.access(path.parent, os.W_OK) and not Path(f"{path}-wal").exists():
                 query["immutable"] = "1"
         elif path.parent == cache_root().absolute():
@@ -143,17 +144,17 @@ class Store:
         return sql.URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
     def _prepare(self) -> None:
-        """Check that this is ours; make the tables where there are none, migrate older ones."""
+        """Check that the database is of this program; make missing tables, migrate older ones."""
         with self.reading() as connection:
             version = self._stored_version(connection)
         if self.read_only and version != schema_version():
             state = "is empty" if version is None else f"has schema {version}, which is older"
             raise DatabaseError(
-                f"database {self.name} {state}: what writes to it, such as `fastrun tune --db`, "
-                "brings it up to date"
+                f"database {self.name} {state}: a command that writes to it, such as "
+                "`fastrun tune --db`, brings it up to date"
             )
         if not self.read_only and self._engine.name == "sqlite":
-            # Only now: a file that is not ours is left as it is.
+            # Only after the check: files of other programs are not changed.
             with FORKS.use(), self._explained(), closing(self._engine.raw_connection()) as raw:
                 raw.cursor().execute("PRAGMA journal_mode = WAL")
         if version != schema_version():
@@ -162,9 +163,9 @@ class Store:
     def _bring_up_to_date(self) -> None:
         with self.writing() as connection:
             if self._engine.name == "postgresql":
-                # SQLite's writers exclude each other anyway.
+                # Writers of SQLite exclude each other without this.
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
-            # Another process may have done it since we looked.
+            # Another process may have done it since the check.
             version = self._stored_version(connection)
             if version is None:
                 TABLES.create_all(connection)
@@ -183,7 +184,7 @@ class Store:
         if not tables >= FIRST_TABLES:
             raise DatabaseError(f"database {self.name} holds other tables: use one of its own")
         if connection.dialect.name == "sqlite":
-            # They would run with what we write.
+            # Triggers would run with every insertion.
             query = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'"
             if connection.exec_driver_sql(query).scalar_one():
                 raise DatabaseError(f"database {self.name} holds triggers: drop them to use it")
@@ -238,15 +239,15 @@ def _file(address: sql.URL) -> Path | None:
 
 
 def _size(path: Path) -> int:
-    """Of a file, in bytes; 0 where there is none."""
+    """The size of a file in bytes; 0 if there is none."""
     try:
         return path.stat().st_size
-    except OSError:  # none, or one that SQLite will not be able to open either
+    except OSError:  # no file, or one that SQLite cannot open either
         return 0
 
 
 def _writable(path: Path) -> bool:
-    """Whether a file and, for its log, its folder may be written; True where there is none."""
+    """Whether a file and its folder, for the log, may be written; True if there is no file."""
     return not os.path.exists(path) or (
         os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
     )

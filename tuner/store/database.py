@@ -1,7 +1,7 @@
-"""The memory: append-only records and environments, in an SQLite file or another SQL database.
+"""The database: append-only records and environments, in an SQLite file or another SQL database.
 
-`store` opens it, `tables` says how records lie in it. Values are plain columns and JSON:
-whatever a database holds, and whoever wrote it, nothing read from it is executed.
+`connection` opens it, `schema` has its tables. Values are plain columns and JSON. Nothing that is
+read from a database is executed, whatever it holds.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class Info:
-    """What a database holds: counts, and the times of its oldest and newest record."""
+    """The contents of a database in numbers, and the times of its oldest and newest record."""
 
     name: str
     schema: int
@@ -84,15 +84,16 @@ class Info:
 
 
 class Database:
-    """Records that outlive the process. Nothing is changed or deleted, only added.
+    """Stored records. They are only added, never changed or deleted.
 
-    `url` is a path or an SQLAlchemy URL; the default is `fastrun.db` in the cache folder. A file
-    that does not exist is made; one that may not be written is opened for reading. `timeout` is
-    how many seconds to wait for another process's lock. Several processes may write at once, each
-    through its own Database or one inherited by fork. A context manager; `close` is optional.
+    `url` is a path or an SQLAlchemy URL; the default is `fastrun.db` in the cache folder. A missing
+    file is created. A file that may not be written is opened for reading. `timeout` is the time in
+    seconds to wait for a lock of another process. Several processes may write at once, each through
+    its own Database or one inherited by fork. A context manager; `close` is optional.
 
     Every method raises:
-        DatabaseError: locked, read-only, damaged, of a newer schema, not ours, out of disk space.
+        DatabaseError: the database is locked, read-only, damaged, of a newer schema or another
+            program, or the disk is full.
     """
 
     def __init__(
@@ -112,30 +113,30 @@ class Database:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file or server."""
+        """Close the connections to the file or server."""
         self._store.close()
 
     def add(self, record: Record) -> None:
-        """Store a record in a transaction of its own; one that is there already is left alone.
+        """Store a record in its own transaction, unless it is there already.
 
-        Once this returns, no death of the process loses the record.
+        When this returns, the record survives the death of the process.
         """
         self._append([record_row(record)])
 
     def add_environment(self, environment: Environment, run: str = "") -> None:
-        """Store where and when the records of `run` are taken."""
+        """Store the environment in which the records of `run` are taken."""
         self._append([], [environment_row(environment, run)])
 
     def add_run(self, run: Run) -> None:
-        """Store what a run was asked for."""
+        """Store how the records of a run are made."""
         self._append([], runs=[run_row(run)])
 
     def add_network(self, record: NetworkRecord) -> None:
-        """Store how a network's final ended."""
+        """Store the outcome of a network's final."""
         self._append([], networks=[network_row(record)])
 
     def runs(self, name: str | None = None) -> list[Run]:
-        """What the run of this name, or all, were asked for, the oldest first."""
+        """All runs, or those of this name, the oldest first."""
         query = sql.select(RUNS)
         query = query if name is None else query.where(RUNS.c.name == name)
         with self._store.reading() as connection, self._checked():
@@ -161,7 +162,7 @@ class Database:
         return frame(self.records(**match), parameters)
 
     def environments(self, run: str | None = None) -> list[Environment]:
-        """Where the records of a run, or of all runs, were taken; in the order stored."""
+        """The environments of all runs, or of one, in the order stored."""
         return [environment for environment, of in self._environments() if run in (None, of)]
 
     def ranking(
@@ -172,15 +173,14 @@ class Database:
         *,
         include_baselines: bool = False,
     ) -> list[Record]:
-        """The schedules that may be used, best first, each with the record that decides on it.
+        """The decisive records of the schedules that may be used, the best first.
 
-        Per schedule the record of the highest stage decides, the newest if there are several:
-        measuring again replaces, also when the new value is worse or a failure. Records of a
-        higher stage come first whatever their time, because a screened value was selected for
-        being low; within a stage, the faster first. Records of another `PROTOCOL` than today's are
-        left out, because their times cannot be compared. Code that crashed or computed wrongly
-        once under the same toolchain is left out for good. Baselines are left out unless
-        `include_baselines` is true.
+        The record of the highest stage decides on a schedule, and the newest of several. So a new
+        measurement replaces the old one, also if it is worse or a failure. Records of a higher
+        stage come first, whatever their times, because screened times were selected for being low.
+        Within a stage the faster comes first. Left out are records of another `PROTOCOL` than
+        today's, whose times cannot be compared; code that once crashed or computed wrongly under
+        the same toolchain; and baselines, unless `include_baselines` is true.
         """
         query = ranked(conditions, problem, include_baselines)
         return [record for record in self._fetched(query) if limits.allow(record)]
@@ -205,10 +205,10 @@ class Database:
             return found
 
     def merge(self, other: Database | str | Path) -> int:
-        """Add what `other` holds and this one does not; return the number of new records.
+        """Add the contents of `other` that are missing here; return the number of new records.
 
-        All or nothing, and doing it twice changes nothing. Everything is checked like a file from
-        a stranger, so a record that is none makes the merge fail.
+        Either all is added or nothing. A second merge changes nothing. All contents are checked,
+        and the merge fails if one is not valid.
         """
         if not isinstance(other, Database):
             with Database(other, read_only=True) as opened:
@@ -220,10 +220,10 @@ class Database:
         return self._append(rows, environments, networks, runs)
 
     def export(self, path: str | Path, form: str, **match: Unpack[Match]) -> int:
-        """Write the records that match as `t4`, `csv` or `jsonl`; return how many.
+        """Write the records that match as `t4`, `csv` or `jsonl`; return their number.
 
-        A path that ends in `.gz` is compressed. Readers of T4 expect one search space per file:
-        name a problem, machine, thread count and regime for them.
+        A file whose name ends in `.gz` is compressed. Readers of T4 expect one search space per
+        file: give a problem, machine, number of threads and regime for them.
         """
         records = self.records(**match)
         machines = {record.machine for record in records}
@@ -241,7 +241,7 @@ class Database:
         return len(records)
 
     def import_file(self, path: str | Path) -> int:
-        """Add the records of a JSON lines or T4 file, all or none; return how many are new."""
+        """Add all records of a JSON lines or T4 file, or none; return the number of new ones."""
         if self._store.holds(Path(path)):
             raise DatabaseError(f"{path} is the database itself: name another file")
         try:
@@ -253,7 +253,7 @@ class Database:
         return self._append([*map(record_row, records)], runs=[*map(run_row, runs)])
 
     def info(self) -> Info:
-        """What is stored."""
+        """The contents in numbers."""
         column = RECORDS.c
         totals = sql.select(
             sql.func.count(),
@@ -311,8 +311,8 @@ class Database:
             except RecordError as error:
                 raise DatabaseError(f"database {self.name} cannot be used: {error}") from error
             except exc.IntegrityError as error:
-                # Where writers do not exclude each other, another has just added one of these
-                # rows. It is there now, so the next turn leaves it out.
+                # Where writers do not exclude each other, another one has just added one of these
+                # rows. The next attempt leaves it out.
                 refusal = error
         raise DatabaseError(f"database {self.name} refuses the record: {refusal.orig}")
 
@@ -331,7 +331,7 @@ class Database:
             yield
         except (ValueError, TypeError, RecursionError) as error:
             raise DatabaseError(
-                f"database {self.name} holds something that is no record ({error}): "
+                f"database {self.name} holds an invalid record ({error}): "
                 "it was changed by hand or is damaged"
             ) from error
 
@@ -343,12 +343,11 @@ def _time(text: object) -> str | None:
 
 
 def existing(url: str | None) -> Database:
-    """The database to look into: an empty one if it is the default's and nothing was tuned."""
-
+    """The database to read from; an empty one if it is the default and nothing was tuned yet."""
     usual = cache_root() / "fastrun.db"
     if url is None and not os.path.exists(usual):
         nothing = Database("sqlite://")
         nothing.name = f"{usual} (not there yet)"
         return nothing
-    # One's own is migrated where it is of an older schema, somebody else's left as it is.
+    # The default database is migrated from an older schema. Any other is only read.
     return Database(url, read_only=url is not None)

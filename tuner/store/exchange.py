@@ -1,4 +1,4 @@
-"""Records as files that others read: T4 results, CSV, JSON lines; the first and last read back."""
+"""Records as files: T4 results, CSV, JSON lines. T4 and JSON lines can be read again."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from fastrun.tuner.records.provenance import Run
 from fastrun.tuner.records.record import LATER, Record, RecordError
 from fastrun.tuner.store.t4 import read_t4, write_t4
 
-# Bytes of a line, and of a T4 file, beyond which it is none of ours; a few hundred bytes of gzip
-# can say more than memory holds.
+# The largest sizes of a line and of a T4 file in bytes. A few hundred bytes of gzip can unpack to
+# more than memory holds.
 _LONGEST, _LARGEST = 1 << 24, 1 << 30
 
 Writer = Callable[[Sequence[Record], Sequence[Environment], Sequence[Run]], str]
@@ -30,13 +30,13 @@ def write(
     environments: Sequence[Environment],
     runs: Sequence[Run] = (),
 ) -> None:
-    """Write `records` in a format of `FORMATS`; a name that ends in `.gz` is compressed.
+    """Write `records` in a format of `FORMATS`; a file whose name ends in `.gz` is compressed.
 
-    `environments` and `runs` say where and how they came about.
-    The file appears whole or not at all, and equal records give equal bytes.
+    `environments` and `runs` are those of the records. The file appears complete or not at all.
+    Equal records give equal bytes.
 
     Raises:
-        ValueError: unknown format.
+        ValueError: the format is unknown.
         OSError: the file cannot be written.
     """
     if form not in FORMATS:
@@ -45,7 +45,7 @@ def write(
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that appears whole or not at all, compressed if its name ends in `.gz`.
+    """Write a file that appears complete or not at all, compressed if its name ends in `.gz`.
 
     Raises:
         OSError: the file cannot be written.
@@ -65,12 +65,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read(path: Path) -> tuple[list[Record], list[Run]]:
-    """The records of a JSON lines or T4 file, and what it says of their runs.
+    """The records and runs of a JSON lines or T4 file.
 
-    The name says which, compressed if it ends in `.gz`.
+    The name tells the format: T4 ends in `.json`, and `.gz` means compressed.
 
     Raises:
-        RecordError: a line or result is no record; the message names it.
+        RecordError: a line or result is no record; the message has its number.
         OSError: the file cannot be read.
     """
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -86,7 +86,7 @@ def read(path: Path) -> tuple[list[Record], list[Run]]:
         for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), b""), start=1):
             try:
                 if len(line) > _LONGEST:
-                    raise RecordError(f"a line of more than {_LONGEST >> 20} MB is no record")
+                    raise RecordError(f"a line of more than {_LONGEST >> 20} MB is too long")
                 data = json.loads(line)
                 if not isinstance(data, dict):
                     raise RecordError("not a JSON object")

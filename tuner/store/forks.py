@@ -1,4 +1,4 @@
-"""What has to be closed before this process forks, and is opened again by whoever needs it."""
+"""Closes connections before this process forks; they are opened again when they are needed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from weakref import WeakSet
 
 
 class Closable(Protocol):
-    """Something with idle connections."""
+    """An object with idle connections."""
 
     def close(self) -> None:
-        """Close them."""
+        """Close the connections."""
 
 
 class Gate:
-    """Uses go on side by side; a fork waits for those under way, closes all, and lets others wait.
+    """Excludes forks from uses of connections. Several uses may overlap.
 
-    A child by fork has none of its parent's file locks, but SQLite in it believes that it has them
-    while a connection is open. A use that the forking thread itself is in is not waited for.
+    A fork waits for uses that have begun, closes all connections, and lets new uses wait. This is
+    needed because a forked child does not inherit file locks, while an open connection of SQLite in
+    it would rely on them. A fork does not wait for uses of its own thread.
     """
 
     def __init__(self) -> None:
@@ -33,15 +34,15 @@ class Gate:
         )
 
     def add(self, closable: Closable) -> None:
-        """Close this before every fork from now on."""
+        """Close it before every later fork."""
         self._closables.add(closable)
 
     @contextmanager
     def use(self) -> Iterator[None]:
-        """A block in which connections are in use."""
+        """A block that uses connections."""
         thread = threading.get_ident()
         with self._changed:
-            # A use within another has to go on, or a fork would wait for it for ever.
+            # A nested use must not wait, or a fork would wait for it for ever.
             self._changed.wait_for(lambda: bool(self._uses[thread]) or not self._forking)
             self._uses[thread] += 1
         try:
@@ -52,7 +53,7 @@ class Gate:
                 self._changed.notify_all()
 
     def _open(self) -> None:
-        # The threads that used what a child inherits are not in it.
+        # A child inherits the state but not the threads that used connections.
         self._changed = threading.Condition()
         self._uses = Counter[int]()
         self._forking = False

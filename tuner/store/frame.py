@@ -14,11 +14,11 @@ from fastrun.tuner.records.record import Record
 
 
 def frame(records: Iterable[Record], parameters: bool = False) -> pd.DataFrame:
-    """One row per record, times in seconds, throughput in GFLOP/s; missing values are NaN.
+    """A row for each record; times in seconds, throughput in GFLOP/s, missing values NaN.
 
-    `min`, `median` and `seconds_per_call` are of the samples; errors and trial costs have columns
-    of their own (`error_max`, `compile_seconds`). With `parameters`, every schedule field that
-    occurs becomes a column (`mr`, `layout`; NaN where the algorithm has no such field).
+    `min`, `median` and `seconds_per_call` are of the samples. Errors and costs of the trial have
+    their own columns (`error_max`, `compile_seconds`). With `parameters`, every field of a schedule
+    becomes a column (`layout`, `tile_h`; NaN where the algorithm has no such field).
     """
     rows = [_row(record, parameters) for record in records]
     table = pd.DataFrame(rows) if rows else pd.DataFrame(columns=_COLUMNS)
@@ -35,7 +35,7 @@ _COLUMNS = [
 
 
 def _flops(problem: str) -> float:
-    """Of one call; NaN where the text is no problem that this version knows."""
+    """FLOP of one call; NaN if this version does not know the problem."""
     try:
         return ConvProblem.parse(problem).flops
     except ProblemError:
@@ -60,5 +60,5 @@ def _row(record: Record, parameters: bool) -> dict[str, Any]:
     }
     row = {name: measured.get(name, getattr(record, name, None)) for name in _COLUMNS}
     row |= {f"{name}_seconds": cost for name, cost in record.seconds.items()}
-    # A schedule field that is named like a column does not hide it.
+    # A column wins over a field of the schedule with the same name.
     return (record.parameters | row) if parameters else row

@@ -1,4 +1,4 @@
-"""How records lie in SQL: the tables, their versions, and the query that ranks schedules."""
+"""Records in SQL: the tables, their versions, and the query that ranks schedules."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ RUNS = sql.Table(
 )
 
 FIRST_TABLES = {META.name, ENVIRONMENTS.name, RECORDS.name}
-"""What a database of any schema holds."""
+"""The names of the tables that a database of any schema has."""
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE records ADD COLUMN noise DOUBLE PRECISION",),
@@ -127,7 +127,7 @@ _JSON = ("errors", "samples", "seconds", "processes", "rounds")
 
 
 class Match(TypedDict, total=False):
-    """Columns that a record has to equal to be chosen."""
+    """Columns and the values that a record must have in them."""
 
     problem: str | ConvProblem
     algorithm: str
@@ -144,7 +144,7 @@ class Match(TypedDict, total=False):
 
 
 class NetworkMatch(TypedDict, total=False):
-    """Columns that a network's record has to equal to be chosen."""
+    """Columns and the values that a network's record must have in them."""
 
     network: str
     graph: str
@@ -155,7 +155,7 @@ class NetworkMatch(TypedDict, total=False):
 
 
 def schema_version() -> int:
-    """The schema this version writes. Older ones are migrated, newer ones refused."""
+    """The schema that this version writes. Older ones are migrated, newer ones refused."""
     return 1 + len(MIGRATIONS)
 
 
@@ -166,8 +166,9 @@ def migration(version: int) -> Iterator[str]:
 
 
 def record_row(record: Record) -> Row:
-    """A record as a row of `RECORDS`; what queries ask for is repeated in columns of its own."""
-    data = LATER | record.to_dict()  # all named in every row, or one without would decide for all
+    """A record as a row of `RECORDS`; values that serve queries are repeated in own columns."""
+    # Every row names all columns, because the first row determines those of an insertion.
+    data = LATER | record.to_dict()
     text = {name: json.dumps(data[name], allow_nan=False) for name in _JSON}
     return data | text | _derived(record)
 
@@ -182,7 +183,7 @@ def _derived(record: Record) -> Row:
 
 
 def row_record(row: sql.RowMapping) -> Record:
-    """The record of a row of `RECORDS`, which may be a stranger's: all of it is checked.
+    """The record of a row of `RECORDS`. Everything is checked, because the file may be foreign.
 
     Raises:
         ValueError, TypeError, RecursionError: the row holds no record.
@@ -205,7 +206,7 @@ def environment_row(environment: Environment, run: str) -> Row:
 
 
 def row_environment(row: sql.RowMapping) -> tuple[Environment, str]:
-    """The environment of a row of `ENVIRONMENTS` and the run it is of, checked.
+    """The environment of a row of `ENVIRONMENTS` and the name of its run, checked.
 
     Raises:
         ValueError, TypeError, RecursionError: the row holds no environment.
@@ -218,13 +219,13 @@ def row_environment(row: sql.RowMapping) -> tuple[Environment, str]:
 
 
 def run_row(run: Run) -> Row:
-    """What a run was asked for as a row of `RUNS`."""
+    """A run as a row of `RUNS`."""
     body = run.to_dict()
     return {"key": content_key(body), "name": run.name, "body": json.dumps(body, allow_nan=False)}
 
 
 def row_run(row: sql.RowMapping) -> Run:
-    """What a row of `RUNS` says, checked.
+    """The run of a row of `RUNS`, checked.
 
     Raises:
         ValueError, TypeError, RecursionError: the row holds no run.
@@ -235,17 +236,17 @@ def row_run(row: sql.RowMapping) -> Run:
 
 
 def check_time(row: sql.RowMapping) -> None:
-    """Refuse a row of `RECORDS` that goes by another time than its samples say.
+    """Check that the time of a row of `RECORDS` is that of its samples.
 
     Raises:
-        ValueError, TypeError, RecursionError: it does.
+        ValueError, TypeError, RecursionError: it is not.
     """
     groups = by_process(json.loads(row["samples"]), json.loads(row["processes"]))
     _check_derived(row, {"seconds_per_call": typical_of(groups)})
 
 
 def _check_derived(row: sql.RowMapping, made: Row) -> None:
-    """What is stored beside the raw data, to find and rank them, has to be what they say."""
+    """Check that the columns which serve queries agree with the raw data."""
     for name, value in made.items():
         if row[name] != value:
             raise RecordError(
@@ -264,7 +265,7 @@ def network_row(record: NetworkRecord) -> Row:
 
 
 def row_network(row: sql.RowMapping) -> NetworkRecord:
-    """The record of a row of `NETWORKS`, which may be a stranger's: all of it is checked.
+    """The record of a row of `NETWORKS`. Everything is checked, as for `row_record`.
 
     Raises:
         ValueError, TypeError, RecursionError: the row holds no record.
@@ -280,10 +281,10 @@ def row_network(row: sql.RowMapping) -> NetworkRecord:
 
 
 def insert_new(connection: sql.Connection, table: sql.Table, rows: Sequence[Row]) -> int:
-    """Insert the rows whose key the table does not hold yet; return how many.
+    """Insert the rows whose key the table does not hold yet; return their number.
 
     Raises:
-        RecordError: they are not there afterwards, such as for a trigger.
+        RecordError: they are not there afterwards, for example because of a trigger.
     """
     count = 0
     for start in range(0, len(rows), 500):
@@ -335,18 +336,18 @@ def ranked(
         *(bad.c[name] == RECORDS.c[name] for name in ("ir_hash", "machine", "toolchain")),
         bad.c.outcome.in_([Outcome.RUNTIME, Outcome.CORRECTNESS]),
     )
-    conditions = [
+    accepted = [
         decisive.c.turn == 1,
         RECORDS.c.outcome == Outcome.CORRECT,
         RECORDS.c.samples != "[]",
         ~distrusted,
     ]
     if not include_baselines:
-        conditions.append(~RECORDS.c.baseline)
+        accepted.append(~RECORDS.c.baseline)
     order = (RECORDS.c.problem, decisive.c.rank.desc(), RECORDS.c.seconds_per_call)
     return (
         sql.select(RECORDS)
         .join(decisive, decisive.c.id == RECORDS.c.id)
-        .where(*conditions)
+        .where(*accepted)
         .order_by(*order, RECORDS.c.schedule)
     )

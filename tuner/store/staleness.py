@@ -1,4 +1,4 @@
-"""Whether a record still holds for today's generator, compiler and protocol."""
+"""Whether a record is stale: whether today's generator, compiler and protocol still apply."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import PROTOCOL, Record
 
-# Older records that are built again to see whether they still hold.
+# So many older records at most are built again to compare their code.
 _LOOKS = 8
 
 
 def is_current(record: Record) -> bool:
-    """Whether today's generator and compiler make of the schedule what was measured.
+    """Whether today's generator and compiler make the measured code of the schedule.
 
-    A record of another machine is believed: what would be made there is not known here. One that
-    was timed in another way cannot be compared with those of today, wherever it was.
+    Records of other machines count as current, because their code cannot be made here. Records of
+    another protocol are stale, because their times cannot be compared with today's.
     """
     if record.protocol != PROTOCOL:
         return False
@@ -34,7 +34,7 @@ def is_current(record: Record) -> bool:
 
 @functools.lru_cache(4096)
 def _todays_hash(problem: str, schedule: str) -> str | None:
-    """What today's generator makes of a schedule on this machine; None if it refuses."""
+    """The hash of the code that today's generator makes here; None if it refuses."""
     try:
         template, parsed = parse_schedule(schedule)
         return template.program(ConvProblem.parse(problem), parsed, Cpu.host()).ir_hash
@@ -43,7 +43,7 @@ def _todays_hash(problem: str, schedule: str) -> str | None:
 
 
 def first_current(records: Iterable[Record]) -> Record | None:
-    """The first record that `is_current`; of older ones only the first few are looked at."""
+    """The first record that `is_current`; only the first few older ones are examined."""
     older = 0
     for record in records:
         older += record.toolchain != toolchain()

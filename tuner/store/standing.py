@@ -1,4 +1,4 @@
-"""Where a problem stands: the naive loop, the heuristic and the best schedule, and how sure."""
+"""The standing of a problem: times of the naive loop, the heuristic and the best schedule."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:  # a table on the terminal needs no SQL
 
 @dataclass(frozen=True)
 class Standing:
-    """What is known about a problem that occurs `count` times. None is what nobody measured.
+    """What is known about a problem that occurs `count` times. None was not measured.
 
-    `naive`, `heuristic` and `best` are the records that decide on these schedules; `heuristic` is
-    what would run without any measuring, `runner_up` the fastest but for the best, the heuristic's
-    schedule included.
+    `naive`, `heuristic` and `best` are the decisive records of these schedules. `heuristic` is the
+    schedule that runs without measurements. `runner_up` is the second fastest schedule, which may
+    be the heuristic's.
     """
 
     problem: ConvProblem
@@ -35,32 +35,33 @@ class Standing:
 
     @property
     def over_naive(self) -> float:
-        """How many times faster the best schedule is than the naive loop; NaN if unknown."""
+        """The speed-up of the best schedule over the naive loop; NaN if unknown."""
         return seconds(self.naive) / seconds(self.best)
 
     @property
     def over_heuristic(self) -> float:
-        """How many times faster the best schedule is than the heuristic; NaN if unknown."""
+        """The speed-up of the best schedule over the heuristic's; NaN if unknown."""
         return seconds(self.heuristic) / seconds(self.best)
 
     @property
     def gflops(self) -> float:
-        """The best schedule's GFLOP/s, counting the direct method's operations."""
+        """GFLOP/s of the best schedule, by the operations of the direct method."""
         return self.problem.flops / seconds(self.best) / 1e9
 
     @functools.cached_property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of `over_heuristic`; NaN where there are too few samples."""
+        """The 95 % interval of `over_heuristic`; NaN with too few processes."""
         if not (self.best and self.heuristic):
             return math.nan, math.nan
         return speedup_interval(self.heuristic, self.best)
 
     @property
     def verdict(self) -> str:
-        """What measuring has gained over the heuristic, in a word or two.
+        """What measuring gained over the heuristic, in a word or two.
 
-        `not measured`: one of the two is missing. `not searched`: nothing else was. `heuristic`:
-        the heuristic's own schedule is the best. Else as the function `verdict` says.
+        `not measured`: one of the two records is missing. `not searched`: only the heuristic's
+        schedule was measured. `heuristic`: it is the best. Else `faster`, `tie`, `slower` or
+        `unsure`.
         """
         if not (self.best and self.heuristic):
             return "not measured"
@@ -70,17 +71,17 @@ class Standing:
 
     @property
     def raced(self) -> bool:
-        """Whether the best raced another schedule in a final: the heuristic's, or the next best."""
-        rival = self.heuristic
-        if self.best and rival and self.best.schedule == rival.schedule:
-            rival = self.runner_up
-        return bool(self.best and rival and paired(rival, self.best))
+        """Whether the best raced the heuristic's schedule or the next best in a final."""
+        other = self.heuristic
+        if self.best and other and self.best.schedule == other.schedule:
+            other = self.runner_up
+        return bool(self.best and other and paired(other, self.best))
 
     @functools.cached_property
     def over_runner_up(self) -> tuple[float, float]:
-        """The 95 % interval of how many times faster the best is than the next; NaN if unknown.
+        """The 95 % interval of the speed-up of the best over the next best; NaN if unknown.
 
-        It was chosen for being the fastest, so that this is a little too high.
+        It is a little too high, because the best was chosen for being the fastest.
         """
         if not (self.best and self.runner_up):
             return math.nan, math.nan
@@ -93,15 +94,15 @@ def standings(
     conditions: Conditions,
     limits: Limits = NO_LIMITS,
 ) -> list[Standing]:
-    """Where each problem stands, by the records whose code today's generator still makes.
+    """The standing of each problem, by records whose code today's generator still makes.
 
-    The best is the best within `limits`.
+    The best schedule and the runner-up are those within `limits`.
     """
     found = []
     for problem, count in problems:
         ranking = database.ranking(problem, conditions, include_baselines=True)
         proposed = [r for r in ranking if r.heuristic and not r.baseline]
-        # Of several generators' heuristics, today's is the one measured last.
+        # Several versions of the generator may have had their heuristic; today's was measured last.
         proposed.sort(key=lambda r: r.time, reverse=True)
         allowed = [r for r in ranking if not r.baseline and limits.allow(r)]
         best = first_current(allowed)
@@ -119,22 +120,22 @@ def standings(
 
 
 def seconds(record: Record | None) -> float:
-    """Seconds per call; NaN for no record."""
+    """Seconds per call; NaN without a record."""
     return record.seconds_per_call if record else math.nan
 
 
 def of_network(
     found: Iterable[Standing], problems: Iterable[tuple[ConvProblem, int]]
 ) -> list[Standing]:
-    """Where a network's problems stand, each as often as the network has it."""
+    """The standings of a network's problems, with the counts of the network."""
     known = {s.problem: s for s in found}
     return [replace(known[p], count=count) for p, count in problems if p in known]
 
 
 def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
-    """The naive loop, the heuristic and the best schedules, summed over all occurrences.
+    """Seconds of the naive loops, the heuristic's and the best schedules, over all occurrences.
 
-    NaN where a problem lacks that measurement.
+    NaN if the measurement of a problem is missing.
     """
     naive, heuristic, best = (
         math.fsum(s.count * seconds(record) for s, record in zip(found, records, strict=True))
@@ -148,15 +149,16 @@ def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
 
 
 WORTH = 0.9
-"""A slower schedule is of interest if it takes at most this share of something."""
+"""A slower schedule is of interest if its workspace or error is below this share of the faster's.
+"""
 
 
 def front(ranking: Iterable[Record]) -> list[Record]:
-    """The schedules of a problem that nothing else surpasses, the fastest first.
+    """The Pareto front of a problem's schedules by time, workspace and error, the fastest first.
 
-    Each is slower than all before it and takes a tenth less workspace than any of them, or errs by
-    a tenth less (rms). `ranking` is `Database.ranking`'s; what today's generator and compiler no
-    longer make is left out, and so is what has no error.
+    Each schedule is slower than all before it, and against each of them its workspace or its rms
+    error is less by more than a tenth. `ranking` is that of `Database.ranking`. Left out are stale
+    records and those without errors.
     """
     kept: list[Record] = []
     for record in sorted(ranking, key=lambda r: r.seconds_per_call):

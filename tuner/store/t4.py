@@ -1,7 +1,7 @@
-"""T4, the autotuning community's results format, version 1.0.0: records written and read back.
+"""T4, the results format of the autotuning community, version 1.0.0: written and read.
 
-The schema is https://github.com/odgaard/TuningSchema, branch T4. Times are in milliseconds. What it
-has no word for stands beside its own members, which it allows.
+The schema is https://github.com/odgaard/TuningSchema, branch T4. Times are in milliseconds. The
+schema allows further members; they hold the fields of a record that it lacks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _OURS = (
     *("reason", "stage", "baseline", "heuristic", "run"),
 )
 _OURS_LATER = ("processes", "rounds", "protocol")
-"""Members of a result that T4 does not know, named and meant as in a record."""
+"""Further members of a result, with names and meanings of `Record`."""
 
 _COSTS = {
     "compilation": "compile",
@@ -30,7 +30,7 @@ _COSTS = {
     "search_algorithm": "search",
     "framework": "framework",
 }
-"""What T4 calls the parts of a trial's cost, and what records call them."""
+"""The names of T4 for the parts of a trial's cost, and the names of records."""
 
 
 def write_t4(
@@ -41,7 +41,7 @@ def write_t4(
 ) -> str:
     """The text of a T4 file, with the schema's metadata, the spaces' parameters and the runs.
 
-    What `about` says is added to the metadata.
+    `about` is added to the metadata.
     """
     records = list(records)
     machines = {environment.machine: environment for environment in environments}
@@ -72,11 +72,11 @@ def write_t4(
 
 
 def read_t4(text: str | bytes) -> tuple[list[Record], list[Run]]:
-    """The records and runs of a file of `write_t4`; build and compile time are one in it.
+    """The records and runs of a file of `write_t4`. The compile time includes the build time.
 
     Raises:
-        RecordError: it is not T4, not of this version, or of a tool that does not say what a
-            record must; the message names the result.
+        RecordError: it is not T4, of another version, or of a tool that leaves out what a record
+            needs; the message has the number of the result.
     """
     try:
         document = json.loads(text)
@@ -100,7 +100,7 @@ def read_t4(text: str | bytes) -> tuple[list[Record], list[Run]]:
 
 
 def _spaces(records: Iterable[Record]) -> list[dict[str, Any]]:
-    """What was searched: of each problem and algorithm every parameter's values, as first met."""
+    """The searched spaces: for each problem and algorithm the values of every parameter."""
     spaces: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in records:
         where = {
@@ -137,7 +137,7 @@ def _result(record: Record) -> dict[str, Any]:
         "objectives": ["time"],
         "times": {
             **times,
-            # The schema says compilation_time, the tools that read the files say compilation.
+            # The schema has compilation_time, the tools that read such files use compilation.
             "compilation": compilation,
             "compilation_time": compilation,
             "runtimes": [_ms(sample) for sample in record.samples],
@@ -164,7 +164,7 @@ def _measurements(record: Record) -> Iterator[dict[str, Any]]:
 
 
 def _record(result: Mapping[str, Any]) -> Record:
-    """A record of a result, checked like one of JSON lines."""
+    """The record of a result, checked."""
     measured = {m["name"]: m["value"] for m in result["measurements"]}
     errors = {
         name.removeprefix("error_"): None if value == "infinite" else value
@@ -190,5 +190,5 @@ def _record(result: Mapping[str, Any]) -> Record:
 
 
 def _ms(seconds: float) -> float:
-    """Milliseconds to seven digits, which is finer than the clock."""
+    """Milliseconds with seven digits, which is finer than the clock."""
     return float(f"{1e3 * seconds:.7g}")

@@ -1,1 +1,1 @@
-"""What the terminal shows: tables, the board of a run, exit codes."""
+"""The terminal: tables, the board of a run, exit codes."""

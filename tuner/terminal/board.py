@@ -1,4 +1,4 @@
-"""The board that shows a run while it goes on."""
+"""The board: shows a run while it happens."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from fastrun.tuner.terminal.display import HEARTBEAT, add_column, new_table
 
 
 class Board:
-    """Shows a run as it happens: an observer of `fast_run`, and a context.
+    """Shows a run while it happens: an observer of `fast_run`, and a context manager.
 
-    `budget` is of all that the command does, of which `fast_run` may be a part.
+    `budget` is that of the whole command, of which `fast_run` may be a part.
     """
 
     def __init__(self, console: Console, title: str, budget: Budget) -> None:
         self._console, self._title, self._budget = console, title, budget
         self._live = Live(console=console, auto_refresh=False, transient=True)
-        # A dumb terminal cannot take back what it has shown.
+        # A dumb terminal cannot replace text.
         self._lively = console.is_terminal and not console.is_dumb_terminal
         self._best: dict[str, float] = {}
         self._spoken = self._drawn = -math.inf
@@ -90,11 +90,11 @@ class Board:
         return 0.0
 
     def _left(self, progress: Progress) -> list[str]:
-        """How much time is left, or by how much it is overrun; nothing where there is no limit."""
+        """The time left, or by how much the budget is exceeded; nothing if there is no limit."""
         if self._budget.seconds is None:
             return []
         left = self._budget.seconds - progress.elapsed
-        return [f"{clock(left)} left" if left >= 0 else f"{clock(-left)} over its time"]
+        return [f"{clock(left)} left" if left >= 0 else f"{clock(-left)} over the budget"]
 
     def _narrate(self, progress: Progress) -> None:
         record, at = progress.record, progress.elapsed
@@ -108,7 +108,7 @@ class Board:
             self._line(at, f"done: {_pace(progress)}")
 
     def _events(self, search: ProblemSearch, record: Record) -> list[str]:
-        """What is worth a line: baselines, new bests, and failures that are nobody's choice."""
+        """Lines to print: baselines, new best times, and failures other than refused schedules."""
         if record.outcome not in (Outcome.CORRECT, Outcome.CONSTRAINTS):
             return [f"{record.schedule} failed ({record.outcome}): {record.reason}"]
         if record.outcome == Outcome.CONSTRAINTS:
@@ -148,7 +148,7 @@ def _layer(search: ProblemSearch) -> list[str]:
 def _most_recent(
     searches: Sequence[ProblemSearch], newest: Record | None, room: int
 ) -> Sequence[ProblemSearch]:
-    """As many searches as there is room for, in order, those round the newest outcome's."""
+    """The searches around that of the newest record, as many as there is room for, in order."""
     at = next((i for i, s in enumerate(searches) if newest and str(s.problem) == newest.problem), 0)
     start = max(0, min(at - room // 2, len(searches) - room))
     return searches[start : start + room]

@@ -1,7 +1,7 @@
-"""What the terminal shows: tables, and a run as it happens. The only file that imports rich.
+"""Tables on the terminal. This file and `board` are the only ones that import rich.
 
-On a terminal a run is a board that renews itself; elsewhere it is one plain line per event. Colours
-follow the terminal and NO_COLOR, and carry nothing that the words do not say.
+On a terminal a run is shown as a board that is redrawn; elsewhere each event is a plain line.
+Colours follow the terminal and NO_COLOR. They repeat what the words say.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural, ratio
 from fastrun.tuner.store.standing import Standing, network_seconds, of_network, seconds
 
 HEARTBEAT = 10.0
-"""Seconds between two plain lines that say that the run is alive."""
+"""Seconds between two plain lines that show that the run is alive."""
 
 _PLAIN_WIDTH = 200
 
 
 def screen() -> Console:
-    """Standard output. Where that is no terminal, lines are long enough to break no table."""
+    """Standard output. If it is no terminal, lines are long, so that no table is broken."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
 
 
 def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. A head that ends in `>` is of a column of numbers, aligned to the right."""
+    """Print a table. A head that ends in `>` marks a column of numbers, aligned to the right."""
     table = new_table()
     for head in heads:
         add_column(table, head)
@@ -41,7 +41,7 @@ def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def standings_table(console: Console, found: Sequence[Standing], peak: float) -> None:
-    """Print where each problem stands; `peak` is the measured FLOP/s that shares are of."""
+    """Print the standings; shares are of `peak`, the measured FLOP/s."""
     columns: dict[str, Callable[[Standing], str]] = {
         "problem": lambda s: str(s.problem),
         "n>": lambda s: str(s.count),
@@ -55,20 +55,20 @@ def standings_table(console: Console, found: Sequence[Standing], peak: float) ->
         "winner": lambda s: s.best.algorithm if s.best else UNKNOWN,
         "verdict": lambda s: s.verdict,
     }
-    # What a narrow terminal has no room for follows from what it shows, or is in the report.
+    # A narrow terminal lacks columns that follow from others or are in the report.
     dropped: tuple[str, ...] = ("verdict",) if console.width < 120 else ()
     dropped += ("heur.\nms>", "GFLOP\n/s>") if console.width < 100 else ()
     shown = {head: column for head, column in columns.items() if head not in dropped}
     grid(console, list(shown), [[column(s) for column in shown.values()] for s in found])
     if any(s.gflops * 1e9 > peak for s in found if s.best):
         console.print(
-            "More than 100 % of peak: Winograd multiplies less than the direct method, "
-            "whose operations are counted."
+            "More than 100 % of peak: GFLOP/s count the operations of the direct method, and "
+            "Winograd multiplies less."
         )
 
 
 def network_sums(console: Console, target: Target, found: Sequence[Standing]) -> None:
-    """Print what all convolutions of a network take, one after the other."""
+    """Print the time of all convolutions of a network, one after the other."""
     own = of_network(found, target.problems)
     naive, heuristic, best = network_seconds(own)
     console.print(
@@ -80,7 +80,7 @@ def network_sums(console: Console, target: Target, found: Sequence[Standing]) ->
 
 
 def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
-    """Print how a network's plans raced; `naive` are the seconds of its layers' naive loops."""
+    """Print the final of a network; `naive` are the seconds of its layers' naive loops."""
     rows = [("naive loops, sum of layers", ms(naive), "", "")]
     for name in record.samples:
         low, high = record.interval(name)

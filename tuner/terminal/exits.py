@@ -1,4 +1,4 @@
-"""How commands end: exit codes, one line for a mistake or Ctrl-C, nothing half done."""
+"""The end of commands: exit codes, and one line for a mistake or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ _EXTRAS = {
     "distributed": "distributed",
     "optuna_dashboard": "dashboard",
 }
-"""Packages that not everybody needs, and the extra of pyproject.toml that brings each."""
+"""Optional packages, and the extra of pyproject.toml that installs each."""
 
 
 def ended(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code.
 
-    0 is success, 2 a mistake that one line explains, 130 an interruption. A defect keeps its trace.
+    0 is success, 2 a mistake that one line explains, 130 an interruption. Defects of this program
+    keep their trace.
     """
     try:
         code = command()
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; what was stored is kept", file=sys.stderr)
+        print(f"{name}: interrupted; stored records are kept", file=sys.stderr)
         return INTERRUPTED
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
@@ -53,14 +54,14 @@ def ended(name: str, command: Callable[[], int]) -> int:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with the code. An interrupted program is not cut short by a second SIGINT."""
+    """Exit with the code. A second SIGINT does not disturb the exit of an interrupted program."""
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 
 def _mistakes() -> tuple[type[BaseException], ...]:
-    """What the user or the machine can get wrong; anything else is a defect."""
+    """Errors of the user or the machine. Any other error is a defect of this program."""
     from fastrun.graph.core.errors import GraphError
     from fastrun.kernels.core.problem import ProblemError
     from fastrun.kernels.core.template import ScheduleError
