@@ -1,1 +1,1 @@
-"""Our kernels and networks against other engines, in one process and in turns."""
+"""Kernels and networks of fastrun against other engines, timed in turns in one process."""

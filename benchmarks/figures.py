@@ -1,8 +1,7 @@
 """Figures of comparisons: two ways to compute the same layers, and curves over a number.
 
-A table has a row for each comparison. Its columns `before` and `after` stand for the two ways,
-`speedup` says how many times faster the second is, `low` and `high` are the ends of the 95 %
-interval, and `verdict` what they say.
+A table has a row for each comparison. Its columns `before` and `after` are the two ways, `speedup`
+is that of the second, `low` to `high` the 95 % interval, and `verdict` the conclusion.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import pandas as pd
 
 from fastrun.tuner.records.statistics import PRACTICAL
 from fastrun.tuner.records.units import ratio
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.style import (
     COLOURS,
     FAINT,
@@ -27,13 +27,12 @@ from fastrun.tuner.report.style import (
     mark,
     note,
     plain_log,
-    rows,
     top,
 )
 
 
 def speedups(table: pd.DataFrame, title: str, by: str) -> Figure:
-    """How many times faster the second way is, a row for each layer, a mark for each `by`."""
+    """The speed-up of the second way: a row for each layer, a mark for each value of `by`."""
     layers = table.drop_duplicates("layer")
     kinds = list(dict.fromkeys(table[by]))
     place = {layer: y for y, layer in enumerate(layers["layer"])}
@@ -62,7 +61,7 @@ def speedups(table: pd.DataFrame, title: str, by: str) -> Figure:
 def workspaces(
     table: pd.DataFrame, title: str, before: str, after: str, caches: Mapping[str, int]
 ) -> Figure:
-    """Bytes of workspace of both ways, a row for each layer, beside the sizes of caches."""
+    """Bytes of workspace of both ways: a row for each layer, and the sizes of caches."""
     with layer_canvas(table, title, "workspace, MiB, logarithmic") as (figure, axes):
         axes.set_xscale("log")
         mebi = 2**20
@@ -94,10 +93,10 @@ def curves(
     by: str,
     reference: float | None = None,
 ) -> Figure:
-    """`y` over `x`, a curve for each `by`; `x` and `y` are (column, words).
+    """`y` over `x`, a curve for each value of `by`; `x` and `y` are (column, label).
 
-    Columns `low` and `high`, where there are any, become error bars. `reference` is a value of `x`
-    that is marked by a line. `x` is logarithmic, and so is `y` where it spans much.
+    Columns `low` and `high` become error bars if they exist. A line marks the value `reference` of
+    `x`. `x` is logarithmic, and so is `y` if it spans more than a factor of 4.
     """
     looks = {str(kind): _look(n) for n, kind in enumerate(dict.fromkeys(table[by]))}
     with canvas(title, 3.4) as (figure, axes):
@@ -136,14 +135,14 @@ def curves(
 
 
 def _look(n: int) -> tuple[str, str]:
-    """The colour and mark of curve n. Where colours begin anew, they get other marks."""
+    """The colour and mark of curve n. When the colours repeat, the marks change."""
     return COLOURS[n % len(COLOURS)], MARKS[(n + n // len(COLOURS)) % len(MARKS)]
 
 
 def engines(table: pd.DataFrame, title: str) -> Figure:
-    """How long other engines take beside ours, a row for each subject.
+    """The times of other engines as multiples of fastrun's, a row for each subject.
 
-    Columns `subject`, `engine`, `times` (as long as ours) and its range `low` to `high`.
+    Columns `subject`, `engine`, `times` (the multiple) and its range `low` to `high`.
     """
     subjects = list(dict.fromkeys(table["subject"]))
     names = list(dict.fromkeys(table["engine"]))
@@ -163,5 +162,5 @@ def engines(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
-_TICKS = 8  # values that have room below an axis
+_TICKS = 8  # so many values have room below an axis
 _OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}

@@ -1,4 +1,4 @@
-"""Heats as a pandas table, for notebooks."""
+"""Races of engines as a pandas table, for notebooks."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ import numpy as np
 import pandas as pd
 
 from fastrun.benchmarks import ours
-from fastrun.benchmarks.report import Heat
+from fastrun.benchmarks.report import EngineRace
 from fastrun.tuner.records.statistics import typical
 
 
-def engines_frame(heats: Sequence[Heat]) -> pd.DataFrame:
-    """A row for every engine that was timed beside ours, by subject and number of threads.
+def engines_frame(races: Sequence[EngineRace]) -> pd.DataFrame:
+    """A row for every other engine that was timed, by subject and number of threads.
 
-    Columns `subject`, `group`, `threads`, `engine`, `seconds` per call, `ours` (our seconds),
-    `times` (as long as ours takes), and `low` to `high`, which hold 80 % of the engine's samples
-    in the same unit.
+    Columns `subject`, `group`, `threads`, `engine`, `seconds` per call, `ours` (seconds of
+    fastrun), `times` (their ratio), and `low` to `high`, the ratios of 80 % of the engine's
+    samples.
     """
     rows = []
-    for heat in heats:
-        own = heat.seconds(ours.NAME)
-        for lap in heat.laps:
-            if lap.engine == ours.NAME or not lap.samples:
+    for raced in races:
+        own = raced.seconds(ours.NAME)
+        for entry in raced.entries:
+            if entry.engine == ours.NAME or not entry.samples:
                 continue
-            taken = typical(lap.samples) - lap.seconds
-            low, high = np.percentile(lap.samples, [10, 90]) - taken
+            taken = typical(entry.samples) - entry.seconds
+            low, high = np.percentile(entry.samples, [10, 90]) - taken
             rows.append(
                 {
-                    "subject": heat.subject,
-                    "group": heat.group,
-                    "threads": heat.threads,
-                    "engine": lap.engine,
-                    "seconds": lap.seconds,
+                    "subject": raced.subject,
+                    "group": raced.group,
+                    "threads": raced.threads,
+                    "engine": entry.engine,
+                    "seconds": entry.seconds,
                     "ours": own,
-                    "times": lap.seconds / own,
+                    "times": entry.seconds / own,
                     "low": low / own,
                     "high": high / own,
                 }

@@ -1,8 +1,9 @@
-"""Our kernels and other engines' on single layers; `fastrun bench --layers` is the command.
+"""Single layers on fastrun and on other engines; `fastrun bench --layers` is the command.
 
-Every engine gets the layer in its favourite layout, with packed weights and its own fusion, and is
-checked against float64 before it is timed. What calling an empty network from Python costs is
-taken off a peer's time. Our schedules are the database's, else the heuristic's (marked *).
+Every engine gets the layer in its favourite layout, with packed weights and its own fusion. It is
+checked against float64 before it is timed. The cost of calling an empty network from Python is
+subtracted from a peer's time. The schedules of fastrun are those of the database, else the
+heuristic's (marked *).
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import numpy as np
 
 from fastrun.benchmarks import ours
 from fastrun.benchmarks.one_layer import ADD, INPUT, one_layer
-from fastrun.benchmarks.race import peer, race
-from fastrun.benchmarks.report import Heat
+from fastrun.benchmarks.race import peer, race_engines
+from fastrun.benchmarks.report import EngineRace
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.machine.probe import MachineReport
@@ -26,7 +27,7 @@ from fastrun.tuner.records.units import UNKNOWN, percent
 from fastrun.tuner.store.database import Database
 
 ROUNDS = 15
-"""Samples of each engine, unless told otherwise."""
+"""Samples of each engine, by default."""
 
 _LIST = Path(__file__).with_name("layers.json")
 
@@ -48,24 +49,24 @@ def published(text: str = "") -> list[Layer]:
 
 
 def given(text: str) -> Layer:
-    """The layer that a problem's text describes.
+    """The layer of a problem's text.
 
     Raises:
-        ProblemError: it is no problem's text.
+        ProblemError: it is not the text of a problem.
     """
     problem = ConvProblem.parse(text)
     return Layer(str(problem), "given", problem)
 
 
-def heats(
+def races(
     layer: Layer,
     threads: Sequence[int],
     engines: Sequence[str],
     rounds: int,
     database: Database | None,
     overhead: Mapping[str, float],
-) -> list[Heat]:
-    """Every engine on one layer, once per number of threads."""
+) -> list[EngineRace]:
+    """A race of all engines on one layer for each number of threads."""
     p = layer.problem
     found = []
     with Scratch() as scratch:
@@ -76,19 +77,19 @@ def heats(
         inputs = {INPUT: arrays["x"], **({ADD: arrays["add"]} if p.add else {})}
         truth = [arrays["reference"]]
         for count in threads:
-            entrants = [
+            entries = [
                 ours.layer(operands, count, database)
                 if name == ours.NAME
                 else peer(name, model, inputs, truth, count, inner=True, overhead=overhead[name])
                 for name in engines
             ]
-            laps = race(entrants, count, rounds)
-            found.append(Heat(layer.name, layer.group, count, tuple(laps)))
+            timed = tuple(race_engines(entries, count, rounds))
+            found.append(EngineRace(layer.name, layer.group, count, timed))
     return found
 
 
 def open_database(url: str | None) -> Database | None:
-    """The database at `url`; without one the usual database, if there is any.
+    """The database at `url`; by default the usual database, if it exists.
 
     Raises:
         DatabaseError: it cannot be read.
@@ -98,18 +99,20 @@ def open_database(url: str | None) -> Database | None:
     return Database() if (cache_root() / "fastrun.db").exists() else None
 
 
-def columns(layers: Sequence[Layer], machine: MachineReport) -> dict[str, Callable[[Heat], str]]:
-    """What a table of layers says beyond times: rates, shares of peak, our schedules."""
+def columns(
+    layers: Sequence[Layer], machine: MachineReport
+) -> dict[str, Callable[[EngineRace], str]]:
+    """The columns of a table of layers besides times: rates, shares of peak, schedules."""
     flops = {layer.name: layer.problem.flops for layer in layers}
 
-    def rate(heat: Heat, engine: str) -> float:
-        return flops[heat.subject] / heat.seconds(engine)
+    def rate(raced: EngineRace, engine: str) -> float:
+        return flops[raced.subject] / raced.seconds(engine)
 
-    def share(heat: Heat) -> str:
-        return percent(rate(heat, ours.NAME) / machine.peak_of(heat.threads))
+    def share(raced: EngineRace) -> str:
+        return percent(rate(raced, ours.NAME) / machine.peak_of(raced.threads))
 
-    def schedule(heat: Heat) -> str:
-        notes = [lap.note for lap in heat.laps if lap.engine == ours.NAME]
+    def schedule(raced: EngineRace) -> str:
+        notes = [entry.note for entry in raced.entries if entry.engine == ours.NAME]
         source, _, text = notes[0].partition(": ") if notes else ("", "", UNKNOWN)
         return text.partition("(")[0] + "*" * (source == "heuristic")
 

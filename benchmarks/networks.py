@@ -1,7 +1,7 @@
-"""Our networks and other engines' as whole networks; `fastrun bench` is the command.
+"""Whole networks on fastrun and on other engines; `fastrun bench` is the command.
 
-Every engine is checked against float64 before it is timed. A call takes its input where it lies
-and leaves its output where the engine does, as in a loop over frames.
+Every engine is checked against float64 before it is timed. Calls do not copy inputs or outputs, as
+in a loop over the frames of a film.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from fastrun.benchmarks import ours
 from fastrun.benchmarks.peers import Array
-from fastrun.benchmarks.race import Entrant, calls_of, judged, peer, race
-from fastrun.benchmarks.report import Heat
+from fastrun.benchmarks.race import Entry, calls_of, checked, peer, race_engines
+from fastrun.benchmarks.report import EngineRace
 from fastrun.graph import zoo
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
@@ -26,28 +26,28 @@ from fastrun.graph.reference import interpreter as reference
 from fastrun.tuner.networks.load import load
 
 ROUNDS = 10
-"""Samples of each engine, unless told otherwise."""
+"""Samples of each engine, by default."""
 
 WRONG = 1e-3
-"""The rms error of a network's output, relative to the output's, that is not timed."""
+"""A network with a larger rms error, relative to its output, is not timed."""
 
 
 def check(name: str, threads: Sequence[int], database: str | None) -> None:
-    """Plan a network as `heats` will, so that its mistakes are known before anything is timed.
+    """Plan a network as `races` does, so that mistakes appear before any engine is timed.
 
     Raises:
-        GraphError: there is no such network or we cannot run it.
+        GraphError: there is no such network, or fastrun cannot run it.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `heats` has them as notes
+        warnings.simplefilter("ignore")  # `races` turns them into notes
         for count in threads:
             load(name, count, database)
 
 
-def heats(
+def races(
     name: str, threads: Sequence[int], engines: Sequence[str], rounds: int, database: str | None
-) -> list[Heat]:
-    """Every engine on one network, once per number of threads.
+) -> list[EngineRace]:
+    """A race of all engines on one network for each number of threads.
 
     Raises:
         GraphError: as `check`.
@@ -58,19 +58,20 @@ def heats(
     inputs, truth = _truth(graph)
     found = []
     for count in threads:
-        entrants = [
+        entries = [
             _ours(model, inputs, truth, count, database)
             if engine == ours.NAME
             else peer(engine, model, inputs, truth, count, wrong=WRONG)
             for engine in engines
         ]
-        laps = tuple(race(entrants, count, rounds))
-        found.append(Heat(Path(name).stem if name not in zoo.NAMES else name, "all", count, laps))
+        timed = tuple(race_engines(entries, count, rounds))
+        subject = name if name in zoo.NAMES else Path(name).stem
+        found.append(EngineRace(subject, "all", count, timed))
     return found
 
 
 def _fix_shapes(model: onnx.ModelProto, graph: Graph) -> None:
-    """Give the inputs the sizes they have in the graph, where the model leaves them open."""
+    """Set the sizes of inputs that the model leaves open to those of the graph."""
     for value in model.graph.input:
         if value.name in graph.inputs:
             dims = value.type.tensor_type.shape.dim
@@ -79,7 +80,7 @@ def _fix_shapes(model: onnx.ModelProto, graph: Graph) -> None:
 
 
 def _truth(graph: Graph) -> tuple[dict[str, Array], list[NDArray[Any]]]:
-    """Seeded inputs, and the outputs in float64."""
+    """Random inputs of a fixed seed, and the outputs in float64."""
     draw = np.random.default_rng(0)
     inputs = {
         name: draw.standard_normal(graph.shape(name), dtype=np.float32) for name in graph.inputs
@@ -94,10 +95,10 @@ def _ours(
     truth: Sequence[NDArray[Any]],
     threads: int,
     database: str | None,
-) -> Entrant:
+) -> Entry:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        session = ours.Network(model, threads, database)
+        session = ours.NetworkSession(model, threads, database)
     note = "; ".join(str(w.message) for w in said)
-    entrant = Entrant(ours.NAME, calls_of(session), note=note)
-    return judged(entrant, session.run(inputs), truth, WRONG)
+    entry = Entry(ours.NAME, calls_of(session), note=note)
+    return checked(entry, session.run(inputs), truth, WRONG)

@@ -1,4 +1,4 @@
-"""A convolution problem as an ONNX model of one layer, with the epilogue that follows it."""
+"""A convolution problem, with its epilogue, as an ONNX model of one layer."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fastrun.kernels.core.problem import ConvProblem, slope
 OPSET, IR_VERSION = 17, 8
 INPUT, ADD, OUTPUT = "x", "add", "y"
 
-# Steps (name, operator, inputs, attributes) and constants of each activation, as exporters of this
-# opset write it; x is what it is applied to.
+# Steps (name, operator, inputs, attributes) and constants of each activation, as exporters write
+# them in this opset; x is the input of the activation.
 _Steps = list[tuple[str, str, str, dict[str, float]]]
 _ACTIVATIONS: dict[str, tuple[_Steps, dict[str, float]]] = {
     "relu": ([("relu", "Relu", "x", {})], {}),
@@ -47,9 +47,9 @@ def _written(activation: str) -> tuple[_Steps, dict[str, float]]:
 
 
 def one_layer(p: ConvProblem, operands: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    """The model; inputs are `x` and, where the problem has one, `add`. The weights are inside.
+    """The model, with weights inside. Its inputs are `x` and, if the problem has one, `add`.
 
-    `operands` has weights and bias; bias may be longer than the problem's channels.
+    `operands` has weights and bias. The bias may be longer than the problem's channels.
     """
     weights = {"weights": operands["weights"]}
     if p.bias:

@@ -1,4 +1,4 @@
-"""Our side: tuned kernels for single layers, tuned networks."""
+"""The entry of fastrun: tuned kernels for single layers, tuned networks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import onnx
 
 from fastrun.benchmarks.peers import Array
-from fastrun.benchmarks.race import Entrant, settle, warm
+from fastrun.benchmarks.race import Entry, wait_until_idle, warm
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice
@@ -26,24 +26,24 @@ from fastrun.tuner.store.staleness import is_current
 NAME = "ours"
 
 
-def layer(operands: Operands, threads: int, database: Database | None) -> Entrant:
-    """The best schedule known for the operands' problem, else the heuristic's; verified.
+def layer(operands: Operands, threads: int, database: Database | None) -> Entry:
+    """The best stored schedule of the operands' problem, else the heuristic's; checked.
 
-    The note says which schedule it is and where it is from.
+    The note names the schedule and its source.
     """
     p = ConvProblem.parse(operands.problem)
     schedule, source = _schedule(p, threads, database)
     program = compile_one(operands, schedule, Cpu.host())
     job = Job(program, operands, threads)
     cores = Cores.split(threads).timing
-    candidate = Subject(job, Arena(), cores)
-    candidate.calls(1)
-    errors, wrong = candidate.judge()
-    if candidate.stray() is not None:
+    subject = Subject(job, Arena(), cores)
+    subject.calls(1)
+    errors, wrong = subject.check()
+    if subject.stray() is not None:
         wrong = "writes outside its output"
     if wrong:
-        return Entrant(NAME, None, errors, note=f"{wrong}: {schedule}")
-    return Entrant(NAME, _blocks(candidate, cores[0]), errors, note=f"{source}: {schedule}")
+        return Entry(NAME, None, errors, note=f"{wrong}: {schedule}")
+    return Entry(NAME, _blocks(subject, cores[0]), errors, note=f"{source}: {schedule}")
 
 
 def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[str, str]:
@@ -58,26 +58,26 @@ def _schedule(p: ConvProblem, threads: int, database: Database | None) -> tuple[
     return template.text(schedule), "heuristic"
 
 
-def _blocks(candidate: Subject, core: int) -> Calls:
+def _blocks(subject: Subject, core: int) -> Calls:
     def calls(repeats: int) -> float:
-        settle()
+        wait_until_idle()
         everywhere = os.sched_getaffinity(0)
-        # The other threads have cores of their own; on one of those this one would stop both.
+        # The other threads have their own cores. If this thread shared one, both would be slow.
         os.sched_setaffinity(0, {core})
         try:
-            warm(lambda: candidate.calls(1))
-            return candidate.calls(repeats)
+            warm(lambda: subject.calls(1))
+            return subject.calls(repeats)
         finally:
             os.sched_setaffinity(0, everywhere)
 
     return calls
 
 
-class Network:
-    """A whole network as `fastrun.load` plans it. A call writes the inputs and reads the outputs.
+class NetworkSession:
+    """A network as `fastrun.load` plans it. A call writes the inputs and reads the outputs.
 
     Raises:
-        GraphError: the model needs something we lack.
+        GraphError: fastrun cannot run the model.
     """
 
     def __init__(self, model: onnx.ModelProto, threads: int, database: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Several engines on one model: verify all of them, then time them in turns."""
+"""Several engines on one model: all are checked, then timed in interleaved rounds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -23,27 +22,27 @@ from fastrun.tuner.records.statistics import typical
 BLOCK = 2e-3  # seconds a sample lasts at least
 
 WRONG = 5e-4
-"""The rms error, relative to the output's, from which on a layer is not timed: not float32.
+"""A layer with a larger rms error, relative to its output, is not timed: it is not float32.
 
 Rounding a layer's operands to bfloat16 gives 1.6e-3.
 """
 LOOSE = 2e-5
-"""The rms error from which on a layer is remarked on: Winograd F(6,3) can stay below.
+"""A layer with a larger rms error gets a remark. Winograd F(6,3) can stay below.
 
 Rounding to float16 or TF32 gives 2e-4, as does Winograd with badly chosen points.
 """
 
-_WARM = 5e-3  # seconds, longer than the scheduler takes to move a thread to an idle core
-_QUIET = 0.1  # a process that uses less than this share of a core is at rest
-_PATIENCE = 0.25  # seconds to wait for that
+_WARM = 5e-3  # seconds; the operating system moves a thread to an idle core in less time
+_IDLE_SHARE = 0.1  # a process that uses less than this share of a core is idle
+_IDLE_SECONDS = 0.25  # to wait for that, at most
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """An engine ready to be timed, or why it is not: then `calls` is None.
+class Entry:
+    """An engine that can be timed; if it cannot, `calls` is None and `note` says why.
 
-    `overhead` is the seconds per call that belong to calling from Python and are taken off, as
-    long as they are not most of the call.
+    `overhead` are the seconds of a call from Python. They are subtracted from times, but at most
+    half of a time.
     """
 
     engine: str
@@ -54,10 +53,10 @@ class Entrant:
 
 
 @dataclass(frozen=True)
-class Lap:
-    """How an engine did: an `Entrant` after the race, when its session is gone.
+class EntryTimes:
+    """The times of an `Entry` after the race.
 
-    `samples` are seconds per call of each block, overhead included; none if it was not timed.
+    `samples` are seconds per call of each block, including the overhead; empty if not timed.
     """
 
     engine: str
@@ -69,21 +68,23 @@ class Lap:
 
     @property
     def seconds(self) -> float:
-        """Seconds per call without the overhead; infinite for who was not timed."""
+        """Seconds per call without the overhead; infinite if it was not timed."""
         whole = typical(self.samples)
         return max(whole - self.overhead, whole / 2)
 
 
-def race(entrants: Iterable[Entrant], threads: int, rounds: int, seed: int = 0) -> list[Lap]:
-    """Time all that can be timed; in every round each runs one block, in random order."""
-    entrants = list(entrants)
-    fit = {e.engine: e.calls for e in entrants if e.calls}
+def race_engines(
+    entries: Iterable[Entry], threads: int, rounds: int, seed: int = 0
+) -> list[EntryTimes]:
+    """Time all entries that can be timed; each runs one block in every round, in random order."""
+    entries = list(entries)
+    fit = {e.engine: e.calls for e in entries if e.calls}
     timings = in_turns(list(fit.values()), threads, rounds, seed)
     by_engine = dict(zip(fit, timings, strict=True))
     nothing = Timing((), 0)
     return [
-        Lap(e.engine, t.samples, t.repeats, e.errors, e.overhead, e.note)
-        for e in entrants
+        EntryTimes(e.engine, t.samples, t.repeats, e.errors, e.overhead, e.note)
+        for e in entries
         for t in [by_engine.get(e.engine, nothing)]
     ]
 
@@ -108,42 +109,32 @@ def peer(
     inner: bool = False,
     overhead: float = 0.0,
     wrong: float = WRONG,
-) -> Entrant:
-    """Another engine with this model, verified against float64 outputs."""
+) -> Entry:
+    """Another engine with this model, checked against float64 outputs."""
     try:
         session = engine(name).load(model, threads, inner)
         found = session.run(inputs)
     except LoadError as error:
-        return Entrant(name, None, note=str(error))
-    return judged(Entrant(name, calls_of(session), overhead=overhead), found, truth, wrong)
+        return Entry(name, None, note=str(error))
+    return checked(Entry(name, calls_of(session), overhead=overhead), found, truth, wrong)
 
 
-def judged(
-    entrant: Entrant, found: Sequence[Array], truth: Sequence[NDArray[Any]], wrong: float = WRONG
-) -> Entrant:
-    """The entrant with its errors, and without `calls` where its outputs are wrong."""
-    worst = max((errors_of(y, t) for y, t in zip(found, truth, strict=True)), key=lambda e: e.rms)
-    calls, note = entrant.calls, entrant.note
+def checked(
+    entry: Entry, found: Sequence[Array], truth: Sequence[NDArray[Any]], wrong: float = WRONG
+) -> Entry:
+    """The entry with its errors; without `calls` if its outputs are wrong."""
+    worst = max((Errors.of(y, t) for y, t in zip(found, truth, strict=True)), key=lambda e: e.rms)
+    calls, note = entry.calls, entry.note
     if worst.rms > wrong:
         calls, note = None, f"wrong or of low precision: rms error {worst.rms:.1e}"
-    return Entrant(entrant.engine, calls, worst, entrant.overhead, note)
-
-
-def errors_of(found: Array, truth: NDArray[Any]) -> Errors:
-    """Errors relative to the truth's rms; infinite if the shapes differ."""
-    if found.shape != truth.shape:
-        return Errors(np.inf, np.inf, np.inf)
-    scale = float(np.sqrt(np.square(truth).mean())) or 1.0
-    difference = (found - truth) / scale
-    rms = np.sqrt(np.square(difference).mean())
-    return Errors(float(np.abs(difference).max()), float(rms), float(difference.mean()))
+    return Entry(entry.engine, calls, worst, entry.overhead, note)
 
 
 def calls_of(session: Session) -> Calls:
-    """Blocks of calls of a session, each begun at rest and warm."""
+    """Blocks of calls of a session. Each begins warm, when the process is idle."""
 
     def calls(repeats: int) -> float:
-        settle()
+        wait_until_idle()
         warm(session.call)
         begin = time.perf_counter()
         for _ in range(repeats):
@@ -154,32 +145,32 @@ def calls_of(session: Session) -> Calls:
 
 
 def warm(call: Callable[[], object]) -> None:
-    """Call until the caches are warm and each thread has found a core of its own."""
+    """Call until the caches are warm and each thread has its own core."""
     end = time.perf_counter() + _WARM
     call()
     while time.perf_counter() < end:
         call()
 
 
-def settle() -> None:
+def wait_until_idle() -> None:
     """Wait until no thread of this process spins.
 
-    Engines leave their threads waiting for more, some for 35 ms, on a core that the next needs.
+    Threads of engines spin after a call, some for 35 ms, on a core that the next engine needs.
     """
     step = 1e-3
-    for _ in range(round(_PATIENCE / step)):
+    for _ in range(round(_IDLE_SECONDS / step)):
         before = time.process_time()
         time.sleep(step)
-        if time.process_time() - before < _QUIET * step:
+        if time.process_time() - before < _IDLE_SHARE * step:
             return
 
 
 def overheads(names: Iterable[str]) -> dict[str, float]:
-    """Seconds that a call of each peer takes when there is nothing to compute, on one thread.
+    """Seconds of a call of each peer on one thread when there is nothing to compute.
 
-    A network pays this once for all its layers, our own kernels are called without Python, and
-    on small layers it would decide the comparison. Waking threads is no part of it: a network
-    does that for every layer.
+    On small layers this overhead would decide the comparison, but a network has it once for all its
+    layers, and fastrun's kernels are called without Python. It does not include waking threads,
+    which a network does for every layer.
     """
     nothing = ConvProblem.parse("conv 1x1x1x1 1x1x1")
     operands = random_operands(nothing, 0)
@@ -189,6 +180,6 @@ def overheads(names: Iterable[str]) -> dict[str, float]:
         session = engine(name).load(model, 1, inner=True)
         session.run(inputs)
         [timing] = in_turns([calls_of(session)], 1, 20)
-        # Of the least disturbed block: taking off too much would flatter the peer.
+        # The least disturbed block counts: subtracting too much would favour the peer.
         found[name] = min(timing.samples)
     return found

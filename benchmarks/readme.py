@@ -1,4 +1,4 @@
-"""The results that README shows, written from the files in `results/`.
+"""Writes the results in README from the files in `results/`.
 
     python -m fastrun.benchmarks.readme results/MACHINE [--write README.md]
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrun.benchmarks import layers, ours, peers
-from fastrun.benchmarks.report import Heat, geometric_mean, read_heats
+from fastrun.benchmarks.report import EngineRace, geometric_mean, read_races
 from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural, ratio
 from fastrun.tuner.terminal.exits import ended, leave
 
@@ -28,39 +28,39 @@ END = "<!-- results end -->"
 
 @dataclass(frozen=True)
 class Bench:
-    """What a file of `fastrun bench --json` holds."""
+    """The contents of a file of `fastrun bench --json`."""
 
     data: dict[str, Any]
-    heats: Sequence[Heat]
+    races: Sequence[EngineRace]
 
     @classmethod
     def read(cls, path: Path) -> Bench:
-        """Read it.
+        """Read the file.
 
         Raises:
             OSError: it cannot be read.
-            KeyError, ValueError: it is none.
+            KeyError, ValueError: it is no such file.
         """
         data = json.loads(path.read_text())
-        return cls(data, read_heats(data))
+        return cls(data, read_races(data))
 
     @property
     def threads(self) -> list[int]:
-        """The numbers of threads that were measured."""
-        return sorted({h.threads for h in self.heats})
+        """The measured numbers of threads."""
+        return sorted({h.threads for h in self.races})
 
     @property
     def engines(self) -> list[str]:
-        """The peers that took part."""
+        """The peers of the races."""
         return list(self.data["engines"])
 
-    def of(self, threads: int) -> list[Heat]:
-        """The heats with so many threads, in order."""
-        return [h for h in self.heats if h.threads == threads]
+    def of(self, threads: int) -> list[EngineRace]:
+        """The races with `threads` threads, in order."""
+        return [h for h in self.races if h.threads == threads]
 
 
 def section(folder: Path) -> str:
-    """The section of the machine whose results are in a folder, markers included."""
+    """The section of the machine whose results are in a folder, with the markers."""
     single, whole = Bench.read(folder / "layers.json"), Bench.read(folder / "networks.json")
     parts = [
         BEGIN,
@@ -77,10 +77,10 @@ def section(folder: Path) -> str:
 
 
 def replaced(page: str, section: str) -> str:
-    """A page with another section between its markers.
+    """The page with this section between its markers.
 
     Raises:
-        ValueError: the page has no pair of markers, or several.
+        ValueError: the page has no pair of markers, or several pairs.
     """
     pattern = re.compile(r"<!-- results:.*?<!-- results end -->", re.DOTALL)
     if len(pattern.findall(page)) != 1:
@@ -109,8 +109,8 @@ def _layer_rows(single: Bench) -> list[list[str]]:
     peak = single.data["machine"]["peak"]
     heads = [f"faster than the best peer, {plural(n, 'thread')}" for n in single.threads]
     rows = [["layers", "number", "of peak, 1 thread", *heads]]
-    for group in [*dict.fromkeys(h.group for h in single.heats), "all"]:
-        members = [h for h in single.heats if group in (h.group, "all")]
+    for group in [*dict.fromkeys(h.group for h in single.races), "all"]:
+        members = [h for h in single.races if group in (h.group, "all")]
         alone = [h for h in members if h.threads == 1]
         shares = [flops[h.subject] / h.seconds(ours.NAME) / peak for h in alone]
         means = [
@@ -122,7 +122,7 @@ def _layer_rows(single: Bench) -> list[list[str]]:
 
 
 def _losses(single: Bench) -> list[str]:
-    """Where the best peer is faster, by name."""
+    """The layers on which the best peer is faster."""
     said = []
     for n in single.threads if single.engines else ():
         lost = sorted((h for h in single.of(n) if h.over_best < 1), key=lambda h: h.over_best)
@@ -134,7 +134,7 @@ def _losses(single: Bench) -> list[str]:
 
 
 def _plans(whole: Bench) -> str:
-    notes = {lap.note for h in whole.heats for lap in h.laps if lap.engine == ours.NAME}
+    notes = {entry.note for h in whole.races for entry in h.entries if entry.engine == ours.NAME}
     if any("heuristics" in note for note in notes):
         return "ours by heuristics alone, nothing tuned"
     return "ours as `fastrun tune` has left it"
@@ -147,7 +147,7 @@ def _network_rows(whole: Bench) -> list[list[str]]:
     rows = [heads]
     for first in whole.of(whole.threads[0]):
         row = [first.subject]
-        for h in (h for h in whole.heats if h.subject == first.subject):
+        for h in (h for h in whole.races if h.subject == first.subject):
             peer = f"{ms(h.seconds(h.best_peer))} {h.best_peer}" if h.best_peer else UNKNOWN
             row += [ms(h.seconds(ours.NAME)), peer, ratio(h.over_best)]
         rows.append(row)
@@ -180,12 +180,14 @@ def _shown(folder: Path) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Print the section, and write it where the options say."""
+    """Print the section, and write it into a page if the options name one."""
     parser = ArgumentParser(
         prog="python -m fastrun.benchmarks.readme", description=str(__doc__).split("\n")[0]
     )
-    parser.add_argument("folder", type=Path, help="results/ and the machine's name")
-    parser.add_argument("--write", type=Path, metavar="PAGE", help="whose section is replaced")
+    parser.add_argument("folder", type=Path, help="the folder of the machine in results/")
+    parser.add_argument(
+        "--write", type=Path, metavar="PAGE", help="replace the section in this page"
+    )
     arguments = parser.parse_args(words)
     try:
         text = section(arguments.folder)

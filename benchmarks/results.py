@@ -1,10 +1,10 @@
-"""All results of this machine, each by a command that anybody can run; `make results` is this.
+"""Measures all results of this machine by commands that everybody can run (`make results`).
 
     python -m fastrun.benchmarks.results [STEP ...] [--db URL] [--effort E] [--quick] [--out FOLDER]
 
-A step is one command, and what it prints becomes a file, headed by the command and the time. The
-file is only replaced when its command has succeeded. Without names all steps are taken, which
-needs hours and a quiet machine; they build upon one another in the order of the list.
+A step is one command. Its output becomes a file that begins with the command and the time; the file
+is replaced only if the command succeeds. Without names all steps run in order, because later steps
+use the results of earlier ones. That takes hours and needs a quiet machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LAYER, _NETWORK = "ShuffleNetV2 58-58@28", "shufflenetv2"
 
 @dataclass(frozen=True)
 class Step:
-    """A command, as the words that follow `python`, and the file that gets what it prints."""
+    """A command, as the words after `python`, and the file for its output."""
 
     command: Sequence[str]
     file: str
@@ -85,7 +85,7 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
 
 
 def take(name: str, step: Step, folder: Path) -> int:
-    """Run a step's command and keep what it prints; the command's exit code."""
+    """Run a step's command, write its output, and return its exit code."""
     shown = shlex.join(["fastrun", *step.command[2:]] if step.command[:2] == FASTRUN else
                        ["python", *step.command])  # fmt: skip
     print(f"{name}: {shown[:90]}", flush=True)
@@ -93,7 +93,7 @@ def take(name: str, step: Step, folder: Path) -> int:
     file.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run([sys.executable, *step.command], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        print(f"{name} failed, and {file} is as it was: {done.stdout.strip()}", file=sys.stderr)
+        print(f"{name} failed, {file} is unchanged: {done.stdout.strip()}", file=sys.stderr)
         return done.returncode
     head = f"{shown}\nbegun {begun[:16]} UTC\n\n" if file.suffix == ".txt" else ""
     file.write_text(head + done.stdout)
@@ -101,25 +101,27 @@ def take(name: str, step: Step, folder: Path) -> int:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Take the steps named; stop at the first that fails."""
+    """Run the named steps; stop at the first one that fails."""
     parser = ArgumentParser(
         prog="python -m fastrun.benchmarks.results", description=str(__doc__).split("\n")[0]
     )
     names = list(steps(Path(), "", "normal", False))
     parser.add_argument(
-        "steps", nargs="*", metavar="STEP", help=f"of {', '.join(names)} (default: all)"
+        "steps", nargs="*", metavar="STEP", help=f"some of {', '.join(names)} (default: all)"
     )
-    parser.add_argument("--db", metavar="URL", help=f"of what is tuned (default {_DATABASE})")
     parser.add_argument(
-        "--effort", choices=EFFORTS, default="normal", help="of the tuning (default normal)"
+        "--db", metavar="URL", help=f"database of tuned schedules (default {_DATABASE})"
+    )
+    parser.add_argument(
+        "--effort", choices=EFFORTS, default="normal", help="effort of tuning (default normal)"
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"one small layer and network, two trials, into {_QUICK}, with a database there",
+        help=f"one small layer, one small network and two trials; results and database in {_QUICK}",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="default: results/ and the machine's name"
+        "--out", type=Path, metavar="FOLDER", help="default: the folder of the machine in results/"
     )
     arguments = parser.parse_args(words)
     for name in arguments.steps:

@@ -1,10 +1,10 @@
-"""Networks that nothing here was tuned for, as ONNX files with random weights, by PyTorch.
+"""Writes networks that played no part in the development as ONNX files with random weights.
 
     python -m fastrun.benchmarks.unseen FOLDER [NAME ...]
 
-The names are those of `NETWORKS` (what classifiers are not: decoders, super resolution, detection)
-or of models of timm, where that is installed. Without names: all of `NETWORKS`. `fastrun bench
-FOLDER/*.onnx` then times them.
+PyTorch makes them. The names are those of `NETWORKS` (other kinds than classifiers: decoders, super
+resolution, detection) or of models of timm, if that is installed. The default is all of `NETWORKS`.
+`fastrun bench FOLDER/*.onnx` times them.
 """
 
 from __future__ import annotations
@@ -169,14 +169,14 @@ NETWORKS: dict[str, tuple[Make, tuple[int, ...]]] = {
     "yolov3_tiny": (TinyDetector, (1, 3, 416, 416)),
     "deeplab": (DeepLab, (1, 3, 321, 321)),
 }
-"""What makes each network, and the shape of its input."""
+"""The class or function of each network, and the shape of its input."""
 
 
 def export(name: str, file: Path) -> None:
-    """Write a network of `NETWORKS`, or of timm, in random weights.
+    """Write a network of `NETWORKS`, or of timm, with random weights.
 
     Raises:
-        ModuleNotFoundError: it is none of `NETWORKS`, and timm is not installed.
+        ModuleNotFoundError: it is not in `NETWORKS`, and timm is not installed.
     """
     torch.manual_seed(0)
     if name in NETWORKS:
@@ -188,7 +188,7 @@ def export(name: str, file: Path) -> None:
         network = timm.create_model(name, exportable=True)
         shape = (1, *network.default_cfg["input_size"])
     for part in network.modules():
-        # As after training: a fresh normalisation would be the identity.
+        # As after training: a new normalisation would be the identity.
         if isinstance(part, nn.BatchNorm2d):
             nn.init.normal_(part.running_mean, 0, 0.1)
             nn.init.uniform_(part.running_var, 0.5, 1.5)
@@ -197,7 +197,7 @@ def export(name: str, file: Path) -> None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Export what is named and say where it is."""
+    """Export the named networks and print their files."""
     parser = ArgumentParser(
         prog="python -m fastrun.benchmarks.unseen", description=__doc__.splitlines()[0]
     )

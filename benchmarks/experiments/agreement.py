@@ -1,11 +1,11 @@
-"""Whether tunings agree with each other, and with what is measured a minute later.
+"""Whether tunings agree with each other, and with a measurement a minute later.
 
     python -m fastrun.benchmarks.experiments.agreement [--minutes M] [--seconds S] [--csv FOLDER]
 
-Five tunings of the same layers, each with a database and a seed of its own, choose a schedule each;
-the five race each other, so that their true times can be compared. And many layers are tuned, and
-the winner of each races the heuristic again at once: how far is the second speed-up from the first?
-What was measured is kept (`--work`), and the same command goes on where it was stopped.
+First, five tunings of the same layers, each with its own database and seed, choose a schedule each.
+The five schedules race each other, so that their times can be compared. Second, many layers are
+tuned, and the winner of each races the heuristic again at once: how far is the second speed-up
+from the first? Measurements are kept (`--work`), so that the same command continues a stopped run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from fastrun.benchmarks import report
-from fastrun.benchmarks.experiments.command import show
+from fastrun.benchmarks.experiments.command import show, write_csv
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.measure.measurer import Measurer
@@ -79,21 +79,23 @@ Step = Callable[[], None]
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure what is missing, then print and write what there is."""
+    """Make the missing measurements, then print and write all of them."""
     parser = ArgumentParser(
         prog="python -m fastrun.benchmarks.experiments.agreement",
         description=str(__doc__).split("\n")[0],
     )
-    parser.add_argument("--minutes", type=float, default=60.0, help="begin nothing after these")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="begin no measurement after these (default 60)"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
         default=20.0,
-        help="of every tuning (default 20); of those that are only raced again, half as many",
+        help="seconds of every tuning (default 20); half of it for layers that are raced again",
     )
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
     parser.add_argument(
-        "--work", type=Path, default=cache_root() / "agreement", help="where measurements are kept"
+        "--work", type=Path, default=cache_root() / "agreement", help="folder of the measurements"
     )
     arguments = parser.parse_args(words)
     arguments.work.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,8 @@ def main(words: Sequence[str] | None = None) -> int:
     steps = list(_missing(arguments.work, arguments.seconds))
     for number, step in enumerate(steps):
         if time.monotonic() > end:
-            report.notice(f"{plural(len(steps) - number, 'step')} left: the same command goes on")
+            left = plural(len(steps) - number, "step")
+            report.notice(f"{left} left: run the same command again to continue")
             break
         step()
     for name, table, print_ in (
@@ -113,15 +116,12 @@ def main(words: Sequence[str] | None = None) -> int:
             continue
         print(f"\n{name}")
         print_(table)
-        if arguments.csv:
-            arguments.csv.mkdir(parents=True, exist_ok=True)
-            path = arguments.csv / f"{name}.csv"
-            table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+        write_csv(arguments.csv, name, table)
     return 0
 
 
 def _missing(work: Path, seconds: float) -> Iterator[Step]:
-    """What is still to be measured, in order."""
+    """The missing measurements, in order."""
     for text in REPEATED:
         for seed in range(TUNINGS):
             if not _chosen(work, text, seed):
@@ -142,7 +142,7 @@ def _tune(work: Path, text: str, seed: int, seconds: float) -> None:
 
 
 def _chosen(work: Path, text: str, seed: int) -> str | None:
-    """What a tuning chose; None where it has not run."""
+    """The schedule that a tuning chose; None if it has not run."""
     path = work / f"tuning-{seed}.db"
     if not path.exists():
         return None
@@ -152,7 +152,7 @@ def _chosen(work: Path, text: str, seed: int) -> str | None:
 
 
 def _race(work: Path, text: str) -> None:
-    """The schedules of all tunings against each other."""
+    """Race the schedules of all tunings."""
     report.notice(f"race: {text}")
     chosen = [s for seed in range(TUNINGS) if (s := _chosen(work, text, seed))]
     with Measurer() as measurer:
@@ -163,7 +163,7 @@ def _race(work: Path, text: str) -> None:
 
 
 def _again(work: Path, text: str, seconds: float) -> None:
-    """Tune, and race the winner again at once."""
+    """Tune a layer, and race the winner again at once."""
     report.notice(f"tune and race again: {text}")
     p = ConvProblem.parse(text)
     with Database(work / "later.db") as database:
@@ -186,7 +186,7 @@ def _again(work: Path, text: str, seconds: float) -> None:
 
 
 def tunings(work: Path) -> pd.DataFrame:
-    """A row per tuning: what it chose, and its true time over that of the best choice."""
+    """A row for each tuning: its choice, and the time of the choice over that of the best one."""
     labels = layer_labels(list(map(ConvProblem.parse, REPEATED)))
     rows = []
     for text, label in zip(REPEATED, labels, strict=True):
@@ -198,7 +198,7 @@ def tunings(work: Path) -> pd.DataFrame:
 
 
 def later(work: Path) -> pd.DataFrame:
-    """A row per layer: the speed-up that was reported, and the one measured after it."""
+    """A row for each layer: the reported speed-up, and the one that was measured after it."""
     labels = layer_labels(list(map(ConvProblem.parse, LATER)))
     rows = [
         {"layer": label, **json.loads((work / _name(text, "later")).read_text())}

@@ -1,9 +1,10 @@
-"""Pairs of layers in one kernel, a band of rows at a time, against the same kernels one by one.
+"""Two layers in one kernel, a band of rows at a time, against the two kernels one by one.
 
     python -m fastrun.benchmarks.experiments.bands [--quick] [--json OUT] [--csv FOLDER]
 
-Networks of two layers by the heuristics. What counts is the time of the layers' own steps, moves
-of inputs and outputs left out. `planned` are the pairs that the planner would put into one kernel.
+The networks have two layers with the heuristics' schedules. Only the layers' own steps are timed,
+without moves of inputs and outputs. `planned` marks the pairs that the planner puts into one
+kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx
 import pandas as pd
 
 from fastrun.benchmarks.experiments.command import Column, Part, command, show
-from fastrun.benchmarks.experiments.duel import Findings
+from fastrun.benchmarks.experiments.pairs import Findings
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.bands import estimate, in_bands, partners
@@ -93,11 +94,11 @@ def measure(quick: bool = False) -> Findings:
     """
     threads = [n for n in (1, 2) if n <= len(os.sched_getaffinity(0))]
     chosen: Sequence[Layer] = LAYERS[:1] if quick else LAYERS
-    found = [contest(x, n, _QUICK_ROUNDS if quick else _ROUNDS) for n in threads for x in chosen]
+    found = [pair_row(x, n, _QUICK_ROUNDS if quick else _ROUNDS) for n in threads for x in chosen]
     return Findings(pd.DataFrame(found), [])
 
 
-def contest(layer: Layer, threads: int, rounds: int) -> dict[str, object]:
+def pair_row(layer: Layer, threads: int, rounds: int) -> dict[str, object]:
     """A row of the table."""
     cpu, graph = Cpu.host(), optimise(load_network(layer.model()))
     plan, arrangement = make_plan(graph, heuristic_choices(cpu), cpu)
@@ -132,7 +133,7 @@ def contest(layer: Layer, threads: int, rounds: int) -> dict[str, object]:
 
 
 def _own_steps(executable: Executable) -> Callable[[int], float]:
-    """Seconds of what computes in so many runs."""
+    """A function: the seconds of all steps but moves in so many runs."""
     computing = [step.computes for step in executable.steps]
     return lambda repeats: float(executable.step_seconds(repeats)[:, computing].sum())
 

@@ -1,4 +1,4 @@
-"""What the experiments' commands share: options, tables, files."""
+"""Common parts of the experiments' commands: options, tables, files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from typing import Any
 
 import pandas as pd
 
-from fastrun.benchmarks.experiments.duel import Findings, rows
+from fastrun.benchmarks.experiments.pairs import Findings
 from fastrun.tuner.machine.noise import in_words, noise_of, others
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.units import interval, ms, percent, ratio, size
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.terminal.display import grid, screen
 
 Column = Callable[[Any], str]
-"""What a table shows of a row, whose columns are attributes."""
+"""The text of a table's column for a row, whose columns are attributes."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A question of an experiment: how it is measured, and how its table is printed."""
+    """A part of an experiment: the function that measures it, and the one that prints its table."""
 
     name: str
     measure: Callable[[bool], Findings]
@@ -35,7 +36,7 @@ class Part:
 def command(
     name: str, doc: str | None, parts: Sequence[Part], words: Sequence[str] | None = None
 ) -> int:
-    """Measure and print every part; write tables and samples where the options say."""
+    """Measure and print every part; write tables and samples as the options say."""
     return carry_out(parts, options(name, doc).parse_args(words))
 
 
@@ -64,17 +65,22 @@ def carry_out(parts: Sequence[Part], arguments: Namespace) -> int:
         part.show(findings.table)
         noise = noise_of(findings.records)
         print(f"noise {percent(noise)}, {in_words(noise)}")
-        if arguments.csv:
-            arguments.csv.mkdir(parents=True, exist_ok=True)
-            path = arguments.csv / f"{part.name}.csv"
-            findings.table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+        write_csv(arguments.csv, part.name, findings.table)
     if arguments.json:
         _write_json(arguments.json, found)
     return 0
 
 
+def write_csv(folder: Path | None, name: str, table: pd.DataFrame) -> None:
+    """Write a table to a file in a folder, if there is one."""
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.csv"
+        table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+
+
 def show(columns: Mapping[str, Column]) -> Callable[[pd.DataFrame], None]:
-    """A printer of tables with these heads."""
+    """A function that prints tables with these heads."""
 
     def print_(table: pd.DataFrame) -> None:
         cells = [[column(row) for column in columns.values()] for row in rows(table)]
@@ -83,10 +89,10 @@ def show(columns: Mapping[str, Column]) -> Callable[[pd.DataFrame], None]:
     return print_
 
 
-def show_duels(
+def show_pairs(
     about: Mapping[str, Column], before: str, after: str, by: str, memory: bool = False
 ) -> Callable[[pd.DataFrame], None]:
-    """A printer of `settle`'s tables: `about` each duel, its sides, and a summary by a column."""
+    """A function that prints tables of `race_pairs`: columns `about`, both sides, a summary."""
     columns: dict[str, Column] = {
         **about,
         f"{before}\nms>": lambda r: ms(r.before),
@@ -110,14 +116,14 @@ def show_duels(
 
 
 def show_summary(table: pd.DataFrame, by: str) -> None:
-    """Print how the duels ended."""
+    """Print the summary of a table of pairs."""
     show(_SUMMARY)(summary(table, by))
 
 
 def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """How the duels ended, for each value of a column and for all of them.
+    """The results of pairs, for each value of a column and for all of them.
 
-    Columns: `group`, `duels`, the geometric mean of `speedup` as `mean`, its extremes `least` and
+    Columns: `group`, `pairs`, the geometric mean of `speedup` as `mean`, its extremes `least` and
     `most`, and how many are `faster`, `tie`, `slower` and `unsure`.
     """
     groups = [(str(key), members) for key, members in table.groupby(by, sort=False)]
@@ -127,7 +133,7 @@ def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
         ended.append(
             {
                 "group": key,
-                "duels": len(members),
+                "pairs": len(members),
                 "mean": statistics.geometric_mean(speedups.dropna()),
                 "least": speedups.min(),
                 "most": speedups.max(),
@@ -139,7 +145,7 @@ def summary(table: pd.DataFrame, by: str) -> pd.DataFrame:
 
 _SUMMARY: dict[str, Column] = {
     "": lambda r: r.group,
-    "n>": lambda r: str(r.duels),
+    "n>": lambda r: str(r.pairs),
     "faster by,\ngeom. mean>": lambda r: ratio(r.mean),
     "least>": lambda r: ratio(r.least),
     "most>": lambda r: ratio(r.most),

@@ -1,9 +1,9 @@
-"""The heuristics' cache formulas against a search over the number they give.
+"""The heuristics' cache formulas against a search over the field that they give.
 
     python -m fastrun.benchmarks.experiments.formulas [--quick] [--json OUT] [--csv FOLDER]
 
-A formula gives one field of a schedule. That field alone is varied, from a quarter of what the
-formula says to four times that and to everything at once, and the best value races the formula's.
+A formula gives one field of a schedule. Only this field is varied, from a quarter to four times the
+formula's value, and to the value for everything at once. The best value races the formula's.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 
 import pandas as pd
 
-from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
-from fastrun.benchmarks.experiments.duel import Duel, Findings, rows, settle
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_pairs
+from fastrun.benchmarks.experiments.pairs import Findings, Pair, race_pairs
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule, templates
 from fastrun.tuner.records.record import Stage
-from fastrun.tuner.report.frames import layer_labels
+from fastrun.tuner.report.frames import layer_labels, rows
 from fastrun.tuner.terminal.exits import ended, leave
 
 _FACTORS = (1 / 4, 1 / 2, 1, 2, 4)
@@ -48,9 +48,9 @@ _POINTWISE = (
 
 @dataclass(frozen=True)
 class Formula:
-    """A number that fills a cache: the `field` of an algorithm's schedule that it gives.
+    """A formula for a `field` of an algorithm's schedule that depends on a cache.
 
-    `everything` is the value that leaves one block, or one task, for the whole image.
+    `everything` is the field's value that makes one block, or one task, of the whole image.
     """
 
     algorithm: str
@@ -59,7 +59,7 @@ class Formula:
     everything: Callable[[ConvProblem, Any], int]
 
     def schedules(self, p: ConvProblem) -> tuple[str, list[str]]:
-        """The formula's schedule, and the same with every value worth trying, its own too."""
+        """The formula's schedule, and the schedules with all values to try, its own included."""
         template, cpu = templates()[self.algorithm], Cpu.host()
         says = template.heuristic(p, cpu)
         value, most = getattr(says, self.field), self.everything(p, says)
@@ -68,7 +68,7 @@ class Formula:
         return template.text(says), [template.text(s) for s in tried]
 
     def value(self, schedule: str) -> int:
-        """The number in a schedule's text."""
+        """The field's value in a schedule's text."""
         found: int = getattr(parse_schedule(schedule)[1], self.field)
         return found
 
@@ -90,11 +90,11 @@ FORMULAS = {
 
 
 def measure(quick: bool = False, names: Sequence[str] = tuple(FORMULAS)) -> Findings:
-    """A row for each formula and layer; `before` is the formula's value, `after` the best tried.
+    """A row for each formula and layer; `before` is the formula's value, `after` the best one.
 
-    `value` is what the formula says, `best` what was faster.
+    `value` is the formula's value, `best` the fastest one.
     """
-    duels = []
+    pairs = []
     for name in names:
         formula = FORMULAS[name]
         problems = [ConvProblem.parse(text) for text in formula.layers]
@@ -106,28 +106,28 @@ def measure(quick: bool = False, names: Sequence[str] = tuple(FORMULAS)) -> Find
                 "layer": label,
                 "value": formula.value(says),
             }
-            duels.append(Duel(problem, [says], tried, about))
-    found = settle(duels, quick=quick)
+            pairs.append(Pair(problem, [says], tried, about))
+    found = race_pairs(pairs, quick=quick)
     best = [FORMULAS[r.formula].value(r.after_schedule) for r in rows(found.table)]
     return Findings(found.table.assign(best=best), found.records)
 
 
 def curves(found: Findings) -> pd.DataFrame:
-    """How the time depends on each number: a row for each formula, layer and value tried.
+    """The times of all values: a row for each formula, layer and value.
 
     `times` is the value in multiples of the formula's, `slower` the time in multiples of the best.
     """
     points = []
-    for duel in rows(found.table):
-        formula = FORMULAS[duel.formula]
+    for pair in rows(found.table):
+        formula = FORMULAS[pair.formula]
         tried = {
             formula.value(r.schedule): r.seconds_per_call
             for r in found.records
-            if (r.stage, r.problem, r.algorithm) == (Stage.RACE, duel.problem, formula.algorithm)
+            if (r.stage, r.problem, r.algorithm) == (Stage.RACE, pair.problem, formula.algorithm)
         }
         best = min(tried.values(), default=math.inf)
         points += [
-            (duel.formula, duel.layer, value, value / duel.value, seconds / best)
+            (pair.formula, pair.layer, value, value / pair.value, seconds / best)
             for value, seconds in sorted(tried.items())
         ]
     return pd.DataFrame(points, columns=["formula", "layer", "value", "times", "slower"])
@@ -140,7 +140,7 @@ _ABOUT: dict[str, Column] = {
     "best>": lambda r: str(r.best),
 }
 
-show_table = show_duels(_ABOUT, "formula", "best", by="formula")
+show_table = show_pairs(_ABOUT, "formula", "best", by="formula")
 
 PARTS = [Part("formulas", measure, show_table)]
 

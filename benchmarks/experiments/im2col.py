@@ -1,11 +1,11 @@
-"""Experiment 1: unfolding a block of the image at a time against unfolding all of it.
+"""Experiment 1: im2col of a block of pixels at a time against im2col of the whole image.
 
     python -m fastrun.benchmarks.experiments.im2col [--quick] [--json OUT] [--csv FOLDER]
 
-Both sides unfold, pack and multiply on the same register tile, each in its best layout, NCHW or
-NHWC. Whole: all of the image at once. Blocked: half, once or twice as many pixels at a time as the
-formula for L2 says. Once with a packing step of its own, as in the textbook, and once unfolded
-straight into the packed panels. All channels are unfolded together: K is never cut.
+Both sides unfold, pack and multiply with the same register tile, each in its best layout, NCHW or
+NHWC. Whole: the whole image at once. Blocked: half, once or twice as many pixels at a time as the
+formula for the L2 cache gives. Both are measured with a separate packing step, as in the textbook,
+and with unfolding straight into packed panels. All channels are unfolded together: K is not cut.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
-from fastrun.benchmarks.experiments.duel import Duel, Findings, settle
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_pairs
+from fastrun.benchmarks.experiments.pairs import Findings, race_layers
 from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.conv.im2col import template
 from fastrun.kernels.conv.im2col.forms import pixel_lanes
@@ -22,35 +22,25 @@ from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.networks.targets import merged, read_target
-from fastrun.tuner.report.frames import layer_labels
 from fastrun.tuner.terminal.exits import ended, leave
 
 LAYOUTS = ("NCHW", "NHWC")
-PACKS = {False: "separate", True: "fused"}
+PACKS = ("separate", "fused")
 NETWORKS = ("resnet18", "vgg16", "squeezenet1.1")
 
 
 def measure(quick: bool = False, networks: Sequence[str] = NETWORKS) -> Findings:
     """A row for each layer and way to pack; `before` is whole, `after` blocked."""
-    problems = layers(quick, networks)
-    labels = layer_labels(problems)
-    return settle(
-        [
-            Duel(
-                problem,
-                before=schedules(problem, LAYOUTS, [problem.oh * problem.ow], fused),
-                after=schedules(problem, LAYOUTS, blocks(problem), fused),
-                about={"layer": label, "pack": pack},
-            )
-            for problem, label in zip(problems, labels, strict=True)
-            for fused, pack in PACKS.items()
-        ],
-        quick=quick,
-    )
+
+    def sides(p: ConvProblem, pack: str) -> tuple[list[str], list[str]]:
+        whole, fused = [p.oh * p.ow], pack == "fused"
+        return schedules(p, LAYOUTS, whole, fused), schedules(p, LAYOUTS, blocks(p), fused)
+
+    return race_layers(layers(quick, networks), "pack", PACKS, sides, quick)
 
 
 def layers(quick: bool = False, networks: Sequence[str] = NETWORKS) -> list[ConvProblem]:
-    """The distinct convolutions of networks that leave something to unfold."""
+    """The distinct convolutions of networks for which im2col applies."""
     if quick:
         return [ConvProblem.parse("conv 1x16x14x14 32x3x3 s1 p1 bias relu")]
     plain = [
@@ -64,7 +54,7 @@ def layers(quick: bool = False, networks: Sequence[str] = NETWORKS) -> list[Conv
 def schedules(
     p: ConvProblem, layouts: Sequence[str], blocks: Sequence[int], fused: bool
 ) -> list[str]:
-    """im2col with each of these layouts and numbers of pixels, on the heuristic's register tile."""
+    """im2col with these layouts and numbers of pixels, and the heuristic's register tile."""
     return [
         template.text(replace(on_tile(p, layout), block=block, fused=fused))
         for layout in layouts
@@ -83,7 +73,7 @@ def on_tile(p: ConvProblem, layout: str) -> Schedule:
 
 
 def blocks(p: ConvProblem) -> list[int]:
-    """Half, once and twice what the formula says, as far as that is less than all pixels."""
+    """Half, once and twice the formula's value, as far as that is less than all pixels."""
     cpu, pixels = Cpu.host(), p.oh * p.ow
     formula = template.heuristic(p, cpu).block
     lanes = pixel_lanes(p, cpu)
@@ -93,7 +83,7 @@ def blocks(p: ConvProblem) -> list[int]:
 
 _ABOUT: dict[str, Column] = {"layer": lambda r: r.layer, "pack": lambda r: r.pack}
 
-show_table = show_duels(_ABOUT, "whole", "blocked", by="pack", memory=True)
+show_table = show_pairs(_ABOUT, "whole", "blocked", by="pack", memory=True)
 
 PARTS = [Part("im2col", measure, show_table)]
 

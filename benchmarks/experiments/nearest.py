@@ -1,10 +1,10 @@
-"""Whether the winner of the nearest shape is better than the heuristic where nothing was measured.
+"""Whether the winner of the nearest shape beats the heuristic on a problem without measurements.
 
     python -m fastrun.benchmarks.experiments.nearest [--db URL] [--filter TEXT] [--csv FOLDER]
 
-Every tuned problem of the database in turn counts as unseen: it gets the schedule that
-`tuner.search.transfer` makes of the winner of the nearest other shape, and that races the
-heuristic's and the one that tuning has found.
+Every tuned problem of the database takes the role of the problem without measurements. It gets the
+schedule that `tuner.search.transfer` makes of the winner of the nearest other shape. This schedule
+races the heuristic's and the tuned one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from fastrun.benchmarks import report
-from fastrun.benchmarks.experiments.command import show
+from fastrun.benchmarks.experiments.command import show, write_csv
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer, heuristic_text
@@ -41,14 +41,14 @@ def main(words: Sequence[str] | None = None) -> int:
         prog="python -m fastrun.benchmarks.experiments.nearest",
         description=str(__doc__).split("\n")[0],
     )
-    parser.add_argument("--db", metavar="URL", help="where tuned problems are (default: the usual)")
-    parser.add_argument("--filter", default="", help="only problems whose text contains this")
+    parser.add_argument("--db", metavar="URL", help="database (default: that of the cache folder)")
+    parser.add_argument("--filter", default="", help="use only problems whose text contains this")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
     arguments = parser.parse_args(words)
     report.introduce((), {})
     table = measured(winners(arguments.db), arguments.filter)
     if not len(table):
-        report.notice("no problem of the database has another one of its class: tune some first")
+        report.notice("no two problems of the database are of one class: tune some first")
         return 1
     columns = {
         "layer": lambda r: r.layer,
@@ -70,10 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
             f"{part['gain'].min():.2f}, surely faster by 3 % {(part['low'] > 1.03).sum()} times, "
             f"surely slower {(part['high'] < 1).sum()} times"
         )
-    if arguments.csv:
-        arguments.csv.mkdir(parents=True, exist_ok=True)
-        path = arguments.csv / "nearest.csv"
-        table.to_csv(path, index=False, float_format="%.4g", lineterminator="\n")
+    write_csv(arguments.csv, "nearest", table)
     return 0
 
 
@@ -87,7 +84,7 @@ def winners(url: str | None) -> dict[ConvProblem, str]:
 
 
 def measured(tuned: dict[ConvProblem, str], text: str) -> pd.DataFrame:
-    """A row per problem that has a nearest one."""
+    """A row for each problem that has a nearest one."""
     cpu, guesses = Cpu.host(), {}
     for p in tuned:
         others = {q: schedule for q, schedule in tuned.items() if distance(p, q) >= _SAME}

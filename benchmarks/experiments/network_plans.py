@@ -1,13 +1,13 @@
-"""Experiment 4: what Fast-Run makes of whole networks, availability and tuning told apart.
+"""Experiment 4: the speed-up of whole networks by better algorithms and by tuning, separated.
 
     python -m fastrun.benchmarks.experiments.network_plans [TARGET ...] [--threads 1,2]
         [--seconds S] [--db FILE] [--quick] [--json OUT] [--csv FOLDER]
 
-Plans of one network race each other in the same processes: naive loops, im2col, the heuristics
-with and without Winograd, what the database knows with and without Winograd and in one layout
-only, and the plan that the network's final kept. Every plan must compute what the heuristics' one
-does. A faster algorithm that is merely there is no merit of tuning, so Winograd is counted both
-ways. With `--seconds`, each network is tuned into the database for so long before.
+Plans of one network race each other in the same processes: naive loops; im2col; the heuristics with
+and without Winograd; measured schedules with and without Winograd, and in one layout only; and the
+plan that won the network's final. Every plan must compute the same as the heuristics' plan. An
+algorithm that is available is no merit of tuning, so comparisons are made with and without
+Winograd. With `--seconds`, each network is tuned into the database for so long first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import pandas as pd
 
 from fastrun.benchmarks.experiments.command import Column, Part, carry_out, options, show
-from fastrun.benchmarks.experiments.duel import Findings
+from fastrun.benchmarks.experiments.pairs import Findings
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
@@ -39,9 +39,9 @@ from fastrun.tuner.measure.operands import Scratch
 from fastrun.tuner.measure.sandbox import Sandbox
 from fastrun.tuner.networks.alternatives import ONE_LAYOUT, restricted, same
 from fastrun.tuner.networks.costs import costs
-from fastrun.tuner.networks.in_place import Network, race
+from fastrun.tuner.networks.in_place import PickledNetwork, race_plans
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
-from fastrun.tuner.networks.stored_plans import kept_plan, tune
+from fastrun.tuner.networks.stored_plans import stored_plan, tune
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.records.statistics import ENOUGH, interval_verdict, ratio_interval, typical
 from fastrun.tuner.records.units import interval, ms, ratio
@@ -63,22 +63,21 @@ COMPARISONS: Mapping[str, tuple[str, str]] = {
     "final over layers": (TUNED, FINAL),
     **{f"mixed over {name}": (name, TUNED) for name in ONE_LAYOUT},
 }
-"""What is asked: how many times faster is the second plan than the first?"""
+"""The pairs of plans of which the speed-up of the second over the first is reported."""
 
 _ROUNDS = 12
-# A plan whose run takes so many seconds is timed once.
-_SLOW = 4.0
-_PATIENCE = 1800.0  # seconds after which a process that times networks hangs
-# Enough records of each pair of layouts to have one without Winograd.
+_SLOW = 4.0  # seconds; a plan whose run takes longer is timed once
+_HANG_SECONDS = 1800.0  # a process that times networks for so long counts as hanging
+# Schedules of each pair of layouts: enough to contain one without Winograd.
 _MANY = 1000
 
 
 @dataclass(frozen=True)
-class Contest:
-    """What is asked for: the networks, numbers of threads, and the database that knows layers.
+class PlanRace:
+    """The races of an experiment: networks, numbers of threads, and the database of layers.
 
-    For `seconds` each network is tuned into it first; plans race in so many `processes`, with
-    `naive` loops beside them.
+    Each network is tuned into the database for `seconds` first. Plans race in `processes`
+    processes, and naive loops too if `naive` is true.
     """
 
     networks: Sequence[str]
@@ -91,8 +90,8 @@ class Contest:
     def times(self, quick: bool = False) -> Findings:
         """A row for each network, number of threads and plan.
 
-        `seconds` of a run, the name of the plan it is the `same` as, and all `samples`; those of
-        one network and number of threads are of the same rounds but for naive loops.
+        Columns: `seconds` of a run, the name of an equal plan (`same`), and all `samples`. Samples
+        of one network and number of threads are from the same rounds, except those of naive loops.
         """
         with Database(self.database) as store:
             found = [
@@ -105,10 +104,10 @@ class Contest:
 
 
 def speedups(times: pd.DataFrame) -> pd.DataFrame:
-    """A row for each network, number of threads and comparison whose plans there are.
+    """A row for each network, number of threads and comparison of existing plans.
 
-    `before` and `after` are seconds of a run, `speedup` their ratio with its 95 % interval `low` to
-    `high`, and `verdict` as of layers; `same plan` where both plans are.
+    `before` and `after` are seconds of a run, `speedup` is their ratio with its 95 % interval `low`
+    to `high`. `verdict` is as for layers, or `same plan`.
     """
     rows = []
     for (network, threads), members in times.groupby(["network", "threads"], sort=False):
@@ -123,7 +122,7 @@ def speedups(times: pd.DataFrame) -> pd.DataFrame:
 
 
 def named_plans(graph: Graph, store: Database, cpu: Cpu, threads: int) -> dict[str, Plan]:
-    """The plans that compete, by name; without the last where the network had no final."""
+    """The plans that race, by name; without the last one if the network had no final."""
     heuristic = functools.cache(guessed_choices(cpu, threads, NO_LIMITS))
     tuned = functools.cache(stored_choices(store, cpu, threads, NO_LIMITS))
     several = functools.cache(stored_choices(store, cpu, threads, NO_LIMITS, _MANY))
@@ -138,7 +137,7 @@ def named_plans(graph: Graph, store: Database, cpu: Cpu, threads: int) -> dict[s
     }
     moving = costs(probe(), threads)
     made = {x: make_plan(graph, way, cpu, moving, threads)[0] for x, way in ways.items()}
-    if kept := kept_plan(graph, store, cpu, threads, NO_LIMITS):
+    if kept := stored_plan(graph, store, cpu, threads, NO_LIMITS):
         made[FINAL] = kept[0]
     return made
 
@@ -153,7 +152,7 @@ def _naive(p: ConvProblem) -> list[Choice]:
 
 
 def _contest(
-    asked: Contest, name: str, threads: int, store: Database, quick: bool
+    asked: PlanRace, name: str, threads: int, store: Database, quick: bool
 ) -> list[dict[str, object]]:
     """The rows of one network."""
     graph, cpu = optimise(load_network(name)), Cpu.host()
@@ -162,7 +161,7 @@ def _contest(
     plans = named_plans(graph, store, cpu, threads)
     if not asked.naive:
         del plans[NAIVE]
-    # A network of which nothing suits Winograd has the same plan with and without.
+    # A network without layers for Winograd has the same plan with and without it.
     order = [HEURISTIC, *plans]
     first = {x: next(y for y in order if same(plans[y], plan)) for x, plan in plans.items()}
     racing = {x: plans[x] for x in first.values()}
@@ -186,32 +185,32 @@ def _raced(
     """Seconds of every run of each plan.
 
     Raises:
-        RuntimeError: a plan computes something else than the heuristics'.
+        RuntimeError: a plan does not compute the same as the heuristics' plan.
     """
     cores, samples = Cores.split(threads), {name: list[float]() for name in plans}
     with Scratch() as scratch, Sandbox(cores) as sandbox:
         file = scratch.folder / "graph"
         file.write_bytes(pickle.dumps(graph))
-        network = Network(file, cores.timing)
+        network = PickledNetwork(file, cores.timing)
 
-        def heat(names: Sequence[str], rounds: int, seed: int) -> None:
+        def race(names: Sequence[str], rounds: int, seed: int) -> None:
             sandbox.restart()
             texts = [str(plans[name]) for name in names]
-            found = sandbox.call(race, (network, texts, rounds, seed), _PATIENCE)
+            found = sandbox.call(race_plans, (network, texts, rounds, seed), _HANG_SECONDS)
             for name, times in zip(names, found, strict=True):
                 if not times:
                     raise RuntimeError(f"{graph.name}: {name!r} computes another output")
                 samples[name] += times
 
         if NAIVE in plans:
-            heat([HEURISTIC, NAIVE], 1, 0)
+            race([HEURISTIC, NAIVE], 1, 0)
             if not quick and samples[NAIVE][0] < _SLOW:
                 samples[NAIVE].clear()
-                heat([HEURISTIC, NAIVE], ENOUGH, 0)
+                race([HEURISTIC, NAIVE], ENOUGH, 0)
             samples[HEURISTIC].clear()
         others = [HEURISTIC, *(x for x in plans if x not in (HEURISTIC, NAIVE))]
         for process in range(processes):
-            heat(others, ENOUGH if quick else _ROUNDS, process)
+            race(others, ENOUGH if quick else _ROUNDS, process)
     return samples
 
 
@@ -220,7 +219,7 @@ def _by_process(samples: Sequence[float]) -> list[Sequence[float]]:
 
 
 def _compared(before: Any, after: Any) -> dict[str, object]:
-    """What the rows of two plans say about a speed-up."""
+    """The speed-up between the rows of two plans."""
     if (before.same or before.plan) == (after.same or after.plan):
         low, high, said = 1.0, 1.0, "same plan"
     else:
@@ -259,7 +258,7 @@ _SPEEDUPS: dict[str, Column] = {
 
 
 def show_tables(times: pd.DataFrame) -> None:
-    """Print what every plan takes, what the comparisons say, and who is what."""
+    """Print the times of all plans, the comparisons, and which plans they compare."""
     show(_TIMES)(times)
     compared = speedups(times)
     show(_SPEEDUPS)(compared)
@@ -273,12 +272,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = options("network_plans", __doc__)
     parser.add_argument("networks", nargs="*", metavar="TARGET", help="networks or ONNX files")
     parser.add_argument("--threads", type=_counts, default=(1,), metavar="N,...")
-    parser.add_argument("--db", metavar="FILE", help="default: the one in the cache folder")
-    parser.add_argument("--seconds", type=float, default=0.0, help="tune each for so long first")
+    parser.add_argument("--db", metavar="FILE", help="database (default: in the cache folder)")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="tune each network for so long first"
+    )
     arguments = parser.parse_args(words)
     networks = arguments.networks or (NETWORKS[2:3] if arguments.quick else NETWORKS)
-    contest = Contest(networks, arguments.threads, arguments.db, arguments.seconds)
-    return carry_out([Part("network-plans", contest.times, show_tables)], arguments)
+    plan_race = PlanRace(networks, arguments.threads, arguments.db, arguments.seconds)
+    return carry_out([Part("network-plans", plan_race.times, show_tables)], arguments)
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -1,9 +1,9 @@
-"""What measuring itself costs: a call, a barrier, a job through the sandbox, storing a record.
+"""The costs of measuring: a call, a barrier, a job in the sandbox, storing a record.
 
     python benchmarks/experiments/overheads.py
 
-Prints one line per figure. A job's overhead is its time from submission to result less the timed
-blocks: transfer, loading, the verifying call, comparing, calibrating and two canaries.
+Prints a line for each. The overhead of a job is its time from submission to result without the
+timed blocks: transfer, loading, the checked call, comparing, calibrating and two canaries.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def call_seconds(stages: int, threads: int) -> float:
 
 
 def job_overheads(text: str, regime: str) -> list[float]:
-    """Seconds of each job beyond its timed blocks."""
+    """Seconds of each job without its timed blocks."""
     p, cpu, cores = ConvProblem.parse(text), Cpu.host(), Cores.split(1)
     direct = templates()["direct"]
     with Scratch() as scratch, Sandbox(cores) as sandbox, Compiler(cores, cpu) as compiler:
@@ -70,7 +70,7 @@ def job_overheads(text: str, regime: str) -> list[float]:
 
 
 def storing_seconds(folder: Path, already: int) -> list[float]:
-    """Seconds that storing each of `STORED` records takes in a file that holds `already` others."""
+    """Seconds of storing each of `STORED` records in a file that holds `already` others."""
 
     def record(number: int) -> Record:
         return Record(
@@ -112,7 +112,7 @@ def main() -> None:
             median = statistics.median(job_overheads(text, regime))
             print(f"job beyond its blocks, {regime:12} {median * 1e3:6.1f} ms  {text}")
     for already in (0, 20_000):
-        # Where databases lie, which is a disk and no file system in memory.
+        # In the folder of databases, which is on a disk and not in memory.
         cache_root().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_root()) as folder:
             spent = sorted(storing_seconds(Path(folder), already))

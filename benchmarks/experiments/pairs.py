@@ -1,16 +1,15 @@
-"""Two ways to compute the same layers, each at its best, raced against each other.
+"""Races between two ways to compute the same layers, each with its best schedule.
 
-Each side of a duel is a few schedules. All of them are verified against float64 and timed in turns,
-and the fastest of each side race again in fresh processes, since the lowest of several noisy times
-is low partly by luck. Only the second race counts.
+Each side of a pair has some schedules. All are checked against float64 and raced in one process.
+The fastest of each side then race in fresh processes, because the lowest of several noisy times is
+low partly by luck. Only the second race counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pandas as pd
 
@@ -20,6 +19,7 @@ from fastrun.tuner.measure.races import FINAL, Entries, Format, race
 from fastrun.tuner.records.record import Outcome, Record, Stage
 from fastrun.tuner.records.statistics import ENOUGH
 from fastrun.tuner.records.verdicts import speedup_interval, verdict
+from fastrun.tuner.report.frames import layer_labels
 
 _SWEEP = Format(Stage.RACE, processes=1, rounds=3, block=5e-3)
 _FINAL = replace(FINAL, block=5e-3, slow=math.inf)
@@ -30,11 +30,11 @@ Found = dict[tuple[str, str], Record]
 
 
 @dataclass(frozen=True)
-class Duel:
-    """A question about one problem: how many times faster is `after` than `before`?
+class Pair:
+    """Two sides of one problem: how many times faster is `after` than `before`?
 
-    Both are the schedules, as text, of which a side may choose its best. `about` are the columns
-    that tell the duel from the others of its experiment.
+    Each side is the texts of its schedules, of which the fastest is taken. `about` has the columns
+    that distinguish the pair from the others of its experiment.
     """
 
     problem: ConvProblem
@@ -49,34 +49,53 @@ class Duel:
 
 @dataclass(frozen=True)
 class Findings:
-    """What an experiment found: a tidy table, and the records of all that was timed for it."""
+    """The results of an experiment: a table, and the records of all timed schedules."""
 
     table: pd.DataFrame
     records: Sequence[Record]
 
 
-def settle(duels: Sequence[Duel], regime: str = "hot", quick: bool = False) -> Findings:
-    """Race all duels on one thread; a row for each.
+def race_pairs(pairs: Sequence[Pair], regime: str = "hot", quick: bool = False) -> Findings:
+    """Race all pairs on one thread; a row for each.
 
     Columns: those of `about`, `problem`, and for both sides seconds per call (`before`, `after`),
     bytes of workspace (`before_bytes`), rms error relative to the output's (`before_error`) and the
     schedule (`before_schedule`); `speedup` with its 95 % interval `low` to `high`, and `verdict`.
 
     Raises:
-        RuntimeError: a side has no schedule that can be timed; says why.
+        RuntimeError: no schedule of a side can be timed; the message has the reasons.
     """
     sweep, final = (_QUICK_SWEEP, _QUICK_FINAL) if quick else (_SWEEP, _FINAL)
     with Measurer(regime=regime) as measurer:
-        choices = [(d.problem, side) for d in duels for side in d.sides if len(side) > 1]
+        choices = [(d.problem, side) for d in pairs for side in d.sides if len(side) > 1]
         swept = raced(measurer, _merged(choices), sweep)
-        chosen = [[_best(swept, d.problem, side) for side in d.sides] for d in duels]
-        pairs = [(d.problem, pair) for d, pair in zip(duels, chosen, strict=True)]
-        finals = raced(measurer, _merged(pairs), final)
+        chosen = [[_best(swept, d.problem, side) for side in d.sides] for d in pairs]
+        finalists = [(d.problem, best) for d, best in zip(pairs, chosen, strict=True)]
+        finals = raced(measurer, _merged(finalists), final)
     decided = [
-        _row(d, *(finals[str(d.problem), schedule] for schedule in pair))
-        for d, pair in zip(duels, chosen, strict=True)
+        _row(d, *(finals[str(d.problem), schedule] for schedule in best))
+        for d, best in zip(pairs, chosen, strict=True)
     ]
     return Findings(pd.DataFrame(decided), [*swept.values(), *finals.values()])
+
+
+def race_layers(
+    problems: Sequence[ConvProblem],
+    column: str,
+    values: Iterable[str],
+    sides: Callable[[ConvProblem, str], tuple[Sequence[str], Sequence[str]]],
+    quick: bool,
+) -> Findings:
+    """Race a pair for each layer and each value of a column; `sides` are its schedules."""
+    labelled = list(zip(problems, layer_labels(problems), strict=True))
+    return race_pairs(
+        [
+            Pair(problem, *sides(problem, value), about={"layer": label, column: value})
+            for problem, label in labelled
+            for value in values
+        ],
+        quick=quick,
+    )
 
 
 def raced(measurer: Measurer, entries: Entries, form: Format) -> Found:
@@ -86,13 +105,8 @@ def raced(measurer: Measurer, entries: Entries, form: Format) -> Found:
     return {(r.problem, r.schedule): r for r in race(measurer, entries, form)}
 
 
-def rows(table: pd.DataFrame) -> list[Any]:
-    """The rows, a column an attribute."""
-    return list(table.itertuples(index=False))
-
-
 def _merged(parts: Sequence[tuple[ConvProblem, Sequence[str]]]) -> dict[ConvProblem, list[str]]:
-    """All schedules of each problem, each once."""
+    """The distinct schedules of each problem."""
     merged: dict[ConvProblem, dict[str, None]] = {}
     for problem, schedules in parts:
         merged.setdefault(problem, {}).update(dict.fromkeys(schedules))
@@ -110,12 +124,12 @@ def _best(swept: Found, problem: ConvProblem, side: Sequence[str]) -> str:
     return min(timed, key=lambda r: r.seconds_per_call).schedule
 
 
-def _row(duel: Duel, before: Record, after: Record) -> dict[str, object]:
+def _row(pair: Pair, before: Record, after: Record) -> dict[str, object]:
     low, high = speedup_interval(before, after)
     sides = {"before": before, "after": after}
     return {
-        **duel.about,
-        "problem": str(duel.problem),
+        **pair.about,
+        "problem": str(pair.problem),
         **{name: _seconds(r) for name, r in sides.items()},
         "speedup": _seconds(before) / _seconds(after),
         "low": low,

@@ -1,10 +1,10 @@
-"""What fetching weights ahead buys in late layers, whose weights stream from memory.
+"""The gain of prefetching weights in late layers, whose weights stream from memory.
 
     python -m fastrun.benchmarks.experiments.prefetch [--quick] [--json OUT] [--csv FOLDER]
 
-`cold-weights` calls a kernel on another copy of the weights each time, as a network does; `hot`,
-for contrast, on the same. Each side is at its best of both orders of tasks, and with prefetch of
-three distances: 16 steps of K, 64, and a whole panel.
+In `cold-weights` each call reads another copy of the weights, similar to a network; in `hot`, for
+contrast, the same copy. Each side takes the better of both orders of tasks. The side with prefetch
+also takes the best of three distances: 16 steps of K, 64 steps, and a whole panel.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from fastrun.benchmarks.experiments.command import Column, Part, command, show_duels
-from fastrun.benchmarks.experiments.duel import Duel, Findings, settle
+from fastrun.benchmarks.experiments.command import Column, Part, command, show_pairs
+from fastrun.benchmarks.experiments.pairs import Findings, Pair, race_pairs
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import templates
@@ -41,15 +41,15 @@ LAYERS = (
 
 
 def measure(quick: bool = False) -> Findings:
-    """A row for each layer, algorithm and regime; `before` does not fetch ahead, `after` does."""
+    """A row for each layer, algorithm and regime; `before` does not prefetch, `after` does."""
     chosen = LAYERS[:1] if quick else LAYERS
-    parts = [settle([contest(*x, regime) for x in chosen], regime, quick) for regime in REGIMES]
+    parts = [race_pairs([pair(*x, regime) for x in chosen], regime, quick) for regime in REGIMES]
     table = pd.concat([part.table for part in parts], ignore_index=True)
     return Findings(table, [r for part in parts for r in part.records])
 
 
-def contest(label: str, algorithm: str, text: str, regime: str) -> Duel:
-    """The same orders of tasks on both sides, with and without fetching ahead."""
+def pair(label: str, algorithm: str, text: str, regime: str) -> Pair:
+    """The same orders of tasks on both sides, without and with prefetch."""
     problem, template = ConvProblem.parse(text), templates()[algorithm]
     orders = _ORDERS[algorithm](template.heuristic(problem, Cpu.host()))
     panel = problem.c if algorithm == "winograd" else problem.depth
@@ -57,7 +57,7 @@ def contest(label: str, algorithm: str, text: str, regime: str) -> Duel:
     def fetching(distance: int) -> list[str]:
         return [template.text(replace(s, prefetch=distance)) for s in orders]
 
-    return Duel(
+    return Pair(
         problem,
         before=fetching(0),
         after=[s for distance in (16, 64, panel) for s in fetching(distance)],
@@ -81,7 +81,7 @@ _ABOUT: dict[str, Column] = {
     "regime": lambda r: r.regime,
 }
 
-show_table = show_duels(_ABOUT, "without", "with", by="regime")
+show_table = show_pairs(_ABOUT, "without", "with", by="regime")
 
 PARTS = [Part("prefetch", measure, show_table)]
 

@@ -1,15 +1,14 @@
-"""Open data: parts of six spaces, measured whole, in T4 files that search methods can replay.
+"""Open data: parts of six spaces, measured completely, in T4 files for replays of searches.
 
     python -m fastrun.benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL]
         [--out FOLDER]
 
-Layers of published networks, on one thread with warm caches. Some fields of a schedule are pinned,
-so that a part of the space remains that can be measured whole; the metadata of a file says which
-fields, and what share of the space that is. Schedules that a rule of the space forbids are in
-neither. What is not far behind the fastest is
-measured in several passes through the space, minutes apart: the optimum of a thousand noisy times
-would else be whatever was luckiest. A file is written when its space is done; with a database, an
-interrupted run goes on where it stopped.
+The layers are from published networks, on one thread with warm caches. Some fields of a schedule
+are pinned, so that the remaining part of the space can be measured completely. The metadata of a
+file has these fields and the share of the space. Schedules that break a rule of the space are left
+out. Schedules close to the fastest are measured in several passes through the space, minutes
+apart; else the optimum of a thousand noisy times would be decided by luck. A file is written when
+its space is complete. With a database, an interrupted run can be continued.
 """
 
 from __future__ import annotations
@@ -46,15 +45,15 @@ _PROTOCOL = EFFORTS["exhaustive"].protocol
 
 _QUICK = 12  # schedules of a space
 
-# What is no slower than this over the fastest is measured in so many passes.
-_CLOSE, _PASSES = 1.3, 4
+_CLOSE = 1.3  # schedules up to this many times slower than the fastest are measured again,
+_PASSES = 4  # in so many passes altogether
 
 _AT_ONCE = 8  # schedules whose packed weights are kept at a time
 
 
 @dataclass(frozen=True)
 class Ground:
-    """A layer, and the part of an algorithm's space that is measured: pins as text."""
+    """A layer, and the measured part of an algorithm's space, given by the text of its pins."""
 
     layer: str
     pins: str
@@ -66,11 +65,11 @@ class Ground:
 
     @property
     def space(self) -> Space:
-        """The algorithm's space for the layer on this machine, nothing pinned."""
+        """The algorithm's whole space for the layer on this machine."""
         return space_for(self.algorithm, ConvProblem.parse(self.layer), Cpu.host())
 
     def extent(self) -> dict[str, object]:
-        """For a file's metadata: what is pinned, and the legal schedules of part and whole."""
+        """For a file's metadata: the pins, and the numbers of legal schedules of part and whole."""
         part, whole = (sum(1 for _ in s) for s in (self.space.pinned(self.pins), self.space))
         return {"extent": {"pins": self.pins, "schedules": part, "of": whole}}
 
@@ -100,7 +99,7 @@ GROUNDS = {
         "conv 1x384x14x14 384x3x3 s1 p1 g384 bias relu6", "depthwise(layout=NHWC|NCHW8c)"
     ),
 }
-"""The spaces by the names of their files: 900 to 1800 schedules each."""
+"""The spaces by the names of their files, with 900 to 1800 schedules each."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -109,11 +108,21 @@ def main(words: Sequence[str] | None = None) -> int:
         prog="python -m fastrun.benchmarks.experiments.spaces",
         description=str(__doc__).split("\n")[0],
     )
-    parser.add_argument("--quick", action="store_true", help=f"{_QUICK} schedules of each space")
-    parser.add_argument("--only", default="", metavar="TEXT", help="spaces whose name contains it")
-    parser.add_argument("--db", metavar="URL", default="sqlite://", help="default: in memory")
     parser.add_argument(
-        "--out", type=Path, default=Path("results/open-data"), metavar="FOLDER", help="of the files"
+        "--quick", action="store_true", help=f"measure {_QUICK} schedules of each space"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="use only spaces whose name contains this"
+    )
+    parser.add_argument(
+        "--db", metavar="URL", default="sqlite://", help="database (default: in memory)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/open-data"),
+        metavar="FOLDER",
+        help="folder for the files (default results/open-data)",
     )
     arguments = parser.parse_args(words)
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +147,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def measure(ground: Ground, database: Database, trials: int | None = None) -> float:
-    """Measure all of a ground, or the first `trials` of it; returns the seconds that took."""
+    """Measure all schedules of a ground, or the first `trials`; returns the seconds needed."""
     summary = fast_run(
         [(ConvProblem.parse(ground.layer), 1)],
         database,
@@ -159,7 +168,7 @@ def measure(ground: Ground, database: Database, trials: int | None = None) -> fl
 
 
 def _measure_again(database: Database, records: Sequence[Record]) -> None:
-    """Another screening of each schedule, in the same order, added to the database."""
+    """Add another screening of each schedule, in the same order, to the database."""
     with Measurer() as measurer:
         database.add_environment(Environment.host(), measurer.run)
         timing = f"screen: {_PROTOCOL}"
@@ -180,10 +189,10 @@ def _measure_again(database: Database, records: Sequence[Record]) -> None:
 
 
 def results(ground: Ground, database: Database) -> list[Record]:
-    """What screening said of every schedule of the ground, in the order of the space.
+    """The screened record of every schedule of the ground, in the order of the space.
 
-    The samples of several screenings are put together. Races are left out: in them a few schedules
-    are measured better than the rest.
+    The samples of several screenings are joined. Races are left out, because they measure few
+    schedules better than the rest.
     """
     environment = Environment.host()
     problem = ConvProblem.parse(ground.layer)
@@ -205,7 +214,7 @@ def results(ground: Ground, database: Database) -> list[Record]:
 
 
 def _together(screenings: Sequence[Record]) -> Record:
-    """One record of them all; a failure in any of them is the outcome."""
+    """One record of several screenings; a failure in any of them is the outcome."""
     for record in screenings:
         if record.outcome != Outcome.CORRECT:
             return record

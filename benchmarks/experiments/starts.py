@@ -1,10 +1,10 @@
-"""How long a network takes to start from a tuned database: the first time, and again.
+"""The time in which a network starts from a tuned database: the first time, and again.
 
     python -m fastrun.benchmarks.experiments.starts [TARGET ...] [--threads N] [--db FILE]
         [--quick] [--json OUT] [--csv FOLDER]
 
-A start is a fresh process that imports, loads and runs once. The first one finds no compiled code,
-those after it all of it. Python's own files are in the page cache, and so is the database.
+A start is a fresh process that imports, loads and runs once. The first start has to compile all
+code, the later ones find it on disk. The files of Python and the database are in the page cache.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from fastrun.benchmarks.experiments.command import Column, Part, carry_out, options, show
-from fastrun.benchmarks.experiments.duel import Findings
+from fastrun.benchmarks.experiments.pairs import Findings
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.records.units import duration
 from fastrun.tuner.terminal.exits import ended, leave
@@ -45,17 +45,17 @@ print(json.dumps([*marks, sum(os.times()[:4])]), flush=True)
 
 @dataclass(frozen=True)
 class Starts:
-    """What is asked for."""
+    """The starts of an experiment: networks, number of threads, database."""
 
     networks: Sequence[str]
     threads: int
     database: str | None
 
     def measure(self, quick: bool = False) -> Findings:
-        """A row for each network and `start`, `first` or `again` (of several, the median).
+        """A row for each network and `start`: `first`, or `again` (the median of several).
 
-        `seconds` until it has run once, and the `cpu` seconds of all cores for that, of which for
-        `imports` (Python's own start included), `load` and `run`.
+        `seconds` is the time until the network has run once, `cpu` the time of all cores. Parts of
+        it are `imports` (with the start of Python), `load` and `run`.
         """
         found = []
         for name in self.networks:
@@ -107,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = options("starts", __doc__)
     parser.add_argument("networks", nargs="*", metavar="TARGET", default=["resnet18"])
     parser.add_argument("--threads", type=int, default=1, metavar="N")
-    parser.add_argument("--db", metavar="FILE", help="default: the one in the cache folder")
+    parser.add_argument("--db", metavar="FILE", help="database (default: in the cache folder)")
     arguments = parser.parse_args(words)
     starts = Starts(arguments.networks, arguments.threads, arguments.db)
     return carry_out([Part("starts", starts.measure, show(_COLUMNS))], arguments)

@@ -1,11 +1,11 @@
-"""Experiment 3: Winograd in blocks of tiles against the naive chain over the whole map; accuracy.
+"""Experiment 3: Winograd in blocks of tiles against naive Winograd of the whole map; accuracy.
 
     python -m fastrun.benchmarks.experiments.winograd [--quick] [--json OUT] [--csv FOLDER]
 
-Square maps of 7 to 224 pixels, as many output channels as input channels, up to 4 GFLOP. Naive:
-everything padded, transformed, packed, multiplied, transformed back, in NCHW; it has no choices.
-Engineered: the heuristic's schedule for that tile, so what is compared are two ways of which nobody
-tuned either. What other blocks of tiles do: `python -m fastrun.benchmarks.experiments.formulas`.
+The maps are square with 7 to 224 pixels a side, with equal numbers of input and output channels, up
+to 4 GFLOP. Naive: the whole map is padded, transformed, packed, multiplied and transformed back, in
+NCHW, without any parameter. Engineered: the heuristic's schedule for the same tile. So neither side
+is tuned. `python -m fastrun.benchmarks.experiments.formulas` compares other blocks of tiles.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from itertools import product
 
 import pandas as pd
 
-from fastrun.benchmarks.experiments.command import Column, Part, command, show, show_duels
-from fastrun.benchmarks.experiments.duel import Duel, Findings, raced, settle
+from fastrun.benchmarks.experiments.command import Column, Part, command, show, show_pairs
+from fastrun.benchmarks.experiments.pairs import Findings, Pair, race_pairs, raced
 from fastrun.kernels.conv import winograd, winograd_naive
 from fastrun.kernels.conv.winograd.transform import ALPHA, POINTS, expected_error, sets_of_points
 from fastrun.kernels.core.cpu import Cpu
@@ -38,9 +38,9 @@ def measure(quick: bool = False, channels: Sequence[int] = CHANNELS) -> Findings
     """A row for each tile, size and number of channels; `before` is naive, `after` engineered."""
     sizes, channels, tiles = ((7, 14), (32,), (6,)) if quick else (SIZES, channels, TILES)
     problems = [(layer(c, size), c, size) for size in sizes for c in channels]
-    return settle(
+    return race_pairs(
         [
-            Duel(
+            Pair(
                 problem,
                 before=[winograd_naive.template.text(winograd_naive.Schedule("NCHW", m))],
                 after=[engineered(problem, m)],
@@ -60,15 +60,15 @@ def layer(channels: int, size: int) -> ConvProblem:
 
 
 def engineered(p: ConvProblem, m: int) -> str:
-    """F(m x m, 3x3) as the heuristic would do it."""
+    """The heuristic's schedule for F(m x m, 3x3)."""
     return winograd.template.text(winograd.heuristic_with_tile(p, Cpu.host(), m, m))
 
 
 def accuracy(quick: bool = False) -> Findings:
-    """A row for each tile, its points and number of channels: errors against float64.
+    """A row for each tile, set of points and number of channels: errors against float64.
 
-    Columns `m`, `points`, `channels`, and relative to the output's rms: `rms` and `max`, measured,
-    and `expected`, what the heuristic counts with.
+    Columns `m`, `points`, `channels`, the measured errors `rms` and `max`, and the rms error that
+    the heuristic expects (`expected`), all relative to the output's rms.
     """
     channels = (16,) if quick else (16, 64, 256, 512)
     cpu = Cpu.host()
@@ -76,7 +76,7 @@ def accuracy(quick: bool = False) -> Findings:
     for c, m in product(channels, range(2, ALPHA - 1)):
         p = layer(c, 28)
         for points in POINTS:
-            # Where no balanced set is better than the standard one, that is the balanced one.
+            # If no balanced set is better than the standard one, "balanced" means the standard one.
             if points == "balanced" or points in sets_of_points(m + 1):
                 s = replace(winograd.heuristic_with_tile(p, cpu, m, m), points=points)
                 about[p, winograd.template.text(s)] = (m, points, c)
@@ -109,7 +109,7 @@ _ACCURACY: dict[str, Column] = {
     "rms\nexpected>": lambda r: f"{r.expected:.1e}",
 }
 
-show_table = show_duels(_ABOUT, "naive", "engineered", by="m", memory=True)
+show_table = show_pairs(_ABOUT, "naive", "engineered", by="m", memory=True)
 show_accuracy = show(_ACCURACY)
 
 PARTS = [

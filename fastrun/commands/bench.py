@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fastrun.benchmarks import layers, networks, ours, peers, race, report
-from fastrun.benchmarks.report import Heat
+from fastrun.benchmarks.report import EngineRace
 from fastrun.graph import zoo
 from fastrun.graph.core.errors import GraphError
 from fastrun.tuner.machine.probe import probe
@@ -47,50 +47,50 @@ def run(arguments: Namespace) -> int:
         networks.check(name, arguments.threads, arguments.db)
     if arguments.json:
         arguments.json.open("a").close()
-    rivals = report.usable(peers.NAMES if arguments.peers is None else arguments.peers)
-    engines = [ours.NAME, *rivals]
-    overhead = race.overheads(rivals) if single else {}
-    report.introduce(rivals, overhead)
+    installed = report.usable(peers.NAMES if arguments.peers is None else arguments.peers)
+    engines = [ours.NAME, *installed]
+    overhead = race.overheads(installed) if single else {}
+    report.introduce(installed, overhead)
     database = layers.open_database(arguments.db) if single else None
-    of_layers: list[Heat] = []
-    of_networks: list[Heat] = []
+    of_layers: list[EngineRace] = []
+    of_networks: list[EngineRace] = []
     try:
         for i, layer in enumerate(single, 1):
             report.notice(f"{i}/{len(single)} {layer.group}: {layer.name}")
             rounds = arguments.rounds or layers.ROUNDS
-            of_layers += layers.heats(layer, arguments.threads, engines, rounds, database, overhead)
+            of_layers += layers.races(layer, arguments.threads, engines, rounds, database, overhead)
             _keep(arguments.json, of_layers)
         for name in names:
             report.notice(name)
             rounds = arguments.rounds or networks.ROUNDS
-            of_networks += networks.heats(name, arguments.threads, engines, rounds, arguments.db)
+            of_networks += networks.races(name, arguments.threads, engines, rounds, arguments.db)
             _keep(arguments.json, of_layers + of_networks)
     finally:  # also of a benchmark that ends early
         if of_layers:
             _print(of_layers, arguments.threads, layers.columns(single, probe()))
         if of_networks:
             _print(of_networks, arguments.threads)
-            for note in dict.fromkeys(x.note for h in of_networks for x in h.laps if x.samples):
+            for note in dict.fromkeys(x.note for h in of_networks for x in h.entries if x.samples):
                 if note:
                     print(f"{ours.NAME}: {note}")
     return 0
 
 
-def _keep(path: Path | None, heats: Sequence[Heat]) -> None:
+def _keep(path: Path | None, races: Sequence[EngineRace]) -> None:
     """Write what is done so far: an engine's crash may end the process at the next one."""
     if path:
-        report.write_json(path, heats)
+        report.write_json(path, races)
 
 
 def _print(
-    heats: Sequence[Heat],
+    races: Sequence[EngineRace],
     threads: Sequence[int],
-    more: dict[str, Callable[[Heat], str]] | None = None,
+    more: dict[str, Callable[[EngineRace], str]] | None = None,
 ) -> None:
     for count in threads:
-        group = [h for h in heats if h.threads == count]
+        group = [h for h in races if h.threads == count]
         print(f"\n{plural(count, 'thread')}")
         report.times_table(group, more)
         report.means_table(group)
-    report.scaling_table(heats)
-    report.remarks(heats)
+    report.scaling_table(races)
+    report.remarks(races)

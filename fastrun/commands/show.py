@@ -28,19 +28,19 @@ def run(arguments: Namespace) -> int:
     """Take a kernel apart, or say what the passes make of a network."""
     if not is_problem(arguments.target):
         return _show_network(arguments.target)
-    from fastrun.tuner.report.kernel import Kernel, algorithm_lines, kernel_lines, problem_lines
+    from fastrun.tuner.report.listing import Listing, algorithm_lines, listing_lines, problem_lines
 
     problem, cpu = ConvProblem.parse(arguments.target), Cpu.host()
     with existing(arguments.db) as database:
         conditions = Conditions.here(arguments.threads, arguments.regime)
         ranking = database.ranking(problem, conditions, include_baselines=True)
     template, schedule, source = _pick(problem, arguments, ranking, cpu)
-    kernel = Kernel.of(problem, template, schedule, cpu)
+    listing = Listing.of(problem, template, schedule, cpu)
     if arguments.ir or arguments.asm:
-        print(kernel.program.ir if arguments.ir else compile_assembly(kernel.program.ir, cpu))
+        print(listing.program.ir if arguments.ir else compile_assembly(listing.program.ir, cpu))
         return 0
     text = template.text(schedule)
-    record = next((r for r in ranking if r.ir_hash == kernel.program.ir_hash), None)
+    record = next((r for r in ranking if r.ir_hash == listing.program.ir_hash), None)
     if arguments.measure:
         from fastrun.tuner.measure.measurer import remeasure
 
@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
         print("\nalgorithms, as they would run unmeasured")
         print("\n".join(algorithm_lines(problem, cpu)))
     peak = probe().peak_of(arguments.threads)
-    print("\n" + "\n".join(kernel_lines(kernel, source, record, peak)))
+    print("\n" + "\n".join(listing_lines(listing, source, record, peak)))
     return 0
 
 

@@ -22,7 +22,7 @@ from fastrun.tuner.machine.probe import MachineReport, probe
 from fastrun.tuner.measure.confine import unconfined
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.sandbox import WorkerDied
-from fastrun.tuner.networks.stored_plans import FINALS, settle
+from fastrun.tuner.networks.stored_plans import FINALS, store_plan
 from fastrun.tuner.networks.targets import Target, merged, read_target
 from fastrun.tuner.records.provenance import command_line
 from fastrun.tuner.records.record import REGIMES, Conditions
@@ -197,7 +197,7 @@ def _final(
     graph = optimise(load_network(target.name))
     limits, strict = limits_of(arguments), arguments.seconds is not None
     try:
-        record = settle(graph, database, arguments.threads, seconds, limits, run, strict)
+        record = store_plan(graph, database, arguments.threads, seconds, limits, run, strict)
     except (UnsupportedError, WorkerDied, NoTimeError) as error:
         print(f"{target.name} was not raced as a whole: {error}")
         return

@@ -15,8 +15,8 @@ import pytest
 from fastrun.benchmarks import layers, networks, ours, peers, race, report
 from fastrun.benchmarks.one_layer import one_layer
 from fastrun.benchmarks.peers import Array, LoadError
-from fastrun.benchmarks.race import Entrant, Lap
-from fastrun.benchmarks.report import Heat
+from fastrun.benchmarks.race import Entry, EntryTimes
+from fastrun.benchmarks.report import EngineRace
 from fastrun.graph.core.errors import GraphError
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
@@ -127,22 +127,22 @@ def test_tuned_schedule_comes_from_the_database(tmp_path: Path) -> None:
 
 def test_wrong_output_is_reported_and_not_timed() -> None:
     truth = np.ones((1, 2, 3, 3))
-    entrant = Entrant("mnn", lambda repeats: 1.0)
+    entry = Entry("mnn", lambda repeats: 1.0)
     bfloat16 = (truth * (1 + 2**-9)).astype(np.float32)
-    refused = race.judged(entrant, [bfloat16], [truth])
+    refused = race.checked(entry, [bfloat16], [truth])
     assert refused.calls is None
     assert "rms error 2.0e-03" in refused.note
-    assert race.judged(entrant, [truth.astype(np.float32)], [truth]).calls
-    assert race.judged(entrant, [np.ones((1, 2, 3), np.float32)], [truth]).calls is None
+    assert race.checked(entry, [truth.astype(np.float32)], [truth]).calls
+    assert race.checked(entry, [np.ones((1, 2, 3), np.float32)], [truth]).calls is None
 
 
 def test_a_network_off_by_three_thousandths_is_not_timed() -> None:
     truth = np.random.default_rng(0).standard_normal((1, 1000))
-    entrant = Entrant("x", lambda repeats: 0.0)
+    entry = Entry("x", lambda repeats: 0.0)
     for share, timed in ((3e-3, False), (3e-4, True)):
         found = (truth * (1 + share)).astype(np.float32)
-        judged = race.judged(entrant, [found], [truth], networks.WRONG)
-        assert (judged.calls is not None) == timed
+        checked = race.checked(entry, [found], [truth], networks.WRONG)
+        assert (checked.calls is not None) == timed
 
 
 def test_engine_that_cannot_load_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,23 +153,23 @@ def test_engine_that_cannot_load_is_reported(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(race, "engine", lambda name: Broken())
     p = ConvProblem.parse(TINY)
     model = one_layer(p, random_operands(p, 0))
-    assert race.peer("ncnn", model, {}, [], 1) == Entrant("ncnn", None, note="no such layer")
+    assert race.peer("ncnn", model, {}, [], 1) == Entry("ncnn", None, note="no such layer")
 
 
 def test_overhead_is_taken_off_up_to_half_a_call() -> None:
     def seconds(overhead: float) -> float:
-        return Lap("ort", (3.0, 1.0, 1.0), 1, None, overhead, "").seconds
+        return EntryTimes("ort", (3.0, 1.0, 1.0), 1, None, overhead, "").seconds
 
     assert seconds(0.25) == 0.75
     assert seconds(0.9) == 0.5
 
 
 def test_ratios_and_means() -> None:
-    def heat(subject: str, **seconds: float) -> Heat:
-        laps = (Lap(e, (s,), 1, None, 0.0, "") for e, s in seconds.items())
-        return Heat(subject, "g", 1, (*laps, Lap("mnn", (), 0, None, 0.0, "wrong")))
+    def raced(subject: str, **seconds: float) -> EngineRace:
+        entries = (EntryTimes(e, (s,), 1, None, 0.0, "") for e, s in seconds.items())
+        return EngineRace(subject, "g", 1, (*entries, EntryTimes("mnn", (), 0, None, 0.0, "wrong")))
 
-    first, second = heat("a", ours=1.0, ort=4.0, ncnn=3.0), heat("b", ours=6.0, ort=2.0)
+    first, second = raced("a", ours=1.0, ort=4.0, ncnn=3.0), raced("b", ours=6.0, ort=2.0)
     assert (first.best_peer, second.best_peer) == ("ncnn", "ort")
     assert first.over_best == 3.0
     assert np.isnan(first.over("mnn"))
@@ -218,14 +218,14 @@ def test_what_was_timed_outlives_a_later_failure(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    heats = networks.heats
+    races = networks.races
 
-    def failing(name: str, *more: Any) -> list[Heat]:
+    def failing(name: str, *more: Any) -> list[EngineRace]:
         if Path(name).stem == "second":
             raise end
-        return heats(name, *more)
+        return races(name, *more)
 
-    monkeypatch.setattr(networks, "heats", failing)
+    monkeypatch.setattr(networks, "races", failing)
     paths = [tmp_path / f"{name}.onnx" for name in ("first", "second")]
     for path in paths:
         onnx.save(_small(), path)

@@ -14,15 +14,15 @@ from fastrun.benchmarks import figures as comparisons
 from fastrun.benchmarks.experiments import (
     bands,
     command,
-    duel,
     formulas,
     im2col,
     pack,
+    pairs,
     prefetch,
     starts,
     winograd,
 )
-from fastrun.benchmarks.experiments.duel import Duel, Findings
+from fastrun.benchmarks.experiments.pairs import Findings, Pair
 from fastrun.graph.zoo.writer import Writer
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
@@ -79,7 +79,7 @@ def test_a_side_of_which_nothing_runs_is_an_error() -> None:
     ]
     possible = im2col.schedules(P, ["NCHW"], [24], fused=True)
     with pytest.raises(RuntimeError, match="no schedule can be timed: constraints: tile needs"):
-        duel.settle([Duel(P, impossible, possible, {})], quick=True)
+        pairs.race_pairs([Pair(P, impossible, possible, {})], quick=True)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_engineered_keeps_the_tile() -> None:
 
 def test_prefetch_is_the_only_difference() -> None:
     for label, algorithm, text in prefetch.LAYERS:
-        found = prefetch.contest(label, algorithm, text, "hot")
+        found = prefetch.pair(label, algorithm, text, "hot")
         without, with_ = (
             [parse_schedule(schedule)[1] for schedule in side] for side in found.sides
         )
@@ -181,7 +181,7 @@ def test_summary_counts_and_averages() -> None:
     assert list(found.index) == ["x", "y", "all"]
     assert found.loc["x", "mean"] == pytest.approx(1.0)
     assert found.loc["all", "mean"] == pytest.approx(2.0)
-    assert list(found.loc["all", ["duels", "faster", "tie", "slower", "unsure"]]) == [3, 1, 1, 1, 0]
+    assert list(found.loc["all", ["pairs", "faster", "tie", "slower", "unsure"]]) == [3, 1, 1, 1, 0]
 
 
 def test_figures_of_comparisons() -> None:

@@ -1,4 +1,4 @@
-"""Plans of one network that are worth comparing: by who made them, and variants of one of them."""
+"""The plans of one network that are compared: by several ways of making them, and variants."""
 
 from __future__ import annotations
 
@@ -21,49 +21,54 @@ from fastrun.kernels.registry import parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.records.network_record import HEURISTIC, LAYERS
 
-LEADERS = 4
-"""Schedules of a problem and pair of layouts that are tried in place."""
+SCHEDULES_PER_LAYOUTS = 4
+"""So many schedules of each problem and pair of layouts are tried in place."""
 
-# A schedule that took this many times as long as the fastest alone is not tried in place.
-NEAR = 1.25
+# A schedule is tried in place if alone it took at most this many times as long as the fastest.
+TRY_WITHIN = 1.25
 
-# Steps of K by which weights may be fetched ahead: alone they may stay in cache, here they do not.
-_AHEAD = 0, 16, 64
+# Distances of prefetching weights, in steps of K. A layer alone keeps its weights in cache, but in
+# a network they have to be fetched.
+_PREFETCH = 0, 16, 64
 
 ONE_LAYOUT: Mapping[str, Callable[[Choice], bool]] = {
     "all NCHWc": lambda choice: bool(choice.dst.blocked),
     "all NHWC": lambda choice: choice.dst == NHWC,
     "all NCHW": lambda choice: choice.dst == NCHW,
 }
-"""What a plan that keeps to one layout may choose, by the plan's name."""
+"""The choices that plans of one layout allow, by the name of the plan."""
 
 
 @dataclass(frozen=True)
-class Knowledge:
-    """What is known before: guesses, the best for each pair of layouts, the leaders, and moves."""
+class PlanInputs:
+    """The inputs of the plans.
+
+    `guessed` are the heuristic's choices. `known` is the best measured choice for each pair of
+    layouts, `several` the best few. `costs` are those of moves.
+    """
 
     guessed: Choose
     known: Choose
-    leaders: Choose
+    several: Choose
     costs: Costs
 
 
-def plans(graph: Graph, knowledge: Knowledge, cpu: Cpu, threads: int) -> dict[str, Plan]:
-    """The heuristic's plan, the one from layer times, and some that keep to one layout if possible.
+def plans(graph: Graph, inputs: PlanInputs, cpu: Cpu, threads: int) -> dict[str, Plan]:
+    """The heuristic's plan, the one by layer times, and those that prefer one layout.
 
-    Each is there under its first name only.
+    Equal plans appear once, under the first of their names.
     """
-    ways = {HEURISTIC: knowledge.guessed, LAYERS: knowledge.known}
-    ways |= {name: restricted(knowledge.known, allowed) for name, allowed in ONE_LAYOUT.items()}
+    ways = {HEURISTIC: inputs.guessed, LAYERS: inputs.known}
+    ways |= {name: restricted(inputs.known, allowed) for name, allowed in ONE_LAYOUT.items()}
     made = {
-        name: make_plan(graph, choose, cpu, knowledge.costs, threads)[0]
+        name: make_plan(graph, choose, cpu, inputs.costs, threads)[0]
         for name, choose in ways.items()
     }
     return distinct(made)
 
 
 def distinct(named: Mapping[str, Plan]) -> dict[str, Plan]:
-    """The plans under their first names."""
+    """The different plans, each under its first name."""
     found: dict[str, Plan] = {}
     for name, plan in named.items():
         if not any(same(plan, other) for other in found.values()):
@@ -72,21 +77,21 @@ def distinct(named: Mapping[str, Plan]) -> dict[str, Plan]:
 
 
 def same(a: Plan, b: Plan) -> bool:
-    """Whether two plans run the same, whatever they expect it to take."""
+    """Whether two plans run the same kernels; expected times are ignored."""
     return [replace(form, seconds=0.0) for form in a.forms.values()] == [
         replace(form, seconds=0.0) for form in b.forms.values()
     ]
 
 
 def apart(plan: Plan) -> Plan:
-    """The plan with no task in bands behind another."""
+    """The plan without bands: each task runs on its own."""
     return replace(plan, forms={x: replace(form, rows=0) for x, form in plan.forms.items()})
 
 
-def variants(graph: Graph, plan: Plan, leaders: Choose, cpu: Cpu) -> Iterator[Plan]:
-    """The plan with other schedules in the same layouts: each node's second choice, its third, ...
+def variants(graph: Graph, plan: Plan, several: Choose, cpu: Cpu) -> Iterator[Plan]:
+    """The plan with other schedules in the same layouts: the second choice of each node, and so on.
 
-    A node that has run out of choices keeps the plan's.
+    A node without a further choice keeps that of the plan.
     """
     others: dict[str, list[str]] = {}
     cached: dict[tuple[ConvProblem, Form], list[str]] = {}
@@ -95,7 +100,7 @@ def variants(graph: Graph, plan: Plan, leaders: Choose, cpu: Cpu) -> Iterator[Pl
             problem, form = conv_problem(graph, task.node), plan.forms[task.output]
             key = problem, replace(form, seconds=0.0)
             if key not in cached:
-                cached[key] = _others(problem, form, leaders, cpu)
+                cached[key] = _others(problem, form, several, cpu)
             others[task.output] = cached[key]
     for turn in zip_longest(*others.values()):
         changed = {name: text for name, text in zip(others, turn, strict=True) if text}
@@ -106,15 +111,15 @@ def variants(graph: Graph, plan: Plan, leaders: Choose, cpu: Cpu) -> Iterator[Pl
         yield replace(plan, forms=forms)
 
 
-def _others(p: ConvProblem, form: Form, leaders: Choose, cpu: Cpu) -> list[str]:
-    """What else could run a problem in a form's layouts, in the order of promise."""
+def _others(p: ConvProblem, form: Form, several: Choose, cpu: Cpu) -> list[str]:
+    """Other schedules for a problem in a form's layouts, the most promising first."""
     pair = form.reads[0], form.writes
-    choices = [c for c in leaders(p) if (c.src, c.dst) == pair]
+    choices = [c for c in several(p) if (c.src, c.dst) == pair]
     fastest = min((c.seconds for c in choices), default=0.0)
-    near = [c.schedule for c in choices if c.seconds <= NEAR * fastest]
-    ahead = _prefetching(p, form.algorithm, cpu)
+    near = [c.schedule for c in choices if c.seconds <= TRY_WITHIN * fastest]
+    prefetching = _prefetching(p, form.algorithm, cpu)
     second = near[:1] if near[:1] != [form.algorithm] else near[1:2]
-    ordered = dict.fromkeys(chain(second, ahead, near))
+    ordered = dict.fromkeys(chain(second, prefetching, near))
     return [text for text in ordered if text != form.algorithm]
 
 
@@ -122,14 +127,14 @@ def _prefetching(p: ConvProblem, text: str, cpu: Cpu) -> Iterator[str]:
     template, schedule = parse_schedule(text)
     space = space_for(template.name, p, cpu)
     if "prefetch" in space.domains:
-        for distance in _AHEAD:
+        for distance in _PREFETCH:
             changed = replace(schedule, prefetch=distance)
             if space.broken_rule(changed) is None:
                 yield template.text(changed)
 
 
 def restricted(choose: Choose, allowed: Callable[[Choice], bool]) -> Choose:
-    """The choices that are allowed; all of them where none is."""
+    """A function for the allowed choices, or for all choices if none is allowed."""
 
     def chosen(p: ConvProblem) -> Sequence[Choice]:
         choices = choose(p)

@@ -18,7 +18,7 @@ from fastrun.tuner.machine.move_rates import STEP, kind_of
 
 
 def costs(report: MachineReport, threads: int) -> Costs:
-    """What moving data should cost so many threads, by what was measured on one and on all."""
+    """Expected costs of moves on `threads` threads, from rates measured on one core and on all."""
     shared = report.moves_all
     share = (threads - 1) / (report.cores - 1) if report.cores > 1 else 0.0
 
@@ -34,6 +34,6 @@ def costs(report: MachineReport, threads: int) -> Costs:
 
 
 def _at(rates: Mapping[str, float], size: int) -> float:
-    """The rate for a size between those measured."""
+    """The rate for a size, interpolated between measured sizes."""
     sizes = [math.log(int(x)) for x in rates]
     return float(np.interp(math.log(max(1, size)), sizes, list(rates.values())))

@@ -1,8 +1,8 @@
-"""The final of a whole network: plans race each other in place, and the fastest is kept.
+"""The final of a whole network: its plans race each other, and the fastest is kept.
 
-What layers take alone is only where to start. Plans that give layers others of their leading
-schedules, or keep to one layout, run in turns with the plan from layer times; of all forms seen
-that way the planner makes a plan by what each took in place. Then whole networks race.
+First, the plan by layer times runs in turns with other plans: some give layers other fast
+schedules, some prefer one layout. That measures the forms of each task in place, inside the
+network. From these times the planner makes one more plan. Then the whole networks race.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ from fastrun.tuner.measure.interrupts import one_interrupt
 from fastrun.tuner.measure.job import ProcessLimits
 from fastrun.tuner.measure.operands import Scratch
 from fastrun.tuner.measure.sandbox import Sandbox, WorkerDied
-from fastrun.tuner.networks.alternatives import Knowledge, apart, distinct, plans, same, variants
-from fastrun.tuner.networks.in_place import Comparison, Network, compare, race
+from fastrun.tuner.networks.alternatives import PlanInputs, apart, distinct, plans, same, variants
+from fastrun.tuner.networks.in_place import Comparison, PickledNetwork, compare, race_plans
 from fastrun.tuner.records.network_record import HEURISTIC, IN_PLACE, LAYERS, ROUNDS
 from fastrun.tuner.records.statistics import rounds_interval, typical
 
-# Of the time, the part for comparing steps in place; the rest is for the race.
-_COMPARING = 0.6
-_TURNS = 0.8  # seconds that a rival takes turns with the base
+_COMPARING = 0.6  # part of the time for comparing steps in place; the rest is for the race
+_TURNS = 0.8  # seconds in which a plan runs in turns with the base
 _PROCESSES = 5
-# A plan whose steps took this many times as long as the base's does not race.
-_HOPELESS = 1.15
-_PATIENCE = 120.0  # seconds after which a process that times networks hangs
+_RACE_WITHIN = 1.15  # a plan races if its steps took less than so many times those of the base
+_HANG_SECONDS = 120.0  # a process that times networks for so long counts as hanging
 
 
 class NoTimeError(RuntimeError):
-    """Two plans cannot be made ready in the time there is."""
+    """The time is too short to compile two plans."""
 
 
 @dataclass(frozen=True)
-class Final:
-    """How a network's plans did: the seconds of every round, and which is kept, all by name.
+class FinalResult:
+    """The plans of a network's final and their times: seconds of every round, by name.
 
-    Names stand in rising order of what it takes to find the plan. A later one is kept only if it
-    was faster than the one kept so far, by more than rounds scatter.
+    Plans are ordered by the effort of finding them (heuristic, layer times, one layout, in place).
+    A plan replaces the one kept so far only if the 95 % interval of the speed-up, over rounds, lies
+    above 1.
     """
 
     plans: Mapping[str, Plan]
@@ -59,32 +58,32 @@ class Final:
     @property
     def kept(self) -> str:
         """The name of the plan to run."""
-        first, *others = self.samples
+        incumbent, *others = self.samples
         for name in others:
-            if rounds_interval(self.samples[first], self.samples[name])[0] > 1:
-                first = name
-        return first
+            if rounds_interval(self.samples[incumbent], self.samples[name])[0] > 1:
+                incumbent = name
+        return incumbent
 
     def seconds(self, name: str) -> float:
-        """Of a run of the plan called so; infinite if it did not race."""
+        """Seconds per run of a plan; infinite if it did not race."""
         return typical(self.samples.get(name, ()))
 
 
 def network_final(
     graph: Graph,
-    knowledge: Knowledge,
+    inputs: PlanInputs,
     cpu: Cpu,
     threads: int,
     seconds: float,
     strict: bool = False,
-) -> Final:
-    """Find the fastest plan within some `seconds`, of which a large network may need more.
+) -> FinalResult:
+    """Find the fastest plan within `seconds`; a large network may need more.
 
     Raises:
-        NoTimeError: it needs more, and `strict` forbids that.
-        UnsupportedError: a node cannot be run; it is named.
-        ValueError: more threads than cores.
-        WorkerDied: not even the heuristic's plan could be run.
+        NoTimeError: it needs more, and `strict` is true.
+        UnsupportedError: a node cannot be run; the message names it.
+        ValueError: there are more threads than cores.
+        WorkerDied: the heuristic's plan could not be run.
     """
     cores = Cores.split(threads)
     # One process holds several copies of the network.
@@ -93,28 +92,29 @@ def network_final(
         pickled = pickle.dumps(graph)
         file = scratch.room(len(pickled)) / "graph"
         file.write_bytes(pickled)
-        network = Network(file, cores.timing)
-        return _Run(graph, knowledge, cpu, network, sandbox, seconds, strict).final()
+        network = PickledNetwork(file, cores.timing)
+        return _Final(graph, inputs, cpu, network, sandbox, seconds, strict).final()
 
 
 @dataclass
-class _Run:
+class _Final:
     graph: Graph
-    knowledge: Knowledge
+    inputs: PlanInputs
     cpu: Cpu
-    network: Network
+    network: PickledNetwork
     sandbox: Sandbox
     seconds: float
     strict: bool
-    # What every task took in place, by output and form; and rows of bands that were faster.
+    # Seconds of every task in place, by output and form.
     took: dict[str, dict[Form, float]] = field(default_factory=dict)
+    # Rows of the bands that were faster, by output.
     bands: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._begin = monotonic()
 
-    def final(self) -> Final:
-        named = plans(self.graph, self.knowledge, self.cpu, len(self.network.cores))
+    def final(self) -> FinalResult:
+        named = plans(self.graph, self.inputs, self.cpu, len(self.network.cores))
         racing: dict[str, Plan] = {}
         for name in (HEURISTIC, LAYERS):
             # The second should take about as long to compile as the first.
@@ -123,32 +123,33 @@ class _Run:
             if name in named:
                 racing[name] = self._ready(named[name])
         base = self._ready(apart(racing.get(LAYERS, racing[HEURISTIC])))
-        for name, plan in self._rivals(named, base):
+        for name, plan in self._others(named, base):
             if self._elapsed > _COMPARING * self.seconds:
                 break
-            if self._compare(base, self._ready(plan)) < _HOPELESS and name in named.keys() - racing:
+            slower = self._compare(base, self._ready(plan))
+            if slower < _RACE_WITHIN and name in named.keys() - racing:
                 racing[name] = self._ready(named[name])
         if self.took and self._elapsed < self.seconds:
             racing[IN_PLACE] = self._ready(self._refined())
         racing = distinct(racing)
-        return Final(racing, {name: tuple(x) for name, x in self._race(racing).items()})
+        return FinalResult(racing, {name: tuple(x) for name, x in self._race(racing).items()})
 
-    def _rivals(self, named: Mapping[str, Plan], base: Plan) -> Iterator[tuple[str, Plan]]:
-        """Plans to compare with the base, by name if they have one."""
+    def _others(self, named: Mapping[str, Plan], base: Plan) -> Iterator[tuple[str, Plan]]:
+        """Plans to compare with the base, with their names or ''."""
         yield LAYERS, named.get(LAYERS, named[HEURISTIC])  # in bands, if there are any
         for name, plan in named.items():
             if name != LAYERS:
                 yield name, apart(plan)
-        for plan in variants(self.graph, base, self.knowledge.leaders, self.cpu):
+        for plan in variants(self.graph, base, self.inputs.several, self.cpu):
             yield "", plan
 
-    def _compare(self, base: Plan, rival: Plan) -> float:
-        """Learn what the forms of a rival take in place; how many times as slow it was in all."""
-        if same(base, rival):
+    def _compare(self, base: Plan, other: Plan) -> float:
+        """Time the forms of another plan in place; its time as a multiple of the base's."""
+        if same(base, other):
             return 1.0
         try:
             found = self.sandbox.call(
-                compare, (self.network, str(base), str(rival), _TURNS), _PATIENCE
+                compare, (self.network, str(base), str(other), _TURNS), _HANG_SECONDS
             )
         except WorkerDied:
             return math.inf
@@ -156,55 +157,56 @@ class _Run:
             return math.inf
         for name, form in base.forms.items():
             self._learn(name, form, typical(found.base[name,]) if (name,) in found.base else None)
-        for name, form in rival.forms.items():
-            if (name,) in found.rival or not any(name in outputs for outputs in found.rival):
+        for name, form in other.forms.items():
+            if (name,) in found.other or not any(name in outputs for outputs in found.other):
                 self._learn(name, form, self._in_place(name, base, found))
-        for outputs, samples in found.rival.items():
+        for outputs, samples in found.other.items():
             if len(outputs) > 1 and _ratio(samples, [found.base[x,] for x in outputs]) < 1:
-                self.bands[outputs[-1]] = rival.forms[outputs[-1]].rows
-        return typical(found.rival_runs) / typical(found.base_runs)
+                self.bands[outputs[-1]] = other.forms[outputs[-1]].rows
+        return typical(found.other_runs) / typical(found.base_runs)
 
     def _in_place(self, name: str, base: Plan, found: Comparison) -> float | None:
-        """What a task of the rival took; None where it has no step of its own, such as a view."""
-        if (name,) not in found.rival:
+        """Seconds of a task of the other plan; None if it has no step, for example a view."""
+        if (name,) not in found.other:
             return None
         if (name,) not in found.base:
-            return typical(found.rival[name,])
+            return typical(found.other[name,])
         before = self.took[name][_bare(base.forms[name])]
-        return before * _ratio(found.rival[name,], [found.base[name,]])
+        return before * _ratio(found.other[name,], [found.base[name,]])
 
     def _learn(self, name: str, form: Form, seconds: float | None) -> None:
         known = self.took.setdefault(name, {})
         known.setdefault(_bare(form), form.seconds if seconds is None else seconds)
 
     def _refined(self) -> Plan:
-        """The plan of what was fastest in place, moves as they were measured alone."""
+        """The plan of the forms that were fastest in place, with the expected costs of moves."""
         forms = {
             name: [replace(form, seconds=seconds) for form, seconds in known.items()]
             for name, known in self.took.items()
         }
         todo = tasks(self.graph)
-        plan = cheapest_plan(self.graph, todo, forms, self.knowledge.costs.move)
+        plan = cheapest_plan(self.graph, todo, forms, self.inputs.costs.move)
         banded = {x: replace(plan.forms[x], rows=rows) for x, rows in self.bands.items()}
         made = {**plan.forms, **banded}
         return replace(plan, forms=made, machine=self.cpu.fingerprint)
 
     def _race(self, racing: Mapping[str, Plan]) -> Mapping[str, Sequence[float]]:
-        """Samples of every plan, from as many fresh processes as there is time for."""
+        """Samples of every plan, from fresh processes as far as time allows."""
         names = list(racing)
         samples: dict[str, list[float]] = {name: [] for name in names}
         for process in range(_PROCESSES):
             self.sandbox.restart()
             texts = [str(racing[name]) for name in names]
             try:
-                heat = self.sandbox.call(race, (self.network, texts, ROUNDS, process), _PATIENCE)
+                arguments = self.network, texts, ROUNDS, process
+                times = self.sandbox.call(race_plans, arguments, _HANG_SECONDS)
             except WorkerDied:
-                # The later the name, the less is its plan tried.
+                # Plans with later names are less tried, so the last one is suspected.
                 if len(names) == 1:
                     raise
                 return self._race({name: racing[name] for name in names[:-1]})
-            names = [name for name, found in zip(names, heat, strict=True) if found]
-            for name, found in zip(samples, heat, strict=True):
+            names = [name for name, found in zip(names, times, strict=True) if found]
+            for name, found in zip(samples, times, strict=True):
                 samples[name] += found
             samples = {name: samples[name] for name in names}
             if self._elapsed > self.seconds:
@@ -212,7 +214,7 @@ class _Run:
         return samples
 
     def _ready(self, plan: Plan) -> Plan:
-        """The plan as it can be carried out, its kernels compiled on all cores."""
+        """The plan as this machine can build it; its kernels are compiled on all cores."""
         arrangement = follow_plan(self.graph, plan, self.cpu)
         precompile([step.program.ir for step in arrangement.steps], self.cpu, ObjectCache())
         return carried_out(plan, arrangement)
@@ -226,10 +228,10 @@ def _bare(form: Form) -> Form:
     return replace(form, seconds=0.0)
 
 
-def _ratio(rival: Sequence[float], base: Sequence[Sequence[float]]) -> float:
-    """How many times as slow a rival's step is as the base's steps together, at most.
+def _ratio(other: Sequence[float], base: Sequence[Sequence[float]]) -> float:
+    """The time of a step as a multiple of the base's steps together, by the end of its interval.
 
-    It is the upper end of an interval: who is not surely faster shall not take a place.
+    The upper end is taken, so that only forms that are surely faster count as faster.
     """
     together = [sum(run) for run in zip(*base, strict=True)]
-    return rounds_interval(rival, together)[1]
+    return rounds_interval(other, together)[1]

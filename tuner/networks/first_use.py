@@ -1,4 +1,4 @@
-"""A plan from elsewhere computes what this machine's own does, or it is not used."""
+"""A plan of another machine is used only if it computes the same as this machine's own plan."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fastrun.tuner.networks.outputs import WRONG, difference, normal_inputs
 def verified(
     graph: Graph, plan: Plan, arrangement: Arrangement, cpu: Cpu, threads: int
 ) -> Executable:
-    """The network as a plan arranges it, run on normal inputs beside the heuristic's plan.
+    """The network by a plan, after a comparison with the heuristic's plan on normal inputs.
 
-    Once it has computed the same, a file in the cache folder says so, and it is not run again
-    while its code, this machine and `threads` stay what they are.
+    If the outputs agree, a file in the cache folder records that. The comparison is then skipped
+    as long as the code, this machine and `threads` stay the same.
 
     Raises:
-        PlanError: it computes something else.
+        PlanError: the outputs differ.
     """
     mark = _mark(graph, plan, arrangement, cpu, threads)
     if mark.exists():
@@ -44,7 +44,7 @@ def verified(
             f"the plan of {plan.network!r} computes something else than this machine's own, off "
             f"by {error:.2g} of an output's rms (limit {WRONG:g}): plan again on this machine"
         )
-    # Where nothing can be kept, the next start compares again.
+    # If the file cannot be written, the next start compares again.
     with contextlib.suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

@@ -1,8 +1,8 @@
-"""What a process does that times whole networks: a plan against another, step by step or whole.
+"""The work of a process that times whole networks: it compares two plans step by step, or races.
 
-A step takes another time in a network than alone: its weights are out of cache, its input may be,
-and other steps' code has been there. So a rival of a plan runs in turns with it, and what each
-step takes is compared in the place where it will run.
+A step in a network takes another time than alone: its weights are out of cache, its input may be,
+and the code of other steps has run meanwhile. So two plans run in turns, and the times of their
+steps are compared in place.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from fastrun.tuner.networks.outputs import WRONG, difference, normal_inputs
 # The tensors that a step computes.
 Outputs = tuple[str, ...]
 
-# Of the runs that take turns: the first finds the caches as the rival left them.
+# The numbers of runs in a turn: the first one finds the caches as the other plan left them.
 _COLD, _WARM = 1, 2
 
 _PROTOCOL = Protocol(block=0.02)
 
 
 @dataclass(frozen=True)
-class Network:
-    """A pickled graph's file, and a core for each of the threads it runs on."""
+class PickledNetwork:
+    """The file of a pickled graph, and a core for each thread."""
 
     file: Path
     cores: tuple[int, ...]
@@ -46,22 +46,22 @@ class Network:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two plans took over runs in turns: seconds of each step, and of whole runs.
+    """The times of two plans that ran in turns: seconds of each step, and of whole runs.
 
-    Steps go by the tensors they compute, of which those of a step in bands are two. Moves are not
-    among them. `agrees` says whether both plans compute the same.
+    A step is named by the tensors that it computes; a step in bands computes two. Moves are left
+    out. `agrees` says whether both plans compute the same.
     """
 
     agrees: bool
     base: Mapping[Outputs, Sequence[float]] = field(default_factory=dict)
-    rival: Mapping[Outputs, Sequence[float]] = field(default_factory=dict)
+    other: Mapping[Outputs, Sequence[float]] = field(default_factory=dict)
     base_runs: Sequence[float] = ()
-    rival_runs: Sequence[float] = ()
+    other_runs: Sequence[float] = ()
 
 
-def compare(network: Network, base: str, rival: str, seconds: float) -> Comparison:
-    """Run two plans in turns for some `seconds`."""
-    pair = _loaded(network, (base, rival))
+def compare(network: PickledNetwork, base: str, other: str, seconds: float) -> Comparison:
+    """Run two plans in turns for about `seconds`."""
+    pair = _loaded(network, (base, other))
     outputs = [executable.run(_inputs(network.file)) for executable in pair]
     if not difference(*outputs) <= WRONG:
         return Comparison(agrees=False)
@@ -77,10 +77,12 @@ def compare(network: Network, base: str, rival: str, seconds: float) -> Comparis
     return Comparison(True, own[0], own[1], runs[0], runs[1])
 
 
-def race(network: Network, plans: Sequence[str], rounds: int, seed: int) -> list[Sequence[float]]:
-    """Seconds per run of each plan, in interleaved rounds; sample i of all is of round i.
+def race_plans(
+    network: PickledNetwork, plans: Sequence[str], rounds: int, seed: int
+) -> list[Sequence[float]]:
+    """Seconds per run of each plan, in interleaved rounds; sample i of every plan is of round i.
 
-    A plan that does not compute what the first does gets none.
+    A plan that does not compute the same as the first one has no samples.
     """
     executables = _loaded(network, plans)
     outputs = [executable.run(_inputs(network.file)) for executable in executables]
@@ -96,8 +98,8 @@ def _graph(file: Path) -> Graph:
     return graph
 
 
-def _loaded(network: Network, plans: Sequence[str]) -> list[Executable]:
-    # With one core nothing is compiled by other processes, which may not be started here.
+def _loaded(network: PickledNetwork, plans: Sequence[str]) -> list[Executable]:
+    # On one core nothing is compiled by other processes, which must not be started here.
     pin(network.cores[:1])
     executables = [_executable(network, plan) for plan in plans]
     kept = {_identity(step) for step in executables[0].steps}
@@ -108,14 +110,14 @@ def _loaded(network: Network, plans: Sequence[str]) -> list[Executable]:
 
 
 @functools.lru_cache(2)
-def _executable(network: Network, plan: str) -> Executable:
+def _executable(network: PickledNetwork, plan: str) -> Executable:
     graph, cpu, parsed = _graph(network.file), Cpu.host(), Plan.parse(plan)
     arrangement = follow_plan(graph, parsed, cpu)
     return Executable.of(arrangement, cpu, len(network.cores), parsed, _packed)
 
 
 def _packed(step: Step) -> Array:
-    """A step's packed weights; plans that differ in some steps have the others in common."""
+    """The packed weights of a step. Plans share those of equal steps."""
     key = _identity(step)
     if key not in _weights:
         _weights[key] = step.packed()
@@ -126,7 +128,7 @@ def _identity(step: Step) -> tuple[str, str]:
     return step.output, step.program.ir_hash
 
 
-# The first plan's of those loaded last, of which the next may have most.
+# The weights of the first plan that was loaded last. The next plans share most of them.
 _weights: dict[tuple[str, str], Array] = {}
 
 

@@ -1,6 +1,6 @@
-"""A network ready to run: joins what the database knows to the planner.
+"""Loads a network: the planner with the measurements of the database.
 
-Neither a missing database nor stale records keep a network from running: the heuristic steps in.
+Without a database, or with stale records, the network runs by the heuristic.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
     from fastrun.tuner.store.database import Database
 
-# Seconds to wait for a lock before the heuristic steps in.
-_PATIENCE = 2.0
+# Seconds to wait for a lock of the database before the heuristic chooses.
+_LOCK_SECONDS = 2.0
 
 POLICIES = ("cached", "heuristic", "reproducible", "profile")
 
@@ -56,32 +56,33 @@ def load(
 ) -> Executable:
     """A built-in network by name, an ONNX file or an ONNX model, ready to run.
 
-    `shapes` gives or overrides the shapes of inputs. What runs is decided by the policy:
+    `shapes` gives or overrides the shapes of inputs. The policy decides what runs:
 
-    `cached`: the plan that `database` (a Database, path or URL; by default the one in the cache
-    folder) keeps for the network on this machine with so many threads; else a plan by the times of
-    layers that it holds, and the heuristic for the rest.
-    `heuristic`: no database is looked at.
-    `reproducible`: as `cached` for one thread, whatever `threads` is, so that all numbers of
-    threads give the same bits.
-    `profile`: where the database keeps no plan, tune for so many `seconds` first, into the
-    database; then as `cached`.
+    `cached`: the plan stored in `database` for the network on this machine with this number of
+    threads. Without one, the planner uses the measured times of layers, and the heuristic for the
+    other layers. `database` is a Database, path or URL; the default is that of the cache folder.
+    `heuristic`: the heuristic chooses, and no database is read.
+    `reproducible`: as `cached` for one thread, whatever `threads` is. So the result has the same
+    bits for all numbers of threads.
+    `profile`: if the database has no plan, tune for `seconds` first and store the results; then as
+    `cached`.
 
-    A database that is missing, locked, damaged, of a newer schema or stale breaks nothing: the
-    heuristic steps in, and one warning says why and what to do.
+    If the database is missing, locked, damaged, of a newer schema or stale, the heuristic chooses,
+    and one warning says why and what to do.
 
-    Convolutions use only schedules whose error, an rms relative to the output's, is at most
-    `max_error` and whose workspace is at most `max_workspace` bytes; both are measured, or expected
-    of what was not.
+    Convolutions use only schedules whose rms error, relative to the output's, is at most
+    `max_error` and whose workspace is at most `max_workspace` bytes. These are measured values, or
+    expected values of schedules without measurements.
 
-    With `plan`, or the path of its file, nothing is chosen, but where this machine cannot build
-    what it says, which a warning tells. One that another machine made, or that was edited, runs
-    once beside the heuristic's plan, on normal inputs, and is refused if it computes anything else.
+    With `plan`, a Plan or the path of its file, nothing is chosen. If this machine cannot build a
+    part of it, the heuristic chooses for this part, and a warning says so. A plan of another
+    machine is first compared with the heuristic's plan on normal inputs, and refused if its outputs
+    differ.
 
     Raises:
-        GraphError: the model or the plan cannot be used, or nothing stays within the limits.
-        ValueError: there is no such policy, less than one thread, or more than cores that this
-            process may use.
+        GraphError: the model or the plan cannot be used, or no schedule is within the limits.
+        ValueError: the policy is unknown, or there is less than one thread, or there are more
+            threads than cores that this process may use.
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
@@ -110,13 +111,13 @@ def load(
 def _by_plan(
     graph: Graph, plan: Plan | str | Path, cpu: Cpu, threads: int
 ) -> tuple[Executable, str]:
-    """The network by a plan, compared with this machine's own if it is not one; and a remark."""
+    """The network by a plan, which is first compared if it is of another machine; and a remark."""
     given = plan if isinstance(plan, Plan) else Plan.load(plan)
     arrangement = follow_plan(graph, given, cpu, _moving(threads))
     done = carried_out(given, arrangement)
     changed = [name for name, form in done.forms.items() if form != given.forms[name]]
     remark = (
-        f"this machine cannot build what the plan of {given.network!r} says of "
+        f"this machine cannot build the plan of {given.network!r} for "
         f"{plural(len(changed), 'step')} ({', '.join(changed[:3])}{', ...' * (len(changed) > 3)}): "
         "the heuristic chooses for those"
     )
@@ -135,11 +136,11 @@ def _by_database(
     limits: Limits,
     tuning: float,
 ) -> tuple[tuple[Plan, Arrangement] | None, str]:
-    """The plan by what the database knows, None where it cannot be asked; and what to remark."""
+    """The plan by the database, None if it cannot be read; and a remark."""
     own = database is None
     if own and not tuning and not os.path.exists(cache_root() / "fastrun.db"):
         return None, "nothing is tuned here: running by heuristics (`fastrun tune` measures)"
-    # Running a tuned network from a plan or by heuristics takes no SQL.
+    # A plan in a file, or the heuristic, does not need SQL.
     from fastrun.tuner.store.database import Database, DatabaseError
 
     try:
@@ -147,8 +148,8 @@ def _by_database(
             if isinstance(database, Database):
                 store = database
             else:
-                # One's own is migrated where it is of an older schema, another is left as it is.
-                store = Database(database, not own and not tuning, timeout=_PATIENCE)
+                # The default database is migrated from an older schema. Any other is only read.
+                store = Database(database, not own and not tuning, timeout=_LOCK_SECONDS)
                 opened.enter_context(store)
             return _by_store(graph, store, cpu, threads, limits, tuning)
     except DatabaseError as error:
@@ -158,16 +159,16 @@ def _by_database(
 def _by_store(
     graph: Graph, store: Database, cpu: Cpu, threads: int, limits: Limits, tuning: float
 ) -> tuple[tuple[Plan, Arrangement], str]:
-    """The plan that an open database keeps, or one by its records; and what to remark."""
-    from fastrun.tuner.networks.stored_plans import kept_plan, tune
+    """The plan that an open database stores, or one by its records; and a remark."""
+    from fastrun.tuner.networks.stored_plans import stored_plan, tune
 
     moving = _moving(threads)
-    kept = kept_plan(graph, store, cpu, threads, limits, moving)
-    if tuning and not kept:
+    stored = stored_plan(graph, store, cpu, threads, limits, moving)
+    if tuning and not stored:
         tune(graph, store, threads, tuning, limits)
-        kept = kept_plan(graph, store, cpu, threads, limits, moving)
-    if kept:
-        return kept, ""
+        stored = stored_plan(graph, store, cpu, threads, limits, moving)
+    if stored:
+        return stored, ""
     missing = set[ConvProblem]()
     choose = stored_choices(store, cpu, threads, limits, missing=missing.add)
     return _planned(graph, choose, cpu, threads), _remark(graph, store.name, missing)
@@ -178,7 +179,7 @@ def _planned(graph: Graph, choose: Choose, cpu: Cpu, threads: int) -> tuple[Plan
 
 
 def _moving(threads: int) -> Costs:
-    """What moving data takes, as measured if this machine ever was."""
+    """The costs of moving data: measured ones if this machine has a report, else guesses."""
     from fastrun.tuner.machine.probe import on_file
     from fastrun.tuner.networks.costs import costs
 
@@ -187,7 +188,7 @@ def _moving(threads: int) -> Costs:
 
 
 def _remark(graph: Graph, database: str, missing: set[ConvProblem]) -> str:
-    """What the heuristic has to do for lack of records that today's kernels still make."""
+    """A remark on the problems for which the heuristic chooses, because current records lack."""
     if not missing:
         return ""
     return (

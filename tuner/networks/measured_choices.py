@@ -1,6 +1,6 @@
-"""What may run a convolution, by what the database knows; the planner's choices.
+"""The planner's choices for a convolution, from the records of the database.
 
-An injected function answers the planner, which knows of no database.
+The planner itself does not depend on a database; it gets a function.
 """
 
 from __future__ import annotations
@@ -21,22 +21,21 @@ from fastrun.tuner.records.record import Conditions, Limits
 if TYPE_CHECKING:
     from fastrun.tuner.store.database import Database
 
-# What was measured with weights out of cache is closer to a network; else any measurement.
+# Times with weights out of cache are closer to those in a network, so they come first.
 _REGIMES = ("cold-weights", "hot")
 
-# Nobody knows how fast an unmeasured layout is. It must promise to be this much faster than what
-# was measured before it is believed.
+# The expected times of unmeasured layouts are multiplied by this, because they are uncertain.
 _DISTRUST = 1.3
 
 
 def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
-    """What the heuristics say, as far as it is expected to stay within `limits`."""
+    """The heuristics' choices that are expected to be within `limits`."""
     guess = heuristic_choices(cpu)
 
     def choose(p: ConvProblem) -> Sequence[Choice]:
         found = [c for c in guess(p) if _within(p, c.schedule, cpu, threads, limits)]
         if not found:
-            raise UnsupportedError(f"nothing is expected to run {p} within {limits}: allow more")
+            raise UnsupportedError(f"no schedule of {p} is expected within {limits}: allow more")
         return found
 
     return choose
@@ -50,10 +49,10 @@ def stored_choices(
     each: int = 1,
     missing: Callable[[ConvProblem], object] = lambda p: None,
 ) -> Choose:
-    """What the database knows, filled up with guesses: `each` schedules per pair of layouts.
+    """The `each` best measured schedules for each pair of layouts; guesses for the other pairs.
 
-    Where nothing was measured with so many threads, what one thread was measured to take counts,
-    divided by the threads. `missing` is told of problems for which there is nothing at all.
+    Without measurements for `threads`, those of one thread count, divided by `threads`. `missing`
+    is called for problems without any measurement.
     """
     guess = guessed_choices(cpu, threads, limits)
 
@@ -67,7 +66,8 @@ def stored_choices(
         except UnsupportedError:
             return known
         layouts = {(choice.src, choice.dst) for choice in known}
-        # Guesses are good for comparing guesses only: the best one is as good as the best known.
+        # Guessed times can be compared with each other only. So they are scaled: the best guess
+        # gets the time of the best measured schedule, times a factor of distrust.
         scale = min(c.seconds for c in known) / min(c.seconds for c in guesses) * _DISTRUST
         return known + [
             Choice(c.schedule, c.src, c.dst, c.seconds * scale)
@@ -81,9 +81,9 @@ def stored_choices(
 def _measured(
     store: Database, p: ConvProblem, cpu: Cpu, threads: int, limits: Limits, each: int
 ) -> list[Choice]:
-    """The best schedules measured for each pair of layouts, of those that are still the same.
+    """The best measured schedules for each pair of layouts, of current records.
 
-    None where the best of all is no more the same.
+    Nothing if the best record of all is stale.
     """
     from fastrun.tuner.store.staleness import is_current
 
@@ -95,15 +95,15 @@ def _measured(
                 try:
                     template, schedule = parse_schedule(record.schedule)
                 except ScheduleError:
-                    continue  # of an algorithm as it was, or of one that is no more
+                    continue  # of an older version of the algorithm, or of a removed one
                 pair = layout_pair(schedule.layout)
                 if len(found[pair]) == each:
                     continue
                 if not is_current(record):
                     if any(found.values()):
                         continue
-                    break  # the fastest was made by an older generator: nobody knows who leads now
-                # One thread's workspace says nothing of several threads'.
+                    break  # the fastest code is gone, so the order is unknown
+                # The workspace of one thread does not determine that of several.
                 if measured_threads == threads or _fits(
                     p, template, schedule, cpu, threads, limits
                 ):
@@ -115,7 +115,7 @@ def _measured(
 
 
 def _within(p: ConvProblem, text: str, cpu: Cpu, threads: int, limits: Limits) -> bool:
-    """Whether an unmeasured schedule should stay within the limits."""
+    """Whether an unmeasured schedule is expected to be within the limits."""
     template, schedule = parse_schedule(text)
     precise = limits.error is None or template.error(p, schedule) <= limits.error
     return precise and _fits(p, template, schedule, cpu, threads, limits)
@@ -129,7 +129,7 @@ def _fits(
     threads: int,
     limits: Limits,
 ) -> bool:
-    """Whether so many threads take no more workspace than is allowed."""
+    """Whether the workspace of `threads` threads is within the limit."""
     if limits.workspace is None:
         return True
     program = template.program(p, schedule, cpu)

@@ -1,4 +1,4 @@
-"""Outputs of plans of one network, compared."""
+"""Comparison of the outputs of two plans of a network."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.graph.core.model import Array, Graph
+from fastrun.tuner.records.record import Errors
 
 WRONG = 1e-3
-"""Outputs that differ by more, as an rms relative to the output's, are not the same."""
+"""Outputs are the same if their rms difference, relative to the output's rms, is at most this."""
 
 
 def normal_inputs(graph: Graph) -> Mapping[str, NDArray[np.float32]]:
@@ -20,9 +21,9 @@ def normal_inputs(graph: Graph) -> Mapping[str, NDArray[np.float32]]:
 
 
 def difference(truth: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """The largest difference of an output, an rms relative to the output's.
+    """The largest rms difference of an output, relative to the output's rms.
 
-    What is not finite has to be the same; the difference is infinite where it is not.
+    Values that are not finite must be equal; otherwise the difference is infinite.
     """
     return max((_difference(value, found[name]) for name, value in truth.items()), default=0.0)
 
@@ -34,11 +35,6 @@ def _difference(truth: Array, found: Array) -> float:
     if not np.array_equal(truth[~finite], found[~finite], equal_nan=True):
         return np.inf
     inside = truth[finite].astype(np.float64)
-    error, scale = _rms(found[finite] - inside), _rms(inside)
-    if not scale:
-        return np.inf if error else 0.0
-    return error / scale
-
-
-def _rms(values: NDArray[np.float64]) -> float:
-    return float(np.sqrt(np.square(values).mean())) if values.size else 0.0
+    if not inside.any():
+        return np.inf if found[finite].any() else 0.0
+    return Errors.of(found[finite], inside).rms

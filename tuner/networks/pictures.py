@@ -1,4 +1,4 @@
-"""Pictures as networks take them. The only file that imports Pillow."""
+"""Pictures as inputs of networks. The only file that imports Pillow."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ _MODES = {1: "L", 3: "RGB"}
 
 @dataclass(frozen=True)
 class Preparation:
-    """How pixels become numbers.
+    """The preparation of a picture.
 
-    The picture is scaled (bicubic) so that the network's size covers the share `crop` of it, the
-    middle is cut out, and every value v of 0..255 becomes `(v - mean) / std`, with one number for
-    all channels or one each. The defaults are those of most networks trained on ImageNet.
+    The picture is resized (bicubic) so that it covers the input, and cropped to the centre. `crop`
+    is the part of the width and height that the crop keeps. Every value v of 0..255 becomes
+    `(v - mean) / std`, with one number for all channels or one for each. The defaults are those of
+    most networks trained on ImageNet.
     """
 
     crop: float = 0.875
@@ -30,16 +31,16 @@ class Preparation:
 
 
 def read_picture(path: Path, shape: Sequence[int], how: Preparation) -> NDArray[np.float32]:
-    """The picture in a PNG, JPEG or other file that Pillow reads, as an array of `shape`.
+    """The picture of a file that Pillow reads (PNG, JPEG, ...), as an array of `shape`.
 
     Raises:
-        InputError: it is no picture, or no picture has this shape: (1, 3, height, width), or one
-            channel for shades of grey.
+        InputError: the file is no picture, or the shape is neither (1, 3, height, width) nor
+            (1, 1, height, width), which is for shades of grey.
         OSError: there is no such file.
     """
     if len(shape) != 4 or shape[0] != 1 or shape[1] not in _MODES:
         sizes = "x".join(map(str, shape))
-        raise InputError(f"{path}: no picture is {sizes}, only 1x3xHxW or 1x1xHxW: give an array")
+        raise InputError(f"{path}: no picture is {sizes}, only 1x3xHxW or 1x1xHxW: pass an array")
     channels, height, width = shape[1:]
     if {len(how.mean), len(how.std)} - {1, channels}:
         raise InputError(f"the input has {channels} channels: give as many means and deviations")
@@ -57,7 +58,7 @@ def read_picture(path: Path, shape: Sequence[int], how: Preparation) -> NDArray[
 
 
 def _middle(whole: Image.Image, height: int, width: int, share: float) -> Image.Image:
-    """The middle of a picture, of which the larger side, in this proportion, is `share`."""
+    """The centre of a picture in the proportion of the input; it keeps `share` of one side."""
     scale = min(whole.height / height, whole.width / width) * share
     left, top = (whole.width - width * scale) / 2, (whole.height - height * scale) / 2
     box = (left, top, left + width * scale, top + height * scale)

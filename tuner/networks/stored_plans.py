@@ -1,4 +1,4 @@
-"""Plans that the database keeps for whole networks: found by a final, used while current."""
+"""Stored plans: the plans that won the finals of networks, used as long as they are current."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
 
 FINALS = 0.15
-"""Of a budget, what goes to finals of whole networks."""
+"""The share of a budget for the finals of whole networks."""
 
 
 def tune(graph: Graph, database: Database, threads: int, seconds: float, limits: Limits) -> None:
-    """Spend so many seconds on an optimised network: on its layers, then on its final.
+    """Tune an optimised network for `seconds`: first its layers, then the whole network.
 
     Raises:
-        As `settle`.
-        KeyboardInterrupt: what was measured until then is stored.
+        As `store_plan`.
+        KeyboardInterrupt: all measurements until then are stored.
     """
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import fast_run
@@ -44,10 +44,10 @@ def tune(graph: Graph, database: Database, threads: int, seconds: float, limits:
     )
     if done.interrupted:
         raise KeyboardInterrupt
-    settle(graph, database, threads, FINALS * seconds, limits, done.run)
+    store_plan(graph, database, threads, FINALS * seconds, limits, done.run)
 
 
-def settle(
+def store_plan(
     graph: Graph,
     database: Database,
     threads: int,
@@ -56,29 +56,31 @@ def settle(
     run: str = "",
     strict: bool = False,
 ) -> NetworkRecord:
-    """Find the plan of an optimised network that is fastest as a whole, and keep it.
+    """Find the fastest plan of an optimised network by a final, and store it.
 
     Raises:
-        NoTimeError: `strict`, and so many seconds are too short.
-        UnsupportedError: a node cannot be run; it is named.
-        ValueError: more threads than cores.
-        WorkerDied: not even the heuristic's plan could be run.
+        NoTimeError: `seconds` are too short, and `strict` is true.
+        UnsupportedError: a node cannot be run; the message names it.
+        ValueError: there are more threads than cores.
+        WorkerDied: the heuristic's plan could not be run.
         DatabaseError: the outcome cannot be stored.
     """
-    # Running by a plan that is kept takes no processes to time others.
+    # These are not needed to run a stored plan.
     from fastrun.tuner.machine.probe import probe
-    from fastrun.tuner.networks.alternatives import LEADERS, Knowledge
+    from fastrun.tuner.networks.alternatives import SCHEDULES_PER_LAYOUTS, PlanInputs
     from fastrun.tuner.networks.costs import costs
     from fastrun.tuner.networks.final import network_final
 
     cpu = Cpu.host()
-    knowledge = Knowledge(
+    inputs = PlanInputs(
         guessed=functools.cache(guessed_choices(cpu, threads, limits)),
         known=functools.cache(stored_choices(database, cpu, threads, limits)),
-        leaders=functools.cache(stored_choices(database, cpu, threads, limits, LEADERS)),
+        several=functools.cache(
+            stored_choices(database, cpu, threads, limits, SCHEDULES_PER_LAYOUTS)
+        ),
         costs=costs(probe(), threads),
     )
-    final = network_final(graph, knowledge, cpu, threads, seconds, strict)
+    final = network_final(graph, inputs, cpu, threads, seconds, strict)
     plan = final.plans[final.kept]
     record = NetworkRecord(
         network=graph.name,
@@ -97,7 +99,7 @@ def settle(
     return record
 
 
-def kept_plan(
+def stored_plan(
     graph: Graph,
     database: Database,
     cpu: Cpu,
@@ -105,9 +107,9 @@ def kept_plan(
     limits: Limits,
     moving: Costs = GUESSED,
 ) -> tuple[Plan, Arrangement] | None:
-    """The plan kept for a network under these conditions, if today's generator makes its code.
+    """The plan stored for a network, if today's generator still makes its code.
 
-    `moving` says what its moves should take.
+    `moving` are the expected costs of its moves.
     """
     found = database.networks(
         graph=graph.digest, machine=cpu.fingerprint, threads=threads, limits=_text(limits)
@@ -121,7 +123,7 @@ def kept_plan(
         plan = Plan.parse(newest.plan)
         arrangement = follow_plan(graph, plan, cpu, moving)
     except GraphError:
-        return None  # of a planner as it was
+        return None  # of an older planner
     return (plan, arrangement) if arrangement.ir_hash == newest.ir_hash else None
 
 

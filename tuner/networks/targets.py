@@ -1,4 +1,4 @@
-"""What to tune, named in one word: a built-in network, an ONNX file, or a problem's text."""
+"""Targets of tuning by their texts: a built-in network, an ONNX file, or a problem."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from fastrun.kernels.core.problem import ConvProblem
 
 @dataclass(frozen=True)
 class Target:
-    """A name and its distinct problems, each with the number of times it occurs.
+    """A name and its distinct problems, each with its number of occurrences.
 
-    `graph` is a network's `Graph.digest` once optimised, '' for a problem. `lacks` says why a
-    network cannot be run as a whole, '' if it can.
+    `graph` is the `Graph.digest` of the optimised network, '' for a problem. `lacks` is the reason
+    why a network cannot be run as a whole, '' if it can.
     """
 
     name: str
@@ -24,26 +24,26 @@ class Target:
 
     @property
     def is_network(self) -> bool:
-        """Whether the name is that of a network, so that the sum over its problems means much."""
+        """Whether the target is a network, so that sums over its problems make sense."""
         return not is_problem(self.name)
 
 
 def is_problem(text: str) -> bool:
-    """Whether a text is, or would be, that of a problem."""
+    """Whether a text begins like that of a problem."""
     return text.split()[:1] == ["conv"]
 
 
 def read_target(text: str) -> Target:
-    """The target that `text` names.
+    """The target of a text.
 
     Raises:
-        ProblemError: it looks like a problem's text and is none.
+        ProblemError: it begins like the text of a problem, but is none.
         GraphError: there is no such network or file, or it cannot be used.
     """
     if is_problem(text):
         problem = ConvProblem.parse(text)
         return Target(str(problem), ((problem, 1),))
-    # Reading a problem's text takes no ONNX.
+    # A problem does not need ONNX.
     from fastrun.graph.core.errors import UnsupportedError
     from fastrun.graph.core.problems import to_tune
     from fastrun.graph.networks import load_network
@@ -59,7 +59,7 @@ def read_target(text: str) -> Target:
 
 
 def merged(targets: Iterable[Target]) -> list[tuple[ConvProblem, int]]:
-    """The distinct problems of all targets and how often all of them together have each."""
+    """The distinct problems of all targets, each with its number of occurrences in all of them."""
     counts = Counter[ConvProblem]()
     for target in targets:
         for problem, count in target.problems:

@@ -17,14 +17,14 @@ from fastrun.tuner.store.standing import Standing, seconds
 
 
 def best_frame(found: Sequence[Standing], peak: float = math.nan) -> pd.DataFrame:
-    """One row per problem: what the naive loop, the heuristic and the best schedule take.
+    """A row for each problem: times of the naive loop, the heuristic and the best schedule.
 
-    `naive`, `heuristic` and `best` are seconds per call; `low` and `high` bound the speed-up over
-    the heuristic with 95 % confidence, `low_runner_up` and `high_runner_up` over the next best
-    schedule (a little too high, since the best was chosen for being so); `p10` and `p90` are
-    percentiles of the samples of the best.
-    `share` is of `peak` (FLOP/s), `intensity` in FLOP per byte if every tensor is moved once.
-    What nobody measured is NaN, an unknown winner ''.
+    `naive`, `heuristic` and `best` are seconds per call. `low` to `high` is the 95 % interval of
+    the speed-up over the heuristic, `low_runner_up` to `high_runner_up` that over the next best
+    schedule (a little too high, because the best was chosen for being so). `p10` and `p90` are
+    percentiles of the best schedule's samples. `share` is a share of `peak` (FLOP/s). `intensity`
+    is in FLOP per byte if every tensor is moved once. Unknown numbers are NaN, an unknown winner
+    is ''.
     """
     labels = layer_labels([s.problem for s in found])
     rows = [_best_row(s, label, peak) for s, label in zip(found, labels, strict=True)]
@@ -32,10 +32,10 @@ def best_frame(found: Sequence[Standing], peak: float = math.nan) -> pd.DataFram
 
 
 def convergence_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """The best so far of every problem after each of its trials, in the order stored.
+    """The best time so far of every problem after each of its trials, in the order stored.
 
-    Columns `problem`, `trial` (from 1, baselines left out) and `best` in seconds per call, which
-    is NaN until something was correct. Only screened values count: a final race repeats schedules.
+    Columns `problem`, `trial` (from 1) and `best` in seconds per call, which is NaN until a trial
+    was correct. Baselines and races are left out.
     """
     best: dict[str, float] = {}
     trials = Counter[str]()
@@ -52,9 +52,9 @@ def convergence_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def algorithms_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """The best of each algorithm for each problem, seconds per call; baselines included.
+    """The best schedule of each algorithm for each problem, in seconds per call, with baselines.
 
-    `records` are decisive ones, as `Database.ranking` gives them.
+    `records` are decisive ones of `Database.ranking`.
     """
     best: dict[tuple[str, str], Record] = {}
     for record in records:
@@ -67,7 +67,7 @@ def algorithms_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame:
-    """The `tuner.store.standing.front` of each problem: a row per schedule, the fastest first.
+    """The Pareto `front` of each problem: a row for each schedule, the fastest first.
 
     Columns `layer`, `problem`, `algorithm`, `schedule`, `seconds` per call, `slower` (over the
     fastest's), `workspace` in bytes, `error_rms` and `stage`.
@@ -94,12 +94,12 @@ def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame
 
 
 def importance_frame(records: Iterable[Record], least: int = 20) -> pd.DataFrame:
-    """What share of the variance of log time each schedule field explains, by algorithm.
+    """The share of the variance of log time that each schedule field explains, by algorithm.
 
-    Of every problem with at least `least` correct trials of an algorithm, the mean weighted by
-    trials. Columns `algorithm`, `parameter`, `importance`, `trials`, `problems`. It is omega
-    squared of a one-way analysis of variance (Hays, 1963), which chance alone leaves at zero, and
-    negative values count as that; interactions show up in no single parameter.
+    Columns `algorithm`, `parameter`, `importance`, `trials`, `problems`. The share is omega squared
+    of a one-way analysis of variance (Hays, 1963). It is zero for mere chance; negative values
+    become zero. Interactions of parameters do not appear. It is a mean over the problems with at
+    least `least` correct trials of the algorithm, weighted by trials.
     """
     groups: dict[tuple[str, str], list[Record]] = {}
     for r in records:
@@ -124,7 +124,7 @@ def importance_frame(records: Iterable[Record], least: int = 20) -> pd.DataFrame
 
 
 def _explained(values: pd.Series, by: pd.Series) -> float:
-    """Omega squared, at least 0: 0 too where there is one group, or nothing in any to compare."""
+    """Omega squared, at least 0. It is 0 if there is one group, or no variance inside groups."""
     groups = values.groupby(by.to_numpy())
     between = float((groups.transform("mean") - values.mean()).pow(2).sum())
     total = float((values - values.mean()).pow(2).sum())
@@ -136,7 +136,7 @@ def _explained(values: pd.Series, by: pd.Series) -> float:
 
 
 def outcomes_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """How many trials failed, by outcome and reason, most first; numbers in reasons become #."""
+    """The numbers of failed trials by outcome and reason, descending; # replaces numbers."""
     counts = Counter(
         (str(r.outcome), re.sub(r"\d[\d.e+-]*", "#", r.reason))
         for r in records
@@ -146,8 +146,13 @@ def outcomes_frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["outcome", "reason", "count"])
 
 
+def rows(table: pd.DataFrame) -> list[Any]:
+    """The rows of a table, whose columns become attributes."""
+    return list(table.itertuples(index=False))
+
+
 def layer_labels(problems: Sequence[ConvProblem]) -> list[str]:
-    """A short name for each problem, different from all others: `3x3 64→128 @56 /2`."""
+    """A short name for each problem, different from all other names: `3x3 64→128 @56 /2`."""
     labels: list[str] = []
     for p in problems:
         words = [f"{p.kernel[0]}x{p.kernel[1]}", f"{p.c}→{p.oc}", f"@{p.h}"]

@@ -1,6 +1,6 @@
-"""Figures of a network's layers, which go down the page in the network's order.
+"""Figures with a row for each layer of a network, in the network's order from top to bottom.
 
-`best` is a `best_frame` everywhere; tables hold seconds and FLOP/s, axes show ms and GFLOP/s.
+`best` is always a `best_frame`. Tables hold seconds and FLOP/s; axes show ms and GFLOP/s.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from fastrun.tuner.records.statistics import PRACTICAL
 from fastrun.tuner.records.units import ms, percent, ratio
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.style import (
     COLOURS,
     FAINT,
@@ -29,7 +30,6 @@ from fastrun.tuner.report.style import (
     mark_of,
     note,
     plain_log,
-    rows,
     top,
 )
 
@@ -37,7 +37,7 @@ _VERDICTS = {"heuristic": "the heuristic is best"}
 
 
 def over_naive(best: pd.DataFrame) -> Figure:
-    """How many times faster than the naive loop each layer is."""
+    """The speed-up of each layer over the naive loop."""
     with layer_canvas(best, "Faster than the naive loop", "times, logarithmic") as (figure, axes):
         axes.set_xscale("log")
         for y, row in enumerate(rows(best)):
@@ -51,7 +51,7 @@ def over_naive(best: pd.DataFrame) -> Figure:
 
 
 def over_heuristic(best: pd.DataFrame) -> Figure:
-    """How many times faster than the heuristic each layer is, with 95 % intervals."""
+    """The speed-up of each layer over the heuristic, with 95 % intervals."""
     title = "Faster than the heuristic, by tuning alone"
     with layer_canvas(best, title, "times, with 95 % interval") as (figure, axes):
         axes.axvspan(1 / PRACTICAL, PRACTICAL, color=FAINT, alpha=0.25, linewidth=0)
@@ -87,7 +87,7 @@ def over_heuristic(best: pd.DataFrame) -> Figure:
 
 
 def share_of_peak(best: pd.DataFrame, peak: float) -> Figure:
-    """What share of `peak` (FLOP/s) each layer reaches, and what the heuristic did."""
+    """The share of `peak` (FLOP/s) of each layer's best schedule and of the heuristic's."""
     title = f"Share of the measured peak, {peak / 1e9:.0f} GFLOP/s"
     with layer_canvas(best, title, "per cent of peak") as (figure, axes):
         for y, row in enumerate(rows(best)):
@@ -103,7 +103,7 @@ def share_of_peak(best: pd.DataFrame, peak: float) -> Figure:
             axes.plot(
                 100 * row.heuristic_share, y, "|", color=INK, markersize=11, markeredgewidth=1.6
             )
-            # Beyond the peak's line, which would cut through the number.
+            # The number stands right of the peak's line, which would cross it.
             note(axes, max(100, scale / row.p10), y, percent(row.share))
         axes.axvline(100, color=INK, linewidth=1.4)
         above = top(best["share"], 0) > 1
@@ -119,7 +119,7 @@ def share_of_peak(best: pd.DataFrame, peak: float) -> Figure:
 
 
 def time_per_layer(best: pd.DataFrame) -> Figure:
-    """Where the network's time goes: all occurrences of each layer, heuristic and best."""
+    """The times of all occurrences of each layer in the network, heuristic and best."""
     title = "Where the time goes"
     with layer_canvas(best, title, "ms in the whole network") as (figure, axes):
         for y, row in enumerate(rows(best)):
@@ -140,7 +140,7 @@ def time_per_layer(best: pd.DataFrame) -> Figure:
 
 
 def roofline(best: pd.DataFrame, peak: float, read: Mapping[str, float]) -> Figure:
-    """Each layer's rate against what `peak` (FLOP/s) and `read` (level -> bytes/s) allow."""
+    """Each layer's rate below the limits of `peak` (FLOP/s) and `read` (level -> bytes/s)."""
     with canvas(f"Roofline, peak {peak / 1e9:.0f} GFLOP/s", 3.4) as (figure, axes):
         axes.grid(axis="both")
         axes.set_xscale("log")

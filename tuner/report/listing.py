@@ -1,4 +1,4 @@
-"""A kernel taken apart: what its schedule makes, and what the compiler makes of that."""
+"""A listing of a kernel: the program of its schedule, and the compiler's machine code."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastrun.kernels.registry import applicable, templates
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.units import duration, percent, plural, significant, size
 
-_LISTING = 60
-"""Lines of a hot loop that are shown; unrolled ones go on for hundreds."""
+_LINES = 60
+"""Lines of a hot loop that are shown. Unrolled loops have hundreds."""
 
 
 @dataclass(frozen=True)
-class Kernel:
+class Listing:
     """A problem, a schedule of it, and the program they make."""
 
     problem: ConvProblem
@@ -30,11 +30,11 @@ class Kernel:
     facts: Facts
 
     @classmethod
-    def of(cls, problem: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> Kernel:
-        """Build and compile it.
+    def of(cls, problem: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> Listing:
+        """Build and compile a schedule.
 
         Raises:
-            ScheduleError: the schedule cannot be right for the problem.
+            ScheduleError: the schedule does not fit the problem.
         """
         program = template.program(problem, schedule, cpu)
         return cls(problem, template, schedule, program, facts(program, cpu))
@@ -54,7 +54,7 @@ def problem_lines(p: ConvProblem) -> Iterator[str]:
 
 
 def algorithm_lines(p: ConvProblem, cpu: Cpu) -> Iterator[str]:
-    """The algorithms that can do a problem with what they would do unmeasured, and the others."""
+    """The algorithms for a problem with their heuristics' schedules, and why others do not apply."""
     able = applicable(p, cpu)
     for template in able:
         yield f"  {template.text(template.heuristic(p, cpu))}"
@@ -63,16 +63,18 @@ def algorithm_lines(p: ConvProblem, cpu: Cpu) -> Iterator[str]:
             yield f"  not {template.name}: {template.why_not(p, cpu)}"
 
 
-def kernel_lines(kernel: Kernel, source: str, record: Record | None, peak: float) -> Iterator[str]:
-    """A kernel's figures and its hot loop.
+def listing_lines(
+    listing: Listing, source: str, record: Record | None, peak: float
+) -> Iterator[str]:
+    """The properties of a kernel and its hot loop.
 
-    `source` says where the schedule is from, `record` what it was measured to take, if it was;
-    `peak` is the FLOP/s that shares are of.
+    `source` is the source of the schedule, `record` its measurement, if there is one. Shares are of
+    `peak`, in FLOP/s.
     """
-    program, found = kernel.program, kernel.facts
+    program, found = listing.program, listing.facts
     stages = ", ".join(f"{s.symbol} ({plural(s.tasks, 'task')})" for s in program.stages)
     text = program.ir
-    yield f"{kernel.template.text(kernel.schedule)}   [{source}]"
+    yield f"{listing.template.text(listing.schedule)}   [{source}]"
     yield f"  stages     {stages}"
     yield f"  IR         {len(text.splitlines())} lines, {size(len(text))}, hash {program.ir_hash}"
     yield f"  code       {size(found.code_bytes)}"
@@ -92,15 +94,15 @@ def kernel_lines(kernel: Kernel, source: str, record: Record | None, peak: float
         yield f"  predicted  at most {percent(found.bound)} of peak, by the hot loop's instructions"
     else:
         yield "  predicted  nothing: no vector FMA in the hot loop"
-    yield f"  measured   {_measured(kernel.problem, record, peak)}"
-    # Without the marks that LLVM leaves round inline assembly.
+    yield f"  measured   {_measured(listing.problem, record, peak)}"
+    # LLVM's comments around inline assembly are left out.
     lines = found.hot_loop.splitlines()
     listing = [line for line in lines if not line.lstrip().startswith(("#", "//"))]
     if listing:
         yield ""
-        yield from (line.expandtabs(8) for line in listing[:_LISTING])
-        if len(listing) > _LISTING:
-            yield f"        ... and {len(listing) - _LISTING} more; --asm shows all of the kernel"
+        yield from (line.expandtabs(8) for line in listing[:_LINES])
+        if len(listing) > _LINES:
+            yield f"        ... and {len(listing) - _LINES} more; --asm shows all of the kernel"
 
 
 def _measured(p: ConvProblem, record: Record | None, peak: float) -> str:

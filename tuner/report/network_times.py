@@ -1,7 +1,7 @@
-"""A whole network side by side: sums of its layers, plans timed in place, other engines.
+"""The times of a whole network: sums of its layers, plans raced as a whole, other engines.
 
-A sum of layers is what convolutions take one after the other, each timed alone; it leaves out all
-other work and what layers do to each other's caches. Only what was timed in place is a network.
+A sum of layers adds convolutions that were timed alone. It lacks all other work, and the influence
+of layers on each other's caches. Only plans raced as a whole are times of the network.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pandas as pd
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
 from fastrun.tuner.records.record import RecordError
 from fastrun.tuner.records.units import ms, plural
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.style import (
     COLOURS,
     FAINT,
@@ -27,12 +28,11 @@ from fastrun.tuner.report.style import (
     mark,
     note,
     plain_log,
-    rows,
 )
 from fastrun.tuner.store.standing import Standing, network_seconds
 
 SUM, RACED, BENCH = "sum of layers", "timed in place", "fastrun bench"
-"""Where a time is from."""
+"""The sources of times."""
 
 BENCHED = "networks.json"
 """The file of `fastrun bench --json` that a report looks for in its folder."""
@@ -41,8 +41,8 @@ _OURS = "ours"  # as `fastrun bench` calls us
 
 
 @dataclass(frozen=True)
-class Network:
-    """What is known of a network: its layers, the newest final, and what `fastrun bench` found."""
+class NetworkTimes:
+    """A network's layers, its newest final, and its results of `fastrun bench`."""
 
     name: str
     layers: Sequence[Standing]
@@ -56,7 +56,7 @@ class Network:
 
 
 def benched(folder: Path, machine: str, threads: int, name: str) -> list[Mapping[str, Any]]:
-    """What the `BENCHED` file in a folder says of a network; nothing where it is of elsewhere.
+    """The results of a network in the `BENCHED` file of a folder; none of other machines.
 
     Raises:
         RecordError: it is no such file.
@@ -77,12 +77,12 @@ def benched(folder: Path, machine: str, threads: int, name: str) -> list[Mapping
         ) from error
 
 
-def side_by_side(networks: Sequence[Network]) -> pd.DataFrame:
-    """A row for everything that runs, or would run, a network.
+def side_by_side(networks: Sequence[NetworkTimes]) -> pd.DataFrame:
+    """A row for each sum of layers, plan and engine.
 
-    Columns `network`, `who`, `seconds`, `over_heuristic` (times faster than the heuristic's plan
-    in the same race, NaN elsewhere) with its 95 % interval `low` to `high`, `source` (`SUM`,
-    `RACED` or `BENCH`), `samples`, and whether it is the plan `kept`.
+    Columns `network`, `who` (what was timed), `seconds`, `over_heuristic` (speed-up over the
+    heuristic's plan of the same race, else NaN) with its 95 % interval `low` to `high`, `source`
+    (`SUM`, `RACED` or `BENCH`), `samples`, and `kept` for the plan that won.
     """
     found = [{"network": n.title, **row} for n in networks for row in _rows_of(n)]
     return pd.DataFrame(found, columns=["network", *_COLUMNS])
@@ -91,7 +91,7 @@ def side_by_side(networks: Sequence[Network]) -> pd.DataFrame:
 _COLUMNS = ("who", "seconds", "over_heuristic", "low", "high", "source", "samples", "kept")
 
 
-def _rows_of(network: Network) -> Iterator[dict[str, object]]:
+def _rows_of(network: NetworkTimes) -> Iterator[dict[str, object]]:
     def row(who: str, seconds: float, source: str, samples: int = 0, kept: bool = False,
             over: Sequence[float] = (math.nan,) * 3) -> dict[str, object]:  # fmt: skip
         return dict(zip(_COLUMNS, (who, seconds, *over, source, samples, kept), strict=True))
@@ -109,29 +109,31 @@ def _rows_of(network: Network) -> Iterator[dict[str, object]]:
         yield row(who, r["seconds"], BENCH, len(r["samples"]))
 
 
-def in_words(network: Network) -> str:
-    """What its times are, and are not."""
+def explanation(network: NetworkTimes) -> str:
+    """What the times of a network mean."""
     parts = [
         f"Sums are of {plural(sum(s.count for s in network.layers), 'convolution')}, each timed "
-        "alone: a network does more, and its layers find their data elsewhere."
+        "alone. A network does more, and finds its data in other caches."
     ]
     if network.final:
         times = network.final.samples[network.final.kept]
         parts.append(
-            f"Plans raced as whole networks, {plural(len(times), 'run')} of each in turns "
-            f"({network.final.time[:10]}); kept: {network.final.kept}, {network.final.verdict}."
+            f"Plans raced as whole networks, with {plural(len(times), 'run')} each in interleaved "
+            f"rounds ({network.final.time[:10]}); kept: {network.final.kept}, "
+            f"{network.final.verdict}."
         )
     else:
         parts.append("No plan was timed as a whole: `fastrun tune` does that at its end.")
     if network.benched:
         parts.append(
-            f"Other engines are from `{BENCHED}`, another run: compare them with fastrun there."
+            f"Other engines are from `{BENCHED}`, which is another run: compare them only with "
+            "the fastrun of that run."
         )
     return " ".join(parts)
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """The times of one network, a row of `side_by_side` each."""
+    """The times of one network, from the rows of `side_by_side`."""
     title = f"{table['network'].iloc[0]}: sums of layers, plans, other engines"
     colours = dict(zip((SUM, RACED, BENCH), (FAINT, *COLOURS), strict=False))
     with layer_canvas(table.assign(layer=table["who"]), title, "ms, logarithmic") as (page, axes):

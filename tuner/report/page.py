@@ -1,4 +1,4 @@
-"""The report: a page and its twin in Markdown, figures, tables. Only this file imports jinja2."""
+"""The report: a page as HTML and as Markdown, figures, tables. Only this file imports jinja2."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from fastrun.tuner.report.frames import (
     outcomes_frame,
     pareto_frame,
 )
-from fastrun.tuner.report.network_times import Network, benched, side_by_side
+from fastrun.tuner.report.network_times import NetworkTimes, benched, side_by_side
 from fastrun.tuner.report.sections import sections
 from fastrun.tuner.report.summary import Facts, summary, tiles, where_and_when
 from fastrun.tuner.store.database import Database, DatabaseError
@@ -44,17 +44,18 @@ def write_report(
 ) -> Path:
     """Write report.html, report.md, figures and tables into a folder; return the page's path.
 
-    Without targets, the report is of every problem measured on `machine` with these `threads` and
-    in this `regime`. The default folder is `results/` and a name for the machine. Other engines are
-    in it if what `fastrun bench --json` wrote of this machine lies there as `networks.json`.
+    Without targets, the report is about all problems that were measured on `machine` with `threads`
+    and `regime`. The default folder is that of the machine in `results/`. If it holds a file
+    `networks.json` of `fastrun bench --json` on this machine, the report includes other engines.
 
     Raises:
-        DatabaseError: nothing was measured there under these conditions.
-        RecordError: the `networks.json` there is damaged.
+        DatabaseError: there are no measurements under these conditions.
+        RecordError: the file `networks.json` is damaged.
         OSError: the folder cannot be written.
     """
     folder = out or Path("results") / machine_slug(machine)
-    facts = _gather(database, targets, machine, threads, regime, folder)
+    conditions = Conditions(machine.machine, threads, regime)
+    facts = _gather(database, targets, machine, conditions, folder)
     folder.mkdir(parents=True, exist_ok=True)
     best = best_frame(facts.found, facts.peak)
     parts = list(sections(facts, best))
@@ -99,7 +100,7 @@ def write_report(
 
 
 def machine_slug(machine: MachineReport) -> str:
-    """A folder's name: the model, and enough of the fingerprint to tell its variants apart."""
+    """The name of a machine's folder: its model, and the beginning of its fingerprint."""
     model = re.sub(r"[^a-z0-9]+", "-", machine.model.lower()).strip("-")
     return f"{model[:40].strip('-')}-{machine.machine[:8]}"
 
@@ -108,26 +109,23 @@ def _gather(
     database: Database,
     targets: Sequence[Target],
     machine: MachineReport,
-    threads: int,
-    regime: str,
+    conditions: Conditions,
     folder: Path,
 ) -> Facts:
-    conditions = Conditions(machine.machine, threads, regime)
     problems = merged(targets)
     if not targets:
         problems = [(ConvProblem.parse(text), 1) for text in database.best_all(conditions)]
     names = {str(p) for p, _ in problems}
-    records = [
-        r
-        for r in database.records(machine=machine.machine, threads=threads, regime=regime)
-        if r.problem in names
-    ]
+    stored = database.records(
+        machine=conditions.machine, threads=conditions.threads, regime=conditions.regime
+    )
+    records = [r for r in stored if r.problem in names]
     found = standings(database, problems, conditions)
     if not any(s.best for s in found):
         asked = ", ".join(target.name for target in targets) or "any problem"
         raise DatabaseError(
             f"database {database.name} holds no valid measurement of {asked} on this machine with "
-            f"{plural(threads, 'thread')}, {regime}: `fastrun tune` first"
+            f"{plural(conditions.threads, 'thread')}, {conditions.regime}: `fastrun tune` first"
         )
     rankings = {p: database.ranking(p, conditions, include_baselines=True) for p, _ in problems}
     decisive = [r for ranking in rankings.values() for r in _best_of_each(ranking)]
@@ -137,18 +135,17 @@ def _gather(
         machine=machine,
         environments=[e for e in environments if e.machine == machine.machine],
         targets=targets,
-        threads=threads,
-        regime=regime,
+        conditions=conditions,
         found=found,
         records=records,
         decisive=decisive,
         fronts={p: front(ranking) for p, ranking in rankings.items()},
         networks=[
-            Network(
+            NetworkTimes(
                 target.name,
                 of_network(found, target.problems),
-                _newest_final(database, target, machine, threads),
-                benched(folder, machine.machine, threads, target.name),
+                _newest_final(database, target, conditions),
+                benched(folder, machine.machine, conditions.threads, target.name),
             )
             for target in targets
             if target.is_network
@@ -157,14 +154,16 @@ def _gather(
 
 
 def _newest_final(
-    database: Database, target: Target, machine: MachineReport, threads: int
+    database: Database, target: Target, conditions: Conditions
 ) -> NetworkRecord | None:
-    finals = database.networks(graph=target.graph, machine=machine.machine, threads=threads)
+    finals = database.networks(
+        graph=target.graph, machine=conditions.machine, threads=conditions.threads
+    )
     return finals[-1] if finals else None
 
 
 def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
-    """The fastest record of every algorithm that the generator still makes."""
+    """The fastest current record of every algorithm."""
     faster_first = sorted(ranking, key=lambda r: r.seconds_per_call)
     for algorithm in sorted({r.algorithm for r in ranking}):
         best = first_current(r for r in faster_first if r.algorithm == algorithm)
@@ -173,17 +172,17 @@ def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
 
 
 def _prose(text: str) -> Markup:
-    """Sentences: code in backticks, numbers that stay with their unit."""
+    """Sentences as HTML: code instead of backticks, and no line break before %."""
     escaped = str(escape(text)).replace(" %", "\u00a0%")
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escaped))
 
 
 def _themed_svg(figure: look.Figure) -> Markup:
-    """A figure whose ink, paper and grid are the page's, light or dark; the page says its title."""
+    """A figure without its title and with the page's colours, which are light or dark."""
     figure.suptitle("")
     text = look.svg(figure)
     for colour, name in ((look.INK, "ink"), (look.PAPER, "paper"), (look.FAINT, "faint")):
         text = text.replace(colour, f"var(--{name})")
-    # Matplotlib's width and height would win over the page's.
+    # Matplotlib's width and height would override those of the page.
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return Markup(re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1))

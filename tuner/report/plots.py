@@ -1,7 +1,7 @@
 """Figures of searches, algorithms, schedules and steps; `layer_plots` has those of layers.
 
-Every function takes a table of `tuner.report.frames` and returns a Figure. Tables hold seconds,
-axes show ms; `best` is a `best_frame`.
+Every function takes a table of `tuner.report.frames` and returns a Figure. Tables hold seconds;
+axes show ms. `best` is a `best_frame`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from fastrun.tuner.records.units import percent
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.style import (
     COLOURS,
     FAINT,
@@ -27,14 +28,13 @@ from fastrun.tuner.report.style import (
     mark_of,
     note,
     plain_log,
-    rows,
     short,
     top,
 )
 
 
 def convergence(table: pd.DataFrame) -> Figure:
-    """How the best so far falls over the trials; a `convergence_frame`."""
+    """The best time so far over the trials; of a `convergence_frame`."""
     with canvas("How the search went", 3.0) as (figure, axes):
         axes.grid(axis="both")
         curves = {
@@ -58,7 +58,7 @@ def convergence(table: pd.DataFrame) -> Figure:
 
 
 def trials(table: pd.DataFrame) -> Figure:
-    """Every trial of a search by algorithm, and the best so far; a `frame` of one problem."""
+    """Every trial of a search by algorithm, and the best so far; of a `frame` of one problem."""
     shown = table.reset_index(drop=True)
     with canvas("Every trial", 3.4) as (figure, axes):
         axes.grid(axis="both")
@@ -83,7 +83,7 @@ def trials(table: pd.DataFrame) -> Figure:
 
 
 def search_curves(table: pd.DataFrame) -> Figure:
-    """What search methods have found after so many evaluations; a `replay.curves_frame`."""
+    """The best found by search methods after n evaluations; of a `replay.curves_frame`."""
     names, methods = list(table["space"].unique()), list(table["sampler"].unique())
     with canvas("Search methods on recorded spaces", 0.9 + 1.7 * len(names)) as (figure, first):
         first.remove()
@@ -117,7 +117,7 @@ def search_curves(table: pd.DataFrame) -> Figure:
 
 
 def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
-    """The best of each algorithm against the layer's winner; an `algorithms_frame`."""
+    """The best schedule of each algorithm over the layer's winner; of an `algorithms_frame`."""
     title = "The best of each algorithm"
     with layer_canvas(best, title, "times as long as the winner, logarithmic") as (figure, axes):
         axes.set_xscale("log")
@@ -125,7 +125,7 @@ def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
         winners = tried.groupby("problem")["best"].min()
         largest = 1.0
         for y, problem in enumerate(best["problem"]):
-            # The winner last, so that nothing hides it.
+            # The winner is drawn last, on top of the others.
             of_layer = tried[tried["problem"] == problem].sort_values("best", ascending=False)
             for row in rows(of_layer):
                 slower = row.best / winners[problem]
@@ -141,11 +141,11 @@ def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
 
 
 def pareto(table: pd.DataFrame) -> Figure:
-    """What less workspace and a smaller error cost in time; a `pareto_frame`."""
+    """The time that less workspace or a smaller error costs; of a `pareto_frame`."""
     with canvas("Time, workspace, error", 5.2) as (figure, first):
         first.remove()
         upper, lower = figure.subplots(2, 1, sharey=True)
-        # A schedule without workspace has a place of its own, left of a kibibyte.
+        # Schedules without workspace stand left of one kibibyte.
         kibibytes = (table["workspace"] / 1024).clip(lower=0.5)
         for axes, values in ((upper, kibibytes), (lower, table["error_rms"])):
             axes.grid(axis="both")
@@ -153,7 +153,7 @@ def pareto(table: pd.DataFrame) -> Figure:
             axes.set_xscale("log")
             axes.set_yscale("log")
             for _, group in table.assign(x=values).groupby("problem", sort=False):
-                # The fastest comes first: the line joins what takes less than all before it.
+                # The fastest comes first. The line joins schedules that need less than all before.
                 less = group[group["x"] < group["x"].cummin().shift(fill_value=math.inf)]
                 axes.plot(less["x"], less["slower"], color=FAINT, linewidth=0.6, alpha=0.6)
                 for row in rows(group):
@@ -177,7 +177,7 @@ def pareto(table: pd.DataFrame) -> Figure:
 
 
 def importance(table: pd.DataFrame) -> Figure:
-    """Which parameters explain the times of the algorithms tried most; an `importance_frame`."""
+    """Importance of the parameters of the most tried algorithms; of an `importance_frame`."""
     names = list(dict.fromkeys(table["algorithm"]))[:3]
     worth = table[table["importance"] >= 0.01]
     shown = pd.concat([worth[worth["algorithm"] == name].head(6) for name in names])
@@ -193,9 +193,9 @@ def importance(table: pd.DataFrame) -> Figure:
 
 
 def outcomes(table: pd.DataFrame) -> Figure:
-    """Trials that came to nothing, by reason; an `outcomes_frame`."""
+    """Failed trials by reason; of an `outcomes_frame`."""
     shown = table.head(12)
-    with canvas("Trials that came to nothing", 1.0 + 0.42 * max(1, len(shown))) as (figure, axes):
+    with canvas("Failed trials", 1.0 + 0.42 * max(1, len(shown))) as (figure, axes):
         for y, row in enumerate(rows(shown)):
             axes.barh(y, row.count, height=0.4, color=COLOURS[1])
             note(axes, row.count, y, str(row.count))
@@ -211,12 +211,13 @@ def outcomes(table: pd.DataFrame) -> Figure:
 
 
 def steps(table: pd.DataFrame, most: int = 24) -> Figure:
-    """Where a run of a network spends its time: the `most` longest steps, in the network's order.
+    """The times of the `most` longest steps of a network, in the network's order.
 
-    `table` is of the rows of `Executable.profile`.
+    `table` has the rows of `Executable.profile`.
     """
     shown = table.loc[table["seconds"].nlargest(most).sort_index().index]
-    # Exporters name a tensor by its way through the modules; of a schedule the algorithm is enough.
+    # Shorter labels: exporters name tensors by the path of modules, and of a schedule only the
+    # algorithm is shown.
     labels = shown["output"].str.strip("/").str.removesuffix("_output_0")
     kinds = shown["algorithm"].str.replace(r"\(.*?\)| by \d+ rows", "", regex=True)
     shown = shown.assign(layer=labels, algorithm=kinds)

@@ -1,7 +1,7 @@
-"""How figures look: one style, and the parts that figures share.
+"""The style of figures and their common parts.
 
-A figure is one that no window knows of. Colours are Okabe and Ito's, which the colour-blind tell
-apart; where they mean something, so do marks or words. Figures are narrow enough for a telephone.
+Figures belong to no window. The colours are Okabe and Ito's, which colour-blind readers can
+distinguish; marks or words repeat their meaning. Figures are narrow enough for a telephone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from fastrun.kernels.registry import templates
 
 INK, FAINT, PAPER = "#1b1f24", "#8c959f", "#fefefe"
-"""Text and axes, grid and helpers, background: a page may replace them by its own."""
+"""Colours of text and axes, of grid and helpers, of the background. A page may replace them."""
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#a08800")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -72,7 +72,7 @@ def save_png(figure: Figure, path: Path) -> None:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as an <svg> element, the same for the same figure, to stand in a page."""
+    """The figure as an <svg> element for a page. Equal figures give equal text."""
     text = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
@@ -81,7 +81,7 @@ def svg(figure: Figure) -> str:
 
 @contextmanager
 def canvas(title: str, height: float) -> Iterator[tuple[Figure, Axes]]:
-    """A figure of so many inches with one pair of axes, and a title."""
+    """A figure of `height` inches with a title and one pair of axes."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
@@ -93,7 +93,7 @@ def canvas(title: str, height: float) -> Iterator[tuple[Figure, Axes]]:
 
 @contextmanager
 def layer_canvas(best: pd.DataFrame, title: str, unit: str) -> Iterator[tuple[Figure, Axes]]:
-    """A figure with a row for each layer, the first on top."""
+    """A figure with a row for each layer, the first one on top."""
     with canvas(title, 1.25 + ROW * len(best)) as (figure, axes):
         yield figure, axes
         axes.set_yticks(range(len(best)), [short(label, 24) for label in best["layer"]])
@@ -101,13 +101,8 @@ def layer_canvas(best: pd.DataFrame, title: str, unit: str) -> Iterator[tuple[Fi
         axes.set_xlabel(unit)
 
 
-def rows(table: pd.DataFrame) -> list[Any]:
-    """The rows, a column an attribute."""
-    return list(table.itertuples(index=False))
-
-
 def note(axes: Axes, x: float, y: float, text: str) -> None:
-    """Words right of the end of a bar; none where nothing was measured."""
+    """Text right of the end of a bar; none if x is not finite."""
     if math.isfinite(x):
         axes.annotate(
             text,
@@ -121,13 +116,13 @@ def note(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def top(values: pd.Series, least: float) -> float:
-    """The largest of the values, at least `least`; that where all are missing."""
+    """The largest of the values, at least `least`; `least` if all are missing."""
     largest = float(values.max())
     return max(least, largest) if math.isfinite(largest) else least
 
 
 def short(text: str, limit: int) -> str:
-    """The text, cut to so many characters."""
+    """The text, cut to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -141,7 +136,7 @@ def mark(shape: str, colour: str, label: str, hollow: bool = False) -> Line2D:
 
 
 def legend(figure: Figure, marks: Sequence[Line2D]) -> None:
-    """What the marks mean, below the axes, in as many columns as there is room for."""
+    """A legend below the axes, in as many columns as there is room for."""
     if not marks:
         return
     words = sum(len(str(line.get_label())) + 5 for line in marks)
@@ -153,31 +148,32 @@ def legend(figure: Figure, marks: Sequence[Line2D]) -> None:
 
 
 def _place(algorithm: str) -> int:
-    """Of its colour; what runs in bands has that of its first part."""
+    """The index of an algorithm's colour. Kernels in bands have that of their first part."""
     names = [t.name for t in templates().values() if not t.baseline]
     first = algorithm.partition(" + ")[0]
     return names.index(first) if first in names else len(names)
 
 
 def colour_of(algorithm: str) -> str:
-    """The colour of what runs an algorithm, the same in all figures."""
+    """The colour of an algorithm, the same in all figures."""
     return COLOURS[_place(algorithm) % len(COLOURS)] if algorithm else FAINT
 
 
 def mark_of(algorithm: str) -> str:
-    """The mark of what runs an algorithm, the same in all figures."""
+    """The mark of an algorithm, the same in all figures."""
     return MARKS[_place(algorithm) % len(MARKS)]
 
 
 def legend_of_algorithms(
     figure: Figure, names: pd.Series, shape: str = "", further: Sequence[Line2D] = ()
 ) -> None:
-    """Colours and marks of the algorithms that occur; all of one shape if that is given."""
+    """A legend of the algorithms that occur; all marks have `shape` if it is given."""
     found = sorted({name for name in names if name}, key=_place)
     legend(figure, [*(mark(shape or mark_of(n), colour_of(n), n) for n in found), *further])
 
 
-# What is labelled of a decade on a logarithmic axis of fewer decades than the key.
+# The labels in each decade of a logarithmic axis; the key is the number of decades that the axis
+# must stay below.
 _STEPS = {
     0.8: (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0),
     2.3: (1.0, 2.0, 5.0),
@@ -187,7 +183,7 @@ _STEPS = {
 
 
 def plain_log(axes: Axes, which: str = "x") -> None:
-    """A logarithmic axis with numbers such as 1, 2, 5, 10 instead of powers."""
+    """Label a logarithmic axis with numbers such as 1, 2, 5, 10 instead of powers."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
     decades = math.log10(high / low)

@@ -1,4 +1,4 @@
-"""What a report is made from, and its first screen."""
+"""The data of a report, and its first screen."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ from fastrun.tuner.machine.noise import NOISY, noise_of
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.environment import Environment
-from fastrun.tuner.records.record import Record, Stage
+from fastrun.tuner.records.record import Conditions, Record, Stage
 from fastrun.tuner.records.units import ms, plural, ratio
-from fastrun.tuner.report.network_times import Network
+from fastrun.tuner.report.network_times import NetworkTimes
 from fastrun.tuner.store.standing import Standing, network_seconds, of_network
 
 IDLE = "not searched", "not measured"
-"""Verdicts on layers of which measuring could not gain anything."""
+"""Verdicts on layers that were not tuned."""
 
-_NAMED = 6  # layers of a kind; the table below has all
+_NAMED = 6  # layers that a sentence names, at most; the table has all
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that the report is made from."""
+    """The data of a report."""
 
     machine: MachineReport
     environments: list[Environment]
     targets: Sequence[Target]
-    threads: int
-    regime: str
+    conditions: Conditions
     found: list[Standing]
     records: list[Record]
     decisive: list[Record]
     fronts: dict[ConvProblem, list[Record]]
-    networks: Sequence[Network]
+    networks: Sequence[NetworkTimes]
 
     @property
     def peak(self) -> float:
         """The measured FLOP/s of the threads used."""
-        return self.machine.peak_of(self.threads)
+        return self.machine.peak_of(self.conditions.threads)
 
     @property
     def options(self) -> str:
-        """The options that commands need to speak of the same conditions."""
-        parts = [f" --threads {self.threads}"] if self.threads != 1 else []
-        return "".join([*parts, *([f" --regime {self.regime}"] if self.regime != "hot" else [])])
+        """The options with which commands use the same conditions."""
+        threads, regime = self.conditions.threads, self.conditions.regime
+        options = "" if threads == 1 else f" --threads {threads}"
+        return options if regime == "hot" else f"{options} --regime {regime}"
 
 
 def where_and_when(facts: Facts) -> str:
-    """Where and when it was measured, in one line."""
+    """The machine, conditions and time of the measurements, in one line."""
     first, last = (pick(r.time for r in facts.records)[:16] for pick in (min, max))
     when = first.replace("T", " ") if first[:10] == last[:10] else f"{first[:10]} to {last[:10]}"
-    return f"{facts.machine.model}, {plural(facts.threads, 'thread')}, {facts.regime}, {when} UTC"
+    threads, regime = plural(facts.conditions.threads, "thread"), facts.conditions.regime
+    return f"{facts.machine.model}, {threads}, {regime}, {when} UTC"
 
 
 def tiles(facts: Facts) -> Iterator[tuple[str, str]]:
-    """The few figures to remember: a number and what it is."""
+    """The main results: each a number and its meaning."""
     naive, heuristic, best = network_seconds(facts.found)
     if any(t.is_network for t in facts.targets) and best == best:
         known = f"; heuristic {ms(heuristic)} ms" if heuristic == heuristic else ""
@@ -73,9 +74,9 @@ def tiles(facts: Facts) -> Iterator[tuple[str, str]]:
 
 
 def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """What was tuned, how much faster it is, what did not get faster, how sure that is.
+    """What was tuned, the speed-ups, what did not get faster, and how certain that is.
 
-    Pairs of a few words and the sentences they stand for; `labels` name the problems of `found`.
+    Each part is a short title and sentences. `labels` are the names of the problems of `found`.
     """
     labels = [label.replace(" ", "\u00a0") for label in labels]
     trials = sum(r.stage == Stage.SCREEN for r in facts.records)
@@ -91,7 +92,7 @@ def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
     if faster:
         yield "How much faster", faster
     slow = " ".join(_not_faster(facts, labels))
-    yield "What did not get faster", slow or "Nothing: every layer surely did."
+    yield "What did not get faster", slow or "Nothing: every layer got faster."
     yield from _certainty(facts)
     errors = [s.best.errors.max for s in facts.found if s.best and s.best.errors]
     if errors:
@@ -103,9 +104,9 @@ def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _networks(facts: Facts) -> Iterator[str]:
-    """A sentence for each network: all of its convolutions, one after the other.
+    """A sentence for each network about all its convolutions, one after the other.
 
-    The first says what is meant, the others the same in fewer words.
+    The first sentence is explicit, the others are shorter.
     """
     explained = False
     for target in (target for target in facts.targets if target.is_network):
@@ -116,7 +117,7 @@ def _networks(facts: Facts) -> Iterator[str]:
         if lacking:
             yield (
                 f"{lacking} of {plural(len(own), 'problem')} of {target.name} "
-                "have no measurement of what the generators write today: "
+                "have no measurement of today's kernels: "
                 f"`fastrun tune {target.name}` makes them."
             )
         elif not explained:
@@ -139,7 +140,7 @@ def _networks(facts: Facts) -> Iterator[str]:
 
 
 def _layers(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
-    """By how much single layers gained over the heuristic."""
+    """The gains of single layers over the heuristic."""
     gains = {
         label: s.over_heuristic
         for label, s in zip(labels, facts.found, strict=True)
@@ -149,8 +150,8 @@ def _layers(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
         most = max(gains, key=gains.__getitem__)
         mean = math.exp(statistics.fmean(math.log(gain) for gain in gains.values()))
         yield (
-            f"Over the heuristic {len(gains)} searched layers gain {ratio(mean)} in the geometric "
-            f"mean, at most {ratio(gains[most])} ({most})."
+            f"The {len(gains)} searched layers gain {ratio(mean)} over the heuristic in the "
+            f"geometric mean, at most {ratio(gains[most])} ({most})."
         )
 
 
@@ -158,10 +159,10 @@ def _not_faster(facts: Facts, labels: Sequence[str]) -> Iterator[str]:
     """A sentence for each reason why layers do not count as faster than the heuristic."""
     slow: Mapping[str, str] = {
         "tie": "Not surely faster than the heuristic",
-        "heuristic": "Left as the heuristic had them",
-        "slower": "Surely slower than the heuristic's when they were measured again",
-        "unsure": "Measured in too few processes to say",
-        "not searched": "Not searched, of which only the heuristic's schedule was measured",
+        "heuristic": "The heuristic's schedule is the best",
+        "slower": "Surely slower than the heuristic's schedule when measured again",
+        "unsure": "Measured in too few processes for a verdict",
+        "not searched": "Not searched (only the heuristic's schedule was measured)",
         "not measured": "Not measured",
     }
     for verdict, words in slow.items():
@@ -187,20 +188,20 @@ def _certainty(facts: Facts) -> Iterator[tuple[str, str]]:
         which = f", {own} of them the heuristic's own schedule" if own else ""
         said.append(
             f"{len(raced)} of {plural(len(winners), 'winner')}{which} raced the heuristic's "
-            f"schedule or the next best in interleaved rounds, {plural(samples, 'sample')} each at "
-            f"least, taken in no fewer than {processes} processes."
+            f"schedule or the next best in interleaved rounds, with at least "
+            f"{plural(samples, 'sample')} each from at least {processes} processes."
         )
     if others := len(winners) - len(raced):
-        said.append(f"{others} of {plural(len(winners), 'winner')} did not race: no more is known.")
+        said.append(f"{others} of {plural(len(winners), 'winner')} did not race.")
     said.append(
         "A layer counts as faster only if the 95 % interval of its speed-up, over processes, "
-        "clears 3 %."
+        "lies above 3 %."
     )
     yield "How sure", " ".join(said)
     noise = noise_of(facts.records)
     if noise >= NOISY:
         yield (
             "A noisy machine",
-            f"By one in ten of the canary's readings, fixed work took {ratio(1 + noise)} its best "
-            "time, or more. Small differences are ties here.",
+            f"In one of ten readings of the canary, fixed work took {ratio(1 + noise)} its best "
+            "time or more. So small differences count as ties here.",
         )

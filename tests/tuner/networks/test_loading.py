@@ -107,7 +107,7 @@ def test_profile_tunes_what_is_missing_only(
     assert {measured(p).schedule for p in problems()} <= {*algorithms(network.plan)}
     graph = optimise(load_network(residual()))
     kept = make_plan(graph, guessed_choices(CPU, 1, NO_LIMITS), CPU)
-    monkeypatch.setattr(plans, "kept_plan", lambda *_: kept)
+    monkeypatch.setattr(plans, "stored_plan", lambda *_: kept)
     assert loaded(database=path, policy="profile")[0].plan == kept[0]
     assert asked == [7.0]
 
@@ -172,7 +172,7 @@ def test_no_database_keeps_a_network_from_running(
     stack: ExitStack,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fastrun.tuner.networks.load._PATIENCE", 0.05)
+    monkeypatch.setattr("fastrun.tuner.networks.load._LOCK_SECONDS", 0.05)
     if own:
         monkeypatch.setenv("FASTRUN_CACHE", str(path.parent))
         path = path.rename(path.with_name("fastrun.db"))

@@ -28,11 +28,11 @@ from fastrun.tuner.machine import probe as machine
 from fastrun.tuner.networks import final as network
 from fastrun.tuner.networks import stored_plans as plans
 from fastrun.tuner.networks.alternatives import apart, distinct, same, variants
-from fastrun.tuner.networks.final import Final
-from fastrun.tuner.networks.in_place import Comparison, Network
+from fastrun.tuner.networks.final import FinalResult
+from fastrun.tuner.networks.in_place import Comparison, PickledNetwork
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
-from fastrun.tuner.networks.stored_plans import kept_plan, settle
+from fastrun.tuner.networks.stored_plans import store_plan, stored_plan
 from fastrun.tuner.records.network_record import HEURISTIC, IN_PLACE, LAYERS
 from fastrun.tuner.records.record import NO_LIMITS, Limits
 from fastrun.tuner.search.budget import Budget
@@ -88,7 +88,7 @@ def test_a_later_plan_must_be_surely_faster(factors: dict[str, float], kept: str
         name: tuple(1e-3 * factor * rounds * (1 + 0.005 * draw.standard_normal(24)))
         for name, factor in factors.items()
     }
-    assert Final({}, samples).kept == kept
+    assert FinalResult({}, samples).kept == kept
 
 
 # Which plans are compared
@@ -105,12 +105,12 @@ def test_plans_are_the_same_whatever_they_expect(plan: Plan) -> None:
 
 
 def test_variants_give_every_node_its_next_choice(graph: Graph) -> None:
-    def leaders(p: ConvProblem) -> list[Choice]:
+    def several(p: ConvProblem) -> list[Choice]:
         seconds = (1.0, 1.1, 1.2, 2.0)  # the last takes too long alone to be tried
         return [Choice(in_nhwc(p, 1 + i), NHWC, NHWC, s) for i, s in enumerate(seconds)]
 
-    base, _ = make_plan(graph, lambda p: leaders(p)[:1], CPU)
-    made = list(variants(graph, base, leaders, CPU))
+    base, _ = make_plan(graph, lambda p: several(p)[:1], CPU)
+    made = list(variants(graph, base, several, CPU))
     assert made
     tried: dict[str, set[str]] = {}
     for variant in made:
@@ -130,39 +130,39 @@ def test_variants_give_every_node_its_next_choice(graph: Graph) -> None:
 
 def test_a_final_is_kept_and_used_while_it_is_current(graph: Graph, tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
-        record = settle(graph, database, 1, 4.0, NO_LIMITS)
+        record = store_plan(graph, database, 1, 4.0, NO_LIMITS)
         assert database.networks() == [record]
         assert HEURISTIC in record.samples
         assert all(len(s) >= 5 for s in record.samples.values())
-        found = kept_plan(graph, database, CPU, 1, NO_LIMITS)
+        found = stored_plan(graph, database, CPU, 1, NO_LIMITS)
         assert found
         assert str(found[0]) == record.plan
         assert str(load(residual(), database=database).plan) == record.plan
-        assert kept_plan(graph, database, CPU, 2, NO_LIMITS) is None
-        assert kept_plan(graph, database, CPU, 1, Limits(error=1e-5)) is None
+        assert stored_plan(graph, database, CPU, 2, NO_LIMITS) is None
+        assert stored_plan(graph, database, CPU, 1, Limits(error=1e-5)) is None
         larger = optimise(load_network(residual(), {"x": (4, 3, 33, 29)}))
-        assert kept_plan(larger, database, CPU, 1, NO_LIMITS) is None
+        assert stored_plan(larger, database, CPU, 1, NO_LIMITS) is None
         stale = {"ir_hash": "code"}, {"plan": "no plan"}, {"toolchain": "llvm 0, kernels 0"}
         for year, change in enumerate(stale, 3000):
             later = {"time": f"{year}-01-01T00:00:00.000000+00:00"}
             database.add_network(replace(record, **later, **change))
-            assert kept_plan(graph, database, CPU, 1, NO_LIMITS) is None
+            assert stored_plan(graph, database, CPU, 1, NO_LIMITS) is None
         yesterdays = record.toolchain.partition(",")[0] + ", kernels of yesterday"
         latest = {"time": "4000-01-01T00:00:00.000000+00:00", "toolchain": yesterdays}
         database.add_network(replace(record, **latest))
-        assert kept_plan(graph, database, CPU, 1, NO_LIMITS)
+        assert stored_plan(graph, database, CPU, 1, NO_LIMITS)
 
 
-def crash(network: Network, base: str, rival: str, seconds: float) -> Comparison:
+def crash(network: PickledNetwork, base: str, other: str, seconds: float) -> Comparison:
     os._exit(7)
 
 
-def test_a_rival_that_kills_its_process_costs_nothing_else(
+def test_a_plan_that_kills_its_process_costs_nothing_else(
     graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(network, "compare", crash)
     with Database(tmp_path / "records.db") as database:
-        record = settle(graph, database, 1, 2.0, NO_LIMITS)
+        record = store_plan(graph, database, 1, 2.0, NO_LIMITS)
     assert IN_PLACE not in record.samples
     assert record.kept in record.samples
 
@@ -174,7 +174,7 @@ def test_a_rival_that_kills_its_process_costs_nothing_else(
 @pytest.mark.filterwarnings("ignore:.* holds no current measurement")  # of the second network
 def test_reproducible_gives_the_same_bits_on_any_number_of_threads(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
-        settle(optimise(load_network(residual())), database, 1, 0.0, NO_LIMITS)
+        store_plan(optimise(load_network(residual())), database, 1, 0.0, NO_LIMITS)
         for source, shape in ((residual(), (2, 3, 33, 29)), ("squeezenet1.1", (1, 3, 64, 64))):
             name = "x" if shape[0] == 2 else "input"
             given = {name: normal(*shape)}
@@ -245,7 +245,7 @@ def test_profile_spends_its_budget_on_layers_and_then_on_the_whole(
         spent["whole"] = seconds
 
     monkeypatch.setattr("fastrun.tuner.search.fastrun.fast_run", search)
-    monkeypatch.setattr(plans, "settle", final)
+    monkeypatch.setattr(plans, "store_plan", final)
     path = tmp_path / "records.db"
     with pytest.warns(UserWarning, match="no current measurement of 4 of 4"):
         loaded = load(residual(), database=path, policy="profile", seconds=40.0, max_workspace=0)

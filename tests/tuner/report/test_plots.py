@@ -9,21 +9,21 @@ import pytest
 
 from fastrun.benchmarks import figures as comparisons
 from fastrun.benchmarks.frames import engines_frame
-from fastrun.benchmarks.race import Lap
-from fastrun.benchmarks.report import Heat
+from fastrun.benchmarks.race import EntryTimes
+from fastrun.benchmarks.report import EngineRace
 from fastrun.tuner.report import plots
 from fastrun.tuner.report.style import svg
 from fastrun.tuner.store.frame import frame
 from tests.support.records import record
 
 
-def lap(engine: str, *samples: float, overhead: float = 0.0) -> Lap:
-    return Lap(engine, samples, 1, None, overhead, "")
+def entry(engine: str, *samples: float, overhead: float = 0.0) -> EntryTimes:
+    return EntryTimes(engine, samples, 1, None, overhead, "")
 
 
 HEATS = [
-    Heat("small", "g", 1, (lap("ours", 1.0), lap("ort", 3.0, 3.0, 5.0), lap("mnn"))),
-    Heat("large", "g", 1, (lap("ours", 4.0), lap("ort", 2.0))),
+    EngineRace("small", "g", 1, (entry("ours", 1.0), entry("ort", 3.0, 3.0, 5.0), entry("mnn"))),
+    EngineRace("large", "g", 1, (entry("ours", 4.0), entry("ort", 2.0))),
 ]
 
 
@@ -36,8 +36,8 @@ def test_engines_frame_is_beside_ours() -> None:
 
 
 def test_engines_frame_takes_overhead_off_the_range_too() -> None:
-    heat = Heat("x", "g", 1, (lap("ours", 1.0), lap("ort", 3.0, 3.0, overhead=1.0)))
-    (row,) = engines_frame([heat]).itertuples()
+    raced = EngineRace("x", "g", 1, (entry("ours", 1.0), entry("ort", 3.0, 3.0, overhead=1.0)))
+    (row,) = engines_frame([raced]).itertuples()
     assert (row.low, row.times, row.high) == (2.0, 2.0, 2.0)
 
 

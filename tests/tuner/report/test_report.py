@@ -36,9 +36,9 @@ from fastrun.tuner.report.network_times import (
     BENCHED,
     RACED,
     SUM,
-    Network,
+    NetworkTimes,
     benched,
-    in_words,
+    explanation,
     side_by_side,
 )
 from fastrun.tuner.report.page import machine_slug, write_report
@@ -339,7 +339,7 @@ def test_the_summary_of_many_networks_is_short(database: Database, found: list[S
     records = database.records()
 
     def said(standings: list[Standing]) -> dict[str, str]:
-        facts = Facts(MACHINE, [], targets, 1, "hot", standings, records, [], {}, [])
+        facts = Facts(MACHINE, [], targets, Conditions(HERE), standings, records, [], {}, [])
         return dict(summary(facts, [f"layer {n}" for n in range(len(standings))]))
 
     many = said([*none, *none, *found])
@@ -398,10 +398,10 @@ def test_a_network_stands_beside_plans_and_engines(page: Path, found: list[Stand
 
 
 def test_a_network_without_a_final_says_so(found: list[Standing]) -> None:
-    network = Network("folder/net.onnx", found, None, [])
+    network = NetworkTimes("folder/net.onnx", found, None, [])
     assert list(side_by_side([network])["source"]) == [SUM] * 3
     assert network.title == "net"
-    assert "No plan was timed as a whole" in in_words(network)
+    assert "No plan was timed as a whole" in explanation(network)
 
 
 def test_engines_of_another_machine_are_left_out(tmp_path: Path) -> None:

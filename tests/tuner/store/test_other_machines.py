@@ -17,7 +17,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import heuristic_text
 from fastrun.tuner.networks.measured_choices import stored_choices
-from fastrun.tuner.networks.stored_plans import kept_plan
+from fastrun.tuner.networks.stored_plans import stored_plan
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
 from fastrun.tuner.records.record import NO_LIMITS, Conditions, Outcome
@@ -150,9 +150,9 @@ def test_a_networks_plan_is_kept_for_one_machine(field: str, value: Any) -> None
     )
     with Database("sqlite://") as database:
         database.add_network(replace(kept, **{field: value}))
-        assert kept_plan(graph, database, HERE, 1, NO_LIMITS) is None
+        assert stored_plan(graph, database, HERE, 1, NO_LIMITS) is None
         database.add_network(kept)
-        assert kept_plan(graph, database, HERE, 1, NO_LIMITS)
+        assert stored_plan(graph, database, HERE, 1, NO_LIMITS)
 
 
 def test_a_search_learns_from_the_same_conditions() -> None:
