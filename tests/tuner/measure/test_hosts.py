@@ -14,7 +14,7 @@ import pytest
 from fastrun.tuner.measure.ulimits import lower, small_limits
 
 ROOT = Path(__file__).parents[3]
-PATIENCE = 600  # seconds after which something hangs, on however busy a machine
+HANG_SECONDS = 600  # what takes longer hangs, on any machine
 
 # A job through all processes, as tuning does it.
 BODY = """
@@ -65,7 +65,7 @@ HOSTS = {
 
 def python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*words], capture_output=True, text=True, timeout=PATIENCE, check=False,
+        [*words], capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, **options,
     )  # fmt: skip
 

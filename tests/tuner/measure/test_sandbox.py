@@ -39,7 +39,7 @@ PROBLEM = ConvProblem.parse("conv 1x5x6x6 7x3x3 s1 p1 bias relu")
 NAIVE = "naive(layout=NCHW)"
 LIMITS = ProcessLimits(call=0.1, slack=0.4, memory=1 << 30)
 QUICK = Protocol(block=1e-4)
-PATIENCE = 300.0  # seconds after which something hangs, on however busy a machine
+HANG_SECONDS = 300.0  # what takes longer hangs, on any machine
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Lab:
         return Job(program or self.good, self.operands, threads, protocol=QUICK, limits=LIMITS)
 
     def run(self, program: Compiled | None = None) -> Result:
-        return self.sandbox.submit(self.job(program)).result(timeout=PATIENCE)
+        return self.sandbox.submit(self.job(program)).result(timeout=HANG_SECONDS)
 
 
 def children() -> set[int]:
@@ -70,7 +70,7 @@ def lab() -> Iterator[Lab]:
     with Scratch() as scratch, Sandbox(cores, LIMITS) as sandbox:
         operands = Operands.make(PROBLEM, scratch)
         with Compiler(cores, Cpu.host(), timeout=20.0) as compiler:
-            good = compiler.submit(operands, NAIVE).result(timeout=PATIENCE)
+            good = compiler.submit(operands, NAIVE).result(timeout=HANG_SECONDS)
             assert isinstance(good, Compiled)
             yield Lab(operands, sandbox, compiler, good)
 
@@ -266,7 +266,7 @@ def test_a_result_off_by_a_thousandth_is_wrong(lab: Lab) -> None:
     assert "limit" in result.reason
     lenient = replace(lab.job(after_naive(lab, body)), limits=replace(LIMITS, error=0.1))
     # Every call scales its own fresh output, so the candidate is only inexact, and steadily so.
-    assert lab.sandbox.submit(lenient).result(timeout=PATIENCE).outcome == Outcome.CORRECT
+    assert lab.sandbox.submit(lenient).result(timeout=HANG_SECONDS).outcome == Outcome.CORRECT
 
 
 @pytest.mark.parametrize("value", ["0x7FF8000000000000", "0x7FF0000000000000"])
@@ -324,7 +324,7 @@ def test_a_halo_in_the_output_must_stay_zero(lab: Lab) -> None:
 def test_every_layout_is_unpacked_before_it_is_compared(lab: Lab, layout: str) -> None:
     direct = templates()["direct"]
     schedule = replace(direct.heuristic(PROBLEM, Cpu.host()), layout=layout)
-    program = lab.compiler.submit(lab.operands, direct.text(schedule)).result(timeout=PATIENCE)
+    program = lab.compiler.submit(lab.operands, direct.text(schedule)).result(timeout=HANG_SECONDS)
     assert isinstance(program, Compiled)
     assert lab.run(program).outcome == Outcome.CORRECT
 
@@ -351,7 +351,7 @@ def test_padding_channels_must_be_finite(lab: Lab) -> None:
     with Scratch() as scratch:
         operands = Operands.make(PROBLEM, scratch, given=zeros)
         job = replace(lab.job(replace(hostile(lab, body), io=io)), operands=operands)
-        result = lab.sandbox.submit(job).result(timeout=PATIENCE)
+        result = lab.sandbox.submit(job).result(timeout=HANG_SECONDS)
     assert result.outcome == Outcome.CORRECTNESS
     assert result.reason == "padding channels of dst are not finite"
 
@@ -381,7 +381,7 @@ def test_a_good_kernel_gives_samples_and_errors(lab: Lab) -> None:
 
 
 def test_a_hopeless_kernel_is_given_up(lab: Lab) -> None:
-    result = lab.sandbox.submit(replace(lab.job(), incumbent=1e-12)).result(timeout=PATIENCE)
+    result = lab.sandbox.submit(replace(lab.job(), incumbent=1e-12)).result(timeout=HANG_SECONDS)
     assert result.outcome == Outcome.CORRECT
     assert not result.complete
     assert len(result.samples) == 1
@@ -389,20 +389,20 @@ def test_a_hopeless_kernel_is_given_up(lab: Lab) -> None:
 
 def test_cold_weights_are_measured_and_right(lab: Lab) -> None:
     job = replace(lab.job(), regime="cold-weights")
-    result = lab.sandbox.submit(job).result(timeout=PATIENCE)
+    result = lab.sandbox.submit(job).result(timeout=HANG_SECONDS)
     assert (result.outcome, len(result.samples)) == (Outcome.CORRECT, QUICK.blocks)
 
 
 def test_a_write_past_one_of_many_copies_of_the_weights_is_seen(lab: Lab) -> None:
     body = store("weights", np.load(lab.good.weights).size)
     job = replace(lab.job(after_naive(lab, body)), regime="cold-weights")
-    result = lab.sandbox.submit(job).result(timeout=PATIENCE)
+    result = lab.sandbox.submit(job).result(timeout=HANG_SECONDS)
     assert (result.outcome, result.reason) == (Outcome.CORRECTNESS, "wrote outside weights")
 
 
 def test_a_race_pairs_its_samples_and_leaves_out_the_wrong(lab: Lab) -> None:
     wrong = lab.job(replace(lab.good, stages=(replace(lab.good.stages[0], tasks=1),)))
-    results = lab.sandbox.race([lab.job(), wrong, lab.job()], rounds=5).result(timeout=PATIENCE)
+    results = lab.sandbox.race([lab.job(), wrong, lab.job()], rounds=5).result(timeout=HANG_SECONDS)
     assert [r.outcome for r in results] == [
         Outcome.CORRECT,
         Outcome.CORRECTNESS,
@@ -413,14 +413,14 @@ def test_a_race_pairs_its_samples_and_leaves_out_the_wrong(lab: Lab) -> None:
 
 def test_a_race_that_nobody_may_run_says_why(lab: Lab) -> None:
     wrong = lab.job(replace(lab.good, stages=(replace(lab.good.stages[0], tasks=1),)))
-    results = lab.sandbox.race([wrong, wrong], rounds=4, drop_every=2).result(timeout=PATIENCE)
+    results = lab.sandbox.race([wrong, wrong], rounds=4, drop_every=2).result(timeout=HANG_SECONDS)
     assert [r.outcome for r in results] == [Outcome.CORRECTNESS] * 2
     assert all("outputs are unwritten" in r.reason for r in results)
 
 
 def test_a_race_that_dies_says_so_for_everyone(lab: Lab) -> None:
     deadly = lab.job(hostile(lab, *DEADLY["segfault"][:2]))
-    results = lab.sandbox.race([lab.job(), deadly], rounds=2).result(timeout=PATIENCE)
+    results = lab.sandbox.race([lab.job(), deadly], rounds=2).result(timeout=HANG_SECONDS)
     assert [r.outcome for r in results] == [Outcome.RUNTIME] * 2
 
 
@@ -434,9 +434,8 @@ def test_verification_uses_the_threads_that_are_timed(lab: Lab) -> None:
         pytest.skip("one core only")
     # Both halves of the tasks write through the one shared workspace, which only one may.
     with Sandbox(Cores.split(2), LIMITS) as sandbox:
-        assert (
-            sandbox.submit(lab.job(threads=2)).result(timeout=PATIENCE).outcome == Outcome.CORRECT
-        )
+        result = sandbox.submit(lab.job(threads=2)).result(timeout=HANG_SECONDS)
+        assert result.outcome == Outcome.CORRECT
         first_only = hostile(
             lab,
             """%first = icmp eq i64 %begin, 0
@@ -448,7 +447,7 @@ def test_verification_uses_the_threads_that_are_timed(lab: Lab) -> None:
             ret void""",
         )
         first_only = replace(first_only, stages=(Stage("hostile", 2),))
-        result = sandbox.submit(lab.job(first_only, threads=2)).result(timeout=PATIENCE)
+        result = sandbox.submit(lab.job(first_only, threads=2)).result(timeout=HANG_SECONDS)
         assert "SIGSEGV" in result.reason
 
 
@@ -467,7 +466,7 @@ def test_compiling_gives_what_a_job_needs(lab: Lab) -> None:
 
 def test_an_impossible_schedule_is_a_constraint(lab: Lab) -> None:
     for schedule in ("naive(layout=NHWC)", "nobody()", "naive(layout=NCHW, speed=11)"):
-        result = lab.compiler.submit(lab.operands, schedule).result(timeout=PATIENCE)
+        result = lab.compiler.submit(lab.operands, schedule).result(timeout=HANG_SECONDS)
         assert isinstance(result, Result)
         assert result.outcome == Outcome.CONSTRAINTS
         assert result.reason
@@ -480,8 +479,10 @@ def test_processes_keep_to_their_cores(lab: Lab) -> None:
     others = children()
     cores = Cores.split(1)
     with Sandbox(cores, LIMITS) as sandbox, Compiler(cores, Cpu.host()) as compiler:
-        assert isinstance(compiler.submit(lab.operands, NAIVE).result(timeout=PATIENCE), Compiled)
-        assert sandbox.submit(lab.job()).result(timeout=PATIENCE).outcome == Outcome.CORRECT
+        assert isinstance(
+            compiler.submit(lab.operands, NAIVE).result(timeout=HANG_SECONDS), Compiled
+        )
+        assert sandbox.submit(lab.job()).result(timeout=HANG_SECONDS).outcome == Outcome.CORRECT
         bound = set()
         for process in children() - others:
             threads = map(int, os.listdir(f"/proc/{process}/task"))
@@ -517,11 +518,13 @@ def test_a_generator_that_fails_is_a_compile_outcome(
     with Compiler(Cores.split(1), Cpu.host(), timeout=2.0) as compiler:
         with monkeypatch.context() as patch:
             patch.setattr(worker, "compile_on", generator)
-            result = compiler.submit(lab.operands, NAIVE).result(timeout=PATIENCE)
+            result = compiler.submit(lab.operands, NAIVE).result(timeout=HANG_SECONDS)
         assert isinstance(result, Result)
         assert result.outcome == Outcome.COMPILE
         assert reason in result.reason
-        assert isinstance(compiler.submit(lab.operands, NAIVE).result(timeout=PATIENCE), Compiled)
+        assert isinstance(
+            compiler.submit(lab.operands, NAIVE).result(timeout=HANG_SECONDS), Compiled
+        )
 
 
 def test_a_full_disk_is_no_fault_of_the_candidate(
@@ -529,17 +532,17 @@ def test_a_full_disk_is_no_fault_of_the_candidate(
 ) -> None:
     monkeypatch.setattr(worker, "compile_on", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
-        lab.compiler.submit(lab.operands, NAIVE).result(timeout=PATIENCE)
+        lab.compiler.submit(lab.operands, NAIVE).result(timeout=HANG_SECONDS)
 
 
 def test_a_process_that_dies_between_jobs_costs_no_job(lab: Lab) -> None:
     others = children()
     with Sandbox(Cores.split(1), LIMITS) as sandbox:
-        assert sandbox.submit(lab.job()).result(timeout=PATIENCE).outcome == Outcome.CORRECT
+        assert sandbox.submit(lab.job()).result(timeout=HANG_SECONDS).outcome == Outcome.CORRECT
         (idle,) = children() - others
         os.kill(idle, signal.SIGKILL)
         wait_for_end([idle])
-        assert sandbox.submit(lab.job()).result(timeout=PATIENCE).outcome == Outcome.CORRECT
+        assert sandbox.submit(lab.job()).result(timeout=HANG_SECONDS).outcome == Outcome.CORRECT
 
 
 def test_workers_that_cannot_start_are_an_error() -> None:
@@ -551,13 +554,11 @@ def test_workers_that_cannot_start_are_an_error() -> None:
 
 
 def test_leaving_does_not_wait_for_a_job(lab: Lab) -> None:
-    patient = replace(lab.job(hostile(lab, ENDLESS)), limits=ProcessLimits(slack=PATIENCE))
+    patient = replace(lab.job(hostile(lab, ENDLESS)), limits=ProcessLimits(slack=HANG_SECONDS))
     with Sandbox(Cores.split(1)) as sandbox:
         future = sandbox.submit(patient)
         assert wait([future], timeout=0.7).not_done
-        start = time.monotonic()
-    assert time.monotonic() - start < PATIENCE / 2
-    with pytest.raises(CancelledError):
+    with pytest.raises(CancelledError):  # else it has waited for the job's end
         future.result(timeout=0)
 
 
@@ -595,7 +596,7 @@ def test_a_killed_run_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def wait_for_end(processes: Iterable[int]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + HANG_SECONDS
     while left := [pid for pid in processes if is_running(pid)]:
         assert time.monotonic() < deadline, f"{left} go on"
         time.sleep(0.02)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -147,15 +146,16 @@ def test_a_process_waits_for_a_core_that_another_uses() -> None:
     except OSError:
         pytest.skip("this system does not count it")
     code = (
-        "import os, time; from fastrun.tuner.measure.timing import waited\n"
+        "import os; from fastrun.tuner.measure.timing import waited\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "child = os.fork(); end = time.monotonic() + 0.3\n"
-        "while time.monotonic() < end: pass\n"
-        "if child == 0: os._exit(0)\n"
-        "os.wait(); print(waited())"
+        "child, before = os.fork(), waited()\n"
+        "while child == 0 or waited() < before + 0.05: pass\n"
+        "os.kill(child, 9); os.wait(); print('waited')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) > 0.05
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.strip() == "waited"
 
 
 def test_those_surely_slower_are_dropped_from_a_race() -> None:
@@ -240,6 +240,5 @@ def test_compilations_run_side_by_side() -> None:
     cores = Cores((0,), (0, 1))
     with cores.compile_turn() as one, cores.compile_turn() as other:
         assert {one, other} == {0, 1}
-        started = time.monotonic()
     with cores.timing_turn():
-        assert time.monotonic() - started < 300
+        pass  # it would wait for ever if a core were still compiling

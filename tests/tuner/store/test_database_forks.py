@@ -20,7 +20,7 @@ from tests.support.databases import edit
 from tests.support.graph_models import model, node, normal
 from tests.support.records import record
 
-PATIENCE = 600.0
+HANG_SECONDS = 600.0
 """Seconds within which even a busy machine is done."""
 
 TURNS = round(10 * float(os.environ.get("FASTRUN_TEST_SCALE", "1")))
@@ -101,14 +101,14 @@ def test_a_child_with_a_database_of_its_own_has_locks_of_its_own(tmp_path: Path)
         with Database(path) as own:
             own.add(record(1))
             opened.set()
-            assert closed.wait(PATIENCE)
+            assert closed.wait(HANG_SECONDS)
             own.add(record(2))
 
     child = in_child(write)
-    assert opened.wait(PATIENCE)
+    assert opened.wait(HANG_SECONDS)
     database.close()
     closed.set()
-    child.join(PATIENCE)
+    child.join(HANG_SECONDS)
     assert child.exitcode == 0
     assert whole(path, 0, 1, 2)
 
@@ -121,7 +121,7 @@ def test_parent_and_child_share_a_database_in_turns(tmp_path: Path) -> None:
 
     def write(which: int) -> None:
         for number in range(1 + which, 20, 2):
-            assert turns[which].acquire(timeout=PATIENCE)
+            assert turns[which].acquire(timeout=HANG_SECONDS)
             database.add(record(number))
             if number % 4 == 3:
                 database.close()
@@ -130,7 +130,7 @@ def test_parent_and_child_share_a_database_in_turns(tmp_path: Path) -> None:
     child = in_child(lambda: write(1))
     turns[0].release()
     write(0)
-    child.join(PATIENCE)
+    child.join(HANG_SECONDS)
     assert child.exitcode == 0
     assert whole(path, *range(20))
 
@@ -143,7 +143,7 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
     def hold() -> None:
         with database._store.writing():
             begun.set()
-            forking.wait(PATIENCE)
+            forking.wait(HANG_SECONDS)
             # Long enough for a fork that does not wait; nothing hangs on it where it does.
             threading.Event().wait(0.3)
             done.set()
@@ -151,7 +151,7 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert begun.wait(PATIENCE)
+    assert begun.wait(HANG_SECONDS)
 
     def write() -> None:
         database.add(record(1))
@@ -160,8 +160,8 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
     forking.set()
     child = in_child(write)
     assert done.is_set()
-    thread.join(PATIENCE)
-    child.join(PATIENCE)
+    thread.join(HANG_SECONDS)
+    child.join(HANG_SECONDS)
     assert child.exitcode == 0
     assert sorted(database.records(), key=lambda r: r.schedule) == [record(0), record(1)]
 
@@ -183,11 +183,11 @@ def test_forks_beside_busy_threads_hang_nowhere(tmp_path: Path) -> None:
     children = 8
     for number in range(children):
         child = in_child(lambda number=number: database.add(record(number)))
-        child.join(PATIENCE)
+        child.join(HANG_SECONDS)
         assert child.exitcode == 0
     stop.set()
     for thread in threads:
-        thread.join(PATIENCE)
+        thread.join(HANG_SECONDS)
     assert edit(path, "PRAGMA integrity_check") == [("ok",)]
     assert len(database.records()) == children + sum(added)
 
@@ -201,7 +201,7 @@ def test_what_is_in_memory_a_child_has_a_copy_of() -> None:
         assert database.records() == [record(0), record(1)]
 
     child = in_child(write)
-    child.join(PATIENCE)
+    child.join(HANG_SECONDS)
     assert child.exitcode == 0
     assert database.records() == [record(0)]
 
@@ -226,7 +226,7 @@ def test_one_tunes_and_one_loads_in_turns(tmp_path: Path) -> None:
             numbers = [10 * turn + i for i in range(5)]
             if turn % 5:
                 child = in_child(lambda numbers=numbers: tune(numbers))
-                child.join(PATIENCE)
+                child.join(HANG_SECONDS)
                 assert child.exitcode == 0
             else:
                 add_elsewhere(path, *numbers)

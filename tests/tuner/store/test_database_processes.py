@@ -28,7 +28,7 @@ from tests.support.records import PROBLEM, record
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 600.0
+HANG_SECONDS = 600.0
 """Seconds within which even a busy machine is done."""
 
 KILLS = int(os.environ.get("FASTRUN_KILLS", "10"))
@@ -41,7 +41,7 @@ def in_child(action: Callable[[], None]) -> None:
     """Run `action` in a process of its own and expect it to end well."""
     child = fork.Process(target=action)
     child.start()
-    child.join(PATIENCE)
+    child.join(HANG_SECONDS)
     assert child.exitcode == 0
 
 
@@ -55,7 +55,7 @@ def test_eight_writers_at_once_on_a_file_that_is_not_there(tmp_path: Path) -> No
 
     def write(name: str) -> None:
         start.wait()
-        with Database(tmp_path / "fastrun.db", timeout=PATIENCE) as database:
+        with Database(tmp_path / "fastrun.db", timeout=HANG_SECONDS) as database:
             for number in range(25):
                 database.add(numbered(name, number))
 
@@ -63,7 +63,7 @@ def test_eight_writers_at_once_on_a_file_that_is_not_there(tmp_path: Path) -> No
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(PATIENCE)
+        writer.join(HANG_SECONDS)
     assert [writer.exitcode for writer in writers] == [0] * 8
     with Database(tmp_path / "fastrun.db") as database:
         for i in range(8):
@@ -76,14 +76,14 @@ def test_two_merges_at_once_bring_everything_once(tmp_path: Path) -> None:
             source.add(numbered("", number))
 
     def merge() -> None:
-        with Database(tmp_path / "to.db", timeout=PATIENCE) as database:
+        with Database(tmp_path / "to.db", timeout=HANG_SECONDS) as database:
             database.merge(tmp_path / "from.db")
 
     mergers = [fork.Process(target=merge) for _ in range(4)]
     for merger in mergers:
         merger.start()
     for merger in mergers:
-        merger.join(PATIENCE)
+        merger.join(HANG_SECONDS)
         assert merger.exitcode == 0
     with Database(tmp_path / "to.db") as database:
         assert Counter(r.key for r in database.records()) == Counter(
@@ -97,14 +97,14 @@ def test_a_forked_child_keeps_its_parents_database_after_the_parent_let_go(tmp_p
     database.add(numbered("", 0))
 
     def write() -> None:
-        closed.wait(PATIENCE)
+        closed.wait(HANG_SECONDS)
         database.add(numbered("", 1))
 
     child = fork.Process(target=write)
     child.start()
     database.close()
     closed.set()
-    child.join(PATIENCE)
+    child.join(HANG_SECONDS)
     assert child.exitcode == 0
     with database:
         database.add(numbered("", 2))
@@ -117,7 +117,7 @@ def test_killed_writers_lose_nothing_they_were_told_is_stored(tmp_path: Path) ->
     stored = 0
 
     def write(run: str, told: int) -> None:
-        database = Database(path, timeout=PATIENCE)
+        database = Database(path, timeout=HANG_SECONDS)
         for number in count():
             database.add(numbered(run, number))
             os.write(told, b".")
@@ -142,7 +142,7 @@ def test_killed_writers_lose_nothing_they_were_told_is_stored(tmp_path: Path) ->
             assert writer.pid
             os.kill(writer.pid, signal.SIGKILL)
         for run, writer, (answers, told), n in zip(runs, writers, pipes, heard, strict=True):
-            writer.join(PATIENCE)
+            writer.join(HANG_SECONDS)
             assert writer.exitcode == -signal.SIGKILL
             os.close(told)
             with open(answers, "rb") as file:
