@@ -1,6 +1,6 @@
-"""Other inference engines behind one interface, each set up the way its users run it.
+"""Other inference engines behind one interface, each set up as its users run it.
 
-A file here is an engine. All compute in float32 on a given number of threads.
+Each file is one engine. All compute in float32 on a given number of threads.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ class Session(Protocol):
     """A model, loaded."""
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """The model's outputs in its own order and layout (NCHW); binds the inputs for `call`."""
+        """The model's outputs in its order and in NCHW. The inputs stay bound for `call`."""
 
     def call(self) -> None:
-        """Compute again from the bound inputs: no copy, and no result that Python sees."""
+        """Compute again from the bound inputs, without copies and without results for Python."""
 
 
 class Engine(Protocol):
-    """What a module of this package provides."""
+    """The interface of the modules of this package."""
 
     @property
     def title(self) -> str:
-        """The engine's own name."""
+        """The name of the engine to show."""
 
     def version(self) -> str:
         """The installed version."""
 
     def available(self) -> str | None:
-        """Why the engine cannot be used here, or None."""
+        """The reason why the engine cannot be used here, or None."""
 
     def load(self, model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
         """Prepare a model whose inputs have fixed shapes.
 
-        `inner` says that the model is a piece of a network: what surrounds it would hand over
-        tensors in the engine's favourite layout, so converting them is no part of `call`.
+        `inner` says that the model is a part of a network. The rest of the network would pass
+        tensors in the engine's favourite layout, so `call` does not convert layouts.
 
         Raises:
             LoadError: the engine cannot run the model.
@@ -58,18 +58,18 @@ class Engine(Protocol):
 
 
 def engine(name: str) -> Engine:
-    """The engine called `name`, one of `NAMES`; importing it does not import the engine itself."""
+    """The module of an engine of `NAMES`. The engine itself is not imported yet."""
     return cast(Engine, importlib.import_module(f"fastrun.benchmarks.peers.{name}"))
 
 
 def missing(*packages: str) -> str | None:
-    """Which of these packages is not installed, as a reason; None if all are."""
+    """A reason that names a package which is not installed; None if all are."""
     absent = [p for p in packages if importlib.util.find_spec(p) is None]
     return f"{absent[0]} is not installed: pip install '.[peers]'" if absent else None
 
 
 def shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    """The model's inputs, weights excluded, and their shapes."""
+    """The model's inputs without weights, and their shapes."""
     weights = {w.name for w in model.graph.initializer}
     return {
         v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim)
@@ -79,6 +79,6 @@ def shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 
 def first_line(error: Any) -> str:
-    """What another library says, as far as it fits into a line."""
+    """The first line of another library's error, shortened."""
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__

@@ -19,7 +19,7 @@ from fastrun.benchmarks.peers import Array, LoadError, missing, shapes
 
 title = "MNN"
 
-# The extension module itself: importing MNN.tools installs a package and reports home.
+# The extension module is imported directly: MNN.tools would install a package and send reports.
 _CONVERT = "import _tools, sys; _tools.mnnconvert(sys.argv)"
 
 
@@ -41,10 +41,10 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
 
 
 class Session:
-    """An interpreter's session. (A module misreads the input of some pooling layers, MNN 3.6.)
+    """A session of an interpreter. (MNN 3.6's modules misread the input of some pooling layers.)
 
-    A session reuses the memory of its inputs for what comes later, so a network's user must write
-    them before every call, and `call` does. Within a single layer nothing comes later.
+    A session reuses the memory of its inputs for later layers, so `call` writes them again, as
+    users of a network must. In a model of a single layer there is no later layer.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Session:
 
 
 def _tensor(array: Array) -> Any:
-    """A tensor of MNN's on the host, in row-major order (NCHW)."""
+    """A tensor of MNN on the host, in row-major order (NCHW)."""
     import MNN
 
     order = MNN.Tensor_DimensionType_Caffe
@@ -99,7 +99,7 @@ def _convert(source: Path, target: Path, inner: bool) -> None:
         "--modelFile": str(source),
         "--MNNModel": str(target),
         "--bizCode": "none",
-        # 0: inputs and outputs have the layout that is used inside.
+        # 0: inputs and outputs have the internal layout.
         "--keepInputFormat": str(int(not inner)),
     }
     words = [word for pair in options.items() for word in pair]
@@ -112,7 +112,7 @@ def _convert(source: Path, target: Path, inner: bool) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the lines that native code prints when it is loaded."""
+    """Suppress the lines that native code prints when it is loaded."""
     sys.stdout.flush()
     kept = os.dup(1)
     with open(os.devnull, "w") as nowhere:

@@ -1,4 +1,4 @@
-"""ncnn: models converted by its own pnnx, everything on but storage of less than float32."""
+"""ncnn: models converted by its tool pnnx; all optimisations but types smaller than float32."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
 
 
 class Session:
-    """A net, and what its own benchmark gives a net: pools that keep memory between calls."""
+    """A net with pools that keep memory between calls, as in ncnn's own benchmark."""
 
     def __init__(self, stem: Path, inputs: list[str], threads: int, inner: bool) -> None:
         import ncnn
 
         self._inputs, self._inner = inputs, inner
-        # Attributes go in this order, and all memory must be back in its pool before that goes.
+        # Attributes are freed in this order: all memory must be back in the pools before they are.
         self._bound: list[Any] = []
         self._net = ncnn.Net()
         self._pools = (ncnn.UnlockedPoolAllocator(), ncnn.PoolAllocator())
@@ -67,7 +67,7 @@ class Session:
         extractor = self._net.create_extractor()
         for i, mat in enumerate(self._bound):
             extractor.input(f"in{i}", mat)
-        # Type 1 leaves an output in the layout it has inside the net.
+        # Type 1 leaves an output in its internal layout.
         found = [extractor.extract(name, int(self._inner)) for name in self._outputs]
         if any(status for status, _ in found):
             raise LoadError("ncnn cannot run the model: a layer is not supported")
@@ -77,13 +77,13 @@ class Session:
         import ncnn
 
         if len(array) != 1:
-            raise LoadError("ncnn knows no batches")
+            raise LoadError("ncnn has no batches")
         mat = ncnn.Mat(array[0]).clone()
         return ncnn.convert_packing(mat, self._pack(array.shape[1])) if self._inner else mat
 
     @staticmethod
     def _pack(c: int) -> int:
-        """Channels that lie side by side between the layers of a net."""
+        """The number of channels in a block between the layers of a net."""
         widths = (w for w in (16, 8, 4) if w <= Cpu.host().lanes and c % w == 0)
         return next(widths, 1)
 

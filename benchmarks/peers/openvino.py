@@ -1,4 +1,4 @@
-"""OpenVINO: its CPU plugin, one stream tuned for latency, held to float32."""
+"""OpenVINO: its CPU plugin with one stream for latency, restricted to float32."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
         "INFERENCE_NUM_THREADS": threads,
         # Processors with bfloat16 instructions would use them otherwise.
         "INFERENCE_PRECISION_HINT": "f32",
-        # It would move this process's threads, which other engines use as well.
+        # Pinning would move the threads of this process, which other engines use too.
         "ENABLE_CPU_PINNING": False,
     }
     try:
@@ -44,7 +44,7 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
 
 
 class Session:
-    """A compiled model and its one request; `images` are the ports that want NHWC."""
+    """A compiled model and one request; `images` are the ports in NHWC."""
 
     def __init__(self, compiled: Any, images: set[str]) -> None:
         self._compiled, self._images = compiled, images
@@ -70,10 +70,10 @@ class Session:
 
 
 def _images(model: Any) -> list[str]:
-    """The ports that a layer's convolution would like to have in NHWC.
+    """The ports of a layer's convolution that are faster in NHWC.
 
-    A convolution that adds a residual is made to write over it, and would then transpose its
-    output a second time: converting that output back to NCHW is the lesser cost.
+    OpenVINO lets a convolution write over the residual that it adds, and would then transpose its
+    output a second time. So such an output stays in NCHW, which costs less.
     """
     ports = [*model.inputs, *(model.outputs if len(model.inputs) == 1 else ())]
     return [port.any_name for port in ports if len(port.get_partial_shape()) == 4]

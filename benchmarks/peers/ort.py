@@ -39,9 +39,9 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
 
 
 class Session:
-    """A session whose inputs and outputs stay where they are from one call to the next.
+    """A session whose inputs and outputs stay in place from call to call.
 
-    `entry` and `exit`, where given, convert layouts before and after; `call` leaves them out.
+    `entry` and `exit` convert layouts before and after, if given; `call` leaves them out.
     """
 
     def __init__(self, body: Any, entry: Any = None, exit: Any = None) -> None:
@@ -58,7 +58,7 @@ class Session:
         feeds = {i.name: feeds[i.name] for i in self._body.get_inputs()}
         found = _results(self._body, feeds)
         self._binding = self._body.io_binding()
-        # Outputs are written where these results lie, inputs are read from copies of the feeds.
+        # Outputs are written into these results, inputs are read from copies of the feeds.
         self._values = {
             n: ort.OrtValue.ortvalue_from_numpy(a) for n, a in {**feeds, **found}.items()
         }
@@ -102,10 +102,10 @@ Parts = tuple[onnx.ModelProto | None, onnx.ModelProto, onnx.ModelProto | None]
 
 
 def _split(model: onnx.ModelProto) -> Parts:
-    """An optimised model as layout conversions of its inputs, the rest, and those of its outputs.
+    """An optimised model in three parts: conversions of inputs, the rest, conversions of outputs.
 
-    Optimisation puts a convolution into a blocked layout between a ReorderInput and a
-    ReorderOutput node. Inside a network those cancel out.
+    Optimisation puts a convolution in a blocked layout between a ReorderInput and a ReorderOutput
+    node. Inside a network these nodes cancel out.
     """
     graph = model.graph
     outside = {v.name for v in graph.input}
@@ -121,7 +121,7 @@ def _split(model: onnx.ModelProto) -> Parts:
 
 
 def _part(model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
-    """A model of some of the nodes; what they read and nothing computes is an input."""
+    """A model of some nodes. Tensors that they read but do not compute become inputs."""
     weights = {w.name: w for w in model.graph.initializer}
     made = {y for n in nodes for y in n.output}
     reads = dict.fromkeys(x for n in nodes for x in n.input if x)

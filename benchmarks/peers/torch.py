@@ -1,7 +1,7 @@
 """PyTorch: channels-last, oneDNN convolutions with packed weights and fused epilogues, frozen.
 
-These are the operators that `torch.compile` with freezing puts in the place of a convolution and
-what follows it. As TorchScript they run without Python.
+`torch.compile` with freezing replaces a convolution and its epilogue by these operators. As
+TorchScript they run without Python.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fastrun.graph.passes.pipeline import optimise
 
 title = "PyTorch"
 
-# name, scalars and algorithm of a fused activation
+# The name, scalars and algorithm of a fused activation.
 _EPILOGUES = {
     "": '"none", [], ""',
     "relu": '"relu", [], ""',
@@ -72,7 +72,7 @@ def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
 
 
 class Session:
-    """A frozen module. Its inputs are channels-last, as any tensor inside it."""
+    """A frozen module. Its inputs are channels-last, like all tensors inside it."""
 
     def __init__(self, graph: Graph) -> None:
         self._inputs = graph.inputs
@@ -96,10 +96,10 @@ def _channels_last(array: Array) -> Any:
 
 
 class _Script:
-    """A graph as the text of one TorchScript function, a line per node, and its weights.
+    """A graph as the text of a TorchScript function, with a line for each node, and its weights.
 
     Raises:
-        LoadError: this file lacks an operator.
+        LoadError: an operator is missing in this file.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -122,12 +122,12 @@ class _Script:
         """The function and its weights, frozen."""
         import torch
 
-        # A class of its own: modules of one class share their methods.
+        # A new class for each module, because modules of one class share their methods.
         module = type("Network", (torch.nn.Module,), {})()
         for name, tensor in self._weights.items():
             module.register_buffer(name, tensor)
         with warnings.catch_warnings():
-            # Its successor leads to the same operators, by way of a C++ compiler.
+            # The successor of TorchScript uses the same operators but needs a C++ compiler.
             warnings.simplefilter("ignore", DeprecationWarning)
             script = torch.jit.script(module.eval())
             script.define(self.text)
@@ -204,7 +204,7 @@ class _Script:
         return f"{function}({x}, {onto}, {weights}, {bias}, {geometry}, {fused})"
 
     def _is_last_reader(self, node: Node, name: str) -> bool:
-        """Whether the node may write its result over a value, as nobody reads that afterwards."""
+        """Whether the node may write its result over a value, because it is the last reader."""
         producer = self._graph.producers.get(name)
         readers = [other for other in self._graph.nodes if name in other.inputs]
         views = (Identity, Reshape, Transpose)

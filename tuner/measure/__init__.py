@@ -1,1 +1,1 @@
-"""One candidate measured: compiled, verified, timed, in a process that may die."""
+"""One schedule is compiled, checked and timed, in a process that may die."""

@@ -93,7 +93,7 @@ def calibrate(calls: Calls, block: float) -> tuple[int, float]:
 
 
 def interleave(
-    candidates: Sequence[Calls], rounds: int, protocol: Protocol, seed: int, drop_every: int = 0
+    kernels: Sequence[Calls], rounds: int, protocol: Protocol, seed: int, drop_every: int = 0
 ) -> list[Timing]:
     """Time several kernels against each other: in every round each of them runs one block.
 
@@ -103,14 +103,14 @@ def interleave(
     kernels leave that are surely slower than the fastest.
     """
     order = random.Random(seed)
-    repeats = [calibrate(calls, protocol.block)[0] for calls in candidates]
-    samples: list[list[float]] = [[] for _ in candidates]
-    longest = [0.0 for _ in candidates]
-    running = list(range(len(candidates)))
+    repeats = [calibrate(calls, protocol.block)[0] for calls in kernels]
+    samples: list[list[float]] = [[] for _ in kernels]
+    longest = [0.0 for _ in kernels]
+    running = list(range(len(kernels)))
     for done in range(1, rounds + 1):
         for i in order.sample(running, len(running)):
-            candidates[i](math.ceil(protocol.rewarm * repeats[i]))
-            share, seconds = _undisturbed(candidates[i], repeats[i])
+            kernels[i](math.ceil(protocol.rewarm * repeats[i]))
+            share, seconds = _undisturbed(kernels[i], repeats[i])
             samples[i].append(seconds)
             longest[i] = max(longest[i], share)
         if running and drop_every and done % drop_every == 0 and done < rounds:

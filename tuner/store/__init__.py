@@ -1,1 +1,1 @@
-"""What is remembered: the database, its schema, exchange formats, and where each problem stands."""
+"""The store of records: the database, its schema, exchange formats, standings of problems."""

@@ -58,7 +58,7 @@ class Board:
 
     def _picture(self, progress: Progress) -> Group:
         newest = progress.record
-        doing = {"search": "searching", "final": "racing the leaders", "done": "done"}
+        doing = {"search": "searching", "final": "racing the fastest", "done": "done"}
         state = [doing[progress.stage], _pace(progress)]
         state += self._left(progress)
         status = Table.grid(padding=(0, 2))
