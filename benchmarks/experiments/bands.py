@@ -149,13 +149,7 @@ _COLUMNS: dict[str, Column] = {
     "planned": lambda r: "yes" if r.planned else "no",
 }
 
-PARTS = [Part("bands", measure, show(_COLUMNS))]
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return command("bands", __doc__, PARTS, words)
-
+main = command("bands", __doc__, [Part("bands", measure, show(_COLUMNS))])
 
 if __name__ == "__main__":
     leave(ended("bands", main))

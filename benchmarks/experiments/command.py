@@ -33,11 +33,13 @@ class Part:
     show: Callable[[pd.DataFrame], None]
 
 
-def command(
-    name: str, doc: str | None, parts: Sequence[Part], words: Sequence[str] | None = None
-) -> int:
-    """Measure and print every part; write tables and samples as the options say."""
-    return carry_out(parts, options(name, doc).parse_args(words))
+def command(name: str, doc: str | None, parts: Sequence[Part]) -> Callable[..., int]:
+    """The main function of an experiment, which takes the words of its command line."""
+
+    def main(words: Sequence[str] | None = None) -> int:
+        return carry_out(parts, options(name, doc).parse_args(words))
+
+    return main
 
 
 def options(name: str, doc: str | None) -> ArgumentParser:
@@ -53,7 +55,7 @@ def options(name: str, doc: str | None) -> ArgumentParser:
 
 
 def carry_out(parts: Sequence[Part], arguments: Namespace) -> int:
-    """Measure and print every part as the options say."""
+    """Measure and print every part; write tables and samples as the options say."""
     environment = Environment.host()
     print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
     if warning := others():

@@ -142,13 +142,7 @@ _ABOUT: dict[str, Column] = {
 
 show_table = show_pairs(_ABOUT, "formula", "best", by="formula")
 
-PARTS = [Part("formulas", measure, show_table)]
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return command("formulas", __doc__, PARTS, words)
-
+main = command("formulas", __doc__, [Part("formulas", measure, show_table)])
 
 if __name__ == "__main__":
     leave(ended("formulas", main))

@@ -85,13 +85,7 @@ _ABOUT: dict[str, Column] = {"layer": lambda r: r.layer, "pack": lambda r: r.pac
 
 show_table = show_pairs(_ABOUT, "whole", "blocked", by="pack", memory=True)
 
-PARTS = [Part("im2col", measure, show_table)]
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return command("im2col", __doc__, PARTS, words)
-
+main = command("im2col", __doc__, [Part("im2col", measure, show_table)])
 
 if __name__ == "__main__":
     leave(ended("im2col", main))

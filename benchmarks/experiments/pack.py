@@ -31,13 +31,7 @@ _ABOUT: dict[str, Column] = {"layer": lambda r: r.layer, "layout": lambda r: r.l
 
 show_table = show_pairs(_ABOUT, "separate", "fused", by="layout")
 
-PARTS = [Part("pack", measure, show_table)]
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return command("pack", __doc__, PARTS, words)
-
+main = command("pack", __doc__, [Part("pack", measure, show_table)])
 
 if __name__ == "__main__":
     leave(ended("pack", main))

@@ -9,7 +9,7 @@ also takes the best of three distances: 16 steps of K, 64 steps, and a whole pan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -83,13 +83,7 @@ _ABOUT: dict[str, Column] = {
 
 show_table = show_pairs(_ABOUT, "without", "with", by="regime")
 
-PARTS = [Part("prefetch", measure, show_table)]
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return command("prefetch", __doc__, PARTS, words)
-
+main = command("prefetch", __doc__, [Part("prefetch", measure, show_table)])
 
 if __name__ == "__main__":
     leave(ended("prefetch", main))

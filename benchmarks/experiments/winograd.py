@@ -112,16 +112,14 @@ _ACCURACY: dict[str, Column] = {
 show_table = show_pairs(_ABOUT, "naive", "engineered", by="m", memory=True)
 show_accuracy = show(_ACCURACY)
 
-PARTS = [
-    Part("winograd", measure, show_table),
-    Part("winograd-accuracy", accuracy, show_accuracy),
-]
-
-
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    return command("winograd", __doc__, PARTS, words)
-
+main = command(
+    "winograd",
+    __doc__,
+    [
+        Part("winograd", measure, show_table),
+        Part("winograd-accuracy", accuracy, show_accuracy),
+    ],
+)
 
 if __name__ == "__main__":
     leave(ended("winograd", main))
