@@ -60,7 +60,7 @@ def usable(engines: Iterable[str]) -> list[str]:
     """The installed peers among these engines; prints which are missing."""
     found = []
     for name in engines:
-        reason = None if name == ours.NAME else peers.engine(name).available()
+        reason = None if name == ours.NAME else peers.missing(name)
         if reason:
             notice(f"{name} is left out: {reason}")
         elif name != ours.NAME:
@@ -74,7 +74,7 @@ def introduce(engines: Sequence[str], overhead: Mapping[str, float]) -> None:
     print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
     for name in engines:
         cost = f"; {duration(overhead[name])} subtracted per call" if name in overhead else ""
-        print(f"{name}: {peers.engine(name).title} {peers.engine(name).version()}{cost}")
+        print(f"{name}: {peers.engine(name).title} {peers.version(name)}{cost}")
     if warning := others():
         notice(warning)
 
@@ -162,7 +162,7 @@ def write_json(path: Path, races: Sequence[EngineRace]) -> None:
     data: dict[str, Any] = {
         "environment": Environment.host().to_dict(),
         "machine": asdict(probe()),
-        "engines": {e: peers.engine(e).version() for e in engines},
+        "engines": {e: peers.version(e) for e in engines},
         "results": results,
     }
     path.write_text(json.dumps(data, indent=1) + "\n")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from typing import Any
 import pandas as pd
 
 from fastrun.benchmarks.experiments.pairs import Findings
-from fastrun.tuner.machine.noise import in_words, noise_of, others
+from fastrun.benchmarks.report import introduce
+from fastrun.tuner.machine.noise import in_words, noise_of
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.units import interval, ms, percent, ratio, size
 from fastrun.tuner.report.frames import rows
@@ -56,10 +56,7 @@ def options(name: str, doc: str | None) -> ArgumentParser:
 
 def carry_out(parts: Sequence[Part], arguments: Namespace) -> int:
     """Measure and print every part; write tables and samples as the options say."""
-    environment = Environment.host()
-    print(f"{environment.model}, {environment.cores} cores, {environment.toolchain}")
-    if warning := others():
-        print(warning, file=sys.stderr)
+    introduce((), {})
     found = {}
     for part in parts:
         found[part.name] = findings = part.measure(arguments.quick)

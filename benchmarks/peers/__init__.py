@@ -6,6 +6,7 @@ Each file is one engine. All compute in float32 on a given number of threads.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
@@ -40,11 +41,9 @@ class Engine(Protocol):
     def title(self) -> str:
         """The name of the engine to show."""
 
-    def version(self) -> str:
-        """The installed version."""
-
-    def available(self) -> str | None:
-        """The reason why the engine cannot be used here, or None."""
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """The Python packages that it needs; the first one has its version."""
 
     def load(self, model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
         """Prepare a model whose inputs have fixed shapes.
@@ -62,9 +61,14 @@ def engine(name: str) -> Engine:
     return cast(Engine, importlib.import_module(f"fastrun.benchmarks.peers.{name}"))
 
 
-def missing(*packages: str) -> str | None:
-    """A reason that names a package which is not installed; None if all are."""
-    absent = [p for p in packages if importlib.util.find_spec(p) is None]
+def version(name: str) -> str:
+    """The installed version of an engine."""
+    return importlib.metadata.version(engine(name).packages[0])
+
+
+def missing(name: str) -> str | None:
+    """The reason why an engine cannot be used here; None if it can."""
+    absent = [p for p in engine(name).packages if importlib.util.find_spec(p) is None]
     return f"{absent[0]} is not installed: pip install '.[peers]'" if absent else None
 
 

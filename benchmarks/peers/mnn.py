@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import subprocess
 import sys
@@ -15,20 +14,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fastrun.benchmarks.peers import Array, LoadError, missing, shapes
+from fastrun.benchmarks.peers import Array, LoadError, shapes
 
 title = "MNN"
+packages = ("MNN",)
 
 # The extension module is imported directly: MNN.tools would install a package and send reports.
 _CONVERT = "import _tools, sys; _tools.mnnconvert(sys.argv)"
-
-
-def version() -> str:
-    return importlib.metadata.version("MNN")
-
-
-def available() -> str | None:
-    return missing("MNN")
 
 
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:

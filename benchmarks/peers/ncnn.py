@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fastrun.benchmarks.peers import Array, LoadError, missing, shapes
+from fastrun.benchmarks.peers import Array, LoadError, shapes
 from fastrun.kernels.core.cpu import Cpu
 
 title = "ncnn"
+packages = ("ncnn", "pnnx")
 
 _NARROW = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed")
-
-
-def version() -> str:
-    return importlib.metadata.version("ncnn")
-
-
-def available() -> str | None:
-    return missing("ncnn", "pnnx")
 
 
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
 
-from fastrun.benchmarks.peers import Array, LoadError, first_line, missing
+from fastrun.benchmarks.peers import Array, LoadError, first_line
 
 title = "OpenVINO"
-
-
-def version() -> str:
-    return importlib.metadata.version("openvino")
-
-
-def available() -> str | None:
-    return missing("openvino")
+packages = ("openvino",)
 
 
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:

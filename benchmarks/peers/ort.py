@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,17 +9,10 @@ from typing import Any
 
 import onnx
 
-from fastrun.benchmarks.peers import Array, LoadError, first_line, missing
+from fastrun.benchmarks.peers import Array, LoadError, first_line
 
 title = "onnxruntime"
-
-
-def version() -> str:
-    return importlib.metadata.version("onnxruntime")
-
-
-def available() -> str | None:
-    return missing("onnxruntime")
+packages = ("onnxruntime",)
 
 
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:

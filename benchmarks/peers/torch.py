@@ -6,7 +6,6 @@ TorchScript they run without Python.
 
 from __future__ import annotations
 
-import importlib.metadata
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from fastrun.benchmarks.peers import Array, LoadError, first_line, missing
+from fastrun.benchmarks.peers import Array, LoadError, first_line
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.core.ops import (
@@ -37,6 +36,7 @@ from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 
 title = "PyTorch"
+packages = ("torch",)
 
 # The name, scalars and algorithm of a fused activation.
 _EPILOGUES = {
@@ -50,14 +50,6 @@ _EPILOGUES = {
     "gelu": '"gelu", [], "none"',
 }
 _AFTER_ADD = {"": "None, [], None", "relu": '"relu", [], ""'}
-
-
-def version() -> str:
-    return importlib.metadata.version("torch")
-
-
-def available() -> str | None:
-    return missing("torch")
 
 
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:

@@ -76,7 +76,7 @@ def test_missing_peer_is_left_out_with_a_notice(
 @pytest.mark.parametrize("inner", [False, True])
 def test_peer_computes_a_layer(name: str, inner: bool) -> None:
     engine = peers.engine(name)
-    if reason := engine.available():
+    if reason := peers.missing(name):
         pytest.skip(reason)
     for text in ("conv 1x16x6x5 24x3x3 s2 p1 bias relu6", "conv 1x8x7x7 8x3x3 s1 p1 g8 bias"):
         p = ConvProblem.parse(text)
@@ -240,7 +240,7 @@ def test_what_was_timed_outlives_a_later_failure(
 def test_network_file_with_an_open_batch_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if reason := peers.engine("ort").available():
+    if reason := peers.missing("ort"):
         pytest.skip(reason)
     model = _small()
     for value in (model.graph.input[0], model.graph.output[0]):

@@ -182,9 +182,7 @@ class Store:
         if not tables:
             return None
         if not tables >= FIRST_TABLES:
-            raise DatabaseError(
-                f"database {self.name} holds other tables: name another database"
-            )
+            raise DatabaseError(f"database {self.name} holds other tables: name another database")
         if connection.dialect.name == "sqlite":
             # Triggers would run with every insertion.
             query = "SELECT count(*) FROM sqlite_schema WHERE type = 'trigger'"
