@@ -28,7 +28,7 @@ def best_frame(found: Sequence[Standing], peak: float = math.nan) -> pd.DataFram
     """
     labels = layer_labels([s.problem for s in found])
     rows = [_best_row(s, label, peak) for s, label in zip(found, labels, strict=True)]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_BEST_COLUMNS)
 
 
 def convergence_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -205,3 +205,12 @@ def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
         "stage": str(best.stage) if best else "",
         "samples": len(best.samples) if best else 0,
     }
+
+
+_BEST_COLUMNS = [
+    *("layer", "problem", "count", "naive", "heuristic", "best", "p10", "p90"),
+    *("speedup_naive", "speedup_heuristic", "low", "high", "runner_up", "low_runner_up"),
+    *("high_runner_up", "verdict", "flops", "gflops", "share"),
+    *("heuristic_share", "intensity", "algorithm", "winner", "heuristic_schedule", "error_max"),
+    *("workspace", "stage", "samples"),
+]

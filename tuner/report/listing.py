@@ -54,7 +54,7 @@ def problem_lines(p: ConvProblem) -> Iterator[str]:
 
 
 def algorithm_lines(p: ConvProblem, cpu: Cpu) -> Iterator[str]:
-    """The algorithms for a problem with their heuristics' schedules, and why others do not apply."""
+    """The algorithms for a problem with their schedules; for others why they do not apply."""
     able = applicable(p, cpu)
     for template in able:
         yield f"  {template.text(template.heuristic(p, cpu))}"
