@@ -137,20 +137,15 @@ def network_seconds(found: Sequence[Standing]) -> tuple[float, float, float]:
 
     NaN if the measurement of a problem is missing.
     """
-    naive, heuristic, best = (
-        math.fsum(s.count * seconds(record) for s, record in zip(found, records, strict=True))
-        for records in (
-            [s.naive for s in found],
-            [s.heuristic for s in found],
-            [s.best for s in found],
-        )
+    return (
+        math.fsum(s.count * seconds(s.naive) for s in found),
+        math.fsum(s.count * seconds(s.heuristic) for s in found),
+        math.fsum(s.count * seconds(s.best) for s in found),
     )
-    return naive, heuristic, best
 
 
 WORTH = 0.9
-"""A slower schedule is of interest if its workspace or error is below this share of the faster's.
-"""
+"""A slower schedule matters if its workspace or error is below this share of a faster one's."""
 
 
 def front(ranking: Iterable[Record]) -> list[Record]:
