@@ -37,7 +37,7 @@ SUM, RACED, BENCH = "sum of layers", "timed in place", "fastrun bench"
 BENCHED = "networks.json"
 """The file of `fastrun bench --json` that a report looks for in its folder."""
 
-_OURS = "ours"  # as `fastrun bench` calls us
+_OURS = "ours"  # the name of fastrun's entry in `fastrun bench`
 
 
 @dataclass(frozen=True)

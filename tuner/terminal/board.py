@@ -16,7 +16,7 @@ from rich.text import Text
 from fastrun.tuner.records.record import Outcome, Record, Stage
 from fastrun.tuner.records.units import UNKNOWN, clock, ms, plural, ratio
 
-if TYPE_CHECKING:  # these load Optuna, which a table needs not
+if TYPE_CHECKING:  # these load Optuna, which a table does not need
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import Progress
     from fastrun.tuner.search.problem_search import ProblemSearch
