@@ -1,4 +1,4 @@
-"""The experiments on agreement and near shapes, on tiny layers: they end and tell."""
+"""The experiments on agreement and near shapes, on tiny layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_agreement_goes_on_where_it_was_stopped(
     monkeypatch.setattr(agreement, "REPEATED", (P,))
     monkeypatch.setattr(agreement, "LATER", (P,))
     monkeypatch.setattr(agreement, "TUNINGS", 1)
-    # A number of trials, since no seconds are enough on every machine.
+    # A number of trials, because no time is enough on every machine.
     monkeypatch.setattr(agreement, "Budget", lambda seconds: Budget(trials=4))
     options = ["--work", str(tmp_path), "--csv", str(tmp_path), "--seconds", "2"]
     assert agreement.main([*options, "--minutes", "0"]) == 0

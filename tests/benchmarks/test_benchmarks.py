@@ -1,4 +1,4 @@
-"""The benchmarks' harness: verification, tables, peers that are missing or wrong."""
+"""The benchmarks: checks, tables, missing and wrong peers."""
 
 from __future__ import annotations
 

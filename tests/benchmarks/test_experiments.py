@@ -1,4 +1,4 @@
-"""The article's experiments: what competes, how it is decided, tables, files, figures."""
+"""The experiments: their schedules, races, tables, files and figures."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from tests.support.graph_models import normal
 
 CPU = Cpu.host()
 TOLERANCE = 1e-4
-"""Of the outputs' standard deviation: a thousandth of what a wrong kernel does."""
+"""The allowed error over the outputs' standard deviation; wrong kernels exceed it by far."""
 
 # VGG-16 only takes 224x224, and seconds to draw its weights; ShuffleNetV2 ends in a pool of 7x7.
 SIZES = {name: 224 if name == "shufflenetv2" else 64 for name in zoo.NAMES if name != "vgg16"}

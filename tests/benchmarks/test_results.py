@@ -1,4 +1,4 @@
-"""`make results`: its steps, and README's section made from what they leave."""
+"""`make results`: its steps, and the section of README that is made from their files."""
 
 from __future__ import annotations
 

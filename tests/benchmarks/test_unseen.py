@@ -1,4 +1,4 @@
-"""Networks for benchmarks that nothing was tuned for: exported by PyTorch, computed by us."""
+"""Networks that played no part in the development: exported by PyTorch, computed by fastrun."""
 
 from __future__ import annotations
 

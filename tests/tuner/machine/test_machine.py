@@ -1,4 +1,4 @@
-"""The probe: its loops are what they claim to be, its report is kept and never trusted blindly."""
+"""The probe: its loops, and its report, which is stored and checked."""
 
 from __future__ import annotations
 

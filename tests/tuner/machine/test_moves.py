@@ -1,4 +1,4 @@
-"""What moving data costs: measured rates, and the planner's view of them."""
+"""The costs of moving data: measured rates, and their use by the planner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How quiet a run was, in a number and in words."""
+"""The noise of a run, as a number and in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels that attack whoever measures them: by their answers, by signals, files and sockets."""
+"""Kernels that attack the measuring processes: by answers, signals, files and sockets."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def text(name: str, value: bytes) -> str:
 
 
 def saying(what: bytes, end: str) -> tuple[str, str]:
-    """IR that writes where answers go, and then ends so."""
+    """IR that writes into the pipe of answers, and then ends in this way."""
     body = f"%r = call i64 @write(i32 1, ptr @what, i64 {len(what)})\n{end}"
     return body, text("what", what) + WRITE
 
 
 class Bomb:
-    """What runs as soon as it is unpickled."""
+    """An object that runs code when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -172,7 +172,7 @@ def test_the_calls_of_another_architecture_are_no_way_out(lab: Lab) -> None:
 
 @needs_filters
 def test_a_kernel_opens_no_file_for_writing(lab: Lab) -> None:
-    """It computes what it should, and crashes where an attempt succeeds."""
+    """The kernel computes correctly, and crashes if an attempt succeeds."""
     new, operand = lab.operands.folder / "filler", lab.operands.folder / "reference.npy"
     before = operand.read_bytes()
     for path, flags in (

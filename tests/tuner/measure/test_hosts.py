@@ -1,4 +1,4 @@
-"""Tuning where limits are set, by other users, and in processes of every kind."""
+"""Tuning under limits, by other users, and in processes of all kinds."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_a_script_from_standard_input_can_measure(tmp_path: Path) -> None:
 
 
 def limited(limits: str, body: str = "print(go())") -> subprocess.CompletedProcess[str]:
-    """Under hard limits, which root is not above either."""
+    """Run under hard limits, which bind root too."""
     plain = ["setpriv", "--bounding-set=-sys_resource"] if os.getuid() == 0 else []
     if plain and not shutil.which("setpriv"):
         plain = []
@@ -99,7 +99,7 @@ def test_hard_limits_are_kept(limits: str) -> None:
 
 
 def test_a_limit_that_is_too_small_is_named() -> None:
-    """Of open files: with three more than the standard ones no process can be started."""
+    """With only three open files besides the standard ones no process can be started."""
     body = """
 import resource
 from fastrun.tuner.measure.sandbox import WorkerDied

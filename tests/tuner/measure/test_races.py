@@ -1,4 +1,4 @@
-"""Races: who runs when, who leaves early, and that one's death is not held against the others."""
+"""Races: their order, entries that leave early, and entries that kill their process."""
 
 from __future__ import annotations
 

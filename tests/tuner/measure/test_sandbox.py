@@ -1,4 +1,4 @@
-"""Kernels that misbehave in every way we could think of, and the ones measured right after."""
+"""Kernels that misbehave in many ways, and good kernels measured right after them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Lab:
 
 
 def children() -> set[int]:
-    """Processes that this one has started and that live."""
+    """The living children of this process."""
     found = set()
     for task in Path("/proc/self/task").iterdir():
         found |= {int(pid) for pid in (task / "children").read_text().split()}
@@ -208,7 +208,7 @@ SILENT = {
 
 @pytest.mark.parametrize("case", SILENT)
 def test_a_kernel_that_falls_silent_is_ended(lab: Lab, case: str) -> None:
-    """What of the C library, or of the pipe to us, still works after such a call is luck."""
+    """After such a call the C library and the pipe may work or not."""
     result = lab.run(hostile(lab, *SILENT[case]))
     assert result.outcome in (Outcome.RUNTIME, Outcome.TIMEOUT)
     assert result.samples == ()
@@ -265,7 +265,7 @@ def test_a_result_off_by_a_thousandth_is_wrong(lab: Lab) -> None:
     assert result.errors.bias > 0  # the outputs are those of a relu
     assert "limit" in result.reason
     lenient = replace(lab.job(after_naive(lab, body)), limits=replace(LIMITS, error=0.1))
-    # Every call scales its own fresh output, so the candidate is only inexact, and steadily so.
+    # Every call scales its own new output, so the kernel has a constant error.
     assert lab.sandbox.submit(lenient).result(timeout=HANG_SECONDS).outcome == Outcome.CORRECT
 
 
@@ -288,7 +288,7 @@ def test_outputs_left_unwritten_are_wrong(lab: Lab) -> None:
 
 
 def test_a_kernel_that_is_right_only_once_is_wrong(lab: Lab) -> None:
-    """It counts its calls in the output's first pixel by way of the shared workspace."""
+    """It counts its calls in the shared workspace and writes the count into the first pixel."""
     body = """%seen = load float, ptr %shared
     %first = fcmp uno float %seen, %seen
     store float 0.0, ptr %shared
@@ -432,7 +432,7 @@ def test_a_restart_gives_a_fresh_process(lab: Lab) -> None:
 def test_verification_uses_the_threads_that_are_timed(lab: Lab) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core only")
-    # Both halves of the tasks write through the one shared workspace, which only one may.
+    # All tasks write through one shared workspace, which only one task may do at a time.
     with Sandbox(Cores.split(2), LIMITS) as sandbox:
         result = sandbox.submit(lab.job(threads=2)).result(timeout=HANG_SECONDS)
         assert result.outcome == Outcome.CORRECT

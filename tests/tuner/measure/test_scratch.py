@@ -1,4 +1,4 @@
-"""Folders of scratch files: where there is room, whoever shares the place, however runs end."""
+"""Folders of scratch files: their place, other users of the place, killed runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ with Scratch() as scratch:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What TMPDIR names."""
+    """The folder of TMPDIR."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     return tmp_path
 
@@ -64,7 +64,7 @@ def test_a_folder_that_somebody_holds_stays_and_one_that_nobody_holds_goes(place
 
 
 def test_another_container_is_another_process(place: Path) -> None:
-    """With process ids of its own, of which ours are none."""
+    """In a new namespace of process ids, which lacks those of this process."""
     words = ["unshare", "--pid", "--fork", "--mount-proc"]
     if not shutil.which(words[0]) or subprocess.run([*words, "true"], check=False).returncode:
         pytest.skip("needs the right to make process namespaces")

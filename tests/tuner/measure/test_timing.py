@@ -1,4 +1,4 @@
-"""The protocol on kernels whose cost is known, and the division of the cores."""
+"""The protocol on kernels with known costs, and the division of the cores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastrun.tuner.measure.timing import Protocol, calibrate, interleave, measur
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody else wants the core: what is counted here does not depend on who runs beside."""
+    """Counts do not depend on other processes: the core is never waited for."""
     monkeypatch.setattr(timing, "waited", lambda: 0.0)
 
 
@@ -119,7 +119,7 @@ def test_interleaved_rounds_run_everybody_once_in_changing_order() -> None:
 
 @pytest.mark.parametrize("drop_every", [0, 1])
 def test_a_race_of_nobody_has_no_times(drop_every: int) -> None:
-    """As where nobody passed verification."""
+    """This happens if no kernel is correct."""
     assert interleave([], 4, Protocol(), seed=0, drop_every=drop_every) == []
 
 
@@ -134,8 +134,8 @@ def test_a_block_that_waited_for_its_core_is_repeated(monkeypatch: pytest.Monkey
     monkeypatch.setattr(timing, "waited", lambda: next(clock))
     costs = iter([1e-3, 2e-3, 1e-3, 3e-3, 1.1e-3, 4e-3])
     found = measure(lambda repeats: next(costs) * repeats, Protocol(blocks=2), first=1e-3)
-    # The first kept block waited a quarter of its time, its repetition not at all; of the three
-    # after them, which all waited, the one that did least counts.
+    # The first kept block waited a quarter of its time, and its repetition not at all. Of the three
+    # blocks after it, which all waited, the one that waited least counts.
     assert found.samples == (1e-3, 1.1e-3)
     assert found.waited == pytest.approx(5e-5 / 1.1e-3)
 
@@ -184,7 +184,7 @@ def test_the_canary_measures_a_deviation_from_its_best() -> None:
 def test_runnable_leaves_the_caller_out(
     tasks: str, others: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of three tasks that want to run, one is who asks."""
+    """One of three running tasks is the caller."""
     monkeypatch.setattr(Path, "read_text", lambda path: f"0.50 0.40 0.30 {tasks} 4711\n")
     assert runnable() == others
 

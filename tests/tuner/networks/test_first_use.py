@@ -1,4 +1,4 @@
-"""Plans from elsewhere: known by a seal, compared once, refused if they compute otherwise."""
+"""Plans of other machines: compared once, remembered by a file, refused if outputs differ."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def compared(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The differences that were looked at."""
+    """The differences that were computed."""
     found: list[float] = []
 
     def watched(*outputs: Any) -> float:
@@ -85,7 +85,7 @@ def test_a_plan_from_elsewhere_is_compared_once(compared: list[float], tmp_path:
         load(residual(), threads, plan=tmp_path / "plan")
         assert len(compared) == times
     assert max(compared) < 1e-5
-    # Expected times change nothing that runs, a schedule does.
+    # Expected times do not change what runs. A schedule does.
     text = (tmp_path / "plan").read_text()
     load(residual(), plan=Plan.parse(text.replace("\ntotal\t", "\ntotal\t9")))
     assert len(compared) == 2
@@ -95,7 +95,7 @@ def test_a_plan_from_elsewhere_is_compared_once(compared: list[float], tmp_path:
 
 
 def off_by(share: float) -> tuple[Plan, Arrangement]:
-    """The heuristic's plan, its last step's weights too large by a share."""
+    """The heuristic's plan, with the weights of the last step scaled by 1 + share."""
     plan, arrangement = make_plan(GRAPH, heuristic_choices(CPU), CPU)
     *steps, last = arrangement.steps
     assert last.weights is not None
@@ -138,7 +138,7 @@ def test_schedules_that_give_way_are_told() -> None:
     assert len(said) == 1
     assert said[0].filename == __file__
     assert network.plan.forms[name].algorithm != text
-    # What was carried out is a plan of its own, that is followed to the letter.
+    # The plan that was carried out is another plan, which is followed exactly.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         again = load(residual(), plan=network.plan)
@@ -182,5 +182,5 @@ def test_what_is_not_finite_must_be_the_same(value: float) -> None:
     assert difference({"y": holes}, {"y": np.where(plain == 3, np.float32(-value), plain)}) == (
         0 if np.isnan(value) else np.inf
     )
-    # Nor does it hide what else differs.
+    # Such values do not hide other differences.
     assert difference({"y": holes}, {"y": holes * np.float32(1.1)}) == pytest.approx(0.1)

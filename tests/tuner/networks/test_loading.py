@@ -1,4 +1,4 @@
-"""Policies of `fastrun.load`; where a database cannot help, one warning says so."""
+"""Policies of `fastrun.load`; one warning if a database cannot be used."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def algorithms(plan: Plan) -> list[str]:
 
 
 def loaded(**options: Any) -> tuple[Any, list[str]]:
-    """The network, and what loading it remarked."""
+    """The network, and the warnings of loading it."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         network = load(residual(), **options)
@@ -190,7 +190,7 @@ def test_no_database_keeps_a_network_from_running(
 def test_what_loading_opens_it_closes(
     spoil: Callable[[Path, ExitStack], None] | None, path: Path, stack: ExitStack
 ) -> None:
-    """And leaves open what was open before."""
+    """A Database that was passed stays open."""
     if spoil:
         spoil(path, stack)
     loaded(database=path)

@@ -1,4 +1,4 @@
-"""Intervals hold what they promise: simulated races, whose true ratio is known."""
+"""The coverage of intervals, in simulated races with a known ratio."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ TRUTH = 1.2
 
 
 def races(effect: float, processes: int = FINAL.processes) -> NDArray[np.float64]:
-    """Samples by race, rival, process and round: the first takes `TRUTH` times the second's time.
+    """Samples by race, entry, process and round: entry 0 takes `TRUTH` times as long as entry 1.
 
-    Processes change a rival's time by `effect` (a standard deviation); samples scatter by 0.4 %,
+    Processes change an entry's time by `effect` (a standard deviation). Samples scatter by 0.4 %,
     one in twenty is disturbed, and so is one round in ten of both.
     """
     draw = np.random.default_rng(7)

@@ -1,4 +1,4 @@
-"""What is stored of a network's final: it reads back, travels, and is checked."""
+"""The record of a network's final: stored, exported, checked."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLES = {
 
 
 def network_record(**fields: Any) -> NetworkRecord:
-    """Of a final that the plan from layer times won; `fields` override."""
+    """The record of a final that the plan by layer times won; `fields` override."""
     usual: dict[str, Any] = {
         "network": "small",
         "graph": "0123",

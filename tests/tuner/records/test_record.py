@@ -1,4 +1,4 @@
-"""Records and environments: JSON form, the value that ranks, and refusal of what is none."""
+"""Records and environments: the JSON form, the ranked time, refused data."""
 
 from __future__ import annotations
 

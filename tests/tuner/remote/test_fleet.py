@@ -1,4 +1,4 @@
-"""Other machines: two workers on this one, of which one is killed in the middle of its work."""
+"""Other machines: two workers on this machine; one is killed during its work."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ OTHER = ConvProblem.parse("conv 1x16x8x8 32x1x1 s1 p0 bias")
 
 
 def start_worker(address: str, number: int) -> subprocess.Popen[str]:
-    """A worker on a core of its own, as far as there are enough."""
+    """A worker on its own core, if there are enough cores."""
     cores = sorted(os.sched_getaffinity(0))
     return subprocess.Popen(
         [sys.executable, "-m", "fastrun", "worker", address],
@@ -101,7 +101,7 @@ def test_two_workers_and_the_death_of_one(
     finals = [r for r in records if r.stage == "final"]
     assert {r.problem for r in finals} == {str(TINY), str(OTHER)}
     assert all(len(r.samples) >= 3 for r in finals)
-    assert 1 <= len(environments) <= 2  # who was killed may not have answered before
+    assert 1 <= len(environments) <= 2  # the killed worker may not have answered
     assert {e.machine for e in environments} == {Cpu.host().fingerprint}
     assert workers[1].poll() is None
     deadline = time.monotonic() + 300
@@ -133,7 +133,7 @@ def test_the_kind_of_machine_is_chosen() -> None:
 
 
 def test_a_candidate_that_no_worker_survives_has_failed() -> None:
-    """The scheduler gives up on it after so many workers; the run goes on."""
+    """The scheduler gives it up after some workers have died, and the run continues."""
 
     class Scheduler:
         def submit(self, *_: object, **__: object) -> Scheduler:

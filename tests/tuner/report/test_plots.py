@@ -1,4 +1,4 @@
-"""Figures of searches, of networks' steps and of engines side by side."""
+"""Figures of searches, of the steps of networks, and of engines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEATS = [
 
 def test_engines_frame_is_beside_ours() -> None:
     table = engines_frame(HEATS)
-    assert list(table["subject"]) == ["small", "large"]  # who was not timed has no row
+    assert list(table["subject"]) == ["small", "large"]  # engines without times have no row
     assert list(table["times"]) == pytest.approx([3.0, 0.5])
     assert table["low"][0] == 3.0
     assert 3.0 < table["high"][0] <= 5.0

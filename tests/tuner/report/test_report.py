@@ -151,7 +151,7 @@ def test_verdicts(heuristic: list[float], best: list[float], verdict: str) -> No
 
 
 def test_samples_of_unknown_processes_have_no_interval() -> None:
-    """Older records: fifteen samples, but nobody noted in which processes."""
+    """Older records: fifteen samples of unknown processes."""
     p = ConvProblem.parse(record().problem)
     slow, fast = (record(mr=mr, samples=[t] * 15, stage="final") for mr, t in ((6, 2), (8, 1)))
     found = Standing(p, 1, None, slow, fast, slow)
@@ -272,7 +272,7 @@ def figures(found: list[Standing], database: Database) -> list[Figure]:
 
 
 def test_figures_bear_what_is_missing(database: Database, found: list[Standing]) -> None:
-    """One layer without a heuristic, one without a naive loop, one that nobody measured."""
+    """One layer without a heuristic, one without a naive loop, one without measurements."""
     gaps = [
         replace(found[0], heuristic=None),
         replace(found[1], naive=None),
@@ -287,7 +287,7 @@ def test_figures_bear_what_is_missing(database: Database, found: list[Standing])
 
 
 def test_share_of_peak_ends_at_the_peak(found: list[Standing]) -> None:
-    """Or beyond it where Winograd's effective rate does."""
+    """The axis extends beyond the peak if Winograd's effective rate does."""
     below = best_frame(found, 10 * PEAK)
     assert 100 <= layer_plots.share_of_peak(below, 10 * PEAK).axes[0].get_xlim()[1] < 120
     above = best_frame(found, PEAK / 10)
@@ -333,7 +333,7 @@ def test_the_page_says_what_matters_first(page: Path, found: list[Standing]) -> 
 
 
 def test_the_summary_of_many_networks_is_short(database: Database, found: list[Standing]) -> None:
-    """One sentence explains, the others are short; of many layers only some are named."""
+    """The first sentence is explicit, the others are short; only some of many layers are named."""
     none = [replace(s, best=None) for s in found]
     targets = [NETWORK, replace(NETWORK, name="second"), replace(NETWORK, name="third")]
     records = database.records()
@@ -430,7 +430,7 @@ def test_folders_are_named_by_the_machine() -> None:
 
 
 def test_what_was_not_searched_is_counted_apart(tmp_path: Path) -> None:
-    """One layer, of which the heuristic's schedule was measured, and not even the naive loop."""
+    """One layer with a measurement of the heuristic's schedule only."""
     problem, _ = PROBLEMS[1]
     target = Target("one layer", ((problem, 1),))
     with Database(tmp_path / "records.db") as database:

@@ -1,4 +1,4 @@
-"""The report in a real browser: no complaint, nothing that sticks out, by day and by night."""
+"""The report in a browser: no errors, nothing wider than the window, in light and dark mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.browser import Browser, find_browser
 from tests.support.synthetic import records
 from tests.tuner.report.test_report import MACHINE, NETWORK, PROBLEMS
 
-# What leaves the window without being in something that scrolls by itself.
+# Elements wider than the window that are not inside a scrolling element.
 STICKS_OUT = """[...document.querySelectorAll("body *")]
   .filter(e => !e.closest(".wide") && !e.closest("svg"))
   .map(e => [e, e.getBoundingClientRect()])

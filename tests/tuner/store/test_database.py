@@ -1,4 +1,4 @@
-"""The database: what is best, what is refused, and that nothing stored is lost or run."""
+"""The database: rankings, refusals, and records that are neither lost nor executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database's file among processes that share it: locks that must outlive whatever happens."""
+"""The database's file shared by processes: locks must not be lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.graph_models import model, node, normal
 from tests.support.records import record
 
 HANG_SECONDS = 600.0
-"""Seconds within which even a busy machine is done."""
+"""Seconds after which something hangs, also on a busy machine."""
 
 TURNS = round(10 * float(os.environ.get("FASTRUN_TEST_SCALE", "1")))
 
@@ -38,7 +38,7 @@ with Database(sys.argv[1]) as database:
 
 
 def add_elsewhere(path: Path, *numbers: int) -> None:
-    """Store records in a process that shares nothing with this one."""
+    """Store records in an independent process."""
     words = [sys.executable, "-c", ADD, str(path), *map(str, numbers)]
     subprocess.run(words, check=True, cwd=Path(__file__).parents[3])
 
@@ -84,7 +84,7 @@ def test_a_second_use_of_the_file_leaves_the_locks_of_the_first(
         with pytest.raises(RuntimeError, match="update"):
             Database(path)
         edit(path, "UPDATE meta SET value = substr(value, 2)")
-    # A process that believes to be the last takes the log away, and what follows is lost.
+    # A process that takes itself for the last one removes the log, and later records are lost.
     add_elsewhere(path, 1)
     database.add(record(2))
     database.close()
@@ -144,7 +144,7 @@ def test_a_fork_waits_for_the_transactions_of_other_threads(tmp_path: Path) -> N
         with database._store.writing():
             begun.set()
             forking.wait(HANG_SECONDS)
-            # Long enough for a fork that does not wait; nothing hangs on it where it does.
+            # Long enough for a fork that does not wait. The result does not depend on it.
             threading.Event().wait(0.3)
             done.set()
         database.add(record(0))

@@ -67,7 +67,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_hangs() -> Iterator[None]:
-    """End what takes minutes."""
+    """Stop a test that takes minutes."""
 
     def late(*_: object) -> None:
         raise TimeoutError
@@ -187,7 +187,7 @@ MUTATIONS = (flips, flips, pages, truncation, cell, cell, cell, schema)
 
 
 def asked(action: Callable[[], Any], wrong: str) -> Any:
-    """What comes of it; None where it is refused in one line."""
+    """The result; None if it is refused in one line."""
     try:
         return action()
     except DatabaseError as error:
@@ -198,7 +198,7 @@ def asked(action: Callable[[], Any], wrong: str) -> Any:
 
 
 def look(path: Path, stored: Sequence[Record], read_only: bool, wrong: str) -> None:
-    """Ask for everything: what is answered was stored, and is in order."""
+    """Read everything: all answers were stored, and are in order."""
     opened = asked(lambda: Database(path, read_only), wrong)
     if opened is None:
         return
@@ -228,7 +228,7 @@ def look(path: Path, stored: Sequence[Record], read_only: bool, wrong: str) -> N
 
 
 def command(words: Sequence[str], wrong: str) -> None:
-    """Run it: all is well, or one line says why not."""
+    """Run a command: it succeeds, or prints one line of error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(list(words))
@@ -264,7 +264,7 @@ def test_of_a_damaged_database_nothing_false_is_said(sound: Path, tmp_path: Path
 
 
 def scalars(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where the parts of a JSON value are."""
+    """The paths of the parts of a JSON value."""
     yield path
     keys: Any = value if isinstance(value, dict) else ()
     for key in range(len(value)) if isinstance(value, list) else keys:

@@ -67,7 +67,7 @@ def _run(folder: Path, tool: str, *words: str) -> None:
 
 @pytest.fixture
 def url(server: Path) -> Iterator[str]:
-    """An empty database of its own for each test."""
+    """An empty database for each test."""
     import psycopg
 
     with psycopg.connect(f"host={server} user=tester dbname=postgres", autocommit=True) as admin:

@@ -29,7 +29,7 @@ from tests.support.records import PROBLEM, record
 pytestmark = pytest.mark.slow
 
 HANG_SECONDS = 600.0
-"""Seconds within which even a busy machine is done."""
+"""Seconds after which something hangs, also on a busy machine."""
 
 KILLS = int(os.environ.get("FASTRUN_KILLS", "10"))
 NOBODY = 65534
@@ -38,7 +38,7 @@ fork = multiprocessing.get_context("fork")
 
 
 def in_child(action: Callable[[], None]) -> None:
-    """Run `action` in a process of its own and expect it to end well."""
+    """Run `action` in a new process, which must succeed."""
     child = fork.Process(target=action)
     child.start()
     child.join(HANG_SECONDS)
@@ -131,7 +131,7 @@ def test_killed_writers_lose_nothing_they_were_told_is_stored(tmp_path: Path) ->
         ]
         for writer in writers:
             writer.start()
-        # So many records are waited for, of the first round's at least one.
+        # Wait for so many records, for at least one in the first round.
         least = [rng.randrange(4) or not kill for _ in pipes]
         heard = [
             sum(len(os.read(answers, 1)) for _ in range(n))
@@ -147,7 +147,7 @@ def test_killed_writers_lose_nothing_they_were_told_is_stored(tmp_path: Path) ->
             os.close(told)
             with open(answers, "rb") as file:
                 promised = n + len(file.read())
-            # In every other round a reader is the first to see what the dead left behind.
+            # In every other round a reader is the first to open the file after the death.
             if not path.exists():
                 assert promised == 0
                 continue
@@ -165,7 +165,7 @@ def test_killed_writers_lose_nothing_they_were_told_is_stored(tmp_path: Path) ->
 
 
 def _records(path: Path, run: str) -> list[Record]:
-    """What a reader finds; nothing while a file has been made but not yet its tables."""
+    """The records that a reader finds; none as long as the tables are not made yet."""
     try:
         with Database(path, read_only=True) as database:
             return database.records(run=run)
@@ -206,7 +206,7 @@ def test_a_full_disk_is_reported_and_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A folder that other users may enter; pytest's own they may not."""
+    """A folder that other users may enter, unlike pytest's folders."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder

@@ -1,4 +1,4 @@
-"""Records as files: what is written, and what reads back."""
+"""Records as files: written and read again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was measured on another machine, or under other conditions, decides nothing here."""
+"""Records of other machines or conditions have no influence here."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_today_is_judged_by_todays_toolchain() -> None:
 
 @pytest.mark.parametrize("field", OTHERS)
 def test_loading_follows_what_was_measured_here(field: str, tmp_path: Path) -> None:
-    """A record of one thread may stand in for several, none of several for one."""
+    """A record of one thread may serve several threads, but not the other way round."""
     p = problems()[0]
     with Database(tmp_path / "here.db") as database:
         database.add(measured(p))

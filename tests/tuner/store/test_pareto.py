@@ -1,4 +1,4 @@
-"""What is worth knowing beside the fastest: less workspace, a smaller error."""
+"""The Pareto front: schedules with less workspace or a smaller error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The database's file: its schema, and what is refused untouched."""
+"""The database's file: its schema, and foreign files, which stay unchanged."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_a_file_with_triggers_is_refused_untouched(path: Path, does: str) -> Non
         database.add(record())
         edit(path, f"CREATE TRIGGER here {does}")
         if "records" in does.partition("BEGIN")[0]:
-            # What was opened before notices when it writes.
+            # A database that was opened before notices it when it writes.
             assert "throws away" in refused(lambda: database.add(record(7)))
         assert database.records() == [record()]
     before = path.read_bytes()

@@ -1,4 +1,4 @@
-"""T4 files against the published schema, and the open data against what it says of itself."""
+"""T4 files against the published schema, and the open data against its own metadata."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_what_is_written_is_of_the_schema() -> None:
 
 @pytest.mark.parametrize("name", spaces.GROUNDS)
 def test_open_spaces_are_of_a_size_to_measure(name: str) -> None:
-    """On any machine: the values that are pinned must exist there."""
+    """On any machine: the pinned values must exist in its space."""
     extent = spaces.GROUNDS[name].extent()["extent"]
     assert isinstance(extent, dict)
     assert 200 <= extent["schedules"] <= 4000
