@@ -21,7 +21,7 @@ import nbformat
 
 HERE = Path(__file__).parent
 
-_PATIENCE = 1800  # seconds for a cell, which takes a minute where nothing else runs
+_CELL_SECONDS = 1800  # a cell takes a minute if nothing else runs
 _LARGEST = 1 << 20  # bytes of a stored notebook
 _FAILURES = (
     nbclient.exceptions.CellExecutionError,
@@ -47,7 +47,7 @@ def execute(notebook: Any) -> Any:
     resources = {"metadata": {"path": str(HERE)}}
     nbclient.NotebookClient(
         notebook,
-        timeout=_PATIENCE,
+        timeout=_CELL_SECONDS,
         resources=resources,
         record_timing=False,
         extra_arguments=["--log-level=ERROR"],

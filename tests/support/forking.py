@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 
-PATIENCE = 120.0  # seconds: never reached but by what hangs
+HANG_SECONDS = 120.0
 
 
 def child(work: Callable[[], bool]) -> int:
@@ -27,7 +27,7 @@ def child(work: Callable[[], bool]) -> int:
 
 def code(pid: int) -> int:
     """The child's exit code; a signal's number, negative, where it was killed as it hung."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + HANG_SECONDS
     while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:

@@ -77,7 +77,7 @@ def benched(folder: Path, machine: str, threads: int, name: str) -> list[Mapping
         ) from error
 
 
-def side_by_side(networks: Sequence[NetworkTimes]) -> pd.DataFrame:
+def times_frame(networks: Sequence[NetworkTimes]) -> pd.DataFrame:
     """A row for each sum of layers, plan and engine.
 
     Columns `network`, `who` (what was timed), `seconds`, `over_heuristic` (speed-up over the
@@ -133,7 +133,7 @@ def explanation(network: NetworkTimes) -> str:
 
 
 def figure(table: pd.DataFrame) -> Figure:
-    """The times of one network, from the rows of `side_by_side`."""
+    """The times of one network, from the rows of `times_frame`."""
     title = f"{table['network'].iloc[0]}: sums of layers, plans, other engines"
     colours = dict(zip((SUM, RACED, BENCH), (FAINT, *COLOURS), strict=False))
     with layer_canvas(table.assign(layer=table["who"]), title, "ms, logarithmic") as (page, axes):

@@ -25,7 +25,7 @@ from fastrun.tuner.report.frames import (
     outcomes_frame,
     pareto_frame,
 )
-from fastrun.tuner.report.network_times import NetworkTimes, benched, side_by_side
+from fastrun.tuner.report.network_times import NetworkTimes, benched, times_frame
 from fastrun.tuner.report.sections import sections
 from fastrun.tuner.report.summary import Facts, summary, tiles, where_and_when
 from fastrun.tuner.store.database import Database, DatabaseError
@@ -63,7 +63,7 @@ def write_report(
         if section.figure:
             look.save_png(section.figure, folder / f"{section.name}.png")
     tables = {
-        "networks": side_by_side(facts.networks),
+        "networks": times_frame(facts.networks),
         "layers": best,
         "algorithms": algorithms_frame(facts.decisive),
         "convergence": convergence_frame(facts.records),

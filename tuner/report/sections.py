@@ -144,7 +144,7 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
 def _networks(facts: Facts) -> Iterator[Section]:
     """A section for each network as a whole."""
     for n, network in enumerate(facts.networks, 1):
-        table = network_times.side_by_side([network])
+        table = network_times.times_frame([network])
         if len(table):
             yield Section(
                 f"network-{n}",

@@ -39,7 +39,7 @@ from fastrun.tuner.report.network_times import (
     NetworkTimes,
     benched,
     explanation,
-    side_by_side,
+    times_frame,
 )
 from fastrun.tuner.report.page import machine_slug, write_report
 from fastrun.tuner.report.summary import Facts, summary
@@ -399,7 +399,7 @@ def test_a_network_stands_beside_plans_and_engines(page: Path, found: list[Stand
 
 def test_a_network_without_a_final_says_so(found: list[Standing]) -> None:
     network = NetworkTimes("folder/net.onnx", found, None, [])
-    assert list(side_by_side([network])["source"]) == [SUM] * 3
+    assert list(times_frame([network])["source"]) == [SUM] * 3
     assert network.title == "net"
     assert "No plan was timed as a whole" in explanation(network)
 
