@@ -97,12 +97,12 @@ def listing_lines(
     yield f"  measured   {_measured(listing.problem, record, peak)}"
     # LLVM's comments around inline assembly are left out.
     lines = found.hot_loop.splitlines()
-    listing = [line for line in lines if not line.lstrip().startswith(("#", "//"))]
-    if listing:
+    shown = [line for line in lines if not line.lstrip().startswith(("#", "//"))]
+    if shown:
         yield ""
-        yield from (line.expandtabs(8) for line in listing[:_LINES])
-        if len(listing) > _LINES:
-            yield f"        ... and {len(listing) - _LINES} more; --asm shows all of the kernel"
+        yield from (line.expandtabs(8) for line in shown[:_LINES])
+        if len(shown) > _LINES:
+            yield f"        ... and {len(shown) - _LINES} more; --asm shows all of the kernel"
 
 
 def _measured(p: ConvProblem, record: Record | None, peak: float) -> str:

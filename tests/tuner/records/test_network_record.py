@@ -89,5 +89,5 @@ def test_a_stranger_is_checked(samples: str, tmp_path: Path) -> None:
         database.add_network(network_record())
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE networks SET samples = ?", [samples])
-    with Database(path) as database, pytest.raises(DatabaseError, match="no record"):
+    with Database(path) as database, pytest.raises(DatabaseError, match="invalid record"):
         database.networks()
