@@ -15,8 +15,9 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.networks.targets import is_problem
 from fastrun.tuner.records.record import RecordError
 from fastrun.tuner.records.units import UNKNOWN, interval, ms, percent, plural
-from fastrun.tuner.report.frames import rows, save_png
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.plots import search_curves
+from fastrun.tuner.report.style import save_png
 from fastrun.tuner.search.replay import (
     RecordedSpace,
     compare,
