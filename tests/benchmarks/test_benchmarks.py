@@ -25,7 +25,7 @@ from fastrun.kernels.registry import heuristic_choice, templates
 from fastrun.main import main
 from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.records.environment import toolchain
-from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.record import Errors, Outcome, Record
 from fastrun.tuner.store.database import Database
 
 TINY = "conv 1x16x6x5 24x3x3 s2 p1 bias add relu6"
@@ -87,7 +87,7 @@ def test_peer_computes_a_layer(name: str, inner: bool) -> None:
         for _ in range(2):
             [found] = session.run(inputs)
             session.call()
-            assert race.errors_of(found, truth).rms < race.LOOSE
+            assert Errors.of(found, truth).rms < race.LOOSE
 
 
 def test_onnxruntime_in_turns_with_ours(tmp_path: Path) -> None:
