@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Every buffer begins at a multiple of so many bytes: a cache line.
-LINE = 64
+from fastrun.kernels.core.cpu import CACHE_LINE
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ def allocate(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
     offsets = [0] * len(lifetimes)
     for i in sorted(range(len(lifetimes)), key=lambda i: (-lifetimes[i].size, i)):
         new = lifetimes[i]
-        size = -(-new.size // LINE) * LINE
+        size = -(-new.size // CACHE_LINE) * CACHE_LINE
         start, gaps = 0, []
         for begin, end, other in sorted(placed, key=lambda p: p[:2]):
             if other.first <= new.last and new.first <= other.last:

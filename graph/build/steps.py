@@ -277,7 +277,9 @@ class _Writer:
                     spans[x] = spans.get(x, (i, i))[0], i
         for x in map(self._number, outputs):
             spans[x] = spans[x][0], len(steps)
-        sizes = (4 * (root.placement.size + READ_SLACK) for root in self._roots)
+        sizes = (
+            root.placement.dtype.bytes(root.placement.size + READ_SLACK) for root in self._roots
+        )
         return tuple(Lifetime(size, *spans[x]) for x, size in enumerate(sizes))
 
 

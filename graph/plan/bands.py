@@ -18,6 +18,7 @@ from fastrun.graph.plan.forms import STEP, Form
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.ops import bands
@@ -94,9 +95,9 @@ def estimate(
     first, second = (_part(graph, task, form, cpu) for task, form in zip(pair, forms, strict=True))
     mid = Placement(forms[0].writes, *shape4(graph.shape(pair[0].output)))
     rows = bands.rows_per_band(first, second, mid, cpu)
-    if not rows or 4 * first.weights > cpu.l2 // 2:
+    if not rows or F32.bytes(first.weights) > cpu.l2 // 2:
         return rows, 0.0
-    size, weights = 4 * mid.size, 4 * second.weights
+    size, weights = mid.dtype.bytes(mid.size), F32.bytes(second.weights)
     saved = STEP if threads > 1 else 0.0
     if size > cpu.l2 or threads > 1:
         saved += size / PASSING

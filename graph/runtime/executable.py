@@ -19,6 +19,7 @@ from fastrun.graph.core.model import Array
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.runtime.weights import Block, Weights
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.forks import renewed_in_children
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import pack_bias, pack_channels
@@ -115,7 +116,7 @@ class Executable:
         steps, buffers = model.arrangement.steps, model.arrangement.buffers
         offsets, size = model.offsets, model.arena
         local = max((s.program.local_bytes for s in steps), default=0)
-        local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
+        local = -(-(local + F32.bytes(READ_SLACK)) // 4096) * 4096
         self._arena = Block(size + local * model.threads)
         self._at = [self._arena.address + offset for offset in offsets]
         first = self._arena.address + size
@@ -291,7 +292,7 @@ class Executable:
         start = (self._at[port.buffer] - self._arena.address) // 4 + where.origin
         strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
         shape = (where.n, where.c, where.h, where.w)
-        return as_strided(self._arena.floats[start:], shape, tuple(4 * s for s in strides))
+        return as_strided(self._arena.floats[start:], shape, tuple(map(F32.bytes, strides)))
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
         for name in inputs:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastrun.graph.build.memory import LINE
 from fastrun.graph.core.model import Array
+from fastrun.kernels.core.cpu import whole_lines
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.pages import private_pages
 
@@ -39,13 +40,13 @@ class Weights:
         """Append a copy of the values. Returns its address, 0 for no values."""
         if values is None or not values.size:
             return 0
-        taken = -(-4 * (values.size + READ_SLACK) // LINE) * LINE // 4
+        taken = whole_lines(values.size + READ_SLACK)
         if taken > self._left:
-            self._blocks.append(Block(max(_CHUNK, 4 * taken)))
+            self._blocks.append(Block(max(_CHUNK, F32.bytes(taken))))
             self._left = len(self._blocks[-1].floats)
         block = self._blocks[-1]
         start = len(block.floats) - self._left
         block.floats[start : start + values.size] = values
         self._left -= taken
-        self.size += 4 * taken
-        return block.address + 4 * start
+        self.size += F32.bytes(taken)
+        return block.address + F32.bytes(start)

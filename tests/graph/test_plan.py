@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastrun.graph.build.memory import LINE, Lifetime, allocate
+from fastrun.graph.build.memory import Lifetime, allocate
 from fastrun.graph.core.errors import GraphError, PlanError
 from fastrun.graph.core.problems import conv_problem, convolutions
 from fastrun.graph.networks import load_network
@@ -24,7 +24,7 @@ from fastrun.graph.planner import follow_plan, make_plan
 from fastrun.graph.reference import interpreter as reference
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.conv import direct
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.networks.load import load
@@ -49,7 +49,7 @@ def test_buffers_that_live_together_lie_apart() -> None:
             lifetimes.append(Lifetime(draw.randint(0, 999), first, first + draw.randint(0, 5)))
         offsets, size = allocate(lifetimes)
         for i, a in enumerate(lifetimes):
-            assert offsets[i] % LINE == 0
+            assert offsets[i] % CACHE_LINE == 0
             assert offsets[i] + a.size <= size
             for j, b in enumerate(lifetimes[:i]):
                 if a.first <= b.last and b.first <= a.last:

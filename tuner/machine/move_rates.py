@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import NCHW, NHWC, READ_SLACK, Array, Layout, Placement
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.library import Library
@@ -52,12 +53,12 @@ class _Move:
         before, after = (Placement(layout, images, *_IMAGE) for layout in (src, dst))
         program = build(Reorder(), cpu, before, after)
         (self._stage,), self._cores = program.stages, cores
-        self._bytes = 4 * (before.size + after.size)
+        self._bytes = F32.bytes(before.size + after.size)
         object_ = ObjectCache().object(program.ir, cpu)
         self._library = Library(object_, [self._stage.symbol])
         start = room.ctypes.data
         self._buffers = Buffers(
-            src=start, weights=0, bias=0, add=0, dst=start + 4 * (before.size + READ_SLACK),
+            src=start, weights=0, bias=0, add=0, dst=start + F32.bytes(before.size + READ_SLACK),
             shared=0, local=(0,) * len(cores),
         )  # fmt: skip
 

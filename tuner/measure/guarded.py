@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import Cpu, whole_lines
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
 from fastrun.kernels.core.pages import private_pages
 from fastrun.kernels.native.library import Library
@@ -26,8 +27,6 @@ assert GUARD >= READ_SLACK
 # The value of guards. It is large, so that an output shows its use, and finite, because a kernel
 # may multiply it by zero.
 GUARD_VALUE = np.float32(1.25e20)
-
-_LINE = 16  # floats of a cache line, to which buffers are aligned
 
 _INPUTS = ("src", "weights", "bias", "add")
 _BUFFERS = (*_INPUTS, "dst", "shared", "local")
@@ -54,9 +53,9 @@ class Arena:
         starts.clear()
         for name, size in sizes.items():
             starts[name] = position + GUARD
-            position = _aligned(position + size + 2 * GUARD)
+            position = whole_lines(position + size + 2 * GUARD)
         if position > self._memory.size:
-            self._memory = np.frombuffer(private_pages(4 * position), np.float32)
+            self._memory = np.frombuffer(private_pages(F32.bytes(position)), np.float32)
         self._guards = []
         for name, start in starts.items():
             end = start + sizes[name]
@@ -67,7 +66,7 @@ class Arena:
 
     def address(self, name: str) -> int:
         """The address of a buffer's start, which an empty array does not have."""
-        return int(self._memory.ctypes.data) + 4 * self._starts[name]
+        return int(self._memory.ctypes.data) + F32.bytes(self._starts[name])
 
     def damaged(self) -> str | None:
         """The name of a buffer with a changed guard."""
@@ -96,7 +95,7 @@ class Subject:
         weights = self._inputs["weights"]
         cold = job.regime == "cold-weights"
         self._copies = weight_copies(weights.nbytes, Cpu.host()) if cold else 1
-        self._stride = _aligned(weights.size + READ_SLACK)
+        self._stride = whole_lines(weights.size + READ_SLACK)
         sizes = {name: array.size for name, array in self._inputs.items()}
         if cold:
             sizes["weights"] = self._stride * self._copies
@@ -165,14 +164,10 @@ class Subject:
         packed = self._inputs["weights"]
         grid = self._arrays["weights"].reshape(self._copies, self._stride)
         grid[1:, : packed.size], grid[1:, packed.size :] = packed, GUARD_VALUE
-        self._buffers = replace(self._buffers, copies=self._copies, stride=4 * self._stride)
+        self._buffers = replace(self._buffers, copies=self._copies, stride=F32.bytes(self._stride))
 
 
 @functools.lru_cache(2)
 def _poison(where: Placement) -> Array:
     """A buffer with NaN where a kernel must write, and zeros in halo and padding."""
     return where.pack(np.full((where.n, where.c, where.h, where.w), np.nan, np.float32))
-
-
-def _aligned(floats: int) -> int:
-    return -(-floats // _LINE) * _LINE

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastrun.graph.core.shapes import Shape4
 from fastrun.graph.plan.forms import Costs
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, Placement
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def costs(report: MachineReport, threads: int) -> Costs:
         return STEP + size / rate
 
     def move(shape: Shape4, src: Layout, dst: Layout) -> float:
-        size = 4 * sum(Placement(layout, *shape).size for layout in (src, dst))
+        size = F32.bytes(sum(Placement(layout, *shape).size for layout in (src, dst)))
         return seconds(f"{kind_of(src)}>{kind_of(dst)}", size)
 
     return Costs(move, lambda size: seconds("NHWC>NHWC", size))

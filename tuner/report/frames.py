@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.records.record import Outcome, Record
 from fastrun.tuner.store.standing import Standing, seconds
@@ -174,7 +175,7 @@ def layer_labels(problems: Sequence[ConvProblem]) -> list[str]:
 def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
     p, best = s.problem, s.best
     samples = best.samples if best else (math.nan,)
-    moved = 4 * (p.n * p.c * p.h * p.w + p.oc * p.depth + p.n * p.oc * p.oh * p.ow)
+    moved = F32.bytes(p.n * p.c * p.h * p.w + p.oc * p.depth + p.n * p.oc * p.oh * p.ow)
     return {
         "layer": label,
         "problem": str(p),

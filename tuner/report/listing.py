@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.template import KernelTemplate
@@ -43,8 +44,8 @@ class Listing:
 def problem_lines(p: ConvProblem) -> Iterator[str]:
     """The size of a problem, in operations and bytes."""
     yield str(p)
-    source, result = 4 * p.n * p.c * p.h * p.w, 4 * p.n * p.oc * p.oh * p.ow
-    weights = 4 * p.oc * p.depth
+    sizes = p.n * p.c * p.h * p.w, p.oc * p.depth, p.n * p.oc * p.oh * p.ow
+    source, weights, result = map(F32.bytes, sizes)
     moved = source + weights + result
     yield f"  {significant(p.flops / 1e6)} MFLOP, output {p.n}x{p.oc}x{p.oh}x{p.ow}"
     yield (
