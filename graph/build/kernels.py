@@ -138,7 +138,7 @@ def _elementwise(
             return Built(elementwise.clip(op, cpu, views[0], out), "elementwise")
         case Affine():
             spec = elementwise.Affine((1, 4) if dst.layout.blocked else (1,), op.activation)
-            both = np.zeros((2, dst.blocks * dst.block), np.float32)
+            both = np.zeros((2, dst.blocks * dst.block), dst.dtype.numpy)
             both[:, : dst.c] = [constant(graph, task, i) for i in (1, 2)]
             return Built(elementwise.affine(spec, cpu, views[0], out), "elementwise", both)
     assert isinstance(op, Binary)
@@ -158,7 +158,7 @@ def _blocks(values: Array, rank: int, where: Placement) -> Array:
     values = values.reshape(n, c, h, w)
     if c == 1:
         return values[..., None]
-    padded = np.zeros((n, where.blocks * where.block, h, w), np.float32)
+    padded = np.zeros((n, where.blocks * where.block, h, w), where.dtype.numpy)
     padded[:, :c] = values
     return padded.reshape(n, where.blocks, where.block, h, w).transpose(0, 1, 3, 4, 2)
 
@@ -168,8 +168,8 @@ def _dense(graph: Graph, task: Task, op: Gemm) -> tuple[Array, Array]:
     b = constant(graph, task, 1)
     weights = b if op.transpose_b else b.T
     if op.alpha != 1:
-        weights = weights * np.float32(op.alpha)
-    bias: Array = np.zeros(len(weights), np.float32)
+        weights = weights * weights.dtype.type(op.alpha)
+    bias: Array = np.zeros(len(weights), weights.dtype)
     if task.node.input(2):
         bias = bias + op.beta * constant(graph, task, 2)
     return weights, bias.reshape(-1)

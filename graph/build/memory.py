@@ -18,7 +18,7 @@ class Lifetime:
 
 
 def allocate(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
-    """Offsets in bytes, one per lifetime, and the size of the arena.
+    """Offsets in bytes, one per lifetime, and the size of the arena. Buffers begin at cache lines.
 
     The largest comes first; each takes the smallest gap between those needed at the same time.
     """

@@ -277,9 +277,8 @@ class _Writer:
                     spans[x] = spans.get(x, (i, i))[0], i
         for x in map(self._number, outputs):
             spans[x] = spans[x][0], len(steps)
-        sizes = (
-            root.placement.dtype.bytes(root.placement.size + READ_SLACK) for root in self._roots
-        )
+        places = (root.placement for root in self._roots)
+        sizes = (place.dtype.bytes(place.size + READ_SLACK) for place in places)
         return tuple(Lifetime(size, *spans[x]) for x, size in enumerate(sizes))
 
 

@@ -49,9 +49,9 @@ def view(where: Placement, shape: Shape) -> Strided:
     strides = (where.n_stride, channel, where.y_stride, where.x_stride)
     sizes = (where.n, where.c, where.h, where.w)
     if len(shape) > 4:
-        return Strided(sizes, strides, where.origin).split(2, shape[2:-1])
+        return Strided(sizes, strides, where.origin, where.dtype).split(2, shape[2:-1])
     axes = {0: (), 1: (1,), 2: (0, 1), 3: (0, 1, 3), 4: (0, 1, 2, 3)}[len(shape)]
-    return Strided(shape, tuple(strides[i] for i in axes), where.origin)
+    return Strided(shape, tuple(strides[i] for i in axes), where.origin, where.dtype)
 
 
 def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Placement) -> Built:

@@ -32,6 +32,7 @@ from fastrun.graph.core.shapes import Shape4, is_range, same_memory, shape4
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial
 from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule
@@ -74,7 +75,7 @@ MoveCost = Callable[[Shape4, Layout, Layout], float]
 
 
 def _guessed_move(shape: Shape4, src: Layout, dst: Layout) -> float:
-    return STEP + 8 * math.prod(shape) / REORDERING
+    return STEP + 2 * F32.bytes(math.prod(shape)) / REORDERING
 
 
 def _guessed_stream(size: int) -> float:

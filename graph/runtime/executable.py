@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from fastrun.graph.build.memory import Lifetime, allocate
@@ -30,6 +29,9 @@ from fastrun.kernels.native.team import Script, Team, team
 from fastrun.kernels.native.team import Step as NativeStep
 
 T = TypeVar("T")
+
+# Threads' workspaces begin at multiples of so many bytes.
+_PAGE = 4096
 
 # Gives the packed weights of a step. Several plans of a network may share them.
 Packed = Callable[[Step], Array]
@@ -83,8 +85,8 @@ class _Model:
         for step in arrangement.steps:
             weights = packed(step)
             if step.gathered:
-                src = offsets[step.src]
-                places = [(offsets[buffer] - src) // 4 + at for buffer, at in step.gathered]
+                src, size = offsets[step.src], program.io.src.dtype.bytes()
+                places = [(offsets[buffer] - src) // size + at for buffer, at in step.gathered]
                 weights = np.concatenate([pack_channels(places), weights])
             bias = None if step.bias is None else pack_bias(step.bias)
             pairs.append((block.put(weights), block.put(bias)))
@@ -116,7 +118,7 @@ class Executable:
         steps, buffers = model.arrangement.steps, model.arrangement.buffers
         offsets, size = model.offsets, model.arena
         local = max((s.program.local_bytes for s in steps), default=0)
-        local = -(-(local + F32.bytes(READ_SLACK)) // 4096) * 4096
+        local = -(-(local + F32.bytes(READ_SLACK)) // _PAGE) * _PAGE
         self._arena = Block(size + local * model.threads)
         self._at = [self._arena.address + offset for offset in offsets]
         first = self._arena.address + size
@@ -288,11 +290,11 @@ class Executable:
 
     def _view(self, port: Port) -> Array:
         """The pixels of an input or output in the arena, as (n, c, h, w)."""
-        where = port.placement
-        start = (self._at[port.buffer] - self._arena.address) // 4 + where.origin
-        strides = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
-        shape = (where.n, where.c, where.h, where.w)
-        return as_strided(self._arena.floats[start:], shape, tuple(map(F32.bytes, strides)))
+        where, dtype = port.placement, port.placement.dtype
+        start = self._at[port.buffer] - self._arena.address + dtype.bytes(where.origin)
+        steps = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
+        shape, strides = (where.n, where.c, where.h, where.w), tuple(map(dtype.bytes, steps))
+        return np.ndarray(shape, dtype.numpy, self._arena.bytes, start, strides)
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
         for name in inputs:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastrun.graph.core.model import Array
-from fastrun.kernels.core.cpu import whole_lines
+from fastrun.kernels.core.cpu import CACHE_LINE
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.pages import private_pages
@@ -21,8 +21,7 @@ class Block:
         self._map = private_pages(size + _HUGE)
         start = np.frombuffer(self._map, np.uint8).ctypes.data
         self.address = -(-start // _HUGE) * _HUGE
-        skipped = self.address - start
-        self.floats = np.frombuffer(self._map, np.float32, size // 4, skipped)
+        self.bytes = np.frombuffer(self._map, np.uint8, size, self.address - start)
 
 
 class Weights:
@@ -34,19 +33,19 @@ class Weights:
     def __init__(self) -> None:
         self.size = 0
         self._blocks: list[Block] = []
-        self._left = 0  # floats at the end of the last block
+        self._left = 0  # bytes at the end of the last block
 
     def put(self, values: Array | None) -> int:
         """Append a copy of the values. Returns its address, 0 for no values."""
         if values is None or not values.size:
             return 0
-        taken = whole_lines(values.size + READ_SLACK)
+        taken = -(-(values.nbytes + F32.bytes(READ_SLACK)) // CACHE_LINE) * CACHE_LINE
         if taken > self._left:
-            self._blocks.append(Block(max(_CHUNK, F32.bytes(taken))))
-            self._left = len(self._blocks[-1].floats)
+            self._left = max(_CHUNK, taken)
+            self._blocks.append(Block(self._left))
         block = self._blocks[-1]
-        start = len(block.floats) - self._left
-        block.floats[start : start + values.size] = values
+        start = len(block.bytes) - self._left
+        block.bytes[start : start + values.nbytes] = values.view(np.uint8)
         self._left -= taken
-        self.size += F32.bytes(taken)
-        return block.address + F32.bytes(start)
+        self.size += taken
+        return block.address + start
