@@ -207,7 +207,7 @@ class Executable:
 
     def seconds(self, repeats: int = 1) -> float:
         """Seconds of `repeats` runs of the last inputs, without Python between the runs."""
-        return self._in_turn(lambda: self._walk(repeats, gather=True))
+        return self._in_turn(lambda: self._walk(repeats, meet=True))
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
@@ -237,7 +237,7 @@ class Executable:
 
         def work() -> None:
             for row in times if self._owners else ():
-                whole = self._walk(stamps=ctypes.addressof(stamps), gather=True)
+                whole = self._walk(stamps=ctypes.addressof(stamps), meet=True)
                 ends = np.array(stamps)
                 # A run starts when all threads have met; no stamp marks that moment.
                 first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
@@ -259,12 +259,12 @@ class Executable:
             finally:
                 self._running = False
 
-    def _walk(self, repeats: int = 1, stamps: int = 0, gather: bool = False) -> float:
+    def _walk(self, repeats: int = 1, stamps: int = 0, meet: bool = False) -> float:
         if self._script is None:
             return 0.0
         threads = self._model.threads
         workers = team(threads) if threads > 1 else self._alone
-        return workers.run(self._script, repeats, stamps=stamps, gather=gather)
+        return workers.run(self._script, repeats, stamps=stamps, meet=meet)
 
     def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
         """The native steps, one for each stage, and the index of each one's step."""

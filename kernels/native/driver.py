@@ -47,7 +47,7 @@ TEAM_BYTES = 5 * APART
 # Words of the job. A null pointer to the steps ends the threads. `lead` fills in the last two:
 # arrivals before the job, and which set of counters is zero.
 JOB_WORDS = (
-    "steps", "count", "threads", "local", "gather", "repeats", "copy", "copies", "stride",
+    "steps", "count", "threads", "local", "meet", "repeats", "copy", "copies", "stride",
     "stamps", "tally", "base", "parity",
 )  # fmt: skip
 _POINTERS = ("steps", "local", "stamps", "tally")
@@ -62,7 +62,7 @@ COUNTERS = 64
 def driver_ir(triple: str) -> str:
     """The driver for a target.
 
-    `lead(team, job)` runs a job as thread 0 and returns the nanoseconds it took. With `gather`
+    `lead(team, job)` runs a job as thread 0 and returns the nanoseconds it took. With `meet`
     the clock starts when all threads have met and before any of them continues. A caller whose
     core is taken away at this moment therefore cannot make the work look short. `serve(team,
     thread)` is the life of another thread.
@@ -245,8 +245,8 @@ begin:
   %counters = getelementptr i8, ptr %tally, i64 {TALLY}
   %own = mul i64 %thread, {COUNTERS}
   %target.base = add i64 %base, %threads
-  %gathers = icmp ne i64 %gather, 0
-  br i1 %gathers, label %assemble, label %start
+  %meets = icmp ne i64 %meet, 0
+  br i1 %meets, label %assemble, label %start
 assemble:
   %target.met = add i64 %target.base, %threads
   br i1 %leads, label %count.others, label %follow
@@ -403,8 +403,8 @@ plan:
   %others = icmp ugt i64 %threads, 1
   %between = sub i64 %repeats, 1
   %meetings = select i1 %others, i64 %between, i64 0
-  %with.gathering = add i64 %meetings, %gather
-  %rounds = add i64 %with.gathering, 1
+  %with.meeting = add i64 %meetings, %meet
+  %rounds = add i64 %with.meeting, 1
   %arriving = mul i64 %rounds, %threads
   %due.next = add i64 %due, %arriving
   store i64 %due.next, ptr %due.at, align 8

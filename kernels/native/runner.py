@@ -65,7 +65,7 @@ class Runner:
         copies = self._copy, buffers.copies, buffers.stride
         script = Script(self._steps(buffers), threads, buffers.local)
         workers = team(threads, self._cores if threads > 1 else ())
-        seconds = workers.run(script, repeats, copies, gather=True)
+        seconds = workers.run(script, repeats, copies, meet=True)
         self._copy = (self._copy + repeats) % buffers.copies
         return seconds
 

@@ -135,13 +135,13 @@ class Team:
         repeats: int = 1,
         copies: tuple[int, int, int] = (0, 1, 0),
         stamps: int = 0,
-        gather: bool = False,
+        meet: bool = False,
     ) -> float:
         """Walk the steps `repeats` times; seconds for all of it, as the caller sees it.
 
         `copies` are the number of the first copy of the weights, the number of copies, and the
         bytes from one to the next. At the address `stamps`, one 64-bit integer per step receives
-        the nanosecond at which the step was done. With `gather` the clock starts when all threads
+        the nanosecond at which the step was done. With `meet` the clock starts when all threads
         have arrived.
 
         An exception in a signal handler leaves the team as it is before this walk or after it.
@@ -155,7 +155,7 @@ class Team:
             steps, local, tally = script.addresses
             self._scripts.append(script)
             return self._call(
-                steps=steps, count=script.count, local=local, gather=int(gather), repeats=repeats,
+                steps=steps, count=script.count, local=local, meet=int(meet), repeats=repeats,
                 copy=copies[0], copies=copies[1], stride=copies[2], stamps=stamps, tally=tally,
             )  # fmt: skip
 

@@ -255,7 +255,7 @@ def meeting(*steps: tuple[str, int, int]) -> np.ndarray:
     _kept.append(
         (library, dst, shared)
     )  # whoever is late without a barrier shall fail a test and not die
-    team(2).run(Script(native, 2, (0, 0)), gather=True)
+    team(2).run(Script(native, 2, (0, 0)), meet=True)
     return shared
 
 
