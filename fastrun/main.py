@@ -108,10 +108,27 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
     )
     c.add_argument(
         "--sampler",
-        choices=options.SAMPLERS,
-        help="how to search (default: as the effort says)",
+        type=options.sampler,
+        metavar="NAME",
+        help="what proposes schedules: gp, tpe, random, exhaustive, local, cmaes, or the import "
+        "path of any sampler of Optuna, such as optuna.samplers.QMCSampler (default: gp, or as the "
+        "effort says)",
     )
-    c.add_argument("--seed", type=int, default=0, metavar="N", help="of the search (default 0)")
+    c.add_argument(
+        "--objectives",
+        type=options.objectives,
+        default=("time",),
+        metavar="A,B",
+        help="what the sampler minimises, of time, error and workspace (default time); several "
+        "need a sampler such as optuna.samplers.NSGAIISampler",
+    )
+    c.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the search's random numbers (default 0)",
+    )
     elsewhere = c.add_argument_group("other machines")
     elsewhere.add_argument(
         "--workers",
@@ -122,9 +139,10 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "--machine", metavar="PRINT", help="on those of this kind: the start of a fingerprint"
     )
     c.add_argument(
-        "--mirror",
-        metavar="URL",
-        help="add every trial to this Optuna storage, such as sqlite:///optuna.db, too",
+        "--storage",
+        type=Path,
+        metavar="FILE",
+        help="keep the Optuna studies of the search in this journal file, for `fastrun dashboard`",
     )
 
     c = command("worker", "measure candidates for `fastrun tune --workers` on another machine")
@@ -260,16 +278,19 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         type=options.samplers,
         default=("gp", "tpe", "random", "local"),
         metavar="A,B",
-        help="of gp, tpe, random, exhaustive, local, cmaes (default gp,tpe,random,local)",
+        help="what to compare: names and import paths as in `fastrun tune --sampler` (default "
+        "gp,tpe,random,local)",
     )
     c.add_argument(
         "--repeats",
         type=options.count,
         default=100,
         metavar="N",
-        help="walks of each (default 100)",
+        help="walks of each sampler through each space (default 100)",
     )
-    c.add_argument("--seed", type=int, default=0, metavar="N", help="of the first (default 0)")
+    c.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first walk (default 0)"
+    )
     c.add_argument(
         "--out", type=Path, metavar="DIR", help="write the figure and the tables to files here"
     )
@@ -296,13 +317,14 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
             action.add_argument("path", metavar=path)
         options.database(action)
 
-    c = command("dashboard", "watch mirrored studies in the browser, by optuna-dashboard")
+    c = command("dashboard", "watch the studies of a search in the browser, by optuna-dashboard")
     c.add_argument(
-        "url",
+        "storage",
         nargs="?",
-        default="sqlite:///optuna.db",
-        metavar="URL",
-        help="what `fastrun tune --mirror` was given (default sqlite:///optuna.db)",
+        type=Path,
+        default="optuna.journal",
+        metavar="FILE",
+        help="the file that `fastrun tune --storage` was given (default optuna.journal)",
     )
     c.add_argument("--port", type=options.port, default=8080, metavar="N", help="default 8080")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from fastrun.tuner.records.affinity import check_threads
 
 SAMPLERS = ("gp", "tpe", "random", "exhaustive", "local", "cmaes")
+OBJECTIVES = ("time", "error", "workspace")
 
 
 def network(parser: argparse.ArgumentParser) -> None:
@@ -198,14 +199,26 @@ def peers(text: str) -> tuple[str, ...]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def sampler(text: str) -> str:
+    """A way to search: a name, or what looks like an import path."""
+    if text not in SAMPLERS and not re.fullmatch(r"\w+([.:]\w+)+", text):
+        raise argparse.ArgumentTypeError(
+            f"no sampler {text!r}: there are {', '.join(SAMPLERS)}, and import paths such as "
+            "optuna.samplers.QMCSampler"
+        )
+    return text
+
+
 def samplers(text: str) -> tuple[str, ...]:
     """Ways to search, with commas between."""
+    return tuple(map(sampler, text.split(",")))
+
+
+def objectives(text: str) -> tuple[str, ...]:
+    """What to minimise, with commas between."""
     named = tuple(text.split(","))
-    for name in named:
-        if name not in SAMPLERS:
-            raise argparse.ArgumentTypeError(
-                f"no sampler {name!r}: there are {', '.join(SAMPLERS)}"
-            )
+    if not set(named) <= set(OBJECTIVES):
+        raise argparse.ArgumentTypeError(f"{text!r} names others than {', '.join(OBJECTIVES)}")
     return named
 
 

@@ -26,6 +26,7 @@ from fastrun.tuner.search.replay import (
     recorded_spaces,
     scores_frame,
 )
+from fastrun.tuner.search.sampler_choice import SMALL
 from fastrun.tuner.store import exchange
 from fastrun.tuner.store.database import existing
 from fastrun.tuner.terminal.display import grid, screen
@@ -75,7 +76,10 @@ def _spaces(text: str, arguments: Namespace) -> Iterator[RecordedSpace]:
         records, _ = exchange.read(Path(text))
     spaces = recorded_spaces(records)
     if not spaces:
-        raise RecordError(f"{text}: of no algorithm enough schedules were measured to replay")
+        raise RecordError(
+            f"{text}: no algorithm has the {SMALL + 1} measured schedules that a replay needs; run "
+            "`fastrun tune --effort exhaustive` first"
+        )
     if len(spaces) == 1 and not is_problem(text):
         spaces = [replace(spaces[0], name=Path(text).name.split(".")[0])]
     yield from spaces

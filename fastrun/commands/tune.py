@@ -5,10 +5,8 @@ from __future__ import annotations
 import shlex
 from argparse import Namespace
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from fastrun.commands import limits_of
 from fastrun.commands.best import print_choices
@@ -16,7 +14,6 @@ from fastrun.commands.doctor import shortcoming
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
-from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.machine.noise import NOISY, amount, in_words, noise_of, others
 from fastrun.tuner.machine.probe import MachineReport, probe
 from fastrun.tuner.measure.confine import unconfined
@@ -32,9 +29,6 @@ from fastrun.tuner.store.database import Database, existing
 from fastrun.tuner.store.standing import network_seconds, of_network, standings
 from fastrun.tuner.terminal.display import final_table, network_sums, screen, standings_table
 from fastrun.tuner.terminal.exits import INTERRUPTED
-
-if TYPE_CHECKING:
-    from fastrun.tuner.search.mirror import Mirror
 
 
 def run(arguments: Namespace) -> int:
@@ -81,6 +75,7 @@ def profile(
 ) -> int:
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
     from fastrun.tuner.search.fastrun import Progress, fast_run
+    from fastrun.tuner.search.options import SearchOptions
     from fastrun.tuner.terminal.board import Board
 
     begin = monotonic()
@@ -107,26 +102,27 @@ def profile(
     for target in targets:
         if target.lacks:
             print(f"only the convolutions of {target.name} are tuned: {target.lacks}")
-    with _mirror(arguments.mirror, measurer.cpu) as mirror, Board(console, title, whole) as board:
+    with Board(console, title, whole) as board:
         before = monotonic() - begin
 
         def observe(progress: Progress) -> None:
             board(replace(progress, elapsed=before + progress.elapsed))
-            if mirror:
-                mirror(progress)
 
         summary = fast_run(
             problems,
             database,
             whole if limit is None else replace(whole, seconds=(1 - share) * limit - before),
-            measurer=measurer,
-            also=also,
-            seed=arguments.seed,
-            algorithms=arguments.algorithms,
-            max_error=arguments.max_error,
-            max_workspace=arguments.max_workspace,
             sampler=arguments.sampler or effort.sampler,
-            protocol=effort.protocol,
+            options=SearchOptions(
+                seed=arguments.seed,
+                algorithms=arguments.algorithms,
+                limits=limits_of(arguments),
+                protocol=effort.protocol,
+                also=also,
+                objectives=arguments.objectives,
+                storage=arguments.storage,
+            ),
+            measurer=measurer,
             observe=observe,
             command=command_line(["fastrun", *arguments.words]),
         )
@@ -147,22 +143,20 @@ def profile(
         f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
         f"{summary.known} known before, noise {amount(noise)}; stored in {database.name}"
     )
-    if mirror:
-        url = arguments.mirror
-        done = f"mirrored in {url}: `fastrun dashboard {url}` shows it"
-        print(f"not all is mirrored in {url}: {mirror.error}" if mirror.error else done)
+    if arguments.storage:
+        print(f"studies in {arguments.storage}: `fastrun dashboard {arguments.storage}` shows them")
     if summary.left_out:
         print(f"left out for want of time: {'; '.join(summary.left_out)}")
     if limit and not (summary.trials or summary.interrupted or summary.settled):
         print(
-            f"no candidate was measured: {duration(limit)} is too short for "
+            f"no schedule was measured: {duration(limit)} is too short for "
             f"{plural(len(problems), 'problem')}, {duration(enough([p for p, _ in problems]))} "
             "is enough for a first look"
         )
     if whole.worth is not None and summary.settled:
         print(
-            f"{len(summary.settled)} of {plural(len(problems), 'problem')} levelled off: twice the "
-            f"trials made their best less than {percent(whole.worth)} faster"
+            f"{len(summary.settled)} of {plural(len(problems), 'problem')} were ended early: "
+            f"doubling their trials improved the best time by less than {percent(whole.worth)}"
         )
     if summary.interrupted:
         print("interrupted: the same command goes on where this one stopped")
@@ -212,14 +206,6 @@ def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:
 
     fleet = Fleet(arguments.workers, arguments.threads, arguments.regime, machine=arguments.machine)
     return fleet, fleet.report
-
-
-def _mirror(url: str | None, cpu: Cpu) -> AbstractContextManager[Mirror | None]:
-    if url is None:
-        return nullcontext()
-    from fastrun.tuner.search.mirror import Mirror
-
-    return Mirror(url, cpu)
 
 
 def _effort(arguments: Namespace) -> Effort:

@@ -41,13 +41,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Races:
-    """What the races at the end are: so many leaders in the first one, and what form the final has.
+    """The races at the end of a run: the `most` schedules in the first one, and the final's form.
 
-    `baselines` says whether the naive loop takes part in it, `alone` whether a schedule without
-    rivals is timed once more.
+    `baselines` says whether the naive loop is in the final, `alone` whether a schedule is timed
+    once more that has no other to race against.
     """
 
-    leaders: int
+    most: int
     final: Format
     baselines: bool = False
     alone: bool = False
@@ -117,7 +117,7 @@ class Effort:
     """A budget per problem and the way to spend it.
 
     `seconds` is wall time, None no limit; `worth` as in `Budget`; `sampler` one of
-    `tuner.search.proposer.SAMPLERS`.
+    `tuner.search.sampler_choice.SAMPLERS`.
     """
 
     seconds: float | None
@@ -130,7 +130,7 @@ EFFORTS = {
     "quick": Effort(3.0, 0.03),
     "normal": Effort(8.0, 0.01),
     "thorough": Effort(60.0, 0.003),
-    # For data that others replay: no candidate is given up, and all have samples enough to rank.
+    # For data that others replay: no trial is given up, and all have samples enough to rank.
     "exhaustive": Effort(None, None, "exhaustive", Protocol(blocks=7, give_up=math.inf)),
 }
 """From a first look to every schedule there is."""

@@ -1,8 +1,8 @@
-"""Fast-Run: measure candidates for a network's problems within a budget, and keep every outcome.
+"""Fast-Run: search for the fastest schedules of a network's problems, and keep every outcome.
 
-A pipeline: while one candidate is verified and timed in the sandbox, the next ones compile on the
-other cores. The last part of the budget goes to races of each problem's leaders
-(`tuner.measure.races`); what those measure is what counts. `tuner.search.budget` says what fits.
+While one trial is checked and timed in the sandbox, the schedules of the next ones compile on the
+other cores. In the last part of the budget the fastest schedules of each problem race
+(`tuner.measure.races`), and the times of the races count. `tuner.search.budget` says what fits.
 """
 
 from __future__ import annotations
@@ -13,33 +13,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from itertools import permutations
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
+from fastrun.tuner.measure.job import Compiled, Job, Result
 from fastrun.tuner.measure.measurer import DISTURBED, RETRIES, Measurer
 from fastrun.tuner.measure.races import FINAL, RACE, Format, race
-from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.provenance import Run
-from fastrun.tuner.records.record import PROTOCOL, Limits, Outcome, Record, Stage
+from fastrun.tuner.records.record import PROTOCOL, Outcome, Record, Stage
 from fastrun.tuner.records.units import plural
 from fastrun.tuner.search import budget as costs
 from fastrun.tuner.search.budget import DECISIVE, RACES, Budget, Races
-from fastrun.tuner.search.problem_search import Candidate, ProblemSearch, next_search, related
+from fastrun.tuner.search.options import SearchOptions
+from fastrun.tuner.search.problem_search import ProblemSearch, Trial, next_search, related
+from fastrun.tuner.search.sampler_choice import Sampler, sampler_name
+from fastrun.tuner.search.storage import journal
 from fastrun.tuner.search.transfer import first_guesses
 from fastrun.tuner.store.database import Database
 
-# What is this close to a problem's leader races; so many of the fastest go to the final.
-NEAR, FINALISTS = 1.3, 3
-# The naive loop races in the final too, unless a call of it takes more than these seconds.
-PATIENCE = 0.5
-# Outcomes between two rounds of telling related problems who leads.
-GOSSIP = 25
+# Schedules race whose time is at most this many times the best.
+RACE_WITHIN = 1.3
 
-# Outcomes between two looks at how much time races will need.
-RESERVED = 10
+# So many of the schedules that raced go to the final.
+FINALISTS = 3
+
+# The naive loop is in the final unless a call of it takes longer.
+SLOW_BASELINE_SECONDS = 0.5
+
+# Trials between two exchanges of incumbents among related problems.
+EXCHANGE_EVERY = 25
+
+# Trials between two estimates of the time that races will need.
+ESTIMATE_EVERY = 10
 
 
 @dataclass(frozen=True)
@@ -81,84 +89,72 @@ def fast_run(
     database: Database,
     budget: Budget,
     *,
-    threads: int = 1,
-    regime: str = "hot",
-    also: Sequence[str] = (),
-    seed: int = 0,
-    algorithms: Sequence[str] = (),
-    max_error: float | None = None,
-    max_workspace: int | None = None,
-    sampler: str = "gp",
-    protocol: Protocol | None = None,
-    limits: ProcessLimits | None = None,
+    sampler: Sampler = "gp",
+    options: SearchOptions | None = None,
     measurer: Measurer | None = None,
     observe: Callable[[Progress], None] | None = None,
     command: str = "",
 ) -> Summary:
     """Tune distinct `problems`, each with the number of times its network has it.
 
-    The search goes by `regime`; the final is raced in it and in the regimes `also` given.
+    `sampler` proposes the schedules: a name such as `gp`, or any sampler of Optuna, as
+    `tuner.search.sampler_choice.make_sampler` says. `measurer` says where, on how many threads and
+    in which regime trials are measured: on one thread of this machine unless it is given; it is
+    used up. `observe` is called after every outcome. `command` is what the records are said to come
+    from, this call if it is empty.
 
-    Outcomes that the database holds for the machine, toolchain, thread count and regime are
-    learnt from and not measured again. Candidates that err by more than `max_error`, an rms
-    relative to the output's, or take more than `max_workspace` bytes are recorded but cannot win.
-    `algorithms` restricts the search as `ProblemSearch` says, `sampler` is one of
-    `tuner.search.proposer.SAMPLERS`, `protocol` says how candidates are screened. `measurer`, a
-    `tuner.remote.fleet.Fleet`, measures on other machines, under the conditions it was made with;
-    else it is this machine with `threads`, `regime` and `limits`. `command` is what the records are
-    said to come from, this call if it is empty.
-
+    What the database holds of the same conditions and toolchain is learnt and not measured again.
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
     says so.
 
     Raises:
-        ValueError: more threads than cores.
-        ConnectionError: the scheduler of the other machines is gone.
-        ScheduleError: `algorithms` names a field or value that there is not.
+        SamplerError: there is no such sampler, or it failed. Outcomes until then are stored.
+        ConnectionError: the scheduler of other machines is gone, or `options.storage` is no
+            journal.
+        ScheduleError: `options.algorithms` names a field or value that there is not.
         DatabaseError: an outcome cannot be stored.
     """
     begin = monotonic()
-    with measurer or Measurer(threads, regime, limits) as measurer:
-        run = _Run(begin, database, budget, measurer, protocol, also, observe)
+    options = options or SearchOptions()
+    with measurer or Measurer() as measurer:
+        run = _Tuning(begin, database, budget, sampler, options, measurer, observe)
         call = (
-            f"fast_run({len(problems)} problems, {budget}, threads={measurer.threads}, "
-            f"regime={measurer.regime!r}, also={[*also]}, seed={seed}, "
-            f"algorithms={[*algorithms]}, max_error={max_error}, max_workspace={max_workspace}, "
-            f"sampler={sampler!r})"
+            f"fast_run({len(problems)} problems, {budget}, {sampler_name(sampler)}, {options}, "
+            f"threads={measurer.threads}, regime={measurer.regime!r})"
         )
-        timing = f"screen: {protocol or Protocol()}; race: {RACE}; final: {FINAL}"
         database.add_run(
             Run(
                 name=measurer.run,
                 command=command or call,
-                sampler=sampler,
-                seed=seed,
-                timing=timing,
+                sampler=sampler_name(sampler),
+                seed=options.seed,
+                timing=f"screen: {options.protocol}; race: {RACE}; final: {FINAL}",
             )
         )
         try:
-            within = Limits(max_error, max_workspace)
-            run.prepare(problems, seed, algorithms, within, sampler)
+            run.prepare(problems)
             run.search()
             run.finals()
             interrupted = False
         except KeyboardInterrupt:
             interrupted = True
+        finally:
+            run.close()
         return run.summary(interrupted)
 
 
 @dataclass
-class _Run:
-    """One run's searches and clock."""
+class _Tuning:
+    """The searches and the clock of one run."""
 
     begin: float
     database: Database
     budget: Budget
+    sampler: Sampler
+    options: SearchOptions
     measurer: Measurer
-    protocol: Protocol | None
-    also: Sequence[str]
     observe: Callable[[Progress], None] | None
-    searches: list[ProblemSearch] = field(default_factory=list)
+    by_problem: dict[str, ProblemSearch] = field(default_factory=dict)
     trials: int = 0
     known: int = 0
     left_out: list[str] = field(default_factory=list)
@@ -168,27 +164,29 @@ class _Run:
         self._reserved, self._reserved_at = 0.0, 0
         self._for_baselines = costs.BASELINES * self._left
         self._proposed = Counter[ConvProblem]()
-        # Where compiling must pause for timing, it pauses for several candidates at once.
+        # Where compiling must pause for timing, it pauses for several trials at once.
         cores = self.measurer.cores
         self._batch = 2 * len(cores.compiling) if cores.shared else 1
         self._ahead = self._batch + 2 * len(cores.compiling)
 
-    def prepare(
-        self,
-        problems: Sequence[tuple[ConvProblem, int]],
-        seed: int,
-        algorithms: Sequence[str],
-        limits: Limits,
-        sampler: str,
-    ) -> None:
+    @property
+    def searches(self) -> list[ProblemSearch]:
+        """The search of each problem."""
+        return list(self.by_problem.values())
+
+    def prepare(self, problems: Sequence[tuple[ConvProblem, int]]) -> None:
         """Make the searches and teach them what the database knows."""
-        measurer = self.measurer
+        measurer, storage = self.measurer, self.options.storage
         conditions = measurer.conditions
+        if isinstance(storage, Path):
+            storage = journal(storage)
+        threads = plural(measurer.threads, "thread")
+        label = f"{threads}, {measurer.regime}, machine {conditions.machine[:8]}, {measurer.run}"
         best = self.database.best_all(conditions)
         winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
         for problem, occurrences in problems:
             search = ProblemSearch(
-                problem, occurrences, measurer.cpu, seed, algorithms, limits, sampler
+                problem, occurrences, measurer.cpu, self.sampler, self.options, label, storage
             )
             stored = self.database.records(
                 problem=str(problem),
@@ -202,15 +200,20 @@ class _Run:
             ranking = self.database.ranking(problem, conditions)
             for schedule in first_guesses(problem, ranking, winners, measurer.cpu):
                 search.suggest(schedule)
-            self.searches.append(search)
+            self.by_problem[str(problem)] = search
+
+    def close(self) -> None:
+        """Let the trials fail that were not measured."""
+        for search in self.searches:
+            search.close()
 
     def search(self) -> None:
         """Spend the budget: propose, compile, measure and remember, several at a time."""
-        compiling: dict[Future[Compiled | Result], Candidate] = {}
-        ready: deque[tuple[Candidate, Compiled]] = deque()
-        timing: dict[Future[list[Result]], list[tuple[Candidate, Compiled]]] = {}
-        retries = Counter[Candidate]()
-        disturbed: dict[Candidate, Result] = {}
+        compiling: dict[Future[Compiled | Result], Trial] = {}
+        ready: deque[tuple[Trial, Compiled]] = deque()
+        timing: dict[Future[list[Result]], list[tuple[Trial, Compiled]]] = {}
+        retries = Counter[Trial]()
+        disturbed: dict[Trial, Result] = {}
         while True:
             if self._search_left <= 0:
                 for known, program in ready:
@@ -218,11 +221,10 @@ class _Run:
                         self._remember(known, disturbed[known], program)
                 _drop(compiling, ready)
             while len(compiling) + len(ready) < self._ahead:
-                candidate = self._propose()
-                if candidate is None:
+                trial = self._propose()
+                if trial is None:
                     break
-                compiled = self.measurer.compile(candidate.problem, candidate.text)
-                compiling[compiled] = candidate
+                compiling[self.measurer.compile(trial.problem, trial.text)] = trial
             while len(timing) < self.measurer.width and (
                 len(ready) >= self._together(ready) or (ready and not compiling)
             ):
@@ -234,39 +236,37 @@ class _Run:
                 return
             wait(futures, _timeout(self._search_left), FIRST_COMPLETED)
             for timed in [f for f in timing if f.done()]:
-                for (candidate, program), result in zip(
-                    timing.pop(timed), timed.result(), strict=True
-                ):
-                    once = candidate.template.baseline  # it is no candidate, and the final has it
-                    if not once and _disturbed(result) and retries[candidate] < RETRIES:
-                        retries[candidate] += 1
-                        disturbed[candidate] = result
-                        ready.append((candidate, program))
+                for (trial, program), result in zip(timing.pop(timed), timed.result(), strict=True):
+                    once = trial.template.baseline  # it is not searched, and the final has it
+                    if not once and _disturbed(result) and retries[trial] < RETRIES:
+                        retries[trial] += 1
+                        disturbed[trial] = result
+                        ready.append((trial, program))
                         continue
                     program.discard()
-                    self._remember(candidate, result, program)
+                    self._remember(trial, result, program)
             for compiled in [f for f in compiling if f.done()]:
-                candidate, outcome = compiling.pop(compiled), compiled.result()
+                trial, outcome = compiling.pop(compiled), compiled.result()
                 if isinstance(outcome, Compiled):
-                    ready.append((candidate, outcome))
+                    ready.append((trial, outcome))
                 else:
-                    self._remember(candidate, outcome, None)
+                    self._remember(trial, outcome, None)
 
     def finals(self) -> None:
-        """Race each problem's leaders, then the fastest with the heuristic and the naive loop.
+        """Race each problem's fastest, then the best of them with the heuristic and the naive loop.
 
-        As far as there is time: what a problem gains for the whole network decides who is first.
+        Where time is short, the problems come first that take most of the network's time.
         """
         self._say_what_was_not_begun()
         searches = sorted(
             (s for s in self.searches if s.measured),
-            key=lambda s: (len(s.measured) > 1, s.occurrences * s.best if s.leader else 0.0),
+            key=lambda s: (len(s.measured) > 1, s.occurrences * s.best if s.incumbent else 0.0),
             reverse=True,
         )
         races = self._affordable(searches)
-        leaders = {s.problem: _leaders(s, races) for s in searches}
+        fastest = {s.problem: _fastest(s, races) for s in searches}
         fields = {
-            p: [r.schedule for r in some] for p, some in leaders.items() if len(some) > FINALISTS
+            p: [r.schedule for r in some] for p, some in fastest.items() if len(some) > FINALISTS
         }
         raced: dict[ConvProblem, list[Record]] = {}
         begin = self._elapsed
@@ -274,26 +274,24 @@ class _Run:
             self._store(record)
             raced.setdefault(ConvProblem.parse(record.problem), []).append(record)
         finalists = {
-            s.problem: _finalists(s, raced.get(s.problem) or leaders[s.problem], races)
+            s.problem: _finalists(s, raced.get(s.problem) or fastest[s.problem], races)
             for s in searches
         }
-        if self._left <= self._slow * costs.PROCESS:
-            finalists = {}
-        elif not races.alone:
+        if not races.alone:
             finalists = {p: some for p, some in finalists.items() if len(some) > 1}
         # What made the first race take longer than expected will do so again.
-        expected = self._first_cost(leaders.values())
+        expected = self._first_cost(fastest.values())
         pace = max(1.0, (self._elapsed - begin) / expected) if expected else costs.UNKNOWN_PACE
         finalists, final = self._that_fits(finalists, races.final, pace)
         found = []
         for record in race(self.measurer, finalists, final, self._race_left):
             self._store(record)
             found.append(record)
-        for regime in self.also:
+        for regime in self.options.also:
             self.measurer.regime = regime
             for record in race(self.measurer, finalists, final, self._race_left):
                 self.database.add(record)
-        self._say_what_was_not_raced(races, leaders, found)
+        self._say_what_was_not_raced(races, fastest, found)
         self._tell("done", None)
 
     def summary(self, interrupted: bool) -> Summary:
@@ -309,8 +307,8 @@ class _Run:
             self.left_out,
         )
 
-    def _propose(self) -> Candidate | None:
-        """The next candidate of the whole run, or None when the budget or the spaces are spent."""
+    def _propose(self) -> Trial | None:
+        """The next trial of the whole run, or None when the budget or the spaces are spent."""
         if self._search_left <= 0:
             return None
         trials = self.budget.trials
@@ -322,10 +320,10 @@ class _Run:
             and (self._begun(s) or self._slow * costs.first_seconds(s.problem) <= self._search_left)
         ]
         while search := next_search([s for s in live if not self._begun(s)] or live):
-            candidate = search.propose(self._baseline_fits)
-            if candidate is not None:
+            trial = search.propose(self._baseline_fits)
+            if trial is not None:
                 self._proposed[search.problem] += 1
-                return candidate
+                return trial
             live.remove(search)
         return None
 
@@ -341,11 +339,10 @@ class _Run:
         self._for_baselines -= expected
         return True
 
-    def _together(self, ready: Sequence[tuple[Candidate, Compiled]]) -> int:
-        """How many candidates are timed in one turn on the cores: slow ones one at a time."""
-        slow = (self.protocol or Protocol()).slow
+    def _together(self, ready: Sequence[tuple[Trial, Compiled]]) -> int:
+        """How many trials are timed in one turn on the cores: slow ones one at a time."""
         expected = self._search_of(ready[0][0].problem).best if ready else 0.0
-        return self._batch if expected < slow else 1
+        return self._batch if expected < self.options.protocol.slow else 1
 
     def _levelled_off(self, search: ProblemSearch) -> bool:
         return self.budget.worth is not None and search.levelled_off(self.budget.worth)
@@ -356,22 +353,22 @@ class _Run:
 
     def _race_cost(self, searches: Sequence[ProblemSearch], races: Races) -> float:
         """How many seconds races should take."""
-        leaders = [_leaders(s, races) for s in searches]
+        fastest = [_fastest(s, races) for s in searches]
         finalists = {
             s.problem: _finalists(s, some, races)
-            for s, some in zip(searches, leaders, strict=True)
+            for s, some in zip(searches, fastest, strict=True)
             if races.alone or len(some) > 1
         }
-        return self._first_cost(leaders) + self._final_cost(finalists, races.final)
+        return self._first_cost(fastest) + self._final_cost(finalists, races.final)
 
-    def _first_cost(self, leaders: Iterable[Sequence[Record]]) -> float:
-        fields = [record for some in leaders if len(some) > FINALISTS for record in some]
+    def _first_cost(self, fastest: Iterable[Sequence[Record]]) -> float:
+        fields = [record for some in fastest if len(some) > FINALISTS for record in some]
         return costs.race_seconds(fields, RACE, self._slow) if fields else 0.0
 
     def _final_cost(self, finalists: Mapping[ConvProblem, Sequence[str]], form: Format) -> float:
         measured = {p: self._search_of(p).measured for p in finalists}
         known = [measured[p][x] for p, some in finalists.items() for x in some if x in measured[p]]
-        return costs.race_seconds(known, form, self._slow) * (1 + len(self.also))
+        return costs.race_seconds(known, form, self._slow) * (1 + len(self.options.also))
 
     def _that_fits(
         self, finalists: Mapping[ConvProblem, list[str]], form: Format, pace: float
@@ -389,30 +386,30 @@ class _Run:
             left.popitem()
         return left, forms[-1]
 
-    def _job(self, candidate: Candidate, program: Compiled) -> Job:
-        search = self._search_of(candidate.problem)
+    def _job(self, trial: Trial, program: Compiled) -> Job:
         # A baseline is slow by nature and is measured whatever the incumbent.
-        incumbent = math.inf if candidate.template.baseline else search.best
-        return self.measurer.job(candidate.problem, program, incumbent, self.protocol)
+        best = math.inf if trial.template.baseline else self._search_of(trial.problem).best
+        return self.measurer.job(trial.problem, program, best, self.options.protocol)
 
-    def _remember(self, candidate: Candidate, result: Result, program: Compiled | None) -> None:
+    def _remember(self, trial: Trial, result: Result, program: Compiled | None) -> None:
         """Store the outcome of a trial, learn from it, pass it on."""
         if not self.trials:
-            self._slow = costs.slowness(candidate.problem, self._elapsed)
+            self._slow = costs.slowness(trial.problem, self._elapsed)
         self.trials += 1
-        self._store(self.measurer.record(candidate.problem, candidate.text, result, program))
-        if self.trials % GOSSIP == 0:
-            self._gossip()
+        record = self.measurer.record(trial.problem, trial.text, result, program)
+        self._store(record, trial, not result.complete)
+        if self.trials % EXCHANGE_EVERY == 0:
+            self._exchange()
 
-    def _store(self, record: Record) -> None:
+    def _store(self, record: Record, trial: Trial | None = None, given_up: bool = False) -> None:
         for environment in self.measurer.environments():
             self.database.add_environment(environment, self.measurer.run)
         self.database.add(record)
-        self._search_of(ConvProblem.parse(record.problem)).tell(record)
+        self.by_problem[record.problem].tell(record, trial, given_up)
         self._tell("search" if record.stage == Stage.SCREEN else "final", record)
 
     def _search_of(self, problem: ConvProblem) -> ProblemSearch:
-        return next(s for s in self.searches if s.problem == problem)
+        return self.by_problem[str(problem)]
 
     @property
     def _left(self) -> float:
@@ -426,9 +423,9 @@ class _Run:
         seconds = self.budget.seconds
         if seconds is None:
             return math.inf
-        if self.trials >= self._reserved_at + RESERVED:
+        if self.trials >= self._reserved_at + ESTIMATE_EVERY:
             self._reserved_at = self.trials
-            searches = [s for s in self.searches if s.leader]
+            searches = [s for s in self.searches if s.incumbent]
             self._reserved = costs.MARGIN * self._race_cost(searches, DECISIVE)
         least, most = costs.RACES_LEAST * seconds, costs.RACES_MOST * seconds
         return self._left - min(max(least, self._reserved), most)
@@ -448,28 +445,28 @@ class _Run:
     def _say_what_was_not_raced(
         self,
         races: Races,
-        leaders: Mapping[ConvProblem, Sequence[Record]],
+        fastest: Mapping[ConvProblem, Sequence[Record]],
         found: Sequence[Record],
     ) -> None:
-        if races.leaders == 0:
+        if races.most == 0:
             self.left_out.append("races before the final")
-        elif races.leaders < RACES[0].leaders:
-            self.left_out.append(f"races of more than {races.leaders} leaders")
+        elif races.most < RACES[0].most:
+            self.left_out.append(f"races of more than {races.most} schedules")
         raced = {ConvProblem.parse(r.problem) for r in found}
-        if missing := sum(len(some) > 1 and p not in raced for p, some in leaders.items()):
+        if missing := sum(len(some) > 1 and p not in raced for p, some in fastest.items()):
             self.left_out.append(f"the final of {plural(missing, 'problem')}")
         ran = max((len(set(r.processes)) for r in found), default=FINAL.processes)
         if ran < FINAL.processes:
             lacking = f"{FINAL.processes - ran} of {FINAL.processes} processes of the final"
             self.left_out.append(lacking)
 
-    def _gossip(self) -> None:
-        """Let related problems try each other's leaders, and layouts too."""
+    def _exchange(self) -> None:
+        """Let related problems try each other's incumbents, and each problem its other layouts."""
         for search in self.searches:
             search.spread()
         for a, b in permutations(self.searches, 2):
-            if a.leader is not None and related(a.problem, b.problem):
-                b.suggest(a.leader.schedule)
+            if a.incumbent is not None and related(a.problem, b.problem):
+                b.suggest(a.incumbent.schedule)
 
     def _tell(self, stage: str, record: Record | None) -> None:
         if self.observe is not None:
@@ -482,16 +479,17 @@ class _Run:
 
 
 def _disturbed(result: Result) -> bool:
-    """Whether the samples tell of the machine rather than of the candidate."""
+    """Whether the samples tell of the machine rather than of the schedule."""
     spread = max(result.samples) / min(result.samples) - 1 if result.samples else 0.0
     return max(result.noise or 0.0, spread) > DISTURBED
 
 
-def _leaders(search: ProblemSearch, races: Races) -> list[Record]:
+def _fastest(search: ProblemSearch, races: Races) -> list[Record]:
     """The records of the fastest schedules so far that are worth racing against each other."""
     ranked = sorted(search.measured.values(), key=lambda r: r.seconds_per_call)
-    near = [r for r in ranked if not r.baseline and r.seconds_per_call <= NEAR * search.best]
-    return near[: max(races.leaders, FINALISTS)]
+    limit = RACE_WITHIN * search.best
+    near = [r for r in ranked if not r.baseline and r.seconds_per_call <= limit]
+    return near[: max(races.most, FINALISTS)]
 
 
 def _finalists(search: ProblemSearch, raced: Sequence[Record], races: Races) -> list[str]:
@@ -499,15 +497,14 @@ def _finalists(search: ProblemSearch, raced: Sequence[Record], races: Races) -> 
     correct = [r for r in raced if r.outcome == Outcome.CORRECT]
     fastest = sorted(correct, key=lambda r: r.seconds_per_call)[:FINALISTS]
     naive = [r.schedule for r in search.measured.values() if r.algorithm == "naive"]
-    patient = naive if races.baselines and search.naive <= PATIENCE else []
-    return list(dict.fromkeys([*(r.schedule for r in fastest), search.heuristic, *patient]))
+    baselines = naive if races.baselines and search.naive <= SLOW_BASELINE_SECONDS else []
+    return list(dict.fromkeys([*(r.schedule for r in fastest), search.heuristic, *baselines]))
 
 
 def _drop(
-    compiling: dict[Future[Compiled | Result], Candidate],
-    ready: deque[tuple[Candidate, Compiled]],
+    compiling: dict[Future[Compiled | Result], Trial], ready: deque[tuple[Trial, Compiled]]
 ) -> None:
-    """Forget candidates that nobody will have time for."""
+    """Drop the trials for which there is no time."""
     for future in compiling:
         if not future.cancel():
             future.add_done_callback(_discard)

@@ -1,11 +1,12 @@
-"""Bayesian optimisation: a model of a space's times, and a search where they may be least.
+"""Bayesian optimisation with a Gaussian process that models the times of a space's schedules.
 
-The model is ordinary kriging of log times: a Gaussian process with the covariance
-exp(-sum of rate * |distance|), whose paths are as rough as times of kernels are. Each field of a
-schedule has a rate of its own, fitted by likelihood. The search goes to the least lower confidence
-bound (Cox and John, "SDO: a statistical method for global optimization", 1997). What is still being
-measured counts as known where doubt is concerned (Desautels, Krause and Burdick, "Parallelizing
-exploration-exploitation tradeoffs in Gaussian process bandit optimization", 2014).
+The covariance of two log times is exp(-sum of rate * |distance|): paths of such a process are as
+rough as times of kernels. Each field of a schedule has its own rate, fitted by likelihood. The
+sampler proposes the schedule with the lowest mean minus one standard deviation, the lower
+confidence bound (Cox and John, "SDO: a statistical method for global optimization", 1997). Trials
+that are running count as observed when the deviation is computed, so that two proposals do not fall
+on the same spot (Desautels, Krause and Burdick, "Parallelizing exploration-exploitation tradeoffs
+in Gaussian process bandit optimization", 2014).
 """
 
 from __future__ import annotations
@@ -19,83 +20,111 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from optuna import Study
+from optuna.trial import FrozenTrial, TrialState
 
-from fastrun.tuner.search.strategies import Ground, Strategy
+from fastrun.tuner.search.samplers import SpaceSampler
+from fastrun.tuner.search.untried import Untried
 
 Floats = NDArray[np.float64]
 
-# Random schedules before the model is asked.
+# Random schedules that are measured before the model is asked.
 _FIRST = 5
 
-# The model chooses among so many random schedules and those next to the fastest.
-_CHOICE, _FASTEST = 1000, 3
+# Random schedules among which the model chooses.
+_SAMPLE = 1000
 
-# It is made anew, of other schedules, when outcomes have grown by this share, or so many.
-_GROWTH, _FEW = 0.15, 4
+# The fastest schedules. Their neighbours are candidates too.
+_FASTEST = 3
 
-# Standard deviations that the bound is below what is expected.
-_DOUBT = 1.0
+# A surface over other schedules is made when outcomes have grown by this share of them...
+_GROWTH = 0.15
 
-# Rates are fitted to the newest outcomes, and held near 1 by so much of their squared logarithm.
-_NEWEST, _HELD = 256, 0.02
-_RATES, _NOISES = (0.02, 20.0), (1e-4, 0.3)
+# ... and by this number at least.
+_NEW = 4
+
+# Standard deviations by which the bound is below the mean.
+_DEVIATIONS = 1.0
+
+# The newest outcomes, to which rates and noise are fitted.
+_NEWEST = 256
+
+# Weight of the squared logarithms of the rates, which holds them near 1.
+_HELD = 0.02
+
+# Lowest and highest rate, for distances as shares of a field's range.
+_RATES = (0.02, 20.0)
+
+# Lowest and highest variance of the noise, as shares of the variance of the process.
+_NOISES = (1e-4, 0.3)
 
 
-class Kriging(Strategy):
-    """Random schedules first, then the most promising of a sample."""
+class GaussianProcessSampler(SpaceSampler):
+    """Random schedules first, then the most promising of a sample.
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._values: dict[Any, float] = {}
-        self._pending: list[Any] = []
+    What the process models is the logarithm of times. Trials that are running count as pending,
+    failures as the slowest time.
+    """
+
+    def __init__(self, untried: Untried) -> None:
+        super().__init__(untried)
+        self._values: dict[Any, float | None] = {}
         self._sites: dict[Any, int] = {}
         self._surface: Surface | None = None
-        self._rates, self._noise = np.ones(len(ground.space.domains)), 1e-3
+        self._rates, self._noise = np.ones(len(untried.space.domains)), 1e-3
         self._due = 0
 
-    def next(self) -> Any | None:
+    def choose(self, study: Study, trial: FrozenTrial) -> Any | None:
+        """The schedule with the lowest bound; while little is known a random one."""
         if len(self._values) < _FIRST:
-            choice = self._ground.sample(_FIRST)[:1]
-        else:
-            choice = self._promising() or self._promising(anew=True)
-        if not choice:
-            return None
-        self._pending.append(choice[0])
-        return self._ground.take(choice[0])
+            return next(iter(self.untried.sample(_FIRST)), None)
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        pending = [
+            self.parameters.schedule(other.params)
+            for other in running
+            if other.number != trial.number and other.params
+        ]
+        return self._promising(pending) or self._promising(pending, anew=True)
 
-    def learn(self, schedule: Any, seconds: float | None) -> None:
-        if schedule in self._pending:
-            self._pending.remove(schedule)
-        # A failure is as bad as the worst that ran.
-        worst = max(self._values.values(), default=0.0)
-        news = schedule in self._sites and schedule not in self._values
-        self._values[schedule] = worst if seconds is None else math.log(seconds)
-        if self._surface is not None and news:
-            self._surface.learn(self._sites[schedule], self._values[schedule])
+    def learn(self, schedule: Any, value: float | None) -> None:
+        """Add a time to the surface; where it has no place in it, the next surface will."""
+        new = schedule in self._sites and schedule not in self._values
+        self._values[schedule] = None if value is None else math.log(value)
+        if self._surface is not None and new:
+            self._surface.learn(self._sites[schedule], self._logarithm(schedule))
         else:
             self._surface = None
 
-    def _promising(self, anew: bool = False) -> list[Any]:
-        """The schedule with the least bound, if there is any left to choose."""
-        if anew or self._surface is None or len(self._values) >= self._due:
-            self._surface = self._model()
-        free = [s for s in self._sites if s not in self._ground.taken]
-        if not free:
-            return []
-        bound = self._surface.bound(_DOUBT, [self._sites[s] for s in self._pending])
-        return [min(free, key=lambda s: bound[self._sites[s]])]
+    def _logarithm(self, schedule: Any) -> float:
+        """Of the time of a schedule, or of the slowest so far for one that failed."""
+        value = self._values[schedule]
+        if value is None:
+            value = max((v for v in self._values.values() if v is not None), default=0.0)
+        return value
 
-    def _model(self) -> Surface:
+    def _promising(self, pending: Sequence[Any], anew: bool = False) -> Any | None:
+        """The schedule with the lowest bound, if there is any left to choose."""
+        if anew or self._surface is None or len(self._values) >= self._due:
+            self._surface = self._model(pending)
+        free = [s for s in self._sites if s not in self.untried.taken]
+        if not free:
+            return None
+        sites = [self._sites[s] for s in pending if s in self._sites]
+        bound = self._surface.bound(_DEVIATIONS, sites)
+        return min(free, key=lambda s: bound[self._sites[s]])
+
+    def _model(self, pending: Sequence[Any]) -> Surface:
         """A surface over other schedules, with rates fitted to what is known by now."""
-        ground, known = self._ground, len(self._values)
-        self._due = known + max(_FEW, round(_GROWTH * known))
-        fastest = heapq.nsmallest(_FASTEST, self._values, key=self._values.__getitem__)
-        near = [s for f in fastest for s in ground.steps(f) if ground.why_not(s) is None]
-        schedules = dict.fromkeys([*self._values, *self._pending, *near, *ground.sample(_CHOICE)])
+        untried, known = self.untried, len(self._values)
+        self._due = known + max(_NEW, round(_GROWTH * known))
+        logarithms = {s: self._logarithm(s) for s in self._values}
+        fastest = heapq.nsmallest(_FASTEST, logarithms, key=logarithms.__getitem__)
+        near = [s for f in fastest for s in untried.neighbours(f)]
+        schedules = dict.fromkeys([*logarithms, *pending, *near, *untried.sample(_SAMPLE)])
         self._sites = {s: site for site, s in enumerate(schedules)}
-        values = np.array([*self._values.values()])
-        points = np.array([ground.space.point(s) for s in schedules], dtype=np.float64)
-        at = points / np.maximum(1, [len(d) - 1 for d in ground.space.domains.values()])
+        values = np.array([*logarithms.values()])
+        points = np.array([untried.space.point(s) for s in schedules], dtype=np.float64)
+        at = points / np.maximum(1, [len(d) - 1 for d in untried.space.domains.values()])
         newest = slice(max(0, known - _NEWEST), known)
         self._rates, self._noise = fitted(at[newest], values[newest], self._rates, self._noise)
         surface = Surface(at, self._rates, self._noise)
@@ -105,11 +134,10 @@ class Kriging(Strategy):
 
 
 class Surface:
-    """Values at some of the sites `at` (sites x fields), and from them what all may be.
+    """A Gaussian process on the sites `at` (sites x fields), some of which have a value.
 
-    Each value learnt adds a row to the whitened covariances: those of its site with all sites,
-    given the rows before. They are the rows of inverse(L) C, with C the covariances of the sites
-    learnt with all sites and L the Cholesky factor of those among each other.
+    Each value learnt adds a row to inverse(L) C: C are the covariances of the sites that have a
+    value with all sites, and L is the Cholesky factor of those among each other.
     """
 
     def __init__(self, at: Floats, rates: Floats, noise: float) -> None:
@@ -126,12 +154,13 @@ class Surface:
         self._ones = np.append(self._ones, (1 - before @ self._ones) / pivot)
         self._white = np.vstack([self._white, row])
 
-    def bound(self, doubt: float, pending: Sequence[int] = ()) -> Floats:
-        """What each site is expected to have, less `doubt` standard deviations.
+    def bound(self, deviations: float, pending: Sequence[int] = ()) -> Floats:
+        """The mean of each site minus so many standard deviations.
 
-        Sites `pending` have values that nobody knows yet, but will before the next choice.
+        Deviations are those that will remain when the values of the sites `pending` are known.
         """
-        # Not the likeliest mean: a search that stays in one place makes others look as good as it.
+        # The plain mean of the values: by the likeliest one, a search that stays in one place finds
+        # all other places as good as it.
         mean = statistics.fmean(self._values)
         rest = self._whitened - mean * self._ones
         expected = mean + rest @ self._white
@@ -139,7 +168,7 @@ class Surface:
         for site in pending:
             white = np.vstack([white, self._row(site, white)[2]])
         variance = np.maximum(0.0, 1 - np.sum(white * white, axis=0))
-        return np.asarray(expected - doubt * np.sqrt(variance * (rest @ rest) / len(rest)))
+        return np.asarray(expected - deviations * np.sqrt(variance * (rest @ rest) / len(rest)))
 
     def _row(self, site: int, white: Floats) -> tuple[Floats, float, Floats]:
         """Of a site: its column of the rows so far, its pivot, and its own row."""

@@ -8,34 +8,34 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from optuna import Study
+from optuna.storages import BaseStorage
+
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate, ScheduleError
 from fastrun.kernels.registry import applicable, heuristic_choice, parse_schedule
 from fastrun.search_spaces.space import space_for
-from fastrun.tuner.records.record import NO_LIMITS, Limits, Outcome, Record
-from fastrun.tuner.search.proposer import Proposer
+from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.search.options import OBJECTIVES, SearchOptions
+from fastrun.tuner.search.sampler_choice import Sampler
+from fastrun.tuner.search.study import ScheduleStudy
 
-# Outcomes before a search may be said to have levelled off.
+# Trials before a search may be said to have levelled off.
 LEVEL = 40
 
 # An algorithm this many times slower than the best is not tried in all its layouts.
 SPREAD = 1.25
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A schedule to be measured; `heuristic` marks what would run without any measuring."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A schedule to be measured for a problem. `text` is the schedule's text form."""
 
     problem: ConvProblem
     template: KernelTemplate
     schedule: Any
-    heuristic: bool = False
-
-    @property
-    def text(self) -> str:
-        """The schedule's text form."""
-        return self.template.text(self.schedule)
+    text: str
 
 
 @dataclass
@@ -43,11 +43,11 @@ class Arm:
     """One algorithm of one problem."""
 
     template: KernelTemplate
-    proposer: Proposer
+    study: ScheduleStudy
     trials: int = 0
     outcomes: int = 0
-    seconds: float = 0.0  # that its outcomes took to come by
-    best: float = math.inf
+    seconds: float = 0.0  # that its outcomes took
+    best: float = math.inf  # seconds per call
     exhausted: bool = False
 
 
@@ -56,13 +56,13 @@ class ProblemSearch:
 
     What would run without a search comes first, then baselines, then the other algorithms'
     heuristics: a budget that ends early leaves no layer slower. After that an algorithm's share
-    of the time is (best of all / its best)^4: one that is 1.2 times slower gets half of the
-    leader's, one twice as slow a sixteenth. What exceeds `limits` may not lead. `algorithms`
-    restricts the search to those named, and their fields to those of
-    `winograd(mh=2|4, prefetch=0)`.
+    of the time is (best of all / its best)^4: one that is 1.2 times slower gets half as much as the
+    fastest, one twice as slow a sixteenth. Each algorithm has a study of Optuna, which bears the
+    problem's and the algorithm's name and then `label`. Without `storage` studies are in memory.
 
     Raises:
-        ScheduleError: no such field, or it never has that value for this problem.
+        ScheduleError: an algorithm has no such field, or it never has that value for this problem.
+        SamplerError: there is no such sampler.
     """
 
     def __init__(
@@ -70,93 +70,136 @@ class ProblemSearch:
         problem: ConvProblem,
         occurrences: int,
         cpu: Cpu,
-        seed: int,
-        algorithms: Sequence[str] = (),
-        limits: Limits = NO_LIMITS,
-        sampler: str = "gp",
+        sampler: Sampler = "gp",
+        options: SearchOptions | None = None,
+        label: str = "",
+        storage: BaseStorage | None = None,
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
-        self._limits = limits
-        wanted = {text.partition("(")[0]: text for text in algorithms}
-        self.arms = {
-            t.name: Arm(t, _proposer(t, problem, cpu, wanted.get(t.name, ""), seed + i, sampler))
-            for i, t in enumerate(applicable(problem, cpu))
-            if t.baseline or not wanted or t.name in wanted
-        }
+        self._options = options = options or SearchOptions()
+        wanted = {text.partition("(")[0]: text for text in options.algorithms}
+        self.arms: dict[str, Arm] = {}
+        for number, template in enumerate(applicable(problem, cpu)):
+            if not (template.baseline or not wanted or template.name in wanted):
+                continue
+            space = space_for(template.name, problem, cpu)
+            pins = wanted.get(template.name, "")
+            study = ScheduleStudy(
+                space.pinned(pins) if pins else space,
+                sampler,
+                options.seed + number,
+                [OBJECTIVES[name].name for name in options.objectives],
+                f"{problem}, {template.name}, {label}",
+                None if template.baseline else storage,
+            )
+            first = template.heuristic(problem, cpu)
+            if not pins or study.space.point(first) is not None:
+                study.enqueue(first)
+            self.arms[template.name] = Arm(template, study)
         template, schedule = heuristic_choice(problem, cpu)
         self.heuristic, self._usual = template.text(schedule), template.name
         self.history: list[float] = []
         self.measured: dict[str, Record] = {}
         self.outcomes = Counter[Outcome]()
         self.naive = self.heuristic_seconds = math.inf
-        self.leader: Record | None = None
+        self.incumbent: Record | None = None
+
+    @property
+    def studies(self) -> dict[str, Study]:
+        """The study of each algorithm that is tuned, by its name."""
+        tuned = ((name, arm) for name, arm in self.arms.items() if not arm.template.baseline)
+        return {name: arm.study.study for name, arm in tuned}
 
     def propose(
         self, baseline_fits: Callable[[ConvProblem, str], bool] = lambda problem, algorithm: True
-    ) -> Candidate | None:
-        """The next candidate, or None when every algorithm has run out of new ones.
+    ) -> Trial | None:
+        """The next trial, or None when every algorithm has run out of new schedules.
 
         A baseline for which `baseline_fits` says no is left out for good.
+
+        Raises:
+            SamplerError: the sampler failed, or proposed what is not in the space.
         """
         for arm in self._order():
-            name = arm.template.name
-            fits = not arm.template.baseline or baseline_fits(self.problem, name)
-            schedule = arm.proposer.propose() if fits else None
+            template = arm.template
+            fits = not template.baseline or baseline_fits(self.problem, template.name)
+            schedule = arm.study.ask() if fits else None
             if schedule is not None:
                 arm.trials += 1
-                arm.exhausted = arm.template.baseline  # a baseline is measured, not tuned
-                return self.candidate(arm.template.text(schedule))
+                arm.exhausted = template.baseline  # a baseline is measured, not tuned
+                return Trial(self.problem, template, schedule, template.text(schedule))
             arm.exhausted = True
         return None
 
-    def candidate(self, text: str) -> Candidate:
-        """The candidate with this schedule."""
-        template, schedule = parse_schedule(text)
-        return Candidate(self.problem, template, schedule, text == self.heuristic)
+    def tell(self, record: Record, trial: Trial | None = None, given_up: bool = False) -> None:
+        """Learn from an outcome; `trial` is what it came of, where this search proposed that.
 
-    def tell(self, record: Record) -> None:
-        """Learn from an outcome, of this run or an earlier one."""
+        `given_up` says that the trial was stopped because it was too slow.
+        """
         arm = self.arms.get(record.algorithm)
-        if arm is None:
-            return
-        try:
-            _, schedule = parse_schedule(record.schedule)
-        except ScheduleError:
-            return  # written by an older generator whose schedule had other fields
+        schedule = trial.schedule if trial else _schedule(record)
+        if arm is not None and schedule is not None:
+            self._count(arm, record)
+            self._tell(arm, schedule, record, given_up)
+
+    def replay(self, records: Iterable[Record]) -> int:
+        """Learn from stored records of this problem; returns how many there were.
+
+        Of several records of a schedule, the studies learn the last.
+        """
+        count, last = 0, dict[Any, tuple[Arm, Record]]()
+        for record in records:
+            arm = self.arms.get(record.algorithm)
+            if arm is None:
+                continue
+            count += 1
+            arm.trials += 1
+            schedule = _schedule(record)
+            if schedule is not None:
+                self._count(arm, record)
+                last[schedule] = arm, record
+        for schedule, (arm, record) in last.items():
+            self._tell(arm, schedule, record)
+        return count
+
+    def _count(self, arm: Arm, record: Record) -> None:
         self.outcomes[record.outcome] += 1
         arm.outcomes += 1
         arm.seconds += sum(record.seconds.values())
-        allowed = record.baseline or self._limits.allow(record)
-        usable = record.outcome == Outcome.CORRECT and allowed
-        seconds = record.seconds_per_call
-        arm.proposer.tell(schedule, seconds if usable else None)
-        if usable:
+        allowed = record.baseline or self._options.limits.allow(record)
+        if record.outcome == Outcome.CORRECT and allowed:
+            seconds = record.seconds_per_call
             self.measured[record.schedule] = record
             arm.best = min(arm.best, seconds)
             if record.algorithm == "naive":
                 self.naive = min(self.naive, seconds)
             if not record.baseline and seconds < self.best:
-                self.leader = record
+                self.incumbent = record
             if record.schedule == self.heuristic:
                 self.heuristic_seconds = seconds
         self.history.append(self.best)
 
-    def replay(self, records: Iterable[Record]) -> int:
-        """Learn from stored records of this problem; returns how many there were."""
-        count = 0
-        for record in records:
-            if record.algorithm in self.arms:
-                self.arms[record.algorithm].trials += 1
-                self.tell(record)
-                count += 1
-        return count
+    def _tell(self, arm: Arm, schedule: Any, record: Record, given_up: bool = False) -> None:
+        options, about = self._options, {"schedule": record.schedule}
+        if record.outcome != Outcome.CORRECT:
+            about["reason"] = f"{record.outcome}: {record.reason}"
+            arm.study.tell(schedule, None, about=about)
+            return
+        limits = {"error": options.limits.error, "workspace": options.limits.workspace}
+        excess = {
+            name: OBJECTIVES[name].of(record) - limit
+            for name, limit in limits.items()
+            if limit is not None
+        }
+        values = [OBJECTIVES[name].of(record) for name in options.objectives]
+        arm.study.tell(schedule, values, given_up=given_up, excess=excess, about=about)
 
     def suggest(self, schedule_text: str) -> None:
-        """Try a schedule that won elsewhere before the sampler's own ideas."""
+        """Try a schedule that won elsewhere before the sampler is asked again."""
         template, schedule = parse_schedule(schedule_text)
         arm = self.arms.get(template.name)
-        if arm is not None and arm.proposer.space.point(schedule) is not None:
-            arm.proposer.enqueue(schedule)
+        if arm is not None and arm.study.space.point(schedule) is not None:
+            arm.study.enqueue(schedule)
             arm.exhausted = False
 
     def spread(self) -> None:
@@ -166,20 +209,25 @@ class ProblemSearch:
         """
         for name, arm in self.arms.items():
             own = [r for r in self.measured.values() if r.algorithm == name]
-            leader = min(own, key=lambda r: r.seconds_per_call, default=None)
-            if leader is None or leader.baseline or arm.best > SPREAD * self.best:
+            best = min(own, key=lambda r: r.seconds_per_call, default=None)
+            if best is None or best.baseline or arm.best > SPREAD * self.best:
                 continue
-            space, (_, schedule) = arm.proposer.space, parse_schedule(leader.schedule)
+            space, (_, schedule) = arm.study.space, parse_schedule(best.schedule)
             for layout in space.domains["layout"]:
                 sibling = replace(schedule, layout=layout)
                 if space.broken_rule(sibling) is None:
-                    arm.proposer.enqueue(sibling)
+                    arm.study.enqueue(sibling)
                     arm.exhausted = False
+
+    def close(self) -> None:
+        """Let the trials fail that were proposed but not told of."""
+        for arm in self.arms.values():
+            arm.study.close()
 
     @property
     def best(self) -> float:
-        """Seconds per call of the leader."""
-        return self.leader.seconds_per_call if self.leader else math.inf
+        """Seconds per call of the incumbent."""
+        return self.incumbent.seconds_per_call if self.incumbent else math.inf
 
     def levelled_off(self, worth: float) -> bool:
         """Whether the best fell by less than the share `worth` while the trials last doubled.
@@ -209,19 +257,12 @@ class ProblemSearch:
         return iter(sorted(live, key=order))
 
 
-def _proposer(
-    template: KernelTemplate,
-    problem: ConvProblem,
-    cpu: Cpu,
-    pins: str,
-    seed: int,
-    sampler: str,
-) -> Proposer:
-    space, heuristic = space_for(template.name, problem, cpu), template.heuristic(problem, cpu)
-    if not pins:
-        return Proposer(space, seed, [heuristic], sampler)
-    space = space.pinned(pins)
-    return Proposer(space, seed, [heuristic] if space.point(heuristic) else [], sampler)
+def _schedule(record: Record) -> Any | None:
+    """The schedule of a record; None where an older generator wrote it with other fields."""
+    try:
+        return parse_schedule(record.schedule)[1]
+    except ScheduleError:
+        return None
 
 
 def gain(search: ProblemSearch, window: int = 8, trust_slope: float = 0.2) -> float:

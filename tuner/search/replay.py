@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from fastrun.search_spaces.space import Space
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.statistics import mean_interval
-from fastrun.tuner.search.proposer import SMALL, Proposer
+from fastrun.tuner.search.sampler_choice import SMALL, Sampler, sampler_name
+from fastrun.tuner.search.study import ScheduleStudy
 
 Floats = NDArray[np.float64]
 
@@ -144,20 +145,23 @@ def recorded_spaces(records: Iterable[Record]) -> list[RecordedSpace]:
     ]
 
 
-def replay(recorded: RecordedSpace, sampler: str, seed: int) -> Floats:
-    """The best after each evaluation of one walk by a method of `tuner.search.proposer.SAMPLERS`.
+def replay(recorded: RecordedSpace, sampler: Sampler, seed: int) -> Floats:
+    """The best after each evaluation of one walk by a sampler, as `fast_run` takes it.
 
     The walk ends at the optimum, and beyond the horizon as soon as it is near it; there it stays.
+
+    Raises:
+        SamplerError: there is no such sampler, or it failed.
     """
     limit = max(recorded.horizon, math.ceil(_FAR * len(recorded.values)))
-    proposer = Proposer(recorded.space, seed, sampler=sampler)
+    study = ScheduleStudy(recorded.space, sampler, seed)
     best = np.full(limit, math.inf)
     for k in range(limit):
-        schedule = proposer.propose()
+        schedule = study.ask()
         if schedule is None:
             break
         seconds = recorded.seconds[schedule]
-        proposer.tell(schedule, seconds if seconds < math.inf else None)
+        study.tell(schedule, [1e3 * seconds] if seconds < math.inf else None)
         best[k:] = min(best[k], seconds)
         good = recorded.optimum if k + 1 < recorded.horizon else (1 + NEAR) * recorded.optimum
         if best[k] <= good:
@@ -167,13 +171,18 @@ def replay(recorded: RecordedSpace, sampler: str, seed: int) -> Floats:
 
 def compare(
     recorded: RecordedSpace,
-    samplers: Sequence[str],
+    samplers: Sequence[Sampler],
     repeats: int = 100,
     seed: int = 0,
 ) -> list[Replays]:
-    """`repeats` walks by each method, with seeds from `seed` on."""
+    """`repeats` walks by each sampler, with seeds from `seed` on.
+
+    Raises:
+        SamplerError: as `replay`.
+    """
+    walks = range(seed, seed + repeats)
     return [
-        Replays(recorded, s, np.array([replay(recorded, s, seed + n) for n in range(repeats)]))
+        Replays(recorded, sampler_name(s), np.array([replay(recorded, s, n) for n in walks]))
         for s in samplers
     ]
 

@@ -17,12 +17,13 @@ from fastrun.kernels.registry import parse_schedule
 from fastrun.search_spaces.space import Space, space_for
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Record
+from fastrun.tuner.search.untried import rings
 
 # Old winners of a problem that are measured again, and winners of other problems that are tried.
 _OLD, _NEAR = 8, 4
 
-# How far a schedule that breaks a rule elsewhere is moved, a field by one value each: two steps.
-_STEPS = 3
+# A schedule that breaks a rule here is moved by so many steps at most: a field by one value each.
+_STEPS = 2
 
 # Epilogues matter little to what is fast: less than a shape that differs by a fifth.
 _EPILOGUE = 0.25
@@ -110,10 +111,10 @@ def _closest(space: Space, wanted: Any) -> Any | None:
                 return None
             value = min(values, key=lambda v: abs(math.log((1 + v) / (1 + value))))
         point.append(values.index(value))
-    near = [tuple(point)]
-    for _ in range(_STEPS):
-        legal = next((s for s in map(space.at, near) if space.broken_rule(s) is None), None)
-        if legal is not None:
-            return legal
-        near = list(dict.fromkeys(q for p in near for q in space.neighbours(p)))
-    return None
+    legal = (
+        schedule
+        for ring in rings(space, tuple(point), _STEPS)
+        for schedule in map(space.at, ring)
+        if space.broken_rule(schedule) is None
+    )
+    return next(legal, None)

@@ -67,10 +67,11 @@ def _mistakes() -> tuple[type[BaseException], ...]:
     from fastrun.kernels.core.template import ScheduleError
     from fastrun.tuner.measure.sandbox import WorkerDied
     from fastrun.tuner.records.record import RecordError
+    from fastrun.tuner.search.errors import SamplerError
     from fastrun.tuner.store.database import DatabaseError
 
-    ours = GraphError, ProblemError, ScheduleError, DatabaseError, RecordError, WorkerDied
-    return *ours, OSError, MemoryError
+    ours = GraphError, ProblemError, ScheduleError, SamplerError, DatabaseError, RecordError
+    return *ours, WorkerDied, OSError, MemoryError
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,0 +1,52 @@
+"""What a search is asked for besides problems, a budget and a sampler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from optuna.storages import BaseStorage
+
+from fastrun.tuner.measure.timing import Protocol
+from fastrun.tuner.records.record import NO_LIMITS, Limits, Record
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a study minimises: its name with the unit, and the value of a correct record."""
+
+    name: str
+    of: Callable[[Record], float]
+
+
+OBJECTIVES = {
+    "time": Objective("ms per call", lambda record: 1e3 * record.seconds_per_call),
+    "error": Objective(
+        "rms error", lambda record: record.errors.rms if record.errors else math.inf
+    ),
+    "workspace": Objective("bytes of workspace", lambda record: float(record.workspace)),
+}
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search; the defaults are those of `fastrun tune`.
+
+    `seed` is that of the random numbers. `algorithms` restricts the search to those named, and
+    their fields to those of `winograd(mh=2|4, prefetch=0)`. Schedules outside of `limits` are
+    recorded but cannot win. `protocol` says how a trial is timed. The final is raced in the
+    measurer's regime and in the regimes `also` given. `objectives` are names in `OBJECTIVES` that
+    the studies minimise; a sampler for several values is needed where there are several, and the
+    incumbent is the fastest schedule all the same. `storage` keeps the studies: a journal file, or
+    a storage of Optuna; without it they are in memory.
+    """
+
+    seed: int = 0
+    algorithms: Sequence[str] = ()
+    limits: Limits = NO_LIMITS
+    protocol: Protocol = field(default_factory=Protocol)
+    also: Sequence[str] = ()
+    objectives: Sequence[str] = ("time",)
+    storage: Path | BaseStorage | None = field(default=None, repr=False)

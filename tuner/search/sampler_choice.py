@@ -1,0 +1,101 @@
+"""Which sampler searches: by name, by import path, as an object, or as a class that makes one."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import optuna
+from optuna.samplers import BaseSampler
+
+from fastrun.tuner.search.errors import SamplerError
+from fastrun.tuner.search.gaussian_process import GaussianProcessSampler
+from fastrun.tuner.search.samplers import ListedSampler, LocalSampler, NeighbourSampler
+from fastrun.tuner.search.untried import Untried
+
+SMALL = 64
+"""A space with so few points is gone through in random order, whatever name the sampler has."""
+
+Sampler = str | BaseSampler | Callable[..., BaseSampler]
+"""What may be said of a sampler; `make_sampler` explains it."""
+
+
+def _cmaes(seed: int) -> BaseSampler:
+    """Covariance matrix adaptation, by a package that Optuna would miss only at the first proposal.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    import_module("cmaes")
+    return optuna.samplers.CmaEsSampler(
+        seed=seed, with_margin=True, warn_independent_sampling=False
+    )
+
+
+SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
+    "gp": lambda untried: NeighbourSampler(untried, GaussianProcessSampler(untried)),
+    "tpe": lambda untried, seed: NeighbourSampler(untried, optuna.samplers.TPESampler(seed=seed)),
+    "random": lambda untried: ListedSampler(untried, untried.shuffled()),
+    "exhaustive": lambda untried: ListedSampler(untried, untried.in_order()),
+    "local": LocalSampler,
+    "cmaes": _cmaes,
+}
+"""Ways to search, by name."""
+
+
+def make_sampler(sampler: Sampler, untried: Untried, seed: int) -> BaseSampler:
+    """A sampler for one study. It shares no state with the samplers of other studies.
+
+    `sampler` is one of these: a name in `SAMPLERS`; the import path of an object, as
+    `package.module:name` or `package.module.name`; a sampler of Optuna, of which each study gets a
+    copy with the seed that it has; or a class or function that makes one. It is called with the
+    keyword arguments `seed` and `untried`, as far as its signature has them.
+
+    Raises:
+        SamplerError: there is none of that name, or it cannot be made.
+        ModuleNotFoundError: the package of a name in `SAMPLERS` is not installed.
+    """
+    if isinstance(sampler, str) and sampler in SAMPLERS:
+        if untried.space.volume <= SMALL:
+            return ListedSampler(untried, untried.shuffled())
+        return _called(SAMPLERS[sampler], untried, seed)
+    found = _imported(sampler) if isinstance(sampler, str) else sampler
+    try:
+        own = isinstance(found, BaseSampler)
+        made = copy.deepcopy(found) if own else _called(found, untried, seed)
+    except Exception as error:
+        raise SamplerError(f"{sampler_name(sampler)} makes no sampler: {error}") from error
+    if not isinstance(made, BaseSampler):
+        raise SamplerError(f"{sampler_name(sampler)} is no sampler of Optuna, and makes none")
+    return made
+
+
+def sampler_name(sampler: Sampler) -> str:
+    """What a sampler is called in tables and in the database."""
+    if isinstance(sampler, str):
+        return sampler
+    return str(getattr(sampler, "__qualname__", type(sampler).__qualname__))
+
+
+def _called(make: Callable[..., BaseSampler], untried: Untried, seed: int) -> BaseSampler:
+    known = inspect.signature(make).parameters
+    return make(**{k: v for k, v in {"untried": untried, "seed": seed}.items() if k in known})
+
+
+def _imported(path: str) -> Any:
+    """The object at an import path; modules in the current folder are found too."""
+    module, _, name = path.replace(":", ".").rpartition(".")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise SamplerError(
+            f"no sampler {path!r}: {error}; there are {', '.join(SAMPLERS)}, and import paths such "
+            "as optuna.samplers.QMCSampler"
+        ) from error
