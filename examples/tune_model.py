@@ -12,6 +12,7 @@ from pathlib import Path
 
 from fastrun import Budget, Database, fast_run, load
 from fastrun.graph.networks import network_problems
+from fastrun.tuner.measure.measurer import Measurer
 
 
 def main() -> None:
@@ -25,13 +26,12 @@ def main() -> None:
 
     problems = [(problem, count) for problem, count, _ in network_problems(options.model)]
     with Database(options.db) as database:
-        summary = fast_run(
-            problems, database, Budget(seconds=options.seconds), threads=options.threads
-        )
+        measurer = Measurer(options.threads)
+        summary = fast_run(problems, database, Budget(options.seconds), measurer=measurer)
         tuned = load(options.model, options.threads, database)
     for search in summary.searches:
-        if search.leader:
-            print(f"{search.problem}: {search.leader.schedule}")
+        if search.incumbent:
+            print(f"{search.problem}: {search.incumbent.schedule}")
 
     untuned = load(options.model, options.threads, policy="heuristic")
     # Interleaved, so that a disturbance affects both.

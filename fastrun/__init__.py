@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from fastrun.tuner.networks.load import load
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import fast_run
+    from fastrun.tuner.search.options import SearchOptions
     from fastrun.tuner.store.database import Database
 
-__all__ = ["Budget", "ConvProblem", "Database", "Executable", "fast_run", "load"]
+__all__ = ["Budget", "ConvProblem", "Database", "Executable", "SearchOptions", "fast_run", "load"]
 
 _HOMES = {
     "Budget": "fastrun.tuner.search.budget",
     "ConvProblem": "fastrun.kernels.core.problem",
     "Database": "fastrun.tuner.store.database",
     "Executable": "fastrun.graph.runtime.executable",
+    "SearchOptions": "fastrun.tuner.search.options",
     "fast_run": "fastrun.tuner.search.fastrun",
     "load": "fastrun.tuner.networks.load",
 }

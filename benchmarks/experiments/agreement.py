@@ -30,6 +30,7 @@ from fastrun.tuner.records.units import interval, ms, plural, ratio
 from fastrun.tuner.report.frames import layer_labels
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
+from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.verify_winners import verify
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.standing import standings
@@ -136,7 +137,9 @@ def _missing(work: Path, seconds: float) -> Iterator[Step]:
 def _tune(work: Path, text: str, seed: int, seconds: float) -> None:
     report.notice(f"tuning {seed}: {text}")
     with Database(work / f"tuning-{seed}.db") as database:
-        summary = fast_run([(ConvProblem.parse(text), 1)], database, Budget(seconds), seed=seed)
+        options = SearchOptions(seed=seed)
+        problems = [(ConvProblem.parse(text), 1)]
+        summary = fast_run(problems, database, Budget(seconds), options=options)
     if summary.interrupted:
         raise KeyboardInterrupt
 

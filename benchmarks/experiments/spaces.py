@@ -36,6 +36,7 @@ from fastrun.tuner.records.record import ALONE, Outcome, Record
 from fastrun.tuner.records.units import duration, percent, plural
 from fastrun.tuner.search.budget import EFFORTS, Budget
 from fastrun.tuner.search.fastrun import fast_run
+from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.store import exchange
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.t4 import write_t4
@@ -152,9 +153,8 @@ def measure(ground: Ground, database: Database, trials: int | None = None) -> fl
         [(ConvProblem.parse(ground.layer), 1)],
         database,
         Budget(trials=trials),
-        algorithms=[ground.pins],
         sampler="exhaustive",
-        protocol=_PROTOCOL,
+        options=SearchOptions(algorithms=[ground.pins], protocol=_PROTOCOL),
     )
     if summary.interrupted:
         raise KeyboardInterrupt

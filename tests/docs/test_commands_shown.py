@@ -45,7 +45,7 @@ PREPARED = (
 """Shortened commands on which others build; they are executed first."""
 
 NOT_HERE = {
-    r"fastrun (dashboard|worker)\b.*": "serves until it is stopped: test_mirror, test_fleet",
+    r"fastrun (dashboard|worker)\b.*": "serves until it is stopped: test_storage, test_fleet",
     r"fastrun tune .* --workers .*": "needs a scheduler: test_fleet",
     r"fastrun compare-search .*": "needs a space measured whole: test_replay",
     r"fastrun bench --layers": "all layers: test_benchmarks runs one",
@@ -80,7 +80,7 @@ def shortened(command: str) -> tuple[str, ...]:
     words = shlex.split(command)[1:]
     if words[0] != "show" or words[1] not in BUILT_IN:
         words = [SHORT.get(word, word) for word in words]
-    if {"--mirror", "--threads"} & {*words} and words[0] == "tune":
+    if {"--storage", "--threads"} & {*words} and words[0] == "tune":
         words[1] = PROBLEM
     if words[0] in ("tune", "bench"):
         words = [PROBLEM if word.startswith("conv ") else word for word in words]

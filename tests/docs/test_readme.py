@@ -31,10 +31,11 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
+from fastrun.tuner.search.options import SearchOptions
 
 p = ConvProblem.parse("conv 1x5x9x12 32x3x3 s1x2 p1 d2x1 bias add relu")
 with Database({str(tmp_path / "records.db")!r}) as database:
-    fast_run([(p, 1)], database, Budget(trials=6), algorithms=["rows"])
+    fast_run([(p, 1)], database, Budget(trials=6), options=SearchOptions(algorithms=["rows"]))
     for r in database.records(algorithm="rows"):
         print(r.stage, r.outcome, r.reason)
 """

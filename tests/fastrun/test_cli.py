@@ -365,7 +365,7 @@ def test_nothing_is_wider_than_the_terminal(width: int, tmp_path: Path) -> None:
     with Database(tmp_path / "made-up.db") as database:
         for record in records([problems[0][0]], trials=4):
             database.add(record)
-        search = ProblemSearch(*problems[0], Cpu.host(), seed=0)
+        search = ProblemSearch(*problems[0], Cpu.host())
         search.replay(database.records())
         found = standings(database, problems, Conditions.here())
         newest = database.records()[-1]

@@ -51,7 +51,7 @@ def fastrun(
 def test_a_dumb_terminal_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, _environ={"TERM": "dumb"})
-    search = ProblemSearch(ConvProblem.parse(P), 1, Cpu.host(), seed=0)
+    search = ProblemSearch(ConvProblem.parse(P), 1, Cpu.host())
     search.replay(records([ConvProblem.parse(P)], trials=2))
     with Board(console, "a problem", Budget(seconds=9.0)) as board:
         board(Progress("done", [search], None, 5, 9.0, 0.0))
@@ -72,7 +72,7 @@ def test_no_colours_where_they_are_not_wanted() -> None:
     for environment, terminal, kinds in wishes:
         text = io.StringIO()
         console = Console(file=text, force_terminal=terminal, width=200, _environ=environment)
-        search = ProblemSearch(p, 1, Cpu.host(), seed=0)
+        search = ProblemSearch(p, 1, Cpu.host())
         search.replay(records([p], trials=2))
         with Board(console, "a problem", Budget(seconds=9.0)) as board:
             board(Progress("done", [search], None, 5, 9.0, 0.0))

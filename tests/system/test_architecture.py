@@ -43,11 +43,13 @@ NOT_OF_NETWORKS = ("records", "measure", "store", "machine", "search", "remote")
 ONLY_HERE = {
     "llvmlite": {"kernels/native/compile.py", "kernels/native/library.py",
                  "kernels/native/assembly.py", "kernels/core/cpu.py"},
-    "optuna": {"tuner/search/proposer.py", "tuner/search/mirror.py"},
-    "optuna_dashboard": {"tuner/search/mirror.py"},
+    "optuna": {f"tuner/search/{name}.py" for name in (
+        "samplers", "gaussian_process", "sampler_choice", "parameters", "study", "storage",
+        "options", "problem_search")},
+    "optuna_dashboard": {"tuner/search/storage.py"},
     "distributed": {"tuner/remote/fleet.py", "tuner/remote/station.py"},
     "sqlalchemy": {"tuner/store/database.py", "tuner/store/connection.py",
-                   "tuner/store/schema.py", "tuner/search/mirror.py"},
+                   "tuner/store/schema.py"},
     "matplotlib": {f"tuner/report/{name}.py" for name in ("style", "plots", "layer_plots")},
     "rich": {"tuner/terminal/display.py", "tuner/terminal/board.py"},
     "threadpoolctl": {"tuner/measure/cores.py"},
@@ -185,12 +187,14 @@ def test_an_algorithm_is_two_files(tmp_path: Path) -> None:
         from fastrun.tuner.store.database import Database
         from fastrun.tuner.search.budget import Budget
         from fastrun.tuner.search.fastrun import fast_run
+        from fastrun.tuner.search.options import SearchOptions
         from fastrun.kernels.core.problem import ConvProblem
 
         if __name__ == "__main__":
             p = ConvProblem.parse("conv 1x1x8x8 1x1x1 s1 p0")
             with Database({str(tmp_path / "records.db")!r}) as database:
-                fast_run([(p, 1)], database, Budget(trials=12), algorithms=["mimic"])
+                options = SearchOptions(algorithms=["mimic"])
+                fast_run([(p, 1)], database, Budget(trials=12), options=options)
                 for r in database.records():
                     print(r.algorithm, r.outcome)
         """)

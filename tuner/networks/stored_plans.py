@@ -30,17 +30,18 @@ def tune(graph: Graph, database: Database, threads: int, seconds: float, limits:
         As `store_plan`.
         KeyboardInterrupt: all measurements until then are stored.
     """
+    from fastrun.tuner.measure.measurer import Measurer
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import fast_run
+    from fastrun.tuner.search.options import SearchOptions
 
     problems = [(p, count) for p, count, _ in convolutions(graph)]
     done = fast_run(
         problems,
         database,
         Budget((1 - FINALS) * seconds),
-        threads=threads,
-        max_error=limits.error,
-        max_workspace=limits.workspace,
+        options=SearchOptions(limits=limits),
+        measurer=Measurer(threads),
     )
     if done.interrupted:
         raise KeyboardInterrupt

@@ -6,11 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from optuna.storages import BaseStorage
+from typing import TYPE_CHECKING
 
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.record import NO_LIMITS, Limits, Record
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 
 @dataclass(frozen=True)

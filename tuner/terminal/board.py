@@ -136,12 +136,12 @@ def _pace(progress: Progress) -> str:
 
 
 def _layer(search: ProblemSearch) -> list[str]:
-    leader = search.leader.algorithm if search.leader else UNKNOWN
+    fastest = search.incumbent.algorithm if search.incumbent else UNKNOWN
     over = search.naive / search.best if search.best < math.inf else math.nan
     trials = sum(search.outcomes.values())
     return [
         *(str(search.problem), str(search.occurrences), str(trials)),
-        *(ms(search.naive), ms(search.best), ratio(over), leader),
+        *(ms(search.naive), ms(search.best), ratio(over), fastest),
     ]
 
 

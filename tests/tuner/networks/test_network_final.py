@@ -252,5 +252,6 @@ def test_profile_spends_its_budget_on_layers_and_then_on_the_whole(
     assert loaded.run({"x": normal(2, 3, 33, 29)})["y"].shape == (2, 10)
     assert spent["layers"] + spent["whole"] == 40
     assert 0 < spent["whole"] < 10
-    assert (spent["max_workspace"], spent["threads"], len(spent["problems"])) == (0, 1, 4)
+    assert spent["options"].limits == Limits(workspace=0)
+    assert (spent["measurer"].threads, len(spent["problems"])) == (1, 4)
     assert path.exists()

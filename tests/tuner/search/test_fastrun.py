@@ -14,10 +14,12 @@ import pytest
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice
+from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import FINAL
-from fastrun.tuner.records.record import PROTOCOL, Conditions, Outcome, Stage
+from fastrun.tuner.records.record import PROTOCOL, Conditions, Limits, Outcome, Stage
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import Progress, fast_run
+from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.problem_search import ProblemSearch, next_search, related
 from fastrun.tuner.store.database import Database
 from tests.support.records import record
@@ -66,7 +68,8 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
 
 def test_the_final_may_be_raced_in_both_regimes(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
-        summary = fast_run([(TINY, 1)], database, Budget(trials=4), also=["cold-weights"])
+        options = SearchOptions(also=["cold-weights"])
+        summary = fast_run([(TINY, 1)], database, Budget(trials=4), options=options)
         hot, cold = (
             {r.schedule for r in database.records(run=summary.run, regime=regime, stage="final")}
             for regime in ("hot", "cold-weights")
@@ -79,9 +82,10 @@ def test_the_final_may_be_raced_in_both_regimes(tmp_path: Path) -> None:
 
 def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
-        fast_run([(TINY, 1)], database, Budget(trials=8), algorithms=["direct"])
+        options = SearchOptions(algorithms=["direct"])
+        fast_run([(TINY, 1)], database, Budget(trials=8), options=options)
         before = {r.schedule for r in database.records(stage="screen")}
-        summary = fast_run([(TINY, 1)], database, Budget(trials=6), algorithms=["direct"])
+        summary = fast_run([(TINY, 1)], database, Budget(trials=6), options=options)
         again = [r for r in database.records(stage="screen") if r.run == summary.run]
     assert summary.known >= 8
     assert len(again) == 6
@@ -94,7 +98,8 @@ def test_failures_are_outcomes(tmp_path: Path) -> None:
 
     strict = ProcessLimits(error=1e-30)
     with Database(tmp_path / "records.db") as database:
-        summary = fast_run([(TINY, 1)], database, Budget(trials=6), limits=strict)
+        measurer = Measurer(limits=strict)
+        summary = fast_run([(TINY, 1)], database, Budget(trials=6), measurer=measurer)
         outcomes = {r.outcome for r in database.records()}
         assert database.best(TINY, Conditions.here()) is None
     assert summary.trials == 6
@@ -107,11 +112,12 @@ def test_what_errs_too_much_cannot_win(tmp_path: Path) -> None:
     p = ConvProblem.parse("conv 1x64x28x28 64x3x3 s1 p1")
     with Database(tmp_path / "records.db") as database:
         summary = fast_run(
-            [(p, 1)], database, Budget(trials=8), algorithms=["winograd"], max_error=1e-9
-        )
+            [(p, 1)], database, Budget(trials=8),
+            options=SearchOptions(algorithms=["winograd"], limits=Limits(error=1e-9)),
+        )  # fmt: skip
         errors = [r.errors.rms for r in database.records() if r.errors]
     assert min(errors) > 1e-9
-    assert summary.searches[0].leader is None
+    assert summary.searches[0].incumbent is None
 
 
 def start(folder: Path) -> subprocess.Popen[str]:
@@ -195,7 +201,7 @@ def _group_alive(group: int) -> bool:
 
 
 def test_the_scheduler_goes_where_time_is(tmp_path: Path) -> None:
-    slow, fast = (ProblemSearch(p, 1, Cpu.host(), 0) for p in (TINY, OTHER))
+    slow, fast = (ProblemSearch(p, 1, Cpu.host()) for p in (TINY, OTHER))
     assert next_search([slow, fast]) is slow  # untried ones in order
     slow.history[:] = [1.0] * 10
     fast.history[:] = [0.1] * 10
@@ -210,15 +216,15 @@ def test_related_problems() -> None:
     assert not related(TINY, OTHER)
 
 
-def test_a_leader_is_tried_in_its_other_layouts() -> None:
-    search = ProblemSearch(TINY, 1, Cpu.host(), 0, algorithms=["direct"])
-    direct = search.arms["direct"].proposer.space
-    leader = next(s for s in direct if s.layout == "NHWC" and s.unroll == 4)
-    text = search.arms["direct"].template.text(leader)
+def test_an_incumbent_is_tried_in_its_other_layouts() -> None:
+    search = ProblemSearch(TINY, 1, Cpu.host(), options=SearchOptions(algorithms=["direct"]))
+    direct = search.arms["direct"].study.space
+    incumbent = next(s for s in direct if s.layout == "NHWC" and s.unroll == 4)
+    text = search.arms["direct"].template.text(incumbent)
     search.tell(record(problem=str(TINY), schedule=text))
     search.spread()
-    siblings = {replace(leader, layout=layout) for layout in direct.domains["layout"]}
-    legal = [s for s in siblings - {leader} if direct.broken_rule(s) is None]
-    proposed = [search.arms["direct"].proposer.propose() for _ in range(1 + len(legal))]
+    siblings = {replace(incumbent, layout=layout) for layout in direct.domains["layout"]}
+    legal = [s for s in siblings - {incumbent} if direct.broken_rule(s) is None]
+    proposed = [search.arms["direct"].study.ask() for _ in range(1 + len(legal))]
     assert set(proposed[1:]) == set(legal)  # after the heuristic
     assert legal

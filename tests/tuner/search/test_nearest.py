@@ -18,6 +18,7 @@ from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Conditions
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
+from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.transfer import distance, first_guesses, nearest, suggestions, transferred
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.staleness import first_current
@@ -115,7 +116,8 @@ def test_after_a_change_old_winners_are_measured_again_before_they_count(tmp_pat
     with Database(tmp_path / "records.db") as database:
         database.add(record(schedule=winner, **fields))
         assert first_current(database.ranking(TINY, here)) is None
-        summary = fast_run([(TINY, 1)], database, Budget(trials=5), algorithms=["direct"])
+        options = SearchOptions(algorithms=["direct"])
+        summary = fast_run([(TINY, 1)], database, Budget(trials=5), options=options)
         assert summary.known == 0
         screened = [r.schedule for r in database.records(run=summary.run, stage="screen")]
         assert winner in screened

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pandas as pd
 import pytest
 
@@ -17,7 +18,6 @@ from fastrun.tuner.records.record import Outcome, Record
 from fastrun.tuner.records.statistics import mean_interval
 from fastrun.tuner.report.plots import search_curves
 from fastrun.tuner.report.style import svg
-from fastrun.tuner.search.proposer import SAMPLERS
 from fastrun.tuner.search.replay import (
     RecordedSpace,
     Replays,
@@ -28,6 +28,7 @@ from fastrun.tuner.search.replay import (
     replay,
     scores_frame,
 )
+from fastrun.tuner.search.sampler_choice import SAMPLERS
 from fastrun.tuner.store import exchange
 from fastrun.tuner.store.database import Database
 from tests.support.records import PROBLEM, record
@@ -141,6 +142,19 @@ def test_random_replays_score_nothing_and_learners_do(space: RecordedSpace) -> N
     assert list(overall_frame(found)["score"]) == pytest.approx(list(table["score"]))
 
 
+def test_any_sampler_of_optuna_can_be_compared(
+    space: RecordedSpace, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (found,) = compare(space, [optuna.samplers.QMCSampler], repeats=3)
+    assert found.sampler == "QMCSampler"
+    assert len({walk.tobytes() for walk in found.best}) == 3  # each walk has its own seed
+    words = ["--samplers", "optuna.samplers.BruteForceSampler,local", "--repeats", "2"]
+    assert cli.main(["compare-search", str(file), *words]) == 0
+    assert "BruteForce" in capsys.readouterr().out
+    assert cli.main(["compare-search", str(file), "--samplers", "optuna.samplers.Missing"]) == 2
+    assert "no sampler 'optuna.samplers.Missing'" in capsys.readouterr().err
+
+
 def test_the_figure_shows_every_space_and_method(space: RecordedSpace) -> None:
     found = compare(space, ["random", "local"], repeats=5)
     table = curves_frame(found)
@@ -186,6 +200,7 @@ def test_the_command_compares_what_the_database_holds(
     [
         (["none.json"], "none.json"),
         ([PROBLEM, "--samplers", "tpe,best"], "no sampler 'best'"),
+        ([PROBLEM, "--samplers", "tpe,optuna.samplers."], "no sampler 'optuna.samplers.'"),
     ],
 )
 def test_mistakes_are_explained(
@@ -205,4 +220,4 @@ def test_a_file_without_a_space_is_refused(
     path = tmp_path / "few.jsonl"
     exchange.write(path, "jsonl", made_up()[:5], [])
     assert cli.main(["compare-search", str(path)]) == 2
-    assert "few.jsonl: of no algorithm enough" in capsys.readouterr().err
+    assert "few.jsonl: no algorithm has the 65 measured schedules" in capsys.readouterr().err

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fastrun.search_spaces.space import Space
-from fastrun.tuner.search.gaussian_process import Kriging, Surface, fitted
-from fastrun.tuner.search.strategies import Ground
+from fastrun.tuner.search.gaussian_process import GaussianProcessSampler, Surface, fitted
+from fastrun.tuner.search.study import ScheduleStudy
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,14 @@ def test_rates_tell_which_fields_matter() -> None:
     assert 1e-4 <= noise <= 0.3
 
 
+def study(seed: int, space: Space | None = None) -> ScheduleStudy:
+    return ScheduleStudy(space or make(), GaussianProcessSampler, seed)
+
+
 def test_it_finds_the_valley_and_proposes_while_others_are_measured() -> None:
-    ground = Ground(make(), seed=0)
-    search, waiting, seen = Kriging(ground), [], set()
+    search, waiting, seen = study(0), [], set()
     for _ in range(60):
-        schedule = search.next()
+        schedule = search.ask()
         assert schedule is not None
         assert schedule not in seen
         assert odd_corner_is_missing(schedule)
@@ -85,44 +88,52 @@ def test_it_finds_the_valley_and_proposes_while_others_are_measured() -> None:
         waiting.append(schedule)
         if len(waiting) == 4:
             first = waiting.pop(0)
-            search.learn(first, seconds(first))
+            search.tell(first, [1e3 * seconds(first)])
     best = min(seen, key=seconds)
     assert abs(best.a - 21) <= 2
     assert abs(best.b - 5) <= 1
 
 
+def test_what_is_being_measured_is_not_proposed_for_again() -> None:
+    """Without counting it as observed, the next proposal would be its neighbour."""
+    apart = []
+    for seed in range(8):
+        search = study(seed)
+        for _ in range(12):
+            schedule = search.ask()
+            search.tell(schedule, [1e3 * seconds(schedule)])
+        pending, nxt = search.ask(), search.ask()
+        apart.append(abs(pending.a - nxt.a) + abs(pending.b - nxt.b))
+    assert sorted(apart)[len(apart) // 2] > 1
+
+
 def test_failures_are_kept_away_from() -> None:
-    ground = Ground(make(), seed=3)
-    search = Kriging(ground)
-    failed = 0
+    search, failed = study(3), 0
     for _ in range(80):
-        schedule = search.next()
+        schedule = search.ask()
         fails = schedule.b < 15
         failed += fails
-        search.learn(schedule, None if fails else seconds(schedule))
+        search.tell(schedule, None if fails else [1e3 * seconds(schedule)])
     assert failed < 30
 
 
-def test_history_in_any_order_and_measured_again() -> None:
-    ground = Ground(make(), seed=4)
-    search = Kriging(ground)
+def test_history_is_where_it_begins() -> None:
+    search = study(4)
     for a in range(0, 24, 4):
         for b in range(0, 24, 4):
-            schedule = ground.take(Triple(a, b, 0))
-            search.learn(schedule, seconds(schedule))
-    search.learn(Triple(20, 4, 0), 2 * seconds(Triple(20, 4, 0)))  # as a race measured it
+            search.tell(Triple(a, b, 0), [1e3 * seconds(Triple(a, b, 0))])
     found = []
     for _ in range(12):
-        found.append(search.next())
-        search.learn(found[-1], seconds(found[-1]))
+        found.append(search.ask())
+        search.tell(found[-1], [1e3 * seconds(found[-1])])
     assert min(map(seconds, found)) < 1.15e-3
 
 
 def test_a_space_is_exhausted() -> None:
     space = Space(Triple, {"a": range(4), "b": range(4), "idle": [0]})
-    search = Kriging(Ground(space, seed=0))
+    search = study(0, space)
     found = []
-    while (schedule := search.next()) is not None:
-        search.learn(schedule, 1.0)
+    while (schedule := search.ask()) is not None:
+        search.tell(schedule, [1.0])
         found.append(schedule)
     assert sorted(map(space.point, found)) == sorted(map(space.point, space))
