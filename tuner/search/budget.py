@@ -11,17 +11,25 @@ from fastrun.tuner.measure.races import FINAL, Format
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.record import Record
 
-# FLOP/s of what nobody has measured yet: the float64 reference, a first schedule, a naive loop.
-_REFERENCE, _SCHEDULE, _NAIVE = 1e10, 2e10, 1.5e9
+# FLOP/s that are expected as long as nothing is measured.
+_REFERENCE = 1e10  # the float64 reference
+_SCHEDULE = 2e10  # a first schedule
+_NAIVE = 1.5e9  # a naive loop
 
-# Seconds until a run's processes answer, a fresh process in a final, a first look at a problem.
-_START, PROCESS, _LOOK = 2.0, 1.0, 3.0
+# Seconds.
+_START = 2.0  # until the processes of a run answer
+PROCESS = 1.0  # a fresh process in a final
+_LOOK = 3.0  # a first look at a problem
 
-# Of a budget, the share for baselines, at most, and the least and most for races.
-BASELINES, RACES_LEAST, RACES_MOST = 0.3, 0.2, 0.5
-# What is kept for races, of what they should take.
+# Shares of a budget.
+BASELINES = 0.3  # for baselines, at most
+RACES_LEAST = 0.2  # for races
+RACES_MOST = 0.5
+
+# Time that is kept for races, in multiples of what they should take.
 MARGIN = 1.2
-# How many times longer a final may take than it should where no race before it has shown that.
+
+# A final may take this many times longer than it should, if no race before it has shown the pace.
 UNKNOWN_PACE = 1.6
 
 
@@ -29,9 +37,9 @@ UNKNOWN_PACE = 1.6
 class Budget:
     """When to stop: after `seconds` of wall time, or `trials` per problem. None is no limit.
 
-    Seconds bound all of a run; what does not fit is left out, and the summary says so. What is
-    being measured when they are over is waited for. `worth` ends the search of a problem that has
-    levelled off: its best has fallen by less than this share while its trials doubled.
+    Seconds bound all of a run; what does not fit is left out, and the summary says so. The run
+    waits for what is being measured when they are over. `worth` ends the search of a problem that
+    has levelled off: its best fell by less than this share while its trials doubled.
     """
 
     seconds: float | None = None
@@ -65,7 +73,7 @@ RACES = (
     Races(0, replace(FINAL, processes=3, rounds=2)),
     Races(0, replace(FINAL, processes=3, rounds=1)),
 )
-"""From what is wanted to the least that has an interval."""
+"""The races of a run, from the fullest to the shortest that gives an interval."""
 
 
 def first_seconds(p: ConvProblem) -> float:
@@ -80,12 +88,12 @@ def baseline_seconds(p: ConvProblem, known: Iterable[Record]) -> float:
 
 
 def enough(problems: Sequence[ConvProblem]) -> float:
-    """Seconds that should do for a first look at all problems."""
+    """Seconds that should be enough for a first look at all problems."""
     return _START + math.fsum(_LOOK + 2 * first_seconds(p) for p in problems)
 
 
 def entry_seconds(record: Record, form: Format) -> float:
-    """How long one who took so long before should take in each process of a race."""
+    """Seconds that the schedule of a record should take in each process of a race."""
     call = record.seconds_per_call
     verify = record.seconds.get("verify", 0.0)
     if form.called_once(record.schedule, call):

@@ -1,9 +1,9 @@
-"""Search methods on recorded spaces: what each would have found, without measuring anything.
+"""Samplers on recorded spaces: what each would have found, without measuring anything.
 
-A space of which every schedule was measured answers any proposal at once, so that a search can be
-repeated a hundred times. It is judged against random search, whose expectation needs no repeats,
-as by Willemsen, van Nieuwpoort and van Werkhoven, "A methodology for comparing optimization
-algorithms for auto-tuning", Future Generation Computer Systems, 2024; with evaluations for time.
+If every schedule of a space was measured, a search can be repeated a hundred times on the records.
+Samplers are compared with random search, whose expectation is calculated without repeats, as by
+Willemsen, van Nieuwpoort and van Werkhoven, "A methodology for comparing optimization algorithms
+for auto-tuning", Future Generation Computer Systems, 2024; but evaluations take the place of time.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ Floats = NDArray[np.float64]
 NEAR = 0.02
 """A schedule no slower than this over the optimum is as good as it."""
 
-# Curves end where random search is expected to have come so far from the median to the optimum.
+# Curves end where random search is expected to have come this share of the way from the median to
+# the optimum.
 _SETTLED = 0.95
 
-# A walk beyond the curves, which has come near the optimum nowhere, ends after this share.
+# A walk that has not come near the optimum ends after this share of the space.
 _FAR = 0.5
 
 
 @dataclass(frozen=True)
 class RecordedSpace:
-    """What came of every schedule: seconds per call, infinite for a failure.
+    """The seconds per call of every schedule of a space, infinite for a failure.
 
-    What was not recorded breaks a rule of the `space`, so that no method is charged for it.
+    A schedule that was not recorded breaks a rule of the `space`, so that it costs no evaluation.
     """
 
     name: str
@@ -106,7 +107,7 @@ class RecordedSpace:
 
 @dataclass(frozen=True)
 class Replays:
-    """A method's walks through a space: `best[r, k]` are walk r's least seconds after k + 1."""
+    """A sampler's walks through a space: `best[r, k]` is the best of walk r after k + 1, seconds."""
 
     recorded: RecordedSpace
     sampler: str

@@ -65,14 +65,18 @@ class SpaceSampler(BaseSampler):
         return {} if schedule is None else self.parameters.of(schedule)
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
         """Refused, because fields are chosen together.
 
         Raises:
             ValueError: no schedule is left, or the study has a parameter that the space has not.
         """
-        raise ValueError(f"{self} has no schedule left that could say what {name} should be")
+        raise ValueError(f"{self} has no schedule left that could say what {param_name} should be")
 
 
 def _value(trial: FrozenTrial) -> float | None:

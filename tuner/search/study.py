@@ -188,10 +188,14 @@ class _TriableSampler(BaseSampler):
         return self._parameters.of(self._untried.nearest(point))
 
     def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, name: str, distribution: BaseDistribution
+        self,
+        study: optuna.Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> Any:
-        """Of a parameter that a user of the study adds."""
-        return self._sampler.sample_independent(study, trial, name, distribution)
+        """Passed on, for a parameter that is not of the space."""
+        return self._sampler.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Passed on."""

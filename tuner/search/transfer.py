@@ -19,8 +19,11 @@ from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.search.untried import rings
 
-# Old winners of a problem that are measured again, and winners of other problems that are tried.
-_OLD, _NEAR = 8, 4
+# Old winners of a problem that are measured again.
+_OLD = 8
+
+# Winners of other problems that are tried.
+_NEAR = 4
 
 # A schedule that breaks a rule here is moved by so many steps at most: a field by one value each.
 _STEPS = 2
@@ -52,14 +55,14 @@ def nearest(p: ConvProblem, known: Iterable[ConvProblem]) -> list[ConvProblem]:
 def transferred(schedule: str, p: ConvProblem, cpu: Cpu) -> str | None:
     """The schedule nearest to this one of another problem that is worth trying for `p`.
 
-    Numbers that the algorithm's space has not for `p` move to the closest that it has, and a step
-    or two further where what comes of it breaks a rule. None where the algorithm does not apply, or
-    nothing so near is legal.
+    Numbers that the algorithm's space for `p` does not have move to the closest that it has, and
+    one or two steps further if the schedule breaks a rule. None where the algorithm does not apply,
+    or no legal schedule is so near.
     """
     try:
         template, wanted = parse_schedule(schedule)
     except ScheduleError:
-        return None  # of an algorithm as it was, or of one that is no more
+        return None  # the algorithm had other fields then, or no longer exists
     if template.why_not(p, cpu) is not None:
         return None
     found = _closest(space_for(template.name, p, cpu), wanted)
@@ -69,12 +72,12 @@ def transferred(schedule: str, p: ConvProblem, cpu: Cpu) -> str | None:
 def suggestions(
     p: ConvProblem, winners: Mapping[ConvProblem, str], cpu: Cpu
 ) -> Iterator[tuple[ConvProblem, str]]:
-    """Schedules for `p` by the winners of other problems, and whose they were; nearest first."""
-    told = set()
+    """Schedules for `p` from the winners of other problems, with the problem; nearest first."""
+    seen = set()
     for other in nearest(p, winners):
         schedule = transferred(winners[other], p, cpu)
-        if schedule is not None and schedule not in told:
-            told.add(schedule)
+        if schedule is not None and schedule not in seen:
+            seen.add(schedule)
             yield other, schedule
 
 
@@ -83,8 +86,7 @@ def first_guesses(
 ) -> list[str]:
     """What a search for `p` should try first: its own old winners, then those of other problems.
 
-    `ranking` is `p`'s own. What it holds of another generator or compiler is not believed but
-    measured again.
+    `ranking` is `p`'s own. Its schedules of another generator or compiler are measured again.
     """
     old = (r.schedule for r in ranking if r.toolchain != toolchain())
     own = (transferred(schedule, p, cpu) for schedule in islice(old, _OLD))
