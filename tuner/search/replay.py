@@ -107,7 +107,7 @@ class RecordedSpace:
 
 @dataclass(frozen=True)
 class Replays:
-    """A sampler's walks through a space: `best[r, k]` is the best of walk r after k + 1, seconds."""
+    """A sampler's walks through a space: `best[r, k]` is the best of walk r after k + 1 trials."""
 
     recorded: RecordedSpace
     sampler: str
