@@ -76,6 +76,7 @@ def profile(
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
     from fastrun.tuner.search.fastrun import Progress, fast_run
     from fastrun.tuner.search.options import SearchOptions
+    from fastrun.tuner.search.storage import journal
     from fastrun.tuner.terminal.board import Board
 
     begin = monotonic()
@@ -120,7 +121,7 @@ def profile(
                 protocol=effort.protocol,
                 also=also,
                 objectives=arguments.objectives,
-                storage=arguments.storage,
+                storage=journal(arguments.storage) if arguments.storage else None,
             ),
             measurer=measurer,
             observe=observe,

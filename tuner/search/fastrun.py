@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from itertools import permutations
-from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -30,7 +29,6 @@ from fastrun.tuner.search.budget import DECISIVE, RACES, Budget, Races
 from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.problem_search import ProblemSearch, Trial, next_search, related
 from fastrun.tuner.search.sampler_choice import Sampler, sampler_name
-from fastrun.tuner.search.storage import journal
 from fastrun.tuner.search.transfer import first_guesses
 from fastrun.tuner.store.database import Database
 
@@ -109,8 +107,7 @@ def fast_run(
 
     Raises:
         SamplerError: there is no such sampler, or it failed. Outcomes until then are stored.
-        ConnectionError: the scheduler of other machines is gone, or `options.storage` is no
-            journal.
+        ConnectionError: the scheduler of other machines is gone.
         ScheduleError: `options.algorithms` names a field or value that there is not.
         DatabaseError: an outcome cannot be stored.
     """
@@ -176,18 +173,13 @@ class _Tuning:
 
     def prepare(self, problems: Sequence[tuple[ConvProblem, int]]) -> None:
         """Make the searches and teach them what the database knows."""
-        measurer, storage = self.measurer, self.options.storage
-        conditions = measurer.conditions
-        if isinstance(storage, Path):
-            storage = journal(storage)
-        threads = plural(measurer.threads, "thread")
-        label = f"{threads}, {measurer.regime}, machine {conditions.machine[:8]}, {measurer.run}"
+        cpu, conditions = self.measurer.cpu, self.measurer.conditions
+        threads, machine = plural(conditions.threads, "thread"), conditions.machine[:8]
+        label = f"{threads}, {conditions.regime}, machine {machine}, {self.measurer.run}"
         best = self.database.best_all(conditions)
         winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
         for problem, occurrences in problems:
-            search = ProblemSearch(
-                problem, occurrences, measurer.cpu, self.sampler, self.options, label, storage
-            )
+            search = ProblemSearch(problem, occurrences, cpu, self.sampler, self.options, label)
             stored = self.database.records(
                 problem=str(problem),
                 machine=conditions.machine,
@@ -198,7 +190,7 @@ class _Tuning:
             )
             self.known += search.replay(stored)
             ranking = self.database.ranking(problem, conditions)
-            for schedule in first_guesses(problem, ranking, winners, measurer.cpu):
+            for schedule in first_guesses(problem, ranking, winners, cpu):
                 search.suggest(schedule)
             self.by_problem[str(problem)] = search
 

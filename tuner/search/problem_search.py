@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from optuna import Study
-from optuna.storages import BaseStorage
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
@@ -57,8 +56,8 @@ class ProblemSearch:
     What would run without a search comes first, then baselines, then the other algorithms'
     heuristics: a budget that ends early leaves no layer slower. After that an algorithm's share
     of the time is (best of all / its best)^4: one that is 1.2 times slower gets half as much as the
-    fastest, one twice as slow a sixteenth. Each algorithm has a study of Optuna, which bears the
-    problem's and the algorithm's name and then `label`. Without `storage` studies are in memory.
+    fastest, one twice as slow a sixteenth. Each algorithm has a study of Optuna, named by the
+    problem, the algorithm and `label`; baselines have one in memory.
 
     Raises:
         ScheduleError: an algorithm has no such field, or it never has that value for this problem.
@@ -73,7 +72,6 @@ class ProblemSearch:
         sampler: Sampler = "gp",
         options: SearchOptions | None = None,
         label: str = "",
-        storage: BaseStorage | None = None,
     ) -> None:
         self.problem, self.occurrences = problem, occurrences
         self._options = options = options or SearchOptions()
@@ -90,7 +88,7 @@ class ProblemSearch:
                 options.seed + number,
                 [OBJECTIVES[name].name for name in options.objectives],
                 f"{problem}, {template.name}, {label}",
-                None if template.baseline else storage,
+                None if template.baseline else options.storage,
             )
             first = template.heuristic(problem, cpu)
             if not pins or study.space.point(first) is not None:
