@@ -64,8 +64,8 @@ def _position(name: str, value: Any, values: Sequence[Any], distribution: BaseDi
     """Where `value` is among the values of a field, or the nearest to it."""
     if value in values:
         return values.index(value)
-    number = isinstance(distribution, IntDistribution) and isinstance(value, SupportsFloat)
-    if not (number and distribution.low <= float(value) <= distribution.high):
-        raise SamplerError(f"a sampler proposed {name}={value!r}, which is not in {distribution}")
-    scale = math.log if distribution.log else float
-    return min(range(len(values)), key=lambda i: abs(scale(values[i]) - scale(value)))
+    if isinstance(distribution, IntDistribution) and isinstance(value, SupportsFloat):
+        scale = math.log if distribution.log else float
+        if distribution.low <= float(value) <= distribution.high:
+            return min(range(len(values)), key=lambda i: abs(scale(values[i]) - scale(value)))
+    raise SamplerError(f"a sampler proposed {name}={value!r}, which is not in {distribution}")

@@ -66,8 +66,9 @@ def make_sampler(sampler: Sampler, untried: Untried, seed: int) -> BaseSampler:
         return _called(SAMPLERS[sampler], untried, seed)
     found = _imported(sampler) if isinstance(sampler, str) else sampler
     try:
-        own = isinstance(found, BaseSampler)
-        made = copy.deepcopy(found) if own else _called(found, untried, seed)
+        if isinstance(found, BaseSampler):
+            return copy.deepcopy(found)
+        made = _called(found, untried, seed)
     except Exception as error:
         raise SamplerError(f"{sampler_name(sampler)} makes no sampler: {error}") from error
     if not isinstance(made, BaseSampler):
