@@ -2,9 +2,8 @@
 
     python examples/own_sampler.py 'conv 1x64x56x56 64x3x3 s1 p1 bias relu' --trials 60
 
-It is a sampler of Optuna like any other. What breaks a rule of the space or was tried before is
-moved to the nearest schedule that may be tried; checks, timing, races and the database are as with
-every sampler.
+It is a sampler of Optuna. A proposal that breaks a rule of the space or was tried before is moved
+to the nearest schedule that may be tried. All else is as with every sampler.
 """
 
 from __future__ import annotations

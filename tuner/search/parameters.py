@@ -2,70 +2,52 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from typing import Any, SupportsFloat
 
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.distributions import BaseDistribution, IntDistribution
 
 from fastrun.search_spaces.space import Point, Space
 from fastrun.tuner.search.errors import SamplerError
 
 
 class Parameters:
-    """A parameter for each field of a space, with the name and the values of the field.
+    """A parameter for each field of a space: the position of a value in the field's list, from 0.
 
-    Numbers in equal steps are an integer with that step. Other positive numbers are an integer on a
-    logarithmic scale; a value in between means the nearest one of the field. All else is a
-    category. `free` are the distributions of those parameters that have more than one value.
+    The list has neighbours in effect side by side. Values themselves would hide that from samplers
+    where they are words or numbers in unequal steps. `free` are the parameters that have a choice.
     """
 
     def __init__(self, space: Space) -> None:
         self._space = space
-        self.distributions = {name: _distribution(v) for name, v in space.domains.items()}
+        self.distributions: dict[str, BaseDistribution] = {
+            name: IntDistribution(0, len(values) - 1) for name, values in space.domains.items()
+        }
         self.free = {name: d for name, d in self.distributions.items() if not d.single()}
 
-    def of(self, schedule: Any) -> dict[str, Any]:
-        """The parameters of a schedule."""
-        return {name: getattr(schedule, name) for name in self.distributions}
+    def of(self, schedule: Any) -> dict[str, int]:
+        """The parameters of a schedule that is in the space."""
+        point = self._space.point(schedule)
+        assert point is not None
+        return dict(zip(self.distributions, point, strict=True))
 
     def point(self, params: Mapping[str, Any]) -> Point:
-        """The point of the space that a sampler means.
+        """The point of the space that a sampler proposes; it may break rules.
 
         Raises:
-            SamplerError: a parameter is not in its distribution.
+            SamplerError: a parameter is not a position in its field's list.
         """
-        return tuple(
-            _position(name, params[name], list(values), self.free[name]) if name in self.free else 0
-            for name, values in self._space.domains.items()
-        )
+        for name in self.free:
+            value, last = params[name], len(self._space.domains[name]) - 1
+            if not (isinstance(value, SupportsFloat) and 0 <= float(value) <= last):
+                message = f"a sampler proposed {name}={value!r}, which is not in 0 ... {last}"
+                raise SamplerError(message)
+        return tuple(round(params[name]) if name in self.free else 0 for name in self.distributions)
 
     def schedule(self, params: Mapping[str, Any]) -> Any:
-        """The schedule that a sampler means; it may break rules.
+        """The schedule that a sampler proposes.
 
         Raises:
             SamplerError: as `point`.
         """
         return self._space.at(self.point(params))
-
-
-def _distribution(values: Sequence[Any]) -> BaseDistribution:
-    if all(type(value) is int for value in values) and list(values) == sorted(values):
-        steps = {after - before for before, after in pairwise(values)}
-        if len(steps) < 2:
-            return IntDistribution(values[0], values[-1], step=max(steps, default=1))
-        if values[0] > 0:
-            return IntDistribution(values[0], values[-1], log=True)
-    return CategoricalDistribution(list(values))
-
-
-def _position(name: str, value: Any, values: Sequence[Any], distribution: BaseDistribution) -> int:
-    """Where `value` is among the values of a field, or the nearest to it."""
-    if value in values:
-        return values.index(value)
-    if isinstance(distribution, IntDistribution) and isinstance(value, SupportsFloat):
-        scale = math.log if distribution.log else float
-        if distribution.low <= float(value) <= distribution.high:
-            return min(range(len(values)), key=lambda i: abs(scale(values[i]) - scale(value)))
-    raise SamplerError(f"a sampler proposed {name}={value!r}, which is not in {distribution}")

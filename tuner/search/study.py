@@ -24,18 +24,18 @@ from fastrun.tuner.search.untried import Untried
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-# Times that a sampler is asked for a schedule that may be tried, before its proposal is moved.
+# Times that a sampler is asked for a schedule that breaks no rule, before its proposal is moved.
 _ASKS = 5
 
 
 class ScheduleStudy:
     """Asks for the schedules of a space, and is told what came of them.
 
-    `study` has one trial for each schedule measured, in this run or before. What breaks a rule or
-    was tried becomes no trial: the sampler is asked again, and then its proposal moves to the
-    nearest schedule that may be tried. `sampler` is as in `make_sampler`, `metrics` names what is
-    minimised, with the unit. `name` and `storage` are those of the study; without a storage it is
-    in memory.
+    `study` has one trial for each schedule measured, in this run or before. Its user attributes
+    list the values of each field. What breaks a rule or was tried becomes no trial: the sampler is
+    asked again, and then its proposal moves to the nearest schedule that may be tried. `sampler` is
+    as in `make_sampler`; `metrics` names what is minimised, with the unit; `name` and `storage` are
+    those of the study, which is in memory without a storage.
 
     Raises:
         SamplerError: as `make_sampler`.
@@ -63,6 +63,8 @@ class ScheduleStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             created.set_metric_names(list(metrics))
+        for field, values in space.domains.items():
+            created.set_user_attr(field, list(values))
         self.study = _Study(
             created.study_name,
             storage,
@@ -183,7 +185,7 @@ class _TriableSampler(BaseSampler):
             with self._blamed():
                 params = proposed(self._sampler, study, trial, self._parameters)
             point = self._parameters.point(params)
-            if self._untried.space.at(point) in self._untried:
+            if self._untried.space.broken_rule(self._untried.space.at(point)) is None:
                 break
         return self._parameters.of(self._untried.nearest(point))
 

@@ -47,13 +47,14 @@ def test_the_studies_of_a_run_are_in_the_journal(folder: Path) -> None:
             study = optuna.load_study(study_name=name, storage=storage)
             assert name.startswith(f"{P}, ")
             assert study.metric_names == ["ms per call"]
-            trials |= {t.user_attrs["schedule"]: t for t in study.trials}
+            trials |= {t.user_attrs["schedule"]: (study, t) for t in study.trials}
         expected = [r for r in records if r.run == run]
         assert trials.keys() == {r.schedule for r in [*expected, *known]}
         for r in expected:
-            trial = trials[r.schedule]
+            study, trial = trials[r.schedule]
             assert trial.state.is_finished()
-            assert trial.params == r.parameters
+            studied = {k: study.user_attrs[k][at] for k, at in trial.params.items()}
+            assert studied == r.parameters
             if r.outcome == Outcome.CORRECT:
                 assert trial.value == pytest.approx(1e3 * r.seconds_per_call)
             else:
