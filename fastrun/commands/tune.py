@@ -149,10 +149,12 @@ def profile(
     if summary.left_out:
         print(f"left out for want of time: {'; '.join(summary.left_out)}")
     if limit and not (summary.trials or summary.interrupted or summary.settled):
+        # What is not search is the start, which takes long on a busy machine.
+        start = monotonic() - begin - summary.seconds
         print(
             f"no schedule was measured: {duration(limit)} is too short for "
-            f"{plural(len(problems), 'problem')}, {duration(enough([p for p, _ in problems]))} "
-            "is enough for a first look"
+            f"{plural(len(problems), 'problem')}, {duration(start)} of it went to the start; "
+            f"{duration(start + enough([p for p, _ in problems]))} is enough for a first look"
         )
     if whole.worth is not None and summary.settled:
         print(

@@ -6,11 +6,13 @@ import copy
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
 from fastrun.tuner.search.errors import SamplerError
@@ -85,7 +87,9 @@ def sampler_name(sampler: Sampler) -> str:
 
 def _called(make: Callable[..., BaseSampler], untried: Untried, seed: int) -> BaseSampler:
     known = inspect.signature(make).parameters
-    return make(**{k: v for k, v in {"untried": untried, "seed": seed}.items() if k in known})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        return make(**{k: v for k, v in {"untried": untried, "seed": seed}.items() if k in known})
 
 
 def _imported(path: str) -> Any:
