@@ -98,7 +98,7 @@ class PlanRace:
                 row
                 for name in self.networks
                 for threads in self.threads
-                for row in _contest(self, name, threads, store, quick)
+                for row in _plan_rows(self, name, threads, store, quick)
             ]
         return Findings(pd.DataFrame(found), [])
 
@@ -151,7 +151,7 @@ def _naive(p: ConvProblem) -> list[Choice]:
     return [Choice(template.text(template.schedule()), NCHW, NCHW, p.flops / 1e9)]
 
 
-def _contest(
+def _plan_rows(
     asked: PlanRace, name: str, threads: int, store: Database, quick: bool
 ) -> list[dict[str, object]]:
     """The rows of one network."""
