@@ -105,8 +105,8 @@ class Nest:
     def stage(self, module: Module, symbol: str) -> Iterator[Kernel]:
         """The stage that runs the loops."""
         with module.stage(symbol, self._tasks) as (k, task):
-            # Of each axis whose loop is open or may be opened next: what is left of the task's
-            # number, and the tile's number or those that begin and end the task's tiles.
+            # For each axis with an open loop, and the next one: the task's tile, or its first and
+            # end; and the rest of the task's number, for the axes behind.
             self._k, self._axis = k, 0
             self._left: Int = task
             self._bounds: dict[int, tuple[Int, Int, Int]] = {}

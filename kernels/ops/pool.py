@@ -78,7 +78,7 @@ def zones(spec: Pool, axis: int, pixels: int, windows: int) -> list[Zone]:
     borders = (before, before + pixels, before + pixels + spec.count_padding * after)
     found, start = list[Zone](), 0
     while start < windows:
-        # A window has so many taps before each border, and the next has one less from `ends` on.
+        # A window's taps in front of each border, and the window from which on they are less.
         taps = [min(kernel, max(0, -((start * step - x) // apart))) for x in borders]
         ends = [-(((n - 1) * apart - x) // step) for x, n in zip(borders, taps, strict=True) if n]
         first, end, counted = taps
@@ -106,7 +106,7 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     widest = min(cpu.lanes, src.layout.blocked or cpu.lanes, dst.layout.blocked or cpu.lanes)
     unit = 1 if planar else widest
     rows, columns = zones(spec, 0, src.h, dst.h), zones(spec, 1, src.w, dst.w)
-    # Where channels lie together all of them go by; else each block or plane is a task.
+    # Where channels lie together, a task does all of them; else a block or plane is a task.
     together = NHWC in (src.layout, dst.layout)
     units = cut(src.c, unit) if together else consecutive((unit, 1))
     unit_tasks = 1 if together else -(-src.c // unit)
