@@ -22,11 +22,11 @@ class Buffer:
 
     def at(self, *index: Int) -> Buffer:
         """The same array, re-based at `index`; missing trailing indices are 0."""
-        return replace(self, base=self.address(*index))
+        return Buffer(self.k, self.address(*index), self.strides, self.dtype)
 
     def strided(self, *strides: int) -> Buffer:
         """The same address seen through other strides."""
-        return replace(self, strides=strides)
+        return Buffer(self.k, self.base, strides, self.dtype)
 
     def opaque(self) -> Buffer:
         """The same array at an address that LLVM cannot trace.
@@ -51,7 +51,7 @@ class Buffer:
 
     def __getitem__(self, i: Int) -> Buffer:
         """One slice along the first axis."""
-        return replace(self, base=self.address(i), strides=self.strides[1:])
+        return Buffer(self.k, self.address(i), self.strides[1:], self.dtype)
 
     def load(self, *index: Int, lanes: int = 0) -> Vec:
         """`lanes` elements side by side, by default a whole register."""
@@ -147,17 +147,19 @@ class Tile:
 
     def __init__(self, k: Vectors, rows: int, cols: int, lanes: int, dtype: DType = F32) -> None:
         self.k, self.rows, self.cols, self.lanes, self.dtype = k, rows, cols, lanes, dtype
-        cells = [(i, j) for i in range(rows) for j in range(cols)]
-        self._slots = {cell: Buffer(k, k.slot(lanes, 1, dtype), (), dtype) for cell in cells}
+        self._type, self._align = vector_type(lanes, dtype.llvm_name), dtype.bytes()
+        self._slots = {(i, j): k.slot(lanes, 1, dtype) for i in range(rows) for j in range(cols)}
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(self._slots)
 
     def __getitem__(self, cell: tuple[int, int]) -> Vec:
-        return self._slots[cell].load(lanes=self.lanes)
+        text = f"load {self._type}, ptr {self._slots[cell]}, align {self._align}"
+        return Vec(self.k, self.k.emit(text), self.lanes, self.dtype)
 
     def __setitem__(self, cell: tuple[int, int], value: Vec) -> None:
-        self._slots[cell].store(value)
+        slot = self._slots[cell]
+        self.k.emit_void(f"store {self._type} {value.ssa}, ptr {slot}, align {self._align}")
 
     def fill(self, value: Vec) -> None:
         """The same value in every cell."""

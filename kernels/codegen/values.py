@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from fastrun.kernels.codegen.emit import Emitter, vector_type
 from fastrun.kernels.core.dtype import F32, DType
@@ -27,7 +27,7 @@ class Index:
 
     def __add__(self, other: Int) -> Index:
         if isinstance(other, int):
-            return replace(self, plus=self.plus + other)
+            return Index(self.k, self.ssa, self.plus + other)
         both = self.k.emit(f"add nsw i64 {self.ssa}, {other.ssa}")
         return Index(self.k, both, self.plus + other.plus)
 

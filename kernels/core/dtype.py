@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class DType:
     numpy_name: str
     llvm_name: str
 
-    @property
+    @functools.cached_property
     def numpy(self) -> np.dtype[Any]:
         """The numpy type of one element."""
         return np.dtype(self.numpy_name)
