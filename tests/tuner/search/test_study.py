@@ -316,7 +316,9 @@ def test_a_bad_sampler_is_one_line(
 ) -> None:
     monkeypatch.chdir(Path(__file__).parents[3])
     try:
-        code = main(["tune", str(P), "--sampler", sampler, "--db", str(tmp_path / "a.db")])
+        # Time enough for a proposal, on a busy machine too.
+        budget = ("--seconds", "100", "--trials", "4")
+        code = main(["tune", str(P), "--sampler", sampler, "--db", str(tmp_path / "a.db"), *budget])
     except SystemExit as stop:
         code = stop.code  # type: ignore[assignment]
     error = capsys.readouterr().err
