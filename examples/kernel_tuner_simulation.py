@@ -37,7 +37,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("file", type=Path)
     parser.add_argument("--strategy", default="genetic_algorithm")
-    parser.add_argument("--evaluations", type=int, help="limit of schedules (default: none)")
+    parser.add_argument("--evaluations", type=int, help="limit of schedules")
     options = parser.parse_args()
     cache = cache_of(exchange.read(options.file)[0])
 

@@ -1,39 +1,49 @@
-"""Options that commands share, and the types of their values.
+"""Options that several commands share, and the types of their values.
 
-A type reads one argument and raises `argparse.ArgumentTypeError` for what it cannot be.
+A type reads the text of one argument and raises `argparse.ArgumentTypeError` if it is malformed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastrun.tuner.records.affinity import check_threads
+if TYPE_CHECKING:
+    from fastrun.tuner.records.record import Limits
 
 SAMPLERS = ("gp", "tpe", "random", "exhaustive", "local", "cmaes")
 OBJECTIVES = ("time", "error", "workspace")
 
 
 def network(parser: argparse.ArgumentParser) -> None:
-    """What a network is and how its plan is chosen."""
+    """Which network, and how its plan is chosen."""
     parser.add_argument("model", metavar="MODEL", help="a built-in network or an ONNX file")
     thread_count(parser)
     parser.add_argument(
         "--policy",
         choices=("cached", "heuristic", "reproducible"),
         default="cached",
-        help="what was measured and else the heuristic (default); the heuristic alone; or as "
-        "cached for one thread, so that any number of threads gives the same bits",
+        help="cached: use stored results, and the heuristic where there are none (default). "
+        "heuristic: use the heuristic only. reproducible: use the choices of cached for one "
+        "thread, so that any number of threads gives the same bits",
     )
-    parser.add_argument("--plan", type=Path, metavar="FILE", help="choose nothing: follow this")
+    parser.add_argument(
+        "--plan",
+        type=Path,
+        metavar="FILE",
+        help="run exactly the plan in FILE (written by `fastrun plan --save`); no choice is made",
+    )
     parser.add_argument(
         "--shape",
         type=shape,
         action="append",
         default=[],
         metavar="NAME=1x3x224x224",
-        help="the shape of an input, where it is open or another one is wanted",
+        help="the shape of an input; needed where the model leaves a size open",
     )
     limits(parser)
     database(parser)
@@ -44,75 +54,97 @@ def budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--effort",
         choices=("quick", "normal", "thorough", "exhaustive"),
-        help="3, 8 or 60 s per problem, less for those that level off, or every schedule there is "
-        "(default normal)",
+        help="seconds per problem: 3 for quick, 8 for normal, 60 for thorough, fewer for problems "
+        "that stop improving. exhaustive tries every schedule (default normal)",
     )
     parser.add_argument(
-        "--seconds", type=positive, metavar="S", help="wall time, in place of the effort's"
+        "--seconds",
+        type=between(0, math.inf, "a positive number"),
+        metavar="S",
+        help="wall time of the whole search, instead of the effort's seconds per problem",
     )
-    parser.add_argument("--trials", type=count, metavar="N", help="candidates per problem")
+    parser.add_argument("--trials", type=count, metavar="N", help="number of trials per problem")
 
 
 def thread_count(parser: argparse.ArgumentParser) -> None:
-    """Threads that run a kernel."""
+    """On how many threads a kernel runs."""
     parser.add_argument(
-        "--threads", type=count, default=1, metavar="T", help="that run a kernel (default 1)"
+        "--threads",
+        type=count,
+        default=1,
+        metavar="T",
+        help="number of threads a kernel runs on (default 1)",
     )
 
 
-def conditions(parser: argparse.ArgumentParser, both: bool = False) -> None:
-    """Under which conditions kernels are measured, and where that is kept."""
+def conditions(parser: argparse.ArgumentParser, both: bool = False, limited: bool = True) -> None:
+    """The conditions of measurements, the limits of schedules, and the database."""
     thread_count(parser)
     regime(parser, both)
-    limits(parser)
+    if limited:
+        limits(parser)
     database(parser)
 
 
 def limits(parser: argparse.ArgumentParser) -> None:
-    """What schedules may err and take."""
+    """The limits of a schedule's error and workspace."""
     parser.add_argument(
         "--max-error",
-        type=error,
+        type=between(0, 1, "an error between 0 and 1"),
         metavar="E",
-        help="use only schedules whose error against float64 is at most E, as an rms relative to "
-        "the output's, such as 2e-6 (default: any that passed verification)",
+        help="use only schedules whose rms error against float64 is at most E times the output's "
+        "rms, such as 2e-6 (default: any schedule that passed the check)",
     )
     parser.add_argument(
         "--max-workspace",
         type=size,
         metavar="SIZE",
-        help="use only schedules that take at most so many bytes beside their operands, such as "
-        "64K or 2M (default: any number)",
+        help="use only schedules that need at most SIZE bytes beside their operands, such as 64K "
+        "or 2M (default: no limit)",
     )
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The values of the options that `limits` declares."""
+    from fastrun.tuner.records.record import Limits
+
+    return Limits(arguments.max_error, arguments.max_workspace)
 
 
 def regime(parser: argparse.ArgumentParser, both: bool = False) -> None:
     """What the caches hold."""
-    finals = "; both: search hot, race the leaders in both" if both else ""
+    finals = ". both: search with hot, run the finals in both" if both else ""
     parser.add_argument(
         "--regime",
         choices=("hot", "cold-weights", *(["both"] if both else [])),
         default="hot",
-        help=f"what the caches hold when a kernel starts (default hot){finals}",
+        help="what the caches hold when a kernel starts: everything for hot, all but the weights "
+        f"for cold-weights (default hot){finals}",
     )
 
 
 def database(parser: argparse.ArgumentParser) -> None:
     """Where records are."""
     parser.add_argument(
-        "--db", metavar="URL", help="file or SQLAlchemy URL (default: in the cache folder)"
+        "--db",
+        metavar="URL",
+        help="the database: a file or an SQLAlchemy URL (default: a file in the cache folder)",
     )
 
 
-def error(text: str) -> float:
-    """An rms error relative to the output's, between 0 and 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an error between 0 and 1")
-    return value
+def between(low: float, high: float, what: str) -> Callable[[str], float]:
+    """The type of a number above `low` and below `high`; the message says that it is not `what`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = low
+        if not low < value < high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+        return value
+
+    return read
 
 
 def size(text: str) -> int:
@@ -132,40 +164,6 @@ def count(text: str) -> int:
     return int(text)
 
 
-def port(text: str) -> int:
-    """A TCP port."""
-    if count(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: there are 65535")
-    return int(text)
-
-
-def positive(text: str) -> float:
-    """A positive number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def share(text: str) -> float:
-    """A positive number of at most 1."""
-    value = positive(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share of at most 1")
-    return value
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """A number or several, with commas between."""
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number or several: R,G,B") from None
-
-
 def shape(text: str) -> tuple[str, tuple[int, ...]]:
     """An input's name and sizes: NAME=1x3x224x224."""
     name, _, sizes = text.rpartition("=")
@@ -174,33 +172,8 @@ def shape(text: str) -> tuple[str, tuple[int, ...]]:
     return name, tuple(map(int, sizes.split("x")))
 
 
-def threads(text: str) -> int:
-    """A number of threads that this process has cores for."""
-    number = count(text)
-    try:
-        check_threads(number)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return number
-
-
-def thread_list(text: str) -> tuple[int, ...]:
-    """Several such numbers, with commas between."""
-    return tuple(map(threads, text.split(",")))
-
-
-def peers(text: str) -> tuple[str, ...]:
-    """Names of engines, with commas between."""
-    from fastrun.commands.bench import peer_names
-
-    try:
-        return peer_names(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
 def sampler(text: str) -> str:
-    """A way to search: a name, or what looks like an import path."""
+    """A sampler's name, or what looks like an import path."""
     if text not in SAMPLERS and not re.fullmatch(r"\w+([.:]\w+)+", text):
         raise argparse.ArgumentTypeError(
             f"no sampler {text!r}: there are {', '.join(SAMPLERS)}, and import paths such as "
@@ -210,12 +183,12 @@ def sampler(text: str) -> str:
 
 
 def samplers(text: str) -> tuple[str, ...]:
-    """Ways to search, with commas between."""
+    """Several samplers, with commas between."""
     return tuple(map(sampler, text.split(",")))
 
 
 def objectives(text: str) -> tuple[str, ...]:
-    """What to minimise, with commas between."""
+    """What a sampler minimises, with commas between."""
     named = tuple(text.split(","))
     if not set(named) <= set(OBJECTIVES):
         raise argparse.ArgumentTypeError(f"{text!r} names others than {', '.join(OBJECTIVES)}")

@@ -1,40 +1,65 @@
-"""`fastrun bench`: networks and layers against other inference engines.
-
-The one file that reaches up to `benchmarks`, which stands on top of all other packages.
-"""
+"""Race networks and layers with other inference engines."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastrun.benchmarks import layers, networks, ours, peers, race, report
-from fastrun.benchmarks.report import EngineRace
-from fastrun.graph import zoo
 from fastrun.graph.core.errors import GraphError
-from fastrun.tuner.machine.probe import probe
+from fastrun.options import count
+from fastrun.options import database as database_option
 from fastrun.tuner.networks.targets import is_problem
+from fastrun.tuner.records.affinity import check_threads
 from fastrun.tuner.records.units import plural
 
-NO_PEERS = "none"
+if TYPE_CHECKING:
+    from fastrun.benchmarks.report import EngineRace
 
 
-def peer_names(text: str) -> tuple[str, ...]:
-    """The peers that a list of names means, `none` for no peer at all.
-
-    Raises:
-        ValueError: naming the one that does not exist.
-    """
-    names = () if text == NO_PEERS else tuple(text.split(","))
-    for name in names:
-        if name not in peers.NAMES:
-            raise ValueError(f"no peer {name!r}: there are {', '.join(peers.NAMES)}")
-    return names
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="(default: all built-in networks)"
+    )
+    parser.add_argument(
+        "--layers",
+        nargs="?",
+        const="",
+        metavar="TEXT",
+        help="race single layers of published networks: all, or those with TEXT in their name, "
+        "group or problem",
+    )
+    parser.add_argument(
+        "--peers",
+        type=_peers,
+        metavar="A,B",
+        help="the other engines: ort, openvino, torch, ncnn, mnn, or none (default: all that are "
+        "installed)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_thread_counts,
+        default=(1,),
+        metavar="T,T",
+        help="numbers of threads, such as 1,2 (default 1)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=count,
+        metavar="N",
+        help="number of samples of each engine (default 15 for layers, 10 for networks)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    database_option(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Verify every engine, time all in turns, print who is faster."""
+    """Check every engine, race them, print which is faster."""
+    from fastrun.benchmarks import layers, networks, ours, peers, race, report
+    from fastrun.graph import zoo
+    from fastrun.tuner.machine.probe import probe
+
     single = [layers.given(text) for text in arguments.targets if is_problem(text)]
     if arguments.layers is not None:
         single += layers.published(arguments.layers)
@@ -43,7 +68,7 @@ def run(arguments: Namespace) -> int:
     names = [text for text in arguments.targets if not is_problem(text)]
     if not single:
         names = names or list(zoo.NAMES)
-    for name in names:  # a mistake in the last one would cost what the others took
+    for name in names:  # before anything is timed: a mistake in the last name would cost hours
         networks.check(name, arguments.threads, arguments.db)
     if arguments.json:
         arguments.json.open("a").close()
@@ -65,7 +90,7 @@ def run(arguments: Namespace) -> int:
             rounds = arguments.rounds or networks.ROUNDS
             of_networks += networks.races(name, arguments.threads, engines, rounds, arguments.db)
             _keep(arguments.json, of_layers + of_networks)
-    finally:  # also of a benchmark that ends early
+    finally:  # also if the benchmark ends early
         if of_layers:
             _print(of_layers, arguments.threads, layers.columns(single, probe()))
         if of_networks:
@@ -77,8 +102,10 @@ def run(arguments: Namespace) -> int:
 
 
 def _keep(path: Path | None, races: Sequence[EngineRace]) -> None:
-    """Write what is done so far: an engine's crash may end the process at the next one."""
+    """Write the results so far: the next engine may crash and end the process."""
     if path:
+        from fastrun.benchmarks import report
+
         report.write_json(path, races)
 
 
@@ -87,10 +114,32 @@ def _print(
     threads: Sequence[int],
     more: dict[str, Callable[[EngineRace], str]] | None = None,
 ) -> None:
-    for count in threads:
-        group = [h for h in races if h.threads == count]
-        print(f"\n{plural(count, 'thread')}")
+    from fastrun.benchmarks import report
+
+    for number in threads:
+        group = [h for h in races if h.threads == number]
+        print(f"\n{plural(number, 'thread')}")
         report.times_table(group, more)
         report.means_table(group)
     report.scaling_table(races)
     report.remarks(races)
+
+
+def _peers(text: str) -> tuple[str, ...]:
+    from fastrun.benchmarks import peers
+
+    names = () if text == "none" else tuple(text.split(","))
+    for name in names:
+        if name not in peers.NAMES:
+            raise ArgumentTypeError(f"no peer {name!r}: there are {', '.join(peers.NAMES)}")
+    return names
+
+
+def _thread_counts(text: str) -> tuple[int, ...]:
+    found = tuple(map(count, text.split(",")))
+    try:
+        for number in found:
+            check_threads(number)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return found

@@ -1,26 +1,38 @@
-"""`fastrun best`: the best known schedules of a target."""
+"""Print the best known schedule of every convolution of a target."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fastrun.commands import limits_of
-from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
-from fastrun.tuner.networks.measured_choices import guessed_choices
-from fastrun.tuner.networks.targets import Target, merged, read_target
-from fastrun.tuner.records.record import Conditions, Record
-from fastrun.tuner.records.units import UNKNOWN, finite, interval, ms, plural, ratio, size
-from fastrun.tuner.store.database import Database, existing
-from fastrun.tuner.store.standing import Standing, front, network_seconds, seconds, standings
-from fastrun.tuner.terminal.display import grid, screen
+from fastrun.options import conditions, limits_of
+from fastrun.tuner.networks.targets import Target, read_target
+from fastrun.tuner.records.units import UNKNOWN, finite, ms, ratio, size
+
+if TYPE_CHECKING:
+    from fastrun.kernels.core.problem import ConvProblem
+    from fastrun.tuner.records.record import Record
+    from fastrun.tuner.store.database import Database
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--pareto",
+        action="store_true",
+        help="print the fastest schedule, and slower ones with less workspace or a smaller error",
+    )
+    conditions(parser)
 
 
 def run(arguments: Namespace) -> int:
     """Print the best known schedules of a target."""
+    from fastrun.choices import print_choices
+    from fastrun.tuner.store.database import existing
+
     target = read_target(arguments.target)
     with existing(arguments.db) as database:
         if arguments.pareto:
@@ -28,44 +40,17 @@ def run(arguments: Namespace) -> int:
         return print_choices([target], database, arguments)
 
 
-def print_choices(
-    targets: Sequence[Target], database: Database | None, arguments: Namespace
-) -> int:
-    """What would run: the best measured schedule, else what the heuristic says."""
-    cpu, problems = Cpu.host(), merged(targets)
-    if database is None:
-        found = [Standing(p, count, None, None, None) for p, count in problems]
-    else:
-        conditions = Conditions.here(arguments.threads, arguments.regime)
-        found = standings(database, problems, conditions, limits_of(arguments))
-    if getattr(arguments, "json", False):
-        print(json.dumps(_choices_document(targets[0], found, arguments, cpu), indent=1))
-        return 0
-    rows = [
-        (
-            *(str(s.problem), str(s.count), _choice(s, cpu, arguments)),
-            *(_source(s), ms(seconds(s.best)), interval(*s.over_runner_up)),
-            f"{s.gflops:.1f}" if s.best else UNKNOWN,
-        )
-        for s in found
-    ]
-    grid(screen(), ("problem", "n>", "schedule", "from", "ms>", "over next>", "GFLOP/s>"), rows)
-    missing = sum(s.best is None for s in found)
-    if missing and database is not None:
-        print(
-            f"{missing} of {plural(len(found), 'problem')} not measured with "
-            f"{plural(arguments.threads, 'thread')}, {arguments.regime}: `fastrun tune` does that"
-        )
-    return 0
-
-
 def _print_fronts(target: Target, database: Database, arguments: Namespace) -> int:
-    """The schedules of each problem that are best at time, workspace or error."""
-    conditions = Conditions.here(arguments.threads, arguments.regime)
-    limits = limits_of(arguments)
-    fronts = {p: front(database.ranking(p, conditions, limits)) for p, _ in target.problems}
+    """Print the schedules of each problem that are best at time, workspace or error."""
+    from fastrun.choices import not_measured
+    from fastrun.tuner.records.record import Conditions
+    from fastrun.tuner.store.standing import front
+    from fastrun.tuner.terminal.display import grid, screen
+
+    here, limits = Conditions.here(arguments.threads, arguments.regime), limits_of(arguments)
+    fronts = {p: front(database.ranking(p, here, limits)) for p, _ in target.problems}
     if arguments.json:
-        print(json.dumps(_fronts_document(target, fronts, arguments), indent=1))
+        print(json.dumps(_document(target, fronts, arguments), indent=1))
         return 0
     rows = [
         (
@@ -79,14 +64,14 @@ def _print_fronts(target: Target, database: Database, arguments: Namespace) -> i
     heads = ("problem", "ms>", "as long as\nthe fastest>", "workspace>", "rms error>", "schedule")
     grid(screen(), heads, rows)
     if missing := sum(not records for records in fronts.values()):
-        print(f"{plural(missing, 'problem')} not measured: `fastrun tune` does that")
+        print(not_measured(missing, arguments))
     return 0
 
 
-def _fronts_document(
+def _document(
     target: Target, fronts: Mapping[ConvProblem, Sequence[Record]], arguments: Namespace
 ) -> dict[str, Any]:
-    """JSON form of the fronts; times in seconds, workspace in bytes."""
+    """The JSON form; times in seconds, workspace in bytes."""
     return {
         "target": target.name,
         "threads": arguments.threads,
@@ -106,53 +91,5 @@ def _fronts_document(
                 ],
             }
             for p, records in fronts.items()
-        ],
-    }
-
-
-def _source(s: Standing) -> str:
-    if s.best is None:
-        return "heuristic"
-    return "measured, not searched" if s.verdict == "not searched" else "measured"
-
-
-def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
-    if s.best:
-        return s.best.schedule
-    guesses = guessed_choices(cpu, arguments.threads, limits_of(arguments))(s.problem)
-    return min(guesses, key=lambda choice: choice.seconds).schedule
-
-
-def _choices_document(
-    target: Target, found: Sequence[Standing], arguments: Namespace, cpu: Cpu
-) -> dict[str, Any]:
-    """JSON form of what would run; times in seconds, null is what nobody measured."""
-    naive, heuristic, total = network_seconds(found)
-    return {
-        "target": target.name,
-        "machine": cpu.fingerprint,
-        "threads": arguments.threads,
-        "regime": arguments.regime,
-        "naive": finite(naive),
-        "heuristic": finite(heuristic),
-        "best": finite(total),
-        "problems": [
-            {
-                "problem": str(s.problem),
-                "count": s.count,
-                "schedule": _choice(s, cpu, arguments),
-                "from": "measured" if s.best else "heuristic",
-                "verdict": s.verdict,
-                "naive": finite(seconds(s.naive)),
-                "heuristic": finite(seconds(s.heuristic)),
-                "best": finite(seconds(s.best)),
-                "over_heuristic": [*map(finite, s.interval)],
-                "runner_up": s.runner_up.schedule if s.runner_up else None,
-                "over_runner_up": [*map(finite, s.over_runner_up)],
-                "gflops": finite(s.gflops),
-                "error": s.best.errors.to_dict() if s.best and s.best.errors else None,
-                "workspace": s.best.workspace if s.best else None,
-            }
-            for s in found
         ],
     }

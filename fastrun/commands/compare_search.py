@@ -1,39 +1,62 @@
-"""`fastrun compare-search`: which search method comes near the optimum soonest, by replay."""
+"""Replay search methods on recorded spaces, without measuring."""
 
 from __future__ import annotations
 
 import math
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
-
-from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.options import conditions, count, samplers
 from fastrun.tuner.networks.targets import is_problem
-from fastrun.tuner.records.record import RecordError
 from fastrun.tuner.records.units import UNKNOWN, interval, ms, percent, plural
-from fastrun.tuner.report.frames import rows
-from fastrun.tuner.report.plots import search_curves
-from fastrun.tuner.report.style import save_png
-from fastrun.tuner.search.replay import (
-    RecordedSpace,
-    compare,
-    curves_frame,
-    overall_frame,
-    recorded_spaces,
-    scores_frame,
-)
-from fastrun.tuner.search.sampler_choice import SMALL
-from fastrun.tuner.store import exchange
-from fastrun.tuner.store.database import existing
-from fastrun.tuner.terminal.display import grid, screen
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastrun.tuner.search.replay import RecordedSpace
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "spaces",
+        nargs="+",
+        metavar="SPACE",
+        help="a .json (T4) or .jsonl file, or the text of a problem in the database",
+    )
+    parser.add_argument(
+        "--samplers",
+        type=samplers,
+        default=("gp", "tpe", "random", "local"),
+        metavar="A,B",
+        help="what to compare: names and import paths as in `fastrun tune --sampler` (default "
+        "gp,tpe,random,local)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=count,
+        default=100,
+        metavar="N",
+        help="number of walks of each sampler through each space (default 100)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the first walk (default 0)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the figure and the tables into this folder"
+    )
+    conditions(parser, limited=False)
 
 
 def run(arguments: Namespace) -> int:
     """Replay every method on every space, and show what came of it."""
+    from fastrun.tuner.report.plots import search_curves
+    from fastrun.tuner.report.style import save_png
+    from fastrun.tuner.search.replay import compare, curves_frame, overall_frame, scores_frame
+
     spaces = [space for text in arguments.spaces for space in _spaces(text, arguments)]
     found = []
     for space in spaces:
@@ -64,6 +87,13 @@ def run(arguments: Namespace) -> int:
 
 def _spaces(text: str, arguments: Namespace) -> Iterator[RecordedSpace]:
     """What a file or the database holds of spaces, or an error if that is nothing."""
+    from fastrun.kernels.core.cpu import Cpu
+    from fastrun.tuner.records.record import RecordError
+    from fastrun.tuner.search.replay import recorded_spaces
+    from fastrun.tuner.search.sampler_choice import SMALL
+    from fastrun.tuner.store import exchange
+    from fastrun.tuner.store.database import existing
+
     if is_problem(text):
         with existing(arguments.db) as database:
             records = database.records(
@@ -87,6 +117,9 @@ def _spaces(text: str, arguments: Namespace) -> Iterator[RecordedSpace]:
 
 def _show(scores: pd.DataFrame, space: RecordedSpace | None = None) -> None:
     """A row for each method; of one space with what random search is calculated to do."""
+    from fastrun.tuner.report.frames import rows
+    from fastrun.tuner.terminal.display import grid, screen
+
     cells = [
         (
             *(r.sampler, f"{r.score:.2f}"),

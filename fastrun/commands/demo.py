@@ -1,19 +1,26 @@
-"""`fastrun demo`: tune ResNet-18 and report."""
+"""Tune ResNet-18 and write the report: about two minutes."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 from fastrun.commands.report import write
 from fastrun.commands.tune import profile
+from fastrun.options import budget, conditions
 from fastrun.tuner.networks.targets import read_target
-from fastrun.tuner.store.database import Database
 
 DEMO_SECONDS = 110.0
 
 
+def options(parser: ArgumentParser) -> None:
+    budget(parser)
+    conditions(parser)
+
+
 def run(arguments: Namespace) -> int:
-    """Tune ResNet-18 and report."""
+    """Tune ResNet-18 and write the report."""
+    from fastrun.tuner.store.database import Database
+
     targets = [read_target("resnet18")]
     if arguments.seconds is None and arguments.trials is None:
         arguments.seconds = DEMO_SECONDS

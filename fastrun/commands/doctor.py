@@ -1,23 +1,39 @@
-"""`fastrun doctor`: what is known about this machine."""
+"""Show this machine: caches, measured peak, bandwidths, noise."""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
-from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.native.cache import cache_root
-from fastrun.tuner.machine.noise import amount, in_words
-from fastrun.tuner.machine.probe import MachineReport, probe
-from fastrun.tuner.measure.canary import canary
-from fastrun.tuner.measure.confine import unconfined
-from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.units import UNKNOWN, plural, significant, size
+
+if TYPE_CHECKING:
+    from fastrun.tuner.machine.probe import MachineReport
+
+
+_FEATURES = {
+    *("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "avx512vnni"),
+    *("neon", "fp-armv8", "dotprod", "fullfp16", "sve"),
+}
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("--refresh", action="store_true", help="measure again")
+    parser.add_argument("--json", action="store_true", help="print JSON, with all details")
 
 
 def run(arguments: Namespace) -> int:
-    """Say what is known about this machine, and measure what is not."""
+    """Print what is known about this machine, and measure what is not."""
+    from fastrun.kernels.core.cpu import Cpu
+    from fastrun.kernels.native.cache import cache_root
+    from fastrun.processor import features, shortcoming
+    from fastrun.tuner.machine.noise import amount, in_words
+    from fastrun.tuner.machine.probe import probe
+    from fastrun.tuner.measure.confine import unconfined
+    from fastrun.tuner.records.environment import Environment
+
     report, cpu, here = probe(arguments.refresh), Cpu.host(), Environment.host()
     if arguments.json:
         print(json.dumps({"environment": here.to_dict(), "machine": asdict(report)}, indent=1))
@@ -26,17 +42,16 @@ def run(arguments: Namespace) -> int:
     limit = "none" if here.cpu_limit is None else f"{significant(here.cpu_limit)} cores of time"
     memory = "" if here.memory_limit is None else f", {size(here.memory_limit)} of it allowed"
     settings = {"governor": here.governor, "turbo": here.turbo, "SMT": here.smt}
-    features = _features(cpu)
     rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in report.read_streams.items())
     lines = [
         ("processor", f"{cpu.model} ({cpu.name}), {plural(cpu.cores, 'core')} to use"),
         ("vectors", f"{cpu.lanes} floats wide, {cpu.registers} registers"),
-        ("features", " ".join(sorted(features & _FEATURES)) or UNKNOWN),
+        ("features", " ".join(sorted(features(cpu) & _FEATURES)) or UNKNOWN),
         *([("", complaint)] if (complaint := shortcoming(cpu)) else []),
         ("caches", ", ".join(f"{level} {size(n)}" for level, n in caches if n)),
         ("memory", f"{size(here.memory)}{memory}"),
         ("CPU limit", limit),
-        ("sandbox", unconfined() or "system calls of candidates are filtered"),
+        ("sandbox", unconfined() or "system calls of kernels are filtered while they are measured"),
         ("settings", ", ".join(f"{k} {v or 'unknown'}" for k, v in settings.items())),
         ("system", f"{here.system}, {here.kernel}"),
         ("versions", ", ".join(f"{name} {v}" for name, v in here.versions.items())),
@@ -48,32 +63,12 @@ def run(arguments: Namespace) -> int:
         ("", in_words(report.noise)),
         ("load", ", ".join(f"{x:.2f}" for x in here.load) + " over 1, 5 and 15 minutes"),
         ("", ""),
-        ("machine", f"{cpu.fingerprint} (what records are filed under)"),
+        ("machine", f"{cpu.fingerprint} (the fingerprint, under which records are stored)"),
         ("files", str(cache_root())),
     ]
     for name, text in lines:
         print(f"{name:<11}{text}".rstrip())
     return 0
-
-
-_FEATURES = {
-    *("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "avx512vnni"),
-    *("neon", "fp-armv8", "dotprod", "fullfp16", "sve"),
-}
-
-
-def shortcoming(cpu: Cpu) -> str:
-    """What keeps everything slow on this processor; '' where nothing does."""
-    if not cpu.triple.startswith("x86_64") or "fma" in _features(cpu):
-        return ""
-    return (
-        "no fused multiply-add (AVX2 machines have it): results are right, nothing is fast; "
-        "a virtual machine may hide it"
-    )
-
-
-def _features(cpu: Cpu) -> set[str]:
-    return {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
 
 
 def _peak_text(report: MachineReport) -> str:
@@ -82,5 +77,7 @@ def _peak_text(report: MachineReport) -> str:
 
 
 def _noise_now() -> float:
+    from fastrun.tuner.measure.canary import canary
+
     readings = sorted(canary() for _ in range(50))
     return readings[45]

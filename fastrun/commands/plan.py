@@ -1,23 +1,36 @@
-"""`fastrun plan`: what every step of a network runs, and how long it takes."""
+"""Print what every step of a network runs, in which layouts, how long."""
 
 from __future__ import annotations
 
 import json
-import sys
-import warnings
-from argparse import Namespace
-from typing import Any
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from fastrun.graph.runtime.executable import Executable
-from fastrun.kernels.core.cpu import Cpu
-from fastrun.tuner.networks.load import load
+from fastrun.options import network as network_options
 from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural
+
+if TYPE_CHECKING:
+    from fastrun.graph.runtime.executable import Executable
 
 REPEATS = 20
 
 
+def options(parser: ArgumentParser) -> None:
+    network_options(parser)
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="FILE",
+        help="write the plan to FILE; with it the network runs on any machine, without a database",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def run(arguments: Namespace) -> int:
-    """Print the plan, expected and measured, and save it if told to."""
+    """Print the plan with expected and measured times, and save it if an option says so."""
+    from fastrun.loading import loaded
+
     network = loaded(arguments)
     if arguments.save:
         network.plan.save(arguments.save)
@@ -49,29 +62,12 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def loaded(arguments: Namespace) -> Executable:
-    """The network that the options of a command say; what loading remarks goes to the user."""
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        network = load(
-            arguments.model,
-            arguments.threads,
-            arguments.db,
-            arguments.policy,
-            dict(arguments.shape),
-            arguments.plan,
-            max_error=arguments.max_error,
-            max_workspace=arguments.max_workspace,
-        )
-    for remark in dict.fromkeys(str(warning.message) for warning in said):
-        print(f"fastrun: {remark}", file=sys.stderr)
-    return network
-
-
 def _document(
     network: Executable, arguments: Namespace, steps: list[dict[str, Any]], whole: float
 ) -> dict[str, Any]:
-    """JSON form; seconds and bytes."""
+    """The JSON form; seconds and bytes."""
+    from fastrun.kernels.core.cpu import Cpu
+
     return {
         "network": arguments.model,
         "machine": Cpu.host().fingerprint,

@@ -1,18 +1,36 @@
-"""`fastrun report`: a page, figures and tables about what was measured."""
+"""Write a page, figures and tables about what was measured."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fastrun.tuner.machine.probe import probe
+from fastrun.options import conditions
 from fastrun.tuner.networks.targets import Target, read_target
-from fastrun.tuner.store.database import Database, existing
+
+if TYPE_CHECKING:
+    from fastrun.tuner.store.database import Database
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "targets", nargs="*", metavar="TARGET", help="(default: everything that was measured)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write into this folder (default: the machine's folder in results/)",
+    )
+    conditions(parser)
 
 
 def run(arguments: Namespace) -> int:
     """Write the report."""
+    from fastrun.tuner.store.database import existing
+
     targets = [read_target(text) for text in arguments.targets]
     with existing(arguments.db) as database:
         return write(targets, database, arguments, arguments.out)
@@ -21,11 +39,12 @@ def run(arguments: Namespace) -> int:
 def write(
     targets: Sequence[Target], database: Database, arguments: Namespace, out: Path | None
 ) -> int:
-    """Write the report of the targets, and say where it is.
+    """Write the report of the targets, and print where it is.
 
     Raises:
         OSError: the folder cannot be written.
     """
+    from fastrun.tuner.machine.probe import probe
     from fastrun.tuner.report.page import write_report
 
     try:

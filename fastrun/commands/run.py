@@ -1,23 +1,73 @@
-"""`fastrun run`: one inference."""
+"""Run a network once on arrays or pictures."""
 
 from __future__ import annotations
 
+import math
 import time
 import zipfile
-from argparse import Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from fastrun.commands.plan import loaded
 from fastrun.graph.core.errors import InputError
-from fastrun.graph.core.model import Array
+from fastrun.options import between, count
+from fastrun.options import network as network_options
 from fastrun.tuner.records.units import duration, plural, significant
+
+if TYPE_CHECKING:
+    from fastrun.graph.core.model import Array
+
+
+def options(parser: ArgumentParser) -> None:
+    network_options(parser)
+    parser.add_argument(
+        "--input",
+        action="append",
+        required=True,
+        metavar="FILE",
+        help="an array (.npy) or a picture. For one of several inputs: NAME=FILE. For all inputs "
+        "together: a file of named arrays (.npz)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the outputs to FILE: .npy or .npz"
+    )
+    parser.add_argument(
+        "--top",
+        type=count,
+        default=5,
+        metavar="N",
+        help="number of classes to print, highest scores first (default 5)",
+    )
+    pictures = parser.add_argument_group(
+        "pictures",
+        "A picture is resized so that it covers the input, cropped to the centre and normalised: "
+        "(value - mean) / std with values 0..255.",
+    )
+    pictures.add_argument(
+        "--crop",
+        type=between(0, math.nextafter(1, 2), "a share of at most 1"),
+        default=0.875,
+        metavar="SHARE",
+        help="part of the width and height that the crop keeps (default 0.875)",
+    )
+    for name, what, default in (
+        ("mean", "mean", (123.675, 116.28, 103.53)),
+        ("std", "standard deviation", (58.395, 57.12, 57.375)),
+    ):
+        pictures.add_argument(
+            f"--{name}",
+            type=_numbers,
+            default=default,
+            metavar="R,G,B",
+            help=f"{what} of each colour, or one number (default {','.join(map(str, default))})",
+        )
 
 
 def run(arguments: Namespace) -> int:
-    """Load a network, run it on the inputs given, say what came out."""
+    """Load a network, run it on the inputs, print what the outputs are."""
+    from fastrun.loading import loaded
+
     network = loaded(arguments)
     inputs = _inputs(network.inputs, arguments)
     _check_output(arguments.output, len(network.outputs))
@@ -31,7 +81,7 @@ def run(arguments: Namespace) -> int:
     )
     for name, value in outputs.items():
         print(f"{name}: {'x'.join(map(str, value.shape)) or 'a number'}, {value.dtype}")
-        if value.size == max(value.shape, default=0) > 1 and value.dtype == np.float32:
+        if value.size == max(value.shape, default=0) > 1 and value.dtype == "float32":
             _print_top(value.reshape(-1), arguments.top)
     if arguments.output:
         _write(arguments.output, outputs)
@@ -39,7 +89,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _inputs(shapes: Mapping[str, tuple[int, ...]], arguments: Namespace) -> dict[str, Array]:
-    """The arrays for the inputs, each from a file of its own or all from an .npz."""
+    """The arrays for the inputs, each from its own file or all from one .npz file."""
     found: dict[str, Array] = {}
     for text in arguments.input:
         known = ", ".join(shapes)
@@ -53,12 +103,14 @@ def _inputs(shapes: Mapping[str, tuple[int, ...]], arguments: Namespace) -> dict
         elif len(shapes) == 1:
             name, file = known, text
         else:
-            raise InputError(f"{text}: for which input? write NAME={text}, NAME one of {known}")
+            raise InputError(f"{text}: name the input, as in NAME={text}; the inputs are {known}")
         found[name] = _array(Path(file), shapes[name], arguments)
     return found
 
 
 def _array(path: Path, shape: tuple[int, ...], arguments: Namespace) -> Array:
+    import numpy as np
+
     if path.suffix == ".npy":
         try:
             loaded: Array = np.load(path)
@@ -71,6 +123,8 @@ def _array(path: Path, shape: tuple[int, ...], arguments: Namespace) -> Array:
 
 
 def _archive(path: Path) -> dict[str, Array]:
+    import numpy as np
+
     try:
         with np.load(path) as archive:
             return dict(archive)
@@ -80,12 +134,14 @@ def _archive(path: Path) -> dict[str, Array]:
 
 def _check_output(path: Path | None, outputs: int) -> None:
     if path and path.suffix not in (".npy", ".npz"):
-        raise InputError(f"no format for {path}: end its name in .npy or .npz")
+        raise InputError(f"no format for {path}: its name must end in .npy or .npz")
     if path and path.suffix == ".npy" and outputs != 1:
-        raise InputError(f"{path}: the network has {outputs} outputs: end the name in .npz")
+        raise InputError(f"{path}: the name must end in .npz, as the network has {outputs} outputs")
 
 
 def _write(path: Path, outputs: Mapping[str, Array]) -> None:
+    import numpy as np
+
     if path.suffix == ".npy":
         np.save(path, next(iter(outputs.values())))
     else:
@@ -93,7 +149,9 @@ def _write(path: Path, outputs: Mapping[str, Array]) -> None:
 
 
 def _print_top(scores: Array, count: int) -> None:
-    """The classes of the highest scores, with probabilities by softmax unless they are that."""
+    """Print the classes with the highest scores, and probabilities: the scores or their softmax."""
+    import numpy as np
+
     from fastrun.tuner.terminal.display import grid, screen
 
     values = scores.astype(np.float64)
@@ -103,3 +161,10 @@ def _print_top(scores: Array, count: int) -> None:
     best = np.argsort(-values, kind="stable")[:count]
     rows = [(str(i), significant(values[i]), significant(shares[i])) for i in best]
     grid(screen(), ("class>", "score>", "probability>"), rows)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a number, or three as in R,G,B") from None

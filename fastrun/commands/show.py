@@ -1,39 +1,65 @@
-"""`fastrun show`: a kernel taken apart, or what the passes make of a network."""
+"""Take a kernel apart, or list the problems of a network."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.template import KernelTemplate, ScheduleError
-from fastrun.kernels.native.compile import compile_assembly
-from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
-from fastrun.tuner.machine.probe import probe
+from fastrun.options import conditions
 from fastrun.tuner.networks.targets import is_problem
-from fastrun.tuner.records.record import Conditions, Outcome, Record
 from fastrun.tuner.records.units import percent, plural, significant
-from fastrun.tuner.store.database import existing
-from fastrun.tuner.terminal.display import grid, screen
 
-if TYPE_CHECKING:  # a kernel takes no ONNX
+if TYPE_CHECKING:
     from fastrun.graph.core.model import Graph
     from fastrun.graph.core.problems import DistinctProblem
+    from fastrun.kernels.core.cpu import Cpu
+    from fastrun.kernels.core.problem import ConvProblem
+    from fastrun.kernels.core.template import KernelTemplate
+    from fastrun.tuner.records.record import Record
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument(
+        "algorithm",
+        nargs="?",
+        metavar="ALGORITHM",
+        help="the kernel of this algorithm (default: the best known one)",
+    )
+    parser.add_argument(
+        "--schedule",
+        metavar="TEXT",
+        help="the kernel of this schedule, as `fastrun best` prints it",
+    )
+    parser.add_argument("--ir", action="store_true", help="print only the LLVM IR")
+    parser.add_argument("--asm", action="store_true", help="print only the assembly")
+    parser.add_argument("--measure", action="store_true", help="check and time the kernel now")
+    conditions(parser)
 
 
 def run(arguments: Namespace) -> int:
-    """Take a kernel apart, or say what the passes make of a network."""
-    if not is_problem(arguments.target):
-        return _show_network(arguments.target)
+    """Take a kernel apart, or print what the passes make of a network."""
+    if is_problem(arguments.target):
+        return _show_kernel(arguments)
+    return _show_network(arguments)
+
+
+def _show_kernel(arguments: Namespace) -> int:
+    from fastrun.kernels.core.cpu import Cpu
+    from fastrun.kernels.core.problem import ConvProblem
+    from fastrun.kernels.core.template import ScheduleError
+    from fastrun.kernels.native.compile import compile_assembly
+    from fastrun.tuner.machine.probe import probe
+    from fastrun.tuner.records.record import Conditions, Outcome
     from fastrun.tuner.report.listing import Listing, algorithm_lines, listing_lines, problem_lines
+    from fastrun.tuner.store.database import existing
 
     problem, cpu = ConvProblem.parse(arguments.target), Cpu.host()
     with existing(arguments.db) as database:
-        conditions = Conditions.here(arguments.threads, arguments.regime)
-        ranking = database.ranking(problem, conditions, include_baselines=True)
+        here = Conditions.here(arguments.threads, arguments.regime)
+        ranking = database.ranking(problem, here, include_baselines=True)
     template, schedule, source = _pick(problem, arguments, ranking, cpu)
     listing = Listing.of(problem, template, schedule, cpu)
     if arguments.ir or arguments.asm:
@@ -50,7 +76,7 @@ def run(arguments: Namespace) -> int:
             raise ScheduleError(f"{text} failed on {problem} ({record.outcome}): {reason}")
     print("\n".join(problem_lines(problem)))
     if arguments.algorithm is None and arguments.schedule is None:
-        print("\nalgorithms, as they would run unmeasured")
+        print("\nalgorithms, with the schedules of their heuristics")
         print("\n".join(algorithm_lines(problem, cpu)))
     peak = probe().peak_of(arguments.threads)
     print("\n" + "\n".join(listing_lines(listing, source, record, peak)))
@@ -60,7 +86,10 @@ def run(arguments: Namespace) -> int:
 def _pick(
     problem: ConvProblem, arguments: Namespace, ranking: Sequence[Record], cpu: Cpu
 ) -> tuple[KernelTemplate, Any, str]:
-    """The kernel that `show` is asked for, and where its schedule is from."""
+    """The algorithm and the schedule to show, and where the schedule comes from."""
+    from fastrun.kernels.core.template import ScheduleError
+    from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
+
     name = arguments.algorithm
     if name is not None and name not in templates():
         raise ScheduleError(f"no algorithm {name!r}: there are {', '.join(templates())}")
@@ -79,12 +108,13 @@ def _pick(
     return *heuristic_choice(problem, cpu), "heuristic"
 
 
-def _show_network(name: str) -> int:
+def _show_network(arguments: Namespace) -> int:
     from fastrun.graph.core.problems import convolutions
     from fastrun.graph.networks import load_network
     from fastrun.graph.passes.pipeline import PASSES
+    from fastrun.tuner.terminal.display import grid, screen
 
-    graph = load_network(name)
+    graph = load_network(arguments.target)
     print(f"{graph.summary()}\n")
     before, rows = _works(graph), [("as imported", str(len(graph.nodes)), "", "")]
     for optimise in PASSES:
@@ -96,7 +126,7 @@ def _show_network(name: str) -> int:
         before = after
     grid(screen(), ("pass", "nodes>", "takes out", "puts in"), rows)
     print(f"\n{graph.summary()}\n")
-    _print_problems(name, convolutions(graph))
+    _print_problems(arguments.target, convolutions(graph))
     return 0
 
 
@@ -109,8 +139,10 @@ def _listed(works: Counter[str]) -> str:
 
 
 def _print_problems(name: str, found: Sequence[DistinctProblem]) -> None:
+    from fastrun.tuner.terminal.display import grid, screen
+
     if not found:
-        print(f"{name}: no convolution: nothing to tune")
+        print(f"{name} has no convolutions, so there is nothing to tune")
         return
     total = sum(count * p.macs for p, count, _ in found)
     rows = [

@@ -1,38 +1,95 @@
-"""`fastrun tune`: search for the best schedules of the targets."""
+"""Find the best schedule of every convolution of the targets."""
 
 from __future__ import annotations
 
 import shlex
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
-from fastrun.commands import limits_of
-from fastrun.commands.best import print_choices
-from fastrun.commands.doctor import shortcoming
-from fastrun.graph.core.errors import UnsupportedError
-from fastrun.graph.networks import load_network
-from fastrun.graph.passes.pipeline import optimise
-from fastrun.tuner.machine.noise import NOISY, amount, in_words, noise_of, others
-from fastrun.tuner.machine.probe import MachineReport, probe
-from fastrun.tuner.measure.confine import unconfined
-from fastrun.tuner.measure.measurer import Measurer
-from fastrun.tuner.measure.sandbox import WorkerDied
-from fastrun.tuner.networks.stored_plans import FINALS, store_plan
+from fastrun.options import algorithms, budget, conditions, limits_of, objectives, sampler
 from fastrun.tuner.networks.targets import Target, merged, read_target
-from fastrun.tuner.records.provenance import command_line
-from fastrun.tuner.records.record import REGIMES, Conditions
 from fastrun.tuner.records.units import duration, percent, plural
-from fastrun.tuner.search.budget import EFFORTS, Budget, Effort, enough
-from fastrun.tuner.store.database import Database, existing
-from fastrun.tuner.store.standing import network_seconds, of_network, standings
-from fastrun.tuner.terminal.display import final_table, network_sums, screen, standings_table
 from fastrun.tuner.terminal.exits import INTERRUPTED
+
+if TYPE_CHECKING:
+    from fastrun.tuner.machine.probe import MachineReport
+    from fastrun.tuner.measure.measurer import Measurer
+    from fastrun.tuner.search.budget import Effort
+    from fastrun.tuner.store.database import Database
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("targets", nargs="+", metavar="TARGET")
+    budget(parser)
+    conditions(parser, both=True)
+    parser.add_argument(
+        "--policy",
+        choices=("profile", "cached", "heuristic"),
+        default="profile",
+        help="profile: measure schedules (default). cached: print stored results, and the "
+        "heuristic's choice where there are none. heuristic: print the heuristic's choice only. "
+        "Only profile measures",
+    )
+    parser.add_argument(
+        "--algorithms",
+        type=algorithms,
+        default=(),
+        metavar="A,B",
+        help="search only these; 'winograd(mh=2|4, prefetch=0)' allows only these values of fields",
+    )
+    parser.add_argument(
+        "--sampler",
+        type=sampler,
+        metavar="NAME",
+        help="what proposes schedules: gp, tpe, random, exhaustive, local, cmaes, or the import "
+        "path of any sampler of Optuna, such as optuna.samplers.QMCSampler (default: gp, or as the "
+        "effort says)",
+    )
+    parser.add_argument(
+        "--objectives",
+        type=objectives,
+        default=("time",),
+        metavar="A,B",
+        help="what the sampler minimises, of time, error and workspace (default time); several "
+        "need a sampler such as optuna.samplers.NSGAIISampler",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="seed of the search's random numbers (default 0)",
+    )
+    parser.add_argument(
+        "--storage",
+        type=Path,
+        metavar="FILE",
+        help="keep the Optuna studies of the search in this journal file, for `fastrun dashboard`",
+    )
+    elsewhere = parser.add_argument_group("other machines")
+    elsewhere.add_argument(
+        "--workers",
+        metavar="URL",
+        help="measure on all workers (`fastrun worker`) of the scheduler at URL, such as "
+        "tcp://host:8786",
+    )
+    elsewhere.add_argument(
+        "--machine",
+        metavar="FINGERPRINT",
+        help="use only workers whose CPU fingerprint (see `fastrun doctor`) begins with this",
+    )
 
 
 def run(arguments: Namespace) -> int:
-    """Search for the best schedules of the targets, or say what a policy would use."""
+    """Search for the best schedules of the targets, or print what a policy would use."""
+    from fastrun.choices import print_choices
+    from fastrun.tuner.records.record import REGIMES
+    from fastrun.tuner.store.database import Database, existing
+
     targets = [read_target(text) for text in arguments.targets]
     also: list[str] = []
     if arguments.regime == "both":
@@ -74,10 +131,19 @@ def profile(
     also: Sequence[str] = (),
 ) -> int:
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
+    from fastrun.processor import shortcoming
+    from fastrun.tuner.machine.noise import NOISY, amount, in_words, noise_of, others
+    from fastrun.tuner.measure.confine import unconfined
+    from fastrun.tuner.networks.stored_plans import FINALS
+    from fastrun.tuner.records.provenance import command_line
+    from fastrun.tuner.records.record import Conditions
+    from fastrun.tuner.search.budget import Budget, enough
     from fastrun.tuner.search.fastrun import Progress, fast_run
     from fastrun.tuner.search.options import SearchOptions
     from fastrun.tuner.search.storage import journal
+    from fastrun.tuner.store.standing import network_seconds, of_network, standings
     from fastrun.tuner.terminal.board import Board
+    from fastrun.tuner.terminal.display import network_sums, screen, standings_table
 
     begin = monotonic()
     measurer, report = _measurer(arguments)
@@ -189,7 +255,13 @@ def _final(
     naive: float,
 ) -> None:
     """Race the plans of a network, keep the fastest, and show how they did."""
+    from fastrun.graph.core.errors import UnsupportedError
+    from fastrun.graph.networks import load_network
+    from fastrun.graph.passes.pipeline import optimise
+    from fastrun.tuner.measure.sandbox import WorkerDied
     from fastrun.tuner.networks.final import NoTimeError
+    from fastrun.tuner.networks.stored_plans import store_plan
+    from fastrun.tuner.terminal.display import final_table, screen
 
     graph = optimise(load_network(target.name))
     limits, strict = limits_of(arguments), arguments.seconds is not None
@@ -204,6 +276,9 @@ def _final(
 def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:
     """What measures, here or elsewhere, and what that machine can do."""
     if arguments.workers is None:
+        from fastrun.tuner.machine.probe import probe
+        from fastrun.tuner.measure.measurer import Measurer
+
         return Measurer(arguments.threads, arguments.regime), probe()
     from fastrun.tuner.remote.fleet import Fleet
 
@@ -213,6 +288,8 @@ def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:
 
 def _effort(arguments: Namespace) -> Effort:
     """The effort asked for; a budget of the user's own is spent whole unless one is."""
+    from fastrun.tuner.search.budget import EFFORTS, Effort
+
     if arguments.effort:
         return EFFORTS[arguments.effort]
     own = arguments.seconds is not None or arguments.trials is not None

@@ -1,23 +1,37 @@
-"""`fastrun verify`: race the stored winners again, and say whether they still win."""
+"""Race the stored winners against the heuristic again.
+
+The stored winner of every convolution of a target races in fresh processes, and the results are
+stored. The exit code is 1 if a winner failed, or is slower with 95 % confidence.
+"""
 
 from __future__ import annotations
 
 import json
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fastrun.options import conditions
 from fastrun.tuner.networks.targets import read_target
 from fastrun.tuner.records.units import UNKNOWN, finite, interval, ms, plural, ratio
-from fastrun.tuner.search.verify_winners import Verification, verify
-from fastrun.tuner.store.database import Database
-from fastrun.tuner.terminal.display import grid, screen
+
+if TYPE_CHECKING:
+    from fastrun.tuner.search.verify_winners import Verification
 
 LOST = 1
 
 
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    conditions(parser, limited=False)
+
+
 def run(arguments: Namespace) -> int:
-    """Race the stored winners; 1 if one failed or surely lost to the heuristic, else 0."""
+    """Race the stored winners; 1 if one failed or is slower than the heuristic, else 0."""
+    from fastrun.tuner.search.verify_winners import verify
+    from fastrun.tuner.store.database import Database
+
     target = read_target(arguments.target)
     problems = [p for p, _ in target.problems]
     with Database(arguments.db) as database:
@@ -31,6 +45,9 @@ def run(arguments: Namespace) -> int:
 
 
 def _show(found: Sequence[Verification], missing: int, arguments: Namespace) -> None:
+    from fastrun.choices import not_measured
+    from fastrun.tuner.terminal.display import grid, screen
+
     heads = (
         *("problem", "winner", "stored\nms>", "now\nms>", "stored\nover heur.>"),
         *("now\nover heur.>", "95 %\ninterval>", "drift>", "verdict"),
@@ -54,10 +71,7 @@ def _show(found: Sequence[Verification], missing: int, arguments: Namespace) -> 
         f"{lost or 'none'} {'has' if lost == 1 else 'have'} lost"
     )
     if missing:
-        print(
-            f"{plural(missing, 'problem')} not measured with "
-            f"{plural(arguments.threads, 'thread')}, {arguments.regime}: `fastrun tune` does that"
-        )
+        print(not_measured(missing, arguments))
 
 
 def _drift(r: Verification) -> str:
@@ -67,7 +81,7 @@ def _drift(r: Verification) -> str:
 def _document(
     name: str, found: Sequence[Verification], missing: int, arguments: Namespace
 ) -> dict[str, Any]:
-    """JSON form; times in seconds, null is what is not known."""
+    """The JSON form; times in seconds, null where nothing is known."""
     return {
         "target": name,
         "threads": arguments.threads,

@@ -1,28 +1,46 @@
-"""`fastrun worker`: measure for a tuner on another machine."""
+"""Measure trials for `fastrun tune --workers` on another machine."""
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
+from typing import TYPE_CHECKING
 
+from fastrun.options import count
 from fastrun.tuner.records.units import plural
-from fastrun.tuner.remote.station import Station, serve
+
+if TYPE_CHECKING:
+    from fastrun.tuner.remote.station import Station
+
+
+def options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "address", metavar="URL", help="address of the scheduler, such as tcp://host:8786"
+    )
+    parser.add_argument(
+        "--threads-per-trial",
+        dest="threads",
+        type=count,
+        default=1,
+        metavar="T",
+        help="number of cores that measure a trial (default 1)",
+    )
 
 
 def run(arguments: Namespace) -> int:
-    """Measure what comes by way of the scheduler until it ends."""
+    """Measure what the scheduler sends until it ends."""
+    from fastrun.tuner.remote.station import serve
 
     def tell(station: Station) -> None:
         print(
             f"{station.cpu.model}, machine {station.cpu.fingerprint}: measuring for "
-            f"{arguments.address}, {plural(station.threads, 'thread')} to a candidate; "
-            "Ctrl-C ends it",
+            f"{arguments.address}, {plural(station.threads, 'thread')} per trial; Ctrl-C ends it",
             flush=True,
         )
 
     try:
         serve(arguments.address, arguments.threads, tell)
     except KeyboardInterrupt:
-        print("ended; what was in hand goes to another worker")
+        print("ended; another worker repeats the current trials")
         return 0
     print("the scheduler has ended")
     return 0

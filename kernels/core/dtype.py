@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:  # a problem's text needs no numpy
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class DType:
     @functools.cached_property
     def numpy(self) -> np.dtype[Any]:
         """The numpy type of one element."""
+        import numpy as np
+
         return np.dtype(self.numpy_name)
 
     def bytes(self, count: int = 1) -> int:

@@ -128,6 +128,17 @@ def test_every_page_is_linked_from_the_readme() -> None:
         assert f"]({page.relative_to(ROOT)})" in readme
 
 
+def test_the_map_names_every_file_and_no_other() -> None:
+    page = (ROOT / "docs" / "layout.md").read_text()
+    rows = re.findall(r"^\| `([\w/]+)/` \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) > 25
+    for folder, text in rows:
+        named = set(re.findall(r"`(\w+)`", text))
+        files = {path.stem for path in (ROOT / folder).glob("*.py")}
+        assert files - {"__init__", "__main__"} <= named, folder
+        assert named <= {path.stem for path in (ROOT / folder).rglob("*")} | {"__init__"}, folder
+
+
 def test_every_machine_with_results_has_a_row() -> None:
     page = (ROOT / "docs" / "performance.md").read_text()
     for folder in (ROOT / "results").iterdir():

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.main import main, parsers
+from fastrun.main import COMMANDS, main, parsers
 from fastrun.tuner.measure import measurer as remeasure
 from fastrun.tuner.networks.targets import Target, merged, read_target
 from fastrun.tuner.records.record import Conditions, Outcome, Record
@@ -78,6 +78,11 @@ def test_help_is_light() -> None:
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_every_file_is_a_command() -> None:
+    files = {path.stem for path in (ROOT / "fastrun" / "commands").glob("*.py")}
+    assert {name.replace("-", "_") for name in COMMANDS} == files - {"__init__"}
 
 
 def test_best_needs_no_search_or_plots(cache: Path) -> None:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fastrun.commands.doctor import shortcoming
 from fastrun.graph.networks import load_network
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.main import main
+from fastrun.processor import shortcoming
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import Progress
@@ -107,7 +107,7 @@ def test_a_processor_without_multiply_adds_is_told_of(
     assert not shortcoming(Cpu.neon())
     assert not shortcoming(replace(old, features="+avx2,+fma"))
     monkeypatch.setattr(Cpu, "host", lambda: old)
-    monkeypatch.setattr("fastrun.commands.doctor.probe", lambda refresh: MACHINE)
+    monkeypatch.setattr("fastrun.tuner.machine.probe.probe", lambda refresh: MACHINE)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert "no fused multiply-add" in out
@@ -147,7 +147,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_a_report_that_cannot_be_written_says_where_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastrun.commands.report.probe", lambda: MACHINE)
+    monkeypatch.setattr("fastrun.tuner.machine.probe.probe", lambda: MACHINE)
     monkeypatch.chdir(tmp_path)
     with Database(tmp_path / "x.db") as database:
         for record in records([ConvProblem.parse(P)]):

@@ -224,7 +224,7 @@ def test_show_says_what_each_pass_did(run: Run, classifier: Path) -> None:
 def test_show_of_a_network_without_convolutions(run: Run, pair: Path) -> None:
     code, out, _ = run("show", pair)
     assert code == 0
-    assert out.endswith("no convolution: nothing to tune\n")
+    assert out.endswith("has no convolutions, so there is nothing to tune\n")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_show_of_a_network_without_convolutions(run: Run, pair: Path) -> None:
         (["run", "{classifier}", "--input", "{0}/double.npy"], "float64: give it as float32"),
         (["run", "{classifier}", "--input", "w={0}/small.npy"], "no input 'w'"),
         (["run", "{classifier}", "--input", "{0}/other.npz"], "no input 'w'"),
-        (["run", "{pair}", "--input", "{0}/small.npy"], "for which input? write NAME="),
+        (["run", "{pair}", "--input", "{0}/small.npy"], "name the input, as in NAME="),
         (["run", "{pair}", "--input", "x={0}/small.npy"], "input 'z' is missing"),
         (["run", "{pair}", "--input", "x={0}/dot.png"], "no picture is 2x3"),
         (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/y.npy"], "2 outputs"),
