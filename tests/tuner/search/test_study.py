@@ -317,7 +317,7 @@ def test_a_bad_sampler_is_one_line(
     monkeypatch.chdir(Path(__file__).parents[3])
     try:
         # Time enough for a proposal, on a busy machine too.
-        budget = ("--seconds", "100", "--trials", "4")
+        budget = ("--seconds", "100")
         code = main(["tune", str(P), "--sampler", sampler, "--db", str(tmp_path / "a.db"), *budget])
     except SystemExit as stop:
         code = stop.code  # type: ignore[assignment]
