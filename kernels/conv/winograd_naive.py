@@ -15,11 +15,7 @@ from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.tiling import cover, cut
-from fastrun.kernels.conv.winograd.transform import (
-    Transform,
-    expected_error,
-    transform_weights,
-)
+from fastrun.kernels.conv.winograd.transform import Transform, expected_error, transform_weights
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Array

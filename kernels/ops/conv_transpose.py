@@ -19,13 +19,7 @@ from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.strided_loops import operand, store_row
 from fastrun.kernels.codegen.tile_choice import best_tile
-from fastrun.kernels.codegen.tiling import (
-    Tiles,
-    channel_panels,
-    cover,
-    cut,
-    tile_count,
-)
+from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, cut, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array

@@ -51,8 +51,9 @@ class Softmax:
     log: bool = False
 
 
-# Where along the summed axes a term is.
+# Where along the summed axes a term is; and a vector of terms by place, column and lanes.
 Index = tuple[Int, ...]
+Term = Callable[[Index, int, int], Vec]
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class _Walk:
         """The first result of a column."""
         return 0 if self.inward else column * self.lanes
 
-    def total(self, kind: _Sum, term: Callable[[Index, int, int], Vec]) -> list[Vec]:
+    def total(self, kind: _Sum, term: Term) -> list[Vec]:
         """The total of every column; if inward, the total of all in every lane.
 
         `term(index, column, count)` is a vector of which the first `count` lanes are terms.
@@ -220,13 +221,7 @@ class _Walk:
         return [k.splat(value, self.lanes)] * UNROLL
 
     def _take_in(
-        self,
-        acc: Tile,
-        kind: _Sum,
-        term: Callable[[Index, int, int], Vec],
-        outer: Index = (),
-        start: Int = 0,
-        count: int = 0,
+        self, acc: Tile, kind: _Sum, term: Term, outer: Index = (), start: Int = 0, count: int = 0
     ) -> None:
         """Add the terms of a stretch to the accumulators."""
         neutral = self.k.const(kind.neutral, self.lanes)
@@ -261,14 +256,11 @@ class _Walk:
 
     def vectors(self, index: Index, start: Int, size: int) -> list[tuple[Index, int, int]]:
         """The vectors of a tile as (place along the axes, column, lanes that hold terms)."""
-        return [
-            (
-                (*index, start + first) if self.inward else index,
-                column,
-                min(self.lanes, size - first),
-            )
-            for column, first in enumerate(range(0, size, self.lanes))
-        ]
+        found = []
+        for column, first in enumerate(range(0, size, self.lanes)):
+            place = (*index, start + first) if self.inward else index
+            found.append((place, column, min(self.lanes, size - first)))
+        return found
 
     def _terms(self, axis: int) -> int:
         """Terms that are added to an accumulator for one place on the axes before `axis`."""

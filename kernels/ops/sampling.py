@@ -12,14 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import (
-    Buffer,
-    Kernel,
-    Module,
-    Vec,
-    first_lanes,
-    fma,
-)
+from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, first_lanes, fma
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import (
     Nest,

@@ -16,14 +16,11 @@ from fastrun.kernels.ops.pool import Pool
 from fastrun.kernels.ops.reorder import Reorder
 from tests.support.execution import execute, relative_error
 from tests.support.lanes import CPUS, cpus
+from tests.support.strided import normal
 
 LAYOUTS = [NCHW, NHWC, Layout("NCHW4c"), Layout("NCHW8c"), Layout("NCHW16c")]
 HALO: Halo = (2, 1, 0, 3)
 NO_HALO: Halo = (0, 0, 0, 0)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(sum(shape)).standard_normal(shape, dtype=np.float32)
 
 
 @pytest.mark.parametrize("cpu", CPUS, ids=cpus)
