@@ -1,39 +1,88 @@
 """Fast-Run for convolutional networks on CPUs: tune kernels, load networks, keep the results.
 
-`import fastrun` is light: what is named here is imported when it is first used.
+    import fastrun
+
+    with fastrun.Database("tuned.db") as database:
+        fastrun.tune("model.onnx", database, fastrun.Budget(seconds=120))
+        network = fastrun.load("model.onnx", database=database)
+    outputs = network.run({"input": image})
+
+The names of `__all__` are the public interface. docs/adding.md names the points of extension: an
+algorithm, a sampler, a measurer, an engine to compare with. Everything else is internal and may
+change. `import fastrun` is light: a name is imported when it is first used.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastrun import plot
+    from fastrun.graph.core.errors import GraphError, InputError
     from fastrun.graph.runtime.executable import Executable
-    from fastrun.kernels.core.problem import ConvProblem
+    from fastrun.kernels.core.problem import ConvProblem, ProblemError
+    from fastrun.kernels.core.template import ScheduleError
     from fastrun.tuner.networks.load import load
+    from fastrun.tuner.networks.tune import tune
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import fast_run
     from fastrun.tuner.search.options import SearchOptions
+    from fastrun.tuner.store.connection import DatabaseError
     from fastrun.tuner.store.database import Database
 
-__all__ = ["Budget", "ConvProblem", "Database", "Executable", "SearchOptions", "fast_run", "load"]
+__all__ = [
+    "Budget",
+    "ConvProblem",
+    "Database",
+    "DatabaseError",
+    "Executable",
+    "GraphError",
+    "InputError",
+    "ProblemError",
+    "ScheduleError",
+    "SearchOptions",
+    "__version__",
+    "fast_run",
+    "load",
+    "plot",
+    "tune",
+]
+
+__version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "fastrun.tuner.search.budget",
     "ConvProblem": "fastrun.kernels.core.problem",
     "Database": "fastrun.tuner.store.database",
+    "DatabaseError": "fastrun.tuner.store.connection",
     "Executable": "fastrun.graph.runtime.executable",
+    "GraphError": "fastrun.graph.core.errors",
+    "InputError": "fastrun.graph.core.errors",
+    "ProblemError": "fastrun.kernels.core.problem",
+    "ScheduleError": "fastrun.kernels.core.template",
     "SearchOptions": "fastrun.tuner.search.options",
     "fast_run": "fastrun.tuner.search.fastrun",
     "load": "fastrun.tuner.networks.load",
+    "tune": "fastrun.tuner.networks.tune",
 }
 
+if not os.path.isdir(os.path.join(os.path.dirname(__file__), "kernels")):
+    raise ImportError(
+        "fastrun/kernels is no folder: this copy of the repository has lost its symbolic links; "
+        "`git config core.symlinks true && git checkout -- fastrun` restores them"
+    )
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+
+if not TYPE_CHECKING:  # so that a type checker reports misspelled names
+
+    def __getattr__(name: str) -> Any:
+        if name == "plot":
+            return importlib.import_module("fastrun.plot")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

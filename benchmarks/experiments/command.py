@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +15,15 @@ import pandas as pd
 
 from fastrun.benchmarks.experiments.pairs import Findings
 from fastrun.benchmarks.report import introduce
+from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.machine.noise import in_words, noise_of
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.units import interval, ms, percent, ratio, size
 from fastrun.tuner.report.frames import rows
 from fastrun.tuner.terminal.display import grid, screen
+
+QUICK = os.environ.get("FASTRUN_BUDGET") == "quick"
+"""Whether tests run a notebook: a few small layers, few samples."""
 
 Column = Callable[[Any], str]
 """The text of a table's column for a row, whose columns are attributes."""
@@ -112,6 +117,13 @@ def show_pairs(
         show_summary(table, by)
 
     return print_
+
+
+def show_machine() -> Cpu:
+    """Print the processor at hand and the sizes of its caches; returns it."""
+    cpu = Cpu.host()
+    print(f"{cpu.model}, L1 {cpu.l1 >> 10} KiB, L2 {cpu.l2 >> 10} KiB, L3 {cpu.l3 >> 20} MiB")
+    return cpu
 
 
 def show_summary(table: pd.DataFrame, by: str) -> None:

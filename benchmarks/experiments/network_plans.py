@@ -41,7 +41,8 @@ from fastrun.tuner.networks.alternatives import ONE_LAYOUT, restricted, same
 from fastrun.tuner.networks.costs import costs
 from fastrun.tuner.networks.in_place import PickledNetwork, race_plans
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
-from fastrun.tuner.networks.stored_plans import stored_plan, tune
+from fastrun.tuner.networks.stored_plans import stored_plan
+from fastrun.tuner.networks.tune import tune_network
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.records.statistics import ENOUGH, interval_verdict, ratio_interval, typical
 from fastrun.tuner.records.units import interval, ms, ratio
@@ -157,7 +158,7 @@ def _plan_rows(
     """The rows of one network."""
     graph, cpu = optimise(load_network(name)), Cpu.host()
     if asked.seconds:
-        tune(graph, store, threads, asked.seconds, NO_LIMITS)
+        tune_network(graph, store, threads, asked.seconds, NO_LIMITS)
     plans = named_plans(graph, store, cpu, threads)
     if not asked.naive:
         del plans[NAIVE]

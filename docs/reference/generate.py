@@ -1,4 +1,4 @@
-"""Write the reference: a page per package from its docstrings, and one of the commands.
+"""Write the reference: the public module, a page per package, and the commands.
 
 `make docs` runs it. The pages are slices of the source, which is parsed and not imported, so they
 do not depend on what is installed; comments beside a class's fields are part of them.
@@ -14,20 +14,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import fastrun
 from fastrun.main import parsers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 PACKAGES = ("kernels", "search_spaces", "graph", "tuner")  # parts of `fastrun`
-# Commands are documented as such.
-LEFT_OUT = ("fastrun.commands", "fastrun.__main__")
 # What every file of a folder defines is documented where the contract is.
 CONTRACTS = {
-    "kernels.conv": ("Schedule", "why_not", "heuristic", "build"),
-    "kernels.conv.im2col": ("Schedule",),
-    "kernels.conv.winograd": ("Schedule",),
-    "search_spaces.conv": ("space",),
+    "fastrun.kernels.conv": ("Schedule", "why_not", "heuristic", "build"),
+    "fastrun.kernels.conv.im2col": ("Schedule",),
+    "fastrun.kernels.conv.winograd": ("Schedule",),
+    "fastrun.search_spaces.conv": ("space",),
 }
+MADE = "Made by `make docs` from the docstrings; edit those."
 
 Definition = ast.FunctionDef | ast.ClassDef
 
@@ -51,14 +51,19 @@ class Module:
         return CONTRACTS.get(self.name.rpartition(".")[0], ())
 
 
+def read(name: str) -> Module:
+    """The module that is imported by this name."""
+    place = ROOT / name.replace(".", "/")
+    path = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
+    source = path.read_text()
+    return Module(name, source, ast.parse(source))
+
+
 def modules(package: str) -> Iterator[Module]:
-    """The package's public modules, itself first, in alphabetical order."""
-    for path in sorted((ROOT / package).rglob("*.py")):
+    """The package's modules, itself first, in alphabetical order."""
+    for path in sorted((ROOT / "fastrun" / package).rglob("*.py")):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        if not name.startswith(LEFT_OUT):
-            source = path.read_text()
-            yield Module(name, source, ast.parse(source))
+        yield read(".".join(parts).removesuffix(".__init__"))
 
 
 def public(node: ast.Module | ast.ClassDef) -> list[Definition]:
@@ -95,15 +100,23 @@ def page(package: str) -> str:
     """The Markdown page of a package."""
     head, *others = modules(package)
     contents = [f"* [`{m.name}`](#{_anchor(m.name)}): {_summary(m.tree)}" for m in others]
-    parts = [
-        f"# `{package}`",
-        "Made by `make docs` from the docstrings; edit those.",
-        _prose(head.tree),
-        "\n".join(contents),
-    ]
-    for module in others:
-        parts += [f"## `{module.name}`", _prose(module.tree)]
-        parts += [text for node in public(module.tree) for text in _entry(module, node)]
+    parts = [f"# `{head.name}`", MADE, _prose(head.tree), "\n".join(contents)]
+    for part in others:
+        parts += [f"## `{part.name}`", _prose(part.tree)]
+        parts += [text for node in public(part.tree) for text in _entry(part, node)]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def public_page() -> str:
+    """The Markdown page of what `import fastrun` offers, in alphabetical order."""
+    parts = [f"# `{fastrun.__name__}`", MADE, _prose(read("fastrun").tree)]
+    for name, home in sorted(fastrun._HOMES.items(), key=lambda item: item[0].lower()):
+        found = read(home)
+        (node,) = (node for node in public(found.tree) if node.name == name)
+        parts += _entry(found, node)
+    plot = read("fastrun.plot")
+    parts += ["## `fastrun.plot`", _prose(plot.tree)]
+    parts += [text for node in public(plot.tree) for text in _entry(plot, node)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
@@ -250,7 +263,8 @@ def _cell(action: argparse.Action) -> str:
 
 def pages() -> dict[str, str]:
     """Every page of the reference by the name of its file in this folder."""
-    return {f"{package}.md": page(package) for package in PACKAGES} | {"cli.md": command_page()}
+    made = {f"{package}.md": page(package) for package in PACKAGES}
+    return {"fastrun.md": public_page(), **made, "cli.md": command_page()}
 
 
 if __name__ == "__main__":

@@ -160,12 +160,14 @@ def _by_store(
     graph: Graph, store: Database, cpu: Cpu, threads: int, limits: Limits, tuning: float
 ) -> tuple[tuple[Plan, Arrangement], str]:
     """The plan that an open database stores, or one by its records; and a remark."""
-    from fastrun.tuner.networks.stored_plans import stored_plan, tune
+    from fastrun.tuner.networks.stored_plans import stored_plan
 
     moving = _moving(threads)
     stored = stored_plan(graph, store, cpu, threads, limits, moving)
     if tuning and not stored:
-        tune(graph, store, threads, tuning, limits)
+        from fastrun.tuner.networks.tune import tune_network
+
+        tune_network(graph, store, threads, tuning, limits)
         stored = stored_plan(graph, store, cpu, threads, limits, moving)
     if stored:
         return stored, ""

@@ -8,7 +8,6 @@ import json
 from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.problems import convolutions
 from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan
@@ -23,31 +22,7 @@ FINALS = 0.15
 """The share of a budget for the finals of whole networks."""
 
 
-def tune(graph: Graph, database: Database, threads: int, seconds: float, limits: Limits) -> None:
-    """Tune an optimised network for `seconds`: first its layers, then the whole network.
-
-    Raises:
-        As `store_plan`.
-        KeyboardInterrupt: all measurements until then are stored.
-    """
-    from fastrun.tuner.measure.measurer import Measurer
-    from fastrun.tuner.search.budget import Budget
-    from fastrun.tuner.search.fastrun import fast_run
-    from fastrun.tuner.search.options import SearchOptions
-
-    problems = [(p, count) for p, count, _ in convolutions(graph)]
-    done = fast_run(
-        problems,
-        database,
-        Budget((1 - FINALS) * seconds),
-        options=SearchOptions(limits=limits),
-        measurer=Measurer(threads),
-    )
-    if done.interrupted:
-        raise KeyboardInterrupt
-    store_plan(graph, database, threads, FINALS * seconds, limits, done.run)
-
-
+def store_plan(
 def store_plan(
     graph: Graph,
     database: Database,

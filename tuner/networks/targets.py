@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastrun.kernels.core.problem import ConvProblem
+
+Name = str | Path | ConvProblem
+Targets = Name | Sequence[Name]
+"""One or several: built-in networks, ONNX files, problems or their texts."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,16 @@ def read_target(text: str) -> Target:
     except UnsupportedError as error:
         return Target(text, problems, graph.digest, str(error))
     return Target(text, problems, graph.digest)
+
+
+def read_targets(targets: Targets) -> list[Target]:
+    """All targets that are named.
+
+    Raises:
+        As `read_target`.
+    """
+    names = [targets] if isinstance(targets, Name) else targets
+    return [read_target(str(name)) for name in names]
 
 
 def merged(targets: Iterable[Target]) -> list[tuple[ConvProblem, int]]:

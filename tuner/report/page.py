@@ -55,7 +55,7 @@ def write_report(
     """
     folder = out or Path("results") / machine_slug(machine)
     conditions = Conditions(machine.machine, threads, regime)
-    facts = _gather(database, targets, machine, conditions, folder)
+    facts = gather(database, targets, machine, conditions, folder)
     folder.mkdir(parents=True, exist_ok=True)
     best = best_frame(facts.found, facts.peak)
     parts = list(sections(facts, best))
@@ -105,13 +105,18 @@ def machine_slug(machine: MachineReport) -> str:
     return f"{model[:40].strip('-')}-{machine.machine[:8]}"
 
 
-def _gather(
+def gather(
     database: Database,
     targets: Sequence[Target],
     machine: MachineReport,
     conditions: Conditions,
-    folder: Path,
+    folder: Path | None = None,
 ) -> Facts:
+    """The facts that the database has about targets, and other engines' times from `folder`.
+
+    Raises:
+        As `write_report`.
+    """
     problems = merged(targets)
     if not targets:
         problems = [(ConvProblem.parse(text), 1) for text in database.best_all(conditions)]
@@ -145,7 +150,7 @@ def _gather(
                 target.name,
                 of_network(found, target.problems),
                 _newest_final(database, target, conditions),
-                benched(folder, machine.machine, conditions.threads, target.name),
+                benched(folder, machine.machine, conditions.threads, target.name) if folder else [],
             )
             for target in targets
             if target.is_network

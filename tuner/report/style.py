@@ -1,6 +1,6 @@
 """The style of figures and their common parts.
 
-Figures belong to no window. The colours are Okabe and Ito's, which colour-blind readers can
+The colours are Okabe and Ito's, which colour-blind readers can
 distinguish; marks or words repeat their meaning. Figures are narrow enough for a telephone.
 """
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import matplotlib.figure
 import pandas as pd
 from matplotlib.axes import Axes as Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure as Figure
 from matplotlib.lines import Line2D as Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -60,6 +60,16 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastrun",
 }
+
+
+class Figure(matplotlib.figure.Figure):
+    """A figure that no window knows of. Jupyter shows it at twice a screen's resolution."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        picture = io.BytesIO()
+        self.savefig(picture, dpi=200)
+        width, height = self.get_size_inches()
+        return picture.getvalue(), {"width": round(100 * width), "height": round(100 * height)}
 
 
 def save_png(figure: Figure, path: Path) -> None:

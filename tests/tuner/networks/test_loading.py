@@ -100,7 +100,7 @@ def test_profile_tunes_what_is_missing_only(
         for p in problems():
             store.add(measured(p))
 
-    monkeypatch.setattr(plans, "tune", tune)
+    monkeypatch.setattr("fastrun.tuner.networks.tune.tune_network", tune)
     path = tmp_path / "new.db"
     network, said = loaded(database=path, policy="profile", seconds=7.0)
     assert (asked, said) == ([7.0], [])

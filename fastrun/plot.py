@@ -1,0 +1,129 @@
+"""Figures of what a database holds of targets on this machine: `fastrun.plot`.
+
+Every function but `steps` takes a `Database`, targets as `fastrun.tune` does, and the conditions of
+the measurements: `threads` (default 1) and `regime` ("hot", the default, or "cold-weights"). It
+returns a matplotlib Figure. A layer is a distinct convolution of the targets.
+
+Every function but `steps` raises:
+    DatabaseError: the database holds no valid measurement of the targets under these conditions,
+        or cannot be read.
+    ProblemError: a text is that of no problem.
+    GraphError: there is no such network or file, or it cannot be used.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict, Unpack
+
+import pandas as pd
+
+from fastrun.graph.runtime.executable import Executable
+from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.networks.targets import Targets, read_targets
+from fastrun.tuner.records.record import Conditions, Outcome
+from fastrun.tuner.report import layer_plots, plots
+from fastrun.tuner.report.frames import (
+    algorithms_frame,
+    best_frame,
+    convergence_frame,
+    importance_frame,
+    pareto_frame,
+)
+from fastrun.tuner.report.page import gather
+from fastrun.tuner.report.style import Figure
+from fastrun.tuner.report.summary import Facts
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.store.frame import frame
+
+__all__ = [
+    "Figure",
+    "algorithms",
+    "convergence",
+    "importance",
+    "pareto",
+    "roofline",
+    "share_of_peak",
+    "speedups",
+    "steps",
+    "trials",
+    "tuning_gains",
+]
+
+
+class Where(TypedDict, total=False):
+    """The conditions of the measurements."""
+
+    threads: int
+    regime: str
+
+
+def speedups(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """How many times faster than the naive loop the best schedule of each layer is."""
+    return layer_plots.over_naive(_best(_facts(database, targets, where)))
+
+
+def tuning_gains(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """How many times faster than the heuristic's schedule the best is, with 95 % intervals."""
+    return layer_plots.over_heuristic(_best(_facts(database, targets, where)))
+
+
+def share_of_peak(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """Which per cent of the machine's measured peak the best schedule of each layer reaches.
+
+    Rates count the operations of the direct method, so that Winograd may pass 100 %.
+    """
+    facts = _facts(database, targets, where)
+    return layer_plots.share_of_peak(_best(facts), facts.peak)
+
+
+def roofline(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """Each layer's GFLOP/s by its FLOP per byte, below the measured peak and reading rates."""
+    facts = _facts(database, targets, where)
+    return layer_plots.roofline(_best(facts), facts.peak, facts.machine.read_streams)
+
+
+def algorithms(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """How many times as long as the best the best schedule of each algorithm takes."""
+    facts = _facts(database, targets, where)
+    return plots.algorithms(algorithms_frame(facts.decisive), _best(facts))
+
+
+def convergence(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """How the best time so far, as a multiple of the best found, falls over a layer's trials."""
+    return plots.convergence(convergence_frame(_facts(database, targets, where).records))
+
+
+def trials(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """The milliseconds of every correct trial in the order of the search; for one problem."""
+    records = _facts(database, targets, where).records
+    tried = [r for r in records if r.stage == "screen" and not r.baseline]
+    return plots.trials(frame(r for r in tried if r.outcome == Outcome.CORRECT))
+
+
+def importance(
+    database: Database, targets: Targets, least: int = 20, **where: Unpack[Where]
+) -> Figure:
+    """How much of the variance of log time each parameter of a schedule explains, in per cent.
+
+    Algorithms with fewer than `least` correct trials of a layer are left out.
+    """
+    records = _facts(database, targets, where).records
+    return plots.importance(importance_frame(records, least))
+
+
+def pareto(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
+    """What less workspace (KiB) and a smaller rms error cost in time."""
+    return plots.pareto(pareto_frame(_facts(database, targets, where).fronts))
+
+
+def steps(network: Executable, repeats: int = 20) -> Figure:
+    """The longest steps of a loaded network in microseconds, measured now in `repeats` runs."""
+    return plots.steps(pd.DataFrame(network.profile(repeats=repeats)))
+
+
+def _facts(database: Database, targets: Targets, where: Where) -> Facts:
+    return gather(database, read_targets(targets), probe(), Conditions.here(**where))
+
+
+def _best(facts: Facts) -> pd.DataFrame:
+    return best_frame(facts.found, facts.peak)

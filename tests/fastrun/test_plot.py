@@ -1,0 +1,57 @@
+"""The figures of `fastrun.plot`, of made-up records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from fastrun import Database, DatabaseError, load, plot
+from fastrun.kernels.core.problem import ConvProblem
+from tests.graph.test_networks_run import residual
+from tests.support.synthetic import records
+
+LAYERS = ["conv 1x32x14x14 32x3x3 s1 p1 bias relu", "conv 1x32x14x14 64x1x1 s1 p0 bias"]
+FIGURES = [
+    plot.algorithms,
+    plot.convergence,
+    plot.importance,
+    plot.pareto,
+    plot.roofline,
+    plot.share_of_peak,
+    plot.speedups,
+    plot.trials,
+    plot.tuning_gains,
+]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Database]:
+    with Database("sqlite://") as opened:
+        for record in records([ConvProblem.parse(text) for text in LAYERS], trials=60):
+            opened.add(record)
+        yield opened
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_a_notebook_shows_it(draw: Callable[..., plot.Figure], database: Database) -> None:
+    figure = draw(database, LAYERS)
+    assert any(axes.has_data() for axes in figure.axes)
+    picture, size = figure._repr_png_()
+    assert picture.startswith(b"\x89PNG")
+    assert size["width"] == 440
+
+
+def test_layers_are_those_of_the_targets(database: Database) -> None:
+    (axes,) = plot.speedups(database, LAYERS[1]).axes
+    assert len(axes.get_yticks()) == 1
+
+
+def test_what_was_not_measured_is_an_error_that_says_so(database: Database) -> None:
+    with pytest.raises(DatabaseError, match=r"no valid measurement .* 2 threads, hot"):
+        plot.roofline(database, LAYERS, threads=2)
+
+
+def test_steps_of_a_network() -> None:
+    (axes,) = plot.steps(load(residual(), policy="heuristic"), repeats=1).axes
+    assert axes.has_data()
