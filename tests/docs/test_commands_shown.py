@@ -1,6 +1,7 @@
-"""Every command of README and docs is executed, shortened where it is long.
+"""Every command of README and docs is executed in this process, shortened where it is long.
 
-`SHORT` says what takes the place of what; `NOT_HERE` names the rest, with the reason.
+`SHORT` says what takes the place of what; `NOT_HERE` names the rest, with the reason. Commands that
+become the same are executed once. test_cli and test_exits start commands as processes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 from _pytest.mark import ParameterSet
 from PIL import Image
 
+from fastrun.graph.zoo import NAMES
 from fastrun.main import main, parsers
 from tests.docs.test_docs import PAGES, ROOT, commands
 from tests.support.graph_models import model, node, normal
@@ -27,15 +29,14 @@ pytestmark = pytest.mark.slow
 PROBLEM = "conv 1x8x8x8 8x3x3 s1 p1 bias relu"
 SMALL = "small.onnx"
 
-BUILT_IN = ("squeezenet1.1", "resnet18")
-
 SHORT = {
-    **dict.fromkeys(("MODEL", "model.onnx", "efficientnet-lite0.onnx", *BUILT_IN), SMALL),
+    **dict.fromkeys(("MODEL", "model.onnx", "efficientnet-lite0.onnx", *NAMES), SMALL),
+    "vgg16": PROBLEM,
     **dict.fromkeys(("efficientnet-lite0.plan", "squeezenet.plan"), "small.plan"),
     "NAME": "direct",
     "3x3": "64@56",
 }
-"""What is taken for the words of a command; `show` has those of built-in networks as they are."""
+"""What is taken for a word of a command; `show` has the names of built-in networks as they are."""
 
 PREPARED = (
     ("tune", SMALL, "--trials", "2"),
@@ -78,21 +79,20 @@ def reason(command: str) -> str:
 def shortened(command: str) -> tuple[str, ...]:
     """The words to execute: small targets and budgets where the shown ones take long."""
     words = shlex.split(command)[1:]
-    if words[0] != "show" or words[1] not in BUILT_IN:
+    if words[0] != "show" or words[1] not in NAMES:
         words = [SHORT.get(word, word) for word in words]
-    if {"--storage", "--threads"} & {*words} and words[0] == "tune":
-        words[1] = PROBLEM
-    if words[0] in ("tune", "bench"):
-        words = [PROBLEM if word.startswith("conv ") else word for word in words]
-    if "--seconds" in words:
-        at = words.index("--seconds")
-        words[at : at + 2] = ["--trials", "2"]
-    elif words[0] == "tune":
+    if words[0] == "tune":
+        if "--seconds" in words:
+            del words[words.index("--seconds") :]
+        if words[2:3] != [PROBLEM]:  # `PREPARED` has tuned the network alone
+            words[1] = PROBLEM
         words += ["--trials", "2"]
     if words[0] == "bench":
         if "--peers" in words:
-            words[words.index("--peers") + 1] = "none"
-        words += ["--rounds", "2", *(["--peers", "none"] if "--peers" not in words else [])]
+            del words[words.index("--peers") :]
+        words += ["--peers", "none", "--rounds", "2"]
+    if words[0] in ("tune", "bench"):
+        words = [PROBLEM if word.startswith("conv ") else word for word in words]
     return tuple(words)
 
 

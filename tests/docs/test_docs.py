@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule
 from fastrun.main import parsers
@@ -110,6 +111,14 @@ def test_problems_and_schedules_are_ours(page: Path) -> None:
         ConvProblem.parse(problem)
     for schedule in re.findall(r"\b[a-z_]+\(layout=[^)\n]*\)", text):
         parse_schedule(schedule)
+
+
+def test_the_problem_and_the_schedule_of_the_readme_make_a_kernel() -> None:
+    readme = (ROOT / "README.md").read_text()
+    (problem,) = re.findall(r"^conv .*$", readme, re.MULTILINE)
+    (schedule,) = re.findall(r"^\w+\(layout=.*\)$", readme, re.MULTILINE)
+    template, parsed = parse_schedule(schedule)
+    template.program(ConvProblem.parse(problem), parsed, Cpu.avx512())
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

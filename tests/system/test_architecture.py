@@ -1,13 +1,13 @@
-"""Doors: what may import what; and an algorithm in two files."""
+"""What may import what; which libraries are declared."""
 
 import ast
 import functools
 import importlib
-import os
+import re
 import subprocess
 import sys
-import textwrap
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from fastrun.kernels.registry import templates
 from fastrun.search_spaces.space import space_for
 
 ROOT = Path(__file__).parents[2]
-ROOMS = (
+FOLDERS = (
     *(
         "kernels/core",
         "kernels/codegen",
@@ -37,8 +37,11 @@ ROOMS = (
 )
 """The folders of the toolkit, lowest first. A file imports from its own folder and lower ones."""
 
+EXCEPTIONS = {("fastrun.tuner", "fastrun")}
+"""`import tuner` in a script offers the names of `fastrun`, each imported when it is used."""
+
 NOT_OF_NETWORKS = ("records", "measure", "store", "machine", "search", "remote")
-"""What in `tuner` serves those who tune anything else: it imports nothing of `graph`."""
+"""Folders of `tuner` that can tune other things than networks: they import nothing of `graph`."""
 
 ONLY_HERE = {
     "llvmlite": {"kernels/native/compile.py", "kernels/native/library.py",
@@ -57,10 +60,14 @@ ONLY_HERE = {
     "PIL": {"tuner/networks/pictures.py"},
 }  # fmt: skip
 
+OPTIONAL = {"timm"}
+"""Libraries that are used where they are installed, and that no extra asks for."""
 
+
+@functools.cache
 def sources() -> list[Path]:
-    """Every file of the toolkit, each once: the folders in `fastrun/` are links."""
-    tops = dict.fromkeys(room.split("/")[0] for room in ROOMS)
+    """Every file of the toolkit once: the folders in `fastrun/` are links to those beside it."""
+    tops = dict.fromkeys(folder.split("/")[0] for folder in FOLDERS)
     found = (path for top in tops for path in sorted((ROOT / top).rglob("*.py")))
     return [path for path in found if not any(parent.is_symlink() for parent in path.parents)]
 
@@ -73,9 +80,14 @@ def module(path: Path) -> str:
 
 
 @functools.cache
+def modules() -> frozenset[str]:
+    return frozenset(map(module, sources()))
+
+
+@functools.cache
 def imports(path: Path) -> frozenset[str]:
-    """What a file imports anywhere in it: of ours the files, of others the package."""
-    ours, found = {module(p) for p in sources()}, set()
+    """What a file imports, at any depth: names of our modules, and of other packages."""
+    ours, found = modules(), set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -86,19 +98,19 @@ def imports(path: Path) -> frozenset[str]:
     return frozenset(x if x in ours else x.split(".")[0] for x in found)
 
 
-def room(name: str) -> str:
-    """The folder of a module, as `ROOMS` names it."""
+def folder(name: str) -> str:
+    """The folder of a module, as `FOLDERS` names it."""
     words = name.removeprefix("fastrun.").replace(".", "/")
-    inside = [r for r in ROOMS if words == r or words.startswith(f"{r}/")]
+    inside = [f for f in FOLDERS if words == f or words.startswith(f"{f}/")]
     return max(inside, key=len, default="fastrun")
 
 
 def test_imports_go_down() -> None:
     for path in sources():
-        mine = ROOMS.index(room(module(path)))
+        mine = FOLDERS.index(folder(module(path)))
         for other in imports(path):
-            if other.startswith("fastrun"):
-                assert ROOMS.index(room(other)) <= mine, f"{module(path)} imports {other}"
+            if other.startswith("fastrun") and (module(path), other) not in EXCEPTIONS:
+                assert FOLDERS.index(folder(other)) <= mine, f"{module(path)} imports {other}"
 
 
 def test_no_circle_of_files() -> None:
@@ -111,7 +123,7 @@ def test_no_circle_of_files() -> None:
 
 def test_measuring_and_searching_know_no_networks() -> None:
     for path in sources():
-        if room(module(path)) in {f"tuner/{name}" for name in NOT_OF_NETWORKS}:
+        if folder(module(path)) in {f"tuner/{name}" for name in NOT_OF_NETWORKS}:
             above = {name for name in imports(path) if name.startswith("fastrun.graph")}
             assert not above, f"{module(path)} imports {above}"
 
@@ -124,6 +136,31 @@ def test_libraries_stay_in_their_files(library: str) -> None:
         if library in imports(path) and "benchmarks" not in path.parts
     }
     assert users <= ONLY_HERE[library]
+
+
+def declared() -> dict[str, set[str]]:
+    """The files that the comments of `pyproject.toml` name, by distribution."""
+    found: dict[str, set[str]] = {}
+    text = (ROOT / "pyproject.toml").read_text()
+    for name, comment in re.findall(r'^    "([\w-]+)\S*",\s*# (.*)$', text, re.MULTILINE):
+        found.setdefault(name.lower(), set()).update(re.findall(r"\b[\w/]+(?:/|\.py)", comment))
+    return found
+
+
+def test_declared_libraries_are_imported_where_the_comment_says() -> None:
+    for name, places in declared().items():
+        for place in places:
+            assert (ROOT / place).exists(), f"pyproject.toml: {name}: there is no {place}"
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    distributions = packages_distributions()
+    known = {*declared(), *OPTIONAL}
+    for path in sources():
+        for name in imports(path) - sys.stdlib_module_names:
+            if not name.startswith("fastrun"):
+                owners = {x.lower().replace("_", "-") for x in distributions.get(name, [name])}
+                assert owners & known, f"{module(path)} imports {name}, which is not declared"
 
 
 def test_kernels_import_is_light() -> None:
@@ -141,73 +178,6 @@ def test_every_algorithm_has_a_space() -> None:
         assert space_for(name, p, Cpu.host()).volume >= 1
 
 
-ALGORITHM = '''
-"""A copy of the input: right for the identity filter only, so the sandbox must refuse it."""
-from dataclasses import dataclass
-from fastrun.kernels.codegen.builder import Module
-from fastrun.kernels.core.template import KernelTemplate
-
-@dataclass(frozen=True)
-class Schedule:
-    layout: str = "NCHW"
-    step: int = 1
-
-def build(p, s, cpu, io):
-    module = Module(cpu)
-    with module.stage("mimic", tasks=p.n * p.c) as (k, task):
-        src, dst = k.tensor("src", io.src), k.tensor("dst", io.dst)
-        with k.loop(p.h) as y, k.loop(0, p.w, step=s.step) as x:
-            at = (task // p.c, task % p.c, y, x)
-            dst.store(src.load(*at, lanes=1), *at)
-    return module.program(io, lambda w: w.reshape(-1))
-
-def why_not(p, cpu):
-    return None if p.depth == 1 else "not the identity"
-
-template = KernelTemplate("mimic", Schedule, why_not, lambda p, cpu: Schedule(), build)
-'''
-SPACE = """
-from fastrun.kernels.conv.mimic import Schedule
-from fastrun.search_spaces.space import Space
-
-def space(p, cpu):
-    return Space(Schedule, {"layout": ["NCHW"], "step": [1, 2]})
-"""
-
-
-def test_an_algorithm_is_two_files(tmp_path: Path) -> None:
-    """Discovered, searched, refused as wrong and reported, with nothing else changed."""
-    (tmp_path / "kernels/conv").mkdir(parents=True)
-    (tmp_path / "search_spaces/conv").mkdir(parents=True)
-    (tmp_path / "kernels/conv/mimic.py").write_text(ALGORITHM)
-    (tmp_path / "search_spaces/conv/mimic.py").write_text(SPACE)
-    script = tmp_path / "main.py"
-    script.write_text(
-        textwrap.dedent(f"""
-        from fastrun.tuner.store.database import Database
-        from fastrun.tuner.search.budget import Budget
-        from fastrun.tuner.search.fastrun import fast_run
-        from fastrun.tuner.search.options import SearchOptions
-        from fastrun.kernels.core.problem import ConvProblem
-
-        if __name__ == "__main__":
-            p = ConvProblem.parse("conv 1x1x8x8 1x1x1 s1 p0")
-            with Database({str(tmp_path / "records.db")!r}) as database:
-                options = SearchOptions(algorithms=["mimic"])
-                fast_run([(p, 1)], database, Budget(trials=12), options=options)
-                for r in database.records():
-                    print(r.algorithm, r.outcome)
-        """)
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT, timeout=600,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FASTRUN_ALGORITHMS": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "mimic correctness" in done.stdout
-    assert "naive correct" in done.stdout
-
-
 def test_the_smallest_template_is_small() -> None:
     """naive.py is the worked example for newcomers."""
     lines = (ROOT / "kernels/conv/naive.py").read_text().splitlines()
@@ -215,8 +185,8 @@ def test_the_smallest_template_is_small() -> None:
 
 
 def test_packages_have_docstrings() -> None:
-    for room in ROOMS:
-        package = room.replace("/", ".")
+    for name in FOLDERS:
+        package = name.replace("/", ".")
         assert importlib.import_module(
-            package if room == "fastrun" else f"fastrun.{package}"
+            package if name == "fastrun" else f"fastrun.{package}"
         ).__doc__

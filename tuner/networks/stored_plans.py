@@ -23,7 +23,6 @@ FINALS = 0.15
 
 
 def store_plan(
-def store_plan(
     graph: Graph,
     database: Database,
     threads: int,
