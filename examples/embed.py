@@ -16,8 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun import load
-from fastrun.graph.core.errors import InputError
+from fastrun import InputError, load
 
 
 class Service:

@@ -11,10 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastrun import Database
+from fastrun import Database, DatabaseError
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.report.page import write_report
-from fastrun.tuner.store.database import DatabaseError
 
 
 def main() -> None:

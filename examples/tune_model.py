@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fastrun import Budget, Database, fast_run, load
-from fastrun.graph.networks import network_problems
-from fastrun.tuner.measure.measurer import Measurer
+import fastrun
 
 
 def main() -> None:
@@ -24,20 +22,20 @@ def main() -> None:
     parser.add_argument("--db", help="default: the one in the cache folder")
     options = parser.parse_args()
 
-    problems = [(problem, count) for problem, count, _ in network_problems(options.model)]
-    with Database(options.db) as database:
-        measurer = Measurer(options.threads)
-        summary = fast_run(problems, database, Budget(options.seconds), measurer=measurer)
-        tuned = load(options.model, options.threads, database)
-    for search in summary.searches:
-        if search.incumbent:
-            print(f"{search.problem}: {search.incumbent.schedule}")
+    budget = fastrun.Budget(seconds=options.seconds)
+    with fastrun.Database(options.db) as database:
+        found = fastrun.tune(options.model, database, budget, threads=options.threads)
+        tuned = fastrun.load(options.model, options.threads, database)
+    for layer in found.standings:
+        if layer.best:
+            print(f"{layer.problem}: {layer.best.schedule}")
 
-    untuned = load(options.model, options.threads, policy="heuristic")
+    untuned = fastrun.load(options.model, options.threads, policy="heuristic")
     # Interleaved, so that a disturbance affects both.
     rounds = [(untuned.seconds(5) / 5, tuned.seconds(5) / 5) for _ in range(10)]
     before, after = map(min, zip(*rounds, strict=True))
-    print(f"{summary.trials} trials; {1e3 * before:.3f} ms by heuristics, {1e3 * after:.3f} tuned")
+    trials = found.search.trials
+    print(f"{trials} trials; {1e3 * before:.3f} ms by heuristics, {1e3 * after:.3f} ms tuned")
     tuned.plan.save(options.plan)
     print(f"plan: {options.plan}")
 
