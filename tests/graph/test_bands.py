@@ -143,7 +143,7 @@ def pools(draw: st.DrawFn) -> Pool:
     )  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(producers(), pools(), st.integers(1, 9), st.sampled_from(CPUS))
 def test_a_pool_behind_a_convolution(
     producer: tuple[ConvProblem, str, str], spec: Pool, rows: int, cpu: Cpu
@@ -154,7 +154,7 @@ def test_a_pool_behind_a_convolution(
     compare(Pair(p, algorithm, layout, spec, cpu), rows)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     producers(), st.sampled_from([4, 16, 21]), st.integers(1, 2), st.booleans(),
     st.sampled_from(["", "relu"]), st.integers(1, 9), st.sampled_from(CPUS),

@@ -82,7 +82,7 @@ def problems(draw: st.DrawFn) -> ConvProblem:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(problems())
 def test_heuristics_on_any_problem(p: ConvProblem) -> None:
     operands = random_operands(p, seed=5)

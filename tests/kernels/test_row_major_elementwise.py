@@ -91,7 +91,7 @@ def broadcast_pairs(draw: st.DrawFn) -> tuple[Ints, Ints]:
     return pair[0], pair[1]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     broadcast_pairs(), st.sampled_from(sorted(elementwise.BINARY)), st.sampled_from(CPUS),
     st.sampled_from([("src", "add"), ("weights", "src"), ("src", "weights")]),

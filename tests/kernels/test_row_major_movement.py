@@ -35,7 +35,7 @@ def slices(draw: st.DrawFn) -> tuple[Ints, Ints, Ints, Ints]:
     return tuple(shape), tuple(starts), tuple(sizes), tuple(steps)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(slices(), st.sampled_from(CPUS))
 def test_slice(given_: tuple[Ints, Ints, Ints, Ints], cpu: Cpu) -> None:
     shape, starts, sizes, steps = given_
@@ -45,7 +45,7 @@ def test_slice(given_: tuple[Ints, Ints, Ints, Ints], cpu: Cpu) -> None:
     assert np.array_equal(run(program, dst, x), x[np.ix_(*index)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(st.sampled_from([1, 2, 3, 4, 5, 8, 11, 16, 17]), min_size=1, max_size=5).flatmap(
         lambda shape: st.tuples(st.just(shape), st.permutations(range(len(shape))))

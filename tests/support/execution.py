@@ -1,4 +1,8 @@
-"""Run a program in this process, in any split of its tasks, and look at all it may touch."""
+"""Run a program in this process, in any split of its tasks, and look at all it may touch.
+
+`fastrun.tuner.measure.guarded` does the like. The two share no code, so that a mistake in one is
+found by the other.
+"""
 
 from __future__ import annotations
 
