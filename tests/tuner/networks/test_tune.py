@@ -20,7 +20,7 @@ def test_a_network_and_a_layer(tmp_path: Path) -> None:
     path, store = tmp_path / "small.onnx", tmp_path / "records.db"
     nodes = [node("Conv", "x v", "a", pads=[1, 1, 1, 1]), node("Relu", "a", "y")]
     onnx.save(model(nodes, {"v": normal(8, 4, 3, 3)}), path)
-    tuned = tune([path, str(LAYER)], store, Budget(trials=1))
+    tuned = tune([path, str(LAYER)], store, Budget(trials=2))
     assert [s.problem for s in tuned.standings] == [
         ConvProblem.parse("conv 1x4x8x8 8x3x3 s1 p1 relu"),
         LAYER,
