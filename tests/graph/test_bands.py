@@ -143,6 +143,7 @@ def pools(draw: st.DrawFn) -> Pool:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(producers(), pools(), st.integers(1, 9), st.sampled_from(CPUS))
 def test_a_pool_behind_a_convolution(
@@ -154,6 +155,7 @@ def test_a_pool_behind_a_convolution(
     compare(Pair(p, algorithm, layout, spec, cpu), rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     producers(), st.sampled_from([4, 16, 21]), st.integers(1, 2), st.booleans(),

@@ -17,6 +17,8 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference.interpreter import run
 from tests.support.graph_models import normal
 
+pytestmark = pytest.mark.slow
+
 LIGHT = Path(onnx.backend.test.__file__).parent / "data" / "light"
 
 CONVOLUTIONS = {

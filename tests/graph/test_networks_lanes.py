@@ -16,6 +16,8 @@ from tests.support.execution import relative_error
 from tests.support.graph_models import normal
 from tests.support.lanes import EVERY_CPU
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("cpu", EVERY_CPU)
 @pytest.mark.parametrize("name", NETWORKS)
