@@ -18,11 +18,12 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--trials", type=int, help="at most, of each layer")
     parser.add_argument("--plan", type=Path, default="model.plan")
     parser.add_argument("--db", help="default: the one in the cache folder")
     options = parser.parse_args()
 
-    budget = fastrun.Budget(seconds=options.seconds)
+    budget = fastrun.Budget(options.seconds, options.trials)
     with fastrun.Database(options.db) as database:
         found = fastrun.tune(options.model, database, budget, threads=options.threads)
         tuned = fastrun.load(options.model, options.threads, database)
