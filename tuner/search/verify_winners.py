@@ -113,6 +113,6 @@ def verify(
 
 def _over_heuristic(database: Database, winner: Record) -> float:
     """How many times faster than the heuristic a winner was in the race that it won."""
-    rivals = database.records(problem=winner.problem, run=winner.run, stage=winner.stage)
-    times = [r.seconds_per_call for r in rivals if r.heuristic and r.samples]
+    records = database.records(problem=winner.problem, run=winner.run, stage=winner.stage)
+    times = [r.seconds_per_call for r in records if r.heuristic and r.samples]
     return times[0] / winner.seconds_per_call if times else math.nan
