@@ -53,7 +53,7 @@ Image(base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4
 """
 
 
-def test_a_failure_is_told_and_stops_nobody(
+def test_a_failure_is_named_and_the_others_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = []

@@ -85,6 +85,7 @@ def test_is_valid_onnx_and_equal_on_every_call(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
 def test_passes_keep_the_logits_which_have_a_sane_scale(
     models: dict[str, onnx.ModelProto], name: str

@@ -70,6 +70,7 @@ def python(*words: str, **options: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
 def test_any_process_can_measure(host: str, tmp_path: Path) -> None:
     script = tmp_path / "a script.py"
@@ -92,6 +93,7 @@ def limited(limits: str, body: str = "print(go())") -> subprocess.CompletedProce
     return python(*plain, "bash", "-c", command, sys.executable, BODY + body, cwd=ROOT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limits", ["-c 0", "-v 16000000", "-n 64", "-t 600", "-S -v 16000000"])
 def test_hard_limits_are_kept(limits: str) -> None:
     done = limited(limits)

@@ -33,6 +33,7 @@ def measurer() -> Iterator[Measurer]:
         yield opened
 
 
+@pytest.mark.slow
 def test_everybody_runs_in_every_process(measurer: Measurer) -> None:
     entries = {P: [heuristic_text(P), NAIVE], OTHER: [heuristic_text(OTHER)]}
     records = list(race(measurer, entries, FINAL))
@@ -109,6 +110,7 @@ class WithOneThatDies(Measurer):
         return answer
 
 
+@pytest.mark.slow
 def test_a_death_is_held_against_the_dead_alone() -> None:
     direct = templates()["direct"]
     cpu = Cpu.host()

@@ -308,6 +308,7 @@ def test_figures_repeat_to_the_byte(found: list[Standing]) -> None:
     assert look.svg(layer_plots.over_naive(best)) == look.svg(layer_plots.over_naive(best))
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone(page: Path) -> None:
     text = page.read_text()
     assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", text.replace("xlink:href", "href"))

@@ -206,6 +206,7 @@ def test_what_is_in_memory_a_child_has_a_copy_of() -> None:
     assert database.records() == [record(0)]
 
 
+@pytest.mark.slow
 def test_one_tunes_and_one_loads_in_turns(tmp_path: Path) -> None:
     """A child adds as a tuning does, then its parent loads a network and adds, and so on.
 

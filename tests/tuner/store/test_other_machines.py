@@ -155,6 +155,7 @@ def test_a_networks_plan_is_kept_for_one_machine(field: str, value: Any) -> None
         assert stored_plan(graph, database, HERE, 1, NO_LIMITS)
 
 
+@pytest.mark.slow
 def test_a_search_learns_from_the_same_conditions() -> None:
     p = ConvProblem.parse("conv 1x16x8x8 16x3x3 s1 p1 bias relu")
     known = {"problem": str(p), "machine": HERE.fingerprint, "toolchain": toolchain()}

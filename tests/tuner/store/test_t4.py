@@ -84,6 +84,7 @@ def test_what_is_written_is_of_the_schema() -> None:
     assert (space["problem"], space["algorithm"]) == (records[0].problem, "direct")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", spaces.GROUNDS)
 def test_open_spaces_are_of_a_size_to_measure(name: str) -> None:
     """On any machine: the pinned values must exist in its space."""
