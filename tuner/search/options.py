@@ -41,7 +41,7 @@ class SearchOptions:
     measurer's regime and in the regimes `also` given. `objectives` are names in `OBJECTIVES` that
     the studies minimise; several need a sampler for several values, and the incumbent is the
     fastest schedule all the same. `storage` keeps the studies, which are in memory without it: one
-    of Optuna, or `tuner.search.storage.journal`, at a fiftieth of what the others cost.
+    of Optuna, or `tuner.search.storage.journal`, which costs far less than the others.
     """
 
     seed: int = 0

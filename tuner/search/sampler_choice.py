@@ -20,6 +20,9 @@ from fastrun.tuner.search.gaussian_process import GaussianProcessSampler
 from fastrun.tuner.search.samplers import ListedSampler, LocalSampler, NeighbourSampler
 from fastrun.tuner.search.untried import Untried
 
+# Random schedules that are measured before TPE models, as many as before the Gaussian process.
+_FIRST = 5
+
 SMALL = 64
 """A space with so few points is gone through in random order, whatever name the sampler has."""
 
@@ -41,7 +44,9 @@ def _cmaes(seed: int) -> BaseSampler:
 
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "gp": lambda untried: NeighbourSampler(untried, GaussianProcessSampler(untried)),
-    "tpe": lambda untried, seed: NeighbourSampler(untried, optuna.samplers.TPESampler(seed=seed)),
+    "tpe": lambda untried, seed: NeighbourSampler(
+        untried, optuna.samplers.TPESampler(seed=seed, n_startup_trials=_FIRST)
+    ),
     "random": lambda untried: ListedSampler(untried, untried.shuffled()),
     "exhaustive": lambda untried: ListedSampler(untried, untried.in_order()),
     "local": LocalSampler,

@@ -32,6 +32,7 @@ class Untried:
     def __init__(self, space: Space, seed: int) -> None:
         self.space, self.draw = space, random.Random(seed)
         self.taken: set[Any] = set()
+        self._any = random.Random(seed)  # its own, so that a look ahead changes no proposal
         self._sizes = [len(values) for values in space.domains.values()]
         self._spare: Any | None = None
         self._rest: Iterator[Any] | None = None
@@ -42,9 +43,9 @@ class Untried:
     def any(self) -> Any | None:
         """A schedule that may be tried, drawn at random; None if there is none."""
         if self._spare is None or self._spare in self.taken:
-            self._spare = next(self._drawn(_DRAWS_FOR_ANY), None)
+            self._spare = next(self._drawn(_DRAWS_FOR_ANY, self._any), None)
             if self._spare is None:
-                self._rest = self._rest or self.shuffled()
+                self._rest = self._rest or self._drawn(_COVERED, self._any)
                 self._spare = next(self._rest, None)
         return self._spare
 
@@ -80,16 +81,16 @@ class Untried:
 
     def shuffled(self) -> Iterator[Any]:
         """Every schedule in random order; of a huge space a part of them."""
-        return self._drawn(_COVERED)
+        return self._drawn(_COVERED, self.draw)
 
     def sample(self, most: int) -> list[Any]:
         """Some of the schedules at random: `most` unless rules forbid many."""
-        return list(itertools.islice(self._drawn(_DRAWS * most), most))
+        return list(itertools.islice(self._drawn(_DRAWS * most, self.draw), most))
 
-    def _drawn(self, points: int) -> Iterator[Any]:
+    def _drawn(self, points: int, draw: random.Random) -> Iterator[Any]:
         """The schedules that may be tried among so many random points."""
         volume = self.space.volume
-        drawn = self.draw.sample(range(volume), min(volume, points))
+        drawn = draw.sample(range(volume), min(volume, points))
         return (s for s in map(self.space.at, map(self._point, drawn)) if s in self)
 
     def _legal(self, moved: Point, origin: Point) -> Any | None:
