@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from fastrun.tuner.machine.probe import MachineReport
     from fastrun.tuner.measure.measurer import Measurer
     from fastrun.tuner.search.budget import Effort
+    from fastrun.tuner.search.fastrun import Summary
     from fastrun.tuner.store.database import Database
+    from fastrun.tuner.store.standing import Standing
 
 
 def options(parser: ArgumentParser) -> None:
@@ -131,146 +133,194 @@ def profile(
     also: Sequence[str] = (),
 ) -> int:
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
-    from fastrun.processor import shortcoming
-    from fastrun.tuner.machine.noise import NOISY, amount, in_words, noise_of, others
-    from fastrun.tuner.measure.confine import unconfined
-    from fastrun.tuner.networks.stored_plans import FINALS
-    from fastrun.tuner.records.provenance import command_line
-    from fastrun.tuner.records.record import Conditions
-    from fastrun.tuner.search.budget import Budget, enough
-    from fastrun.tuner.search.fastrun import Progress, fast_run
-    from fastrun.tuner.search.options import SearchOptions
-    from fastrun.tuner.search.storage import journal
-    from fastrun.tuner.store.standing import network_seconds, of_network, standings
-    from fastrun.tuner.terminal.board import Board
-    from fastrun.tuner.terminal.display import network_sums, screen, standings_table
-
-    begin = monotonic()
-    measurer, report = _measurer(arguments)
-    problems = merged(targets)
-    effort = _effort(arguments)
-    limit = arguments.seconds
-    if limit is None and effort.seconds is not None:
-        limit = effort.seconds * len(problems)
-    # Other machines measure layers only.
-    networks = [t for t in targets if t.is_network and not (t.lacks or arguments.workers)]
-    share = FINALS if networks else 0.0
-    whole = Budget(limit, arguments.trials, effort.worth)
-    names = ", ".join(target.name for target in targets)
-    title = (
-        f"{names}: {plural(len(problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
-        f"{' and '.join([arguments.regime, *also])}, "
-        f"{_budget_text(limit, whole.trials)}"
-    )
-    console = screen()
-    here = () if arguments.workers else (unconfined(), others())
-    for warning in filter(None, (shortcoming(measurer.cpu), *here)):
-        print(warning)
-    for target in targets:
-        if target.lacks:
-            print(f"only the convolutions of {target.name} are tuned: {target.lacks}")
-    with Board(console, title, whole) as board:
-        before = monotonic() - begin
-
-        def observe(progress: Progress) -> None:
-            board(replace(progress, elapsed=before + progress.elapsed))
-
-        summary = fast_run(
-            problems,
-            database,
-            whole if limit is None else replace(whole, seconds=(1 - share) * limit - before),
-            sampler=arguments.sampler or effort.sampler,
-            options=SearchOptions(
-                seed=arguments.seed,
-                algorithms=arguments.algorithms,
-                limits=limits_of(arguments),
-                protocol=effort.protocol,
-                also=also,
-                objectives=arguments.objectives,
-                storage=journal(arguments.storage) if arguments.storage else None,
-            ),
-            measurer=measurer,
-            observe=observe,
-            command=command_line(["fastrun", *arguments.words]),
-        )
-    for regime in (arguments.regime, *also):
-        conditions = Conditions(measurer.cpu.fingerprint, arguments.threads, regime)
-        found = standings(database, problems, conditions, limits_of(arguments))
-        if also:
-            print(regime)
-        standings_table(console, found, report.peak_of(arguments.threads))
-        for target in targets:
-            if target.is_network:
-                network_sums(console, target, found)
-    rate = summary.trials / summary.seconds if summary.seconds else 0.0
-    noise = noise_of(database.records(run=summary.run))
-    if noise >= NOISY:
-        print(f"noise {amount(noise)}; {in_words(noise)}")
-    print(
-        f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
-        f"{summary.known} known before, noise {amount(noise)}; stored in {database.name}"
-    )
-    if arguments.storage:
-        print(f"studies in {arguments.storage}: `fastrun dashboard {arguments.storage}` shows them")
-    if summary.left_out:
-        print(f"left out for want of time: {'; '.join(summary.left_out)}")
-    if limit and not (summary.trials or summary.interrupted or summary.settled):
-        # What is not search is the start, which takes long on a busy machine.
-        start = monotonic() - begin - summary.seconds
-        print(
-            f"no schedule was measured: {duration(limit)} is too short for "
-            f"{plural(len(problems), 'problem')}, {duration(start)} of it went to the start; "
-            f"{duration(start + enough([p for p, _ in problems]))} is enough for a first look"
-        )
-    if whole.worth is not None and summary.settled:
-        print(
-            f"{len(summary.settled)} of {plural(len(problems), 'problem')} were ended early: "
-            f"doubling their trials improved the best time by less than {percent(whole.worth)}"
-        )
+    tuning = _Tuning(targets, database, arguments, also)
+    tuning.print_warnings()
+    summary = tuning.search()
+    found = tuning.print_standings()
+    tuning.print_summary(summary)
     if summary.interrupted:
-        print("interrupted: the same command goes on where this one stopped")
+        print("interrupted: run the same command again to continue")
         return INTERRUPTED
-    for n, target in enumerate(networks):
-        naive, *_ = network_seconds(of_network(found, target.problems))
-        left = summary.seconds * share / (1 - share)
-        if limit is not None:
-            left = limit - (monotonic() - begin)
-        if left <= 0:
-            print(f"left out for want of time: the race of {target.name} as a whole")
-            continue
-        seconds = left / (len(networks) - n)
-        print(f"racing plans of {target.name} as a whole, for some {duration(seconds)}")
-        _final(target, database, arguments, seconds, summary.run, naive)
-    if limit is not None:
-        print(f"{duration(monotonic() - begin)} of {duration(limit)} taken")
+    tuning.run_finals(summary, found)
     return 0
 
 
-def _final(
-    target: Target,
-    database: Database,
-    arguments: Namespace,
-    seconds: float,
-    run: str,
-    naive: float,
-) -> None:
-    """Race the plans of a network, keep the fastest, and show how they did."""
-    from fastrun.graph.core.errors import UnsupportedError
-    from fastrun.graph.networks import load_network
-    from fastrun.graph.passes.pipeline import optimise
-    from fastrun.tuner.measure.sandbox import WorkerDied
-    from fastrun.tuner.networks.final import NoTimeError
-    from fastrun.tuner.networks.stored_plans import store_plan
-    from fastrun.tuner.terminal.display import final_table, screen
+class _Tuning:
+    """One run of the command: first the search, then a final for each network."""
 
-    graph = optimise(load_network(target.name))
-    limits, strict = limits_of(arguments), arguments.seconds is not None
-    try:
-        record = store_plan(graph, database, arguments.threads, seconds, limits, run, strict)
-    except (UnsupportedError, WorkerDied, NoTimeError) as error:
-        print(f"{target.name} was not raced as a whole: {error}")
-        return
-    final_table(screen(), record, naive)
+    def __init__(
+        self,
+        targets: Sequence[Target],
+        database: Database,
+        arguments: Namespace,
+        also: Sequence[str],
+    ) -> None:
+        from fastrun.tuner.networks.stored_plans import FINALS
+        from fastrun.tuner.search.budget import Budget
+
+        self._begin = monotonic()
+        self._targets, self._database, self._arguments = targets, database, arguments
+        self._also, self._limits = also, limits_of(arguments)
+        self._measurer, self._report = _measurer(arguments)
+        self._problems = merged(targets)
+        self._effort = _effort(arguments)
+        limit = arguments.seconds
+        if limit is None and self._effort.seconds is not None:
+            limit = self._effort.seconds * len(self._problems)
+        self._budget = Budget(limit, arguments.trials, self._effort.worth)
+        # Other machines measure layers only.
+        tunable = [t for t in targets if t.is_network and not t.lacks]
+        self._networks = [] if arguments.workers else tunable
+        self._finals_share = FINALS if self._networks else 0.0
+
+    def print_warnings(self) -> None:
+        """What makes measurements on this machine worse, and what cannot be tuned."""
+        from fastrun.processor import shortcoming
+        from fastrun.tuner.machine.noise import others
+        from fastrun.tuner.measure.confine import unconfined
+
+        here = () if self._arguments.workers else (unconfined(), others())
+        for warning in filter(None, (shortcoming(self._measurer.cpu), *here)):
+            print(warning)
+        for target in self._targets:
+            if target.lacks:
+                print(f"only the convolutions of {target.name} are tuned: {target.lacks}")
+
+    def search(self) -> Summary:
+        """Search the schedules of all problems, with a board that shows how it goes."""
+        from fastrun.tuner.records.provenance import command_line
+        from fastrun.tuner.search.fastrun import Progress, fast_run
+        from fastrun.tuner.search.options import SearchOptions
+        from fastrun.tuner.search.storage import journal
+        from fastrun.tuner.terminal.board import Board
+        from fastrun.tuner.terminal.display import screen
+
+        arguments, budget = self._arguments, self._budget
+        with Board(screen(), self._title(), budget) as board:
+            before = monotonic() - self._begin
+            if budget.seconds is not None:
+                share = 1 - self._finals_share
+                budget = replace(budget, seconds=share * budget.seconds - before)
+
+            def observe(progress: Progress) -> None:
+                board(replace(progress, elapsed=before + progress.elapsed))
+
+            return fast_run(
+                self._problems,
+                self._database,
+                budget,
+                sampler=arguments.sampler or self._effort.sampler,
+                options=SearchOptions(
+                    seed=arguments.seed,
+                    algorithms=arguments.algorithms,
+                    limits=self._limits,
+                    protocol=self._effort.protocol,
+                    also=self._also,
+                    objectives=arguments.objectives,
+                    storage=journal(arguments.storage) if arguments.storage else None,
+                ),
+                measurer=self._measurer,
+                observe=observe,
+                command=command_line(["fastrun", *arguments.words]),
+            )
+
+    def _title(self) -> str:
+        arguments, budget = self._arguments, self._budget
+        return (
+            f"{', '.join(target.name for target in self._targets)}: "
+            f"{plural(len(self._problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
+            f"{' and '.join([arguments.regime, *self._also])}, "
+            f"{_budget_text(budget.seconds, budget.trials)}"
+        )
+
+    def print_standings(self) -> Sequence[Standing]:
+        """The best of every problem, for each regime; returns those of the last regime."""
+        from fastrun.tuner.records.record import Conditions
+        from fastrun.tuner.store.standing import standings
+        from fastrun.tuner.terminal.display import network_sums, screen, standings_table
+
+        threads, console = self._arguments.threads, screen()
+        for regime in (self._arguments.regime, *self._also):
+            conditions = Conditions(self._measurer.cpu.fingerprint, threads, regime)
+            found = standings(self._database, self._problems, conditions, self._limits)
+            if self._also:
+                print(regime)
+            standings_table(console, found, self._report.peak_of(threads))
+            for target in self._targets:
+                if target.is_network:
+                    network_sums(console, target, found)
+        return found
+
+    def print_summary(self, summary: Summary) -> None:
+        """How many trials there were, how noisy the machine was, and what was left out."""
+        from fastrun.tuner.machine.noise import NOISY, amount, in_words, noise_of
+        from fastrun.tuner.search.budget import enough
+
+        limit, count = self._budget.seconds, plural(len(self._problems), "problem")
+        # What is not search is the start, which takes long on a busy machine.
+        start = monotonic() - self._begin - summary.seconds
+        rate = summary.trials / summary.seconds if summary.seconds else 0.0
+        noise = noise_of(self._database.records(run=summary.run))
+        if noise >= NOISY:
+            print(f"noise {amount(noise)}; {in_words(noise)}")
+        print(
+            f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
+            f"{summary.known} known before, noise {amount(noise)}; stored in {self._database.name}"
+        )
+        if storage := self._arguments.storage:
+            print(f"studies in {storage}: `fastrun dashboard {storage}` shows them")
+        if summary.left_out:
+            print(f"left out, because time ran out: {'; '.join(summary.left_out)}")
+        if limit and not (summary.trials or summary.interrupted or summary.settled):
+            look = start + enough([p for p, _ in self._problems])
+            print(
+                f"no schedule was measured: {duration(limit)} is too short for {count}, "
+                f"{duration(start)} of it went to the start; {duration(look)} is enough for a "
+                "first look"
+            )
+        if self._budget.worth is not None and summary.settled:
+            print(
+                f"{len(summary.settled)} of {count} were ended early: doubling their trials "
+                f"improved the best time by less than {percent(self._budget.worth)}"
+            )
+
+    def run_finals(self, summary: Summary, found: Sequence[Standing]) -> None:
+        """A final for each network, in equal parts of the time that is left."""
+        from fastrun.tuner.store.standing import network_seconds, of_network
+
+        limit, share = self._budget.seconds, self._finals_share
+        for n, target in enumerate(self._networks):
+            naive, *_ = network_seconds(of_network(found, target.problems))
+            left = summary.seconds * share / (1 - share)
+            if limit is not None:
+                left = limit - (monotonic() - self._begin)
+            if left <= 0:
+                print(f"left out, because time ran out: the final of {target.name}")
+                continue
+            seconds = left / (len(self._networks) - n)
+            print(f"final of the plans of {target.name}, for some {duration(seconds)}")
+            self._final(target, seconds, summary.run, naive)
+        if limit is not None:
+            print(f"{duration(monotonic() - self._begin)} of {duration(limit)} taken")
+
+    def _final(self, target: Target, seconds: float, run: str, naive: float) -> None:
+        """Race the plans of a network, store the fastest, and show how they did."""
+        from fastrun.graph.core.errors import UnsupportedError
+        from fastrun.graph.networks import load_network
+        from fastrun.graph.passes.pipeline import optimise
+        from fastrun.tuner.measure.sandbox import WorkerDied
+        from fastrun.tuner.networks.final import NoTimeError
+        from fastrun.tuner.networks.stored_plans import store_plan
+        from fastrun.tuner.terminal.display import final_table, screen
+
+        graph = optimise(load_network(target.name))
+        threads, strict = self._arguments.threads, self._arguments.seconds is not None
+        try:
+            record = store_plan(graph, self._database, threads, seconds, self._limits, run, strict)
+        except (UnsupportedError, WorkerDied, NoTimeError) as error:
+            print(f"{target.name} has no final: {error}")
+            return
+        final_table(screen(), record, naive)
 
 
 def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:

@@ -275,7 +275,7 @@ def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
     running.send_signal(signal.SIGINT)
     out, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
-    assert "interrupted: the same command goes on" in out
+    assert "interrupted: run the same command again" in out
     assert "Traceback" not in err
     with Database(tmp_path / "cut.db") as database:
         assert database.info().records >= 2

@@ -60,7 +60,7 @@ class SimulatedMeasurer(Measurer):
     def compile(
         self, problem: ConvProblem, schedule: str, code: bytes | None = None
     ) -> Future[Compiled | Result]:
-        """Half of it goes on beside the timing."""
+        """Half of it runs beside the timing."""
         if problem not in self.seen:
             self.seen.add(problem)
             self.clock.work(self.slow * (0.05 + problem.flops / 2e10))
