@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 from fastrun.graph.core.model import Graph
@@ -123,18 +122,16 @@ def _tune(
     **further: Any,
 ) -> tuple[Summary, dict[str, NetworkRecord]]:
     """Search schedules by `fast_run`, then run a final for each graph."""
-    begin, share = monotonic(), FINALS if graphs else 0.0
+    share = FINALS if graphs else 0.0
     first = None if budget.seconds is None else (1 - share) * budget.seconds
     part = replace(budget, seconds=first)
     done = fast_run(problems, database, part, options=options, measurer=measurer, **further)
     finals: dict[str, NetworkRecord] = {}
     if done.interrupted:
         return done, finals
-    seconds = done.seconds / (1 - share)
-    if budget.seconds is not None:
-        seconds = min(seconds, budget.seconds)
+    whole = done.seconds / (1 - share) if budget.seconds is None else budget.seconds
     threads, limits = measurer.threads, options.limits
-    for n, (name, graph) in enumerate(graphs.items()):
-        left = max(0.0, seconds - (monotonic() - begin)) / (len(graphs) - n)
-        finals[name] = store_plan(graph, database, threads, left, limits, done.run)
+    for name, graph in graphs.items():
+        seconds = share * whole / len(graphs)
+        finals[name] = store_plan(graph, database, threads, seconds, limits, done.run)
     return done, finals

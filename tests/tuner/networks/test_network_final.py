@@ -26,7 +26,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.machine import probe as machine
 from fastrun.tuner.networks import final as network
-from fastrun.tuner.networks import stored_plans as plans
+from fastrun.tuner.networks import tune as tuning
 from fastrun.tuner.networks.alternatives import apart, distinct, same, variants
 from fastrun.tuner.networks.final import FinalResult
 from fastrun.tuner.networks.in_place import Comparison, PickledNetwork
@@ -244,8 +244,8 @@ def test_profile_spends_its_budget_on_layers_and_then_on_the_whole(
     def final(graph: Graph, database: Database, threads: int, seconds: float, *_: Any) -> None:
         spent["whole"] = seconds
 
-    monkeypatch.setattr("fastrun.tuner.search.fastrun.fast_run", search)
-    monkeypatch.setattr(plans, "store_plan", final)
+    monkeypatch.setattr(tuning, "fast_run", search)
+    monkeypatch.setattr(tuning, "store_plan", final)
     path = tmp_path / "records.db"
     with pytest.warns(UserWarning, match="no current measurement of 4 of 4"):
         loaded = load(residual(), database=path, policy="profile", seconds=40.0, max_workspace=0)
