@@ -192,8 +192,10 @@ def test_a_signal_handler_runs_a_clone_but_not_what_it_interrupts() -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGQUIT"])
 def test_a_signal_ends_a_program_that_runs(name: str) -> None:
+    # A shell starts what runs in the background with SIGINT and SIGQUIT ignored.
     text = f"""
 import os, signal, threading
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from tests.kernels.test_interrupts import loaded, run
 executable = loaded(2)
