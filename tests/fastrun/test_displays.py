@@ -18,7 +18,9 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule, templates
 from fastrun.tuner.records.record import Outcome
 from fastrun.tuner.store.database import Database
+from fastrun.tuner.terminal.display import final_table, screen
 from tests.support.records import record
+from tests.tuner.records.test_network_record import network_record
 
 
 class Cells(HTMLParser):
@@ -53,6 +55,15 @@ def shown(thing: Any) -> tuple[str, dict[str, str]]:
     assert len(text) < 4000
     cells = Cells(text)
     return cells.title, dict(zip(cells.facts[::2], cells.facts[1::2], strict=True))
+
+
+def test_a_final_without_a_verdict_shows_no_interval(capsys: pytest.CaptureFixture[str]) -> None:
+    samples = {"heuristic": (2e-3,) * 12, "layer times": (1e-3,) * 12}  # of one process
+    final_table(screen(), network_record(samples=samples), naive=0.1)
+    told = capsys.readouterr().out
+    assert "layer times" in told
+    assert "2.00x" in told
+    assert "nan" not in told
 
 
 def test_what_others_have_written_is_no_html() -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
-from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural, ratio
+from fastrun.tuner.records.units import UNKNOWN, interval, ms, percent, plural, ratio
 from fastrun.tuner.store.standing import Standing, network_seconds, of_network, seconds
 
 HEARTBEAT = 10.0
@@ -83,9 +83,8 @@ def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
     """Print the final of a network; `naive` are the seconds of its layers' naive loops."""
     rows = [("naive loops, sum of layers", ms(naive), "", "")]
     for name in record.samples:
-        low, high = record.interval(name)
         over = ratio(record.seconds(HEURISTIC) / record.seconds(name))
-        rows.append((name, ms(record.seconds(name)), over, f"{low:.3f} to {high:.3f}"))
+        rows.append((name, ms(record.seconds(name)), over, interval(*record.interval(name), 3)))
     console.print()
     heads = (f"{record.network} as a whole", "ms>", "over heur.>", "95 % interval>")
     grid(console, heads, rows)
