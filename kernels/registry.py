@@ -6,6 +6,7 @@ import functools
 import importlib
 import pkgutil
 import re
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 from fastrun.kernels import conv
@@ -33,7 +34,7 @@ def templates() -> dict[str, KernelTemplate]:
 
 def applicable(p: ConvProblem, cpu: Cpu) -> list[KernelTemplate]:
     """The algorithms that can compute `p`, with the baselines."""
-    return [t for t in templates().values() if t.why_not(p, cpu) is None]
+    return [t for t in templates().values() if t.refusal(p, cpu) is None]
 
 
 def heuristic_choice(p: ConvProblem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
@@ -62,7 +63,8 @@ def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
         check(bool(equals), f"{name}: at {part!r} expected field=value")
         check(field in types, f"{name} has no field {field!r}: it has {', '.join(types)}")
         values[field] = _value(types[field], word, part)
-    missing = types.keys() - values.keys()
+    empty = {f.name for f in fields(template.schedule) if f.default == ""}
+    missing = types.keys() - values.keys() - empty
     check(not missing, f"{name} needs {', '.join(sorted(missing))}")
     return template, template.schedule(**values)
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
-from fastrun.kernels.core.layout import BLOCKS
+from fastrun.kernels.core.layout import BLOCKS, Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check, word
 
@@ -28,6 +28,7 @@ class Space:
     """Every schedule of one algorithm worth measuring for one problem on one machine.
 
     `domains` lists the values of each field in an order in which neighbours have similar effects.
+    A field that may be empty and has no domain stays empty.
     `rules` are predicates; the name of a rule is the reason that is counted. A point is a position
     in every domain.
 
@@ -41,10 +42,11 @@ class Space:
 
     def __post_init__(self) -> None:
         declared = [f.name for f in fields(self.schedule)]
-        if declared != list(self.domains):
+        empty = {f.name for f in fields(self.schedule) if f.default == ""} - self.domains.keys()
+        if [name for name in declared if name not in empty] != list(self.domains):
             raise TypeError(f"domains {list(self.domains)} are not the schedule's {declared}")
-        if empty := [name for name, values in self.domains.items() if not len(values)]:
-            raise TypeError(f"nothing to choose from for {', '.join(empty)}")
+        if bare := [name for name, values in self.domains.items() if not len(values)]:
+            raise TypeError(f"nothing to choose from for {', '.join(bare)}")
 
     def __iter__(self) -> Iterator[Any]:
         """Every schedule that breaks no rule."""
@@ -115,14 +117,19 @@ def space_for(algorithm: str, p: ConvProblem, cpu: Cpu) -> Space:
     return space
 
 
-def tile_rules(cpu: Cpu, tile: Callable[[Any], tuple[int, int]]) -> tuple[Rule, Rule]:
+def tile_rules(
+    cpu: Cpu,
+    tile: Callable[[Any], tuple[int, int]],
+    further: Callable[[Any], int] = lambda schedule: 0,
+) -> tuple[Rule, Rule]:
     """Two rules of every register tile: `fits_registers` and `body_fits_op_cache`.
 
-    `tile` gives its rows and its vectors; the loop body has `unroll` steps.
+    `tile` gives its rows and its vectors, `further` the registers that a step needs beside it; the
+    loop body has `unroll` steps.
     """
 
     def fits_registers(s: Any) -> bool:
-        return registers(*tile(s)) <= cpu.registers
+        return registers(*tile(s)) + further(s) <= cpu.registers
 
     def body_fits_op_cache(s: Any) -> bool:
         return bool(math.prod(tile(s)) * s.unroll <= OP_CACHE)
@@ -145,5 +152,25 @@ def blocked_layouts(p: ConvProblem, cpu: Cpu) -> list[str]:
 
 def prefetch_distances(p: ConvProblem, cpu: Cpu) -> list[int]:
     """Prefetch distances in steps of K: none, a few, a panel; only none if L2 holds the weights."""
-    stays = F32.bytes(p.oc * p.depth) <= cpu.l2
+    stays = p.precision.weights.bytes(p.oc * p.depth) <= cpu.l2
     return [0] if stays else [0, 16, p.depth]
+
+
+class DotDomain:
+    """The kinds of dot products of a problem, as a field of its schedules."""
+
+    def __init__(self, p: ConvProblem, cpu: Cpu) -> None:
+        self._known = {dot.name: dot for dot in dots(p.precision, cpu)}
+        self._channels = p.group_c
+        # Float32 has one kind, which schedules do not name.
+        self.domain = {"dot": list(self._known)} if p.types else {}
+
+    def registers(self, schedule: Any) -> int:
+        """Registers that a step needs beside the tile."""
+        return self._known[schedule.dot].registers
+
+    def groups_fill_blocks(self, schedule: Any) -> bool:
+        """A group of channels lies side by side, and does not only multiply zeros."""
+        block = Layout(schedule.layout.partition(">")[0]).block(self._channels)
+        group = self._known[schedule.dot].group
+        return block % group == 0 or (block == self._channels and group < block + 4)

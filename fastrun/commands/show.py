@@ -98,7 +98,7 @@ def _pick(
         if name not in (None, template.name):
             raise ScheduleError(f"{arguments.schedule!r} is no schedule of {name}")
         return template, schedule, "given"
-    if name is not None and (reason := templates()[name].why_not(problem, cpu)):
+    if name is not None and (reason := templates()[name].refusal(problem, cpu)):
         raise ScheduleError(f"{name} cannot do {problem}: {reason}")
     for record in ranking:
         if record.algorithm == name or (name is None and not record.baseline):

@@ -159,9 +159,9 @@ _ESCAPED = r"([ -\[\]-~]|\\([\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*"
 def _form(time: str, layouts: str, runs: str) -> Form:
     reads, _, writes = layouts.partition(">")
     algorithm, _, rows = runs.removesuffix(" rows").partition(" by ")
-    sources = tuple(map(Layout, filter(None, reads.split(","))))
+    sources = tuple(map(Layout.parse, filter(None, reads.split(","))))
     band = _count(rows) if algorithm != runs else 0
-    return Form(sources, Layout(writes), algorithm, _seconds(time), band)
+    return Form(sources, Layout.parse(writes), algorithm, _seconds(time), band)
 
 
 def _put(known: dict[str, Any], name: str, value: object) -> None:

@@ -1,20 +1,52 @@
-"""What happens to an accumulator on its way to memory: residual, then activation.
+"""What happens to an accumulator on its way to memory: residual, activation, rounding.
 
-The bias is not added here: accumulators start with it, which costs nothing.
+The bias is not added here: accumulators start with it, which costs nothing. Scales and zero points
+of integers are operands (`kernels.core.quantised`), so one kernel serves all layers of a shape.
 """
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.builder import Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
 from fastrun.kernels.codegen.elementary import exp, gelu, sigmoid, tanh
+from fastrun.kernels.core.dtype import F32, I32, U8
 from fastrun.kernels.core.problem import ConvProblem, slope
+from fastrun.kernels.core.quantised import LINEAR, SCALARS, in_steps, operand_room
 
 
-def finish(p: ConvProblem, value: Vec, add: Vec | None) -> Vec:
-    """`activation(value + add)`; `add` is given where the problem has a residual."""
+def finish(p: ConvProblem, total: Vec, add: Vec | None, channel: Int = 0) -> Vec:
+    """`activation(total + add)` in the output's type; `add` is the residual, if there is one.
+
+    Sums of integers, of the channels from `channel` on, are scaled before.
+    """
+    if p.precision.integer:
+        return _requantised(p, total, add, channel)
+    value = total if add is None else total + add.to(F32)
+    return activate(value, p.activation).to(p.precision.dst)
+
+
+def _requantised(p: ConvProblem, total: Vec, add: Vec | None, channel: Int) -> Vec:
+    """The output for sums of integers, which may be float32 already."""
+    k, lanes = total.k, total.lanes
+
+    def scalar(name: str) -> Vec:
+        place = 2 * operand_room(p) + SCALARS.index(name)
+        return Buffer(k, "%bias", (1,)).splat(place, lanes=lanes)
+
+    scales = Buffer(k, "%bias", (1,)).at(operand_room(p))
+    value = total.to(F32) * scales.load(channel, lanes=lanes)
     if add is not None:
-        value = value + add
-    return activate(value, p.activation)
+        residual = add.to(F32)
+        if add.dtype is U8:
+            residual = (residual - scalar("add_zero")) * scalar("add_scale")
+        value = value + residual
+    if p.precision.dst is F32:
+        return activate(value, p.activation)
+    if not in_steps(p):
+        value = activate(value, p.activation) * scalar("inverse")
+    elif p.activation not in LINEAR:
+        value = activate(value, p.activation)
+    bounded = value.max(scalar("low")).min(scalar("high"))
+    return (bounded.to(I32) + scalar("zero").to(I32)).to(U8)
 
 
 def activate(x: Vec, activation: str) -> Vec:

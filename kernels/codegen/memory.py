@@ -105,7 +105,7 @@ class Buffer:
         if count >= lanes:
             return self.load(*index, lanes=lanes)
         address, kind, bits = self.address(*index), self._vector(lanes), vector_type(lanes, "i1")
-        name = f"llvm.masked.load.v{lanes}{self.dtype.name}.p0"
+        name = f"llvm.masked.load.v{lanes}{self.dtype.suffix}.p0"
         self.k.declare(f"declare {kind} @{name}(ptr, {bits}, {kind})")
         text = (
             f"call {kind} @{name}(ptr align {self.dtype.bytes()} {address}, "

@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
+from fastrun.kernels.codegen.dot import Dot
 from fastrun.kernels.codegen.tiling import Tiles
-from fastrun.kernels.core.layout import Array
+from fastrun.kernels.core.dtype import F32
 
 
-def pack_panels(weights: Array, groups: int, block: int, lanes: int, panels: list[Tiles]) -> Array:
+def pack_panels(
+    weights: NDArray[Any],
+    groups: int,
+    block: int,
+    lanes: int,
+    panels: list[Tiles],
+    dot: Dot | None = None,
+) -> NDArray[Any]:
     """Weights (oc, c/groups, kh, kw) in reading order: group, panel, term of K, output channel.
 
-    A panel is `size` vectors of `lanes` output channels; missing channels are zero.
+    A panel is `size` vectors of `lanes` output channels; missing channels are zero. With a `dot`
+    the terms are its groups of channels, and the weights get its type.
     """
+    group = dot.group if dot else 1
+    dtype = dot.types.weights if dot else F32
     oc, c, kh, kw = weights.shape
     per_group = weights.reshape(groups, oc // groups, c, kh, kw)
     vectors = panels[-1].start + panels[-1].size * panels[-1].count
-    filled = np.zeros((groups, vectors * lanes, c, kh, kw), np.float32)
-    filled[:, : oc // groups] = per_group
+    filled = np.zeros((groups, vectors * lanes, c, kh, kw), dtype.numpy)
+    filled[:, : oc // groups] = dtype.encode(per_group)
     pieces = []
-    for group in filled:
+    for filters in filled:
         terms = np.concatenate(
-            [
-                # (oc, channels of the block, kh, kw) -> (kh, kw, channels, oc)
-                group[:, first : first + block].transpose(2, 3, 1, 0).reshape(-1, vectors * lanes)
-                for first in range(0, c, block)
-            ]
+            [_terms(filters[:, first : first + block], group) for first in range(0, c, block)]
         )
         for run in panels:
             for i in range(run.count):
                 first = (run.start + i * run.size) * lanes
-                pieces.append(terms[:, first : first + run.size * lanes].reshape(-1))
+                panel = terms[:, first : first + run.size * lanes]
+                if dot:
+                    panel = dot.order(panel.reshape(len(terms), run.size, lanes, group))
+                pieces.append(panel.reshape(-1))
     return np.concatenate(pieces)
+
+
+def _terms(filters: NDArray[Any], group: int) -> NDArray[Any]:
+    """(oc, channels of a block, kh, kw) -> (kh * kw * groups of channels, oc, group)."""
+    oc, c, kh, kw = filters.shape
+    whole = np.zeros((oc, -(-c // group) * group, kh, kw), filters.dtype)
+    whole[:, :c] = filters
+    ordered = whole.transpose(2, 3, 1, 0).reshape(-1, group, oc)
+    return ordered.transpose(0, 2, 1)

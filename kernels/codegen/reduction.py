@@ -75,10 +75,11 @@ def _window(
 def met_rows(p: ConvProblem, top: Int, size: int) -> Rows:
     """The filter's rows, as (first, end), that meet the image in `size` output rows from `top` on.
 
-    The others multiply only padding: a tenth of the work of 3x3 at 7x7. None if all meet it.
+    The others multiply only padding: a tenth of the work of 3x3 at 7x7. None if all must run: they
+    meet the image, or the padding holds a zero point, for which the bias accounts.
     """
     (above, _, below, _), stride, apart = p.padding, p.stride[0], p.dilation[0]
-    if p.kernel[0] == 1 or above == below == 0:
+    if p.kernel[0] == 1 or above == below == 0 or p.precision.integer:
         return None
     outside = most(above - (top + (size - 1)) * stride, 0)
     inside = most(p.h - 1 + above - top * stride, 0)

@@ -34,11 +34,13 @@ def best_tile(
     cpu: Cpu,
     depth: int = 0,
     share: Callable[[int], float] = lambda rows: 1.0,
+    further: int = 0,
 ) -> tuple[int, int, int]:
     """(rows, columns, vectors) of the register tile that covers an output in fewest cycles.
 
     It counts only FMAs and loads, for sums of `depth` products. `share(rows)` is the part of them
-    that tiles of so many rows need. Of equally good tiles the least high one is chosen.
+    that tiles of so many rows need, `further` the registers that a step needs beside the tile. Of
+    equally good tiles the least high one is chosen.
     """
 
     def from_l2(rows: int, cols: int) -> float:
@@ -61,6 +63,6 @@ def best_tile(
         for cols in range(1, min(vectors, 6) + 1)
         for th in (1, 2, 3)
         for tw in range(1, min(width, cpu.registers) + 1)
-        if th <= height and registers(th * tw, cols) <= cpu.registers
+        if th <= height and registers(th * tw, cols) + further <= cpu.registers
     ]
     return min(shapes, key=cycles)

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 from fastrun.kernels.codegen.builder import Index, Int, Kernel, least
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.template import check
+from fastrun.kernels.core.types import Types
+
+F32_TYPES = Types()
 
 
 @dataclass(frozen=True)
@@ -98,9 +102,13 @@ def cut(total: int, tile: int) -> list[Tiles]:
     return consecutive((tile, full), (rest, 1))
 
 
-def channel_lanes(channels: int, layout: Layout, cpu: Cpu) -> int:
-    """Lanes of the vectors of channels: no wider than the channels that lie together."""
-    return min(cpu.lanes, layout.blocked or cpu.lanes_for(channels))
+def channel_lanes(channels: int, layout: Layout, cpu: Cpu, types: Types = F32_TYPES) -> int:
+    """Lanes of the vectors of channels: no wider than the channels that lie together.
+
+    Instructions that multiply groups of small numbers have at least four lanes.
+    """
+    lanes = min(cpu.lanes, layout.blocked or cpu.lanes_for(channels))
+    return lanes if types.weights is F32 else max(4, lanes)
 
 
 def channel_panels(channels: int, lanes: int, cols: int, split_tail: bool) -> list[Tiles]:

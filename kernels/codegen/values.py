@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.emit import Emitter, vector_type
-from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.dtype import BF16, F32, I16, I32, DType
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class Vec:
     dtype: DType = F32
 
     def __add__(self, other: Vec | float) -> Vec:
-        return self._apply("fadd", other)
+        return self._apply(self._kind("add"), other)
 
     def __sub__(self, other: Vec | float) -> Vec:
-        return self._apply("fsub", other)
+        return self._apply(self._kind("sub"), other)
 
     def __mul__(self, other: Vec | float) -> Vec:
-        return self._apply("fmul", other)
+        return self._apply(self._kind("mul"), other)
 
     def __truediv__(self, other: Vec | float) -> Vec:
         return self._apply("fdiv", other)
@@ -143,11 +143,49 @@ class Vec:
 
     def max(self, least: Vec | float) -> Vec:
         """The larger of the two; a NaN in `self` stays."""
-        return self._select("ogt", least)
+        return self._select("gt", least)
 
     def min(self, most: Vec | float) -> Vec:
         """The smaller of the two; a NaN in `self` stays."""
-        return self._select("olt", most)
+        return self._select("lt", most)
+
+    def to(self, dtype: DType) -> Vec:
+        """The same numbers as elements of another type.
+
+        A float becomes an integer by rounding to nearest, ties to even; it must be in range. A
+        narrower integer type keeps the lowest bits.
+        """
+        mine = self.dtype
+        if dtype is mine:
+            return self
+        if mine.is_float and not dtype.is_float:
+            return self.k.rounded(self).to(dtype)
+        if mine.is_float:
+            instruction = "fpext" if dtype.bits > mine.bits else "fptrunc"
+        elif dtype.is_float:
+            if mine.bits < 32:
+                return self.to(I32).to(dtype)
+            instruction = "sitofp"
+        elif dtype.bits == mine.bits:
+            return replace(self, dtype=dtype)
+        elif dtype.bits < mine.bits:
+            instruction = "trunc"
+        else:
+            instruction = "zext" if mine.name[0] == "u" else "sext"
+        if dtype is BF16 and "+avx512bf16" not in self.k.cpu.features:
+            return self.k.to_bf16(self)
+        wanted = vector_type(self.lanes, dtype.llvm_name)
+        text = f"{instruction} {self.type} {self.ssa} to {wanted}"
+        return Vec(self.k, self.k.emit(text), self.lanes, dtype)
+
+    def bits_as(self, dtype: DType) -> Vec:
+        """The same bits as elements of another type, as many as the bits give."""
+        lanes = self.lanes * self.dtype.bits // dtype.bits
+        if (lanes, dtype.llvm_name) == (self.lanes, self.dtype.llvm_name):
+            return replace(self, dtype=dtype)
+        wanted = vector_type(lanes, dtype.llvm_name)
+        text = f"bitcast {self.type} {self.ssa} to {wanted}"
+        return Vec(self.k, self.k.emit(text), lanes, dtype)
 
     @property
     def type(self) -> str:
@@ -161,10 +199,15 @@ class Vec:
         text = f"{instruction} {self.type} {self.ssa}, {self._operand(other)}"
         return Vec(self.k, self.k.emit(text), self.lanes, self.dtype)
 
+    def _kind(self, instruction: str) -> str:
+        return f"f{instruction}" if self.dtype.is_float else instruction
+
     def _select(self, predicate: str, other: Vec | float) -> Vec:
         k, bits = self.k, vector_type(self.lanes, "i1")
         operand = self._operand(other)
-        wins = k.emit(f"fcmp {predicate} {self.type} {operand}, {self.ssa}")
+        sign = "u" if self.dtype.name[0] == "u" else "s"
+        compare = f"fcmp o{predicate}" if self.dtype.is_float else f"icmp {sign}{predicate}"
+        wins = k.emit(f"{compare} {self.type} {operand}, {self.ssa}")
         text = f"select {bits} {wins}, {self.type} {operand}, {self.type} {self.ssa}"
         return Vec(k, k.emit(text), self.lanes, self.dtype)
 
@@ -176,8 +219,11 @@ def fma(a: Vec, b: Vec, c: Vec) -> Vec:
 
 def constant(value: float, lanes: int, dtype: DType = F32) -> str:
     """A literal. LLVM writes a float constant as the bits of the equal double."""
-    bits = struct.unpack("<Q", struct.pack("<d", dtype.numpy.type(value)))[0]
-    one = f"0x{bits:016X}"
+    if dtype.is_float:
+        bits = struct.unpack("<Q", struct.pack("<d", dtype.numpy.type(value)))[0]
+        one = f"0x{bits:016X}"
+    else:
+        one = str(int(value))
     return one if lanes == 1 else "<" + ", ".join([f"{dtype.llvm_name} {one}"] * lanes) + ">"
 
 
@@ -194,10 +240,10 @@ def operand(x: Int) -> str:
 class Vectors(Emitter):
     """Writes the instructions that make vectors."""
 
-    def const(self, value: float, lanes: int = 0) -> Vec:
+    def const(self, value: float, lanes: int = 0, dtype: DType = F32) -> Vec:
         """`value` in every lane."""
         lanes = lanes or self.lanes
-        return Vec(self, constant(value, lanes), lanes)
+        return Vec(self, constant(value, lanes, dtype), lanes, dtype)
 
     def splat(self, scalar: Vec, lanes: int = 0) -> Vec:
         """A one-lane value in every lane."""
@@ -226,9 +272,41 @@ class Vectors(Emitter):
         return Vec(self, self.emit(text), chosen.lanes, chosen.dtype)
 
     def intrinsic(self, name: str, *operands: Vec) -> Vec:
-        """An LLVM float intrinsic with operands and result of one type."""
+        """An LLVM intrinsic with operands and result of one type."""
         kind, lanes, dtype = operands[0].type, operands[0].lanes, operands[0].dtype
-        symbol = f"llvm.{name}.{'' if lanes == 1 else f'v{lanes}'}{dtype.name}"
+        symbol = f"llvm.{name}.{'' if lanes == 1 else f'v{lanes}'}{dtype.suffix}"
         self.declare(f"declare {kind} @{symbol}({', '.join([kind] * len(operands))})")
         arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
         return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes, dtype)
+
+    def target(self, symbol: str, dtype: DType, lanes: int, *operands: Vec) -> Vec:
+        """An instruction of the processor by the name of its intrinsic, with a result of `lanes`.
+
+        The processor must have the instruction: LLVM gives up the process otherwise.
+        """
+        result = vector_type(lanes, dtype.llvm_name)
+        self.declare(f"declare {result} @{symbol}({', '.join(v.type for v in operands)})")
+        arguments = ", ".join(f"{v.type} {v.ssa}" for v in operands)
+        return Vec(self, self.emit(f"call {result} @{symbol}({arguments})"), lanes, dtype)
+
+    def rounded(self, x: Vec) -> Vec:
+        """Floats as int32, rounded to nearest, ties to even; undefined outside of int32."""
+        kind = "" if x.lanes == 1 else f"v{x.lanes}"
+        return self.target(f"llvm.lrint.{kind}i32.{kind}{x.dtype.suffix}", I32, x.lanes, x)
+
+    def to_bf16(self, x: Vec) -> Vec:
+        """Float32 rounded to bfloat16, ties to even; a NaN may become infinite.
+
+        Without an instruction for it LLVM would call a library function for every lane.
+        """
+        bits = x.bits_as(I32)
+        odd = self.shifted(bits, "lshr", 16)
+        one = self.const(1, x.lanes, I32)
+        low = Vec(self, self.emit(f"and {odd.type} {odd.ssa}, {one.ssa}"), x.lanes, I32)
+        high = self.shifted(bits + low + 0x7FFF, "lshr", 16)
+        return high.to(I16).bits_as(BF16)
+
+    def shifted(self, x: Vec, instruction: str, bits: int) -> Vec:
+        """An integer vector shifted by so many bits: `shl`, `lshr` or `ashr`."""
+        text = f"{instruction} {x.type} {x.ssa}, {constant(bits, x.lanes, x.dtype)}"
+        return Vec(self, self.emit(text), x.lanes, x.dtype)

@@ -7,11 +7,13 @@ first layer's is NCHW); the output is NHWC or NCHWc, so that a vector holds neig
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
+from fastrun.kernels.codegen.dot import Dot, dot_of, dots
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
 from fastrun.kernels.codegen.packing import pack_panels
@@ -26,13 +28,10 @@ from fastrun.kernels.codegen.tiling import (
     tile_count,
 )
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
-
-LINE = F32.count(CACHE_LINE)
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Schedule:
     rows: int  # register tiles, one below the other, of a task
     oc_outer: bool  # tasks run through the image for each panel of weights, else the reverse
     prefetch: int = 0  # steps of K by which weights are fetched ahead into L2; 0: no prefetch
+    dot: str = ""  # the kind of dot product, of those for the types and the processor
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -54,19 +54,23 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = cpu.block
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
-    layout = "NHWC" if grouped else f"NCHW{block}c"
-    first = p.c < block and p.groups == 1
+    layout = "NHWC" if grouped or p.types else f"NCHW{block}c"
+    first = p.c < block and p.groups == 1 and not p.types
     if first:
         layout = f"NCHW>{layout}"
-    lanes = channel_lanes(p.group_oc, layout_pair(layout)[1], cpu)
+    lanes = channel_lanes(p.group_oc, layout_pair(layout)[1], cpu, p.precision)
     # A first layer has few terms for each output, so writing along rows matters most.
     height = 1 if first else p.oh
     shape = height, p.ow, -(-p.group_oc // lanes)
-    tile_h, tile_w, cols = best_tile(*shape, cpu, p.depth, lambda th: _share_of_rows(p, th))
+    kind = dots(p.precision, cpu)[0]
+    depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
+    share = functools.partial(_share_of_rows, p)
+    tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.registers)
     # The input rows of a task fit half of L2, while the panels stream through.
-    fit = cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0] * tile_h)
+    fit = cpu.l2 // 2 // p.precision.src.bytes(p.group_c * p.w * p.stride[0] * tile_h)
     rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
-    return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first)
+    name = kind.name
+    return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first, dot=name)
 
 
 def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
@@ -83,15 +87,19 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
     check(not io.gathered or io.src.layout.name == "NHWC", "channels are gathered from NHWC only")
+    dot = dot_of(p.precision, s.dot, cpu)
+    check(dot.group == 1 or not io.gathered, f"dot={dot.name} cannot gather channels")
     block = p.group_c if io.gathered else min(io.src.block, p.group_c)
+    whole = block == p.group_c or block % dot.group == 0
+    check(whole, f"dot={dot.name} needs {dot.group} channels side by side, not {block}")
     check_groups(p, io)
-    lanes = channel_lanes(p.group_oc, dst_layout, cpu)
+    lanes = channel_lanes(p.group_oc, dst_layout, cpu, p.precision)
     # A block of channels is stored whole, with its padding channels.
     tail = p.group_oc % lanes if dst_layout.name == "NHWC" else 0
     panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=tail > 0)
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
     for y, x, v in product(y_tiles, x_tiles, panels):
-        check_tile(cpu, y.size * x.size, v.size, min(s.unroll, p.depth))
+        check_tile(cpu, y.size * x.size, v.size, min(s.unroll, p.depth), dot.registers)
     row_tasks = -(-tile_count(y_tiles) // s.rows)
     panel_tasks = tile_count(panels)
 
@@ -102,25 +110,33 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
         if not io.gathered:
             src = at_channel(src, io.src, group, p.group_c)
-        strides = (panels[-1].end * lanes * p.depth, lanes * p.depth)
-        weights = k.argument("weights", *strides, offset=channel_table(p.c) if io.gathered else 0)
+        terms = _blocks_terms(p.group_c, block, dot) * p.kernel[0] * p.kernel[1] * dot.group
+        strides = (panels[-1].end * lanes * terms, lanes * terms)
+        table = channel_table(p.c) if io.gathered else 0
+        weights = k.argument("weights", *strides, offset=table, dtype=p.precision.weights)
         first = row * s.rows
         for v in panels:
             with v.when(k, panel) as vector:
-                packed = weights.at(group, vector).strided(v.size * lanes, 1)
+                packed = weights.at(group, vector).strided(v.size * lanes * dot.group, 1)
                 kept = tail if v is panels[-1] else 0
-                outputs = _Outputs(k, p, s, io, lanes, kept, image, group, vector, packed)
+                outputs = _Outputs(k, p, s, io, dot, lanes, kept, image, group, vector, packed)
                 for y in y_tiles:
                     with y.loop(k, first, first + s.rows) as top:
                         rows = met_rows(p, top, y.size)
                         for x in x_tiles:
                             with x.loop(k) as left:
-                                acc = k.tile(y.size * x.size, v.size, lanes)
+                                acc = k.tile(y.size * x.size, v.size, lanes, p.precision.sums)
                                 outputs.start(acc)
                                 corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
                                 outputs.add_products(acc, corner, x.size, rows)
                                 outputs.finish(acc, top, left, x.size)
-    return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels))
+    return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels, dot))
+
+
+def _blocks_terms(channels: int, block: int, dot: Dot) -> int:
+    """Groups of channels in all blocks."""
+    full, rest = divmod(channels, block)
+    return full * dot.groups(block) + dot.groups(rest)
 
 
 @dataclass(frozen=True)
@@ -134,6 +150,7 @@ class _Outputs:
     p: ConvProblem
     s: Schedule
     io: Io
+    dot: Dot
     lanes: int
     tail: int  # channels of the last vector, 0 where it is full
     image: Int
@@ -144,14 +161,15 @@ class _Outputs:
     def start(self, acc: Tile) -> None:
         """Begin with the bias, which then need not be added."""
         for j in range(acc.cols):
-            bias = self.k.argument("bias", self.p.group_oc, self.lanes)
+            sums = self.p.precision.sums
+            bias = self.k.argument("bias", self.p.group_oc, self.lanes, dtype=sums)
             value = bias.load(self.group, self.vector + j, lanes=self.lanes)
             for i in range(acc.rows):
                 acc[i, j] = value
 
     def add_products(self, acc: Tile, corner: Buffer, width: int, rows: Rows) -> None:
         """Add the whole filter window's products; `corner` is the tile's first input pixel."""
-        p, s, io, lanes = self.p, self.s, self.io, self.lanes
+        p, s, io, dot, lanes = self.p, self.s, self.io, self.dot, self.lanes
         (sy, sx), (dy, dx) = p.stride, p.dilation
         offsets = [(0, 0, i // width * sy, i % width * sx) for i in range(acc.rows)]
         table = self.k.argument("weights", p.group_c, 1)
@@ -162,15 +180,19 @@ class _Outputs:
             overlapping = isinstance(kx, int) and p.kernel[1] > 1
             here = corner.after(acc[0, 0]) if overlapping else corner
             pixels = [here.at(*offset) for offset in offsets]
-            lane = table.index(self.group, lane) if io.gathered else lane
+            lane = table.index(self.group, lane) if io.gathered else lane * dot.group
             at = (0, b, ky * dy, kx * dx, lane)
-            for line in range(0, acc.cols * lanes if s.prefetch else 0, LINE):
-                self.weights.prefetch(position + s.prefetch, line, level=2)
+            across = lanes * dot.group
+            line = self.weights.dtype.count(CACHE_LINE)
+            for first in range(0, acc.cols * across if s.prefetch else 0, line):
+                self.weights.prefetch(position + s.prefetch, first, level=2)
             outer_product(
                 acc,
-                (pixel.splat(*at, lanes=lanes) for pixel in pixels),
-                (self.weights.load(position, j * lanes, lanes=lanes) for j in range(acc.cols)),
-            )
+                (dot.pixel(pixel, *at, lanes=lanes) for pixel in pixels),
+                (dot.weights(self.weights, position, j * across, lanes=lanes)
+                 for j in range(acc.cols)),
+                dot.add,
+            )  # fmt: skip
 
         def fetch_next(b: Int) -> None:
             for pixel in [corner.at(*offset) for offset in offsets] if far else ():
@@ -180,19 +202,23 @@ class _Outputs:
         # gives it little time to find out.
         far = io.src.blocks > 1 and p.kernel == (1, 1)
         block = p.group_c if io.gathered else min(io.src.block, p.group_c)
-        reduction(self.k, p.group_c, block, p.kernel, s.unroll, step, rows, fetch_next)
+        steps = _blocks_terms(p.group_c, block, dot)
+        reduction(self.k, steps, dot.groups(block), p.kernel, s.unroll, step, rows, fetch_next)
 
     def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
         """Add the residual, apply the activation, store."""
         p = self.p
+        channel: Int = 0
         for j in range(acc.cols):
+            if p.precision.integer:
+                channel = (self.vector + j) * self.lanes + self.group * p.group_oc
             dst = self._channels("dst", self.io.dst, j).at(0, 0, top, left)
             add = self._channels("add", self.io.add, j).at(0, 0, top, left) if p.add else None
             for i in range(acc.rows):
                 pixel = (0, 0, i // width, i % width)
                 residual = add.load(*pixel, lanes=self.lanes) if add else None
                 kept = self.tail if self.tail and j == acc.cols - 1 else self.lanes
-                dst.store_first(finish(p, acc[i, j], residual), kept, *pixel)
+                dst.store_first(finish(p, acc[i, j], residual, channel), kept, *pixel)
 
     def _channels(self, name: str, where: Placement, j: int) -> Buffer:
         tensor = self.k.tensor(name, where).at(self.image)
@@ -207,5 +233,6 @@ template = KernelTemplate(
     heuristic,
     build,
     gathers=True,
+    takes=lambda types, cpu: bool(dots(types, cpu)),
     grain=lambda p, s: int(s.tile_h),
 )

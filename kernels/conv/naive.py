@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Module, fma
+from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.dot import multiply_add
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
@@ -27,23 +28,27 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_layouts(io, "NCHW")
-    module = Module(cpu)
+    types, module = p.precision, Module(cpu)
     with module.stage("naive", tasks=p.n * p.oc) as (k, task):
         image, oc = task // p.oc, task % p.oc
         first = (oc // p.group_oc) * p.group_c  # first input channel of the filter's group
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1])
         dst, add = k.tensor("dst", io.dst), k.tensor("add", io.add)
-        weights = k.argument("weights", p.depth, p.kernel[0] * p.kernel[1], p.kernel[1], 1)
-        acc = k.tile(1, 1, lanes=1)
+        strides = p.depth, p.kernel[0] * p.kernel[1], p.kernel[1], 1
+        weights = k.argument("weights", *strides, dtype=types.weights)
+        acc = k.tile(1, 1, lanes=1, dtype=types.sums)
         with k.loop(p.oh) as y, k.loop(p.ow) as x:
-            acc[0, 0] = k.argument("bias", 1).load(oc, lanes=1)
+            acc[0, 0] = k.argument("bias", 1, dtype=types.sums).load(oc, lanes=1)
             window = src.at(image, first, y * p.stride[0], x * p.stride[1])
             with k.loop(p.group_c) as c, k.loop(p.kernel[0]) as ky, k.loop(p.kernel[1]) as kx:
                 value = window.load(0, c, ky * p.dilation[0], kx * p.dilation[1], lanes=1)
-                acc[0, 0] = fma(value, weights.load(oc, c, ky, kx, lanes=1), acc[0, 0])
+                weight = weights.load(oc, c, ky, kx, lanes=1)
+                acc[0, 0] = multiply_add(acc[0, 0], value, weight)
             residual = add.load(image, oc, y, x, lanes=1) if p.add else None
-            dst.store(finish(p, acc[0, 0], residual), image, oc, y, x)
-    return module.program(io, pack_weights=lambda w: w.reshape(-1))
+            dst.store(finish(p, acc[0, 0], residual, oc), image, oc, y, x)
+    return module.program(io, pack_weights=lambda w: types.weights.encode(w).reshape(-1))
 
 
-template = KernelTemplate("naive", Schedule, why_not, heuristic, build, baseline=True)
+template = KernelTemplate(
+    "naive", Schedule, why_not, heuristic, build, baseline=True, takes=lambda types, cpu: True
+)

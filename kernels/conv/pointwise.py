@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv import direct, planar
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -28,6 +28,7 @@ class Schedule:
     tiles: int  # register tiles, along the pixels, of a task
     oc_outer: bool  # tasks run through all pixels for each panel of weights, else the reverse
     prefetch: int = 0  # input channels by which weights are fetched ahead; 0: no prefetch
+    dot: str = ""  # the kind of dot product, of those for the types and the processor
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -40,11 +41,14 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
-    lanes = channel_lanes(p.group_oc, Layout(block), cpu)
-    _, rows, cols = best_tile(1, p.h * p.w, -(-p.group_oc // lanes), cpu, p.group_c)
+    lanes = channel_lanes(p.group_oc, Layout(block), cpu, p.precision)
+    dot = dots(p.precision, cpu)[0]
+    vectors, depth = -(-p.group_oc // lanes), dot.groups(p.group_c)
+    _, rows, cols = best_tile(1, p.h * p.w, vectors, cpu, depth, further=dot.registers)
     # The pixels of a task fit half of L2, while the panels of weights stream through.
-    tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // F32.bytes(p.group_c * rows), cpu)
-    return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False)
+    row = p.precision.src.bytes(p.group_c * rows)
+    tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // row, cpu)
+    return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False, dot=dot.name)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -55,13 +59,15 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     if s.layout == "NCHW":
         check(not io.gathered, "channels are gathered from NHWC only")
         check(not s.prefetch, "weights are not fetched ahead in NCHW")
+        check(not p.types, f"there are no products of {p.types} in NCHW")
         line = replace(p, h=1, w=pixels)
         flat = Io(_line(io.src), _line(io.dst), _line(io.add))
         across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
         return replace(planar.build(line, across, cpu, flat), io=io)
     column = replace(p, h=pixels, w=1)
     flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.gathered)
-    down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch)
+    down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch,
+                           s.dot)  # fmt: skip
     return replace(direct.build(column, down, cpu, flat), io=io)
 
 
@@ -78,5 +84,12 @@ def _column(where: Placement) -> Placement:
 
 
 template = KernelTemplate(
-    "pointwise", Schedule, why_not, heuristic, build, rank=lambda p, cpu: 2, gathers=True
+    "pointwise",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    rank=lambda p, cpu: 2,
+    gathers=True,
+    takes=direct.template.takes,
 )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.dtype import BY_NAME, F32, DType
 
 Array = NDArray[np.float32]
 
@@ -25,13 +25,16 @@ BLOCKS = (4, 8, 16)
 
 @dataclass(frozen=True)
 class Layout:
-    """NCHW, NHWC, or NCHW`b`c = [N, C/b, H, W, b] with b = 4, 8 or 16.
+    """NCHW, NHWC, or NCHW`b`c = [N, C/b, H, W, b] with b = 4, 8 or 16, and the element type.
+
+    The text form names the type after a colon unless it is f32: `NHWC:u8`.
 
     Raises:
         ValueError: the name is none of these.
     """
 
     name: str
+    dtype: DType = F32
 
     def __post_init__(self) -> None:
         if self.name not in ("NCHW", "NHWC", *(f"NCHW{b}c" for b in BLOCKS)):
@@ -49,8 +52,29 @@ class Layout:
         found = re.fullmatch(r"NCHW(\d+)c", self.name)
         return int(found[1]) if found else 0
 
+    @property
+    def order(self) -> Layout:
+        """The same order of the axes, of float32."""
+        return replace(self, dtype=F32)
+
+    def of(self, dtype: DType) -> Layout:
+        """The same order of the axes, of another element type."""
+        return replace(self, dtype=dtype)
+
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.dtype is F32 else f"{self.name}:{self.dtype.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Layout:
+        """Read the text form.
+
+        Raises:
+            ValueError: there is no such layout or type.
+        """
+        name, colon, dtype = text.partition(":")
+        if colon and dtype not in BY_NAME:
+            raise ValueError(f"unknown element type {dtype!r}: use {', '.join(BY_NAME)}")
+        return cls(name, BY_NAME[dtype] if colon else F32)
 
 
 NCHW, NHWC = Layout("NCHW"), Layout("NHWC")
@@ -59,7 +83,7 @@ NCHW, NHWC = Layout("NCHW"), Layout("NHWC")
 def layout_pair(text: str) -> tuple[Layout, Layout]:
     """Input and output layout from a schedule's `layout` field: `NHWC`, or `NCHW>NCHW8c`."""
     src, _, dst = text.partition(">")
-    return Layout(src), Layout(dst or src)
+    return Layout.parse(src), Layout.parse(dst or src)
 
 
 def layout_text(src: Layout, dst: Layout) -> str:
@@ -74,8 +98,9 @@ Halo = tuple[int, int, int, int]
 class Placement:
     """A tensor of `n` x `c` x `h` x `w` elements in a buffer; all distances are in elements.
 
-    `halo` is (top, left, bottom, right) in pixels round every plane and holds zeros. Channels are
-    padded to whole blocks; padding channels hold finite values, whose weights are zero.
+    `halo` is (top, left, bottom, right) in pixels round every plane. It holds `zero`: the number
+    that stands for zero, 0 unless the elements have a zero point. Channels are padded to whole
+    blocks; padding channels hold finite values, whose weights are zero.
 
     The tensor may be a part of a larger one with `whole` channels: the channels from `first` on.
     The buffer is then that of the larger tensor, and its other channels must stay untouched.
@@ -92,7 +117,7 @@ class Placement:
     halo: Halo = (0, 0, 0, 0)
     whole: int = 0  # 0: the tensor is no part
     first: int = 0
-    dtype: DType = F32
+    zero: int = 0
 
     def __post_init__(self) -> None:
         if self.first + self.c > self.buffer_c:
@@ -103,6 +128,11 @@ class Placement:
     def __str__(self) -> str:
         halo = f" with a halo of {self.halo}" if any(self.halo) else ""
         return f"{self.n}x{self.c}x{self.h}x{self.w} in {self.layout}{halo}"
+
+    @property
+    def dtype(self) -> DType:
+        """The element type."""
+        return self.layout.dtype
 
     @property
     def buffer_c(self) -> int:
@@ -167,21 +197,22 @@ class Placement:
         """
         return replace(self, c=c, whole=self.buffer_c, first=self.first + first)
 
-    def pack(self, tensor: Array) -> Array:
-        """The flat buffer, `size` long, that holds `tensor` (n, c, h, w) and else zeros."""
-        buffer = np.zeros(self.size, self.dtype.numpy)
+    def pack(self, tensor: NDArray[Any]) -> NDArray[Any]:
+        """The flat buffer, `size` long, that holds `tensor` (n, c, h, w) and else `zero`."""
+        buffer = np.full(self.size, self.zero, self.dtype.numpy)
         pixels, channels = self._inside(buffer), np.arange(self.c) + self.first
         block, lane = np.divmod(channels, self.x_stride)
-        pixels[:, block, :, :, lane] = tensor.swapaxes(0, 1)
+        pixels[:, block, :, :, lane] = self.dtype.encode(tensor).swapaxes(0, 1)
         return buffer
 
-    def unpack(self, buffer: Array) -> Array:
+    def unpack(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """The tensor (n, c, h, w) that `buffer` holds."""
         pixels, channels = self._inside(buffer), np.arange(self.c) + self.first
         block, lane = np.divmod(channels, self.x_stride)
-        return np.ascontiguousarray(pixels[:, block, :, :, lane].swapaxes(0, 1))
+        found = np.ascontiguousarray(pixels[:, block, :, :, lane].swapaxes(0, 1))
+        return self.dtype.decode(found)
 
-    def halo_of(self, buffer: Array) -> Array:
+    def halo_of(self, buffer: NDArray[Any]) -> NDArray[Any]:
         """The elements of `buffer` outside the tensor: the halo and other tensors' channels.
 
         A kernel must not change them.

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.notebook import card
+from fastrun.kernels.core.types import TYPES, Types
 
 ACTIVATIONS = (
     "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu", "tanh", "leaky0.1",
@@ -18,7 +18,7 @@ _ACTIVATION = f"{'|'.join(ACTIVATIONS[:-1])}|leaky0[.][0-9]{{1,8}}"
 
 GRAMMAR = (
     "conv NxCxHxW OCxKHxKW [s<stride>] [p<padding>] [d<dilation>] [g<groups>] [bias] [add] "
-    f"[{'|'.join(ACTIVATIONS)}]"
+    f"[{'|'.join(ACTIVATIONS)}] [{TYPES}]"
 )
 
 
@@ -39,11 +39,12 @@ class ConvProblem:
     shape. Padding is (top, left, bottom, right) in pixels; pairs are (vertical, horizontal).
 
     The text form round-trips: `conv 1x64x56x56 64x3x3 s1 p1 bias relu`. Unequal pairs are written
-    `s2x1`, `d1x2`, `p1x0` (vertical x horizontal) or `p0,0,1,1` (all four sides).
+    `s2x1`, `d1x2`, `p1x0` (vertical x horizontal) or `p0,0,1,1` (all four sides). `types` are the
+    element types as in `Types`, "" for float32: `conv 1x64x56x56 64x3x3 s1 p1 bias relu u8s8>u8`.
 
     Raises:
-        ProblemError: a size is not positive, groups do not divide the channels, or the filter is
-            larger than the padded image.
+        ProblemError: a size is not positive, groups do not divide the channels, the filter is
+            larger than the padded image, or sums of integers can exceed int32.
     """
 
     n: int
@@ -59,6 +60,7 @@ class ConvProblem:
     bias: bool = False
     add: bool = False
     activation: str = ""
+    types: str = ""
 
     def __post_init__(self) -> None:
         counts = (self.n, self.c, self.h, self.w, self.oc, self.groups)
@@ -71,12 +73,24 @@ class ConvProblem:
             )
         if not re.fullmatch(f"|{_ACTIVATION}", self.activation):
             raise ProblemError(f"unknown activation {self.activation!r}: use one of {ACTIVATIONS}")
+        try:
+            canonical = str(Types.parse(self.types))
+        except ValueError as error:
+            raise ProblemError(str(error)) from None
+        object.__setattr__(self, "types", canonical)
+        if self.precision.integer and self.depth * 255 * self.precision.largest >= 1 << 31:
+            raise ProblemError(f"sums of {self.depth} products of {canonical} can exceed int32")
         if self.oh < 1 or self.ow < 1:
             raise ProblemError(
                 f"impossible convolution: a {self.kernel[0]}x{self.kernel[1]} filter "
                 f"(dilation {self.dilation[0]}x{self.dilation[1]}) does not fit into "
                 f"{self.h}x{self.w} with padding {','.join(map(str, self.padding))}"
             )
+
+    @property
+    def precision(self) -> Types:
+        """The element types of the operands."""
+        return Types.parse(self.types)
 
     @property
     def oh(self) -> int:
@@ -135,8 +149,11 @@ class ConvProblem:
             "filters": f"{self.oc} of {self.group_c}x{kh}x{kw}",
             "output": f"{self.n} x {self.oc} channels of {self.oh}x{self.ow}",
         }
-        facts = {k: f"{text}, {sizes[k] / 256:.0f} KiB" for k, text in shapes.items()}
-        intensity = self.flops / F32.bytes(sum(sizes.values()))
+        kinds = self.precision
+        types = {"input": kinds.src, "filters": kinds.weights, "output": kinds.dst}
+        taken = {k: types[k].bytes(count) for k, count in sizes.items()}
+        facts = {k: f"{text}, {taken[k] / 1024:.0f} KiB" for k, text in shapes.items()}
+        intensity = self.flops / sum(taken.values())
         work = f"{self.flops / 1e6:.1f} MFLOP, {intensity:.1f} FLOP per byte"
         return card(str(self), {**facts, "work": work})
 
@@ -153,7 +170,7 @@ class ConvProblem:
         if self.groups != 1:
             words.append(f"g{self.groups}")
         words += [w for w, present in (("bias", self.bias), ("add", self.add)) if present]
-        return " ".join(words + ([self.activation] if self.activation else []))
+        return " ".join([*words, *filter(None, (self.activation, self.types))])
 
     @classmethod
     def parse(cls, text: str) -> ConvProblem:
@@ -219,6 +236,7 @@ _OPTIONS: list[tuple[str, str, Callable[[str], object]]] = [
     ("(bias)", "bias", bool),
     ("(add)", "add", bool),
     (f"({_ACTIVATION})", "activation", str),
+    (r"(u8s\S+|f32b?f16|bf16\S*)", "types", str),
 ]
 
 

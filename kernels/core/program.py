@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrun.kernels.core.cpu import whole_lines
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.quantised import TRIAL_ZERO
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,10 @@ class Io:
     def of(cls, p: ConvProblem, layout: str) -> Io:
         """The usual placement: the input has the padding as its halo, the output has no halo."""
         src, dst = layout_pair(layout)
-        out = Placement(dst, p.n, p.oc, p.oh, p.ow)
-        return cls(Placement(src, p.n, p.c, p.h, p.w, p.padding), out, out)
+        types = p.precision
+        zero = TRIAL_ZERO if types.integer else 0
+        out = Placement(dst.of(types.dst), p.n, p.oc, p.oh, p.ow)
+        return cls(Placement(src.of(types.src), p.n, p.c, p.h, p.w, p.padding, zero=zero), out, out)
 
 
 @dataclass(frozen=True)
@@ -51,13 +56,14 @@ class Program:
     Every stage has the signature
     `void stage(src, weights, bias, add, dst, shared, local, i64 begin, i64 end)`.
     `shared` is one workspace for all threads, `local` one per thread; sizes in bytes.
-    `pack_weights` turns (oc, c/groups, kh, kw) into the flat float32 array the stages read.
+    `pack_weights` turns (oc, c/groups, kh, kw) into the flat array the stages read: of float32, or
+    of whatever type the packed weights have.
     """
 
     ir: str
     stages: tuple[Stage, ...]
     io: Io
-    pack_weights: Callable[[Array], Array]
+    pack_weights: Callable[[NDArray[Any]], NDArray[Any]]
     shared_bytes: int = 0
     local_bytes: int = 0
 

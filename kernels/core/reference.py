@@ -62,28 +62,28 @@ def convolve(
     return activate(y, p.activation)
 
 
-def activate(y: F64, activation: str) -> F64:
-    """The activation named as in `ConvProblem`, by ONNX's definitions."""
+def activate(y: NDArray[Any], activation: str) -> NDArray[Any]:
+    """The activation named as in `ConvProblem`, by ONNX's definitions, in the type of `y`."""
+    result: NDArray[Any] = y
     if activation == "relu":
-        return np.maximum(y, 0)
-    if activation == "relu6":
-        return np.clip(y, 0, 6)
-    if activation == "hardsigmoid":
-        return np.clip(y / 6 + 0.5, 0, 1)
-    if activation == "hardswish":
-        return y * activate(y, "hardsigmoid")
-    if activation == "sigmoid":
-        return 1 / (1 + np.exp(-y))
-    if activation == "silu":
-        return y * activate(y, "sigmoid")
-    if activation == "tanh":
-        return np.tanh(y)
-    if (factor := slope(activation)) is not None:
-        return np.where(y < 0, factor * y, y)
-    if activation == "gelu":
-        mass: F64 = (1 + erf(y / math.sqrt(2))) / 2
-        return y * mass
-    return y
+        result = np.maximum(y, 0)
+    elif activation == "relu6":
+        result = np.clip(y, 0, 6)
+    elif activation == "hardsigmoid":
+        result = np.clip(y / 6 + 0.5, 0, 1)
+    elif activation == "hardswish":
+        result = y * activate(y, "hardsigmoid")
+    elif activation == "sigmoid":
+        result = 1 / (1 + np.exp(-y))
+    elif activation == "silu":
+        result = y * activate(y, "sigmoid")
+    elif activation == "tanh":
+        result = np.tanh(y)
+    elif (factor := slope(activation)) is not None:
+        result = np.where(y < 0, factor * y, y)
+    elif activation == "gelu":
+        result = y * (1 + erf(y / math.sqrt(2))) / 2
+    return result
 
 
 erf = np.vectorize(math.erf, otypes=[np.float64])

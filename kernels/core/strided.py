@@ -54,7 +54,7 @@ class Strided:
     @property
     def buffer(self) -> Placement:
         """The buffer up to `extent`, as one row of pixels."""
-        return Placement(NCHW, 1, 1, 1, self.extent, dtype=self.dtype)
+        return Placement(NCHW.of(self.dtype), 1, 1, 1, self.extent)
 
     def view(self, buffer: Array) -> Array:
         """The elements in `buffer` as a numpy view."""

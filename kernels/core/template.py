@@ -12,9 +12,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16, F16
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.types import Types
 
 # The largest number in a schedule.
 LARGEST = 10**9
@@ -51,9 +53,18 @@ def summation_error(p: ConvProblem, schedule: Any) -> float:
     """The rms error of sums of products on normal data, relative to the rms of the output.
 
     It grows with the square root of the number of products. The factor is the largest that was
-    measured over all algorithms that sum in order.
+    measured over all algorithms that sum in order. Rounding weights and outputs to 16 bits adds to
+    it. Sums of integers are exact.
     """
-    return 0.37 * 2**-24 * math.sqrt(p.depth)
+    types = p.precision
+    if types.integer:
+        return 0.0
+    rounded = [_ROUNDING[t] for t in (types.weights, types.dst) if t in _ROUNDING]
+    return math.hypot(0.37 * 2**-24 * math.sqrt(p.depth), *rounded)
+
+
+# The rms of the relative error of numbers rounded to a type with 11 or 8 bits of precision.
+_ROUNDING = {F16: 2**-10.5 / math.sqrt(12), BF16: 2**-7.5 / math.sqrt(12)}
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,11 @@ class KernelTemplate:
     `ScheduleError` for a schedule that cannot be right; it is called through `build`.
     `rank` says how much a fixed preference favours the algorithm for a problem.
     `baseline` marks algorithms that exist to be compared with, `gathers` those that can read
-    gathered channels (see `Io`). Without `rows_alike` the bits of an output row depend on which
+    gathered channels (see `Io`). `takes` says which element types it can compute: by default
+    float32 only. Without `rows_alike` the bits of an output row depend on which
     others are computed with it; `grain` is the number of rows best computed together. `error` is
-    the rms error to expect on normal data, relative to the output's rms.
+    the rms error to expect on normal data, relative to the output's rms, or in steps of an output
+    that is u8.
     """
 
     name: str
@@ -79,6 +92,7 @@ class KernelTemplate:
     rank: Callable[[ConvProblem, Cpu], int] = lambda p, cpu: 1
     baseline: bool = False
     gathers: bool = False
+    takes: Callable[[Types, Cpu], bool] = lambda types, cpu: types == Types()
     rows_alike: bool = True
     grain: Callable[[ConvProblem, Any], int] = lambda p, schedule: 1
     error: Callable[[ConvProblem, Any], float] = summation_error
@@ -91,6 +105,12 @@ class KernelTemplate:
 
         self.schedule._repr_html_ = shown
 
+    def refusal(self, p: ConvProblem, cpu: Cpu) -> str | None:
+        """Why the algorithm does not apply, element types included; None if it does."""
+        if not self.takes(p.precision, cpu):
+            return f"it does not compute {p.types or 'f32'} on this processor"
+        return self.why_not(p, cpu)
+
     def build(self, p: ConvProblem, schedule: Any, cpu: Cpu, io: Io) -> Program:
         """The kernel for operands that lie as `io` says.
 
@@ -98,7 +118,7 @@ class KernelTemplate:
             ScheduleError: the algorithm does not apply, the schedule cannot be right, padding has
                 no room in the input's halo, or `add` does not lie like `dst`.
         """
-        reason = self.why_not(p, cpu)
+        reason = self.refusal(p, cpu)
         check(reason is None, f"{self.name}: {reason}")
         room = all(a >= b for a, b in zip(io.src.halo, p.padding, strict=True))
         check(room, f"a halo of {io.src.halo} has no room for padding {p.padding}")
@@ -120,9 +140,13 @@ class KernelTemplate:
         return self.build(p, schedule, cpu, io)
 
     def text(self, schedule: Any) -> str:
-        """`direct(layout=NHWC, tile_h=1, ...)`: the schedule's name everywhere."""
+        """`direct(layout=NHWC, tile_h=1, ...)`: the schedule's name everywhere.
+
+        An empty field is left out.
+        """
         values = ((f.name, getattr(schedule, f.name)) for f in fields(schedule))
-        return f"{self.name}({', '.join(f'{n}={word(v)}' for n, v in values)})"
+        written = ", ".join(f"{n}={word(v)}" for n, v in values if v != "")
+        return f"{self.name}({written})"
 
 
 def word(value: object) -> str:

@@ -213,7 +213,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     kept = max(band.kept for band in bands)
     check(kept == 0 or first.alike, "the bits of a row would depend on its band")
     height = max(band.above + band.needed + band.below for band in bands)
-    buffer = Placement(mid.layout, 1, mid.c, height, mid.w, dtype=mid.dtype)
+    buffer = Placement(mid.layout, 1, mid.c, height, mid.w, zero=mid.zero)
 
     module = Module(cpu)
     reads, writes = Io(io.src, buffer, io.add), Io(buffer, io.dst, io.add)

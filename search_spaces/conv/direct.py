@@ -7,15 +7,25 @@ from fastrun.kernels.conv.direct import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, tile_rules, upto
+from fastrun.search_spaces.space import (
+    DotDomain,
+    Space,
+    blocked_layouts,
+    prefetch_distances,
+    tile_rules,
+    upto,
+)
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
     layouts = ["NHWC", *blocked_layouts(p, cpu)]
-    if p.group_c < cpu.lanes and p.groups == 1:
+    kinds = DotDomain(p, cpu)
+    if p.group_c < cpu.lanes and p.groups == 1 and not p.precision.integer:
         layouts += [f"NCHW>{layout}" for layout in layouts]
 
-    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.tile_h * s.tile_w, s.cols))
+    fits_registers, body_fits_op_cache = tile_rules(
+        cpu, lambda s: (s.tile_h * s.tile_w, s.cols), kinds.registers
+    )
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
@@ -23,7 +33,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return widest >= 8 or p.oh * p.ow * s.cols < 8
 
     def has_the_channels(s: Schedule) -> bool:
-        lanes = channel_lanes(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu)
+        lanes = channel_lanes(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu, p.precision)
         return (s.cols - 1) * lanes < p.group_oc
 
     return Space(
@@ -37,6 +47,13 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
             "oc_outer": [False, True],
             "prefetch": prefetch_distances(p, cpu),
+            **kinds.domain,
         },
-        [fits_registers, hides_latency, has_the_channels, body_fits_op_cache],
+        [
+            fits_registers,
+            hides_latency,
+            has_the_channels,
+            body_fits_op_cache,
+            *([kinds.groups_fill_blocks] if p.types else []),
+        ],
     )

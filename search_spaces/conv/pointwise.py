@@ -5,13 +5,22 @@ from __future__ import annotations
 from fastrun.kernels.conv.pointwise import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.search_spaces.space import Space, blocked_layouts, prefetch_distances, tile_rules, upto
+from fastrun.search_spaces.space import (
+    DotDomain,
+    Space,
+    blocked_layouts,
+    prefetch_distances,
+    tile_rules,
+    upto,
+)
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
-    pixels = p.h * p.w
+    pixels, kinds = p.h * p.w, DotDomain(p, cpu)
 
-    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.rows, s.cols))
+    fits_registers, body_fits_op_cache = tile_rules(
+        cpu, lambda s: (s.rows, s.cols), kinds.registers
+    )
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
@@ -26,13 +35,14 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     return Space(
         Schedule,
         {
-            "layout": ["NCHW", "NHWC", *blocked_layouts(p, cpu)],
+            "layout": [*([] if p.types else ["NCHW"]), "NHWC", *blocked_layouts(p, cpu)],
             "rows": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 16, 20, 24, 28],
             "cols": [1, 2, 3, 4, 6],
             "unroll": upto(p.group_c, 1, 2, 4, 8, 16, 32),
             "tiles": upto(pixels, 1, 2, 4, 8, 16, 64, 256),
             "oc_outer": [False, True],
             "prefetch": prefetch_distances(p, cpu),
+            **kinds.domain,
         },
         [
             fits_registers,
@@ -40,5 +50,6 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             has_the_channels,
             fetches_ahead_for_vectors_of_channels,
             body_fits_op_cache,
+            *([kinds.groups_fill_blocks] if p.types else []),
         ],
     )

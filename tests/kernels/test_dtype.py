@@ -24,7 +24,7 @@ def test_sizes() -> None:
 def test_a_kernel_of_doubles() -> None:
     """Loads, register tiles, constants, shuffles and stores, in a placement with a halo."""
     cpu = Cpu.host()
-    where = Placement(NHWC, 1, 7, 2, 3, (1, 1, 0, 0), dtype=F64)
+    where = Placement(NHWC.of(F64), 1, 7, 2, 3, (1, 1, 0, 0))
     module = Module(cpu)
     with module.stage("third", where.h) as (k, y):
         src, dst = k.tensor("src", where), k.tensor("dst", where)
@@ -48,7 +48,7 @@ def test_a_kernel_of_doubles() -> None:
 
 
 def test_views_keep_their_element_type() -> None:
-    where = Placement(NHWC, 1, 4, 2, 3, dtype=F64)
+    where = Placement(NHWC.of(F64), 1, 4, 2, 3)
     view = Strided.of(where).transpose((0, 1, 3, 2, 4)).part(4, 1, 2)
     assert view.buffer.dtype == F64
     x = np.arange(24.0)

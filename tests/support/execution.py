@@ -11,6 +11,7 @@ import ctypes
 import numpy as np
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Program, pack_bias
@@ -30,13 +31,18 @@ class Guarded:
 
     def __init__(self, content: Array) -> None:
         after = max(GUARD, READ_SLACK)
-        self.whole = np.full(GUARD + content.size + after, CANARY, np.float32)
+        # Canaries are whole elements of the content's type, of the bits of a large float.
+        size = content.itemsize
+        count = (GUARD + content.size + after) * size
+        self.whole = np.resize(np.frombuffer(CANARY.tobytes(), np.uint8), count).view(content.dtype)
         self.inner = self.whole[GUARD : GUARD + content.size]
         self.inner[:] = content
+        self._before = self.whole.tobytes()
 
     def intact(self) -> bool:
-        outside = np.concatenate([self.whole[:GUARD], self.whole[GUARD + self.inner.size :]])
-        return bool((outside == CANARY).all())
+        start = GUARD * self.whole.itemsize
+        end, found = start + self.inner.nbytes, self.whole.tobytes()
+        return (found[:start], found[end:]) == (self._before[:start], self._before[end:])
 
 
 def run(p: ConvProblem, program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
@@ -46,17 +52,26 @@ def run(p: ConvProblem, program: Program, operands: dict[str, Array], threads: i
 
 
 def execute(program: Program, operands: dict[str, Array], threads: int = 1) -> Array:
-    """What `program` leaves in dst; operands are x and those of weights, bias, add it reads."""
+    """What `program` leaves in dst; operands are x and those of weights, bias, add it reads.
+
+    `packed_bias` is a bias as the program reads it. An output of integers is poisoned by `poison`.
+    """
     io = program.io
     none = np.zeros(0, np.float32)
     poison = np.float32(np.nan)
+    bias = operands.get("packed_bias")
+    if bias is None:
+        bias = pack_bias(operands.get("bias", none))
+    output = np.full(io.dst.size, poison, np.float32)
+    if io.dst.dtype is not F32:
+        output = np.full(io.dst.size, operands["poison"], io.dst.dtype.numpy)
     add = io.add.pack(operands["add"]) if "add" in operands else none
     buffers = {
         "src": Guarded(io.src.pack(operands["x"])),
         "weights": Guarded(program.pack_weights(operands.get("weights", none))),
-        "bias": Guarded(pack_bias(operands.get("bias", none))),
+        "bias": Guarded(bias),
         "add": Guarded(add),
-        "dst": Guarded(np.full(io.dst.size, poison, np.float32)),
+        "dst": Guarded(output),
         "shared": Guarded(np.full(program.shared_bytes // 4, poison, np.float32)),
         "local": Guarded(np.full(program.local_bytes // 4, poison, np.float32)),
     }
@@ -76,7 +91,8 @@ def execute(program: Program, operands: dict[str, Array], threads: int = 1) -> A
     for name, before in read_only.items():
         assert before.tobytes() == buffers[name].whole.tobytes(), f"wrote into {name}"
     written = buffers["dst"].inner
-    assert np.isnan(io.dst.halo_of(written)).all(), "wrote into the halo"
+    halo = io.dst.halo_of(written)
+    assert np.array_equal(halo, io.dst.halo_of(output), equal_nan=True), "wrote into the halo"
     return io.dst.unpack(written)
 
 

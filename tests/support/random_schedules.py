@@ -121,6 +121,8 @@ def random_schedule(draw: random.Random, template: KernelTemplate, p: ConvProble
     types = get_type_hints(template.schedule)
     values = {}
     for field in fields(template.schedule):
+        if field.name not in domains:
+            continue  # it stays empty
         values[field.name] = draw.choice(list(domains[field.name]))
         if draw.random() < 0.25:
             values[field.name] = _beyond(draw, field.name, types[field.name], domains[field.name])

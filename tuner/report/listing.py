@@ -61,7 +61,7 @@ def algorithm_lines(p: ConvProblem, cpu: Cpu) -> Iterator[str]:
         yield f"  {template.text(template.heuristic(p, cpu))}"
     for template in templates().values():
         if template not in able:
-            yield f"  not {template.name}: {template.why_not(p, cpu)}"
+            yield f"  not {template.name}: {template.refusal(p, cpu)}"
 
 
 def listing_lines(

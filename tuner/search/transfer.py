@@ -63,7 +63,7 @@ def transferred(schedule: str, p: ConvProblem, cpu: Cpu) -> str | None:
         template, wanted = parse_schedule(schedule)
     except ScheduleError:
         return None  # the algorithm had other fields then, or no longer exists
-    if template.why_not(p, cpu) is not None:
+    if template.refusal(p, cpu) is not None:
         return None
     found = _closest(space_for(template.name, p, cpu), wanted)
     return None if found is None else template.text(found)

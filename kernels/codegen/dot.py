@@ -1,0 +1,225 @@
+"""Dot products of a group of channels, which a register tile adds to its sums at each step of K.
+
+A float32 kernel multiplies one channel at a time. Instructions for small types multiply a group of
+neighbouring channels by the weights of each lane and add the products: so a step of K is a group,
+a pixel's group is broadcast as one number of 32 bits, and the weights of a group lie together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16, F32, I16, I32, S8, U8, DType
+from fastrun.kernels.core.template import check
+from fastrun.kernels.core.types import Types
+
+# What a step multiplies: the vectors that a pixel's or the weights' group becomes in registers.
+Group = tuple[Vec, ...]
+
+_WORD = 4  # bytes that one broadcast brings
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A kind of dot product.
+
+    `name` is "" for one multiply-add a channel. `group` is the number of channels of a step,
+    `registers` are further ones that a step needs beside the tile, `order` permutes packed weights
+    (..., lanes, group) into reading order.
+    """
+
+    name: str
+    types: Types
+    group: int
+    spread: Callable[[Buffer, int], Group]
+    read: Callable[[Buffer, int], Group]
+    add: Callable[[Vec, Group, Group], Vec]
+    registers: int = 0
+    order: Callable[[NDArray[np.int8]], NDArray[np.int8]] = lambda packed: packed
+
+    def groups(self, channels: int) -> int:
+        """Steps for so many channels; the last may reach beyond, where weights are zero."""
+        return -(-channels // self.group)
+
+    def pixel(self, src: Buffer, *index: Int, lanes: int) -> Group:
+        """The group of channels at a place of the input, in every lane."""
+        return self.spread(src.at(*index), lanes)
+
+    def weights(self, packed: Buffer, *index: Int, lanes: int) -> Group:
+        """The weights of a group and of `lanes` output channels."""
+        return self.read(packed.at(*index), lanes)
+
+
+def _fma(types: Types) -> Dot:
+    def spread(at: Buffer, lanes: int) -> Group:
+        one = at.load(lanes=1) if types.src is F32 else at.load(lanes=1).to(F32)
+        return (at.k.splat(one, lanes),)
+
+    def read(at: Buffer, lanes: int) -> Group:
+        return (at.load(lanes=lanes).to(F32),)
+
+    return Dot("", types, 1, spread, read, lambda acc, x, w: fma(x[0], w[0], acc))
+
+
+def _word(at: Buffer, lanes: int, dtype: DType, part: int = 0) -> Vec:
+    """A word of 32 bits in every lane, seen as a vector of smaller elements."""
+    place = at.strided(1).at(part * (_WORD // dtype.bytes()))
+    bits = at.k.emit(f"load i32, ptr {place.base}, align 1")
+    return at.k.splat(Vec(at.k, bits, 1, I32), lanes).bits_as(dtype)
+
+
+def _vector(at: Buffer, lanes: int, dtype: DType, part: int = 0) -> Vec:
+    """Weights of a group: as many elements as `lanes` words of 32 bits have."""
+    size = lanes * (_WORD // dtype.bytes())
+    return at.strided(1).load(part * size, lanes=size)
+
+
+def _vnni(types: Types) -> Dot:
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        name = f"llvm.x86.avx512.vpdpbusd.{32 * acc.lanes}"
+        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
+
+    return Dot(
+        "vnni",
+        types,
+        4,
+        lambda at, lanes: (_word(at, lanes, U8),),
+        lambda at, lanes: (_vector(at, lanes, S8),),
+        add,
+    )
+
+
+def multiply_pairs(a: Vec, b: Vec) -> Vec:
+    """int16 x int16, neighbouring products added to int32: vpmaddwd."""
+    name = {8: "sse2.pmadd.wd", 16: "avx2.pmadd.wd", 32: "avx512.pmaddw.d.512"}[a.lanes]
+    return a.k.target(f"llvm.x86.{name}", I32, a.lanes // 2, a, b)
+
+
+def _wd(types: Types) -> Dot:
+    """Both widened to int16: exact, and half as fast as products of bytes.
+
+    The even and the odd channels of a word are taken apart, which needs no shuffle.
+    """
+
+    def spread(at: Buffer, lanes: int) -> Group:
+        k, word = at.k, _word(at, lanes, I16)
+        even = k.emit(f"and {word.type} {word.ssa}, {k.const(255, word.lanes, I16).ssa}")
+        return Vec(k, even, word.lanes, I16), k.shifted(word, "lshr", 8)
+
+    def read(at: Buffer, lanes: int) -> Group:
+        return tuple(_vector(at, lanes // 2, S8, half).to(I16) for half in (0, 1))
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        for a, b in zip(x, w, strict=True):
+            acc = acc + multiply_pairs(a, b)
+        return acc
+
+    def order(packed: NDArray[np.int8]) -> NDArray[np.int8]:
+        halves = packed.reshape(*packed.shape[:-1], 2, 2)  # (..., lane, pair, parity)
+        return np.moveaxis(halves, -1, -3)
+
+    return Dot("wd", types, 4, spread, read, add, registers=2, order=order)
+
+
+def _ubsw(types: Types, chain: int) -> Dot:
+    """u8 x s8, neighbouring products added to int16, `chain` such sums before they become int32.
+
+    vpmaddubsw saturates: weights must be small enough, see `dots`.
+    """
+
+    def pairs(x: Vec, w: Vec) -> Vec:
+        name = {16: "ssse3.pmadd.ub.sw.128", 32: "avx2.pmadd.ub.sw", 64: "avx512.pmaddubs.w.512"}
+        return x.k.target(f"llvm.x86.{name[x.lanes]}", I16, x.lanes // 2, x, w)
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        first, *others = [pairs(a, b) for a, b in zip(x, w, strict=True)]
+        for other in others:
+            first = first + other
+        return acc + multiply_pairs(first, acc.k.const(1, first.lanes, I16))
+
+    def order(packed: NDArray[np.int8]) -> NDArray[np.int8]:
+        words = packed.reshape(*packed.shape[:-1], chain, 4)  # (..., lane, word, byte)
+        return np.moveaxis(words, -2, -3)
+
+    return Dot(
+        f"ubsw{chain}",
+        types,
+        4 * chain,
+        lambda at, lanes: tuple(_word(at, lanes, U8, i) for i in range(chain)),
+        lambda at, lanes: tuple(_vector(at, lanes, S8, i) for i in range(chain)),
+        add,
+        registers=chain + 1,
+        order=order,
+    )
+
+
+def _bf16(types: Types) -> Dot:
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * acc.lanes}"
+        return acc.k.target(name, F32, acc.lanes, acc, x[0], w[0])
+
+    return Dot(
+        "bf16",
+        types,
+        2,
+        lambda at, lanes: (_word(at, lanes, BF16),),
+        lambda at, lanes: (_vector(at, lanes, BF16),),
+        add,
+    )
+
+
+def _usdot(types: Types) -> Dot:
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        name = "llvm.aarch64.neon.usdot.v4i32.v16i8"
+        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
+
+    return Dot(
+        "usdot",
+        types,
+        4,
+        lambda at, lanes: (_word(at, lanes, U8),),
+        lambda at, lanes: (_vector(at, lanes, S8),),
+        add,
+    )
+
+
+def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
+    """The kinds for these types on this processor, the fastest first."""
+    if not types.integer:
+        native = types.weights is BF16 is types.src and has(cpu, "avx512bf16")
+        return [*([_bf16(types)] if native else []), _fma(types)]
+    if not cpu.triple.startswith("x86_64"):
+        return [_usdot(types)] if has(cpu, "i8mm") else []
+    found = [_vnni(types)] if has(cpu, "avx512vnni") or has(cpu, "avxvnni") else []
+    # 255 * 2 * chain * largest must fit int16.
+    chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]
+    return [*found, *(_ubsw(types, n) for n in chains), _wd(types)]
+
+
+def multiply_add(total: Vec, x: Vec, w: Vec) -> Vec:
+    """total + x * w, computed in the type of the total."""
+    x, w = x.to(total.dtype), w.to(total.dtype)
+    return fma(x, w, total) if total.dtype.is_float else x * w + total
+
+
+def has(cpu: Cpu, feature: str) -> bool:
+    """Whether the processor has an instruction set, by LLVM's name of it."""
+    return f"+{feature}" in cpu.features.split(",")
+
+
+def dot_of(types: Types, name: str, cpu: Cpu) -> Dot:
+    """The kind that a schedule names.
+
+    Raises:
+        ScheduleError: this processor does not have it for these types.
+    """
+    known = {dot.name: dot for dot in dots(types, cpu)}
+    names = ", ".join(name or "none to name" for name in known)
+    check(name in known, f"dot={name}: for {str(types) or 'f32'} this processor has {names}")
+    return known[name]

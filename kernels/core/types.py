@@ -1,0 +1,68 @@
+"""The element types of a convolution as one word of its text: `u8s8>u8`, `f32f16`, `bf16`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I32, S8, U8, DType
+
+TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|bf16|bf16>f32"
+"""The words in short, for messages."""
+
+_WORDS = r"u8s[2-8](>(u8|f32))?|f32f16|f32bf16|bf16(>(bf16|f32))?"
+
+
+@dataclass(frozen=True)
+class Types:
+    """Element types of input, weights, sums and output; a residual has the output's type.
+
+    Integer weights have `bits` bits: their absolute values are at most 2^(bits - 1). Input of type
+    u8 means (stored - zero point) * scale; weights of type s8 are symmetric, with a scale for each
+    output channel.
+    """
+
+    src: DType = F32
+    weights: DType = F32
+    dst: DType = F32
+    bits: int = 32
+
+    @property
+    def integer(self) -> bool:
+        """Whether products and sums are integers."""
+        return self.src is U8
+
+    @property
+    def sums(self) -> DType:
+        """The type of accumulators."""
+        return I32 if self.integer else F32
+
+    @property
+    def largest(self) -> int:
+        """The largest absolute value of an integer weight."""
+        return 127 if self.bits == 8 else 2 ** (self.bits - 1)
+
+    def __str__(self) -> str:
+        if self.integer:
+            return f"u8s{self.bits}>{self.dst.name}"
+        if self.src is BF16:
+            return "bf16" if self.dst is BF16 else "bf16>f32"
+        return "" if self.weights is F32 else f"f32{self.weights.name}"
+
+    @classmethod
+    def parse(cls, word: str) -> Types:
+        """Read the word; "" is f32. Without `>` the output's type is that of the input.
+
+        Raises:
+            ValueError: there are no such types.
+        """
+        if not re.fullmatch(f"|{_WORDS}", word):
+            raise ValueError(f"unknown types {word!r}: use {TYPES}")
+        if not word:
+            return cls()
+        inputs, _, output = word.partition(">")
+        if inputs.startswith("u8s"):
+            return cls(U8, S8, BY_NAME[output or "u8"], int(inputs[3:]))
+        if inputs == "bf16":
+            return cls(BF16, BF16, BY_NAME[output or "bf16"], 16)
+        return cls(F32, BF16 if inputs == "f32bf16" else F16, F32, 16)

@@ -1,0 +1,100 @@
+"""Kernels of integers give the true sums to the bit, on operands that saturate as well."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem, ProblemError
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.quantised import trial_operands
+from fastrun.kernels.registry import applicable, templates
+from tests.support.execution import execute
+from tests.support.lanes import RUN_HERE
+
+AVX2 = replace(Cpu.avx2(), model=Cpu.host().model, lanes=8, registers=16)
+CPUS = [*RUN_HERE, *([AVX2] if Cpu.host().lanes >= 8 else [])]
+
+PROBLEMS = [
+    "conv 1x16x9x7 16x3x3 s1 p1 bias relu u8s8>u8",
+    "conv 2x7x6x5 5x3x3 s2 p1 bias u8s8>u8",
+    "conv 1x40x5x6 33x1x1 s1 p0 bias add relu u8s8>u8",
+    "conv 1x64x4x5 48x1x1 s1 p0 bias add u8s8>f32",
+    "conv 1x3x20x21 18x7x7 s2 p3 bias relu6 u8s8>u8",
+    "conv 1x12x7x7 8x3x3 s1 p1 g4 bias leaky0.1 u8s7>u8",
+    "conv 1x64x5x5 16x3x3 s1 p1 bias u8s4>u8",
+    "conv 1x16x5x5 17x3x3 s1 p1 d2 bias hardswish u8s6>u8",
+    "conv 1x32x5x5 1x1x1 s1 p0 bias sigmoid u8s5>f32",
+]
+
+
+def off(p: ConvProblem, program: Program) -> float:
+    """How far outputs are from those that the exact sums give."""
+    operands, scales = trial_operands(p, seed=1)
+    bias = operands["bias"] if p.bias else None
+    add = operands["add"] if p.add else None
+    sums = scales.sums(p, operands["x"], operands["weights"], bias)
+    expected = scales.stored(p, sums, add)
+    poison = int(expected.flat[0]) ^ 0x80 if expected.dtype == np.uint8 else 0
+    given = {
+        **operands,
+        "packed_bias": scales.operand(p, operands["weights"], bias),
+        "poison": poison,
+    }
+    found = execute(program, given, threads=2)
+    return float(np.abs(found.astype(np.float64) - expected).max())
+
+
+def tolerance(p: ConvProblem) -> float:
+    """Exponentials differ in the last bit from NumPy's, which may move a tie by a step."""
+    if p.activation in ("", "relu", "relu6") or p.activation.startswith("leaky"):
+        return 0.0
+    return 1.0 if p.precision.dst.name == "u8" else 1e-5
+
+
+@pytest.mark.parametrize("cpu", CPUS, ids=lambda c: f"{c.lanes} lanes {c.name}")
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_outputs_are_exact(text: str, cpu: Cpu) -> None:
+    p = ConvProblem.parse(text)
+    for template in applicable(p, cpu):
+        first = template.heuristic(p, cpu)
+        schedules = [first]
+        if hasattr(first, "dot"):
+            small = {"cols": 1} | ({"rows": 2} if template.name == "pointwise" else {"tile_w": 2})
+            kinds = [dot.name for dot in dots(p.precision, cpu)]
+            schedules += [replace(first, dot=name, **small) for name in kinds]
+        for schedule in schedules:
+            if template.error(p, schedule) == 0:
+                program = template.program(p, schedule, cpu)
+                assert off(p, program) <= tolerance(p), template.text(schedule)
+
+
+def test_saturating_weights_would_be_found() -> None:
+    """The operands of trials meet the saturation of vpmaddubsw, which random ones do not."""
+    p = ConvProblem.parse(PROBLEMS[0])
+    operands, _ = trial_operands(p, seed=1)
+    x, w = operands["x"].astype(int), operands["weights"].astype(int)
+    pairs = x[0, 0:2].reshape(2, -1).T @ w[:, 0:2, 1, 1].T
+    assert np.abs(pairs).max() > 32767
+
+
+def test_sums_beyond_int32_are_refused() -> None:
+    with pytest.raises(ProblemError, match="can exceed int32"):
+        ConvProblem.parse("conv 1x70000x1x1 1x1x1 s1 p0 u8s8>f32")
+
+
+def test_blocks_of_channels() -> None:
+    p = ConvProblem.parse("conv 1x24x6x6 24x3x3 s1 p1 bias relu u8s8>u8")
+    template = templates()["direct"]
+    for cpu in CPUS:
+        for layout in ("NCHW8c", "NHWC>NCHW8c", "NCHW8c>NHWC"):
+            for dot in dots(p.precision, cpu):
+                if dot.group <= 8:
+                    first = replace(template.heuristic(p, cpu), layout=layout, dot=dot.name)
+                    schedule = replace(first, tile_w=2, cols=1)
+                    io = Io.of(p, layout)
+                    assert off(p, template.build(p, schedule, cpu, io)) == 0
