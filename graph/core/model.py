@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.graph.core.errors import GraphError, UnsupportedError
+from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.ops import Activating, Binary, Conv, Foreign, Op, Pool, Reduce, Unary
 
 Array = NDArray[Any]
@@ -93,6 +94,9 @@ class Graph:
     foreign operator may be missing. `constants` holds weights and parameters. `unread` are
     further inputs of the model, which nothing reads. `outside` has the model's element types of
     inputs and outputs that are float32 here: the model converts them first or last of all.
+    `grids` has the tensors of a quantised network: a computed one is rounded to its grid, weights
+    lie on theirs. `notes` are lines that say which parts of a quantised network run in float32
+    although the model has integers there, and why.
 
     Raises:
         GraphError: a node uses a value that no earlier node, input or constant provides, or
@@ -107,6 +111,8 @@ class Graph:
     constants: Mapping[str, Array]
     unread: tuple[str, ...] = ()
     outside: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
+    grids: Mapping[str, Grid] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         known = {*self.inputs, *self.constants}
@@ -158,13 +164,14 @@ class Graph:
 
     @cached_property
     def digest(self) -> str:
-        """Thirty-two hex digits of everything but the name and the values of constants.
+        """Thirty-two hex digits of everything but the name and the values of constants and grids.
 
         Two graphs with equal digests can follow the same plans.
         """
         shapes = [(x, str(self.tensors.get(x))) for x in self.inputs]
         sizes = [(x, a.shape, str(a.dtype)) for x, a in sorted(self.constants.items())]
-        text = repr((self.nodes, self.outputs, shapes, sizes))
+        grids = [(x, grid.text) for x, grid in sorted(self.grids.items())]
+        text = repr((self.nodes, self.outputs, shapes, sizes, *([grids] if grids else ())))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     def parameter_count(self) -> int:
@@ -190,6 +197,10 @@ class Graph:
             *(f"  input {name}: {self.tensor(name)}" for name in self.inputs),
             *(f"  output {name}: {self.tensors.get(name, 'unknown')}" for name in self.outputs),
         ]
+        if rounded := sum(grid.exact for name, grid in self.grids.items() if name in self.tensors):
+            weights = sum(name in self.constants for name in self.grids)
+            lines.append(f"  quantised: {rounded} tensors and {weights} weights in 8 bits")
+        lines += [f"  {note}" for note in self.notes]
         counts = Counter(node.work for node in self.nodes)
         return "\n".join(lines + [f"  {n:5} {work}" for work, n in counts.most_common()])
 
@@ -198,6 +209,7 @@ class Graph:
         nodes: tuple[Node, ...],
         tensors: Mapping[str, Tensor],
         constants: Mapping[str, Array],
+        grids: Mapping[str, Grid],
     ) -> Graph:
         """The same network computed by other nodes; unused nodes and values are left out."""
         live = set(self.outputs)
@@ -212,6 +224,7 @@ class Graph:
             nodes=tuple(reversed(kept)),
             tensors={name: t for name, t in tensors.items() if name in live},
             constants={name: a for name, a in constants.items() if name in live},
+            grids={name: grid for name, grid in grids.items() if name in live},
         )
 
     def _culprit(self, name: str) -> str:

@@ -155,7 +155,7 @@ class _Importer:
         whole = Graph(
             graph.name, tuple(self._nodes), inputs, outputs, self._tensors, self._constants
         )
-        live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants)
+        live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants, {})
         used = tuple(x for x in inputs if live.uses[x])
         unread = tuple(x for x in inputs if x not in used)
         return replace(live, inputs=used, unread=unread, outside=self._outside)

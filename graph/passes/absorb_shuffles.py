@@ -63,6 +63,8 @@ def absorb_shuffles(graph: Graph) -> Graph:
 
 def _composed(graph: Graph, node: Node, source: Callable[[str], _Moved]) -> _Moved | None:
     """The origin of the channels of a node's result; None unless the node only moves channels."""
+    if node.output in graph.grids and graph.grids[node.output].exact:
+        return None  # it also rounds
     match node.op:
         case ChannelShuffle(groups=groups):
             x = source(node.inputs[0]).channels
@@ -161,22 +163,28 @@ def _ranges(channels: Sequence[Channel]) -> list[tuple[str, int, int]]:
 def _read_in_order(edit: Edit, node: Node, x: str, order: list[int]) -> None:
     """Let a convolution read `x`, which has the channels of its input in `order`."""
     assert isinstance(node.op, Conv)
-    weights = edit.constants[node.inputs[1]]
+    weights, grid = edit.constants[node.inputs[1]], edit.grids.get(node.inputs[1])
     groups, each = node.op.groups, weights.shape[1]
     grouped = weights.reshape(groups, -1, *weights.shape[1:])
     inside = np.array(order).reshape(groups, each) % each
     permuted: Array = np.concatenate([w[:, i] for w, i in zip(grouped, inside, strict=True)])
-    name = edit.constant(f"{node.name}.weights", permuted)
+    name = edit.constant(f"{node.name}.weights", permuted, grid)
     edit.replace(node, replace(node, inputs=(x, name, *node.inputs[2:])))
 
 
 def _add_depthwise(edit: Edit, node: Node, x: str, order: list[int]) -> str:
     """The result of a depthwise convolution of `x`, with its channels in the same `order`."""
+    grid = edit.grids.get(node.inputs[1])
+    if grid:
+        grid = replace(grid, scale=np.asarray(grid.scale)[order])
     parameters = [
-        edit.constant(f"{node.name}.{kind}", edit.constants[name][order])
-        for kind, name in zip(("weights", "bias"), filter(None, node.inputs[1:3]), strict=False)
+        edit.constant(f"{node.name}.weights", edit.constants[node.inputs[1]][order], grid)
     ]
+    if bias := node.input(2):
+        parameters.append(edit.constant(f"{node.name}.bias", edit.constants[bias][order]))
     output = edit.fresh(f"{node.output}.channels")
+    if node.output in edit.grids:
+        edit.grids[output] = edit.grids[node.output]
     computed = replace(node, inputs=(x, *parameters), outputs=(output,))
     edit.insert(computed, edit.tensor(node.output), node)
     return output

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
 from fastrun.graph.core.ops import Identity
 
@@ -25,6 +26,7 @@ class Edit:
         self._nodes = {node.output: node for node in graph.nodes}
         self._uses = Counter(graph.uses)
         self.constants = dict(graph.constants)
+        self.grids = dict(graph.grids)
 
     def __iter__(self) -> Iterator[Node]:
         for output in list(self._nodes):
@@ -52,18 +54,32 @@ class Edit:
         return self._nodes.get(name)
 
     def private_producer(self, name: str) -> Node | None:
-        """The node that computes a value, if the value has exactly one use."""
-        return self._nodes.get(name) if self._uses[name] == 1 else None
+        """The node that computes a value, if the value has exactly one use and is not rounded.
+
+        Its reader may then compute in its place.
+        """
+        return self._nodes.get(name) if self.is_private(name) and not self.exact(name) else None
+
+    def is_private(self, name: str) -> bool:
+        """Whether a node computes the value, for exactly one use."""
+        return name in self._nodes and self._uses[name] == 1
+
+    def exact(self, name: str) -> Grid | None:
+        """The grid to which a value is rounded, or on which weights lie; None if there is none."""
+        grid = self.grids.get(name)
+        return grid if grid and grid.exact else None
 
     def number(self, name: str) -> float:
         """The number that a constant consists of; 0 if it has several, or is no constant."""
         values = self.constants.get(name)
         return float(values.reshape(())) if values is not None and values.size == 1 else 0.0
 
-    def constant(self, name: str, values: Array) -> str:
-        """Add a constant. Returns its name, which is like `name`."""
+    def constant(self, name: str, values: Array, grid: Grid | None = None) -> str:
+        """Add a constant, whose values lie on `grid`. Returns its name, which is like `name`."""
         free = self.fresh(name)
         self.constants[free] = values
+        if grid:
+            self.grids[free] = grid
         return free
 
     def fresh(self, name: str) -> str:
@@ -91,18 +107,28 @@ class Edit:
         self.replace(second, merged)
 
     def fold(self, node: Node, value: Array) -> None:
-        """Let a constant take the place of the node's output."""
+        """Let a constant take the place of the node's output; it is rounded as that would be."""
         del self._nodes[node.output]
         self._count(node, -1)
+        if grid := self.exact(node.output):
+            value = grid.rounded(value).astype(value.dtype)
+        self.grids.pop(node.output, None)
         self.constants[node.output] = value
 
     def bypass(self, node: Node) -> None:
         """Remove a node; the readers of its output read its input instead.
 
         Inputs and outputs of the network keep their names: a node between the two becomes an
-        `Identity`.
+        `Identity`. So does a node whose output is rounded, if others read its input as it is, or
+        if that is rounded to another grid. Else the input is rounded.
         """
         source, output = node.inputs[0], node.output
+        grid = self.exact(output)
+        if grid and grid != self.exact(source) and not self.private_producer(source):
+            self.replace(node, replace(node, op=Identity(), inputs=(source,)))
+            return
+        if output in self.grids and self.private_producer(source):
+            self.grids[source] = self.grids[output]
         if output not in self._graph.outputs:
             del self._nodes[output]
             self._count(node, -1)
@@ -119,12 +145,15 @@ class Edit:
                     for key, n in self._nodes.items()
                 }
                 self._rename(source, output)
+                if source in self.grids:
+                    self.grids[output] = self.grids.pop(source)
         else:
             self.replace(node, replace(node, op=Identity(), inputs=(source,)))
 
     def done(self) -> Graph:
         """The rewritten graph, without unused nodes and values."""
-        return self._graph.with_nodes(tuple(self._nodes.values()), self._tensors, self.constants)
+        nodes = tuple(self._nodes.values())
+        return self._graph.with_nodes(nodes, self._tensors, self.constants, self.grids)
 
     def _rename(self, old: str, new: str) -> None:
         for key, node in self._nodes.items():

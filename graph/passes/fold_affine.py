@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from fastrun.graph.core.grid import weight_axis
 from fastrun.graph.core.model import Array, Graph, Node, Shape
 from fastrun.graph.core.ops import Affine, BatchNorm, Binary, Conv, ConvTranspose, Gemm
 from fastrun.graph.passes.edit import Edit
@@ -104,7 +105,10 @@ def _affine(edit: Edit, node: Node, scaling: _Scaling) -> Node:
 
 
 def fold_affine(graph: Graph) -> Graph:
-    """Fold an `Affine` into the weights and bias of the convolution or dense layer before it."""
+    """Fold an `Affine` into the weights and bias of the convolution or dense layer before it.
+
+    The scales of a grid on which the weights lie are multiplied, their integers stay as they are.
+    """
     edit = Edit(graph)
     for node in edit:
         if node.op != Affine():
@@ -117,8 +121,13 @@ def fold_affine(graph: Graph) -> Graph:
         if bias := before.input(2):
             shift = shift + scale * _wide(edit, bias).reshape(-1)
         scaled = weights * _per_output_channel(before, weights.shape, scale)
+        grid, axis = edit.grids.get(before.inputs[1]), weight_axis(before.op)
+        if grid and axis is not None:
+            stored = np.moveaxis(grid.stored(weights, axis), axis, 0)
+            if (grid := grid.scaled(stored, scale)) is None:
+                continue
         parameters = (
-            edit.constant(f"{before.name}.weights", scaled.astype(weights.dtype)),
+            edit.constant(f"{before.name}.weights", scaled.astype(weights.dtype), grid),
             edit.constant(f"{before.name}.bias", shift.astype(weights.dtype)),
         )
         inputs = (before.inputs[0], *parameters)

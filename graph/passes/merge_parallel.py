@@ -63,9 +63,12 @@ def _merged(edit: Edit, wide: Node, small: Node) -> Node | None:
 
 
 def _is_plain(edit: Edit, node: Node) -> bool:
-    """Whether a convolution has constant weights and bias, no residual and no activation."""
+    """Whether a convolution has constant weights and bias, no residual and no activation.
+
+    Weights on a grid are not plain: their sums with others would lie on none.
+    """
     assert isinstance(node.op, Conv)
-    known = all(x in edit.constants for x in node.inputs[1:] if x)
+    known = all(x in edit.constants and x not in edit.grids for x in node.inputs[1:] if x)
     return known and not node.op.activation and not node.input(3)
 
 

@@ -12,12 +12,19 @@ from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
 from fastrun.graph.passes.merge_parallel import merge_parallel
 from fastrun.graph.passes.patterns import merge_moves, recognise_channel_shuffle, recognise_gates
 from fastrun.graph.passes.products import convolve_products, densify, sink_transposes
+from fastrun.graph.passes.rounding import (
+    drop_implied_limits,
+    drop_repeated_rounding,
+    spread_rounding,
+)
 
 Pass = Callable[[Graph], Graph]
 
 PASSES: tuple[Pass, ...] = (
     drop_identities,
     fold_constants,
+    drop_repeated_rounding,
+    drop_implied_limits,
     recognise_channel_shuffle,
     merge_moves,
     recognise_gates,
@@ -34,6 +41,7 @@ PASSES: tuple[Pass, ...] = (
     densify,
     fuse_activation,
     absorb_shuffles,
+    spread_rounding,
 )
 
 
@@ -45,6 +53,7 @@ def optimise(graph: Graph) -> Graph:
     fused, because they fold only into a linear convolution. Added convolutions merge if they can,
     else one becomes the residual of the other. Adds are fused before activations, because the
     epilogue applies them in this order. Shuffles come last, when their readers are convolutions.
+    What a quantised network rounds is told from its file first, and settled last of all.
     """
     for run in PASSES:
         graph = run(graph)

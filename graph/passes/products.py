@@ -33,7 +33,7 @@ def convolve_products(graph: Graph) -> Graph:
             continue
         space = (1,) * (len(shape) - 2)
         kernel = matrix.T.reshape(*matrix.T.shape, *space)
-        inputs = [edit.constant(f"{node.name}.weights", kernel)]
+        inputs = [edit.constant(f"{node.name}.weights", kernel, edit.grids.get(weights))]
         if bias:
             inputs.append(edit.constant(f"{node.name}.bias", edit.constants[bias].reshape(-1)))
         op = Conv(space, (0,) * 2 * len(space), space, activation=node.op.activation)
@@ -99,7 +99,8 @@ def densify(graph: Graph) -> Graph:
         if weights is None or weights.shape[1:] != shape[1:] or any(node.op.padding):
             continue
         rows = shape[0], math.prod(shape[1:])
-        matrix = edit.constant(f"{node.name}.matrix", weights.reshape(len(weights), -1))
+        grid = edit.grids.get(node.inputs[1])
+        matrix = edit.constant(f"{node.name}.matrix", weights.reshape(len(weights), -1), grid)
         flat = _put(edit, node, Reshape(), node.inputs[:1], rows)
         op = Gemm(transpose_b=True, activation=node.op.activation)
         product = _put(edit, node, op, (flat, matrix, *node.inputs[2:]), (shape[0], len(weights)))

@@ -39,9 +39,16 @@ def tasks(graph: Graph) -> list[Task]:
     """The tasks in topological order.
 
     Raises:
-        UnsupportedError: a node is foreign, or an input or a computed tensor is not float32.
+        UnsupportedError: a node is foreign, an input or a computed tensor is not float32, or
+            the network is quantised.
     """
     graph.check_supported()
+    computed = [name for node in graph.nodes for name in node.outputs]
+    if rounded := [x for x in computed if x in graph.grids and graph.grids[x].exact]:
+        raise UnsupportedError(
+            f"the network is quantised: {rounded[0]!r}, and {len(rounded) - 1} more tensors are "
+            "rounded to 8 bits, for which there are no kernels yet; use the model of float32"
+        )
     for name in graph.inputs:
         _check_computable(graph, f"input {name!r}", name)
     spread = _spread(graph)

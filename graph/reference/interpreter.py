@@ -1,6 +1,6 @@
 """Evaluates a graph in float64, in plain numpy: the truth to which faster runs are compared.
 
-Integers stay integers.
+Integers stay integers. Tensors of a quantised network are rounded to their grids.
 """
 
 from __future__ import annotations
@@ -71,12 +71,14 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         values[name] = _widen(inputs[name])
         if name in graph.outside:
             values[name] = values[name].astype(np.float64)
+        values[name] = _rounded(graph, name, values[name])
     for index, node in enumerate(graph.nodes):
         operands = [
             _widen(graph.constants[x]) if x in graph.constants else values.get(x)
             for x in node.inputs
         ]
-        values[node.output] = evaluate(node, operands, graph.tensor(node.output))
+        value = evaluate(node, operands, graph.tensor(node.output))
+        values[node.output] = _rounded(graph, node.output, value)
         for name in {*node.inputs}:
             if last_use[name] == index and name not in graph.outputs:
                 values.pop(name, None)
@@ -84,6 +86,12 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
     for name in graph.outside.keys() & values.keys():
         values[name] = values[name].astype(graph.outside[name])
     return {name: _widen(values[name]) for name in graph.outputs}
+
+
+def _rounded(graph: Graph, name: str, value: Array) -> Array:
+    """The value on the grid that its tensor must be rounded to, if there is one."""
+    grid = graph.grids.get(name)
+    return grid.rounded(value) if grid and grid.exact else value
 
 
 def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Array:

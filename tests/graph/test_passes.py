@@ -107,7 +107,7 @@ def test_constants_fold() -> None:
         graph.nodes[0],
         graph.nodes[1].__class__("sum", Binary("add"), ("r", "e"), ("y",)),
     )
-    graph = graph.with_nodes(extra, {**graph.tensors, "e": graph.tensor("b")}, graph.constants)
+    graph = graph.with_nodes(extra, {**graph.tensors, "e": graph.tensor("b")}, graph.constants, {})
     folded = fold_constants(graph)
     assert operators(folded) == ["Unary", "Binary"]
     assert set(folded.constants) == {"e"}
