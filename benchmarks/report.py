@@ -143,7 +143,18 @@ def remarks(races: Sequence[EngineRace]) -> None:
 def write_json(path: Path, races: Sequence[EngineRace]) -> None:
     """Write all measurements: raw samples in seconds per call, including the overhead."""
     engines = [e for e in _engines(races) if e != ours.NAME]
-    results = [
+    data: dict[str, Any] = {
+        "environment": Environment.host().to_dict(),
+        "machine": asdict(probe()),
+        "engines": {e: peers.version(e) for e in engines},
+        "results": race_rows(races),
+    }
+    path.write_text(json.dumps(data, indent=1) + "\n")
+
+
+def race_rows(races: Sequence[EngineRace]) -> list[dict[str, Any]]:
+    """The entries of all races in JSON form; `read_races` restores them."""
+    return [
         {
             "subject": raced.subject,
             "group": raced.group,
@@ -159,13 +170,6 @@ def write_json(path: Path, races: Sequence[EngineRace]) -> None:
         for raced in races
         for entry in raced.entries
     ]
-    data: dict[str, Any] = {
-        "environment": Environment.host().to_dict(),
-        "machine": asdict(probe()),
-        "engines": {e: peers.version(e) for e in engines},
-        "results": results,
-    }
-    path.write_text(json.dumps(data, indent=1) + "\n")
 
 
 def read_races(data: Mapping[str, Any]) -> list[EngineRace]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,24 +16,47 @@ packages = ("openvino",)
 
 
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
+    # Processors with bfloat16 instructions would use them otherwise.
+    return compiled(read(model), threads, inner, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def read(model: onnx.ModelProto | Path) -> Any:
+    """A model, or a file of OpenVINO's own format, as OpenVINO reads it.
+
+    Raises:
+        LoadError: it cannot.
+    """
     import openvino as ov
 
-    core = ov.Core()
+    try:
+        return ov.Core().read_model(model if isinstance(model, Path) else model.SerializeToString())
+    except RuntimeError as error:
+        raise LoadError(first_line(error)) from None
+
+
+def compiled(
+    model: Any, threads: int, inner: bool = False, more: Mapping[str, Any] | None = None
+) -> Session:
+    """A model of OpenVINO, set up for latency, with further options.
+
+    Raises:
+        LoadError: the plugin cannot compile it.
+    """
+    import openvino as ov
+
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        # Processors with bfloat16 instructions would use them otherwise.
-        "INFERENCE_PRECISION_HINT": "f32",
         # Pinning would move the threads of this process, which other engines use too.
         "ENABLE_CPU_PINNING": False,
+        **(more or {}),
     }
+    images = _images(model) if inner else []
     try:
-        read = core.read_model(model.SerializeToString())
-        images = _images(read) if inner else []
-        compiled = core.compile_model(_channels_last(read, images), "CPU", options)
-        return Session(compiled, set(images))
+        made = ov.Core().compile_model(_channels_last(model, images), "CPU", options)
     except RuntimeError as error:
         raise LoadError(first_line(error)) from None
+    return Session(made, set(images))
 
 
 class Session:

@@ -15,12 +15,18 @@ title = "onnxruntime"
 packages = ("onnxruntime",)
 
 
-def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
+def load(
+    model: onnx.ModelProto,
+    threads: int,
+    inner: bool = False,
+    entries: Mapping[str, str] | None = None,
+) -> Session:
+    """As `Engine.load`; `entries` are further entries of the session's configuration."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         if not inner:
-            return Session(_session(path, threads))
+            return Session(_session(path, threads, entries=entries))
         optimised = Path(folder) / "optimised.onnx"
         _session(path, threads, optimised)
         parts = _split(onnx.load(optimised))
@@ -72,12 +78,20 @@ def _results(session: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
 
-def _session(path: Path, threads: int, save: Path | None = None, optimise: bool = True) -> Any:
+def _session(
+    path: Path,
+    threads: int,
+    save: Path | None = None,
+    optimise: bool = True,
+    entries: Mapping[str, str] | None = None,
+) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    for key, value in (entries or {}).items():
+        options.add_session_config_entry(key, value)
     if save:
         options.optimized_model_filepath = str(save)
     if not optimise:

@@ -56,6 +56,7 @@ NOT_HERE = {
     r"make results|python -m fastrun\.benchmarks\.results .*": "takes hours: test_results, --quick",
     r"python -m fastrun\.benchmarks\.experiments\..*": "takes minutes: test_experiments, --quick",
     r"python -m fastrun\.benchmarks\.unseen.*": "needs torch: test_unseen",
+    r"python -m fastrun\.benchmarks\.precision .*": "needs other engines: test_precision",
     r"python -m pytest .*": "a part of test_conformance",
     r"python examples/efficientnet_lite0.py": "fetches weights, needs torch: test_efficientnet",
     r"python examples/kernel_tuner_simulation.py .*": "needs kernel-tuner: test_examples",

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.efficientnet_lite0 import MEAN, PICTURES, STD, export, picture
+from examples.efficientnet_lite0 import PICTURES, export, picture
+from fastrun.benchmarks.accuracy.photos import MEAN, STD
 from fastrun.graph.runtime.executable import Executable
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.pictures import Preparation, read_picture

@@ -53,11 +53,13 @@ ONLY_HERE = {
     "distributed": {"tuner/remote/fleet.py", "tuner/remote/station.py"},
     "sqlalchemy": {"tuner/store/database.py", "tuner/store/connection.py",
                    "tuner/store/schema.py"},
-    "matplotlib": {f"tuner/report/{name}.py" for name in ("style", "plots", "layer_plots")},
+    "matplotlib": {f"tuner/report/{name}.py" for name in ("style", "plots", "layer_plots")}
+                  | {"benchmarks/accuracy/rendered.py"},
     "rich": {"tuner/terminal/display.py", "tuner/terminal/board.py"},
     "threadpoolctl": {"tuner/measure/cores.py"},
     "jinja2": {"tuner/report/page.py"},
-    "PIL": {"tuner/networks/pictures.py"},
+    "PIL": {"tuner/networks/pictures.py", "benchmarks/accuracy/rendered.py",
+            "benchmarks/accuracy/photos.py"},
 }  # fmt: skip
 
 OPTIONAL = {"timm"}

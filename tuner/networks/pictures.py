@@ -1,4 +1,4 @@
-"""Pictures as inputs of networks. The only file that imports Pillow."""
+"""Pictures as inputs of networks."""
 
 from __future__ import annotations
 
