@@ -23,6 +23,10 @@ class DType:
     numpy_name: str
     llvm_name: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Types are compared by identity, also in processes that receive them.
+        return _known, (self.name, self.bits, self.numpy_name, self.llvm_name)
+
     @functools.cached_property
     def numpy(self) -> np.dtype[Any]:
         """The numpy type of one element."""
@@ -81,3 +85,9 @@ S8 = DType("s8", 8, "int8", "i8")
 U8 = DType("u8", 8, "uint8", "i8")
 
 BY_NAME = {dtype.name: dtype for dtype in (F32, F16, BF16, I32, I16, S8, U8)}
+
+
+def _known(*fields: Any) -> DType:
+    found = DType(*fields)
+    known = BY_NAME.get(found.name)
+    return known if known is not None and known == found else found

@@ -38,13 +38,17 @@ steps after an activation that must see real numbers.
 LINEAR = ("", "relu", "relu6")
 
 
+def is_exact(p: ConvProblem) -> bool:
+    """Whether all arithmetic after the sums is the same in LLVM and in NumPy, to the bit."""
+    return p.activation in LINEAR or p.activation.startswith("leaky")
+
+
 def in_steps(p: ConvProblem) -> bool:
     """Whether the epilogue computes in steps of the output, or in real numbers.
 
     A leaky or linear activation commutes with scaling; relu and relu6 are bounds of the result.
     """
-    known = p.activation in LINEAR or p.activation.startswith("leaky")
-    return known and p.precision.dst is U8
+    return is_exact(p) and p.precision.dst is U8
 
 
 def operand_room(p: ConvProblem) -> int:

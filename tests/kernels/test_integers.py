@@ -11,7 +11,7 @@ from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem, ProblemError
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.quantised import trial_operands
+from fastrun.kernels.core.quantised import is_exact, trial_operands
 from fastrun.kernels.registry import applicable, templates
 from tests.support.execution import execute
 from tests.support.lanes import RUN_HERE
@@ -51,7 +51,7 @@ def off(p: ConvProblem, program: Program) -> float:
 
 def tolerance(p: ConvProblem) -> float:
     """Exponentials differ in the last bit from NumPy's, which may move a tie by a step."""
-    if p.activation in ("", "relu", "relu6") or p.activation.startswith("leaky"):
+    if is_exact(p):
         return 0.0
     return 1.0 if p.precision.dst.name == "u8" else 1e-5
 

@@ -8,25 +8,27 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastrun.kernels.core.cpu import Cpu, whole_lines
-from fastrun.kernels.core.dtype import F32
-from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.pages import private_pages
+from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
+from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.measure.job import Job
 from fastrun.tuner.measure.timing import weight_copies
 from fastrun.tuner.records.record import Errors
 
-GUARD = 256  # floats on either side of every buffer
-assert GUARD >= READ_SLACK
+GUARD = 1024  # bytes on either side of every buffer
 
-# The value of guards. It is large, so that an output shows its use, and finite, because a kernel
+# Guards hold a float that is large, so that an output shows its use, and finite, because a kernel
 # may multiply it by zero.
-GUARD_VALUE = np.float32(1.25e20)
+_PATTERN = np.frombuffer(np.float32(1.25e20).tobytes(), np.uint8)
 
 _INPUTS = ("src", "weights", "bias", "add")
 _BUFFERS = (*_INPUTS, "dst", "shared", "local")
@@ -39,38 +41,48 @@ class Arena:
     """Memory that buffers are cut from; it serves one kernel after the other."""
 
     def __init__(self) -> None:
-        self._memory: Array = np.empty(0, np.float32)
-        self._guards: list[tuple[str, Array]] = []
+        self._memory: NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._guards: list[tuple[str, NDArray[np.uint8]]] = []
         self._starts: dict[str, int] = {}
 
-    def lay_out(self, sizes: Mapping[str, int]) -> dict[str, Array]:
-        """Buffers of these sizes in floats, in this order, each between two guards.
+    def lay_out(self, sizes: Mapping[str, tuple[int, Any]]) -> dict[str, NDArray[Any]]:
+        """Buffers of so many elements of a type, in this order, each between two guards.
 
         Raises:
             MemoryError: they exceed the limit of this process.
         """
-        starts, position = self._starts, 0
+        starts, position, taken = self._starts, 0, dict[str, int]()
         starts.clear()
-        for name, size in sizes.items():
-            starts[name] = position + GUARD
-            position = whole_lines(position + size + 2 * GUARD)
+        for name, (count, dtype) in sizes.items():
+            starts[name], taken[name] = position + GUARD, count * np.dtype(dtype).itemsize
+            end = position + taken[name] + 2 * GUARD
+            position = -(-end // CACHE_LINE) * CACHE_LINE
         if position > self._memory.size:
-            self._memory = np.frombuffer(private_pages(F32.bytes(position)), np.float32)
+            self._memory = np.frombuffer(private_pages(position), np.uint8)
         self._guards = []
+        found = {}
         for name, start in starts.items():
-            end = start + sizes[name]
+            end = start + taken[name]
             for low, high in ((start - GUARD, start), (end, end + GUARD)):
-                self._memory[low:high] = GUARD_VALUE
+                self._memory[low:high] = guarding(GUARD)
                 self._guards.append((name, self._memory[low:high]))
-        return {name: self._memory[start : start + sizes[name]] for name, start in starts.items()}
+            found[name] = self._memory[start:end].view(sizes[name][1])
+        return found
 
     def address(self, name: str) -> int:
         """The address of a buffer's start, which an empty array does not have."""
-        return int(self._memory.ctypes.data) + F32.bytes(self._starts[name])
+        return int(self._memory.ctypes.data) + self._starts[name]
 
     def damaged(self) -> str | None:
         """The name of a buffer with a changed guard."""
-        return next((name for name, guard in self._guards if (guard != GUARD_VALUE).any()), None)
+        expected = guarding(GUARD)
+        return next((name for name, guard in self._guards if (guard != expected).any()), None)
+
+
+@functools.lru_cache(8)
+def guarding(count: int) -> NDArray[np.uint8]:
+    """So many bytes of what guards hold."""
+    return np.resize(_PATTERN, count)
 
 
 class Subject:
@@ -86,7 +98,7 @@ class Subject:
         program, operands, io = job.program, job.operands, job.program.io
         library = Library(program.code, [stage.symbol for stage in program.stages])
         self._runner = Runner(library, program.stages, cores)
-        self._inputs: dict[str, Array] = {
+        self._inputs: dict[str, NDArray[Any]] = {
             "src": operands.pack("x", io.src),
             "weights": np.load(program.weights, mmap_mode="r"),
             "bias": operands.load("bias"),
@@ -95,22 +107,27 @@ class Subject:
         weights = self._inputs["weights"]
         cold = job.regime == "cold-weights"
         self._copies = weight_copies(weights.nbytes, Cpu.host()) if cold else 1
-        self._stride = whole_lines(weights.size + READ_SLACK)
-        sizes = {name: array.size for name, array in self._inputs.items()}
+        line = CACHE_LINE // weights.itemsize
+        self._stride = -(-(weights.size + READ_SLACK) // line) * line
+        sizes = {name: (array.size, array.dtype) for name, array in self._inputs.items()}
         if cold:
-            sizes["weights"] = self._stride * self._copies
-        sizes |= {"dst": io.dst.size, "shared": -(-program.shared_bytes // 4)}
+            sizes["weights"] = self._stride * self._copies, weights.dtype
+        work = np.dtype(np.float32)
+        sizes |= {
+            "dst": (io.dst.size, io.dst.dtype.numpy),
+            "shared": (-(-program.shared_bytes // work.itemsize), work),
+        }
         locals_ = [f"local {t}" for t in range(job.threads)]
-        sizes |= dict.fromkeys(locals_, -(-program.local_bytes // 4))
+        sizes |= dict.fromkeys(locals_, (-(-program.local_bytes // work.itemsize), work))
         self._arrays = arena.lay_out(sizes)
         for name, array in self._inputs.items():
             self._arrays[name][: array.size] = array
         self._slack = self._arrays["weights"][weights.size : self._stride]
-        self._slack[:] = GUARD_VALUE
+        self._slack.view(np.uint8)[:] = guarding(self._slack.nbytes)
         for name in ("shared", *locals_):
             self._arrays[name][:] = np.nan
         self._dst = self._arrays["dst"]
-        self._dst[:] = _poison(io.dst)
+        self._dst[:] = operands.poison(io.dst)
         self._checked = self._dst
         self._buffers = Buffers(
             **{name: arena.address(name) for name in (*_INPUTS, "dst", "shared")},
@@ -124,38 +141,33 @@ class Subject:
     def stray(self) -> int | None:
         """Index in `STRAYS` of a write outside a buffer."""
         damaged = self._arena.damaged()
-        if (self._slack != GUARD_VALUE).any():
+        if (self._slack.view(np.uint8) != guarding(self._slack.nbytes)).any():
             damaged = "weights"
         return None if damaged is None else _BUFFERS.index(damaged.split()[0])
 
     def spoilt(self) -> int | None:
         """Index in `STRAYS` of a write into an input."""
         for i, (name, original) in enumerate(self._inputs.items()):
-            if not np.array_equal(self._arrays[name][: original.size], original):
+            if self._arrays[name][: original.size].tobytes() != original.tobytes():
                 return len(_BUFFERS) + i
         return None
 
     def check(self) -> tuple[Errors, str | None]:
         """The output's error against float64, and the reason in one line if it is wrong."""
-        dst, limit = self._job.program.io.dst, self._job.limits.error
-        truth, scale = self._job.operands.load("reference"), self._job.operands.scale()
-        found = dst.unpack(self._dst)
+        job, dst = self._job, self._job.program.io.dst
         self._checked = self._dst.copy()
-        errors = Errors.of(found, truth, scale)
-        if np.isinf(errors.max):
-            bad = found.size - np.isfinite(found).sum()
-            return errors, f"{bad} of {found.size} outputs are unwritten or not finite"
-        if errors.max > limit:
-            return errors, f"an output is off by {errors.max:.2g} of their rms; limit {limit:.2g}"
-        if any(dst.halo) and dst.halo_of(self._dst).any():
-            return errors, "wrote into the halo of dst"
-        if not np.isfinite(self._dst).all():
-            return errors, "padding channels of dst are not finite"
-        return errors, None
+        template, schedule = parse_schedule(job.program.schedule)
+        expected = template.error(ConvProblem.parse(job.program.problem), schedule)
+        errors, wrong = job.operands.compare(dst.unpack(self._dst), expected, job.limits.error)
+        if wrong is None and any(dst.halo) and dst.halo_of(self._dst).any():
+            wrong = "wrote into the halo of dst"
+        if wrong is None and not np.isfinite(dst.dtype.decode(self._dst)).all():
+            wrong = "padding channels of dst are not finite"
+        return errors, wrong
 
     def stable(self) -> bool:
         """Whether the output still has the same bits as when it was checked."""
-        return np.array_equal(self._dst, self._checked)
+        return self._dst.tobytes() == self._checked.tobytes()
 
     def cool(self) -> None:
         """Fill the copies of the weights that calls take in turn, if the regime needs copies."""
@@ -163,11 +175,6 @@ class Subject:
             return
         packed = self._inputs["weights"]
         grid = self._arrays["weights"].reshape(self._copies, self._stride)
-        grid[1:, : packed.size], grid[1:, packed.size :] = packed, GUARD_VALUE
-        self._buffers = replace(self._buffers, copies=self._copies, stride=F32.bytes(self._stride))
-
-
-@functools.lru_cache(2)
-def _poison(where: Placement) -> Array:
-    """A buffer with NaN where a kernel must write, and zeros in halo and padding."""
-    return where.pack(np.full((where.n, where.c, where.h, where.w), np.nan, np.float32))
+        grid[1:, : packed.size], grid[1:, packed.size :] = packed, self._slack
+        stride = self._stride * packed.itemsize
+        self._buffers = replace(self._buffers, copies=self._copies, stride=stride)

@@ -19,12 +19,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.core.layout import Array, Placement
+from fastrun.kernels.core.dtype import U8
+from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import pack_bias
+from fastrun.kernels.core.quantised import is_exact, steps_off, trial_operands
 from fastrun.kernels.core.reference import convolve, random_operands
 from fastrun.tuner.measure.ulimits import small_limits
+from fastrun.tuner.records.record import Errors
 from fastrun.tuner.records.units import size
+
+# The largest rms error of outputs of u8, in steps, beyond that of rounding them.
+STEPS = 0.15
 
 # Times the size of the weights: room for the packed weights of several schedules. Those of Winograd
 # are several times as large.
@@ -144,8 +150,9 @@ def save(path: Path, array: NDArray[Any]) -> None:
 class Operands:
     """The inputs of a problem and its float64 output, as files of a folder.
 
-    `x`, `weights` and `add` are as in `random_operands`; `bias` is packed as kernels read it.
-    Without a folder, another machine makes the same files.
+    `x`, `weights` and `add` are as in `random_operands`, or for integers as in `trial_operands`;
+    `bias` is packed as kernels read it. `reference` is the true output, `stored` for integers the
+    output that kernels store. Without a folder, another machine makes the same files.
     """
 
     problem: str
@@ -169,12 +176,7 @@ class Operands:
         Raises:
             OSError: no folder has room for them.
         """
-        arrays = dict(given or random_operands(p, seed))
-        for name in ("bias", "add"):
-            if not getattr(p, name):
-                arrays[name] = np.zeros_like(arrays[name])
-        arrays["reference"] = convolve(p, **arrays)
-        arrays["bias"] = pack_bias(arrays["bias"])
+        arrays = _integers(p, seed) if p.precision.integer else _floats(p, seed, given)
         name = hashlib.sha256(f"{p} {seed}".encode()).hexdigest()[:16]
         room = sum(a.nbytes for a in arrays.values()) + _PACKED * arrays["weights"].nbytes
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=scratch.room(room)))
@@ -187,16 +189,80 @@ class Operands:
         shutil.rmtree(self.folder)
 
     def load(self, name: str) -> NDArray[Any]:
-        """One of x, weights, bias, add, reference, read-only."""
+        """One of x, weights, bias, add, reference, stored, read-only."""
         return _load(self.folder / f"{name}.npy")
 
-    def pack(self, name: str, where: Placement) -> Array:
+    def pack(self, name: str, where: Placement) -> NDArray[Any]:
         """`x` or `add` in the layout of a kernel's buffer, read-only."""
         return _pack(self, name, where)
+
+    def poison(self, where: Placement) -> NDArray[Any]:
+        """What an output's buffer holds before a kernel writes it: NaN, or wrong integers."""
+        return _poison(self, where)
+
+    def compare(
+        self, found: NDArray[Any], expected: float, limit: float
+    ) -> tuple[Errors, str | None]:
+        """The error of an output (n, oc, oh, ow), and in one line why it is wrong, if it is.
+
+        Errors of floats are relative to the outputs' rms. `limit` is the largest allowed, or twelve
+        times the rms `expected` of the algorithm if that is more. Errors of u8 are in steps, beyond
+        those of rounding; their rms is at most `STEPS`. An algorithm without error must give the
+        exact result to the bit, except after exponentials.
+        """
+        p, truth = ConvProblem.parse(self.problem), self.load("reference")
+        if p.precision.dst is U8:
+            rms, largest = steps_off(found, truth)
+            errors = Errors(largest, rms, float((found - truth).mean()))
+        else:
+            errors = Errors.of(found, truth, self.scale())
+        if np.isinf(errors.max):
+            bad = found.size - np.isfinite(found).sum()
+            return errors, f"{bad} of {found.size} outputs are unwritten or not finite"
+        if p.precision.integer and expected == 0 and is_exact(p):
+            wrong = np.count_nonzero(found != self.load("stored"))
+            return errors, f"{wrong} of {found.size} outputs are not exact" if wrong else None
+        if p.precision.dst is U8:
+            bad = errors.max > 1 or errors.rms > STEPS
+            return errors, (
+                f"an output is off by {errors.max:.0f} steps, rms {errors.rms:.2g} of {STEPS}"
+                if bad
+                else None
+            )
+        limit = max(limit, 12 * expected)
+        if errors.max > limit:
+            return errors, f"an output is off by {errors.max:.2g} of their rms; limit {limit:.2g}"
+        return errors, None
 
     def scale(self) -> float:
         """The root mean square of the reference; 1 if it is all zero."""
         return _rms(self.folder / "reference.npy") or 1.0
+
+
+def _floats(
+    p: ConvProblem, seed: int, given: Mapping[str, NDArray[Any]] | None
+) -> dict[str, NDArray[Any]]:
+    arrays = dict(given or random_operands(p, seed))
+    for name in ("bias", "add"):
+        if not getattr(p, name):
+            arrays[name] = np.zeros_like(arrays[name])
+    types = p.precision
+    for name, dtype in (("x", types.src), ("add", types.dst)):
+        arrays[name] = dtype.decode(dtype.encode(arrays[name]))
+    arrays["reference"] = convolve(p, **arrays)
+    arrays["bias"] = pack_bias(arrays["bias"])
+    return arrays
+
+
+def _integers(p: ConvProblem, seed: int) -> dict[str, NDArray[Any]]:
+    arrays, scales = trial_operands(p, seed)
+    bias = arrays["bias"] if p.bias else None
+    add = arrays["add"] if p.add else None
+    sums = scales.sums(p, arrays["x"], arrays["weights"], bias)
+    arrays["reference"] = scales.truth(p, sums, add)
+    arrays["stored"] = scales.stored(p, sums, add)
+    arrays["bias"] = scales.operand(p, arrays["weights"], bias)
+    return arrays
 
 
 # A worker runs many schedules of one problem in a row.
@@ -211,8 +277,17 @@ def _rms(path: Path) -> float:
     return float(np.sqrt(np.square(_load(path)).mean()))
 
 
+@functools.lru_cache(2)
+def _poison(operands: Operands, where: Placement) -> NDArray[Any]:
+    """Halo and padding channels hold zeros."""
+    if where.dtype is U8:
+        return where.pack(operands.load("stored") ^ 0x80)
+    shape = where.n, where.c, where.h, where.w
+    return where.pack(np.full(shape, np.nan, np.float32))
+
+
 @functools.lru_cache(4)
-def _pack(operands: Operands, name: str, where: Placement) -> Array:
+def _pack(operands: Operands, name: str, where: Placement) -> NDArray[Any]:
     packed = where.pack(operands.load(name))
     packed.setflags(write=False)
     return packed

@@ -131,7 +131,7 @@ def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None 
         number, name = tempfile.mkstemp(".npy", f"{program.ir_hash}-", operands.folder)
         os.close(number)
         weights = Path(name)
-        save(weights, np.ascontiguousarray(packed, np.float32))
+        save(weights, np.ascontiguousarray(packed))
     clock.append(time.perf_counter())
     durations = [after - before for before, after in pairwise(clock)]
     return Compiled(
