@@ -77,9 +77,40 @@ def thread_count(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def conditions(parser: argparse.ArgumentParser, both: bool = False, limited: bool = True) -> None:
-    """The conditions of measurements, the limits of schedules, and the database."""
-    thread_count(parser)
+def thread_counts(text: str) -> tuple[int, ...]:
+    """Numbers of threads, such as 1,2: each once, and no more than cores."""
+    from fastrun.tuner.records.affinity import check_threads
+
+    found = tuple(dict.fromkeys(map(count, text.split(","))))
+    try:
+        for number in found:
+            check_threads(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return found
+
+
+def conditions(
+    parser: argparse.ArgumentParser,
+    both: bool = False,
+    limited: bool = True,
+    several: bool = False,
+) -> None:
+    """The conditions of measurements, the limits of schedules, and the database.
+
+    With `both` and `several`, both regimes and several numbers of threads may be named.
+    """
+    if several:
+        parser.add_argument(
+            "--threads",
+            type=thread_counts,
+            default=(1,),
+            metavar="T,T",
+            help="numbers of threads that kernels run on, such as 2 or 1,2; each is searched for "
+            "itself, in equal parts of the time (default 1)",
+        )
+    else:
+        thread_count(parser)
     regime(parser, both)
     if limited:
         limits(parser)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import GraphError
-from fastrun.options import count
+from fastrun.options import count, thread_counts
 from fastrun.options import database as database_option
 from fastrun.tuner.networks.targets import is_problem
-from fastrun.tuner.records.affinity import check_threads
 from fastrun.tuner.records.units import plural
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=_thread_counts,
+        type=thread_counts,
         default=(1,),
         metavar="T,T",
         help="numbers of threads, such as 1,2 (default 1)",
@@ -133,13 +132,3 @@ def _peers(text: str) -> tuple[str, ...]:
         if name not in peers.NAMES:
             raise ArgumentTypeError(f"no peer {name!r}: there are {', '.join(peers.NAMES)}")
     return names
-
-
-def _thread_counts(text: str) -> tuple[int, ...]:
-    found = tuple(map(count, text.split(",")))
-    try:
-        for number in found:
-            check_threads(number)
-    except ValueError as error:
-        raise ArgumentTypeError(str(error)) from None
-    return found

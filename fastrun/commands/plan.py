@@ -41,21 +41,27 @@ def run(arguments: Namespace) -> int:
         return 0
     from fastrun.tuner.terminal.display import grid, screen
 
+    several = arguments.threads > 1
     rows = [
         (
             *(step["name"], step["work"], step["algorithm"], step["layouts"]),
             *(ms(step["expected"]) if step["expected"] else UNKNOWN, ms(step["seconds"])),
             percent(step["share"]),
+            *((ms(step["waiting"]), f"{step['imbalance']:.2f}x") if several else ()),
         )
         for step in steps
     ]
     heads = ("node", "work", "runs", "layouts", "expected\nms>", "measured\nms>", "share>")
-    grid(screen(), heads, rows)
+    further = ("waiting\nms>", "imbalance>") if several else ()
+    grid(screen(), (*heads, *further), rows)
     print(
         f"{arguments.model}: {plural(len(rows), 'step')}, "
         f"{plural(arguments.threads, 'thread')}, "
         f"{ms(network.plan.seconds)} ms expected, {ms(whole)} ms measured"
     )
+    if several:
+        waiting = sum(step["waiting"] for step in steps)
+        print(f"threads wait {ms(waiting)} ms each for the others, or for their cores")
     print(f"memory: {network.memory}")
     if arguments.save:
         print(f"plan: {arguments.save}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastrun.options import algorithms, budget, conditions, limits_of, objectives, sampler
 from fastrun.tuner.networks.targets import Target, merged, read_target
+from fastrun.tuner.records.affinity import usable_cores
 from fastrun.tuner.records.units import duration, percent, plural
 from fastrun.tuner.terminal.exits import INTERRUPTED
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("targets", nargs="+", metavar="TARGET")
     budget(parser)
-    conditions(parser, both=True)
+    conditions(parser, both=True, several=True)
     parser.add_argument(
         "--policy",
         choices=("profile", "cached", "heuristic"),
@@ -96,16 +97,28 @@ def run(arguments: Namespace) -> int:
     also: list[str] = []
     if arguments.regime == "both":
         arguments.regime, *also = REGIMES
+    runs = _runs(arguments)
     if arguments.policy == "heuristic":
-        return print_choices(targets, None, arguments)
+        return max(print_choices(targets, None, one) for one in runs)
     if arguments.policy == "cached":
         with existing(arguments.db) as database:
-            return print_choices(targets, database, arguments)
+            return max(print_choices(targets, database, one) for one in runs)
     with Database(arguments.db) as database:
-        code = profile(targets, database, arguments, also)
-    if code == 0:
-        _say_what_next(targets[-1], arguments, database.name)
-    return code
+        for one in runs:
+            code = profile(targets, database, one, also)
+            if code:
+                return code
+    _say_what_next(targets[-1], runs[-1], database.name)
+    return 0
+
+
+def _runs(arguments: Namespace) -> list[Namespace]:
+    """A run for each number of threads; the runs share the time."""
+    seconds = arguments.seconds and arguments.seconds / len(arguments.threads)
+    return [
+        Namespace(**{**vars(arguments), "threads": threads, "seconds": seconds})
+        for threads in arguments.threads
+    ]
 
 
 def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
@@ -123,6 +136,12 @@ def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
         look = f"`fastrun plan {name}{same}` says what runs"
     else:
         look = f"`fastrun show {name}{regime}{same}` takes the kernel apart"
+    cores = len(usable_cores())
+    if arguments.threads == 1 < cores and arguments.workers is None:
+        print(
+            f"these times are of one thread and say little of others: `--threads {cores}` tunes "
+            f"for {cores}"
+        )
     print(f"next: {look}, `fastrun report {name}{regime}{same}` writes a page")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -213,9 +212,15 @@ class Executable:
         """A row for every step: name, work, algorithm, layouts, seconds and share of the whole.
 
         `output` is the tensor it computes, `expected` the seconds that the plan expects. `seconds`
-        are medians of `repeats` runs.
+        are medians of `repeats` runs, as means over the threads. Of these, `waiting` is the time in
+        which threads had no work left in the step. `imbalance` is the most that a thread worked,
+        relative to the mean of all: 1 if all worked equally long.
         """
-        medians = np.median(self.step_seconds(repeats), axis=0)
+        times = self._thread_times(repeats)
+        seconds, waiting = np.median(times.sum(axis=-1).mean(axis=1), axis=0), times[..., 1]
+        working = times[..., 0]
+        mean = working.mean(axis=1)
+        imbalance = working.max(axis=1) / np.where(mean > 0, mean, 1)
         return [
             {
                 "name": step.name,
@@ -223,25 +228,35 @@ class Executable:
                 "algorithm": step.algorithm,
                 "layouts": step.layouts,
                 "output": step.output,
-                "seconds": float(seconds),
-                "share": float(seconds / medians.sum()),
+                "seconds": float(seconds[i]),
+                "share": float(seconds[i] / seconds.sum()),
                 "expected": step.seconds,
+                "waiting": float(np.median(waiting[..., i].mean(axis=1))),
+                "imbalance": float(np.median(imbalance[:, i])),
             }
-            for step, seconds in zip(self.steps, medians, strict=True)
+            for i, step in enumerate(self.steps)
         ]
 
     def step_seconds(self, repeats: int = 1) -> NDArray[np.float64]:
-        """Seconds of every step in each of `repeats` runs (a row), by the first thread's clock."""
-        times = np.zeros((repeats, len(self.steps)))
-        stamps = (ctypes.c_int64 * len(self._owners))()
+        """Seconds of every step in each of `repeats` runs (a row), as means over the threads."""
+        return self._thread_times(repeats).sum(axis=-1).mean(axis=1)  # type: ignore[no-any-return]
+
+    def _thread_times(self, repeats: int) -> NDArray[np.float64]:
+        """Seconds of working and of waiting: (run, thread, step, 2)."""
+        threads, stages = self._model.threads, len(self._owners)
+        times = np.zeros((repeats, threads, len(self.steps), 2))
+        if not stages:
+            return times
+        stamps = np.zeros((threads, stages, 2), np.int64)
 
         def work() -> None:
-            for row in times if self._owners else ():
-                whole = self._walk(stamps=ctypes.addressof(stamps), meet=True)
-                ends = np.array(stamps)
+            for row in times:
+                whole = self._walk(stamps=stamps.ctypes.data, meet=True)
                 # A run starts when all threads have met; no stamp marks that moment.
-                first = max(whole - (ends[-1] - ends[0]) * 1e-9, 0)
-                np.add.at(row, self._owners, np.array([first, *np.diff(ends) * 1e-9]))
+                start = stamps[0, -1, 1] - round(whole * 1e9)
+                for mine, seen in zip(row, stamps, strict=True):
+                    moments = np.maximum(np.concatenate([[start], seen.reshape(-1)]), start)
+                    np.add.at(mine, self._owners, np.diff(moments).reshape(-1, 2) * 1e-9)
 
         self._in_turn(work)
         return times

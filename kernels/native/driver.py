@@ -238,7 +238,10 @@ begin:
   %mine = load ptr, ptr %mine.at, align 8
   %keeps = icmp ne ptr %stamps, null
   %leads = icmp eq i64 %thread, 0
-  %stamping = and i1 %keeps, %leads
+  %ends = and i1 %keeps, %leads
+  %stamps.row = mul i64 %count, 16
+  %stamps.mine = mul i64 %stamps.row, %thread
+  %stamped = getelementptr i8, ptr %stamps, i64 %stamps.mine
   %alone = icmp eq i64 %threads, 1
   %row = mul i64 %threads, {COUNTERS}
   %set = mul i64 %row, %count
@@ -286,6 +289,13 @@ step:
   %row.at = mul i64 %row, %s
   %counting = getelementptr i8, ptr %used, i64 %row.at
   call void @work(ptr %at, i64 %thread, i64 %threads, ptr %mine, i64 %moved, ptr %counting)
+  br i1 %keeps, label %note, label %onward
+note:
+  %moment.work = call i64 @now()
+  %place.work = getelementptr [2 x i64], ptr %stamped, i64 %s
+  store i64 %moment.work, ptr %place.work, align 8
+  br label %onward
+onward:
   br i1 %alone, label %worked, label %share
 share:
   %own.at = add i64 %row.at, %own
@@ -308,11 +318,11 @@ join:
   %earlier = icmp ule i64 %q.next, %s
   br i1 %earlier, label %join, label %worked
 worked:
-  %since.next = phi i64 [ 0, %step ], [ %since, %share ], [ %q.next, %join ]
-  br i1 %stamping, label %write, label %done
+  %since.next = phi i64 [ 0, %onward ], [ %since, %share ], [ %q.next, %join ]
+  br i1 %keeps, label %write, label %done
 write:
   %moment = call i64 @now()
-  %moment.at = getelementptr i64, ptr %stamps, i64 %s
+  %moment.at = getelementptr [2 x i64], ptr %stamped, i64 %s, i64 1
   store i64 %moment, ptr %moment.at, align 8
   br label %done
 done:
@@ -338,6 +348,13 @@ finish:
   %stop = call i64 @now()
   %left = atomicrmw add ptr %arrived, i64 1 acq_rel
   %elapsed = sub i64 %stop, %clock
+  br i1 %ends, label %collect, label %leave.it
+collect:
+  %due.all = getelementptr i8, ptr %team, i64 {DUE}
+  %everybody = load i64, ptr %due.all, align 8
+  call void @await(ptr %arrived, i64 %everybody)
+  br label %leave.it
+leave.it:
   ret i64 %elapsed
 }}"""
 """Walk the steps as often as the job says: nanoseconds, or -1 if the team ends."""

@@ -140,8 +140,9 @@ class Team:
         """Walk the steps `repeats` times; seconds for all of it, as the caller sees it.
 
         `copies` are the number of the first copy of the weights, the number of copies, and the
-        bytes from one to the next. At the address `stamps`, one 64-bit integer per step receives
-        the nanosecond at which the step was done. With `meet` the clock starts when all threads
+        bytes from one to the next. At the address `stamps`, two 64-bit integers for each thread and
+        step receive nanoseconds: when the thread had no work left in the step, and when it went on.
+        With `meet` the clock starts when all threads
         have arrived.
 
         An exception in a signal handler leaves the team as it is before this walk or after it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -179,11 +178,12 @@ def test_a_step_that_does_not_join_still_ends_before_the_run_does() -> None:
     operands = (0, 0, 0, 0, bench.dst.ctypes.data, 0)
     steps = [Step(address, TASKS, *operands, 0), Step(address, TASKS, *operands, 1)]
     script = Script(steps, 2, (0, 0))
-    stamps = (ctypes.c_int64 * 2)()
     for calls in range(1, 30):
-        team(2).run(script, stamps=ctypes.addressof(stamps))
+        stamps = np.zeros((2, 2, 2), np.int64)  # of each thread and step: worked, went on
+        team(2).run(script, stamps=stamps.ctypes.data)
         assert (bench.dst == 2 * calls).all()
-        assert 0 < stamps[0] <= stamps[1]
+        assert (stamps > 0).all()
+        assert (np.diff(stamps.reshape(2, 4)) >= 0).all()
 
 
 # Stages of two tasks, one for each of two threads, that wait for each other for a while and note in

@@ -173,7 +173,7 @@ def _by_store(
         return stored, ""
     missing = set[ConvProblem]()
     choose = stored_choices(store, cpu, threads, limits, missing=missing.add)
-    return _planned(graph, choose, cpu, threads), _remark(graph, store.name, missing)
+    return _planned(graph, choose, cpu, threads), _remark(graph, store.name, missing, threads)
 
 
 def _planned(graph: Graph, choose: Choose, cpu: Cpu, threads: int) -> tuple[Plan, Arrangement]:
@@ -189,12 +189,13 @@ def _moving(threads: int) -> Costs:
     return costs(report, threads) if report else GUESSED
 
 
-def _remark(graph: Graph, database: str, missing: set[ConvProblem]) -> str:
+def _remark(graph: Graph, database: str, missing: set[ConvProblem], threads: int) -> str:
     """A remark on the problems for which the heuristic chooses, because current records lack."""
     if not missing:
         return ""
     return (
         f"{database} holds no current measurement of {len(missing)} of "
-        f"{plural(len(convolutions(graph)), 'convolution')} of {graph.name}: the heuristic chooses "
-        "for those (`fastrun tune` measures them)"
+        f"{plural(len(convolutions(graph)), 'convolution')} of {graph.name} on "
+        f"{plural(threads, 'thread')}: the heuristic chooses for those (`fastrun tune"
+        f"{f' --threads {threads}' if threads > 1 else ''}` measures them)"
     )

@@ -51,8 +51,9 @@ def stored_choices(
 ) -> Choose:
     """The `each` best measured schedules for each pair of layouts; guesses for the other pairs.
 
-    Without measurements for `threads`, those of one thread count, divided by `threads`. `missing`
-    is called for problems without any measurement.
+    Times on another number of threads say little: they know neither how tasks divide nor the caches
+    and the bus that threads share. So without measurements on `threads` the heuristic chooses.
+    `missing` is called for problems without any measurement.
     """
     guess = guessed_choices(cpu, threads, limits)
 
@@ -87,30 +88,23 @@ def _measured(
     """
     from fastrun.tuner.store.staleness import is_current
 
-    for measured_threads in dict.fromkeys((threads, 1)):
-        for regime in _REGIMES:
-            found: defaultdict[object, list[Choice]] = defaultdict(list)
-            conditions = Conditions(cpu.fingerprint, measured_threads, regime)
-            for record in store.ranking(p, conditions, limits):
-                try:
-                    template, schedule = parse_schedule(record.schedule)
-                except ScheduleError:
-                    continue  # of an older version of the algorithm, or of a removed one
-                pair = layout_pair(schedule.layout)
-                if len(found[pair]) == each:
+    for regime in _REGIMES:
+        found: defaultdict[object, list[Choice]] = defaultdict(list)
+        for record in store.ranking(p, Conditions(cpu.fingerprint, threads, regime), limits):
+            try:
+                _, schedule = parse_schedule(record.schedule)
+            except ScheduleError:
+                continue  # of an older version of the algorithm, or of a removed one
+            pair = layout_pair(schedule.layout)
+            if len(found[pair]) == each:
+                continue
+            if not is_current(record):
+                if any(found.values()):
                     continue
-                if not is_current(record):
-                    if any(found.values()):
-                        continue
-                    break  # the fastest code is gone, so the order is unknown
-                # The workspace of one thread does not determine that of several.
-                if measured_threads == threads or _fits(
-                    p, template, schedule, cpu, threads, limits
-                ):
-                    seconds = record.seconds_per_call * measured_threads / threads
-                    found[pair].append(Choice(record.schedule, *pair, seconds))
-            if choices := [choice for group in found.values() for choice in group]:
-                return crossed(p, choices)
+                break  # the fastest code is gone, so the order is unknown
+            found[pair].append(Choice(record.schedule, *pair, record.seconds_per_call))
+        if choices := [choice for group in found.values() for choice in group]:
+            return crossed(p, choices)
     return []
 
 

@@ -112,7 +112,7 @@ def test_today_is_judged_by_todays_toolchain() -> None:
 
 @pytest.mark.parametrize("field", OTHERS)
 def test_loading_follows_what_was_measured_here(field: str, tmp_path: Path) -> None:
-    """A record of one thread may serve several threads, but not the other way round."""
+    """A record serves no other machine and no other number of threads."""
     p = problems()[0]
     with Database(tmp_path / "here.db") as database:
         database.add(measured(p))
