@@ -70,18 +70,26 @@ def thread_count(parser: argparse.ArgumentParser) -> None:
     """On how many threads a kernel runs."""
     parser.add_argument(
         "--threads",
-        type=count,
+        type=threads,
         default=1,
         metavar="T",
-        help="number of threads a kernel runs on (default 1)",
+        help="number of threads a kernel runs on; auto: as many as this process can keep busy "
+        "(default 1)",
     )
+
+
+def threads(text: str) -> int:
+    """A number of threads, or `auto`."""
+    from fastrun.tuner.records.affinity import thread_number
+
+    return thread_number("auto") if text == "auto" else count(text)
 
 
 def thread_counts(text: str) -> tuple[int, ...]:
     """Numbers of threads, such as 1,2: each once, and no more than cores."""
     from fastrun.tuner.records.affinity import check_threads
 
-    found = tuple(dict.fromkeys(map(count, text.split(","))))
+    found = tuple(dict.fromkeys(map(threads, text.split(","))))
     try:
         for number in found:
             check_threads(number)

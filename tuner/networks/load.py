@@ -27,7 +27,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.networks.first_use import verified
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
-from fastrun.tuner.records.affinity import check_threads
+from fastrun.tuner.records.affinity import Threads, check_threads, thread_number
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.records.units import plural
 
@@ -44,7 +44,7 @@ POLICIES = ("cached", "heuristic", "reproducible", "profile")
 
 def load(
     source: str | Path | onnx.ModelProto,
-    threads: int = 1,
+    threads: Threads = 1,
     database: Database | str | Path | None = None,
     policy: str = "cached",
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -56,7 +56,9 @@ def load(
 ) -> Executable:
     """A built-in network by name, an ONNX file or an ONNX model, ready to run.
 
-    `shapes` gives or overrides the shapes of inputs. The policy decides what runs:
+    `shapes` gives or overrides the shapes of inputs. With "auto" there are as many `threads` as
+    cores that this process may use, or fewer if its CPU time is limited. The policy decides what
+    runs:
 
     `cached`: the plan stored in `database` for the network on this machine with this number of
     threads. Without one, the planner uses the measured times of layers, and the heuristic for the
@@ -86,6 +88,7 @@ def load(
     """
     if policy not in POLICIES:
         raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
+    threads = thread_number(threads)
     check_threads(threads)
     cpu = Cpu.host()
     graph = optimise(load_network(source, shapes))

@@ -16,6 +16,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.networks.stored_plans import FINALS, store_plan
 from fastrun.tuner.networks.targets import Targets, merged, read_targets
+from fastrun.tuner.records.affinity import Threads, thread_number
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import Conditions, Limits
 from fastrun.tuner.search.budget import EFFORTS, Budget
@@ -45,7 +46,7 @@ def tune(
     database: Database | str | Path | None = None,
     budget: Budget | None = None,
     *,
-    threads: int = 1,
+    threads: Threads = 1,
     regime: str = "hot",
     sampler: Sampler = "gp",
     options: SearchOptions | None = None,
@@ -56,7 +57,8 @@ def tune(
     `targets` is one or several of: the name of a built-in network, the path of an ONNX file, a
     `ConvProblem` or its text. All outcomes go into `database` (a Database, path or URL; by default
     the one in the cache folder); what it holds already is not measured again. The default budget
-    is 8 seconds for each distinct convolution.
+    is 8 seconds for each distinct convolution. The times are those of `threads` threads ("auto": as
+    many as this process can keep busy) and choose nothing for other numbers.
 
     A share of the budget goes to a final of each network's plans; a final takes some seconds at
     least. A network that cannot be run has no final, only its convolutions are tuned. `regime` is
@@ -82,6 +84,7 @@ def tune(
     whole = [target.name for target in asked if target.is_network and not target.lacks]
     graphs = {name: optimise(load_network(name)) for name in whole}
     options = options or SearchOptions()
+    threads = thread_number(threads)
     with ExitStack() as opened:
         if isinstance(database, Database):
             store = database
