@@ -86,7 +86,8 @@ class _Model:
             if step.gathered:
                 src, size = offsets[step.src], program.io.src.dtype.bytes()
                 places = [(offsets[buffer] - src) // size + at for buffer, at in step.gathered]
-                weights = np.concatenate([pack_channels(places), weights])
+                table = pack_channels(places).view(weights.dtype)
+                weights = np.concatenate([table, weights])
             bias = None if step.bias is None else pack_bias(step.bias)
             pairs.append((block.put(weights), block.put(bias)))
         light = (replace(step, weights=None, bias=None) for step in arrangement.steps)

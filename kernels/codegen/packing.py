@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.dot import Dot
+from fastrun.kernels.codegen.half import encoded, joined
 from fastrun.kernels.codegen.tiling import Tiles
 from fastrun.kernels.core.dtype import F32
 
@@ -23,17 +24,19 @@ def pack_panels(
     """Weights (oc, c/groups, kh, kw) in reading order: group, panel, term of K, output channel.
 
     A panel is `size` vectors of `lanes` output channels; missing channels are zero. With a `dot`
-    the terms are its groups of channels, and the weights get its type.
+    the terms are its groups of channels, and the weights get its type, with scales in front of
+    f16 (see `half`).
     """
     group = dot.group if dot else 1
     dtype = dot.types.weights if dot else F32
     oc, c, kh, kw = weights.shape
     per_group = weights.reshape(groups, oc // groups, c, kh, kw)
     vectors = panels[-1].start + panels[-1].size * panels[-1].count
-    filled = np.zeros((groups, vectors * lanes, c, kh, kw), dtype.numpy)
-    filled[:, : oc // groups] = dtype.encode(per_group)
+    filled = np.zeros((groups, vectors * lanes, c, kh, kw), per_group.dtype)
+    filled[:, : oc // groups] = per_group
+    elements, scales = encoded(filled.reshape(-1, c, kh, kw), dtype)
     pieces = []
-    for filters in filled:
+    for filters in elements.reshape(filled.shape):
         terms = np.concatenate(
             [_terms(filters[:, first : first + block], group) for first in range(0, c, block)]
         )
@@ -44,7 +47,7 @@ def pack_panels(
                 if dot:
                     panel = dot.order(panel.reshape(len(terms), run.size, lanes, group))
                 pieces.append(panel.reshape(-1))
-    return np.concatenate(pieces)
+    return joined(scales, np.concatenate(pieces))
 
 
 def _terms(filters: NDArray[Any], group: int) -> NDArray[Any]:

@@ -11,6 +11,7 @@ from fastrun.kernels.codegen.builder import Buffer, Kernel, Tile
 from fastrun.kernels.codegen.elementary import compare
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.tiling import cut
+from fastrun.kernels.core.dtype import F32
 
 # Terms of a run. Of products there are more: a tile has many sums, so ending a run costs more.
 RUN, PRODUCTS = 128, 512
@@ -51,7 +52,8 @@ def add_products(
 ) -> None:
     """acc[i, j] += the sum of rows[i, f] * columns[f, j] over `depth` terms f.
 
-    `unroll` terms are straight code. A column is a vector.
+    `unroll` terms are straight code. A column is a vector, of numbers that may be stored in 16
+    bits.
     """
     totals = Totals(acc) if depth > LONG else None
     for run in cut(depth, PRODUCTS if totals else depth):
@@ -63,7 +65,7 @@ def add_products(
                         outer_product(
                             acc,
                             (rows.splat(i, f, lanes=acc.lanes) for i in range(acc.rows)),
-                            (columns.load(f, j, lanes=acc.lanes) for j in range(acc.cols)),
+                            (columns.load(f, j, lanes=acc.lanes).to(F32) for j in range(acc.cols)),
                         )
             if totals:
                 totals.take_in()

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel
 from fastrun.kernels.codegen.dot import Dot, dot_of, dots
 from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
 from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import Rows, met_rows, reduction
@@ -111,15 +112,21 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         if not io.gathered:
             src = at_channel(src, io.src, group, p.group_c)
         terms = _blocks_terms(p.group_c, block, dot) * p.kernel[0] * p.kernel[1] * dot.group
-        strides = (panels[-1].end * lanes * terms, lanes * terms)
+        width = panels[-1].end * lanes
+        strides = (width * terms, lanes * terms)
         table = channel_table(p.c) if io.gathered else 0
-        weights = k.argument("weights", *strides, offset=table, dtype=p.precision.weights)
+        weights, scales = weights_at(
+            k, p.precision.weights, p.groups * width, *strides, table=table
+        )
         first = row * s.rows
         for v in panels:
             with v.when(k, panel) as vector:
                 packed = weights.at(group, vector).strided(v.size * lanes * dot.group, 1)
+                scale = scales.strided(width, lanes).at(group, vector) if scales else None
                 kept = tail if v is panels[-1] else 0
-                outputs = _Outputs(k, p, s, io, dot, lanes, kept, image, group, vector, packed)
+                outputs = _Outputs(
+                    k, p, s, io, dot, lanes, kept, image, group, vector, packed, scale
+                )
                 for y in y_tiles:
                     with y.loop(k, first, first + s.rows) as top:
                         rows = met_rows(p, top, y.size)
@@ -157,15 +164,19 @@ class _Outputs:
     group: Int
     vector: Int  # the first of the panel
     weights: Buffer  # of the panel: (term of K, channel)
+    scales: Buffer | None  # of the panel: (group, vector)
 
     def start(self, acc: Tile) -> None:
-        """Begin with the bias, which then need not be added."""
+        """Begin with the bias, which then need not be added unless weights are scaled."""
         for j in range(acc.cols):
-            sums = self.p.precision.sums
-            bias = self.k.argument("bias", self.p.group_oc, self.lanes, dtype=sums)
-            value = bias.load(self.group, self.vector + j, lanes=self.lanes)
+            value = self.k.const(0.0, self.lanes) if self.scales else self._bias(j)
             for i in range(acc.rows):
                 acc[i, j] = value
+
+    def _bias(self, j: int) -> Vec:
+        sums = self.p.precision.sums
+        bias = self.k.argument("bias", self.p.group_oc, self.lanes, dtype=sums)
+        return bias.load(self.group, self.vector + j, lanes=self.lanes)
 
     def add_products(self, acc: Tile, corner: Buffer, width: int, rows: Rows) -> None:
         """Add the whole filter window's products; `corner` is the tile's first input pixel."""
@@ -218,7 +229,11 @@ class _Outputs:
                 pixel = (0, 0, i // width, i % width)
                 residual = add.load(*pixel, lanes=self.lanes) if add else None
                 kept = self.tail if self.tail and j == acc.cols - 1 else self.lanes
-                dst.store_first(finish(p, acc[i, j], residual, channel), kept, *pixel)
+                total = acc[i, j]
+                if self.scales:
+                    scale = self.scales.load(0, j, lanes=self.lanes)
+                    total = unscale(total, scale, self._bias(j))
+                dst.store_first(finish(p, total, residual, channel), kept, *pixel)
 
     def _channels(self, name: str, where: Placement, j: int) -> Buffer:
         tensor = self.k.tensor(name, where).at(self.image)

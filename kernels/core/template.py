@@ -59,12 +59,12 @@ def summation_error(p: ConvProblem, schedule: Any) -> float:
     types = p.precision
     if types.integer:
         return 0.0
-    rounded = [_ROUNDING[t] for t in (types.weights, types.dst) if t in _ROUNDING]
+    rounded = [ROUNDING.get(t, 0.0) for t in (types.weights, types.dst)]
     return math.hypot(0.37 * 2**-24 * math.sqrt(p.depth), *rounded)
 
 
-# The rms of the relative error of numbers rounded to a type with 11 or 8 bits of precision.
-_ROUNDING = {F16: 2**-10.5 / math.sqrt(12), BF16: 2**-7.5 / math.sqrt(12)}
+ROUNDING = {F16: 2**-10.5 / math.sqrt(12), BF16: 2**-7.5 / math.sqrt(12)}
+"""The rms of the relative error of numbers rounded to a type with 11 or 8 bits of precision."""
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,18 @@ outputs is a region of its own; several regions are read at the same time, as st
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.epilogue import activate
+from fastrun.kernels.codegen.half import encoded, joined, unscale, weights_at
 from fastrun.kernels.codegen.sums import add_products
 from fastrun.kernels.codegen.tiling import channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
@@ -25,11 +29,15 @@ STREAMS, IMAGES, UNROLL = 4, 6, 4
 
 @dataclass(frozen=True)
 class Dense:
-    """Weights are (outputs, features), features in the order of the flattened (c, h, w) input."""
+    """Weights are (outputs, features), features in the order of the flattened (c, h, w) input.
+
+    They may be stored in 16 bits; sums are float32.
+    """
 
     bias: bool = False
     add: bool = False
     activation: str = ""
+    weights: DType = F32
 
 
 def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
@@ -50,7 +58,8 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
 
     module = Module(cpu)
     with module.stage("dense", tile_count(panels)) as (k, task):
-        weights = k.argument("weights", depth * lanes, lanes, 1)
+        width = panels[-1].end * lanes
+        weights, scales = weights_at(k, spec.weights, width, depth * lanes, lanes, 1)
         bias = k.argument("bias", lanes)
 
         for panel in panels:
@@ -60,35 +69,40 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                 for run in images:
                     with run.loop(k) as image:
                         acc = k.tile(run.size, panel.size)
+                        early = spec.bias and not scales
                         for i, j in acc:
-                            acc[i, j] = bias.load(first + j) if spec.bias else k.const(0.0)
+                            acc[i, j] = bias.load(first + j) if early else k.const(0.0)
                         x = k.argument("src", src.n_stride, 1).at(image)
                         add_products(k, acc, x, packed, depth, UNROLL)
                         for i, j in acc:
                             at = (image + i, first + j)
                             value = acc[i, j]
+                            if scales:
+                                later = bias.load(first + j) if spec.bias else None
+                                scale = scales.strided(lanes).load(first + j)
+                                value = unscale(value, scale, later)
                             if spec.add:
                                 add = k.argument("add", dst.n_stride, lanes, offset=dst.origin)
                                 value = value + add.load(*at)
                             kept = tail if tail and j == panel.size - 1 else lanes
                             out = k.argument("dst", dst.n_stride, lanes, offset=dst.origin)
                             out.store_first(activate(value, spec.activation), kept, *at)
-    return module.program(Io(src, dst, dst), lambda w: pack(w, src, lanes))
+    return module.program(Io(src, dst, dst), lambda w: pack(w, src, lanes, spec.weights))
 
 
-def pack(weights: Array, src: Placement, lanes: int) -> Array:
+def pack(weights: Array, src: Placement, lanes: int, dtype: DType = F32) -> NDArray[Any]:
     """Weights (outputs, features) -> (panel, float of an image of `src`, lane).
 
-    Halo and padding channels have weights of zero.
+    Halo and padding channels have weights of zero. Scales of f16 lie in front.
     """
     outputs, one = len(weights), replace(src, n=1)
     numbers = np.arange(1, src.c * src.h * src.w + 1, dtype=np.float32)
     feature = one.pack(numbers.reshape(1, src.c, src.h, src.w)).astype(np.int64) - 1
     places = np.flatnonzero(feature >= 0)
-    packed = np.zeros((-(-outputs // lanes), one.size, lanes), np.float32)
-    rows = weights.reshape(outputs, -1)
+    packed = np.zeros((-(-outputs // lanes), one.size, lanes), dtype.numpy)
+    rows, scales = encoded(weights.reshape(outputs, -1), dtype, packed.shape[0] * lanes)
     # One panel at a time: caches hold it while its rows become columns.
     for panel, first in zip(packed, range(0, outputs, lanes), strict=True):
         some = rows[first : first + lanes].take(feature[places], axis=1)
         panel[places, : len(some)] = some.T
-    return packed.reshape(-1)
+    return joined(scales, packed.reshape(-1))

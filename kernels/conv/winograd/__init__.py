@@ -26,10 +26,12 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
+from fastrun.kernels.core.template import ROUNDING, KernelTemplate, check, check_sizes
 
 # The largest expected error of the heuristic's tiles: an rms relative to the output's rms.
 MAX_ERROR = 2e-5
+# How much they may amplify the error of weights that are rounded to 16 bits.
+AMPLIFIED = 5.0
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -104,7 +106,9 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
         products = p.c * p.group_oc
         return planes * (tiles * (products + 6 * (p.c + p.oc)) + 5 * products)
 
-    exact = [m for m in _sizes(p) if m != (1, 1) and expected_error(p, m) <= MAX_ERROR]
+    rounding = ROUNDING.get(p.precision.weights, 0.0)
+    most = AMPLIFIED * rounding if rounding else MAX_ERROR
+    exact = [m for m in _sizes(p) if m != (1, 1) and expected_error(p, m) <= most]
     return min(exact, key=cost)
 
 
@@ -169,6 +173,7 @@ template = KernelTemplate(
     heuristic,
     build,
     rank,
+    takes=lambda types, cpu: types.src is F32,
     rows_alike=False,
     grain=grain,
     error=lambda p, s: expected_error(p, (s.mh, s.mw), s.points),

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, at_channel, least, most
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Vec, at_channel, least, most
 from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.half import encoded, joined, scale_room, unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.reduction import reduction
 from fastrun.kernels.codegen.tiling import (
@@ -115,11 +116,18 @@ class Steps:
         taps = np.zeros((p.groups, p.group_c, width, *p.kernel), np.float32)
         taps[:, :, : p.group_oc] = filters.swapaxes(1, 2)
         sizes = [run.size * self.lanes for run in self.panels for _ in range(run.count)]
-        packed = np.empty(p.groups * self.planes * p.group_c * width, np.float32)
+        dtype = p.precision.weights
+        front = np.zeros(scale_room(dtype, p.groups * width), np.float32)
+        packed = np.empty(p.groups * self.planes * p.group_c * width, dtype.numpy)
         left = packed
-        for group in taps:
+        for number, group in enumerate(taps):
             u = transform_weights(group, self.vertical, self.horizontal)
-            panels = np.split(u.reshape(self.planes, p.group_c, width), np.cumsum(sizes)[:-1], 2)
+            u = u.reshape(self.planes, p.group_c, width)
+            if dtype is not F32:
+                elements, scales = encoded(u.transpose(2, 0, 1), dtype)
+                u = elements.transpose(1, 2, 0)
+                front[number * width : (number + 1) * width] = scales[:width]
+            panels = np.split(u, np.cumsum(sizes)[:-1], 2)
             for first in range(0, len(panels), self.s.oc_block):
                 through = panels[first : first + self.s.oc_block]
                 count = sum(panel.size for panel in through)
@@ -128,7 +136,7 @@ class Steps:
                     size = panel[0].size
                     planes[:, :size].reshape(panel.shape)[...] = panel
                     planes = planes[:, size:]
-        return packed
+        return joined(front, packed)
 
     def transform_input(
         self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
@@ -166,7 +174,7 @@ class Steps:
         inputs = self._planes(inputs, self.input_lanes)
         products = self._planes(products, self.lanes)
         terms = self.lanes * self.p.group_c
-        weights = k.argument("weights", self.planes * self.panels[-1].end * terms, terms)
+        weights, _ = self._weights(k, self.planes * self.panels[-1].end * terms, terms)
         weights = weights.at(group, first * self.planes)
 
         for tiles in self.blocks:
@@ -188,17 +196,21 @@ class Steps:
         acc = k.tile(tiles.size, v.size, self.lanes)
         acc.fill(k.const(0.0, self.lanes))
         ahead = self.s.prefetch
-        lines = range(0, v.size * self.lanes, LINE) if ahead else ()
+        line = self.p.precision.weights.count(CACHE_LINE)
+        lines = range(0, v.size * self.lanes, line) if ahead else ()
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-            for line in lines:
-                weights.prefetch(position + ahead, line)
+            for place in lines:
+                weights.prefetch(position + ahead, place)
             done = acc[tiles.size - 1, v.size - 1]
             now, packed = inputs.after(done), weights.after(done)
             outer_product(
                 acc,
                 (now.splat(b, 0, i, lane, lanes=self.lanes) for i in range(acc.rows)),
-                (packed.load(position, j * self.lanes, lanes=self.lanes) for j in range(acc.cols)),
+                (
+                    packed.load(position, j * self.lanes, lanes=self.lanes).to(F32)
+                    for j in range(acc.cols)
+                ),
             )
 
         reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
@@ -221,6 +233,7 @@ class Steps:
                 dst = self._channels(k, "dst", self.io.dst, group, vector)
                 add = self._channels(k, "add", self.io.add, group, vector)
                 bias = k.argument("bias", p.group_oc, lanes).load(group, vector, lanes=lanes)
+                scale = self._scale(k, group, vector)
                 with self._tiles(k, block) as (tile, image, top, left):
                     with k.loop(width) as x:
                         column = [
@@ -243,7 +256,21 @@ class Steps:
                             for j, value in enumerate(values):
                                 at = (image, 0, top + y * dy, left + j * dx)
                                 residual = add.load(*at, lanes=lanes) if p.add else None
-                                dst.store_first(finish(p, value + bias, residual), kept, *at)
+                                total = unscale(value, scale, bias) if scale else value + bias
+                                dst.store_first(finish(p, total, residual), kept, *at)
+
+    def _weights(self, k: Kernel, *strides: int) -> tuple[Buffer, Buffer | None]:
+        """The packed weights, and the scales of all groups' channels if they have any."""
+        channels = self.p.groups * self.panels[-1].end * self.lanes
+        return weights_at(k, self.p.precision.weights, channels, *strides)
+
+    def _scale(self, k: Kernel, group: Int, vector: Int) -> Vec | None:
+        """The scales of a vector of output channels, if weights have any."""
+        _, scales = self._weights(k)
+        width = self.panels[-1].end * self.lanes
+        if scales is None:
+            return None
+        return scales.strided(width, self.lanes).load(group, vector, lanes=self.lanes)
 
     def _vectors(self, first: Int, last: Int) -> Iterator[tuple[Int, Int, int]]:
         """Vectors `first` to `last` in ranges (begin, end, channels to store of each)."""
