@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ _NARROW = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf
 def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "model.onnx")
-        _convert(Path(folder))
+        convert(Path(folder))
         return Session(Path(folder) / "model.ncnn", list(shapes(model)), threads, inner)
 
 
@@ -56,12 +56,18 @@ class Session:
     def call(self) -> None:
         self._extract()
 
-    def _extract(self) -> list[Any]:
+    def tensors(self, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+        """Tensors inside the net, by their names in its file, for these inputs."""
+        self._bound = [self._mat(inputs[name]) for name in self._inputs]
+        # An extractor keeps no tensor that has been read, so each takes a new one.
+        return {name: self._array(self._extract([name])[0]) for name in names}
+
+    def _extract(self, names: Sequence[str] = ()) -> list[Any]:
         extractor = self._net.create_extractor()
         for i, mat in enumerate(self._bound):
             extractor.input(f"in{i}", mat)
         # Type 1 leaves an output in its internal layout.
-        found = [extractor.extract(name, int(self._inner)) for name in self._outputs]
+        found = [extractor.extract(name, int(self._inner)) for name in names or self._outputs]
         if any(status for status, _ in found):
             raise LoadError("ncnn cannot run the model: a layer is not supported")
         return [mat for _, mat in found]
@@ -88,8 +94,12 @@ class Session:
         return np.array(plain.numpy(), np.float32)[None]
 
 
-def _convert(folder: Path) -> None:
-    """Turn model.onnx into model.ncnn.param and .bin; pnnx is a program inside its package."""
+def convert(folder: Path) -> None:
+    """Turn model.onnx into model.ncnn.param and .bin; pnnx is a program inside its package.
+
+    Raises:
+        LoadError: it cannot.
+    """
     program = importlib.metadata.distribution("pnnx").locate_file("pnnx/pnnx")
     done = subprocess.run(
         [str(program), "model.onnx", "fp16=0"],

@@ -68,7 +68,7 @@ class Session:
 
     def __init__(self, graph: Graph) -> None:
         self._inputs = graph.inputs
-        self._module = _Script(graph).module()
+        self._module = Script(graph).module()
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         self._bound = [_channels_last(inputs[name]) for name in self._inputs]
@@ -87,7 +87,7 @@ def _channels_last(array: Array) -> Any:
     return tensor.to(memory_format=torch.channels_last) if array.ndim == 4 else tensor
 
 
-class _Script:
+class Script:
     """A graph as the text of a TorchScript function, with a line for each node, and its weights.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastrun.benchmarks.peers import Session
-from fastrun.benchmarks.peers.low import openvino, ort
+from fastrun.benchmarks.peers.low import litert, ncnn, openvino, ort
 from fastrun.benchmarks.peers.low.original import Original
 from fastrun.kernels.core.cpu import Cpu
 
@@ -49,6 +49,10 @@ VARIANTS = {
     "openvino-bf16": Variant(
         "OpenVINO in bfloat16", openvino.bfloat16, openvino.packages[:1], ("avx512bf16",)
     ),
+    "ncnn-int8": Variant("ncnn, int8 weights and activations", ncnn.load, ncnn.packages),
+    "litert-int8": Variant(
+        "LiteRT (XNNPACK), quantised by its own tool", litert.load, litert.packages
+    ),
 }
 
 
@@ -57,7 +61,7 @@ def missing(name: str) -> str | None:
     variant = VARIANTS[name]
     absent = [p for p in variant.packages if importlib.util.find_spec(p) is None]
     if absent:
-        return f"{absent[0]} is not installed: pip install '.[peers,accuracy]'"
+        return f"{absent[0]} is not installed: pip install '.[peers,accuracy,litert]'"
     has = Cpu.host().features.split(",")
     lacks = [f for f in variant.features if f"+{f}" not in has]
     return f"the processor has no {lacks[0]}" if lacks else None
