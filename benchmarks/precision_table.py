@@ -63,6 +63,16 @@ class Comparison:
         quotient = own / self.seconds(network, engine, threads)
         return quotient if 0 < quotient < math.inf else math.nan
 
+    def score(self, network: str, engine: str) -> Score:
+        """The score of an engine; an empty one if none was counted."""
+        return self.scores.get(network, {}).get(engine, Score())
+
+    def fastest(self, network: str, threads: int) -> str:
+        """The fastest variant of another engine in low precision, '' if none was timed."""
+        timed = {e: self.seconds(network, e, threads) for e in low.VARIANTS}
+        best = min(timed, key=lambda e: timed[e])
+        return best if timed[best] < math.inf else ""
+
     def note(self, network: str, engine: str) -> str:
         """Why an engine was not timed, '' if it was."""
         entries = (x for h in self.races if h.subject == network for x in h.entries)
@@ -88,7 +98,7 @@ def frame(found: Comparison) -> pd.DataFrame:
     rows = []
     for network in found.networks:
         for engine in found.engines(network):
-            score = found.scores.get(network, {}).get(engine, Score())
+            score = found.score(network, engine)
             counted = score.positions > 0
             low_end, high_end = score.interval
             for threads in found.threads or [1]:
@@ -114,6 +124,34 @@ def frame(found: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def summary(found: Comparison) -> list[list[str]]:
+    """For each network and number of threads: fastrun, and the fastest of the other engines.
+
+    The first row has the heads. Answers are shares of right ones; where none are known, the
+    signal to noise ratio stands in their place.
+    """
+    heads = ["network", "ours f32, ms", "ours int8, ms", "fastest peer, ms", "faster"]
+    rows = [[*heads, "ours f32", "ours int8", "that peer"]]
+    for network in found.networks:
+        for threads in found.threads:
+            peer = found.fastest(network, threads)
+            engines = (ours.NAME, OWN_INT8, peer)
+            own, own_int8, other = (found.seconds(network, e, threads) for e in engines)
+            name = network if threads == 1 else f"{network}, {plural(threads, 'thread')}"
+            gain = ratio(other / min(own, own_int8)) if other < math.inf else UNKNOWN
+            times = [ms(own), ms(own_int8), f"{ms(other)} {peer}".rstrip(), gain]
+            rows.append([name, *times, *(_quality(found.score(network, e)) for e in engines)])
+    return rows
+
+
+def _quality(score: Score) -> str:
+    if score.labelled:
+        return f"{100 * score.accuracy:.1f} % of {score.labelled}"
+    if not score.positions:
+        return UNKNOWN
+    return f"{score.sqnr:.0f} dB" if score.sqnr < math.inf else "exact"
+
+
 def show(found: Comparison) -> None:
     """Print a table for each network, and what could not be timed."""
     for network in found.networks:
@@ -137,7 +175,7 @@ def text_rows(found: Comparison, network: str) -> list[list[str]]:
         seconds = [found.seconds(network, engine, n) for n in found.threads]
         row = [engine, *map(ms, seconds)]
         row += [ratio(found.over_f32(network, engine, n)) for n in found.threads]
-        rows.append(row + _score_texts(found.scores.get(network, {}).get(engine, Score())))
+        rows.append(row + _score_texts(found.score(network, engine)))
     return rows
 
 

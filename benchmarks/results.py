@@ -61,6 +61,9 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
         module = f"fastrun.benchmarks.experiments.{name}"
         return Step(("-m", module, *words), f"experiments/{name}.txt")
 
+    one = ("squeezenet1.1", "--engines", "ours", "--rounds", "2", "--samples", "2")
+    lowered = one if quick else ("--samples", "1000")
+    files = ("--json", str(folder / "precision.json"), "--csv", str(folder / "precision.csv"))
     records, written = str(folder / "records.jsonl.gz"), () if quick else ("--write", "README.md")
     refresh = () if quick else ("--refresh",)
     return {
@@ -73,6 +76,10 @@ def steps(folder: Path, database: str, effort: str, quick: bool) -> dict[str, St
         },
         "layers": bench("layers", "--layers", *([_LAYER] if quick else [])),
         "networks": bench("networks", *networks),
+        "precision": Step(
+            ("-m", "fastrun.benchmarks.precision", *lowered, *listed, *stored, *files),
+            "precision.txt",
+        ),
         "records": Step((*FASTRUN, "db", "export", records, *stored), "records.txt"),
         "report": Step(
             (*FASTRUN, "report", *(tuned if quick else networks), "--out", str(folder), *stored),

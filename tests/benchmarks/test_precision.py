@@ -109,6 +109,15 @@ def test_files_hold_what_was_measured(tmp_path: Path) -> None:
     assert dict(zip(heads, int8, strict=True))["right>"] == "90.0 % of 10"
 
 
+def test_summary_names_the_fastest_peer_and_its_accuracy() -> None:
+    raced = race(1, ours=4.0, ours_int8=1.0, ort=0.5, ort_u8s8=3.0, ort_exact=2.0)
+    scores = {"ours": Score(10, 10), "ort-exact": Score(8, 10), "ours-int8": Score(9, 10)}
+    heads, row = precision_table.summary(Comparison([raced], {"small": scores}))
+    assert row[1:5] == ["4000", "1000", "2000 ort-exact", "2.00x"]
+    assert row[5:] == ["100.0 % of 10", "90.0 % of 10", "80.0 % of 10"]
+    assert len(heads) == len(row)
+
+
 def test_a_later_run_replaces_what_it_measures_again() -> None:
     old = Comparison(
         [race(1, ours=4.0), race(2, ours=3.0)], {"small": {"ours": Score(1), "ort": Score(2)}}

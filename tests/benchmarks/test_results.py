@@ -96,7 +96,7 @@ def test_missing_results_take_one_line(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_steps_leave_their_files(tmp_path: Path) -> None:
-    words = ("machine", "tune-1", "records", "layers", "networks", "pack", "readme")
+    words = ("machine", "tune-1", "records", "layers", "networks", "precision", "pack", "readme")
     assert results.main([*words, "--quick", "--out", str(tmp_path)]) == 0
     machine = json.loads((tmp_path / "machine.json").read_text())
     assert machine["machine"]["peak"] > 0
@@ -108,7 +108,9 @@ def test_steps_leave_their_files(tmp_path: Path) -> None:
     [timed, *_] = json.loads((tmp_path / "layers.json").read_text())["results"]
     assert timed["note"].startswith("tuned: ")
     assert (tmp_path / "experiments/pack.csv").exists()
-    assert "| shufflenetv2 |" in (tmp_path / "summary.md").read_text()
+    summary = (tmp_path / "summary.md").read_text()
+    assert "| shufflenetv2 |" in summary
+    assert "| squeezenet1.1 |" in summary
 
 
 def test_failed_step_leaves_the_file_as_it_was(
