@@ -58,6 +58,7 @@ def run(arguments: Namespace) -> int:
         ("", ""),
         ("measured", f"{report.time[:16]} UTC; --refresh measures again"),
         ("peak", f"{_peak_text(report)} of float32 multiply-adds"),
+        ("products", f"{_dots_text(report)} GOP/s on one core"),
         ("reading", f"{rates} GB/s on one core"),
         ("noise", f"{amount(report.noise)} then, {amount(_noise_now())} now"),
         ("", in_words(report.noise)),
@@ -74,6 +75,10 @@ def run(arguments: Namespace) -> int:
 def _peak_text(report: MachineReport) -> str:
     one, all_cores = report.peak / 1e9, report.peak_all / 1e9
     return f"{one:.1f} GFLOP/s on one core, {all_cores:.1f} on {report.cores}"
+
+
+def _dots_text(report: MachineReport) -> str:
+    return ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in report.dots.items()) or "none"
 
 
 def _noise_now() -> float:

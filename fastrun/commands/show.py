@@ -78,7 +78,7 @@ def _show_kernel(arguments: Namespace) -> int:
     if arguments.algorithm is None and arguments.schedule is None:
         print("\nalgorithms, with the schedules of their heuristics")
         print("\n".join(algorithm_lines(problem, cpu)))
-    peak = probe().peak_of(arguments.threads)
+    peak = probe().peak_of(arguments.threads, getattr(schedule, "dot", ""))
     print("\n" + "\n".join(listing_lines(listing, source, record, peak)))
     return 0
 

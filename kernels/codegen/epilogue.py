@@ -6,11 +6,16 @@ of integers are operands (`kernels.core.quantised`), so one kernel serves all la
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
 from fastrun.kernels.codegen.elementary import exp, gelu, sigmoid, tanh
-from fastrun.kernels.core.dtype import F32, I32, U8
+from fastrun.kernels.codegen.narrow import side_by_side
+from fastrun.kernels.codegen.values import Vectors
+from fastrun.kernels.core.dtype import F32, I32, U8, DType
 from fastrun.kernels.core.problem import ConvProblem, slope
-from fastrun.kernels.core.quantised import LINEAR, SCALARS, in_steps, operand_room
+from fastrun.kernels.core.quantised import LINEAR, ROUNDING, SCALARS, in_steps, operand_room
 
 
 def finish(p: ConvProblem, total: Vec, add: Vec | None, channel: Int = 0) -> Vec:
@@ -19,34 +24,71 @@ def finish(p: ConvProblem, total: Vec, add: Vec | None, channel: Int = 0) -> Vec
     Sums of integers, of the channels from `channel` on, are scaled before.
     """
     if p.precision.integer:
-        return _requantised(p, total, add, channel)
+        return finish_run(p, [total], [add], [channel])
     value = total if add is None else total + add.to(F32)
     return activate(value, p.activation).to(p.precision.dst)
 
 
-def _requantised(p: ConvProblem, total: Vec, add: Vec | None, channel: Int) -> Vec:
-    """The output for sums of integers, which may be float32 already."""
+def longest_run(p: ConvProblem) -> int:
+    """Vectors that are best finished together where they lie side by side: four fill a register."""
+    return 4 if p.precision.dst is U8 else 1
+
+
+def finish_run(
+    p: ConvProblem, totals: Sequence[Vec], adds: Sequence[Vec | None], channels: Sequence[Int]
+) -> Vec:
+    """`finish` of up to `longest_run` vectors of sums that lie side by side, as one vector.
+
+    It has a power of two of lanes; those behind the last are undefined.
+    """
+    if not p.precision.integer or p.precision.dst is F32:
+        (total,), (add,), (channel,) = totals, adds, channels
+        return _scaled(p, total, add, channel) if p.precision.integer else finish(p, total, add)
+    k = totals[0].k
+    steps = [_steps(p, *one) for one in zip(totals, adds, channels, strict=True)]
+    found = side_by_side(steps)
+    if p.activation in ("relu", "relu6"):
+        found = found.max(_scalar(p, k, "floor", U8, found.lanes))
+    if p.activation == "relu6":
+        found = found.min(_scalar(p, k, "ceiling", U8, found.lanes))
+    return found
+
+
+def _scalar(p: ConvProblem, k: Vectors, name: str, dtype: DType, lanes: int) -> Vec:
+    place = Buffer(k, "%bias", (1,)).at(2 * operand_room(p) + SCALARS.index(name))
+    return replace(place, dtype=dtype).splat(0, lanes=lanes)
+
+
+def _scaled(p: ConvProblem, total: Vec, add: Vec | None, channel: Int) -> Vec:
+    """Sums, which may be float32 already, as float32 output."""
+    scales = Buffer(total.k, "%bias", (1,)).at(operand_room(p)).load(channel, lanes=total.lanes)
+    value = total.to(F32)
+    value = value * scales if add is None else fma(value, scales, add)
+    return activate(value, p.activation)
+
+
+def _steps(p: ConvProblem, total: Vec, add: Vec | None, channel: Int) -> Vec:
+    """Sums, which may be float32 already, as int32 output before it is clipped to bytes."""
     k, lanes = total.k, total.lanes
 
-    def scalar(name: str) -> Vec:
-        place = 2 * operand_room(p) + SCALARS.index(name)
-        return Buffer(k, "%bias", (1,)).splat(place, lanes=lanes)
+    def scalar(name: str, dtype: DType = F32) -> Vec:
+        return _scalar(p, k, name, dtype, lanes)
 
-    scales = Buffer(k, "%bias", (1,)).at(operand_room(p))
-    value = total.to(F32) * scales.load(channel, lanes=lanes)
-    if add is not None:
-        residual = add.to(F32)
-        if add.dtype is U8:
-            residual = (residual - scalar("add_zero")) * scalar("add_scale")
-        value = value + residual
-    if p.precision.dst is F32:
-        return activate(value, p.activation)
-    if not in_steps(p):
-        value = activate(value, p.activation) * scalar("inverse")
-    elif p.activation not in LINEAR:
-        value = activate(value, p.activation)
-    bounded = value.max(scalar("low")).min(scalar("high"))
-    return (bounded.to(I32) + scalar("zero").to(I32)).to(U8)
+    scales = Buffer(k, "%bias", (1,)).at(operand_room(p)).load(channel, lanes=lanes)
+    value, rounding = total.to(F32), k.const(ROUNDING, lanes)
+    linear = p.activation in LINEAR and in_steps(p)
+    if linear and add is None:
+        rounded = fma(value, scales, rounding)
+    else:
+        if add is None:
+            value = value * scales
+        else:
+            residual = fma(add.to(F32), scalar("add_scale"), scalar("add_shift"))
+            value = fma(value, scales, residual)
+        if not linear:
+            value = activate(value, p.activation)
+        rounded = value + rounding if in_steps(p) else fma(value, scalar("inverse"), rounding)
+    return rounded.bits_as(I32) + scalar("shift", I32)
 
 
 def activate(x: Vec, activation: str) -> Vec:

@@ -8,13 +8,14 @@ first layer's is NCHW); the output is NHWC or NCHWc, so that a vector holds neig
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import cast
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel
 from fastrun.kernels.codegen.dot import Dot, dot_of, dots
-from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
 from fastrun.kernels.codegen.packing import pack_panels
@@ -186,9 +187,8 @@ class _Outputs:
         table = self.k.argument("weights", p.group_c, 1)
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-            # Taps in straight code read the same pixels. LLVM would keep these in registers and
-            # run out of them.
-            overlapping = isinstance(kx, int) and p.kernel[1] > 1
+            # LLVM would keep pixels of several steps or taps in registers and run out of them.
+            overlapping = dot.group > 1 or (isinstance(kx, int) and p.kernel[1] > 1)
             here = corner.after(acc[0, 0]) if overlapping else corner
             pixels = [here.at(*offset) for offset in offsets]
             lane = table.index(self.group, lane) if io.gathered else lane * dot.group
@@ -218,27 +218,62 @@ class _Outputs:
 
     def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
         """Add the residual, apply the activation, store."""
-        p = self.p
-        channel: Int = 0
-        for j in range(acc.cols):
-            if p.precision.integer:
-                channel = (self.vector + j) * self.lanes + self.group * p.group_oc
-            dst = self._channels("dst", self.io.dst, j).at(0, 0, top, left)
-            add = self._channels("add", self.io.add, j).at(0, 0, top, left) if p.add else None
-            for i in range(acc.rows):
-                pixel = (0, 0, i // width, i % width)
-                residual = add.load(*pixel, lanes=self.lanes) if add else None
-                kept = self.tail if self.tail and j == acc.cols - 1 else self.lanes
-                total = acc[i, j]
-                if self.scales:
-                    scale = self.scales.load(0, j, lanes=self.lanes)
-                    total = unscale(total, scale, self._bias(j))
-                dst.store_first(finish(p, total, residual, channel), kept, *pixel)
+        p, lanes = self.p, self.lanes
+        # Vectors that lie side by side are finished together: those of a pixel, or of a row.
+        places = (self.io.dst, self.io.add) if p.add else (self.io.dst,)
+        across = self.io.dst.x_stride == lanes
+        row = acc.rows if all(x.y_stride == width * x.x_stride for x in places) else width
+        longest = longest_run(p) if across or self.io.dst.blocks == 1 else 1
+        runs = _runs(acc, longest, row) if across else _runs_of_channels(acc, longest)
+        started = -1
+        for cells in runs:
+            i, j = cells[0]
+            if j != started:
+                started = j
+                dst = self._channels("dst", self.io.dst, j).at(0, 0, top, left)
+                add = self._channels("add", self.io.add, j).at(0, 0, top, left) if p.add else None
+            pixel = (0, 0, i // width, i % width)
+            adds = [add.load(*pixel, n * lanes, lanes=lanes) if add else None
+                    for n in range(len(cells))]  # fmt: skip
+            totals = [self._total(acc, *cell) for cell in cells]
+            value = finish_run(p, totals, adds, [self._channel(j) for _, j in cells])
+            kept = len(cells) * lanes
+            if self.tail and cells[-1][1] == acc.cols - 1:
+                kept += self.tail - lanes
+            dst.store_first(value, kept, *pixel)
+
+    def _total(self, acc: Tile, i: int, j: int) -> Vec:
+        """A finished sum, without the power of two that 16-bit weights are scaled by."""
+        total = acc[i, j]
+        if not self.scales:
+            return total
+        return unscale(total, self.scales.load(0, j, lanes=self.lanes), self._bias(j))
+
+    def _channel(self, j: int) -> Int:
+        """The output channel where a vector of the panel begins; of float32 nothing needs it."""
+        if not self.p.precision.integer:
+            return 0
+        return (self.vector + j) * self.lanes + self.group * self.p.group_oc
 
     def _channels(self, name: str, where: Placement, j: int) -> Buffer:
         tensor = self.k.tensor(name, where).at(self.image)
         tensor = at_channel(tensor, where, self.group, self.p.group_oc)
         return at_channel(tensor, where, self.vector + j, self.lanes)
+
+
+def _runs(acc: Tile, longest: int, width: int) -> Iterator[list[tuple[int, int]]]:
+    """Cells of a register tile in runs along rows of `width` pixels, one column after another."""
+    for j in range(acc.cols):
+        for row in range(0, acc.rows, width):
+            for first in range(row, row + width, longest):
+                yield [(i, j) for i in range(first, min(first + longest, row + width))]
+
+
+def _runs_of_channels(acc: Tile, longest: int) -> Iterator[list[tuple[int, int]]]:
+    """Cells of a register tile in runs along the vectors of a pixel, one pixel after another."""
+    for first in range(0, acc.cols, longest):
+        for i in range(acc.rows):
+            yield [(i, j) for j in range(first, min(first + longest, acc.cols))]
 
 
 template = KernelTemplate(

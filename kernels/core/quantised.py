@@ -7,6 +7,8 @@ zero point of the input is part of the bias, so that a kernel sums only products
 
 The kernel turns each sum into float32, multiplies it by its channel's scale, adds the residual,
 applies the activation, and rounds to the output's grid: ties to even, then + zero, then clipped.
+A product and the sum or the rounding behind it are one instruction, which rounds once: adding
+1.5 * 2^23 to a float32 below 2^22 leaves it, rounded, in the low bits.
 """
 
 from __future__ import annotations
@@ -27,13 +29,17 @@ from fastrun.kernels.core.reference import activate, convolve
 # The input's zero point when a kernel is checked and timed.
 TRIAL_ZERO = 119
 
-SCALARS = ("low", "high", "zero", "add_scale", "add_zero", "inverse")
+SCALARS = ("shift", "floor", "ceiling", "add_scale", "add_shift", "inverse")
 """The scalars of an integer convolution in the order in which they follow the scales.
 
-`low` and `high` bound the result before it is rounded, in output steps. `zero` is the output's zero
-point. `add_scale` and `add_zero` belong to the residual. `inverse` turns real numbers into output
-steps after an activation that must see real numbers.
+`shift` is an int32 that turns the bits of a result plus `ROUNDING` into the output: its zero point
+less these bits. `floor` and `ceiling` are bytes, the bounds of relu and relu6. A residual is its
+bytes * `add_scale` + `add_shift`. `inverse` turns real numbers into output steps after an
+activation that must see real numbers.
 """
+
+ROUNDING = 1.5 * 2**23
+"""What rounds a float32 to an integer when it is added: ties to even, below 2^22."""
 
 LINEAR = ("", "relu", "relu6")
 
@@ -80,7 +86,8 @@ class Scales:
         seen as float32.
 
         Raises:
-            ValueError: a bias does not fit int32 in steps of the sums.
+            ValueError: a bias does not fit int32 in steps of the sums, or the output's scale is so
+                small that outputs could be 2^22 steps.
         """
         found = np.zeros(2 * operand_room(p) + len(SCALARS), np.float32)
         step = self.src * self.weights.astype(np.float64)
@@ -94,14 +101,34 @@ class Scales:
         found[: p.oc].view(np.int32)[:] = whole
         start, steps = operand_room(p), in_steps(p)
         found[start : start + p.oc] = step / (self.dst if steps else 1.0)
-        top = 255.0 - self.dst_zero
-        if p.activation == "relu6" and steps:
-            top = min(top, 6.0 / self.dst)
-        low = 0.0 if p.activation in ("relu", "relu6") and steps else -float(self.dst_zero)
-        add = self.add / self.dst if steps else self.add
-        scalars = (low, top, self.dst_zero, add, self.add_zero, 1.0 / self.dst)
-        found[2 * start :] = scalars
+        scalars = found[2 * start :]
+        scalars[3:] = self._add_scale(p), -self._add_scale(p) * self.add_zero, 1.0 / self.dst
+        ceiling = 255.0
+        if p.activation == "relu6":
+            ceiling = min(ceiling, np.rint(np.float32(6.0 / self.dst)) + self.dst_zero)
+        scalars[:1].view(np.int32)[:] = self.dst_zero - int(np.float32(ROUNDING).view(np.int32))
+        scalars[1:3].view(np.uint32)[:] = self.dst_zero, int(ceiling)
+        if p.precision.dst is U8:
+            self._check_range(p, weights, whole, step)
         return found
+
+    def _add_scale(self, p: ConvProblem) -> float:
+        return self.add / self.dst if in_steps(p) else self.add
+
+    def _check_range(
+        self,
+        p: ConvProblem,
+        weights: NDArray[Any],
+        bias: NDArray[np.float64],
+        step: NDArray[np.float64],
+    ) -> None:
+        """Raise ValueError if outputs can be 2^22 steps, where float32 has no room to round."""
+        filters = weights.reshape(p.oc, -1).astype(np.float64)
+        most = 255 * np.maximum(filters, 0).sum(axis=1) + bias
+        least = 255 * np.minimum(filters, 0).sum(axis=1) + bias
+        largest = np.maximum(np.abs(most), np.abs(least)) * step / self.dst
+        if largest.max(initial=0.0) + p.add * 255 * self.add / self.dst >= 1 << 22:
+            raise ValueError("the output's scale is too small for its sums")
 
     def sums(
         self,
@@ -138,24 +165,35 @@ class Scales:
 
         It is the same to the bit, unless the activation needs an exponential.
         """
-        start = operand_room(p)
+        start, exact = operand_room(p), np.float64
         operand = self.operand(p, np.zeros(p.weight_shape, np.int8), None)
-        known = dict(zip(SCALARS, operand[2 * start :], strict=True))
-        value = sums.astype(np.float32) * operand[start : start + p.oc].reshape(1, -1, 1, 1)
+        known = dict(zip(SCALARS, operand[2 * start :].astype(exact), strict=True))
+        scales = operand[start : start + p.oc].reshape(1, -1, 1, 1).astype(exact)
+        # Products of two float32 are exact in float64.
+        value = sums.astype(np.float32).astype(exact) * scales
         if add is not None:
             residual = add.astype(np.float32)
             if p.precision.dst is U8:
-                residual = (residual - known["add_zero"]) * known["add_scale"]
+                shifted = add.astype(exact) * known["add_scale"] + known["add_shift"]
+                residual = shifted.astype(np.float32)
             value = value + residual
+        plain = p.activation in LINEAR and add is None
+        if not (plain and in_steps(p)):
+            value = value.astype(np.float32)
         if p.precision.dst is not U8:
             return activate(value, p.activation).astype(np.float32)
         if not in_steps(p):
             value = activate(value, p.activation).astype(np.float32) * known["inverse"]
         elif p.activation not in LINEAR:
             value = activate(value, p.activation).astype(np.float32)
-        bounded = np.clip(value, known["low"], known["high"])
-        whole: NDArray[Any] = np.rint(bounded) + known["zero"]
-        return whole.astype(np.uint8)
+        whole = np.rint(value) + self.dst_zero
+        floor, ceiling = (int(operand[2 * start + i :].view(np.uint8)[0]) for i in (1, 2))
+        if p.activation in ("relu", "relu6"):
+            whole = np.maximum(whole, floor)
+        if p.activation == "relu6":
+            whole = np.minimum(whole, ceiling)
+        found: NDArray[Any] = np.clip(whole, 0, 255).astype(np.uint8)
+        return found
 
 
 def trial_operands(p: ConvProblem, seed: int) -> tuple[dict[str, NDArray[Any]], Scales]:

@@ -16,14 +16,17 @@ _JUMP = re.compile(r"^\s+(?:j\w+|b\.\w+|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,|b)\s+(
 _VECTOR = re.compile(r"%[xyz]mm(\d+)|\bv(\d+)\.")
 _STACK = re.compile(r"\(%r[sb]p|\[sp\b|\[x29\b")
 _MEMORY = re.compile(r"^\s+(?!lea)\w+\s.*(?:\(%r|\[(?:x\d|sp))")
-_FMA = re.compile(r"^\s+(?:vfn?m(?:add|sub)\w+ps|fml[as])\b")
+_FMA = re.compile(
+    r"^\s+(?:vfn?m(?:add|sub)\w+ps|fml[as]|vpmadd(?:ubsw|wd)|vpdp\w+|vdpbf16ps|u?s?dot|[us]mmla)\b"
+)
 
 
 @dataclass(frozen=True)
 class Facts:
     """`hot_loop` is the innermost loop with FMAs; the counts are of that loop.
 
-    Stack references there mean that registers spill. `code_bytes` is the whole kernel.
+    Products of small types count as FMAs. Stack references in the loop mean that registers spill.
+    `code_bytes` is the whole kernel.
     """
 
     hot_loop: str

@@ -23,6 +23,7 @@ from fastrun.kernels.core.program import Io
 from fastrun.kernels.native.cache import ObjectCache, cache_root
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
+from fastrun.tuner.machine.dot_rates import dot_rates
 from fastrun.tuner.machine.move_rates import Rates, move_rates
 from fastrun.tuner.measure.canary import canary
 from fastrun.tuner.measure.timing import calibrate
@@ -42,7 +43,8 @@ _READ_ONCE = 1 << 17  # floats that a call reads at least, so that the call itse
 class MachineReport:
     """Measured properties of a machine.
 
-    `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`.
+    `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`,
+    `dots` the operations/s of one core in each kind of dot product of small types.
     `read` and `read_streams` are the bytes/s that one core reads from L1, L2, L3 and DRAM, at one
     place and at several places in turn. `moves` and `moves_all` are the bytes/s of one core and of
     all cores that move tensors into other layouts, as in `tuner.machine.move_rates`. `noise` is the
@@ -54,6 +56,7 @@ class MachineReport:
     cores: int
     peak: float
     peak_all: float
+    dots: Mapping[str, float] = field(hash=False)
     read: Mapping[str, float] = field(hash=False)
     read_streams: Mapping[str, float] = field(hash=False)
     moves: Rates = field(hash=False)
@@ -61,13 +64,17 @@ class MachineReport:
     noise: float
     time: str
 
-    def peak_of(self, threads: int) -> float:
-        """FLOP/s of `threads` threads, each on its own core."""
-        return self.peak if threads == 1 else self.peak_all * threads / self.cores
+    def peak_of(self, threads: int, dot: str = "") -> float:
+        """FLOP/s of `threads` threads, each on its own core.
+
+        With a kind of dot product, its operations/s; one that was not measured counts as float32.
+        """
+        share = self.dots.get(dot, self.peak) / self.peak
+        return share * (self.peak if threads == 1 else self.peak_all * threads / self.cores)
 
 
 def probe(refresh: bool = False) -> MachineReport:
-    """This machine's report, from its file or measured now, which takes about five seconds.
+    """This machine's report, from its file or measured now, which takes about eight seconds.
 
     There is a file for each machine and number of cores; `refresh` measures again.
     """
@@ -113,6 +120,7 @@ def _measure(cpu: Cpu) -> MachineReport:
             cores=len(cores),
             peak=peak_flops(cpu, order[:1]),
             peak_all=peak_flops(cpu, order),
+            dots=dot_rates(cpu, order[:1]),
             read={level: read_rate(cpu, memory[:n], 1) for level, n in levels.items()},
             read_streams={
                 level: read_rate(cpu, memory[:n], STREAMS) for level, n in levels.items()

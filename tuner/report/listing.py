@@ -70,7 +70,7 @@ def listing_lines(
     """The properties of a kernel and its hot loop.
 
     `source` is the source of the schedule, `record` its measurement, if there is one. Shares are of
-    `peak`, in FLOP/s.
+    `peak`, in FLOP/s, that of the schedule's kind of dot product.
     """
     program, found = listing.program, listing.facts
     stages = ", ".join(f"{s.symbol} ({plural(s.tasks, 'task')})" for s in program.stages)

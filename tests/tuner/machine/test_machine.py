@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, Placement
 from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.native.compile import compile_assembly
+from fastrun.tuner.machine import dot_rates
 from fastrun.tuner.machine import probe as machine
 from fastrun.tuner.machine.probe import STREAMS, MachineReport, fma_loop, probe, read_loop
 
@@ -24,6 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "_BLOCK", 1e-5)
     monkeypatch.setattr(machine, "_BLOCKS", 2)
+    monkeypatch.setattr(machine, "dot_rates", lambda cpu, cores: {"vnni": 1e11})
     monkeypatch.setattr(machine, "move_rates", lambda cpu, sizes, cores: {"a>b": {"1": 1e9}})
     return tmp_path
 
@@ -52,7 +56,20 @@ def test_a_probe_measures_everything_and_leaves_the_affinity_alone() -> None:
     rates = [report.peak, report.peak_all, *report.read.values(), *report.read_streams.values()]
     assert all(1e6 < rate < math.inf for rate in rates)
     assert report.noise >= 0
+    assert report.peak_of(1, "vnni") == pytest.approx(1e11)
+    assert report.peak_of(1, "unknown") == report.peak
     assert report.moves == report.moves_all == {"a>b": {"1": 1e9}}
+
+
+def test_every_kind_of_dot_product_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dot_rates, "_BLOCK", 1e-6)
+    monkeypatch.setattr(dot_rates, "_BLOCKS", 1)
+    monkeypatch.setattr(dot_rates, "TILES", dot_rates.TILES[-1:])
+    cpu = Cpu.host()
+    rates = dot_rates.dot_rates(cpu, sorted(os.sched_getaffinity(0))[:1])
+    kinds = {d.name for types in ("u8s8>u8", "u8s4>u8") for d in dots(Types.parse(types), cpu)}
+    assert kinds <= set(rates)
+    assert all(1e6 < rate < math.inf for rate in rates.values())
 
 
 def test_a_report_is_kept_until_a_new_one_is_asked_for() -> None:

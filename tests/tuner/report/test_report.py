@@ -67,6 +67,7 @@ MACHINE = MachineReport(
     cores=2,
     peak=PEAK,
     peak_all=2 * PEAK,
+    dots={"vnni": 4 * PEAK},
     read={"L1": 2e11, "DRAM": 2e10},
     read_streams={"L1": 2e11, "DRAM": 3e10},
     moves={},
