@@ -245,6 +245,11 @@ class Vectors(Emitter):
         lanes = lanes or self.lanes
         return Vec(self, constant(value, lanes, dtype), lanes, dtype)
 
+    def literal(self, values: Sequence[float]) -> Vec:
+        """These float32 numbers, one in each lane."""
+        parts = ", ".join(f"float {constant(value, 1)}" for value in values)
+        return Vec(self, f"<{parts}>", len(values))
+
     def splat(self, scalar: Vec, lanes: int = 0) -> Vec:
         """A one-lane value in every lane."""
         lanes = lanes or self.lanes
