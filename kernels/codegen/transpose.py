@@ -5,43 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastrun.kernels.codegen.builder import Kernel, Vec
+from fastrun.kernels.core.dtype import F32, DType
 
-# Lanes of the widest piece that moves inside one 128-bit part of a register on every target.
+# Floats in 128 bits: the widest piece that moves inside one part of a register on every target.
 PART = 4
 
 
-def transpose(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
-    """Column i of `rows` as the i-th result; as many rows as lanes, 4, 8 or 16.
+def part(dtype: DType) -> int:
+    """Elements in 128 bits."""
+    return PART * F32.bits // dtype.bits
 
-    It transposes first the 4x4 cells inside 128-bit parts, then the parts. Shuffles that cross
-    parts are slow or take an index register.
+
+def transpose(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
+    """Column i of `rows` as the i-th result.
+
+    There are as many rows as elements in 128 bits, or as many as lanes. It transposes first the
+    square cells inside 128-bit parts, then the parts. Shuffles that cross parts are slow or take
+    an index register.
     """
-    lanes = len(rows)
-    cells = [_cell(k, rows[first : first + PART]) for first in range(0, lanes, PART)]
+    lanes, side = rows[0].lanes, part(rows[0].dtype)
+    cells = [_cell(k, rows[first : first + side]) for first in range(0, len(rows), side)]
     columns: dict[int, Vec] = {}
-    for j in range(PART):
-        for part, column in enumerate(_parts(k, [cell[j] for cell in cells])):
-            columns[part * PART + j] = column
+    for j in range(side):
+        for number, column in enumerate(_parts(k, [cell[j] for cell in cells])):
+            columns[number * side + j] = column
     return [columns[i] for i in range(lanes)]
 
 
-def _cell(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
-    """Four rows -> four columns, in each 128-bit part by itself."""
-    a, b, c, d = rows
-    low_ab, high_ab = _zip(k, a, b, (0, 4, 1, 5)), _zip(k, a, b, (2, 6, 3, 7))
-    low_cd, high_cd = _zip(k, c, d, (0, 4, 1, 5)), _zip(k, c, d, (2, 6, 3, 7))
-    return [
-        _zip(k, low_ab, low_cd, (0, 1, 4, 5)),
-        _zip(k, low_ab, low_cd, (2, 3, 6, 7)),
-        _zip(k, high_ab, high_cd, (0, 1, 4, 5)),
-        _zip(k, high_ab, high_cd, (2, 3, 6, 7)),
-    ]
+def _cell(k: Kernel, rows: Sequence[Vec], width: int = 1) -> list[Vec]:
+    """As many rows as pieces of `width` elements in 128 bits -> columns, in each part by itself."""
+    if len(rows) == 1:
+        return list(rows)
+    lows, highs = list[Vec](), list[Vec]()
+    for a, b in zip(rows[::2], rows[1::2], strict=True):
+        lows.append(_zip(k, a, b, width, 0))
+        highs.append(_zip(k, a, b, width, 1))
+    return _cell(k, lows, 2 * width) + _cell(k, highs, 2 * width)
 
 
 def _parts(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
-    """The transpose of a square of 128-bit parts: one, two or four of them a row."""
+    """The transpose of a square of 128-bit parts, two or four of them a row; or a row's parts."""
     if len(rows) == 1:
-        return list(rows)
+        [row] = rows
+        side = part(row.dtype)
+        if row.lanes == side:
+            return [row]
+        return [_pick(k, row, row, [number]) for number in range(row.lanes // side)]
     if len(rows) == 2:
         a, b = rows
         return [_pick(k, a, b, order) for order in ((0, 2), (1, 3))]
@@ -52,16 +61,21 @@ def _parts(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
     return columns
 
 
-def _zip(k: Kernel, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
-    """The same pick from each 128-bit part of a (0-3) and b (4-7)."""
+def _zip(k: Kernel, a: Vec, b: Vec, width: int, half: int) -> Vec:
+    """Pieces of `width` elements of a and b in turn, from one half of each 128-bit part."""
+    side = part(a.dtype)
+    starts = range(half * side // 2, (half + 1) * side // 2, width)
     lanes = [
-        part + i if i < PART else a.lanes + part + i - PART
-        for part in range(0, a.lanes, PART)
-        for i in order
+        source + first + start + i
+        for first in range(0, a.lanes, side)
+        for start in starts
+        for source in (0, a.lanes)
+        for i in range(width)
     ]
     return k.shuffle(a, b, lanes)
 
 
 def _pick(k: Kernel, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
     """Whole 128-bit parts, a's then b's."""
-    return k.shuffle(a, b, [part * PART + i for part in order for i in range(PART)])
+    side = part(a.dtype)
+    return k.shuffle(a, b, [number * side + i for number in order for i in range(side)])
