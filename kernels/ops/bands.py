@@ -19,7 +19,7 @@ import numpy as np
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least, outcomes
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu, whole_lines
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, pack_bias
@@ -80,10 +80,10 @@ def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu:
     return whole
 
 
-def pooling(spec: pool.Pool, h: int, rows: int, cpu: Cpu) -> Part:
-    """A pooling of `h` rows into `rows` rows, as the second operator."""
+def pooling(spec: pool.Pool, h: int, rows: int, cpu: Cpu, dtype: DType = F32) -> Part:
+    """A pooling of `h` rows of a type into `rows` rows, as the second operator."""
     _, left, bottom, right = spec.padding
-    shares = pool.shares(pool.zones(spec, 0, h, rows))
+    shares = pool.shares(pool.zones(spec, 0, h, rows), dtype)
 
     def build(count: int, above: int, below: int, io: Io) -> Program:
         part = replace(spec, padding=(above, left, min(below, bottom), right))
@@ -97,7 +97,7 @@ def pooling(spec: pool.Pool, h: int, rows: int, cpu: Cpu) -> Part:
         stride=spec.stride[0],
         top=spec.padding[0],
         build=build,
-        per_row=1,
+        per_row=pool.per_row(dtype),
     )
     return whole
 

@@ -3,6 +3,9 @@
 A vector holds neighbouring channels, or in NCHW neighbouring output pixels. Outputs whose windows
 have the same taps inside the image share their code. Nothing reads the halo: its zeros could be
 larger than the maximum.
+
+The maximum of u8 is that of the stored numbers. Sums of u8 are integers, and one multiplication and
+one division turn each into a step of the output, so that ties are found to be ties.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from fastrun.kernels.codegen.builder import (
     least,
     most,
 )
+from fastrun.kernels.codegen.quantise import elements, in_steps, numbers, scale, zero_point
 from fastrun.kernels.codegen.sums import RUN, Totals
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cover, cut
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
+from fastrun.kernels.core.dtype import F32, I16, I32, U8, DType
+from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
 
@@ -46,7 +51,8 @@ class Pool:
     """`function` is max or average; padding is (top, left, bottom, right).
 
     An average is taken over the pixels inside the image; with `count_padding`, the padding
-    counts as zeros.
+    counts as zeros. Scales and zero points of u8 are an operand; the maximum needs none if input
+    and output are u8, which then have the same.
     """
 
     function: str
@@ -101,13 +107,15 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """
     check(spec.function in ("max", "average"), f"unknown pooling function {spec.function!r}")
     check((src.n, src.c) == (dst.n, dst.c), f"pooling cannot turn {src} into {dst}")
-    planar = src.layout == NCHW
-    check(planar == (dst.layout == NCHW), "pooling reads and writes NCHW, or neither")
-    widest = min(cpu.lanes, src.layout.blocked or cpu.lanes, dst.layout.blocked or cpu.lanes)
+    planar = src.layout.name == "NCHW"
+    check(planar == (dst.layout.name == "NCHW"), "pooling reads and writes NCHW, or neither")
+    sums = _sums(spec, src.dtype)
+    wide = cpu.lanes * F32.bits // sums.bits
+    widest = min(wide, src.layout.blocked or wide, dst.layout.blocked or wide)
     unit = 1 if planar else widest
     rows, columns = zones(spec, 0, src.h, dst.h), zones(spec, 1, src.w, dst.w)
     # Where channels lie together, a task does all of them; else a block or plane is a task.
-    together = NHWC in (src.layout, dst.layout)
+    together = "NHWC" in (src.layout.name, dst.layout.name)
     units = cut(src.c, unit) if together else consecutive((unit, 1))
     unit_tasks = 1 if together else -(-src.c // unit)
     per_task = max(1, src.n * unit_tasks * dst.h // TASKS)
@@ -117,20 +125,42 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     with module.stage("pool", src.n * unit_tasks * row_tasks) as (k, task):
         first, rest = task % row_tasks * per_task, task // row_tasks
         number, image = rest % unit_tasks, rest // unit_tasks
-        windows = _Windows(k, spec, src, dst, image, unit)
+        windows = _Windows(k, spec, src, dst, image, unit, sums, wide)
         with k.loop(first, least(first + per_task, dst.h)) as top:
             for x in columns:
-                for run in _tiles(x, spec, cpu.lanes if planar else 0):
+                for run in _tiles(x, spec, wide if planar else 0):
                     with run.loop(k) as left:
                         for channels in units:
                             with channels.loop(k) as c:
                                 channel = c + number * unit
                                 windows.tile(rows, top, x, run.size, left, channels.size, channel)
-    return module.program(Io(src, dst, dst), lambda w: shares(rows))
+    return module.program(Io(src, dst, dst), lambda w: shares(rows, src.dtype))
 
 
-def shares(rows: list[Zone]) -> Array:
-    """The packed weights: the factor of each output row's sums, 1 / the taps that count."""
+def _sums(spec: Pool, src: DType) -> DType:
+    """The type in which windows are taken in: bytes for the maximum, else the narrowest."""
+    if src is not U8:
+        return F32
+    if spec.function == "max":
+        return U8
+    taps = math.prod(spec.kernel)
+    check(taps * 255 <= I32.range[1], f"the sum of {taps} numbers of u8 could exceed int32")
+    return I16 if taps * 255 <= I16.range[1] else I32
+
+
+def per_row(dtype: DType) -> int:
+    """Packed weights of an output row."""
+    return 2 if dtype is U8 else 1
+
+
+def shares(rows: list[Zone], dtype: DType) -> Array:
+    """The packed weights: the factor of each output row's sums, 1 / the taps that count.
+
+    For u8 they are two numbers a row: the taps that count, and those inside the image.
+    """
+    if dtype is U8:
+        known = [np.full((z.count, 2), (z.counted, len(z.taps)), np.float32) for z in rows]
+        return np.concatenate(known).reshape(-1)
     return np.concatenate([np.full(z.count, 1 / z.counted, np.float32) for z in rows])
 
 
@@ -144,20 +174,24 @@ class _Windows:
     dst: Placement
     image: Int
     unit: int
+    sums: DType
+    wide: int  # elements of a register in the type of the sums
 
     def tile(
         self, rows: list[Zone], top: Int, x: Zone, size: int, left: Int, channels: int, channel: Int
     ) -> None:
         """`size` windows side by side: as many vectors, or in NCHW one vector."""
         k, spec, (sy, sx), dy = self.k, self.spec, self.spec.stride, self.spec.dilation[0]
-        planar, maximum = self.src.layout == NCHW, spec.function == "max"
+        planar, maximum = self.src.layout.name == "NCHW", spec.function == "max"
         kept, cells = (size, 1) if planar else (channels, size)
-        lanes = k.cpu.lanes_for(kept)
+        lanes = min(self.wide, 1 << (kept - 1).bit_length())
         y0, x0 = top * sy - spec.padding[0], left * sx - spec.padding[1]
         corner = self._at("src", self.src, channel).at(0, 0, y0, x0)
-        acc = k.tile(1, cells, lanes)
-        acc.fill(k.const(-math.inf if maximum else 0.0, lanes))
-        totals = Totals(acc) if not maximum and math.prod(spec.kernel) > RUN else None
+        acc = k.tile(1, cells, lanes, self.sums)
+        lowest = -math.inf if maximum and self.sums is F32 else 0
+        acc.fill(k.const(lowest, lanes, self.sums))
+        many = self.sums is F32 and not maximum and math.prod(spec.kernel) > RUN
+        totals = Totals(acc) if many else None
         taps = rows[0].taps
         if len(rows) == 1 and totals and 2 * len(x.taps) <= RUN:
             for run in cut(len(taps), RUN // len(x.taps)):
@@ -180,17 +214,33 @@ class _Windows:
             totals.finish()
         target = self._at("dst", self.dst, channel).at(0, 0, top, left)
         for i in range(cells):
-            value = acc[0, i]
-            if not maximum:
-                value = value * k.argument("weights", 1).splat(top, lanes=lanes) * (1 / x.counted)
-            target.store_first(value, kept, 0, 0, 0, i)
+            target.store_first(self._result(acc[0, i], top, x), kept, 0, 0, 0, i)
+
+    def _result(self, value: Vec, top: Int, x: Zone) -> Vec:
+        """A maximum or a sum as an element of the output."""
+        k, after, lanes = self.k, self.dst.dtype, value.lanes
+        if self.spec.function == "max":
+            return value if value.dtype == after else elements(numbers(value), after)
+        if self.sums is F32:
+            weights = k.argument("weights", 1)
+            return elements(value * weights.splat(top, lanes=lanes) * (1 / x.counted), after)
+        row = k.argument("weights", 2, 1)
+        inside = row.splat(top, 1, lanes=lanes) * float(len(x.taps))
+        zeros = (inside * zero_point(k, "src", lanes)).to(I32)
+        total, counted = (value.to(I32) - zeros).to(F32), row.splat(top, lanes=lanes) * x.counted
+        factor = scale(k, "src", lanes)
+        if after is not U8:
+            return elements(total * factor / counted, after)
+        factor = factor / scale(k, "dst", lanes)
+        return in_steps(total * factor / counted, zero_point(k, "dst", lanes))
 
     def _row(self, acc: Tile, corner: Buffer, x: Zone, ky: Int, totals: Totals | None) -> None:
         """Take in the taps of one row of the window; long rows are summed in runs."""
         k, (_, sx), (dy, dx) = self.k, self.spec.stride, self.spec.dilation
-        step = sx if self.src.layout == NCHW and acc.lanes > 1 else 1
+        step = sx if self.src.layout.name == "NCHW" and acc.lanes > 1 else 1
         # Keeping every NaN costs time, which matters less for one window of all pixels.
-        larger = functions.maximum if (self.dst.h, self.dst.w) == (1, 1) else Vec.max
+        whole = (self.dst.h, self.dst.w) == (1, 1) and self.sums is F32
+        larger = functions.maximum if whole else Vec.max
         across = len(x.taps) if _is_straight(self.spec, x, acc.cols) else 8
         for run in cut(len(x.taps), RUN if totals else len(x.taps)):
             with run.loop(k) as start:
@@ -202,6 +252,7 @@ class _Windows:
                             for i in range(acc.cols):
                                 place = (0, 0, 0, i * sx)
                                 value = pixels.load_strided(*place, step=step, lanes=acc.lanes)
+                                value = value.to(acc.dtype)
                                 if self.spec.function == "max":
                                     acc[0, i] = larger(value, acc[0, i])
                                 else:
