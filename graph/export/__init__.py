@@ -1,0 +1,1 @@
+"""Our graph out as an ONNX model: the opposite of `frontend`."""

@@ -1,0 +1,267 @@
+"""Writes each operator of ours as ONNX nodes of opset 19."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import helper
+
+from fastrun.graph.core.model import Node, Shape
+from fastrun.graph.core.ops import (
+    LRN,
+    Activating,
+    Affine,
+    BatchNorm,
+    Binary,
+    Cast,
+    ChannelShuffle,
+    Clip,
+    Concat,
+    Conv,
+    ConvTranspose,
+    Expand,
+    Gather,
+    Gemm,
+    Identity,
+    MatMul,
+    Pad,
+    Pool,
+    Reduce,
+    Reshape,
+    Resize,
+    Slice,
+    Softmax,
+    Transpose,
+    Unary,
+)
+from fastrun.graph.export.nodes import Nodes
+from fastrun.kernels.core.problem import slope
+
+OPSET = 19
+
+# ONNX's operators of one value that have another name than ours with a capital.
+_NAMES = {"leakyrelu": "LeakyRelu", "hardsigmoid": "HardSigmoid", "hardswish": "HardSwish"}
+_WITH_ALPHA = ("leakyrelu", "hardsigmoid", "elu", "celu", "selu")
+_INT64_MIN = np.iinfo(np.int64).min
+
+
+def write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
+    """Write a node that reads the values `inputs`, "" for an absent one, and computes `output`."""
+    op = node.op
+    if isinstance(op, Activating) and op.activation:
+        linear = to.fresh(f"{node.output}.linear")
+        _write(to, node, inputs, linear)
+        _activate(to, f"{node.name}.{op.activation}", op.activation, linear, output)
+    else:
+        _write(to, node, inputs, output)
+
+
+def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
+    op, name, shape = node.op, node.name, to.graph.shape(node.output)
+    x = inputs[0]
+    match op:
+        case Conv() | ConvTranspose():
+            _convolution(to, node, inputs, output)
+        case Pool():
+            _pool(to, node, x, output)
+        case BatchNorm(epsilon=epsilon):
+            to.put(name, "BatchNormalization", *inputs, output=output, epsilon=epsilon)
+        case Affine():
+            wide = (len(to.graph.shape(node.output)) - 2) * (1,)
+            for kind, parameter in (("Mul", inputs[1]), ("Add", inputs[2])):
+                values = to.graph.constants[parameter]
+                factor = to.constant(f"{parameter}.wide", values.reshape(-1, *wide))
+                x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
+        case LRN(size, alpha, beta, bias):
+            kept = {"size": size, "alpha": alpha, "beta": beta, "bias": bias}
+            to.put(name, "LRN", x, output=output, **kept)
+        case Unary():
+            _unary(to, name, op, x, output)
+        case Clip(low, high):
+            limits = ["" if math.isinf(v) else to.number(name, v) for v in (low, high)]
+            to.put(name, "Clip", x, *limits, output=output)
+        case Binary(function=function):
+            kind = "PRelu" if function == "prelu" else function.capitalize()
+            to.put(name, kind, *inputs, output=output)
+        case Softmax(axis, log):
+            to.put(name, "LogSoftmax" if log else "Softmax", x, output=output, axis=axis)
+        case Gemm(alpha, beta, a, b):
+            kept = {"alpha": alpha, "beta": beta, "transA": int(a), "transB": int(b)}
+            to.put(name, "Gemm", *inputs, output=output, **kept)
+        case MatMul():
+            added = len(inputs) > 2 and inputs[2]
+            product = to.put(name, "MatMul", *inputs[:2], output="" if added else output)
+            if added:
+                to.put(f"{name}.bias", "Add", product, inputs[2], output=output)
+        case Reduce(function, axes):
+            given = to.constant(f"{name}.axes", np.array(axes, np.int64))
+            kind = "ReduceL2" if function == "l2" else f"Reduce{function.capitalize()}"
+            keep = int(len(shape) == len(to.graph.shape(node.inputs[0])))
+            to.put(name, kind, x, given, output=output, keepdims=keep, noop_with_empty_axes=1)
+        case Concat(axis):
+            to.put(name, "Concat", *inputs, output=output, axis=axis)
+        case Slice():
+            _slice(to, name, op, x, output)
+        case Pad(padding, mode, value):
+            amounts = to.constant(f"{name}.pads", np.array(padding, np.int64))
+            dtype = to.graph.tensor(node.output).dtype
+            filler = to.constant(f"{name}.value", np.array(value, dtype))
+            to.put(name, "Pad", x, amounts, filler, output=output, mode=mode)
+        case Transpose(order):
+            to.put(name, "Transpose", x, output=output, perm=order)
+        case ChannelShuffle(groups):
+            n, c, *space = shape
+            split = _reshape(to, name, x, (n, groups, c // groups, *space))
+            perm = (0, 2, 1, *range(3, len(space) + 3))
+            _reshape(to, name, to.put(name, "Transpose", split, perm=perm), shape, output)
+        case Reshape():
+            _reshape(to, name, x, shape, output)
+        case Expand():
+            to.put(name, "Expand", x, _sizes(to, name, shape), output=output)
+        case Gather(axis):
+            to.put(name, "Gather", *inputs, output=output, axis=axis)
+        case Resize():
+            _resize(to, node, op, x, output)
+        case Cast():
+            target = helper.np_dtype_to_tensor_dtype(to.graph.tensor(node.output).dtype)
+            to.put(name, "Cast", x, output=output, to=target)
+        case Identity():
+            to.put(name, "Identity", x, output=output)
+        case _:
+            raise AssertionError(f"{node.label} is refused before")
+
+
+def _convolution(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
+    """A convolution, transposed or not, and the sum with its residual."""
+    op = node.op
+    assert isinstance(op, Conv | ConvTranspose)
+    add = inputs[3] if len(inputs) > 3 else ""
+    begins, ends = op.padding[: len(op.stride)], op.padding[len(op.stride) :]
+    extra = None
+    if isinstance(op, ConvTranspose) and min(ends) < 0:
+        extra, ends = [max(-end, 0) for end in ends], tuple(max(end, 0) for end in ends)
+    result = to.put(
+        node.name,
+        type(op).__name__,
+        *(inputs[:3] if len(inputs) > 2 and inputs[2] else inputs[:2]),
+        output="" if add else output,
+        kernel_shape=to.graph.shape(node.inputs[1])[2:],
+        strides=op.stride,
+        pads=(*begins, *ends),
+        dilations=op.dilation,
+        group=op.groups,
+        output_padding=extra,
+    )
+    if add:
+        to.put(f"{node.name}.add", "Add", result, add, output=output)
+
+
+def _pool(to: Nodes, node: Node, x: str, output: str) -> None:
+    op = node.op
+    assert isinstance(op, Pool)
+    space = to.graph.shape(node.inputs[0])[2:]
+    kind = "MaxPool" if op.function == "max" else "AveragePool"
+    if op.kernel == space and not any(op.padding) and set(op.dilation) == {1}:
+        to.put(node.name, f"Global{kind}", x, output=output)
+        return
+    to.put(
+        node.name,
+        kind,
+        x,
+        output=output,
+        kernel_shape=op.kernel,
+        strides=op.stride,
+        pads=op.padding,
+        # onnxruntime's integer average pool knows no dilation, not even of 1.
+        dilations=op.dilation if max(op.dilation) > 1 else None,
+        ceil_mode=int(op.ceil),
+        count_include_pad=None if op.function == "max" else int(op.count_padding),
+    )
+
+
+def _slice(to: Nodes, name: str, op: Slice, x: str, output: str) -> None:
+    ranges = []
+    for start, size, step in zip(op.starts, op.sizes, op.steps, strict=True):
+        end = start + size * step
+        # An end below 0 would count from the end; an empty range may begin anywhere.
+        ranges.append((start, end if end >= 0 else _INT64_MIN, step) if size else (0, 0, 1))
+    starts, ends, steps = zip(*ranges, strict=True)
+    lists = {"starts": starts, "ends": ends, "axes": range(len(starts)), "steps": steps}
+    given = [to.constant(f"{name}.{what}", np.array(v, np.int64)) for what, v in lists.items()]
+    to.put(name, "Slice", x, *given, output=output)
+
+
+def _unary(to: Nodes, name: str, op: Unary, x: str, output: str) -> None:
+    """A function of one value; those that ONNX lacks are composed."""
+    if op.function in ("relu6", "silu", "gelu", "gelu_tanh"):
+        _composed(to, name, op.function, x, output)
+        return
+    kept = {"alpha": op.alpha} if op.function in _WITH_ALPHA else {}
+    if op.function == "hardsigmoid":
+        kept["beta"] = op.beta
+    if op.function == "selu":
+        kept["gamma"] = op.beta
+    kind = _NAMES.get(op.function, op.function.capitalize())
+    to.put(name, kind, x, output=output, **kept)
+
+
+def _activate(to: Nodes, name: str, activation: str, x: str, output: str) -> None:
+    """The activation of a problem, as an operator of its own."""
+    factor = slope(activation)
+    if factor is not None:
+        op = Unary("leakyrelu", factor)
+    elif activation == "hardsigmoid":
+        op = Unary("hardsigmoid", 1 / 6, 0.5)
+    else:
+        op = Unary(activation)
+    _unary(to, name, op, x, output)
+
+
+def _composed(to: Nodes, name: str, function: str, x: str, output: str) -> None:
+    def binary(kind: str, a: str, b: str | float, output: str = "") -> str:
+        return to.put(name, kind, a, b if isinstance(b, str) else to.number(name, b), output=output)
+
+    match function:
+        case "relu6":
+            to.put(name, "Clip", x, to.number(name, 0), to.number(name, 6), output=output)
+        case "silu":
+            binary("Mul", x, to.put(name, "Sigmoid", x), output)
+        case "gelu":
+            gate = binary("Add", to.put(name, "Erf", binary("Div", x, math.sqrt(2))), 1)
+            binary("Mul", binary("Mul", x, gate), 0.5, output)
+        case _:
+            cube = binary("Mul", binary("Mul", x, x), x)
+            inner = binary("Add", x, binary("Mul", cube, 0.044715))
+            gate = to.put(name, "Tanh", binary("Mul", inner, math.sqrt(2 / math.pi)))
+            binary("Mul", binary("Mul", x, binary("Add", gate, 1)), 0.5, output)
+
+
+def _resize(to: Nodes, node: Node, op: Resize, x: str, output: str) -> None:
+    """By scales, or by sizes where the scales do not give the sizes."""
+    before, after = to.graph.shape(node.inputs[0]), to.graph.shape(node.output)
+    scales = np.array(op.scales, np.float32)
+    by_scale = tuple(int(np.float32(n) * s) for n, s in zip(before, scales, strict=True)) == after
+    last = (
+        (to.constant(f"{node.name}.scales", scales),)
+        if by_scale
+        else ("", _sizes(to, node.name, after))
+    )
+    to.put(
+        node.name,
+        "Resize",
+        *(x, "", *last),
+        output=output,
+        mode=op.mode,
+        coordinate_transformation_mode=op.coordinates,
+        nearest_mode=op.rounding if op.mode == "nearest" else None,
+    )
+
+
+def _reshape(to: Nodes, name: str, x: str, shape: Shape, output: str = "") -> str:
+    return to.put(name, "Reshape", x, _sizes(to, name, shape), output=output)
+
+
+def _sizes(to: Nodes, name: str, shape: Shape) -> str:
+    return to.constant(f"{name}.shape", np.array(shape, np.int64))
