@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastrun.graph.runtime.executable import Executable
     from fastrun.kernels.core.problem import ConvProblem, ProblemError
     from fastrun.kernels.core.template import ScheduleError
+    from fastrun.tuner.networks.export import export
     from fastrun.tuner.networks.load import load
     from fastrun.tuner.networks.tune import tune
     from fastrun.tuner.search.budget import Budget
@@ -44,6 +45,7 @@ __all__ = [
     "ScheduleError",
     "SearchOptions",
     "__version__",
+    "export",
     "fast_run",
     "load",
     "plot",
@@ -63,6 +65,7 @@ _HOMES = {
     "ProblemError": "fastrun.kernels.core.problem",
     "ScheduleError": "fastrun.kernels.core.template",
     "SearchOptions": "fastrun.tuner.search.options",
+    "export": "fastrun.tuner.networks.export",
     "fast_run": "fastrun.tuner.search.fastrun",
     "load": "fastrun.tuner.networks.load",
     "tune": "fastrun.tuner.networks.tune",

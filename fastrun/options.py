@@ -37,14 +37,7 @@ def network(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="run exactly the plan in FILE (written by `fastrun plan --save`); no choice is made",
     )
-    parser.add_argument(
-        "--shape",
-        type=shape,
-        action="append",
-        default=[],
-        metavar="NAME=1x3x224x224",
-        help="the shape of an input; needed where the model leaves a size open",
-    )
+    shapes(parser)
     limits(parser)
     database(parser)
 
@@ -64,6 +57,18 @@ def budget(parser: argparse.ArgumentParser) -> None:
         help="wall time of the whole search, instead of the effort's seconds per problem",
     )
     parser.add_argument("--trials", type=count, metavar="N", help="number of trials per problem")
+
+
+def shapes(parser: argparse.ArgumentParser) -> None:
+    """Shapes of inputs."""
+    parser.add_argument(
+        "--shape",
+        type=shape,
+        action="append",
+        default=[],
+        metavar="NAME=1x3x224x224",
+        help="the shape of an input; needed where the model leaves a size open",
+    )
 
 
 def thread_count(parser: argparse.ArgumentParser) -> None:

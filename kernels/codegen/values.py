@@ -213,8 +213,11 @@ class Vec:
 
 
 def fma(a: Vec, b: Vec, c: Vec) -> Vec:
-    """a * b + c in one instruction, which does not depend on fast-math flags."""
-    return a.k.intrinsic("fma", a, b, c)
+    """a * b + c in one instruction, which does not depend on fast-math flags.
+
+    Processors without this instruction would call a function for every lane. They multiply and add.
+    """
+    return a.k.intrinsic("fma", a, b, c) if a.k.cpu.fma else a * b + c
 
 
 def constant(value: float, lanes: int, dtype: DType = F32) -> str:

@@ -23,7 +23,8 @@ def whole_lines(count: int, dtype: DType = F32) -> int:
 class Cpu:
     """A target. Sizes in bytes; `features` is LLVM's feature string.
 
-    `lanes` is the number of float32 per vector register, `registers` the number of those.
+    `lanes` is the number of float32 per vector register, `registers` the number of those. Without
+    `fma` products are multiplied and added by two instructions.
     """
 
     model: str
@@ -36,6 +37,7 @@ class Cpu:
     l2: int
     l3: int
     cores: int
+    fma: bool = True
 
     @property
     def block(self) -> int:
@@ -73,6 +75,7 @@ class Cpu:
             l2=caches.get(2, 512 << 10),
             l3=caches.get(3, 0),
             cores=len(os.sched_getaffinity(0)),
+            fma=not triple.startswith("x86_64") or bool(features.get("fma")),
         )
 
     @classmethod

@@ -31,6 +31,22 @@ def compile_object(ir: str, cpu: Cpu) -> bytes:
         return bytes(machine.emit_object(_optimised(ir, machine)))
 
 
+def compile_position_independent(ir: str, cpu: Cpu) -> bytes:
+    """An object of the small code model, which can be linked into a shared library.
+
+    LLVM may end the process over code for other processors.
+
+    Raises:
+        CompileError: the IR does not parse or verify.
+    """
+    with ONCE:
+        if cpu.triple == llvm.get_process_triple():
+            llvm.initialize_native_target()
+            llvm.initialize_native_asmparser()
+        machine = _target_machine(cpu, "small")
+        return bytes(machine.emit_object(_optimised(ir, machine)))
+
+
 def compile_assembly(ir: str, cpu: Cpu) -> str:
     """The assembly text of `ir` for `cpu`.
 
@@ -42,7 +58,7 @@ def compile_assembly(ir: str, cpu: Cpu) -> str:
         return str(machine.emit_assembly(_optimised(ir, machine)))
 
 
-def _target_machine(cpu: Cpu) -> llvm.TargetMachine:
+def _target_machine(cpu: Cpu, model: str = "jitdefault") -> llvm.TargetMachine:
     if cpu.triple == llvm.get_process_triple():
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
@@ -50,7 +66,9 @@ def _target_machine(cpu: Cpu) -> llvm.TargetMachine:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
     target = llvm.Target.from_triple(cpu.triple)
-    return target.create_target_machine(cpu=cpu.name, features=cpu.features, opt=3, reloc="pic")
+    return target.create_target_machine(
+        cpu=cpu.name, features=cpu.features, opt=3, reloc="pic", codemodel=model
+    )
 
 
 def _optimised(ir: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:

@@ -1,0 +1,1 @@
+"""Ahead of time: a network as a library of machine code that needs no Python."""

@@ -1,0 +1,42 @@
+"""Runs an exported library in this process and compares its outputs with float64."""
+
+from __future__ import annotations
+
+import runpy
+
+import numpy as np
+
+from fastrun.graph.aot.export import Export
+from fastrun.graph.core.errors import InputError
+from fastrun.graph.core.model import Graph
+from fastrun.graph.reference import interpreter
+from fastrun.kernels.core.cpu import Cpu
+
+
+def check(graph: Graph, exported: Export, threads: int = 1) -> dict[str, float | None]:
+    """The largest rms error of an output, relative to its rms, for each target.
+
+    None for a target whose code this processor cannot run. Inputs are normal numbers.
+    """
+    if exported.targets[0].cpu.triple != Cpu.host().triple:
+        return dict.fromkeys(built.target for built in exported.targets)
+    draw = np.random.default_rng(0)
+    inputs = {x: draw.standard_normal(graph.shape(x), np.float32) for x in graph.inputs}
+    truth = interpreter.run(graph, inputs)
+    net = runpy.run_path(str(exported.folder / f"{exported.name}.py"))["Net"]
+    found = dict[str, float | None]()
+    for number, built in enumerate(exported.targets, 1):
+        try:
+            context = net(threads, number)
+        except RuntimeError as error:
+            if "the processor lacks" not in str(error):
+                raise InputError(str(error)) from error
+            found[built.target] = None
+            continue
+        outputs = context.run(*inputs.values())
+        context.close()
+        found[built.target] = max(
+            float(np.sqrt(np.square(y - truth[x]).mean() / (np.square(truth[x]).mean() or 1)))
+            for x, y in outputs.items()
+        )
+    return found

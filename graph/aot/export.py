@@ -1,0 +1,180 @@
+"""Exports a network: a shared library, an archive, a header, weights, an example, the plan."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastrun.graph.aot import texts
+from fastrun.graph.aot.compile import compile_all
+from fastrun.graph.aot.image import Image, image
+from fastrun.graph.aot.interface import (
+    FUNCTIONS,
+    HEAD_BYTES,
+    SERVES,
+    WEIGHTS_ALIGN,
+    Variant,
+    interface_ir,
+)
+from fastrun.graph.aot.processors import NAMES, needs, target
+from fastrun.graph.build.steps import Arrangement
+from fastrun.graph.core.errors import GraphError
+from fastrun.graph.core.model import Graph
+from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.planner import carried_out, follow_plan, make_plan
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.native.compile import llvm_version
+from fastrun.kernels.native.elf import archive
+from fastrun.kernels.native.shared import imports, link
+
+# Weights up to so many bytes may lie in the library.
+MOST_EMBEDDED = 64 << 20
+
+
+class ExportError(GraphError):
+    """The network cannot be exported as asked. The message is one line."""
+
+
+@dataclass(frozen=True)
+class Built:
+    """The code of one target: `replaced` steps of the plan run by other schedules than it says."""
+
+    target: str
+    cpu: Cpu
+    plan: Plan
+    image: Image
+    replaced: int
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written: files with their bytes, and facts of each target."""
+
+    name: str
+    folder: Path
+    files: dict[str, int]
+    targets: tuple[Built, ...]
+    imports: tuple[str, ...]
+
+
+def export(
+    graph: Graph,
+    folder: Path,
+    targets: Sequence[str] = ("native",),
+    plans: Mapping[str, Plan] | None = None,
+    name: str | None = None,
+    embed: bool = False,
+    threads: int = 1,
+) -> Export:
+    """Write an optimised graph into `folder` as a library for the `targets`, the best one first.
+
+    The `plans` of targets are followed where the target can; heuristics choose all else.
+    `name` is the prefix of all functions and files, by default the network's. With `embed` the
+    weights lie in the library. The same arguments give the same bytes.
+
+    Raises:
+        ExportError: a target is unknown or of another architecture than the first, the name is no
+            identifier of C, or the weights are too large to be embedded.
+        GraphError: the network cannot be run, or the plan is another network's.
+        OSError: the folder cannot be written.
+    """
+    prefix = name or _identifier(graph.name)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
+        raise ExportError(f"{prefix!r} is no name for C: use a-z, 0-9 and _, a letter first")
+    if unknown := [t for t in targets if t not in NAMES]:
+        raise ExportError(f"unknown target {unknown[0]!r}: use {', '.join(NAMES)}")
+    plans = plans or {}
+    named = list(dict.fromkeys(targets))
+    built = [_built(graph, t, i, plans.get(t), threads) for i, t in enumerate(named)]
+    triples = {b.cpu.triple for b in built}
+    if len(triples) > 1:
+        raise ExportError("targets of one export have one architecture: export twice")
+    body, starts = b"", list[int]()
+    for b in built:
+        body = body.ljust(-(-len(body) // WEIGHTS_ALIGN) * WEIGHTS_ALIGN, b"\0")
+        starts.append(WEIGHTS_ALIGN + len(body))
+        body += b.image.weights
+    weights = _head(built, body).ljust(WEIGHTS_ALIGN, b"\0") + body
+    if embed and len(weights) > MOST_EMBEDDED:
+        raise ExportError(
+            f"{len(weights) >> 20} MB of weights are too many to embed: leave them in their file"
+        )
+    blob = f"{prefix}_weights" if embed else ""
+    variants = [
+        Variant(b.target, b.image.steps, b.image.count, b.image.arena, b.image.local, start,
+                needs(b.target, b.cpu))
+        for b, start in zip(built, starts, strict=True)
+    ]  # fmt: skip
+    triple = built[0].cpu.triple
+    base = target("aarch64" if triple.startswith("aarch64") else "x86-64-v2")
+    head = weights[:HEAD_BYTES]
+    interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob)
+    objects = compile_all([(interface, base), *((b.image.ir, b.cpu) for b in built)])
+    outside = imports(objects, [blob])
+    if strange := sorted(outside - set(SERVES)):
+        raise ExportError(f"a kernel calls {strange[0]}, which not every C library has")
+    exports = [f"{prefix}_{f}" for f in FUNCTIONS]
+    blobs = {blob: weights} if embed else {}
+    files: dict[str, bytes] = {
+        f"lib{prefix}.so": link(f"lib{prefix}.so", objects, exports, blobs),
+        f"{prefix}.h": texts.header(prefix, graph, named, embed).encode(),
+        "example.c": texts.example(prefix, graph, embed).encode(),
+        "Makefile": texts.makefile(prefix, triple).encode(),
+        f"{prefix}.py": texts.loader(prefix, graph, embed).encode(),
+        f"{prefix}.plan": str(built[0].plan).encode(),
+    }
+    if not embed:
+        names = ["interface.o", *(f"code{i}.o" for i in range(len(built)))]
+        files[f"lib{prefix}.a"] = archive(dict(zip(names, objects, strict=True)))
+        files[f"{prefix}.weights"] = weights
+    _write(folder, files)
+    sizes = {name: len(data) for name, data in files.items()}
+    return Export(prefix, folder, sizes, tuple(built), tuple(sorted(outside)))
+
+
+def _built(graph: Graph, name: str, number: int, plan: Plan | None, threads: int) -> Built:
+    cpu = target(name)
+    made, arrangement = _arranged(graph, cpu, plan, threads)
+    done = carried_out(made, arrangement)
+    replaced = sum(made.forms[x].algorithm != form.algorithm for x, form in done.forms.items())
+    return Built(name, cpu, done, image(arrangement, cpu, f"isa{number}"), replaced)
+
+
+def _arranged(graph: Graph, cpu: Cpu, plan: Plan | None, threads: int) -> tuple[Plan, Arrangement]:
+    if plan is None:
+        return make_plan(graph, heuristic_choices(cpu), cpu, threads=threads)
+    return plan, follow_plan(graph, plan, cpu)
+
+
+def _head(built: Sequence[Built], body: bytes) -> bytes:
+    """What identifies the weights: of which plan, code, compiler and values they are."""
+    digest = hashlib.sha256(llvm_version().encode())
+    for b in built:
+        digest.update(f"{b.target} {b.image.ir}".encode())
+    digest.update(body)
+    return (b"fastrun weights 1\0".ljust(32, b"\0") + digest.digest())[:HEAD_BYTES]
+
+
+def _identifier(name: str) -> str:
+    text = re.sub(r"\W+", "_", name.lower(), flags=re.ASCII).strip("_")
+    return text if text[:1].isalpha() else f"net_{text}".rstrip("_")
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Write all files or none: into a folder beside, file by file, and then into place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+    try:
+        for name, data in files.items():
+            (beside / name).write_bytes(data)
+        for name in files:
+            os.replace(beside / name, folder / name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

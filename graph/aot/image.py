@@ -1,0 +1,138 @@
+"""An arrangement as data of a library: the module of its kernels, a table of steps, weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastrun.graph.aot.interface import ARENA, ENTRY, INPUT, KIND_BITS, NONE, OUTPUT, WEIGHTS
+from fastrun.graph.build import strided
+from fastrun.graph.build.memory import Lifetime, allocate
+from fastrun.graph.build.steps import Arrangement, Port, Step
+from fastrun.graph.core.model import Array
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.program import Program, pack_bias, pack_channels
+from fastrun.kernels.core.strided import Strided
+from fastrun.kernels.ops import movement
+
+
+@dataclass(frozen=True)
+class Image:
+    """What one kind of processor runs: IR, sizes in bytes, and packed weights.
+
+    `steps` is the symbol of the table, which has `count` entries.
+    """
+
+    ir: str
+    steps: str
+    count: int
+    arena: int
+    local: int
+    weights: bytes
+
+
+def image(arrangement: Arrangement, cpu: Cpu, tag: str) -> Image:
+    """The image of a network; its symbols begin with `tag`.
+
+    The inputs are copied in and the outputs copied out by steps of their own, so that the caller's
+    arrays may lie anywhere.
+    """
+    steps = arrangement.steps
+    shared = [Lifetime(s.program.shared_bytes, i, i) for i, s in enumerate(steps)]
+    offsets, arena = allocate([*arrangement.buffers, *shared])
+    packed, rows, programs = _Packed(), list[str](), dict[str, int]()
+    functions, declared = list[str](), dict[str, None]()
+
+    def add(program: Program, operands: Sequence[int], joins: bool) -> None:
+        if program.ir not in programs:
+            programs[program.ir] = len(programs)
+            found, lines = _functions(program, f"{tag}_k{programs[program.ir]}")
+            functions.extend(found)
+            declared.update(dict.fromkeys(lines))
+        for stage in program.stages:
+            codes = ", ".join(f"i64 {operand}" for operand in operands)
+            name = f"{tag}_k{programs[program.ir]}_{stage.symbol}"
+            values = f"ptr @{name}, i64 {stage.tasks}, [6 x i64] [{codes}], i64 {int(joins)}"
+            rows.append(f"{ENTRY} {{ {values} }}")
+
+    nothing = NONE << KIND_BITS
+
+    def buffer(number: int | None) -> int:
+        return nothing if number is None else _code(ARENA, offsets[number])
+
+    for i, port in enumerate(arrangement.inputs):
+        program = movement.copy(cpu, Strided.row_major(port.shape), _view(port))
+        last = i == len(arrangement.inputs) - 1
+        source = _code(INPUT, i)
+        add(program, [source, nothing, nothing, nothing, buffer(port.buffer), nothing], last)
+    for i, step in enumerate(steps):
+        weights, bias = packed.step(step, offsets)
+        workspace = _code(ARENA, offsets[len(arrangement.buffers) + i])
+        operands = [buffer(step.src), weights, bias, buffer(step.add), buffer(step.dst), workspace]
+        add(step.program, operands, step.joins)
+    for i, port in enumerate(arrangement.outputs):
+        program = movement.copy(cpu, _view(port), Strided.row_major(port.shape))
+        target = _code(OUTPUT, i)
+        add(program, [buffer(port.buffer), nothing, nothing, nothing, target, nothing], True)
+    table = f"@{tag}_steps = hidden constant [{len(rows)} x {ENTRY}] [{', '.join(rows)}]"
+    head = f'target triple = "{cpu.triple}"'
+    ir = "\n\n".join([head, *functions, *sorted(declared), table]) + "\n"
+    local = max((s.program.local_bytes for s in steps), default=0)
+    local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
+    return Image(ir, f"{tag}_steps", len(rows), arena, local, packed.content())
+
+
+def _code(kind: int, value: int) -> int:
+    return kind << KIND_BITS | value
+
+
+def _view(port: Port) -> Strided:
+    return strided.view(port.placement, port.shape)
+
+
+def _functions(program: Program, name: str) -> tuple[list[str], list[str]]:
+    """The functions of a program with names of their own, and its declarations."""
+    _, *paragraphs = program.ir.rstrip().split("\n\n")
+    functions, lines = list[str](), list[str]()
+    for paragraph in paragraphs:
+        if paragraph.startswith("define"):
+            text = re.sub(r"@(?!llvm\.)([\w.]+)\(", rf"@{name}_\1(", paragraph)
+            linkage = "internal" if text.startswith("define internal") else "hidden"
+            functions.append(re.sub(r"^define (internal )?", f"define {linkage} ", text))
+        else:
+            lines += paragraph.splitlines()
+    return functions, lines
+
+
+class _Packed:
+    """Weights and biases one behind the other, at cache lines, with room to read behind each."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def step(self, step: Step, offsets: Sequence[int]) -> tuple[int, int]:
+        """The operands of a step's weights and bias."""
+        weights = step.packed()
+        if step.gathered:
+            src, size = offsets[step.src], step.program.io.src.dtype.bytes()
+            places = [(offsets[number] - src) // size + at for number, at in step.gathered]
+            weights = np.concatenate([pack_channels(places), weights])
+        return self._put(weights), self._put(None if step.bias is None else pack_bias(step.bias))
+
+    def _put(self, values: Array | None) -> int:
+        if values is None or not values.size:
+            return NONE << KIND_BITS
+        at, data = self._size, np.ascontiguousarray(values).tobytes()
+        size = -(-(len(data) + 4 * READ_SLACK) // CACHE_LINE) * CACHE_LINE
+        self._parts.append(data.ljust(size, b"\0"))
+        self._size += size
+        return _code(WEIGHTS, at)
+
+    def content(self) -> bytes:
+        """All of it."""
+        return b"".join(self._parts)

@@ -1,0 +1,101 @@
+"""The processors that a network can be exported for, and what each needs at run time.
+
+A level is an agreed set of instructions, not the set of one machine: an exported network runs on
+every processor of the level. Bits are those of CPUID (Intel's and AMD's manuals) and of HWCAP
+(Linux, `asm/hwcap.h`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fastrun.kernels.core.cpu import Cpu
+
+# LLVM's features by the word of CPUID that tells of each: leaf 1 ECX, leaf 7 EBX, leaf 7 ECX,
+# leaf 7.1 EAX, leaf 0x80000001 ECX.
+_WORDS: tuple[dict[str, int], ...] = (
+    {"sse3": 0, "ssse3": 9, "fma": 12, "cx16": 13, "sse4.1": 19, "sse4.2": 20, "movbe": 22,
+     "popcnt": 23, "aes": 25, "avx": 28, "f16c": 29},
+    {"bmi": 3, "avx2": 5, "bmi2": 8, "avx512f": 16, "avx512dq": 17, "avx512ifma": 21,
+     "avx512cd": 28, "avx512bw": 30, "avx512vl": 31},
+    {"avx512vbmi": 1, "avx512vbmi2": 6, "gfni": 8, "avx512vnni": 11, "avx512bitalg": 12,
+     "avx512vpopcntdq": 14},
+    {"avxvnni": 4, "avx512bf16": 5},
+    {"lzcnt": 5},
+)  # fmt: skip
+_HWCAP = {"neon": 1, "fullfp16": 10, "dotprod": 20}
+
+# Registers that the system must save: of 256 bits, and of 512 bits with their masks.
+_YMM, _ZMM = 0x06, 0xE6
+
+_LEVELS = {
+    "x86-64-v2": ("cx16", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2"),
+    "x86-64-v3": ("avx", "avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"),
+    "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
+}
+
+NAMES = (*_LEVELS, "x86-64-v4+vnni", "aarch64", "aarch64+dotprod", "native")
+"""The names of targets; `native` is this machine."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a processor must say of itself: five words of CPUID and the saved state, or HWCAP."""
+
+    x86: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    hwcap: int = 0
+
+
+def target(name: str) -> Cpu:
+    """The processor to build for.
+
+    Caches of levels are guesses: they decide sizes of blocks, and a plan may say better.
+
+    Raises:
+        ValueError: there is no such target.
+    """
+    if name == "native":
+        return _known_features(Cpu.host())
+    if name not in NAMES:
+        raise ValueError(f"unknown target {name!r}: use {', '.join(NAMES)}")
+    base, _, extra = name.partition("+")
+    if base == "aarch64":
+        features = "+dotprod" if extra else ""
+        return replace(Cpu.neon(), name="generic", model="generic aarch64", features=features)
+    if base == "x86-64-v2":
+        generic = replace(Cpu.avx2(), name="x86-64-v2", model="generic x86-64-v2", fma=False)
+        return replace(generic, lanes=4)
+    cpu = Cpu.avx512() if base == "x86-64-v4" else Cpu.avx2()
+    more = ",+avx512vnni" if extra else ""
+    return replace(cpu, features=cpu.features + more)
+
+
+def needs(name: str, cpu: Cpu) -> Needs:
+    """What code for `cpu`, the target of this name, needs of the processor that runs it."""
+    if not cpu.triple.startswith("x86_64"):
+        held = {f[1:] for f in cpu.features.split(",") if f.startswith("+")} | {"neon"}
+        return Needs(hwcap=sum(1 << bit for f, bit in _HWCAP.items() if f in held))
+    held = {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
+    levels = list(_LEVELS)
+    base = name.partition("+")[0]
+    if base in levels:
+        held |= {f for level in levels[: levels.index(base) + 1] for f in _LEVELS[level]}
+    words = [sum(1 << bit for f, bit in word.items() if f in held) for word in _WORDS]
+    state = _ZMM if "avx512f" in held else _YMM if "avx" in held else 0
+    return Needs(x86=(words[0], words[1], words[2], words[3], words[4], state))
+
+
+def _known_features(cpu: Cpu) -> Cpu:
+    """The processor without the features that an exported library could not ask for."""
+    if not cpu.triple.startswith("x86_64"):
+        return cpu
+    known = {f for word in _WORDS for f in word} | {"sse", "sse2", "mmx", "fxsr", "cx8", "64bit"}
+    kept, off = [], []
+    for feature in cpu.features.split(","):
+        if feature.startswith("+") and feature[1:] in known:
+            kept.append(feature)
+        elif feature.startswith("+"):
+            off.append(f"-{feature[1:]}")
+        else:
+            off.append(feature)
+    return replace(cpu, features=",".join([*kept, *off]))

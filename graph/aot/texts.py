@@ -1,0 +1,239 @@
+"""The files beside an exported library: C header, example, Makefile, loader for Python."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from fastrun.graph.aot.interface import ERRORS, MOST_THREADS
+from fastrun.graph.core.model import Graph
+
+
+def _inputs(graph: Graph) -> list[tuple[str, tuple[int, ...]]]:
+    return [(x, graph.shape(x)) for x in graph.inputs]
+
+
+def _outputs(graph: Graph) -> list[tuple[str, tuple[int, ...]]]:
+    return [(x, graph.shape(x)) for x in graph.outputs if x not in graph.constants]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
+
+
+def header(prefix: str, graph: Graph, targets: Sequence[str], embed: bool) -> str:
+    """The C99 interface."""
+    upper = prefix.upper()
+    inputs, outputs = _inputs(graph), _outputs(graph)
+    sizes = [
+        f"#define {upper}_{kind}{i}_SIZE {math.prod(shape)} /* {name}: {_shape(shape)} */"
+        for kind, ports in (("INPUT", inputs), ("OUTPUT", outputs))
+        for i, (name, shape) in enumerate(ports)
+    ]
+    errors = [
+        f"    {upper}_{x} = {i}, /* {text} */" for i, (x, text) in enumerate(ERRORS.items(), 1)
+    ]
+    isas = [f"   {i}: {name}" for i, name in enumerate(targets, 1)]
+    weights = "NULL: those in the library" if embed else f"path of {prefix}.weights"
+    return f"""\
+/* {graph.name}, exported by fastrun. Arrays are dense float32 in the model's layout. */
+#ifndef {upper}_H
+#define {upper}_H
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {upper}_INPUTS {len(inputs)}
+#define {upper}_OUTPUTS {len(outputs)}
+{chr(10).join(sizes)}
+
+/* What functions return: 0, or one of these. Nothing prints, exits or runs before `open`. */
+enum {{
+    {upper}_OK = 0,
+{chr(10).join(errors)}
+}};
+
+typedef struct {prefix}_net {prefix}_net;
+
+/* Zero what you do not use, and set size to sizeof({prefix}_options). */
+typedef struct {{
+    size_t size;
+    const char *weights; /* {weights} */
+    int threads;         /* 1 to {MOST_THREADS}; 0 is 1 */
+    int isa;             /* 0: the first that this processor supports, or a number from below */
+    void *memory;        /* NULL, or memory of the caller's, aligned to 4096 bytes */
+    size_t memory_size;  /* at least {prefix}_memory(threads, isa) */
+    void *reserved;
+}} {prefix}_options;
+
+/* Kinds of processors, by number:
+{chr(10).join(isas)} */
+
+/* Make a context. It runs in one thread at a time; `threads` - 1 further threads help it. */
+int {prefix}_open({prefix}_net **net, const {prefix}_options *options);
+
+/* Bytes of a context for so many threads; 0 if this processor is not supported. */
+size_t {prefix}_memory(int threads, int isa);
+
+/* in[i] and out[i] point to {upper}_INPUTi_SIZE and {upper}_OUTPUTi_SIZE numbers. */
+int {prefix}_run({prefix}_net *net, const float *const in[], float *const out[]);
+
+/* A further context that shares the weights. Close clones before the context they are of. */
+int {prefix}_clone({prefix}_net **copy, const {prefix}_net *net);
+
+void {prefix}_close({prefix}_net *net);
+
+/* The name of the kind of processor whose code runs. */
+const char *{prefix}_isa(const {prefix}_net *net);
+
+#ifdef __cplusplus
+}}
+#endif
+#endif
+"""
+
+
+def example(prefix: str, graph: Graph, embed: bool) -> str:
+    """A program that runs the network on zeros, or on a file of float32 for each input."""
+    upper, inputs, outputs = prefix.upper(), _inputs(graph), _outputs(graph)
+    arrays = [
+        *(f"static float in{i}[{upper}_INPUT{i}_SIZE];" for i in range(len(inputs))),
+        *(f"static float out{i}[{upper}_OUTPUT{i}_SIZE];" for i in range(len(outputs))),
+    ]
+    ins = ", ".join(f"in{i}" for i in range(len(inputs)))
+    outs = ", ".join(f"out{i}" for i in range(len(outputs)))
+    in_sizes = ", ".join(f"{upper}_INPUT{i}_SIZE" for i in range(len(inputs)))
+    out_sizes = ", ".join(f"{upper}_OUTPUT{i}_SIZE" for i in range(len(outputs)))
+    weights = "NULL" if embed else f'"{prefix}.weights"'
+    return f"""\
+/* ./example [threads [a file of float32 for each input]]: prints the outputs' sums. */
+#include <stdio.h>
+#include <stdlib.h>
+#include "{prefix}.h"
+
+{chr(10).join(arrays)}
+
+int main(int argc, char **argv) {{
+    const float *const in[] = {{{ins}}};
+    float *const out[] = {{{outs}}};
+    float *const filled[] = {{{ins}}};
+    const size_t in_sizes[] = {{{in_sizes}}}, out_sizes[] = {{{out_sizes}}};
+    {prefix}_options options = {{0}};
+    {prefix}_net *net;
+    options.size = sizeof options;
+    options.weights = {weights};
+    options.threads = argc > 1 ? atoi(argv[1]) : 1;
+    int error = {prefix}_open(&net, &options);
+    if (error) {{
+        fprintf(stderr, "open: error %d, see {prefix}.h\\n", error);
+        return 1;
+    }}
+    for (int i = 0; i < {upper}_INPUTS && i + 2 < argc; i++) {{
+        FILE *file = fopen(argv[i + 2], "rb");
+        if (!file || fread(filled[i], 4, in_sizes[i], file) != in_sizes[i]) {{
+            fprintf(stderr, "%s: not %zu numbers\\n", argv[i + 2], in_sizes[i]);
+            return 1;
+        }}
+        fclose(file);
+    }}
+    error = {prefix}_run(net, in, out);
+    if (error) {{
+        fprintf(stderr, "run: error %d, see {prefix}.h\\n", error);
+        return 1;
+    }}
+    printf("%s\\n", {prefix}_isa(net));
+    for (int i = 0; i < {upper}_OUTPUTS; i++) {{
+        double sum = 0;
+        for (size_t j = 0; j < out_sizes[i]; j++) sum += out[i][j];
+        printf("output %d: sum %.9g, first %.9g\\n", i, sum, out[i][0]);
+    }}
+    {prefix}_close(net);
+    return 0;
+}}
+"""
+
+
+def makefile(prefix: str, triple: str) -> str:
+    """Builds the example against the shared library."""
+    cross = "aarch64-linux-gnu-" if triple.startswith("aarch64") else ""
+    return f"""# make: the example with the shared library; make static: with the archive.
+CC ?= {cross}cc
+
+example: example.c {prefix}.h lib{prefix}.so
+\t$(CC) -std=c99 -O2 -o $@ example.c -L. -l{prefix} -Wl,-rpath,'$$ORIGIN' -lpthread
+
+static: example.c {prefix}.h lib{prefix}.a
+\t$(CC) -std=c99 -O2 -o example example.c lib{prefix}.a -lpthread
+"""
+
+
+def loader(prefix: str, graph: Graph, embed: bool) -> str:
+    """A module that runs the library by ctypes; it needs numpy and nothing of fastrun."""
+    inputs, outputs = _inputs(graph), _outputs(graph)
+    return f'''"""{graph.name}, exported by fastrun: `Net().run(x)` gives the outputs by name."""
+
+import ctypes
+import pathlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+INPUTS = {dict(inputs)!r}
+OUTPUTS = {dict(outputs)!r}
+ERRORS = {dict(enumerate(ERRORS.values(), 1))!r}
+
+
+class Options(ctypes.Structure):
+    _fields_ = [
+        ("size", ctypes.c_size_t),
+        ("weights", ctypes.c_char_p),
+        ("threads", ctypes.c_int),
+        ("isa", ctypes.c_int),
+        ("memory", ctypes.c_void_p),
+        ("memory_size", ctypes.c_size_t),
+        ("reserved", ctypes.c_void_p),
+    ]
+
+
+class Net:
+    """A context of the network; `isa` 0 is the best that this processor supports."""
+
+    def __init__(self, threads=1, isa=0, folder=HERE):
+        self._library = ctypes.CDLL(str(pathlib.Path(folder) / "lib{prefix}.so"))
+        weights = {"None" if embed else f'str(pathlib.Path(folder) / "{prefix}.weights").encode()'}
+        options = Options(ctypes.sizeof(Options), weights, threads, isa, None, 0, None)
+        self._net = ctypes.c_void_p()
+        self._check(self._library.{prefix}_open(ctypes.byref(self._net), ctypes.byref(options)))
+        self._library.{prefix}_isa.restype = ctypes.c_char_p
+        self.isa = self._library.{prefix}_isa(self._net).decode()
+
+    @staticmethod
+    def _check(error):
+        if error:
+            raise RuntimeError(f"{prefix}: {{ERRORS.get(error, error)}}")
+
+    def run(self, *inputs):
+        """Outputs by name for the inputs in their order."""
+        if len(inputs) != len(INPUTS):
+            raise ValueError(f"{{len(INPUTS)}} inputs are needed: {{', '.join(INPUTS)}}")
+        given = [np.ascontiguousarray(x, np.float32) for x in inputs]
+        for x, (name, shape) in zip(given, INPUTS.items()):
+            if x.shape != shape:
+                raise ValueError(f"{{name}} has shape {{x.shape}} instead of {{shape}}")
+        found = {{name: np.empty(shape, np.float32) for name, shape in OUTPUTS.items()}}
+        pointers = ctypes.c_void_p * len(given), ctypes.c_void_p * len(found)
+        self._check(
+            self._library.{prefix}_run(
+                self._net,
+                pointers[0](*(x.ctypes.data for x in given)),
+                pointers[1](*(y.ctypes.data for y in found.values())),
+            )
+        )
+        return found
+
+    def close(self):
+        self._library.{prefix}_close(self._net)
+        self._net = None
+'''

@@ -1,0 +1,246 @@
+"""Exported libraries: linked without a linker, run by ctypes, by C and under emulation."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import runpy
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fastrun
+from fastrun.graph.aot import processors
+from fastrun.graph.aot.export import ExportError, export
+from fastrun.graph.aot.interface import SERVES, code
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.reference import interpreter
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.native import elf, shared
+from tests.support.execution import relative_error
+from tests.support.graph_models import model, node, normal
+
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="the processor is no x86-64")
+EMULATOR, CROSS = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-gcc")
+ARM = pytest.mark.skipif(
+    not (EMULATOR and CROSS), reason="qemu-aarch64 or aarch64-linux-gnu-gcc is not installed"
+)
+
+
+def network() -> Any:
+    """Every kind of step: a first layer, Winograd, depthwise, pools, a dense layer, two threads."""
+    pads = [1, 1, 1, 1]
+    nodes = [
+        node("Conv", "x w0 b0", "a", strides=[2, 2], pads=pads),
+        node("Relu", "a", "b"),
+        node("Conv", "b w1", "c", pads=pads),
+        node("Add", "c b", "d"),
+        node("Relu", "d", "e"),
+        node("Conv", "e w2", "f", pads=pads, group=16),
+        node("MaxPool", "f", "g", kernel_shape=[2, 2], strides=[2, 2]),
+        node("GlobalAveragePool", "g", "h"),
+        node("Flatten", "h", "i"),
+        node("Gemm", "i w3", "y", transB=1),
+    ]
+    constants = {
+        "w0": normal(16, 3, 3, 3),
+        "b0": normal(16),
+        "w1": normal(16, 16, 3, 3) * np.float32(0.1),
+        "w2": normal(16, 1, 3, 3),
+        "w3": normal(10, 16),
+    }
+    return model(nodes, constants, shape=(1, 3, 19, 17))
+
+
+@pytest.fixture(scope="module")
+def graph() -> Any:
+    return optimise(load_network(network()))
+
+
+@pytest.fixture(scope="module")
+def truth(graph: Any) -> np.ndarray:
+    return interpreter.run(graph, {"x": normal(1, 3, 19, 17, seed=3)})["y"]
+
+
+def loaded(folder: Path, name: str = "net") -> Any:
+    return runpy.run_path(str(folder / f"{name}.py"))["Net"]
+
+
+@X86
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_library_runs_like_float64(
+    threads: int, graph: Any, truth: np.ndarray, tmp_path: Path
+) -> None:
+    done = export(graph, tmp_path, ["native", "x86-64-v3", "x86-64-v2"], name="net")
+    assert set(done.imports) <= set(SERVES)
+    ran = 0
+    for number in (1, 2, 3):
+        if number == 2 and "+avx2" not in Cpu.host().features:
+            continue
+        net = loaded(tmp_path)(threads, number)
+        x = normal(1, 3, 19, 17, seed=3)
+        for _ in range(3):
+            assert relative_error(net.run(x)["y"], truth) < 1e-5
+        net.close()
+        ran += 1
+    assert ran >= 2
+
+
+@X86
+def test_the_same_export_gives_the_same_bytes(graph: Any, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        export(graph, tmp_path / folder, ["x86-64-v3"], name="net")
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
+
+
+@X86
+def test_a_c_program_links_both_libraries(graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler")
+    export(graph, tmp_path, ["native"], name="net", embed=False)
+    x = normal(1, 3, 19, 17, seed=3)
+    x.tofile(tmp_path / "x.bin")
+    for goal in ("example", "static"):
+        subprocess.run(["make", "-s", "-B", goal, "CC=cc -Werror -Wall"], cwd=tmp_path, check=True)
+        ran = subprocess.run(
+            ["./example", "2", "x.bin"], cwd=tmp_path, check=True, capture_output=True, text=True
+        )
+        total = float(ran.stdout.split("sum ")[1].split(",")[0])
+        assert abs(total - truth.sum()) < 1e-4 * np.abs(truth).sum()
+
+
+@X86
+def test_weights_may_lie_in_the_library(graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
+    export(graph, tmp_path, ["x86-64-v2"], name="net", embed=True)
+    assert not (tmp_path / "net.weights").exists()
+    net = loaded(tmp_path)()
+    assert relative_error(net.run(normal(1, 3, 19, 17, seed=3))["y"], truth) < 1e-5
+    net.close()
+
+
+@X86
+def test_errors_are_codes(graph: Any, tmp_path: Path) -> None:
+    export(graph, tmp_path, ["x86-64-v2"], name="net")
+    library = ctypes.CDLL(str(tmp_path / "libnet.so"))
+    options = loaded(tmp_path).__init__.__globals__["Options"]
+    net = ctypes.c_void_p()
+
+    def opened(**changed: Any) -> int:
+        given = {"size": ctypes.sizeof(options), "threads": 1}
+        given["weights"] = str(tmp_path / "net.weights").encode()
+        code_ = library.net_open(ctypes.byref(net), ctypes.byref(options(**{**given, **changed})))
+        assert (code_ == 0) == bool(net)
+        return int(code_)
+
+    assert opened(size=8) == code("OPTIONS")
+    assert opened(threads=-1) == code("OPTIONS")
+    assert opened(threads=65) == code("OPTIONS")
+    assert opened(isa=2) == code("PROCESSOR")
+    assert opened(weights=b"/nowhere") == code("WEIGHTS_MISSING")
+    other = tmp_path / "other.weights"
+    data = bytearray((tmp_path / "net.weights").read_bytes())
+    other.write_bytes(data[:-1])
+    assert opened(weights=str(other).encode()) == code("WEIGHTS_OTHER")
+    data[40] ^= 1
+    other.write_bytes(data)
+    assert opened(weights=str(other).encode()) == code("WEIGHTS_OTHER")
+    assert opened(memory=4096, memory_size=64) == code("MEMORY")
+    assert opened() == 0
+    copy = ctypes.c_void_p()
+    assert library.net_clone(ctypes.byref(copy), net) == 0
+    inputs = (ctypes.c_void_p * 1)(None)
+    assert library.net_run(copy, inputs, inputs) == code("OPTIONS")
+    library.net_close(copy)
+    library.net_close(net)
+    library.net_close(None)
+
+
+@X86
+def test_the_callers_memory_is_used(graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
+    export(graph, tmp_path, ["x86-64-v2"], name="net")
+    library = ctypes.CDLL(str(tmp_path / "libnet.so"))
+    library.net_memory.restype = ctypes.c_size_t
+    size = library.net_memory(2, 0)
+    assert size > library.net_memory(1, 0) > 0 == library.net_memory(0, 0)
+    room = np.full(size + 8192, 7, np.uint8)
+    start = -(-(room.ctypes.data + 1) // 4096) * 4096
+    options = loaded(tmp_path).__init__.__globals__["Options"]
+    given = options(
+        ctypes.sizeof(options), str(tmp_path / "net.weights").encode(), 2, 0, start, size
+    )
+    net = ctypes.c_void_p()
+    assert library.net_open(ctypes.byref(net), ctypes.byref(given)) == 0
+    assert net.value == start
+    x, y = normal(1, 3, 19, 17, seed=3), np.zeros((1, 10), np.float32)
+    pointers = [(ctypes.c_void_p * 1)(array.ctypes.data) for array in (x, y)]
+    assert library.net_run(net, *pointers) == 0
+    assert relative_error(y, truth) < 1e-5
+    library.net_close(net)
+    before, after = start - room.ctypes.data, room.size - (start - room.ctypes.data) - size
+    assert (room[:before] == 7).all()
+    assert (room[-after:] == 7).all()
+
+
+@ARM
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_aarch64_under_emulation(
+    threads: str, graph: Any, truth: np.ndarray, tmp_path: Path
+) -> None:
+    assert EMULATOR
+    assert CROSS
+    export(graph, tmp_path, ["aarch64"], name="net")
+    subprocess.run(["make", "-s", "example", f"CC={CROSS}"], cwd=tmp_path, check=True)
+    normal(1, 3, 19, 17, seed=3).tofile(tmp_path / "x.bin")
+    command = [EMULATOR, "-L", "/usr/aarch64-linux-gnu", "./example", threads, "x.bin"]
+    ran = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert ran.stdout.startswith("aarch64\n")
+    total = float(ran.stdout.split("sum ")[1].split(",")[0])
+    assert abs(total - truth.sum()) < 1e-4 * np.abs(truth).sum()
+
+
+@pytest.mark.parametrize(
+    ("targets", "changes", "message"),
+    [
+        (["x86-64-v9"], {}, "unknown target 'x86-64-v9'"),
+        (["x86-64-v3", "aarch64"], {}, "one architecture"),
+        (["x86-64-v3"], {"name": "9 lives"}, "no name for C"),
+    ],
+)
+def test_what_cannot_be_exported(
+    targets: list[str], changes: dict[str, Any], message: str, graph: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        export(graph, tmp_path / "out", targets, **changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_levels_need_what_they_say() -> None:
+    v2, v3, v4 = (
+        processors.needs(x, processors.target(x)) for x in ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+    )
+    assert v2.x86[5] == 0
+    assert v3.x86[5] == 0x06
+    assert v4.x86[5] == 0xE6
+    for less, more in ((v2, v3), (v3, v4)):
+        assert all(a & b == a for a, b in zip(less.x86, more.x86, strict=True))
+        assert less != more
+
+
+def test_damaged_objects_are_refused() -> None:
+    with pytest.raises(elf.ElfError, match="not a relocatable object"):
+        elf.read(b"\x7fELF\x02\x01" + bytes(64))
+    with pytest.raises(elf.ElfError, match="one machine"):
+        shared.link("x.so", [], [])
+
+
+@X86
+def test_a_tuned_network_is_exported_by_its_name(tmp_path: Path) -> None:
+    done = fastrun.export(network(), tmp_path, ["native"], name="net", policy="heuristic")
+    assert done.files.keys() >= {"libnet.so", "libnet.a", "net.h", "net.weights", "net.plan"}
