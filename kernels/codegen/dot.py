@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F32, I16, I32, S8, U8, DType
+from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check
 from fastrun.kernels.core.types import Types
 
@@ -31,7 +32,8 @@ class Dot:
 
     `name` is "" for one multiply-add a channel. `group` is the number of channels of a step,
     `registers` are further ones that a step needs beside the tile, `order` permutes packed weights
-    (..., lanes, group) into reading order.
+    (..., lanes, group) into reading order. If it `rounds`, float32 input must be turned into the
+    type of the weights before.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Dot:
     read: Callable[[Buffer, int], Group]
     add: Callable[[Vec, Group, Group], Vec]
     registers: int = 0
+    rounds: bool = False
     order: Callable[[NDArray[np.int8]], NDArray[np.int8]] = lambda packed: packed
 
     def groups(self, channels: int) -> int:
@@ -171,6 +174,7 @@ def _bf16(types: Types) -> Dot:
         lambda at, lanes: (_word(at, lanes, BF16),),
         lambda at, lanes: (_vector(at, lanes, BF16),),
         add,
+        rounds=types.src is F32,
     )
 
 
@@ -190,9 +194,12 @@ def _usdot(types: Types) -> Dot:
 
 
 def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
-    """The kinds for these types on this processor, the fastest first."""
+    """The kinds for these types on this processor, the fastest first.
+
+    If weights are bf16 there is a product of pairs of bf16, which rounds float32 input as well.
+    """
     if not types.integer:
-        native = types.weights is BF16 is types.src and has(cpu, "avx512bf16")
+        native = types.weights is BF16 and has(cpu, "avx512bf16")
         return [*([_bf16(types)] if native else []), _fma(types)]
     if not cpu.triple.startswith("x86_64"):
         return [_usdot(types)] if has(cpu, "i8mm") else []
@@ -200,6 +207,12 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
     # 255 * 2 * chain * largest must fit int16.
     chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]
     return [*found, *(_ubsw(types, n) for n in chains), _wd(types)]
+
+
+def usual_dot(p: ConvProblem, cpu: Cpu) -> Dot:
+    """The fastest kind for the channels of a problem in NHWC."""
+    kinds = dots(p.precision, cpu)
+    return next(dot for dot in kinds if not dot.rounds or p.c % dot.group == 0)
 
 
 def multiply_add(total: Vec, x: Vec, w: Vec) -> Vec:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import cast
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel
-from fastrun.kernels.codegen.dot import Dot, dot_of, dots
+from fastrun.kernels.codegen.dot import Dot, dot_of, dots, usual_dot
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
@@ -26,14 +26,18 @@ from fastrun.kernels.codegen.tiling import (
     channel_panels,
     check_groups,
     cover,
+    cut,
     task_order,
     tile_count,
 )
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.layout import Placement, layout_pair
+from fastrun.kernels.core.layout import READ_SLACK, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
+
+# Numbers that a task rounds, if the input must be rounded first.
+ROUNDED = 1 << 13
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     # A first layer has few terms for each output, so writing along rows matters most.
     height = 1 if first else p.oh
     shape = height, p.ow, -(-p.group_oc // lanes)
-    kind = dots(p.precision, cpu)[0]
+    kind = usual_dot(p, cpu)
     depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
     share = functools.partial(_share_of_rows, p)
     tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.registers)
@@ -105,11 +109,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     row_tasks = -(-tile_count(y_tiles) // s.rows)
     panel_tasks = tile_count(panels)
 
-    module = Module(cpu)
+    module, where = Module(cpu), io.src
+    if dot.rounds:
+        where = _rounded(module, io, dot, p)
     with module.stage("direct", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
-        src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
+        source = "shared" if dot.rounds else "src"
+        src = k.tensor(source, where, y=-p.padding[0], x=-p.padding[1]).at(image)
         if not io.gathered:
             src = at_channel(src, io.src, group, p.group_c)
         terms = _blocks_terms(p.group_c, block, dot) * p.kernel[0] * p.kernel[1] * dot.group
@@ -138,7 +145,26 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                                 corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
                                 outputs.add_products(acc, corner, x.size, rows)
                                 outputs.finish(acc, top, left, x.size)
-    return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels, dot))
+    shared = where.dtype.bytes(where.size + READ_SLACK) if dot.rounds else 0
+    return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels, dot), shared)
+
+
+def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
+    """A stage that rounds all input to the type of the weights, and where it lies in `shared`."""
+    src, lanes = io.src, module.cpu.lanes
+    whole = (src.first, src.buffer_c, src.block % dot.group) == (0, src.c, 0)
+    check(whole, f"dot={dot.name} needs whole groups of {dot.group} channels of a whole tensor")
+    chunks = cut(src.size, ROUNDED)
+    with module.stage("round", tile_count(chunks)) as (k, task):
+        for chunk in chunks:
+            with chunk.when(k, task) as first:
+                before = k.argument("src", 1).at(first)
+                after = k.argument("shared", 1, dtype=p.precision.weights).at(first)
+                for some in cut(chunk.size, lanes):
+                    with some.loop(k) as at:
+                        value = before.load(at, lanes=lanes).to(after.dtype)
+                        after.store_first(value, some.size, at)
+    return replace(src, layout=src.layout.of(p.precision.weights))
 
 
 def _blocks_terms(channels: int, block: int, dot: Dot) -> int:

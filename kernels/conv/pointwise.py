@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.codegen.dot import usual_dot
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv import direct, planar
@@ -42,7 +42,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
     lanes = channel_lanes(p.group_oc, Layout(block), cpu, p.precision)
-    dot = dots(p.precision, cpu)[0]
+    dot = usual_dot(p, cpu)
     vectors, depth = -(-p.group_oc // lanes), dot.groups(p.group_c)
     _, rows, cols = best_tile(1, p.h * p.w, vectors, cpu, depth, further=dot.registers)
     # The pixels of a task fit half of L2, while the panels of weights stream through.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import BF16, F16
+from fastrun.kernels.core.dtype import BF16, F16, F32
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -59,7 +59,9 @@ def summation_error(p: ConvProblem, schedule: Any) -> float:
     types = p.precision
     if types.integer:
         return 0.0
-    rounded = [ROUNDING.get(t, 0.0) for t in (types.weights, types.dst)]
+    # A product of pairs of bf16 rounds float32 input as well.
+    src = types.weights if getattr(schedule, "dot", "") and types.src is F32 else F32
+    rounded = [ROUNDING.get(t, 0.0) for t in (src, types.weights, types.dst)]
     return math.hypot(0.37 * 2**-24 * math.sqrt(p.depth), *rounded)
 
 
