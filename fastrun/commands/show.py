@@ -127,7 +127,26 @@ def _show_network(arguments: Namespace) -> int:
     grid(screen(), ("pass", "nodes>", "takes out", "puts in"), rows)
     print(f"\n{graph.summary()}\n")
     _print_problems(arguments.target, convolutions(graph))
+    _print_floats(graph)
     return 0
+
+
+def _print_floats(graph: Graph) -> None:
+    """The nodes of a quantised network that run in float32, and why."""
+    from fastrun.graph.core.errors import UnsupportedError
+    from fastrun.graph.plan.byte_kernels import float_notes
+    from fastrun.tuner.terminal.display import grid, screen
+
+    if not graph.grids:
+        return
+    try:
+        notes = [*float_notes(graph)]
+    except UnsupportedError as error:  # only its convolutions can be tuned
+        print(f"\nthe network cannot be run as a whole: {error}")
+        return
+    print(f"\n{len(notes)} nodes with quantised tensors run in float32{':' * bool(notes)}")
+    if notes:
+        grid(screen(), ("node", "why"), notes)
 
 
 def _works(graph: Graph) -> Counter[str]:

@@ -14,6 +14,7 @@ from fastrun.graph.plan.bands import convolution_of
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -38,6 +39,8 @@ def fuse(
     Raises:
         ScheduleError: this pair cannot be one kernel.
     """
+    floats = all(where.dtype is F32 for where in (io.src, io.dst, io.add, mid))
+    check(floats, "only tensors of float32 pass in bands")
     problem = conv_problem(graph, tasks[0].node)
     op = tasks[1].node.op
     check(isinstance(op, Pool | Conv), "only pools and convolutions run in bands")

@@ -14,8 +14,9 @@ import numpy as np
 
 from fastrun.graph.build import strided
 from fastrun.graph.build.built import Built, constant
+from fastrun.graph.build.moves import stored_as
 from fastrun.graph.core.errors import UnsupportedError
-from fastrun.graph.core.model import Array, Graph
+from fastrun.graph.core.model import Array, Graph, Tensor
 from fastrun.graph.core.ops import (
     Affine,
     Binary,
@@ -27,14 +28,18 @@ from fastrun.graph.core.ops import (
     Reduce,
     Unary,
 )
-from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import shape4
+from fastrun.graph.plan.forms import Form, typed_problem
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, pool_spec
 from fastrun.graph.plan.tasks import Task
+from fastrun.graph.reference.interpreter import evaluate
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32, U8
 from fastrun.kernels.core.layout import Placement, layout_text
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.quantised import Scales
+from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.ops import dense, elementwise, pool, shuffle
@@ -45,13 +50,14 @@ from fastrun.kernels.registry import applicable, parse_schedule
 def build(
     graph: Graph,
     task: Task,
+    form: Form,
     schedules: Iterable[str],
     cpu: Cpu,
     reads: list[Placement],
     dst: Placement,
     gathered: bool = False,
 ) -> Built:
-    """The kernel of a task that reads tensors placed as `reads` and writes one placed as `dst`.
+    """The kernel of a task that reads tensors placed as `reads` and leaves one placed as `dst`.
 
     Only convolutions have `schedules`, the fastest first, and inputs that are `gathered` (see
     `Io`).
@@ -64,28 +70,33 @@ def build(
     try:
         match op:
             case Conv():
-                problem = conv_problem(graph, node)
+                problem = typed_problem(graph, task, form)
                 io = Io(src, dst, reads[1] if problem.add else dst, gathered)
                 program, text = _convolution(problem, schedules, cpu, io)
+                bias = constant(graph, task, 2).reshape(-1) if problem.bias else None
+                if problem.precision.integer:
+                    filters = graph.integers(node.inputs[1]).reshape(problem.weight_shape)
+                    operand = _scales(graph, task, problem).operand(problem, filters, bias)
+                    return Built(program, text, filters, operand)
                 filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
-                bias = constant(graph, task, 2) if problem.bias else np.zeros(problem.oc)
-                return Built(program, text, filters, bias.reshape(-1))
+                return Built(program, text, filters, np.zeros(problem.oc) if bias is None else bias)
             case Gemm() if is_dense(graph, task):
                 weights, bias = _dense(graph, task, op)
                 program = dense.build(Dense(True, activation=op.activation), cpu, src, dst)
                 return Built(program, "dense", weights, bias)
             case Pool():
-                return Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
+                built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
             case Reduce() if is_global_pool(graph, task):
                 whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
-                return Built(pool.build(whole, cpu, src, dst), "pool")
+                built = Built(pool.build(whole, cpu, src, dst), "pool")
             case ChannelShuffle() if len(reads) > 1:
                 program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
                 return Built(program, "shuffle")
             case Unary() | Clip() | Affine() | Binary():
-                return _elementwise(graph, task, cpu, reads, dst)
+                built = _elementwise(graph, task, cpu, reads, dst)
             case _:
-                return strided.build(graph, task, cpu, reads, dst)
+                built = strided.build(graph, task, cpu, reads, dst)
+        return _with_scales(graph, task, reads, dst, built)
     except ScheduleError as error:
         raise UnsupportedError(f"node {node.label} cannot be run: {error}") from error
 
@@ -117,6 +128,36 @@ def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
     return template.build(p, schedule, cpu, io)
 
 
+def _scales(graph: Graph, task: Task, p: ConvProblem) -> Scales:
+    """The scales and zero points of a convolution of integers."""
+    node = task.node
+    src, weights = graph.grids[node.inputs[0]], graph.grids[node.inputs[1]]
+    found = Scales(float(src.scale), int(src.zero), np.asarray(weights.scale, np.float32))
+    if p.precision.dst is F32:
+        return found
+    dst, add = graph.grids[node.output], graph.grids.get(node.input(3))
+    found = replace(found, dst=float(dst.scale), dst_zero=int(dst.zero))
+    return replace(found, add=float(add.scale), add_zero=int(add.zero)) if add else found
+
+
+def _with_scales(
+    graph: Graph, task: Task, reads: list[Placement], dst: Placement, built: Built
+) -> Built:
+    """The kernel with the scales that it needs if it reads or writes bytes: by table or operand."""
+    places = [*zip(reads, task.reads, strict=True), (dst, task.output)]
+    of = [stored_as(graph, name, where.dtype) for where, name in places]
+    op = task.node.op
+    if isinstance(op, Unary | Clip) and reads[0].dtype is dst.dtype is U8:
+
+        def function(x: Array) -> Array:
+            return evaluate(task.node, [x], Tensor(x.shape, x.dtype))
+
+        return replace(built, weights=table(of[0], of[1], function))
+    if any(where.dtype is U8 for where, _ in places):
+        return replace(built, bias=scales(of[0], of[-1], *of[1:-1]))
+    return built
+
+
 def _elementwise(
     graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Placement
 ) -> Built:
@@ -124,7 +165,7 @@ def _elementwise(
     op = task.node.op
     if dst.layout.blocked:
         for x in reads:
-            alike = (x.layout, x.c) == (dst.layout, dst.c)
+            alike = (x.layout.order, x.c) == (dst.layout.order, dst.c)
             check(alike, f"{x.c} channels in {x.layout} cannot become {dst.c} in {dst.layout}")
         views, out = [Strided.of(x) for x in reads], Strided.of(dst)
     else:
@@ -138,7 +179,7 @@ def _elementwise(
             return Built(elementwise.clip(op, cpu, views[0], out), "elementwise")
         case Affine():
             spec = elementwise.Affine((1, 4) if dst.layout.blocked else (1,), op.activation)
-            both = np.zeros((2, dst.blocks * dst.block), dst.dtype.numpy)
+            both = np.zeros((2, dst.blocks * dst.block), np.float32)
             both[:, : dst.c] = [constant(graph, task, i) for i in (1, 2)]
             return Built(elementwise.affine(spec, cpu, views[0], out), "elementwise", both)
     assert isinstance(op, Binary)
@@ -158,7 +199,7 @@ def _blocks(values: Array, rank: int, where: Placement) -> Array:
     values = values.reshape(n, c, h, w)
     if c == 1:
         return values[..., None]
-    padded = np.zeros((n, where.blocks * where.block, h, w), where.dtype.numpy)
+    padded = np.zeros((n, where.blocks * where.block, h, w), np.float32)
     padded[:, :c] = values
     return padded.reshape(n, where.blocks, where.block, h, w).transpose(0, 1, 3, 4, 2)
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Concat, Conv, Identity, Reshape, Slice, Transpose
+from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import Shape4, is_range, same_memory, shape4
 from fastrun.graph.plan.forms import Form, source_layout
 from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.layout import NHWC, Halo, Layout, Placement
 
 NO_HALO: Halo = (0, 0, 0, 0)
@@ -27,11 +30,13 @@ class Placed:
     A view is a range of the parent's channels, from `first` on, or the parent's memory in another
     shape (`recast`). Recasting needs a buffer without gaps, so the root becomes `rigid`: it gets
     no halo. If one kernel gathers channels from several tensors, their roots are `twins`: they
-    have equal strides. `given` marks the inputs of the network.
+    have equal strides. `given` marks the inputs of the network. Bytes lie
+    on a `grid`.
     """
 
     shape: Shape4
     layout: Layout
+    grid: Grid | None = None
     parent: Placed | None = None
     first: int = 0
     recast: bool = False
@@ -52,10 +57,14 @@ class Placed:
         if self.parent is None:
             room = max(tensor.shape[1] for tensor in self.family)
             whole = room if room > self.shape[1] else 0
-            return Placement(self.layout, *self.shape, self.halo, whole)
+            return Placement(self.layout, *self.shape, self.halo, whole, zero=self._zero)
         if self.recast:
-            return Placement(self.layout, *self.shape)
+            return Placement(self.layout, *self.shape, zero=self._zero)
         return self.parent.placement.part(self.first, self.shape[1])
+
+    @property
+    def _zero(self) -> int:
+        return int(self.grid.zero) if self.grid else 0
 
     @property
     def family(self) -> list[Placed]:
@@ -80,7 +89,7 @@ class Placed:
 
 @dataclass
 class Move:
-    """Copy one tensor into another, in its layout.
+    """Copy one tensor into another, in its layout, element type and grid.
 
     Without `joins` the next item does not depend on the copy and may begin before it ends.
     """
@@ -134,16 +143,21 @@ class Placer:
 
     def new(self, name: str, layout: Layout, given: bool = False) -> Placed:
         """A tensor in a buffer of its own."""
-        tensor = Placed(shape4(self.graph.shape(name)), layout, given=given)
+        tensor = self._placed(name, layout, given)
         self.there.setdefault(name, []).append(tensor)
         return tensor
+
+    def _placed(self, name: str, layout: Layout, given: bool = False) -> Placed:
+        grid = byte_grid(self.graph, name) if layout.dtype is U8 else None
+        return Placed(shape4(self.graph.shape(name)), layout, grid, given=given)
 
     def in_layout(self, name: str, layout: Layout) -> Placed:
         """The tensor in this layout; a move to it is added if there is none yet."""
         for tensor in self.there[name]:
             if tensor.layout == layout:
                 return tensor
-        source = self.there[name][0]
+        # A tensor of the same type if there is one, else the one that was computed.
+        source = min(self.there[name], key=lambda x: x.layout.dtype is not layout.dtype)
         if _alike(source, layout):
             view = self.recast(source, source.shape, layout)
             if view:
@@ -160,7 +174,7 @@ class Placer:
         if not direct or root.halo != NO_HALO or root.twins:
             return None
         root.rigid = True
-        return Placed(shape, layout, parent=root, recast=True)
+        return Placed(shape, layout, source.grid, parent=root, recast=True)
 
     def task(self, task: Task, form: Form) -> None:
         """Add the work of a task in this form, and the moves of inputs in other layouts."""
@@ -168,24 +182,32 @@ class Placer:
         reads = [self.in_layout(x, layout) for x, layout in wanted]
         match task.node.op:
             case Slice(starts=starts) if is_range(self.graph, task.node):
-                self._slice(task, reads[0], starts[1])
+                self._slice(task, form, reads[0], starts[1])
             case Concat(axis=1) if len(reads) == len(task.node.inputs):
                 self._concat(task.output, task.reads, reads, form.writes)
             case Concat(axis=axis):
                 self._pieces(task, reads, form, axis)
             case Reshape() | Identity():
-                self._reshape(task, reads[0], reads[0].layout)
+                self._reshape(task, form, reads[0], reads[0].layout)
             case Transpose(order=order) if same_memory(order, form.reads[0], form.writes):
-                self._reshape(task, reads[0], form.writes)
+                self._reshape(task, form, reads[0], form.writes.of(form.reads[0].dtype))
             case _:
                 self._compute(task, form, reads)
 
-    def _slice(self, task: Task, source: Placed, first: int) -> None:
+    def _found(self, task: Task, form: Form, view: Placed) -> None:
+        """Let a tensor be a view of another one, or a copy if it lies on another grid."""
+        name = task.output
+        if view.grid == (byte_grid(self.graph, name) if form.writes.dtype is U8 else None):
+            self.there[name] = [view]
+        else:
+            self.work.append(Move(name, view, self.new(name, form.writes)))
+
+    def _slice(self, task: Task, form: Form, source: Placed, first: int) -> None:
         if source.recast:
             source = self._copied(task.reads[0], source)
         shape = shape4(self.graph.shape(task.output))
-        view = Placed(shape, source.layout, parent=source, first=first)
-        self.there[task.output] = [view]
+        view = Placed(shape, source.layout, source.grid, parent=source, first=first)
+        self._found(task, form, view)
 
     def _concat(
         self, output: str, names: Sequence[str], reads: Sequence[Placed], layout: Layout
@@ -194,12 +216,12 @@ class Placer:
         moves: list[Move] = []
         for name, source in zip(names, reads, strict=True):
             root = source.root
-            free = not (root.rigid or root.given or root.twins)
+            free = not (root.rigid or root.given or root.twins) and source.grid == whole.grid
             if source is root and free and root is not whole:
                 whole.widen(source.halo)
                 source.parent, source.first, source.halo = whole, first, NO_HALO
             else:
-                part = Placed(source.shape, layout, parent=whole, first=first)
+                part = Placed(source.shape, layout, whole.grid, parent=whole, first=first)
                 moves.append(Move(name, source, part, joins=False))
             first += source.shape[1]
         if moves:
@@ -209,36 +231,49 @@ class Placer:
 
     def _pieces(self, task: Task, reads: list[Placed], form: Form, axis: int) -> None:
         """A concatenation along an axis other than the channels, or one with constant parts."""
-        whole, start, left = self.new(task.output, form.writes), 0, list(reads)
+        whole, start, left = self._left(task, form), 0, list(reads)
         for name in task.node.inputs:
             source = None if name in self.graph.constants else left.pop(0)
             self.work.append(Piece(task, form, name, source, whole, axis, start))
             start += self.graph.shape(name)[axis]
+        self._quantise(task, form, whole)
 
-    def _reshape(self, task: Task, source: Placed, layout: Layout) -> None:
+    def _reshape(self, task: Task, form: Form, source: Placed, layout: Layout) -> None:
         """The output is a view of the source's memory."""
         shape = shape4(self.graph.shape(task.output))
         if (shape, layout) == (source.shape, source.layout):
-            self.there[task.output] = [source]
+            self._found(task, form, source)
             return
         view = self.recast(source, shape, layout)
         if view is None:
             view = self.recast(self._copied(task.reads[0], source), shape, layout)
         assert view
-        self.there[task.output] = [view]
+        self._found(task, form, view)
 
     def _compute(self, task: Task, form: Form, reads: list[Placed]) -> None:
         gathered: list[Placed] = []
         if isinstance(task.node.op, Conv):
             parts = reads[: task.parts]
+            # Kernels of float32 gather channels.
             if len(parts) > 1 and source_layout(form) != NHWC:
                 parts = [self._joined(task, parts, form)]
             parts = self._padded(task, parts)
             gathered = parts if len(parts) > 1 else []
             reads = [parts[0], *reads[task.parts :]]
-        dst = self.new(task.output, form.writes)
+        dst = self._left(task, form)
         behind = self._taken(reads[0]) if form.rows else None
         self.work.append(Compute(task, form, reads, dst, gathered, behind))
+        self._quantise(task, form, dst)
+
+    def _left(self, task: Task, form: Form) -> Placed:
+        """The tensor that the kernels of a task leave, which may still have to be quantised."""
+        if form.leaves == form.writes:
+            return self.new(task.output, form.writes)
+        return self._placed(task.output, form.leaves)
+
+    def _quantise(self, task: Task, form: Form, left: Placed) -> None:
+        if form.leaves != form.writes:
+            self.work.append(Move(task.output, left, self.new(task.output, form.writes)))
 
     def _taken(self, tensor: Placed) -> Compute | None:
         """Take the kernel that computes this tensor off the work; None if it does another too."""
@@ -269,7 +304,7 @@ class Placer:
 
     def _copied(self, name: str, source: Placed) -> Placed:
         """A copy of the tensor in a buffer of its own."""
-        copy = Placed(source.shape, source.layout)
+        copy = Placed(source.shape, source.layout, source.grid)
         self.work.append(Move(name, source, copy))
         return copy
 
@@ -278,4 +313,5 @@ def _alike(tensor: Placed, layout: Layout) -> bool:
     """Whether the tensor's memory is the same in this layout: one pixel, and whole blocks."""
     n, c, h, w = tensor.shape
     whole = all(x.blocked == 0 or c % x.blocked == 0 for x in (tensor.layout, layout))
-    return h == w == 1 and (n == 1 or whole)
+    same = tensor.layout.dtype is layout.dtype
+    return same and h == w == 1 and (n == 1 or whole)

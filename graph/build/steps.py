@@ -14,6 +14,7 @@ from fastrun.graph.build.bands import fuse
 from fastrun.graph.build.built import Built
 from fastrun.graph.build.kernels import build
 from fastrun.graph.build.memory import Lifetime
+from fastrun.graph.build.moves import moving
 from fastrun.graph.build.placement import Compute, Move, Piece, Placed, Placer
 from fastrun.graph.core.model import Array
 from fastrun.graph.core.ops import Conv
@@ -24,7 +25,7 @@ from fastrun.kernels.core.layout import NCHW, READ_SLACK, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError
-from fastrun.kernels.ops import halo, movement, reorder
+from fastrun.kernels.ops import halo, movement
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,13 @@ class Step:
         return self.work not in ("reorder", "halo")
 
     def packed(self) -> Array:
-        """The weights as the program reads them; empty if it reads none."""
+        """The weights as the program reads them, flat; empty if it reads none."""
         given = np.zeros(0, np.float32) if self.weights is None else self.weights
-        packed = self.program.pack_weights(np.ascontiguousarray(given, np.float32))
-        return np.ascontiguousarray(packed.reshape(-1), np.float32)
+        if given.dtype.itemsize > 1:
+            given = given.astype(np.float32, copy=False)
+        return np.ascontiguousarray(self.program.pack_weights(np.ascontiguousarray(given))).reshape(
+            -1
+        )
 
 
 @dataclass(frozen=True)
@@ -176,12 +180,25 @@ class _Writer:
 
     def _move(self, item: Move) -> Step:
         before, dst = item.src.placement, item.dst.placement
-        program = reorder.build(reorder.Reorder(), self._cpu, before, dst)
+        kernel = moving(self._cpu, before, dst, item.src.grid, item.dst.grid)
         layouts = f"{before.layout}>{dst.layout}"
         seconds = self._forms.moving(item.src.shape, before.layout, dst.layout)
         src, number = self._number(item.src), self._number(item.dst)
-        return Step(item.name, "reorder", "reorder", layouts, item.name, program, src, None, number,
-                    seconds=seconds, joins=item.joins)  # fmt: skip
+        return Step(
+            name=item.name,
+            work="reorder",
+            algorithm=kernel.algorithm,
+            layouts=layouts,
+            output=item.name,
+            program=kernel.program,
+            src=src,
+            add=None,
+            dst=number,
+            weights=kernel.weights,
+            bias=kernel.bias,
+            seconds=seconds,
+            joins=item.joins,
+        )
 
     def _piece(self, item: Piece) -> Step:
         shape = self._graph.shape(item.name)
@@ -240,12 +257,12 @@ class _Writer:
         task, form = item.task, item.form
         schedules = [form.algorithm]
         if isinstance(task.node.op, Conv):
-            schedules += self._forms.choices(task, form.reads[0], form.writes)
+            schedules += self._forms.choices(task, form)
         reads = [tensor.placement for tensor in item.reads]
         if item.gathered:
             reads[0] = item.reads[0].root.placement
         dst, gathered = item.dst.placement, bool(item.gathered)
-        return build(self._graph, task, schedules, self._cpu, reads, dst, gathered)
+        return build(self._graph, task, form, schedules, self._cpu, reads, dst, gathered)
 
     def _computing(
         self, item: Compute, kernel: Built, src: Placed, others: Sequence[Placed]

@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from fastrun.graph.build.built import Built, constant
+from fastrun.graph.build.moves import stored_as
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Array, Graph, Shape
 from fastrun.graph.core.ops import (
@@ -31,6 +34,7 @@ from fastrun.graph.core.ops import (
 )
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.strided import Strided
@@ -63,7 +67,11 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
     """
     op = task.node.op
     if dst.layout.blocked:
-        check(reads[0].layout == dst.layout, f"{reads[0].layout} cannot be read by blocks")
+        check(
+            reads[0].layout.order == dst.layout.order, f"{reads[0].layout} cannot be read by blocks"
+        )
+        if isinstance(op, Pad):
+            op = _stored(graph, task, op, dst.dtype)
         return Built(_in_blocks(op, cpu, Strided.of(reads[0]), Strided.of(dst)), "strided")
     out = view(dst, graph.shape(task.output))
     views = [view(x, graph.shape(name)) for x, name in zip(reads, task.reads, strict=True)]
@@ -84,7 +92,7 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
         case LRN() as op:
             return lrn.lrn(op, cpu, x, out)
         case Pad() as op:
-            return movement.pad(op, cpu, x, out)
+            return movement.pad(_stored(graph, task, op, out.dtype), cpu, x, out)
         case Resize() as op:
             return sampling.resize(op, cpu, x, out)
         case Transpose(order=order):
@@ -105,6 +113,13 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
             listed = sampling.Gather(axis, tuple(indices.tolist()))
             return sampling.gather(listed, cpu, x, out)
     raise UnsupportedError(f"node {node.label} cannot be run: there is no kernel for it")
+
+
+def _stored(graph: Graph, task: Task, op: Pad, dtype: DType) -> Pad:
+    """The operator with the number as which its value is stored."""
+    if dtype is F32:
+        return op
+    return replace(op, value=float(stored_as(graph, task.output, dtype).stored(np.array(op.value))))
 
 
 def _in_blocks(op: Op, cpu: Cpu, x: Strided, out: Strided) -> Program:

@@ -146,6 +146,19 @@ class Graph:
         """How often nodes read each value; being an output of the network counts as one."""
         return Counter([*(x for node in self.nodes for x in node.inputs if x), *self.outputs])
 
+    def integers(self, name: str) -> Array:
+        """The integers by which the weights `name`, a constant with a grid, are stored.
+
+        The first axis is that of the scales. They are computed once.
+        """
+        if name not in self._integers:
+            self._integers[name] = self.grids[name].stored(self.constants[name])
+        return self._integers[name]
+
+    @cached_property
+    def _integers(self) -> dict[str, Array]:
+        return {}
+
     def tensor(self, name: str) -> Tensor:
         """Shape and type of a value or constant.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,13 @@ import numpy as np
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node, Shape
 from fastrun.graph.core.ops import Conv, Foreign
+from fastrun.graph.core.precision import (
+    byte_grid,
+    exact_grid,
+    float_reason,
+    integer_weights,
+    weight_bits,
+)
 from fastrun.graph.core.shapes import pair
 from fastrun.kernels.core.problem import ConvProblem, ProblemError
 
@@ -75,8 +83,41 @@ def conv_problem(graph: Graph, node: Node) -> ConvProblem:
         raise UnsupportedError(f"node {node.label}: {error}") from None
 
 
+def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
+    """The problems as which a `Conv` node may run, one for each choice of element types.
+
+    The first is that of float32. Integers follow as far as `float_reason` allows: with
+    output in u8 if it has a grid, and the residual too, if there is one; with output in
+    float32 unless the output must be u8.
+
+    Raises:
+        UnsupportedError: as `conv_problem`.
+    """
+    plain, found = conv_problem(graph, node), list[ConvProblem]()
+    if not float_reason(graph, node):
+        weights = integer_weights(graph, node.inputs[1])
+        assert weights is not None
+        operands = filter(None, (node.output, node.input(3)))
+        to_bytes = all(byte_grid(graph, x) for x in operands)
+        to_float = not (to_bytes and exact_grid(graph, node.output))
+        inputs = f"u8s{weight_bits(weights)}"
+        for output in ["u8"] * to_bytes + ["f32"] * to_float:
+            found.append(replace(plain, types=f"{inputs}>{output}"))
+    return [plain, *found]
+
+
+def main_problem(graph: Graph, node: Node) -> ConvProblem:
+    """The problem as which a `Conv` node should be tuned: of integers if its grids are exact."""
+    plain, *others = conv_problems(graph, node)
+    tensors = (node.inputs[0], node.output, node.inputs[1])
+    grids = [graph.grids.get(x) for x in tensors]
+    return others[0] if others and all(g is None or g.exact for g in grids) else plain
+
+
 def convolutions(graph: Graph) -> list[DistinctProblem]:
     """The distinct convolution problems of a graph, in order of first appearance.
+
+    Those of a quantised network compute with integers where they can.
 
     Raises:
         UnsupportedError: a convolution is no problem; the message names its node and says why.
@@ -84,7 +125,7 @@ def convolutions(graph: Graph) -> list[DistinctProblem]:
     nodes: dict[ConvProblem, list[str]] = {}
     for node in graph.nodes:
         if isinstance(node.op, Conv):
-            nodes.setdefault(conv_problem(graph, node), []).append(node.name)
+            nodes.setdefault(main_problem(graph, node), []).append(node.name)
         elif isinstance(node.op, Foreign) and node.op.convolves:
             raise UnsupportedError(f"node {node.label} needs {node.op.need}")
     return [DistinctProblem(p, len(names), tuple(names)) for p, names in nodes.items()]

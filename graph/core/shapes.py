@@ -199,5 +199,6 @@ CHANNELS_LAST, CHANNELS_FIRST = {3: (0, 2, 1), 4: (0, 2, 3, 1)}, {3: (0, 2, 1), 
 
 def same_memory(order: Shape, src: Layout, dst: Layout) -> bool:
     """Whether a transpose from one layout to another keeps every value in its place."""
-    to_last = order in CHANNELS_LAST.values() and (src, dst) == (NHWC, NCHW)
-    return to_last or (order in CHANNELS_FIRST.values() and (src, dst) == (NCHW, NHWC))
+    pair = src.order, dst.order
+    to_last = order in CHANNELS_LAST.values() and pair == (NHWC, NCHW)
+    return to_last or (order in CHANNELS_FIRST.values() and pair == (NCHW, NHWC))

@@ -11,10 +11,16 @@ from fastrun.graph.passes.fold_affine import fold_affine, normalise_affine
 from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
 from fastrun.graph.passes.merge_parallel import merge_parallel
 from fastrun.graph.passes.patterns import merge_moves, recognise_channel_shuffle, recognise_gates
-from fastrun.graph.passes.products import convolve_products, densify, sink_transposes
+from fastrun.graph.passes.products import (
+    convolve_dense,
+    convolve_products,
+    densify,
+    sink_transposes,
+)
 from fastrun.graph.passes.rounding import (
     drop_implied_limits,
     drop_repeated_rounding,
+    round_inputs,
     spread_rounding,
 )
 
@@ -39,9 +45,11 @@ PASSES: tuple[Pass, ...] = (
     merge_parallel,
     fuse_add,
     densify,
+    convolve_dense,
     fuse_activation,
     absorb_shuffles,
     spread_rounding,
+    round_inputs,
 )
 
 

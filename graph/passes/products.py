@@ -98,13 +98,42 @@ def densify(graph: Graph) -> Graph:
         weights = edit.constants.get(node.inputs[1])
         if weights is None or weights.shape[1:] != shape[1:] or any(node.op.padding):
             continue
-        rows = shape[0], math.prod(shape[1:])
         grid = edit.grids.get(node.inputs[1])
+        if grid and edit.exact(node.input(0)):
+            continue  # dense layers have no integers
+        rows = shape[0], math.prod(shape[1:])
         matrix = edit.constant(f"{node.name}.matrix", weights.reshape(len(weights), -1), grid)
         flat = _put(edit, node, Reshape(), node.inputs[:1], rows)
         op = Gemm(transpose_b=True, activation=node.op.activation)
         product = _put(edit, node, op, (flat, matrix, *node.inputs[2:]), (shape[0], len(weights)))
         edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
+    return edit.done()
+
+
+def convolve_dense(graph: Graph) -> Graph:
+    """Write dense layers of quantised tensors as 1x1 convolutions, which compute with integers."""
+    edit = Edit(graph)
+    for node in edit:
+        op, (x, bias) = node.op, (node.input(0), node.input(2))
+        matrix = edit.constants.get(node.input(1))
+        plain = isinstance(op, Gemm) and not op.transpose_a and op.alpha == op.beta == 1
+        if not plain or matrix is None or (bias and bias not in edit.constants):
+            continue
+        assert isinstance(op, Gemm)
+        grid = edit.exact(node.inputs[1])
+        rows, outputs = edit.tensor(node.output).shape
+        if not grid or not edit.exact(x) or (bias and edit.constants[bias].size != outputs):
+            continue
+        filters = matrix if op.transpose_b else matrix.T
+        inputs = [edit.constant(f"{node.name}.filters", filters[..., None, None], grid)]
+        if bias:
+            inputs.append(edit.constant(f"{node.name}.bias", edit.constants[bias].reshape(-1)))
+        pixel = _put(edit, node, Reshape(), (x,), (rows, filters.shape[1], 1, 1))
+        conv = Conv((1, 1), (0,) * 4, (1, 1), activation=op.activation)
+        product = _put(edit, node, conv, (pixel, *inputs), (rows, outputs, 1, 1))
+        edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
+        if after := edit.exact(node.output):
+            edit.grids[product] = after
     return edit.done()
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fastrun.graph.core.grid import Grid
-from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.model import Graph, Node, unused
 from fastrun.graph.core.ops import (
     ChannelShuffle,
     Clip,
@@ -73,6 +74,22 @@ def spread_rounding(graph: Graph) -> Graph:
         if grid and not edit.exact(node.output):
             edit.grids[node.output] = grid
     return edit.done()
+
+
+def round_inputs(graph: Graph) -> Graph:
+    """Round inputs by nodes of their own, so that the network is given them as they are."""
+    nodes, tensors, grids = list[Node](), dict(graph.tensors), dict(graph.grids)
+    new: dict[str, str] = {}
+    for x in graph.inputs:
+        grid = grids.get(x)
+        if grid and grid.exact and x not in graph.outputs:
+            rounded = unused(f"{x}.rounded", graph.constants, tensors)
+            new[x] = rounded
+            nodes.append(Node(rounded, Identity(), (x,), (rounded,)))
+            tensors[rounded], grids[rounded] = tensors[x], grids.pop(x)
+    for node in graph.nodes:
+        nodes.append(replace(node, inputs=tuple(new.get(x, x) for x in node.inputs)))
+    return graph.with_nodes(tuple(nodes), tensors, graph.constants, grids) if new else graph
 
 
 def _common(grids: Sequence[Grid | None]) -> Grid | None:

@@ -60,8 +60,9 @@ def assign(
         for name, layout in wanted:
             if (name, layout) not in live:
                 there = [x for n, x in live if n == name]
-                # A single pixel has the same memory in every layout.
-                if shapes[name][2:] != (1, 1):
+                # A single pixel has the same memory in every layout of its type.
+                alike = shapes[name][2:] == (1, 1) and any(x.dtype is layout.dtype for x in there)
+                if not alike:
                     seconds += min(move(shapes[name], x, layout) for x in there)
                 live |= {(name, layout)}
         return live, seconds

@@ -69,7 +69,7 @@ def in_bands(
         second = next(task for task in tasks if task.output == output)
         one, two = forms[first.output], forms[output]
         cheap = isinstance(second.node.op, Pool) or is_depthwise(graph, first.node)
-        if cheap and one.writes == two.reads[0]:
+        if cheap and one.writes == two.reads[0] and not one.types and not two.types:
             rows, gain = estimate(graph, (first, second), (one, two), cpu, threads)
             if gain > 0:
                 gains[output] = gain, rows, first.output

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Layout, layout_pair, layout_text
 from fastrun.kernels.core.problem import ConvProblem
@@ -19,12 +20,17 @@ from fastrun.kernels.registry import applicable, heuristic_choice, parse_schedul
 
 @dataclass(frozen=True)
 class Choice:
-    """A schedule's text, the layouts it reads and writes, and the seconds it should take."""
+    """A schedule's text, the layouts it reads and writes, and the seconds it should take.
+
+    The layouts are orders of axes; their element types are those of the problem. `guessed` says
+    that the seconds follow from no measurement of this problem.
+    """
 
     schedule: str
     src: Layout
     dst: Layout
     seconds: float
+    guessed: bool = False
 
 
 # The choices for a problem, in any order. Schedules that cannot be built are passed over later.
@@ -35,6 +41,9 @@ _EFFICIENCY = 0.5  # part of a core's peak that a kernel reaches
 _SECOND_BEST = 1.5  # how many times slower the next algorithm in rank is
 _PEAK = 4 * 3e9  # operations per second and lane: two fused multiply-adds a cycle, at 3 GHz
 
+# Products of integers in the time of one of float32, by the kind of dot product.
+_RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
+
 # How many times slower a kernel is at most if it reads channels in other blocks than those it was
 # measured with. Input is broadcast or transformed, so its blocks hardly matter.
 _OTHER_BLOCKS = 1.05
@@ -44,10 +53,14 @@ def heuristic_choices(cpu: Cpu) -> Choose:
     """Every algorithm's heuristic schedule, in its layout and in NHWC, with guessed seconds."""
 
     def choose(p: ConvProblem) -> list[Choice]:
+        found, templates = list[Choice](), applicable(p, cpu)
+        if all(template.baseline for template in templates):
+            return found  # there are no kernels of these types for this processor
         preferred, _ = heuristic_choice(p, cpu)
         guess = p.flops / (_PEAK * cpu.lanes * _EFFICIENCY)
-        found = []
-        for template in applicable(p, cpu):
+        if p.precision.integer:
+            guess *= _of_integers(p, preferred, cpu)
+        for template in templates:
             if not template.baseline:
                 # A lower rank is worse; the preferred one has the highest.
                 behind = preferred.rank(p, cpu) - template.rank(p, cpu)
@@ -58,14 +71,26 @@ def heuristic_choices(cpu: Cpu) -> Choose:
     return choose
 
 
+def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
+    """The expected time of a problem of integers as a multiple of that of float32.
+
+    Kernels of float32 may use a better algorithm for it.
+    """
+    dot = dots(p.precision, cpu)[0]
+    used = min(1.0, p.group_c / dot.group)
+    best, _ = heuristic_choice(replace(p, types=""), cpu)
+    behind = max(0, best.rank(p, cpu) - preferred.rank(p, cpu))
+    return _SECOND_BEST ** min(2, behind) / max(1.0, used * _RATES.get(dot.name, _RATES[""]))
+
+
 def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float) -> list[Choice]:
     schedule = template.heuristic(p, cpu)
     src, dst = layout_pair(schedule.layout)
-    found = [Choice(template.text(schedule), src, dst, seconds)]
+    found = [Choice(template.text(schedule), src, dst, seconds, guessed=True)]
     if dst.blocked:
         pair = (src if src.name == "NCHW" else Layout("NHWC"), Layout("NHWC"))
         text = template.text(replace(schedule, layout=layout_text(*pair)))
-        found.append(Choice(text, *pair, 1.02 * seconds))
+        found.append(Choice(text, *pair, 1.02 * seconds, guessed=True))
     return found
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv
-from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.plan.choices import Choice, Choose
-from fastrun.graph.plan.forms import Form, Forms, layouts_text
+from fastrun.graph.plan.forms import Form, Forms, layouts_text, typed_problem
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.layout import layout_pair
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
 
@@ -20,14 +20,15 @@ def own_choices(graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form]) 
     """The schedules in a plan's forms as the only choices of their problems.
 
     Raises:
-        PlanError: the algorithm of a convolution is no schedule.
+        PlanError: the algorithm of a convolution is no schedule, or its types are not possible.
     """
     found: dict[ConvProblem, list[Choice]] = {}
     for task in tasks:
         if isinstance(task.node.op, Conv):
-            choice = _own_choice(task, forms[task.output])
-            found.setdefault(conv_problem(graph, task.node), []).append(choice)
-    return lambda p: found[p]
+            form = forms[task.output]
+            choice = _own_choice(task, form)
+            found.setdefault(typed_problem(graph, task, form), []).append(choice)
+    return lambda p: found.get(p, [])
 
 
 def _own_choice(task: Task, form: Form) -> Choice:
@@ -47,12 +48,13 @@ def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms)
     for task in tasks:
         form = chosen[task.output]
         if isinstance(task.node.op, Conv):
-            possible = [forms.convolution(task, _own_choice(task, form))]
+            types = Types.parse(form.types)
+            possible = [forms.convolution(task, _own_choice(task, form), types)]
         else:
             possible = forms.possible(task)
             if form.algorithm != task.node.work:
                 raise _refused(task, f"it does {task.node.work}, not {form.algorithm}")
-        layouts = dict.fromkeys(map(layouts_text, possible))
+        layouts = dict.fromkeys(layouts_text(x) for x in possible if x.types == form.types)
         if layouts_text(form) not in layouts:
             either = " or ".join(layouts)
             raise _refused(task, f"it can run in {either}, not in {layouts_text(form)}")

@@ -27,14 +27,16 @@ from fastrun.graph.core.ops import (
     Transpose,
     Unary,
 )
-from fastrun.graph.core.problems import conv_problem
-from fastrun.graph.core.shapes import Shape4, is_range, same_memory, shape4
+from fastrun.graph.core.precision import byte_grid, exact_grid
+from fastrun.graph.core.problems import conv_problem, conv_problems
+from fastrun.graph.core.shapes import Shape4, same_memory, shape4
 from fastrun.graph.plan.choices import Choice, Choose
-from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial
+from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial, is_view
 from fastrun.graph.plan.tasks import Task
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import BY_NAME, F32, U8
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
 # Guesses for work that only moves data.
@@ -47,9 +49,11 @@ STEP = 1e-6  # seconds of a barrier, which every step has
 class Form:
     """One way to run a task: the layouts it reads and writes, what runs, expected seconds.
 
-    `algorithm` is the text of a convolution's schedule, or the name of another operator. If
-    `rows` is not 0, the task runs in one kernel with the convolution it reads, `rows` rows at a
-    time.
+    `algorithm` is the text of a convolution's schedule, or the name of another operator. `types`
+    are those of the kernel: "" for float32, for convolutions and dense layers those of their
+    problem, "u8" for other operators on bytes. If a kernel of float32 leaves a tensor that the
+    task `writes` in u8, it is quantised behind it. If `rows` is not 0, the task runs in one kernel
+    with the convolution it reads, `rows` rows at a time.
     """
 
     reads: tuple[Layout, ...]
@@ -57,6 +61,12 @@ class Form:
     algorithm: str
     seconds: float
     rows: int = 0
+    types: str = ""
+
+    @property
+    def leaves(self) -> Layout:
+        """The layout in which the kernel leaves the result, before it is quantised."""
+        return self.writes.of(BY_NAME.get(self.types.rpartition(">")[2], F32))
 
 
 def layouts_text(form: Form) -> str:
@@ -67,7 +77,12 @@ def layouts_text(form: Form) -> str:
 def source_layout(form: Form) -> Layout:
     """The layout that a convolution's kernel reads. Parts of its input may lie in another one."""
     _, schedule = parse_schedule(form.algorithm)
-    return layout_pair(schedule.layout)[0]
+    return layout_pair(schedule.layout)[0].of(form.reads[0].dtype)
+
+
+def typed_problem(graph: Graph, task: Task, form: Form) -> ConvProblem:
+    """The problem that a convolution computes in a form."""
+    return replace(conv_problem(graph, task.node), types=form.types)
 
 
 # Seconds that moving a tensor of this shape from one layout to another takes.
@@ -75,7 +90,8 @@ MoveCost = Callable[[Shape4, Layout, Layout], float]
 
 
 def _guessed_move(shape: Shape4, src: Layout, dst: Layout) -> float:
-    return STEP + 2 * F32.bytes(math.prod(shape)) / REORDERING
+    size = math.prod(shape)
+    return STEP + (src.dtype.bytes(size) + dst.dtype.bytes(size)) / REORDERING
 
 
 def _guessed_stream(size: int) -> float:
@@ -110,16 +126,20 @@ class Forms:
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
-                problem = conv_problem(graph, task.node)
-                if problem not in self._choices:
-                    self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
+                for problem in conv_problems(graph, task.node):
+                    if problem not in self._choices:
+                        self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
         self.layouts = (NCHW, NHWC, *sorted(found - {NCHW, NHWC}, key=str))
+        of_bytes = (c for p, cs in self._choices.items() if p.precision.integer for c in cs)
+        orders = {x for c in of_bytes for x in (c.src, c.dst)}
+        self._byte_orders = [x for x in self.layouts if x in orders or not x.blocked]
 
-    def choices(self, task: Task, src: Layout, dst: Layout) -> list[str]:
-        """The schedules of a convolution that read and write these layouts, fastest first."""
-        choices = self._choices[conv_problem(self.graph, task.node)]
-        return [c.schedule for c in choices if (c.src, c.dst) == (src, dst)]
+    def choices(self, task: Task, form: Form) -> list[str]:
+        """The schedules of a convolution in the layouts and types of a form, fastest first."""
+        pair = source_layout(form).order, form.writes.order
+        choices = self._choices.get(typed_problem(self.graph, task, form), ())
+        return [c.schedule for c in choices if (c.src, c.dst) == pair]
 
     def moving(self, shape: Shape4, src: Layout, dst: Layout) -> float:
         """Seconds that moving a tensor from one layout to another should take."""
@@ -140,6 +160,14 @@ class Forms:
 
     def possible(self, task: Task) -> list[Form]:
         """All forms of a task; there may be none."""
+        if isinstance(task.node.op, Conv):
+            return self._convolutions(task)
+        if is_view(self.graph, task):
+            return self._views(task)
+        return [self._quantised(task, form) for form in self._floats(task)]
+
+    def _floats(self, task: Task) -> list[Form]:
+        """The forms of an operator's kernels of float32."""
         op, name = task.node.op, task.node.work
         streaming = self._costs.stream(sum(map(self._bytes, (*task.reads, task.output))))
 
@@ -158,8 +186,6 @@ class Forms:
             ]
 
         match op:
-            case Conv():
-                return self._convolutions(task)
             case Transpose(order=order):
                 moved = across(2 * streaming)
                 return [
@@ -181,46 +207,93 @@ class Forms:
             case ChannelShuffle() if len(task.reads) == 2:
                 return alike([NHWC], 2 * streaming)
             case Concat():
-                return alike(self._concatenable(task, op.axis), STEP)
-            case Slice() if is_range(self.graph, task.node):
-                return alike(self._aligned([op.starts[1]]), 0.0)
+                return alike(plain, STEP)
             case Resize() | Pad() if is_spatial(op):
                 blocked = [x for x in self.layouts if x.blocked]
                 return across(2 * streaming) + alike(blocked, 2 * streaming)
-            case Identity() | Reshape():
-                same = shape4(self.graph.shape(task.reads[0])) == shape4(
-                    self.graph.shape(task.output)
-                )
-                return alike(self.layouts if same else [NCHW], 0.0)
         return across(2 * streaming)
 
+    def _quantised(self, task: Task, form: Form) -> Form:
+        """The form, with a move that quantises what it leaves if the tensor must be in u8."""
+        leaves = form.leaves
+        if leaves.dtype is not F32 or not exact_grid(self.graph, task.output):
+            return form
+        writes = leaves.of(U8)
+        shape = shape4(self.graph.shape(task.output))
+        return replace(
+            form, writes=writes, seconds=form.seconds + self.moving(shape, leaves, writes)
+        )
+
+    def _views(self, task: Task) -> list[Form]:
+        """The forms of a task that makes a view or puts tensors together."""
+        op, layouts, seconds = task.node.op, [*self.layouts], 0.0
+        match op:
+            case Concat():
+                layouts, seconds = self._together(task.reads), STEP
+            case Slice():
+                layouts = self._aligned([op.starts[1]])
+            case Reshape() | Identity():
+                names = task.reads[0], task.output
+                if len({shape4(self.graph.shape(x)) for x in names}) > 1:
+                    layouts = [NCHW]
+        return [form for x in layouts for form in self._moves(task, x, seconds)]
+
+    def _moves(self, task: Task, layout: Layout, seconds: float) -> list[Form]:
+        """The forms of a task that makes a view, in one order of axes.
+
+        Bytes stay bytes. What has another grid than the result, or none, is moved to it.
+        """
+        grid, name = byte_grid(self.graph, task.output), task.node.work
+        before = [byte_grid(self.graph, x) for x in task.reads]
+        found = []
+        if not exact_grid(self.graph, task.output):
+            found.append(Form((layout,) * len(before), layout, name, seconds))
+        if grid and layout in self._byte_orders and (grid.exact or all(before)):
+            reads = tuple(layout.of(U8) if own else layout for own in before)
+            places = [*zip(task.reads, before, reads, strict=True)]
+            moved = [(shape4(self.graph.shape(x)), y) for x, own, y in places if own != grid]
+            # The move of a single tensor may also change the order of axes.
+            only = len(moved) == len(reads) == 1
+            for order in self._byte_orders if only else [layout]:
+                writes = order.of(U8)
+                moving = sum(self.moving(shape, y, writes) for shape, y in moved)
+                found.append(Form(reads, writes, name, seconds + moving, types="u8"))
+        return found
+
     def _convolutions(self, task: Task) -> list[Form]:
-        """The fastest choice for each pair of layouts."""
-        found: dict[tuple[Layout, Layout], Form] = {}
-        for choice in self._choices[conv_problem(self.graph, task.node)]:
-            gathers = task.parts > 1 and choice.src == NHWC
-            if gathers and not parse_schedule(choice.schedule)[0].gathers:
-                continue
-            if (choice.src, choice.dst) not in found:
-                found[choice.src, choice.dst] = self.convolution(task, choice)
+        """The fastest choice for each pair of layouts and each choice of element types."""
+        found: dict[tuple[str, Layout, Layout], Form] = {}
+        problems = conv_problems(self.graph, task.node)
+        # Guessed times are not compared with measured ones of other types.
+        measured = [p for p in problems if not all(c.guessed for c in self._choices[p])]
+        for problem in measured or problems:
+            for choice in self._choices[problem]:
+                gathers = task.parts > 1 and choice.src == NHWC and not problem.types
+                if gathers and not parse_schedule(choice.schedule)[0].gathers:
+                    continue
+                key = problem.types, choice.src, choice.dst
+                if key not in found:
+                    found[key] = self.convolution(task, choice, problem.precision)
         return list(found.values())
 
-    def convolution(self, task: Task, choice: Choice) -> Form:
-        """The form of a convolution that runs by this choice.
+    def convolution(self, task: Task, choice: Choice, types: Types) -> Form:
+        """The form of a convolution of these element types that runs by this choice.
 
-        In NHWC a kernel gathers the channels of its input from the parts. In other layouts the
-        parts are put together first: in NHWC, if a part would begin inside a block of the whole.
+        In NHWC a kernel gathers the channels of its input from the parts. In other layouts, and
+        for integers, the parts are put together first: in NHWC, if a part would begin inside a
+        block of the whole.
         """
-        src, dst = choice.src, choice.dst
+        src, dst = choice.src.of(types.src), choice.dst.of(types.dst)
         name, residual = task.node.inputs[0], len(task.reads) - task.parts
-        part = src if src in self._together(task.reads[: task.parts]) else NHWC
+        part = src if choice.src in self._together(task.reads[: task.parts]) else NHWC.of(types.src)
         seconds = choice.seconds
         if task.parts > 1 and src != NHWC:
-            seconds += self._costs.stream(2 * self._bytes(name))
+            seconds += self._costs.stream(2 * src.dtype.bytes(self._size(name)))
         if part != src:
-            seconds += self._costs.move(shape4(self.graph.shape(name)), part, src)
+            seconds += self.moving(shape4(self.graph.shape(name)), part, src)
         reads = (*[part] * task.parts, *[dst] * residual)
-        return Form(reads, dst, choice.schedule, seconds)
+        form = Form(reads, dst, choice.schedule, seconds, types=str(types))
+        return self._quantised(task, form)
 
     def _aligned(self, starts: Sequence[int]) -> list[Layout]:
         """The layouts in which ranges of channels may begin at `starts`."""
@@ -238,15 +311,6 @@ class Forms:
             return plain
         return self.layouts if all(shape4(x)[1] == shape4(shape)[1] for x in mine) else plain
 
-    def _concatenable(self, task: Task, axis: int) -> Sequence[Layout]:
-        """The layouts in which parts along an axis can be put together.
-
-        Parts along the channels are views in every layout; other parts are strided copies.
-        """
-        if axis != 1 or len(task.reads) != len(task.node.inputs):
-            return [x for x in self.layouts if not x.blocked]
-        return self._together(task.reads)
-
     def _together(self, names: Sequence[str]) -> list[Layout]:
         """The layouts in which these tensors can be ranges of one tensor's channels."""
         sizes = [shape4(self.graph.shape(x))[1] for x in names]
@@ -254,6 +318,9 @@ class Forms:
 
     def _whole_blocks(self, name: str, layout: Layout) -> bool:
         return not layout.blocked or shape4(self.graph.shape(name))[1] % layout.blocked == 0
+
+    def _size(self, name: str) -> int:
+        return math.prod(self.graph.shape(name))
 
     def _bytes(self, name: str) -> int:
         return self.graph.tensor(name).nbytes

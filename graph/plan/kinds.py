@@ -5,8 +5,18 @@ from __future__ import annotations
 import math
 
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.ops import Gemm, Pad, Pool, Reduce, Resize
-from fastrun.graph.core.shapes import pair
+from fastrun.graph.core.ops import (
+    Concat,
+    Gemm,
+    Identity,
+    Pad,
+    Pool,
+    Reduce,
+    Reshape,
+    Resize,
+    Slice,
+)
+from fastrun.graph.core.shapes import is_range, pair
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.ops import pool
 
@@ -20,6 +30,18 @@ def is_dense(graph: Graph, task: Task) -> bool:
     outputs = graph.shape(task.output)[1]
     bias = node.input(2)
     return not bias or graph.shape(bias) in ((outputs,), (1, outputs))
+
+
+def is_view(graph: Graph, task: Task) -> bool:
+    """Whether a task gives memory another name, or puts tensors together, and computes nothing."""
+    match task.node.op:
+        case Concat(axis=1):
+            return len(task.reads) == len(task.node.inputs)
+        case Slice():
+            return is_range(graph, task.node)
+        case Identity() | Reshape():
+            return True
+    return False
 
 
 def is_global_pool(graph: Graph, task: Task) -> bool:

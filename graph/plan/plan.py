@@ -47,8 +47,7 @@ class Plan:
     def _lines(self) -> list[str]:
         inputs = [f"{_escaped(name)}\t{'x'.join(map(str, s))}" for name, s in self.inputs.items()]
         rows = [
-            f"{form.seconds * 1e6:.1f}\t{layouts_text(form)}"
-            f"\t{form.algorithm}{f' by {form.rows} rows' * bool(form.rows)}\t{_escaped(name)}"
+            f"{form.seconds * 1e6:.1f}\t{layouts_text(form)}\t{_runs(form)}\t{_escaped(name)}"
             for name, form in self.forms.items()
         ]
         head = [_HEAD, f"network\t{_escaped(self.network)}", f"total\t{self.seconds * 1e6:.1f}"]
@@ -156,12 +155,25 @@ def _plain(text: str) -> str:
 _ESCAPED = r"([ -\[\]-~]|\\([\\tnr]|x[0-9a-f]{2}|u[0-9a-f]{4}|U[0-9a-f]{8}))*"
 
 
+def _runs(form: Form) -> str:
+    """`max pool`, `direct(...) as u8s8>u8`, `direct(...) by 4 rows`."""
+    types = f" as {form.types}" if form.types else ""
+    return f"{form.algorithm}{types}{f' by {form.rows} rows' if form.rows else ''}"
+
+
 def _form(time: str, layouts: str, runs: str) -> Form:
     reads, _, writes = layouts.partition(">")
-    algorithm, _, rows = runs.removesuffix(" rows").partition(" by ")
+    kernel, _, rows = runs.removesuffix(" rows").partition(" by ")
     sources = tuple(map(Layout.parse, filter(None, reads.split(","))))
-    band = _count(rows) if algorithm != runs else 0
-    return Form(sources, Layout.parse(writes), algorithm, _seconds(time), band)
+    band = _count(rows) if kernel != runs else 0
+    algorithm, _, types = kernel.partition(" as ")
+    if types and not re.fullmatch(_TYPES, types):
+        raise ValueError(f"unknown types {types!r}")
+    return Form(sources, Layout.parse(writes), algorithm, _seconds(time), band, types)
+
+
+# Those of problems, and those of other kernels of bytes.
+_TYPES = r"u8(s[2-8])?(>(u8|f32))?|f32>u8|f32b?f16|bf16(>f32)?"
 
 
 def _put(known: dict[str, Any], name: str, value: object) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.core.ops import ChannelShuffle, Concat, Conv, Gemm, Reshape, Slice
+from fastrun.graph.core.precision import byte_grid
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,9 @@ def tasks(graph: Graph) -> list[Task]:
     """The tasks in topological order.
 
     Raises:
-        UnsupportedError: a node is foreign, an input or a computed tensor is not float32, or
-            the network is quantised.
+        UnsupportedError: a node is foreign, or an input or a computed tensor is not float32.
     """
     graph.check_supported()
-    computed = [name for node in graph.nodes for name in node.outputs]
-    if rounded := [x for x in computed if x in graph.grids and graph.grids[x].exact]:
-        raise UnsupportedError(
-            f"the network is quantised: {rounded[0]!r}, and {len(rounded) - 1} more tensors are "
-            "rounded to 8 bits, for which there are no kernels yet; use the model of float32"
-        )
     for name in graph.inputs:
         _check_computable(graph, f"input {name!r}", name)
     spread = _spread(graph)
@@ -79,7 +73,7 @@ def _check_computable(graph: Graph, what: str, name: str) -> None:
 def _task(graph: Graph, node: Node, spread: set[str]) -> Task:
     reads = tuple(x for x in node.inputs if x and x not in graph.constants)
     before = graph.producers.get(reads[0]) if reads else None
-    if before is None:
+    if before is None or _rounds(graph, before):
         return Task(node, reads)
     x, y = before.inputs[0], before.output
     match node.op, before.op:
@@ -93,6 +87,12 @@ def _task(graph: Graph, node: Node, spread: set[str]) -> Task:
         case Conv(), Concat() if y in spread:
             return Task(node, (*before.inputs, *reads[1:]), len(before.inputs))
     return Task(node, reads)
+
+
+def _rounds(graph: Graph, node: Node) -> bool:
+    """Whether the result of a node that moves data may have another grid than what it moves."""
+    grid = byte_grid(graph, node.output)
+    return any(byte_grid(graph, x) != grid for x in node.inputs if x not in graph.constants)
 
 
 def _spread(graph: Graph) -> set[str]:
@@ -110,6 +110,7 @@ def _spread(graph: Graph) -> set[str]:
             any(isinstance(op, Slice) for op in before)
             and node.output not in graph.outputs
             and all(_can_gather(graph, reader, node.output) for reader in readers)
+            and not _rounds(graph, node)
         )
 
     return {node.output for node in graph.nodes if is_spread(node)}

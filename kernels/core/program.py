@@ -74,8 +74,11 @@ class Program:
 
 
 def pack_bias(bias: Array) -> Array:
-    """The bias followed by zeros, so that kernels can load whole vectors at any channel."""
-    return np.concatenate([bias, np.zeros(READ_SLACK)]).astype(F32.numpy)
+    """The bias followed by zeros, so that kernels can load whole vectors at any channel.
+
+    Bits stay as they are: those of float32 may stand for other numbers.
+    """
+    return np.concatenate([bias.astype(F32.numpy, copy=False), np.zeros(READ_SLACK, F32.numpy)])
 
 
 def channel_table(c: int) -> int:

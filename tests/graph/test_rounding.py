@@ -7,9 +7,7 @@ import random
 from dataclasses import replace
 
 import numpy as np
-import pytest
 
-from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Array, Graph, Node, Tensor
 from fastrun.graph.core.ops import (
@@ -29,7 +27,6 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.absorb_shuffles import absorb_shuffles
 from fastrun.graph.passes.pipeline import optimise
-from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.reference.interpreter import run
 from fastrun.kernels.core.dtype import S8, U8
 from tests.graph.test_channels import anything, units
@@ -301,13 +298,6 @@ def test_dense_layers_and_moves_around_them_round() -> None:
     rounded = [found.grids[n.output] for n in found.nodes if not isinstance(n.op, Transpose)]
     assert rounded == [FINE] * (len(rounded) - 2) + [COARSE] * 2
     assert grid in found.grids.values()
-
-
-def test_plans_of_rounded_tensors_are_refused() -> None:
-    whole = graph(("y", CONV, "x w"), grids={"y": COARSE, "w": ON_W}, w=W)
-    with pytest.raises(UnsupportedError, match=r"^the network is quantised: 'y', and 0 more"):
-        tasks(whole)
-    assert tasks(replace(whole, grids={"y": replace(COARSE, exact=False), "w": ON_W}))
 
 
 def test_digests_tell_grids_but_not_their_numbers() -> None:

@@ -8,9 +8,8 @@ from itertools import chain, zip_longest
 
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv
-from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.plan.choices import Choice, Choose
-from fastrun.graph.plan.forms import Costs, Form
+from fastrun.graph.plan.forms import Costs, Form, source_layout, typed_problem
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import make_plan
@@ -97,7 +96,8 @@ def variants(graph: Graph, plan: Plan, several: Choose, cpu: Cpu) -> Iterator[Pl
     cached: dict[tuple[ConvProblem, Form], list[str]] = {}
     for task in tasks(graph):
         if isinstance(task.node.op, Conv):
-            problem, form = conv_problem(graph, task.node), plan.forms[task.output]
+            form = plan.forms[task.output]
+            problem = typed_problem(graph, task, form)
             key = problem, replace(form, seconds=0.0)
             if key not in cached:
                 cached[key] = _others(problem, form, several, cpu)
@@ -113,7 +113,7 @@ def variants(graph: Graph, plan: Plan, several: Choose, cpu: Cpu) -> Iterator[Pl
 
 def _others(p: ConvProblem, form: Form, several: Choose, cpu: Cpu) -> list[str]:
     """Other schedules for a problem in a form's layouts, the most promising first."""
-    pair = form.reads[0], form.writes
+    pair = source_layout(form).order, form.writes.order
     choices = [c for c in several(p) if (c.src, c.dst) == pair]
     fastest = min((c.seconds for c in choices), default=0.0)
     near = [c.schedule for c in choices if c.seconds <= TRY_WITHIN * fastest]

@@ -34,7 +34,7 @@ def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
 
     def choose(p: ConvProblem) -> Sequence[Choice]:
         found = [c for c in guess(p) if _within(p, c.schedule, cpu, threads, limits)]
-        if not found:
+        if not found and not p.types:  # float32 is always possible
             raise UnsupportedError(f"no schedule of {p} is expected within {limits}: allow more")
         return found
 
@@ -65,6 +65,8 @@ def stored_choices(
         try:
             guesses = guess(p)
         except UnsupportedError:
+            return known
+        if not guesses:
             return known
         layouts = {(choice.src, choice.dst) for choice in known}
         # Guessed times can be compared with each other only. So they are scaled: the best guess

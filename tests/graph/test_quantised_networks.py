@@ -1,0 +1,75 @@
+"""Quantised networks run in integers where kernels can, and compute what the reference does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from fastrun.graph.core.model import Graph
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.passes.products import convolve_dense
+from fastrun.graph.passes.rounding import round_inputs, spread_rounding
+from fastrun.graph.plan.choices import Choose, heuristic_choices
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.planner import follow_plan, make_plan
+from fastrun.graph.reference import interpreter as reference
+from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import NCHW
+from tests.graph import test_networks_run as networks
+from tests.graph.test_networks_run import shaken
+from tests.support.quantised_graphs import normal_inputs, quantised
+
+CPU = Cpu.host()
+HEURISTIC = heuristic_choices(CPU)
+NETWORKS: list[Callable[[], onnx.ModelProto]] = [
+    networks.residual, networks.concatenations, networks.shuffled, networks.excited,
+    networks.preactivated, networks.reshaped, networks.reworked, networks.decoded,
+]  # fmt: skip
+
+
+def made(network: Callable[[], onnx.ModelProto], **options: bool | int) -> Graph:
+    graph = optimise(load_network(network()))
+    graph = convolve_dense(quantised(graph, **options))  # type: ignore[arg-type]
+    return round_inputs(spread_rounding(graph))
+
+
+def check(graph: Graph, choose: Choose = HEURISTIC, threads: int = 1) -> Executable:
+    """Run a quantised network; values that are off by a step for a tie are rare."""
+    plan, arrangement = make_plan(graph, choose, CPU, threads=threads)
+    assert Plan.parse(str(plan)).forms.keys() == plan.forms.keys()
+    again = follow_plan(graph, Plan.parse(str(plan)), CPU)
+    assert [s.program.ir for s in again.steps] == [s.program.ir for s in arrangement.steps]
+    executable = Executable.of(arrangement, CPU, threads, plan)
+    inputs = normal_inputs(graph, 1)
+    found, truth = executable.run(inputs), reference.run(graph, inputs)
+    for name, value in truth.items():
+        off = np.abs(found[name] - value)
+        rms = np.sqrt(np.mean(value**2))
+        share = float((off > 1e-4 * rms).mean())
+        assert share < 0.02, f"{share:.1%} of {name} differ"
+        assert off.max() < 0.1 * rms
+    return executable
+
+
+def mixed(seed: int) -> Choose:
+    """Layouts at random prices; kernels of integers do not read or write NCHW."""
+    choose = shaken(seed)
+    return lambda p: [c for c in choose(p) if not p.types or NCHW not in (c.src, c.dst)]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("skip", [0, 3])
+def test_every_tensor_that_has_a_grid_is_rounded(
+    network: Callable[[], onnx.ModelProto], skip: int
+) -> None:
+    graph = made(network, skip=skip)
+    # Every tensor is looked at, not only the last one.
+    check(replace(graph, outputs=tuple(node.output for node in graph.nodes)))
+    check(graph, threads=2)
+    check(graph, mixed(skip))
