@@ -247,7 +247,7 @@ class _Outputs:
         p, lanes = self.p, self.lanes
         # Vectors that lie side by side are finished together: those of a pixel, or of a row.
         places = (self.io.dst, self.io.add) if p.add else (self.io.dst,)
-        across = self.io.dst.x_stride == lanes
+        across = self.io.dst.x_stride == lanes and not self.tail
         row = acc.rows if all(x.y_stride == width * x.x_stride for x in places) else width
         longest = longest_run(p) if across or self.io.dst.blocks == 1 else 1
         runs = _runs(acc, longest, row) if across else _runs_of_channels(acc, longest)
