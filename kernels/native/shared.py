@@ -24,14 +24,17 @@ from fastrun.kernels.native.elf import (
     read,
 )
 
-_PAGE = 1 << 16  # large enough for every AArch64 kernel
 _READ, _RUN, _CHANGE = 4, 5, 6  # flags of segments
 
 
 @dataclass(frozen=True)
 class _Machine:
-    """What relocations of a machine mean. Dynamic kinds: an address, one of a symbol."""
+    """What relocations of a machine mean, and the largest `page` that its systems have.
 
+    Dynamic kinds: an address, one of a symbol.
+    """
+
+    page: int
     relative: int
     absolute: int
     stub_size: int
@@ -111,7 +114,7 @@ class _Library:
 
     def written(self) -> bytes:
         """The bytes of the file."""
-        dynamic_count = 11
+        dynamic_count, page = 11, self._machine.page
         pointers = [
             r for s in self._changing for r in s.relocations
         ]  # all of them are words that hold an address
@@ -130,12 +133,12 @@ class _Library:
         head_end = at
         at = _place(self._constant, at)
         constant_end = at
-        code_at = at = _up(at, _PAGE)
+        code_at = at = _up(at, page)
         at = _place(self._code, at)
         stubs_at = at = _up(at, 16)
         at += self._machine.stub_size * len(self._wanted)
         code_end = at
-        data_at = at = _up(at, _PAGE)
+        data_at = at = _up(at, page)
         dynamic_at = at
         at += 16 * dynamic_count
         table_at = at
@@ -209,9 +212,9 @@ class _Library:
         for i, pair in enumerate(entries):
             struct.pack_into("<QQ", image, dynamic_at + 16 * i, *pair)
         segments = [
-            (1, _READ, 0, constant_end, constant_end, _PAGE),
-            (1, _RUN, code_at, code_end - code_at, code_end - code_at, _PAGE),
-            (1, _CHANGE, data_at, file_end - data_at, memory_end - data_at, _PAGE),
+            (1, _READ, 0, constant_end, constant_end, page),
+            (1, _RUN, code_at, code_end - code_at, code_end - code_at, page),
+            (1, _CHANGE, data_at, file_end - data_at, memory_end - data_at, page),
             (2, _CHANGE, dynamic_at, 16 * dynamic_count, 16 * dynamic_count, 8),
             (0x6474E551, _CHANGE, 0, 0, 0, 16),  # a stack that is not executed
         ]
@@ -314,6 +317,6 @@ def _aarch64_stub(at: int, slot: int) -> bytes:
 
 
 _MACHINES = {
-    X86_64: _Machine(8, 1, 8, _x86_64_stub, _x86_64),
-    AARCH64: _Machine(1027, 257, 12, _aarch64_stub, _aarch64),
+    X86_64: _Machine(1 << 12, 8, 1, 8, _x86_64_stub, _x86_64),
+    AARCH64: _Machine(1 << 16, 1027, 257, 12, _aarch64_stub, _aarch64),
 }
