@@ -32,8 +32,8 @@ class Dot:
 
     `name` is "" for one multiply-add a channel. `group` is the number of channels of a step,
     `registers` are further ones that a step needs beside the tile, `order` permutes packed weights
-    (..., lanes, group) into reading order. If it `rounds`, float32 input must be turned into the
-    type of the weights before.
+    (..., lanes, group) into reading order. `prepare` makes the operand of words of four bytes. If
+    it `rounds`, float32 input must be turned into the type of the weights before.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Dot:
     registers: int = 0
     rounds: bool = False
     order: Callable[[NDArray[np.int8]], NDArray[np.int8]] = lambda packed: packed
+    prepare: Callable[[Vec], Group] = lambda words: (words,)
 
     def groups(self, channels: int) -> int:
         """Steps for so many channels; the last may reach beyond, where weights are zero."""
@@ -110,10 +111,13 @@ def _wd(types: Types) -> Dot:
     The even and the odd channels of a word are taken apart, which needs no shuffle.
     """
 
-    def spread(at: Buffer, lanes: int) -> Group:
-        k, word = at.k, _word(at, lanes, I16)
+    def prepare(words: Vec) -> Group:
+        k, word = words.k, words.bits_as(I16)
         even = k.emit(f"and {word.type} {word.ssa}, {k.const(255, word.lanes, I16).ssa}")
         return Vec(k, even, word.lanes, I16), k.shifted(word, "lshr", 8)
+
+    def spread(at: Buffer, lanes: int) -> Group:
+        return prepare(_word(at, lanes, U8))
 
     def read(at: Buffer, lanes: int) -> Group:
         return tuple(_vector(at, lanes // 2, S8, half).to(I16) for half in (0, 1))
@@ -127,7 +131,7 @@ def _wd(types: Types) -> Dot:
         halves = packed.reshape(*packed.shape[:-1], 2, 2)  # (..., lane, pair, parity)
         return np.moveaxis(halves, -1, -3)
 
-    return Dot("wd", types, 4, spread, read, add, registers=2, order=order)
+    return Dot("wd", types, 4, spread, read, add, registers=2, order=order, prepare=prepare)
 
 
 def _ubsw(types: Types, chain: int) -> Dot:

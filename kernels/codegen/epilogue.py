@@ -41,12 +41,35 @@ def finish_run(
 
     It has a power of two of lanes; those behind the last are undefined.
     """
-    if not p.precision.integer or p.precision.dst is F32:
-        (total,), (add,), (channel,) = totals, adds, channels
-        return _scaled(p, total, add, channel) if p.precision.integer else finish(p, total, add)
+    if not p.precision.integer:
+        (total,), (add,) = totals, adds
+        return finish(p, total, add)
+    k, lanes = totals[0].k, totals[0].lanes
+    return finish_scaled(p, totals, adds, [scales_at(p, k, i, lanes) for i in channels])
+
+
+def scales_at(p: ConvProblem, k: Vectors, channel: Int, lanes: int) -> Vec:
+    """The scales of output channels of integers."""
+    return Buffer(k, "%bias", (1,)).at(operand_room(p)).load(channel, lanes=lanes)
+
+
+def finish_scaled(
+    p: ConvProblem,
+    totals: Sequence[Vec],
+    adds: Sequence[Vec | None],
+    scales: Sequence[Vec],
+    quads: Sequence[int] = (),
+) -> Vec:
+    """`finish_run` of integers with the channels' scales, in any order of channels.
+
+    `quads` is the order of bytes, as in `narrow.side_by_side`.
+    """
+    if p.precision.dst is F32:
+        (total,), (add,), (scale,) = totals, adds, scales
+        return _scaled(p, total, add, scale)
     k = totals[0].k
-    steps = [_steps(p, *one) for one in zip(totals, adds, channels, strict=True)]
-    found = side_by_side(steps)
+    steps = [_steps(p, *one) for one in zip(totals, adds, scales, strict=True)]
+    found = side_by_side(steps, quads)
     if p.activation in ("relu", "relu6"):
         found = found.max(_scalar(p, k, "floor", U8, found.lanes))
     if p.activation == "relu6":
@@ -59,22 +82,20 @@ def _scalar(p: ConvProblem, k: Vectors, name: str, dtype: DType, lanes: int) -> 
     return replace(place, dtype=dtype).splat(0, lanes=lanes)
 
 
-def _scaled(p: ConvProblem, total: Vec, add: Vec | None, channel: Int) -> Vec:
+def _scaled(p: ConvProblem, total: Vec, add: Vec | None, scales: Vec) -> Vec:
     """Sums, which may be float32 already, as float32 output."""
-    scales = Buffer(total.k, "%bias", (1,)).at(operand_room(p)).load(channel, lanes=total.lanes)
     value = total.to(F32)
     value = value * scales if add is None else fma(value, scales, add)
     return activate(value, p.activation)
 
 
-def _steps(p: ConvProblem, total: Vec, add: Vec | None, channel: Int) -> Vec:
+def _steps(p: ConvProblem, total: Vec, add: Vec | None, scales: Vec) -> Vec:
     """Sums, which may be float32 already, as int32 output before it is clipped to bytes."""
     k, lanes = total.k, total.lanes
 
     def scalar(name: str, dtype: DType = F32) -> Vec:
         return _scalar(p, k, name, dtype, lanes)
 
-    scales = Buffer(k, "%bias", (1,)).at(operand_room(p)).load(channel, lanes=lanes)
     value, rounding = total.to(F32), k.const(ROUNDING, lanes)
     linear = p.activation in LINEAR and in_steps(p)
     if linear and add is None:

@@ -10,10 +10,11 @@ from fastrun.kernels.core.dtype import I16, I32, U8
 _PART = 4  # words of 32 bits in the 128-bit parts inside which x86 packs
 
 
-def side_by_side(vectors: Sequence[Vec]) -> Vec:
+def side_by_side(vectors: Sequence[Vec], quads: Sequence[int] = ()) -> Vec:
     """One to four vectors of int32 as bytes 0 to 255, clipped, one behind the other.
 
-    The result of three has the lanes of four; the last are undefined.
+    The result of three has the lanes of four; the last are undefined. With `quads` four lanes go
+    together to another place: the numbers of those to be first, second and so on.
     """
     first, count = vectors[0], len(vectors)
     k, lanes = first.k, first.lanes
@@ -24,14 +25,15 @@ def side_by_side(vectors: Sequence[Vec]) -> Vec:
         while len(bytes_) > 1:
             pairs = zip(bytes_[::2], bytes_[1::2], strict=True)
             bytes_ = [k.shuffle(a, b, range(a.lanes + b.lanes)) for a, b in pairs]
-        return bytes_[0]
+        places = [_PART * quad + i for quad in quads for i in range(_PART)]
+        return k.shuffle(bytes_[0], bytes_[0], places) if quads else bytes_[0]
     halves, whole = (f"llvm.x86.{name}" for name in _PACKS[lanes])
     low = k.target(halves, I16, 2 * lanes, *padded[:2])
     high = low if count <= 2 else k.target(halves, I16, 2 * lanes, *padded[2:])
     # In each part four bytes of every vector: a square of words to transpose.
     mixed = k.target(whole, U8, 4 * lanes, low, high).bits_as(I32)
     parts = lanes // _PART
-    order = [part * _PART + v for v in range(kept) for part in range(parts)]
+    order = [i % parts * _PART + i // parts for i in quads or range(kept * parts)]
     return k.shuffle(mixed, mixed, order).bits_as(U8)
 
 

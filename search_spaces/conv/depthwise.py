@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.conv.depthwise import Schedule, Span, registers
+from fastrun.kernels.conv.depthwise import Schedule, Span, kinds, registers
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import BLOCKS, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
@@ -15,7 +15,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     vectors = -(-p.oc // min(Span.of(p, *layout_pair(name), cpu).outputs for name in layouts))
 
     def fits_registers(s: Schedule) -> bool:
-        return registers(p, s) <= cpu.registers
+        return registers(p, s, cpu) <= cpu.registers
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four leave even one FMA port waiting for its own results."""
@@ -33,6 +33,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "vectors": sorted({*upto(vectors, 1, 2, 4, 8), vectors}),
             "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
             "hold": [False, True],
+            **({"dot": list(kinds(p, cpu))} if p.types else {}),
         },
         [fits_registers, hides_latency, has_the_vectors],
     )
