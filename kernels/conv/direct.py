@@ -11,7 +11,9 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import cast
+from typing import Any, cast
+
+from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel
 from fastrun.kernels.codegen.dot import Dot, dot_of, dots, usual_dot
@@ -95,9 +97,10 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(not io.gathered or io.src.layout.name == "NHWC", "channels are gathered from NHWC only")
     dot = dot_of(p.precision, s.dot, cpu)
     check(dot.group == 1 or not io.gathered, f"dot={dot.name} cannot gather channels")
-    block = p.group_c if io.gathered else min(io.src.block, p.group_c)
-    whole = block == p.group_c or block % dot.group == 0
-    check(whole, f"dot={dot.name} needs {dot.group} channels side by side, not {block}")
+    window = _Window.of(p, io, dot)
+    check(
+        window.whole, f"dot={dot.name} needs {dot.group} channels side by side, not {window.block}"
+    )
     check_groups(p, io)
     lanes = channel_lanes(p.group_oc, dst_layout, cpu, p.precision)
     # A block of channels is stored whole, with its padding channels.
@@ -119,7 +122,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         src = k.tensor(source, where, y=-p.padding[0], x=-p.padding[1]).at(image)
         if not io.gathered:
             src = at_channel(src, io.src, group, p.group_c)
-        terms = _blocks_terms(p.group_c, block, dot) * p.kernel[0] * p.kernel[1] * dot.group
+        terms = window.steps * window.kernel[0] * window.kernel[1] * dot.group
         width = panels[-1].end * lanes
         strides = (width * terms, lanes * terms)
         table = channel_table(p.c) if io.gathered else 0
@@ -133,7 +136,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 scale = scales.strided(width, lanes).at(group, vector) if scales else None
                 kept = tail if v is panels[-1] else 0
                 outputs = _Outputs(
-                    k, p, s, io, dot, lanes, kept, image, group, vector, packed, scale
+                    k, p, s, io, dot, window, lanes, kept, image, group, vector, packed, scale
                 )
                 for y in y_tiles:
                     with y.loop(k, first, first + s.rows) as top:
@@ -146,7 +149,11 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                                 outputs.add_products(acc, corner, x.size, rows)
                                 outputs.finish(acc, top, left, x.size)
     shared = where.dtype.bytes(where.size + READ_SLACK) if dot.rounds else 0
-    return module.program(io, lambda w: pack_panels(w, p.groups, block, lanes, panels, dot), shared)
+
+    def pack(w: NDArray[Any]) -> NDArray[Any]:
+        return pack_panels(window.filters(w), p.groups, window.block, lanes, panels, dot)
+
+    return module.program(io, pack, shared)
 
 
 def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
@@ -167,10 +174,46 @@ def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
     return replace(src, layout=src.layout.of(p.precision.weights))
 
 
-def _blocks_terms(channels: int, block: int, dot: Dot) -> int:
-    """Groups of channels in all blocks."""
-    full, rest = divmod(channels, block)
-    return full * dot.groups(block) + dot.groups(rest)
+@dataclass(frozen=True)
+class _Window:
+    """What the loop over K runs through: `channels` in blocks under each of the `kernel`'s taps.
+
+    Where pixels have no gaps between them a filter's row is one run of numbers. Its columns then
+    count as channels, if the channels alone would not fill groups: a row of 7x3 bytes is 6 groups
+    of 4 instead of 7.
+    """
+
+    dot: Dot
+    channels: int
+    block: int
+    kernel: tuple[int, int]
+
+    @classmethod
+    def of(cls, p: ConvProblem, io: Io, dot: Dot) -> _Window:
+        """The window of a group of channels."""
+        (kh, kw), dense = p.kernel, io.src.x_stride == p.c and p.dilation[1] == 1
+        if dense and kw > 1 and p.groups == 1 and p.c % dot.group:
+            return cls(dot, kw * p.c, kw * p.c, (kh, 1))
+        block = p.group_c if io.gathered else min(io.src.block, p.group_c)
+        return cls(dot, p.group_c, block, p.kernel)
+
+    @property
+    def whole(self) -> bool:
+        """Whether groups do not reach beyond blocks, except beyond the last."""
+        return self.block == self.channels or self.block % self.dot.group == 0
+
+    @property
+    def steps(self) -> int:
+        """Groups of channels in all blocks."""
+        full, rest = divmod(self.channels, self.block)
+        return full * self.dot.groups(self.block) + self.dot.groups(rest)
+
+    def filters(self, weights: NDArray[Any]) -> NDArray[Any]:
+        """Weights (oc, c / groups, kh, kw) as (oc, channels, *kernel)."""
+        if self.kernel == weights.shape[2:]:
+            return weights
+        rows = weights.transpose(0, 3, 1, 2)  # oc, kw, c, kh
+        return rows.reshape(len(weights), self.channels, *self.kernel)
 
 
 @dataclass(frozen=True)
@@ -185,6 +228,7 @@ class _Outputs:
     s: Schedule
     io: Io
     dot: Dot
+    window: _Window
     lanes: int
     tail: int  # channels of the last vector, 0 where it is full
     image: Int
@@ -238,9 +282,9 @@ class _Outputs:
         # The processor cannot foresee where the next block of channels lies, and a 1x1 filter
         # gives it little time to find out.
         far = io.src.blocks > 1 and p.kernel == (1, 1)
-        block = p.group_c if io.gathered else min(io.src.block, p.group_c)
-        steps = _blocks_terms(p.group_c, block, dot)
-        reduction(self.k, steps, dot.groups(block), p.kernel, s.unroll, step, rows, fetch_next)
+        window = self.window
+        block = dot.groups(window.block)
+        reduction(self.k, window.steps, block, window.kernel, s.unroll, step, rows, fetch_next)
 
     def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
         """Add the residual, apply the activation, store."""

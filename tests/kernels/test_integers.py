@@ -27,6 +27,7 @@ PROBLEMS = [
     "conv 1x40x5x6 33x1x1 s1 p0 bias add relu u8s8>u8",
     "conv 1x64x4x5 48x1x1 s1 p0 bias add u8s8>f32",
     "conv 1x3x20x21 18x7x7 s2 p3 bias relu6 u8s8>u8",
+    "conv 1x5x6x7 7x3x3 s1x2 p1 d1x2 bias u8s8>u8",
     "conv 1x12x7x7 8x3x3 s1 p1 g4 bias leaky0.1 u8s7>u8",
     "conv 1x64x5x5 16x3x3 s1 p1 bias u8s4>u8",
     "conv 1x16x5x5 17x3x3 s1 p1 d2 bias hardswish u8s6>u8",
