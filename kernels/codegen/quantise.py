@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from fastrun.kernels.codegen.builder import Buffer, Vec, constant
 from fastrun.kernels.codegen.dot import has
+from fastrun.kernels.codegen.narrow import side_by_side
 from fastrun.kernels.codegen.values import Vectors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I16, I32, U8, DType
@@ -32,10 +33,14 @@ def elements(x: Vec, dtype: DType, tensor: str = "dst") -> Vec:
 
 def in_steps(x: Vec, zero: Vec) -> Vec:
     """Numbers in steps of a tensor of u8 with this zero point as its elements."""
+    k, lanes = x.k, x.k.lanes
     low, high = zero * -1.0, zero * -1.0 + 255.0
     # In this order NaN becomes the lower bound. Rounding it would be undefined.
-    bounded = low.max(x).min(high)
-    return (bounded.to(I32) + zero.to(I32)).to(U8)
+    whole = low.max(x).min(high).to(I32) + zero.to(I32)
+    if x.lanes <= lanes:
+        return whole.to(U8)
+    starts = range(0, x.lanes, lanes)
+    return side_by_side([k.shuffle(whole, whole, range(i, i + lanes)) for i in starts])
 
 
 def scale(k: Vectors, tensor: str, lanes: int) -> Vec:

@@ -2,6 +2,9 @@
 
 They work on strided tensors, so broadcasting, transposed inputs and parts of outputs need no copy.
 Tensors in the same layout are long rows.
+
+Tensors of u8 have their scales and zero points in an operand (`kernels.core.scales`). They are
+computed in float32. A function of one tensor of u8 into u8 is a table, whatever it is.
 """
 
 from __future__ import annotations
@@ -29,6 +32,14 @@ from fastrun.kernels.codegen.elementary import (
     tanh,
 )
 from fastrun.kernels.codegen.epilogue import activate
+from fastrun.kernels.codegen.quantise import (
+    elements,
+    in_steps,
+    looked_up,
+    numbers,
+    scale,
+    zero_point,
+)
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
     aligned,
@@ -40,6 +51,7 @@ from fastrun.kernels.codegen.strided_loops import (
     store_row,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32, U8
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
@@ -90,25 +102,42 @@ Operands = Sequence[tuple[str, Strided]]
 
 
 def unary(spec: Unary, cpu: Cpu, src: Strided, dst: Strided) -> Program:
-    """Apply a function to every element of `src`, broadcast to `dst`.
+    """Apply a function to every element of `src`, broadcast to `dst`; see `lookup` for u8.
 
     Raises:
         ScheduleError: the function is unknown or the shapes do not fit.
     """
     check(spec.function in UNARY, f"unknown function {spec.function!r}: use one of {[*UNARY]}")
+    if src.dtype is U8 is dst.dtype:
+        return lookup(cpu, src, dst)
     function = UNARY[spec.function]
-    return _map(cpu, "unary", lambda x: function(x, spec.alpha, spec.beta), [("src", src)], dst)
+    return _real(cpu, "unary", lambda x: function(x, spec.alpha, spec.beta), [("src", src)], dst)
 
 
 def clip(spec: Clip, cpu: Cpu, src: Strided, dst: Strided) -> Program:
-    """Limit every element of `src`; NaN stays.
+    """Limit every element of `src`; NaN stays. See `lookup` for u8.
 
     Raises:
         ScheduleError: the shapes do not fit.
     """
+    if src.dtype is U8 is dst.dtype:
+        return lookup(cpu, src, dst)
     with np.errstate(over="ignore"):  # a limit beyond float32 has no effect
         low, high = np.array([spec.low, spec.high]).astype(np.float32).tolist()
-    return _map(cpu, "clip", lambda x: x.max(low).min(high), [("src", src)], dst)
+    return _real(cpu, "clip", lambda x: x.max(low).min(high), [("src", src)], dst)
+
+
+def lookup(cpu: Cpu, src: Strided, dst: Strided) -> Program:
+    """Replace every element of `src` by that of a table of 256 bytes, broadcast to `dst`.
+
+    The weights are a table of `kernels.core.scales`: any function, exact to the bit, or the same
+    numbers on another grid.
+
+    Raises:
+        ScheduleError: the shapes do not fit, or the elements are no u8.
+    """
+    check(src.dtype is U8 is dst.dtype, "a table has an entry for each number of u8")
+    return _map(cpu, "lookup", looked_up, [("src", src)], dst)
 
 
 def binary(
@@ -128,10 +157,48 @@ def binary(
     """
     check(spec.function in BINARY, f"unknown function {spec.function!r}: use one of {[*BINARY]}")
     operands = list(zip(arguments, (src, add), strict=True))
+    if dst.dtype is U8 and _scales_through(spec):
+        return _map(cpu, "binary", _in_steps(spec, arguments), operands, dst)
     function = BINARY[spec.function]
-    return _map(
+    return _real(
         cpu, "binary", lambda x, y: activate(function(x, y), spec.activation), operands, dst
     )
+
+
+def _scales_through(spec: Binary) -> bool:
+    """Whether the result can be computed in steps of the output, without a division by its scale.
+
+    Then halves of steps are exact where the scales are multiples by powers of two.
+    """
+    linear = spec.activation in ("", "relu") or spec.activation.startswith("leaky")
+    return linear and spec.function in ("add", "sub", "mul")
+
+
+def _in_steps(spec: Binary, arguments: tuple[str, str]) -> Callable[[Vec, Vec], Vec]:
+    """A sum, difference or product of elements as elements of the output."""
+
+    def scaled(x: Vec, tensor: str) -> tuple[Vec, Vec, Vec]:
+        """Elements as float32, their scale and zero point; those of constants are 1 and 0."""
+        k, lanes = x.k, x.lanes
+        if x.dtype is not U8:
+            return x.to(F32), k.const(1.0, lanes), k.const(0.0, lanes)
+        return x.to(F32), scale(k, tensor, lanes), zero_point(k, tensor, lanes)
+
+    def function(x: Vec, y: Vec) -> Vec:
+        k, lanes = x.k, x.lanes
+        (a, a_scale, a_zero), (b, b_scale, b_zero) = map(scaled, (x, y), arguments)
+        step = scale(k, "dst", lanes)
+        if spec.function == "mul":
+            value = (a - a_zero) * (b - b_zero) * (a_scale * b_scale / step)
+        else:
+            a_scale, b_scale = a_scale / step, b_scale / step
+            if spec.function == "sub":
+                b_scale = b_scale * -1.0
+            shift = (a_zero * a_scale + b_zero * b_scale) * -1.0
+            value = fma(a, a_scale, fma(b, b_scale, shift))
+        return in_steps(activate(value, spec.activation), zero_point(k, "dst", lanes))
+
+    return function
 
 
 def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
@@ -145,9 +212,21 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     scale = Strided(dst.shape, tuple(steps.get(axis, 0) for axis in range(len(dst.shape))))
     shift = replace(scale, offset=channels.size)
     operands = [("src", src), ("weights", scale), ("weights", shift)]
-    return _map(
+    return _real(
         cpu, "affine", lambda x, a, b: activate(fma(x, a, b), spec.activation), operands, dst
     )
+
+
+def _real(
+    cpu: Cpu, name: str, function: Callable[..., Vec], operands: Operands, dst: Strided
+) -> Program:
+    """`function` of what the elements of all operands stand for, computed in float32."""
+
+    def typed(*elements_: Vec) -> Vec:
+        known = [numbers(x, argument) for (argument, _), x in zip(operands, elements_, strict=True)]
+        return elements(function(*known), dst.dtype)
+
+    return _map(cpu, name, typed, operands, dst)
 
 
 def _map(
@@ -156,12 +235,16 @@ def _map(
     """`function` of vectors of all operands, element by element."""
     out, *views = aligned(dst, *(fitted(view, dst.shape) for _, view in operands))
     *outer, length = out.shape
-    tiles = [*singly(tuple(outer)), rows(length, cpu.lanes, UNROLL)]
+    # One register of the smallest elements, unless they lie apart and are loaded one by one.
+    near = all(view.strides[-1] in (0, 1) for view in (out, *views))
+    bits = min(view.dtype.bits for view in (out, *views)) if near else F32.bits
+    wide = cpu.lanes * F32.bits // bits
+    tiles = [*singly(tuple(outer)), rows(length, wide, UNROLL if wide == cpu.lanes else 1)]
     module, nest, written = Module(cpu), Nest(tiles), out.strides[-1]
     with nest.stage(module, name) as k, nest.outer() as places:
         for run in nest.inner:
             with nest.loop(run) as x:
-                lanes = cpu.lanes_for(run.size)
+                lanes = min(wide, 1 << (run.size - 1).bit_length())
                 sources = [
                     (operand(k, argument, view).at(*places, x), view.strides[-1])
                     for (argument, _), view in zip(operands, views, strict=True)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from fastrun.kernels.core.dtype import U8, DType
 from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.scales import Quantisation, scales
+from fastrun.kernels.core.strided import Ints, Strided
+from tests.support.execution import execute
 
 SRC, DST, ADD = Quantisation(0.05, 117), Quantisation(0.037, 93), Quantisation(0.021, 140)
+
+POISON = 85
 
 
 def values(dtype: DType, *shape: int) -> np.ndarray:
@@ -24,4 +30,49 @@ def values(dtype: DType, *shape: int) -> np.ndarray:
 def with_scales(**operands: Any) -> dict[str, Any]:
     """Operands of `execute` together with the scales of src, add and dst."""
     slack = np.zeros(READ_SLACK, np.float32)
-    return {"packed_bias": np.concatenate([scales(SRC, DST, ADD), slack]), "poison": 85, **operands}
+    return {
+        "packed_bias": np.concatenate([scales(SRC, DST, ADD), slack]),
+        "poison": POISON,
+        **operands,
+    }
+
+
+def view(shape: Ints, dtype: DType = U8, last: int | None = None) -> Strided:
+    """A tensor in row-major order, or with axis `last` closest together."""
+    order = [axis for axis in range(len(shape)) if axis != last]
+    order += [] if last is None else [last]
+    packed = Strided.row_major(tuple(shape[axis] for axis in order))
+    back = tuple(order.index(axis) for axis in range(len(shape)))
+    return replace(packed.transpose(back), dtype=dtype)
+
+
+def run(
+    program: Program,
+    dst: Strided,
+    x: tuple[np.ndarray, Strided],
+    add: tuple[np.ndarray, Strided] | None = None,
+    weights: np.ndarray | None = None,
+) -> np.ndarray:
+    """The elements of `dst`, written by one thread and by three with the same result.
+
+    Operands are tensors with the views in which they lie.
+    """
+    operands = with_scales(x=_laid(*x)[..., : program.io.src.size])
+    if add is not None:
+        operands["add"] = _laid(*add)[..., : program.io.add.size]
+    if weights is not None:
+        operands["weights"] = weights
+    found = execute(program, operands).reshape(-1)
+    assert np.array_equal(found, execute(program, operands, threads=3).reshape(-1), equal_nan=True)
+    result = dst.view(found).copy()
+    before = POISON if found.dtype == np.uint8 else np.nan
+    dst.view(found)[...] = before
+    assert np.array_equal(found, np.full_like(found, before), equal_nan=True), "wrote between"
+    return result
+
+
+def _laid(x: np.ndarray, where: Strided) -> np.ndarray:
+    """The buffer in which a tensor lies as `where`, as one row of pixels."""
+    buffer = np.zeros(where.extent, x.dtype)
+    where.view(buffer)[...] = x
+    return buffer.reshape(1, 1, 1, -1)
