@@ -113,6 +113,15 @@ class Buffer:
         )
         return Vec(self.k, self.k.emit(text), lanes, self.dtype)
 
+    def load_some(self, count: int, *index: Int, lanes: int) -> Vec:
+        """The first `count` lanes; the others are undefined. It may read a whole vector.
+
+        Elements of less than 32 bits are not masked, which takes AVX-512.
+        """
+        if self.dtype.bits < F32.bits:
+            return self.load(*index, lanes=lanes)
+        return self.load_first(count, *index, lanes=lanes)
+
     def prefetch(self, *index: Int, level: int = 1, write: bool = False) -> None:
         """Bring the cache line into L`level`, for a `write` if so; never faults."""
         self.k.declare("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")

@@ -18,7 +18,7 @@ def numbers(x: Vec, tensor: str = "src") -> Vec:
     """What elements of the argument `tensor` stand for, in float32."""
     if x.dtype is not U8:
         return x.to(F32)
-    return (x.to(F32) - zero_point(x.k, tensor, x.lanes)) * scale(x.k, tensor, x.lanes)
+    return (x.to(F32) - zero_point(x.k, tensor, x.lanes)) * scale_of(x.k, tensor, x.lanes)
 
 
 def elements(x: Vec, dtype: DType, tensor: str = "dst") -> Vec:
@@ -28,7 +28,7 @@ def elements(x: Vec, dtype: DType, tensor: str = "dst") -> Vec:
     """
     if dtype is not U8:
         return x.to(dtype)
-    return in_steps(x / scale(x.k, tensor, x.lanes), zero_point(x.k, tensor, x.lanes))
+    return in_steps(x / scale_of(x.k, tensor, x.lanes), zero_point(x.k, tensor, x.lanes))
 
 
 def in_steps(x: Vec, zero: Vec) -> Vec:
@@ -43,7 +43,7 @@ def in_steps(x: Vec, zero: Vec) -> Vec:
     return side_by_side([k.shuffle(whole, whole, range(i, i + lanes)) for i in starts])
 
 
-def scale(k: Vectors, tensor: str, lanes: int) -> Vec:
+def scale_of(k: Vectors, tensor: str, lanes: int) -> Vec:
     """The scale of the argument `tensor` in every lane."""
     return _scalar(k, 2 * TENSORS.index(tensor), lanes)
 

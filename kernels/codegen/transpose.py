@@ -11,7 +11,7 @@ from fastrun.kernels.core.dtype import F32, DType
 PART = 4
 
 
-def part(dtype: DType) -> int:
+def cell_side(dtype: DType) -> int:
     """Elements in 128 bits."""
     return PART * F32.bits // dtype.bits
 
@@ -23,7 +23,7 @@ def transpose(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
     square cells inside 128-bit parts, then the parts. Shuffles that cross parts are slow or take
     an index register.
     """
-    lanes, side = rows[0].lanes, part(rows[0].dtype)
+    lanes, side = rows[0].lanes, cell_side(rows[0].dtype)
     cells = [_cell(k, rows[first : first + side]) for first in range(0, len(rows), side)]
     columns: dict[int, Vec] = {}
     for j in range(side):
@@ -47,7 +47,7 @@ def _parts(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
     """The transpose of a square of 128-bit parts, two or four of them a row; or a row's parts."""
     if len(rows) == 1:
         [row] = rows
-        side = part(row.dtype)
+        side = cell_side(row.dtype)
         if row.lanes == side:
             return [row]
         return [_pick(k, row, row, [number]) for number in range(row.lanes // side)]
@@ -63,7 +63,7 @@ def _parts(k: Kernel, rows: Sequence[Vec]) -> list[Vec]:
 
 def _zip(k: Kernel, a: Vec, b: Vec, width: int, half: int) -> Vec:
     """Pieces of `width` elements of a and b in turn, from one half of each 128-bit part."""
-    side = part(a.dtype)
+    side = cell_side(a.dtype)
     starts = range(half * side // 2, (half + 1) * side // 2, width)
     lanes = [
         source + first + start + i
@@ -77,5 +77,5 @@ def _zip(k: Kernel, a: Vec, b: Vec, width: int, half: int) -> Vec:
 
 def _pick(k: Kernel, a: Vec, b: Vec, order: Sequence[int]) -> Vec:
     """Whole 128-bit parts, a's then b's."""
-    side = part(a.dtype)
+    side = cell_side(a.dtype)
     return k.shuffle(a, b, [number * side + i for number in order for i in range(side)])

@@ -54,6 +54,10 @@ class Cpu:
         parts = (self.model, self.name, self.features, self.l1, self.l2, self.l3)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
+    def wide(self, dtype: DType) -> int:
+        """Elements of a type in a vector register; of float32 these are `lanes`."""
+        return self.lanes * F32.bits // dtype.bits
+
     @classmethod
     @functools.cache
     def host(cls) -> Cpu:

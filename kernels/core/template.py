@@ -13,9 +13,11 @@ from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32
+from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.types import Types
 
 # The largest number in a schedule.
@@ -30,6 +32,12 @@ def check(condition: bool, reason: str) -> None:
     """Raise `ScheduleError(reason)` unless `condition`."""
     if not condition:
         raise ScheduleError(reason)
+
+
+def check_f32(operator: str, *tensors: Placement | Strided) -> None:
+    """Raise `ScheduleError` unless all tensors are of float32."""
+    for tensor in tensors:
+        check(tensor.dtype is F32, f"{operator} works on f32, not on {tensor.dtype.name}")
 
 
 def check_sizes(schedule: Any, *zero: str) -> None:

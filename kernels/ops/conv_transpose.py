@@ -25,7 +25,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
-from fastrun.kernels.core.template import check
+from fastrun.kernels.core.template import check, check_f32
 from fastrun.kernels.ops.movement import pad_stages
 
 # Phases of a row up to which each has code of its own, and taps of a row in straight code.
@@ -52,8 +52,10 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
     """Transposed convolution of `src` (n, c, *space) into `dst` (n, oc, *space).
 
     Raises:
-        ScheduleError: there are three spatial axes, or the shapes do not fit.
+        ScheduleError: there are three spatial axes, the shapes do not fit, or a tensor is not of
+            f32.
     """
+    check_f32("a transposed convolution", src, dst)
     io = Io(src.buffer, dst.buffer, dst.buffer)
     rank = len(spec.kernel)
     check(rank in (1, 2), f"a transposed convolution has one or two spatial axes, not {rank}")

@@ -21,7 +21,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import check
+from fastrun.kernels.core.template import check, check_f32
 
 # Panels read at the same time, images that share a reading, and features in straight code.
 STREAMS, IMAGES, UNROLL = 4, 6, 4
@@ -46,8 +46,10 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     Weights are packed in the order in which `src` lies in memory, whatever its layout.
 
     Raises:
-        ScheduleError: the images differ in number, or `dst` is not one pixel without a halo.
+        ScheduleError: the images differ in number, `dst` is not one pixel without a halo, or a
+            tensor is not of f32.
     """
+    check_f32("dense", src, dst)
     check(src.n == dst.n, f"dense cannot turn {src.n} images into {dst.n}")
     single = (dst.h, dst.w, dst.halo) == (1, 1, (0, 0, 0, 0))
     check(single, "dense writes images of one pixel without a halo")

@@ -37,7 +37,7 @@ from fastrun.kernels.codegen.quantise import (
     in_steps,
     looked_up,
     numbers,
-    scale,
+    scale_of,
     zero_point,
 )
 from fastrun.kernels.codegen.strided_loops import (
@@ -182,12 +182,12 @@ def _in_steps(spec: Binary, arguments: tuple[str, str]) -> Callable[[Vec, Vec], 
         k, lanes = x.k, x.lanes
         if x.dtype is not U8:
             return x.to(F32), k.const(1.0, lanes), k.const(0.0, lanes)
-        return x.to(F32), scale(k, tensor, lanes), zero_point(k, tensor, lanes)
+        return x.to(F32), scale_of(k, tensor, lanes), zero_point(k, tensor, lanes)
 
     def function(x: Vec, y: Vec) -> Vec:
         k, lanes = x.k, x.lanes
         (a, a_scale, a_zero), (b, b_scale, b_zero) = map(scaled, (x, y), arguments)
-        step = scale(k, "dst", lanes)
+        step = scale_of(k, "dst", lanes)
         if spec.function == "mul":
             value = (a - a_zero) * (b - b_zero) * (a_scale * b_scale / step)
         else:
@@ -237,8 +237,7 @@ def _map(
     *outer, length = out.shape
     # One register of the smallest elements, unless they lie apart and are loaded one by one.
     near = all(view.strides[-1] in (0, 1) for view in (out, *views))
-    bits = min(view.dtype.bits for view in (out, *views)) if near else F32.bits
-    wide = cpu.lanes * F32.bits // bits
+    wide = max(cpu.wide(view.dtype) for view in (out, *views)) if near else cpu.lanes
     tiles = [*singly(tuple(outer)), rows(length, wide, UNROLL if wide == cpu.lanes else 1)]
     module, nest, written = Module(cpu), Nest(tiles), out.strides[-1]
     with nest.stage(module, name) as k, nest.outer() as places:

@@ -19,7 +19,7 @@ from fastrun.kernels.codegen.strided_loops import (
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
-from fastrun.kernels.core.template import check
+from fastrun.kernels.core.template import check, check_f32
 
 UNROLL = 2
 
@@ -41,8 +41,9 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Normalise `src`.
 
     Raises:
-        ScheduleError: the shapes differ or have no channels.
+        ScheduleError: the shapes differ or have no channels, or a tensor is not of f32.
     """
+    check_f32("LRN", src, dst)
     check(src.shape == dst.shape, f"LRN cannot turn {src.shape} into {dst.shape}")
     check(len(src.shape) > 1, f"LRN needs channels, and {src.shape} has none")
     out, view, mark = aligned(dst, src, marked(dst, 1))

@@ -20,7 +20,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
-from fastrun.kernels.core.template import check
+from fastrun.kernels.core.template import check, check_f32
 from fastrun.kernels.ops import movement
 
 # Steps along K in straight code, and multiplications that are worth a task.
@@ -50,8 +50,9 @@ def matmul(
     `c` is broadcast to `dst`. `arguments` names the kernel's arguments that hold a, b and c.
 
     Raises:
-        ScheduleError: the shapes do not fit.
+        ScheduleError: the shapes do not fit, or a tensor is not of f32.
     """
+    check_f32("a matrix product", a, b, dst)
     rank = min(len(a.shape), len(b.shape), len(dst.shape))
     check(rank >= 2, f"a matrix has two axes or more: {a.shape} @ {b.shape} -> {dst.shape}")
     (m, depth), n = a.shape[-2:], b.shape[-1]

@@ -2,7 +2,7 @@
 
 Slices, transposes, expansions, channel shuffles and depth-to-space are views of their input, and
 a concatenation is one copy per input into its part of the output, so `copy` does them all
-(`kernels.core.strided`).
+(`kernels.core.strided`). Elements of any type are moved as they are stored.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from fastrun.kernels.codegen.strided_loops import (
     store_row,
 )
 from fastrun.kernels.codegen.tiling import cut
-from fastrun.kernels.codegen.transpose import PART, transpose
+from fastrun.kernels.codegen.transpose import PART, cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
@@ -37,7 +38,7 @@ MODES = ("constant", "edge", "reflect")
 class Pad:
     """Padding per axis, all begins, then all ends; a negative amount crops.
 
-    `mode` is constant, edge or reflect.
+    `mode` is constant, edge or reflect. `value` is what is stored, an integer for integers.
     """
 
     padding: Ints
@@ -49,7 +50,7 @@ def copy(cpu: Cpu, src: Strided, dst: Strided, constant: bool = False) -> Progra
     """Copy `src`, broadcast to `dst`. A constant is read from the weights, in row-major order.
 
     Raises:
-        ScheduleError: the shapes do not fit.
+        ScheduleError: the shapes do not fit, or the types differ.
     """
     module = Module(cpu)
     stage(module, "copy", "weights" if constant else "src", src, "dst", dst)
@@ -60,8 +61,8 @@ def pad(spec: Pad, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Extend or crop `src` to `dst`.
 
     Raises:
-        ScheduleError: the mode is unknown, the shapes do not fit, or an axis is too short to be
-            reflected.
+        ScheduleError: the mode is unknown, the shapes do not fit, an axis is too short to be
+            reflected, or no element of the type has this value.
     """
     check(spec.mode in MODES, f"unknown padding mode {spec.mode!r}: use one of {MODES}")
     rank = len(src.shape)
@@ -145,10 +146,19 @@ def _boxes(axes: Sequence[list[_Stretch]]) -> list[tuple[_Stretch, ...]]:
 
 
 def fill(module: Module, symbol: str, target: str, dst: Strided, value: float) -> None:
-    """A stage that writes one value everywhere in `dst`, a view of the stage's argument."""
+    """A stage that writes one value everywhere in `dst`, a view of the stage's argument.
+
+    Raises:
+        ScheduleError: no element of the type has this value.
+    """
+    dtype = dst.dtype
+    if not dtype.is_float:
+        low, high = dtype.range
+        check(float(value).is_integer() and low <= value <= high, f"{value} is no {dtype.name}")
     (view,) = aligned(dst)
     *outer, length = view.shape
-    lanes, step = module.cpu.lanes, view.strides[-1]
+    step = view.strides[-1]
+    lanes = module.cpu.wide(dtype) if step == 1 else module.cpu.lanes
     nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
     with nest.stage(module, symbol) as k, nest.outer() as places:
         for run in nest.inner:
@@ -156,7 +166,7 @@ def fill(module: Module, symbol: str, target: str, dst: Strided, value: float) -
                 at = operand(k, target, view).at(*places, x).strided(1)
                 for start in range(0, run.size, lanes):
                     count = min(lanes, run.size - start)
-                    filled = k.const(value, k.cpu.lanes_for(count))
+                    filled = k.const(value, min(lanes, 1 << (count - 1).bit_length()), dtype)
                     store_row(at.at(start * step), step, count, filled)
 
 
@@ -166,9 +176,10 @@ def stage(
     """A stage that copies `src`, broadcast, into `dst`, views of the stage's arguments.
 
     Raises:
-        ScheduleError: the shapes do not fit.
+        ScheduleError: the shapes do not fit, or the types differ.
     """
-    lanes = module.cpu.lanes
+    before, after = src.dtype, dst.dtype
+    check(before == after, f"a copy cannot make {after.name} of {before.name}")
     out, view = aligned(dst, fitted(src, dst.shape))
     across = _other_axis(out, view)
     if across is not None:
@@ -176,13 +187,15 @@ def stage(
         return
     *outer, length = out.shape
     read, written = view.strides[-1], out.strides[-1]
+    near = read in (0, 1) and written == 1
+    lanes = module.cpu.wide(after) if near else module.cpu.lanes
     nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
     with nest.stage(module, symbol) as k, nest.outer() as places:
         for run in nest.inner:
             with nest.loop(run) as x:
                 a = operand(k, source, view).at(*places, x).strided(1)
                 b = operand(k, target, out).at(*places, x).strided(1)
-                wide = k.cpu.lanes_for(run.size)
+                wide = min(lanes, 1 << (run.size - 1).bit_length())
                 for start in range(0, run.size, wide):
                     count = min(wide, run.size - start)
                     value = load_row(a.at(start * read), read, count, wide)
@@ -205,10 +218,12 @@ def _transposing(
     module: Module, symbol: str, source: str, src: Strided, target: str, dst: Strided, across: int
 ) -> None:
     """Copy in squares of the input's contiguous axis, `across`, and the output's, the last."""
-    lanes = module.cpu.lanes
+    lanes = module.cpu.wide(dst.dtype)
+    # Small elements are squares of 128 bits, several side by side.
+    height = lanes if dst.dtype is F32 else cell_side(dst.dtype)
     last = len(dst.shape) - 1
     tiles = singly(dst.shape)
-    tiles[across], tiles[last] = (cut(dst.shape[axis], lanes) for axis in (across, last))
+    tiles[across], tiles[last] = cut(dst.shape[across], lanes), cut(dst.shape[last], height)
     nest = Nest(tiles)
     with nest.stage(module, symbol) as k, nest.outer(across) as before:
         for columns in nest.tiles[across]:
@@ -222,10 +237,13 @@ def _transposing(
 
 
 def _square(k: Kernel, src: Buffer, dst: Buffer, rows_in: int, columns: int) -> None:
-    """dst[j, i] = src[i, j] for at most as many rows and columns as lanes."""
-    lanes = max(PART, k.cpu.lanes_for(max(rows_in, columns)))
+    """dst[j, i] = src[i, j] for at most as many columns as lanes."""
+    side = cell_side(src.dtype)
+    longest = max(rows_in, columns) if src.dtype is F32 else columns
+    lanes = min(k.cpu.wide(src.dtype), max(side, 1 << (longest - 1).bit_length()))
+    height = lanes if src.dtype is F32 else side
     found = [src.load(i, lanes=lanes) for i in range(rows_in)]
-    found += [k.const(0.0, lanes)] * (lanes - rows_in)
+    found += [k.const(0, lanes, src.dtype)] * (height - rows_in)
     for j, row in enumerate(transpose(k, found)[:columns]):
         dst.store_first(row, rows_in, j)
 

@@ -27,7 +27,7 @@ from fastrun.kernels.codegen.builder import (
     least,
     most,
 )
-from fastrun.kernels.codegen.quantise import elements, in_steps, numbers, scale, zero_point
+from fastrun.kernels.codegen.quantise import elements, in_steps, numbers, scale_of, zero_point
 from fastrun.kernels.codegen.sums import RUN, Totals
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cover, cut
 from fastrun.kernels.core.cpu import Cpu
@@ -110,7 +110,7 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     planar = src.layout.name == "NCHW"
     check(planar == (dst.layout.name == "NCHW"), "pooling reads and writes NCHW, or neither")
     sums = _sums(spec, src.dtype)
-    wide = cpu.lanes * F32.bits // sums.bits
+    wide = cpu.wide(sums)
     widest = min(wide, src.layout.blocked or wide, dst.layout.blocked or wide)
     unit = 1 if planar else widest
     rows, columns = zones(spec, 0, src.h, dst.h), zones(spec, 1, src.w, dst.w)
@@ -228,10 +228,10 @@ class _Windows:
         inside = row.splat(top, 1, lanes=lanes) * float(len(x.taps))
         zeros = (inside * zero_point(k, "src", lanes)).to(I32)
         total, counted = (value.to(I32) - zeros).to(F32), row.splat(top, lanes=lanes) * x.counted
-        factor = scale(k, "src", lanes)
+        factor = scale_of(k, "src", lanes)
         if after is not U8:
             return elements(total * factor / counted, after)
-        factor = factor / scale(k, "dst", lanes)
+        factor = factor / scale_of(k, "dst", lanes)
         return in_steps(total * factor / counted, zero_point(k, "dst", lanes))
 
     def _row(self, acc: Tile, corner: Buffer, x: Zone, ky: Int, totals: Totals | None) -> None:

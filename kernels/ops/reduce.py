@@ -29,7 +29,7 @@ from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
-from fastrun.kernels.core.template import check
+from fastrun.kernels.core.template import check, check_f32
 
 # Independent accumulators, which hide the latency of additions.
 UNROLL = 4
@@ -80,9 +80,10 @@ def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Reduce `src` to `dst`, whose shape has ones for the reduced axes or lacks them.
 
     Raises:
-        ScheduleError: the function is unknown, the shapes do not fit, or an axis to be reduced
-            has no element.
+        ScheduleError: the function is unknown, the shapes do not fit, an axis to be reduced has no
+            element, or a tensor is not of f32.
     """
+    check_f32("a reduction", src, dst)
     check(spec.function in _SUMS, f"unknown reduction {spec.function!r}: use one of {[*_SUMS]}")
     terms = math.prod(src.shape[axis] for axis in spec.axes)
     check(terms > 0, f"an axis of {src.shape} has no element to reduce")
@@ -117,8 +118,9 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Softmax of `src` along an axis.
 
     Raises:
-        ScheduleError: the shapes do not fit.
+        ScheduleError: the shapes do not fit, or a tensor is not of f32.
     """
+    check_f32("softmax", src, dst)
     check(src.shape == dst.shape, f"softmax cannot turn {src.shape} into {dst.shape}")
     # The mark keeps the axis apart from the axes beside it.
     out, view, mark = aligned(dst, src, marked(dst, spec.axis))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, at_channel
 from fastrun.kernels.codegen.quantise import elements, looked_up, numbers
 from fastrun.kernels.codegen.tiling import cut, tile_count
-from fastrun.kernels.codegen.transpose import PART, part, transpose
+from fastrun.kernels.codegen.transpose import PART, cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32, U8
 from fastrun.kernels.core.layout import NCHW, Placement
@@ -148,7 +148,7 @@ class _Moves:
         def write(x: Vec) -> Vec:
             return x if after == small else numbers(x)
 
-        return cls(cpu.lanes * F32.bits // small.bits, part(small), read, write)
+        return cls(cpu.wide(small), cell_side(small), read, write)
 
     def lanes_for(self, count: int, least: int = 1) -> int:
         """Lanes of the narrowest vector for `count` elements."""
@@ -156,9 +156,7 @@ class _Moves:
 
     def load(self, src: Buffer, count: int, lanes: int, *index: Int) -> Vec:
         """`count` elements in the smaller type; the other lanes are undefined."""
-        if src.dtype.bits < F32.bits:  # not all processors can mask them
-            return self.read(src.load(*index, lanes=lanes))
-        return self.read(src.load_first(count, *index, lanes=lanes))
+        return self.read(src.load_some(count, *index, lanes=lanes))
 
     def store(self, dst: Buffer, value: Vec, count: int, *index: Int) -> None:
         """Store the first `count` elements in the type of `dst`."""

@@ -1,7 +1,8 @@
 """Operators that read an axis through a table: gathering at constant indices, resizing.
 
 The tables lie in the weights. For every sampled axis they hold the offsets to read at, as 32-bit
-integers, and for interpolation the weight of the upper of two neighbours.
+integers, and for interpolation the weight of the upper of two neighbours. Elements of any type are
+taken as they are stored; u8 is interpolated in steps less the zero point, which are an operand.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, first_lanes, fma
 from fastrun.kernels.codegen.emit import vector_type
+from fastrun.kernels.codegen.quantise import elements, in_steps, scale_of, zero_point
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
     aligned,
@@ -26,6 +28,7 @@ from fastrun.kernels.codegen.strided_loops import (
 )
 from fastrun.kernels.codegen.tiling import consecutive
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32, U8, DType
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
@@ -80,7 +83,7 @@ def gather(spec: Gather, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Take entries of `src` along an axis; `dst` has one for each index.
 
     Raises:
-        ScheduleError: an index is outside or the shapes do not fit.
+        ScheduleError: an index is outside, the shapes do not fit, or the types differ.
     """
     n, index = src.shape[spec.axis], np.array(spec.indices, np.int64)
     check(bool(((-n <= index) & (index < n)).all()), f"an index is outside an axis of {n}")
@@ -93,7 +96,7 @@ def resize(spec: Resize, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Interpolate `src` at the elements of `dst`.
 
     Raises:
-        ScheduleError: a name is unknown.
+        ScheduleError: a name is unknown, or the types differ and are not interpolated.
     """
     check(spec.mode in ("nearest", "linear"), f"unknown interpolation {spec.mode!r}")
     check(spec.coordinates in COORDINATES, f"unknown coordinates {spec.coordinates!r}")
@@ -146,6 +149,9 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
         a == b or axis in axes for axis, (a, b) in enumerate(zip(src.shape, dst.shape, strict=True))
     )
     check(fits, f"{src.shape} cannot be sampled as {dst.shape}")
+    linear = any(s.weight is not None for s in sampled)
+    before, after = src.dtype, dst.dtype
+    check(linear or before == after, f"sampling cannot make {after.name} of {before.name}")
     tables: list[Array] = []
     views: list[Strided] = []
     for s in sampled:
@@ -156,9 +162,12 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
         tables += parts
     strides = tuple(0 if axis in axes else step for axis, step in enumerate(src.strides))
     # Tables are views like the tensors, so that axes beside the sampled ones can be merged.
-    out, frame, *found = aligned(dst, Strided(dst.shape, strides, src.offset), *views)
+    out, frame, *found = aligned(dst, Strided(dst.shape, strides, src.offset, before), *views)
     *outer, length = out.shape
-    tiles = rows(length, cpu.lanes, 1)
+    along = any(view.strides[-1] for view in found)
+    near = not (linear or along) and out.strides[-1] == frame.strides[-1] == 1
+    wide = cpu.wide(after) if near else cpu.lanes
+    tiles = rows(length, wide, 1)
     whole = bool(found) and found[-1].strides[-1] == 1 and length <= STRAIGHT * cpu.lanes
     if whole:
         tiles = consecutive((length, 1))
@@ -179,14 +188,33 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
                 ]
                 a = operand(k, "src", frame).at(*places, x).strided(1)
                 b = operand(k, "dst", out).at(*places, x).strided(1)
-                lanes = cpu.lanes_for(run.size)
+                lanes = min(wide, 1 << (run.size - 1).bit_length())
                 for start in range(0, run.size, lanes):
                     count = min(lanes, run.size - start)
-                    point = _Point(k, start, count, lanes, step)
+                    point = _Point(k, start, count, lanes, step, linear)
                     value = point.value(a.at(start * step), None, looked_up)
+                    if linear:
+                        value = _stored(value, before, after)
                     store_row(b.at(start * written), written, count, value)
     table = np.concatenate([*tables, np.zeros(READ_SLACK, np.float32)])
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), lambda w: table)
+
+
+def _steps(x: Vec) -> Vec:
+    """Elements as float32: those of u8 less the zero point."""
+    value = x.to(F32)
+    return value - zero_point(x.k, "src", x.lanes) if x.dtype is U8 else value
+
+
+def _stored(value: Vec, before: DType, after: DType) -> Vec:
+    """What `_steps` gave, interpolated, as elements of the output."""
+    k, lanes = value.k, value.lanes
+    if before is not U8:
+        return elements(value, after)
+    factor = scale_of(k, "src", lanes)
+    if after is not U8:
+        return elements(value * factor, after)
+    return in_steps(value * (factor / scale_of(k, "dst", lanes)), zero_point(k, "dst", lanes))
 
 
 @dataclass(frozen=True)
@@ -220,13 +248,14 @@ class _Point:
     count: int
     lanes: int
     step: int
+    linear: bool
 
     def value(self, base: Buffer, offsets: str | None, tables: Sequence[_Table]) -> Vec:
         """Interpolate over the axes of `tables`; `offsets` are the lanes', if they differ."""
         if not tables:
             if offsets is None:
-                return load_row(base, self.step, self.count, self.lanes)
-            return self._gathered(base, offsets)
+                return self._known(load_row(base, self.step, self.count, self.lanes))
+            return self._known(self._gathered(base, offsets))
         table, *rest = tables
         low = self._at(base, offsets, table, 0, rest)
         if table.axis.weight is None:
@@ -235,6 +264,10 @@ class _Point:
         place = table.at.at(2 * table.size + self.start * table.step)
         weight = load_row(place, table.step, self.count, self.lanes)
         return fma(high, weight, low * (weight * -1.0 + 1.0))
+
+    def _known(self, x: Vec) -> Vec:
+        """What was loaded, as it is interpolated."""
+        return _steps(x) if self.linear else x
 
     def _at(
         self, base: Buffer, offsets: str | None, table: _Table, row: int, rest: Sequence[_Table]
@@ -257,7 +290,7 @@ class _Point:
         index = (table.axis.low, table.axis.high)[row][self.start : self.start + self.count]
         order = [int(i - first) * table.stride for i in index]
         a, b = (base.load(i, lanes=self.lanes) for i in (0, self.lanes))
-        return self.k.shuffle(a, b, order + [0] * (self.lanes - self.count))
+        return self._known(self.k.shuffle(a, b, order + [0] * (self.lanes - self.count)))
 
     def _gathered(self, base: Buffer, offsets: str) -> Vec:
         k, n = self.k, self.lanes
@@ -265,7 +298,7 @@ class _Point:
         places = k.emit(
             f"getelementptr {base.dtype.llvm_name}, ptr {base.base}, <{n} x i32> {offsets}"
         )
-        name = f"llvm.masked.gather.v{n}{base.dtype.name}.v{n}p0"
+        name = f"llvm.masked.gather.v{n}{base.dtype.suffix}.v{n}p0"
         k.declare(f"declare {floats} @{name}(<{n} x ptr>, {bits}, {floats})")
         text = (
             f"call {floats} @{name}(<{n} x ptr> align {base.dtype.bytes()} {places}, "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.layout import NCHW, NHWC, Placement
+from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
 
@@ -40,11 +40,11 @@ def build(
     same = {(t.layout, t.n, t.h, t.w) for t in (*tensors, dst)}
     check(len(same) == 1, "tensors of one size and layout are needed")
     module = Module(cpu)
-    if dst.layout == NCHW:
+    if dst.layout.name == "NCHW":
         check(add is None, "in NCHW all groups are in one tensor")
         _planes(module, spec.groups, src, dst)
     else:
-        check(dst.layout == NHWC, "shuffling takes NCHW or NHWC")
+        check(dst.layout.name == "NHWC", "shuffling takes NCHW or NHWC")
         check(add is not None and spec.groups == 2 and src.c == per_group, "two tensors are needed")
         assert add
         _pairs(module, cpu, src, add, dst)
@@ -53,7 +53,7 @@ def build(
 
 def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None:
     """A task copies one plane."""
-    per_group, lanes = src.c // groups, module.cpu.lanes
+    per_group, lanes = src.c // groups, module.cpu.wide(src.dtype)
     with module.stage("shuffle", src.n * src.c) as (k, task):
         channel, image = task % src.c, task // src.c
         source = k.tensor("src", src).at(image, (channel % groups) * per_group + channel // groups)
@@ -61,13 +61,13 @@ def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None
         with k.loop(src.h) as y:
             for run in cut(src.w, lanes):
                 with run.loop(k) as x:
-                    value = source.load_first(run.size, 0, 0, y, x, lanes=lanes)
+                    value = source.load_some(run.size, 0, 0, y, x, lanes=lanes)
                     target.store_first(value, run.size, 0, 0, y, x)
 
 
 def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement) -> None:
     """Vectors of both tensors, interleaved; a task does some pixels of a row."""
-    lanes = cpu.lanes
+    lanes = cpu.wide(dst.dtype)
     tasks = -(-dst.w // PIXELS)
     with module.stage("shuffle", dst.n * dst.h * tasks) as (k, task):
         part, rest = task % tasks, task // tasks
@@ -78,7 +78,9 @@ def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement)
         with k.loop(part * PIXELS, stop) as x:
             for run in cut(a.c, lanes):
                 with run.loop(k) as c:
-                    u, v = (t.load_first(run.size, 0, 0, 0, x, c) for t in (first, second))
+                    u, v = (
+                        t.load_some(run.size, 0, 0, 0, x, c, lanes=lanes) for t in (first, second)
+                    )
                     for half in (0, lanes):
                         order = [i // 2 + i % 2 * lanes for i in range(half, half + lanes)]
                         kept = min(2 * run.size - half, lanes)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrun.kernels.core.dtype import U8, DType
+from fastrun.kernels.core.dtype import F32, U8, DType
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.scales import Quantisation, scales
@@ -64,9 +64,11 @@ def run(
         operands["weights"] = weights
     found = execute(program, operands).reshape(-1)
     assert np.array_equal(found, execute(program, operands, threads=3).reshape(-1), equal_nan=True)
-    result = dst.view(found).copy()
-    before = POISON if found.dtype == np.uint8 else np.nan
-    dst.view(found)[...] = before
+    written = _decoded(dst).view(found)
+    result, before = written.copy(), np.nan
+    if dst.dtype is not F32:
+        before = dst.dtype.decode(np.full(1, POISON, dst.dtype.numpy))[0]
+    written[...] = before
     assert np.array_equal(found, np.full_like(found, before), equal_nan=True), "wrote between"
     return result
 
@@ -74,5 +76,10 @@ def run(
 def _laid(x: np.ndarray, where: Strided) -> np.ndarray:
     """The buffer in which a tensor lies as `where`, as one row of pixels."""
     buffer = np.zeros(where.extent, x.dtype)
-    where.view(buffer)[...] = x
+    _decoded(where).view(buffer)[...] = x
     return buffer.reshape(1, 1, 1, -1)
+
+
+def _decoded(where: Strided) -> Strided:
+    """The same view of numbers, which are float32 unless they are bytes."""
+    return where if where.dtype is U8 else replace(where, dtype=F32)
