@@ -62,6 +62,11 @@ def operand_room(p: ConvProblem) -> int:
     return whole_lines(p.oc + READ_SLACK)
 
 
+def operand_size(p: ConvProblem) -> int:
+    """Elements of the operand."""
+    return 2 * operand_room(p) + len(SCALARS)
+
+
 @dataclass(frozen=True)
 class Scales:
     """Scales and zero points of a convolution's tensors; `weights` has one for each channel.
@@ -89,7 +94,7 @@ class Scales:
             ValueError: a bias does not fit int32 in steps of the sums, or the output's scale is so
                 small that outputs could be 2^22 steps.
         """
-        found = np.zeros(2 * operand_room(p) + len(SCALARS), np.float32)
+        found = np.zeros(operand_size(p), np.float32)
         step = self.src * self.weights.astype(np.float64)
         sums = weights.reshape(p.oc, -1).astype(np.int64).sum(axis=1)
         real = np.zeros(p.oc) if bias is None else bias.astype(np.float64)

@@ -5,6 +5,8 @@ that the band needs into the thread's workspace, and the second computes the ban
 are kernels of their own generators, built for these numbers of rows; a third function calls them in
 turn and moves their operands. Rows that the next band needs as well are kept as long as one thread
 computes the bands in order. At the start of a task they are computed again.
+
+Between the two lie elements of any type. Each operator has its own weights and scales.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least, outcomes
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
@@ -23,6 +27,7 @@ from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, pack_bias
+from fastrun.kernels.core.quantised import operand_size
 from fastrun.kernels.core.template import KernelTemplate, check
 from fastrun.kernels.ops import pool
 
@@ -44,8 +49,8 @@ class Part:
     stride: int
     top: int
     build: Callable[[int, int, int, Io], Program]
-    weights: int = 0  # floats, before they are packed
-    biases: int = 0
+    weights: int = 0  # before they are packed
+    biases: int = 0  # floats, as the operator alone reads them
     per_row: int = 0  # floats of packed weights for each row
     grain: int = 1  # rows that are best computed together
     alike: bool = True  # the bits of a row do not depend on which others are computed with it
@@ -64,7 +69,11 @@ def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu:
         part = replace(p, n=1, h=whole.window(rows), padding=(0, left, 0, right))
         program = template.build(part, schedule, cpu, io)
         pack = program.pack_weights
-        return replace(program, pack_weights=lambda w: pack(w.reshape(p.weight_shape)))
+        return replace(program, pack_weights=lambda w: pack(given(w).reshape(p.weight_shape)))
+
+    def given(weights: NDArray[Any]) -> NDArray[Any]:
+        """The weights as the kernel packs them: integers have passed as float32."""
+        return weights.astype(np.int8) if p.precision.integer else weights
 
     whole = Part(
         rows=p.oh,
@@ -73,7 +82,7 @@ def convolution(p: ConvProblem, template: KernelTemplate, schedule: object, cpu:
         top=top,
         build=build,
         weights=math.prod(p.weight_shape),
-        biases=p.oc,
+        biases=operand_size(p) if p.precision.integer else p.oc,
         grain=template.grain(p, schedule),
         alike=template.rows_alike,
     )
@@ -187,13 +196,13 @@ def whole_grains(part: Part, rows: int) -> int:
     return -(-rows // part.grain) * part.grain
 
 
-def join_weights(*weights: Array) -> Array:
-    """The weights of both operators as the kernel packs them."""
+def join_weights(*weights: NDArray[Any]) -> NDArray[Any]:
+    """The weights of both operators as the kernel packs them: of one type, or as float32."""
     return np.concatenate([w.reshape(-1) for w in weights])
 
 
 def join_biases(first: Array, second: Array) -> Array:
-    """The biases of both operators; `pack_bias` must still be applied."""
+    """The biases of both operators, or what they read in this place; for `pack_bias`."""
     return np.concatenate([pack_bias(first), second])
 
 
@@ -229,16 +238,17 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     }
 
     # In the thread's workspace: the band, then the workspaces of either kernel.
-    shared = whole_lines(buffer.size + READ_SLACK)
+    shared = whole_lines(_floats(buffer.dtype.bytes(buffer.size + READ_SLACK)))
     local = shared + whole_lines(F32.count(max(x.shared_bytes for x in programs)))
-    tail = whole_lines(pack_second(np.zeros(second.weights, np.float32)).size + READ_SLACK)
+    packed = pack_second(np.zeros(second.weights, np.float32))
+    tail = whole_lines(_floats(packed.nbytes) + READ_SLACK)
     biases = pack_bias(np.zeros(first.biases, np.float32)).size
     per_task = bands_per_task(len(bands), kept > 0, cpu)
     tasks = -(-len(bands) // per_task)
 
     with module.stage("bands", mid.n * tasks) as (k, task):
         start, image = task % tasks * per_task, task // tasks
-        band_buffer = k.argument("local", buffer.y_stride)
+        band_buffer = k.argument("local", buffer.y_stride, dtype=buffer.dtype)
         workspaces = {
             "shared": k.argument("local", offset=shared),
             "local": k.argument("local", offset=local),
@@ -278,14 +288,22 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                             **workspaces,
                         )
 
-    def pack(weights: Array) -> Array:
+    def pack(weights: NDArray[Any]) -> Array:
         flat = weights.reshape(-1)
-        own = pack_second(flat[first.weights :])
-        filled = np.zeros(tail - own.size, np.float32)
-        return np.concatenate([own, filled, pack_first(flat[: first.weights])])
+        own, others = pack_second(flat[first.weights :]), pack_first(flat[: first.weights])
+        found = np.zeros(tail + _floats(others.nbytes), np.float32)
+        for start, part in ((0, own), (tail, others)):
+            bytes_ = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
+            found[start:].view(np.uint8)[: bytes_.size] = bytes_
+        return found
 
     own = max(x.local_bytes for x in programs)
     return module.program(io, pack, local_bytes=F32.bytes(local) + own)
+
+
+def _floats(size: int) -> int:
+    """Float32 numbers that take at least `size` bytes."""
+    return -(-size // F32.bytes())
 
 
 def _row(k: Kernel, name: str, where: Placement, image: Int, row: Int) -> Buffer:
@@ -302,7 +320,9 @@ def _keep(k: Kernel, buffer: Placement, shift: int, at: int, count: int) -> None
     """Move `count` rows from `shift` rows below row `at` to row `at`."""
     k.declare("declare void @llvm.memmove.p0.p0.i64(ptr, ptr, i64, i1)")
     with k.loop(buffer.blocks) as block:
-        plane = k.argument("local", buffer.block_stride, buffer.y_stride).at(block, at)
-        ends = f"ptr align 4 {plane.base}, ptr align 4 {plane.at(0, shift).base}"
+        strides = buffer.block_stride, buffer.y_stride
+        plane = k.argument("local", *strides, dtype=buffer.dtype).at(block, at)
+        align = f"ptr align {buffer.dtype.bytes()}"
+        ends = f"{align} {plane.base}, {align} {plane.at(0, shift).base}"
         size = buffer.dtype.bytes(count * buffer.y_stride)
         k.emit_void(f"call void @llvm.memmove.p0.p0.i64({ends}, i64 {size}, i1 false)")
