@@ -162,5 +162,27 @@ def engines(table: pd.DataFrame, title: str) -> Figure:
     return figure
 
 
+def trade(table: pd.DataFrame, title: str) -> Figure:
+    """Accuracy over time: a mark for each engine.
+
+    Columns `engine`, `seconds`, `accuracy` and its 95 % interval `low` to `high`.
+    """
+    with canvas(title, 3.6) as (figure, axes):
+        axes.grid(axis="both")
+        axes.set_xscale("log")
+        marks = []
+        for n, row in enumerate(rows(table)):
+            colour, symbol = _look(n)
+            axes.vlines(1e3 * row.seconds, 100 * row.low, 100 * row.high, colour, linewidth=1)
+            axes.plot(1e3 * row.seconds, 100 * row.accuracy, symbol, color=colour, markersize=5)
+            marks.append(mark(symbol, colour, row.engine))
+        axes.set_xlim(900 * table["seconds"].min(), 1100 * table["seconds"].max())
+        axes.set_xlabel("ms, logarithmic")
+        axes.set_ylabel("right answers, %, with 95 % interval")
+        plain_log(axes)
+        legend(figure, marks)
+    return figure
+
+
 _TICKS = 8  # so many values have room below an axis
 _OPAQUE = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}

@@ -176,15 +176,17 @@ def main(words: Sequence[str] | None = None) -> int:
     found = Comparison([])
     if arguments.json and arguments.json.exists():
         found = read_json(arguments.json)
+    measured: list[str] = []
     for name in arguments.names or DEFAULT_TASKS:
         if reason := accuracy.missing(name):
             notice(f"{name} is left out: {reason}")
             continue
         notice(name)
-        found = found.updated(_compared(name, engines, arguments))
+        now = _compared(name, engines, arguments)
+        found, measured = found.updated(now), [*measured, *now.networks]
         if arguments.json:  # now, because the next engine may crash and end the process
             write_json(arguments.json, found)
-    show(found)
+    show(found, measured)
     if arguments.csv:
         frame(found).to_csv(arguments.csv, index=False)
     return 0

@@ -26,6 +26,12 @@ from fastrun.tuner.terminal.display import grid, screen
 OWN_INT8 = "ours-int8"
 """fastrun on the quantised file of `ort-u8s8`."""
 
+SCORE_HEADS = (
+    *("right>", "95 %\ninterval>", "only wrong\nhere / f32>", "p>"),
+    *("SQNR\ndB>", "agreement\nwith f32>"),
+)
+"""The heads of the columns of `score_texts`."""
+
 ENGINES = (ours.NAME, OWN_INT8, *peers.NAMES, *low.VARIANTS)
 
 
@@ -127,20 +133,23 @@ def frame(found: Comparison) -> pd.DataFrame:
 def summary(found: Comparison) -> list[list[str]]:
     """For each network and number of threads: fastrun, and the fastest of the other engines.
 
-    The first row has the heads. Answers are shares of right ones; where none are known, the
-    signal to noise ratio stands in their place.
+    The first row has the heads. A quality is the share of right answers; where none are known, the
+    signal to noise ratio. Columns of `ours-int8` are left out if it ran nowhere.
     """
-    heads = ["network", "ours f32, ms", "ours int8, ms", "fastest peer, ms", "faster"]
-    rows = [[*heads, "ours f32", "ours int8", "that peer"]]
-    for network in found.networks:
-        for threads in found.threads:
-            peer = found.fastest(network, threads)
-            engines = (ours.NAME, OWN_INT8, peer)
-            own, own_int8, other = (found.seconds(network, e, threads) for e in engines)
-            name = network if threads == 1 else f"{network}, {plural(threads, 'thread')}"
-            gain = ratio(other / min(own, own_int8)) if other < math.inf else UNKNOWN
-            times = [ms(own), ms(own_int8), f"{ms(other)} {peer}".rstrip(), gain]
-            rows.append([name, *times, *(_quality(found.score(network, e)) for e in engines)])
+    every = [(n, t) for n in found.networks for t in found.threads]
+    int8 = any(found.seconds(n, OWN_INT8, t) < math.inf for n, t in every)
+    own = [ours.NAME, OWN_INT8] if int8 else [ours.NAME]
+    titles = ["ours f32", "ours int8"][: len(own)]
+    times = [f"{title}, ms" for title in titles]
+    rows = [["network", *times, "fastest peer, ms", "that over ours", *titles, "that peer"]]
+    for network, threads in every:
+        peer = found.fastest(network, threads)
+        other = found.seconds(network, peer, threads)
+        seconds = [found.seconds(network, engine, threads) for engine in own]
+        name = network if threads == 1 else f"{network}, {plural(threads, 'thread')}"
+        gain = ratio(other / min(seconds) if other < math.inf else math.nan)
+        qualities = [_quality(found.score(network, engine)) for engine in (*own, peer)]
+        rows.append([name, *map(ms, seconds), f"{ms(other)} {peer}".rstrip(), gain, *qualities])
     return rows
 
 
@@ -152,9 +161,9 @@ def _quality(score: Score) -> str:
     return f"{score.sqnr:.0f} dB" if score.sqnr < math.inf else "exact"
 
 
-def show(found: Comparison) -> None:
-    """Print a table for each network, and what could not be timed."""
-    for network in found.networks:
+def show(found: Comparison, networks: Sequence[str]) -> None:
+    """Print a table for each of these networks, and what could not be timed."""
+    for network in networks:
         print(f"\n{network}")
         rows = text_rows(found, network)
         grid(screen(), rows[0], rows[1:])
@@ -167,19 +176,17 @@ def text_rows(found: Comparison, network: str) -> list[list[str]]:
     """The table of a network as texts; the first row has the heads."""
     times = [f"{plural(n, 'thread')}\nms>" for n in found.threads]
     gains = [f"over\nours f32, {n}>" for n in found.threads]
-    heads = ["engine", *times, *gains]
-    heads += ["right>", "95 %\ninterval>", "only wrong\nhere / f32>", "p>"]
-    heads += ["SQNR\ndB>", "agreement\nwith f32>"]
-    rows = [heads]
+    rows = [["engine", *times, *gains, *SCORE_HEADS]]
     for engine in found.engines(network):
         seconds = [found.seconds(network, engine, n) for n in found.threads]
         row = [engine, *map(ms, seconds)]
         row += [ratio(found.over_f32(network, engine, n)) for n in found.threads]
-        rows.append(row + _score_texts(found.score(network, engine)))
+        rows.append(row + score_texts(found.score(network, engine)))
     return rows
 
 
-def _score_texts(score: Score) -> list[str]:
+def score_texts(score: Score) -> list[str]:
+    """The columns of a score in a table: see `text_rows`."""
     answers = [UNKNOWN] * 4
     if score.labelled:
         low_end, high_end = score.interval

@@ -195,6 +195,10 @@ def test_figures_of_comparisons() -> None:
     assert ">none<" not in memory
     x, y = ("speedup", "times"), ("after_bytes", "bytes")
     assert ">x<" in svg(comparisons.curves(table, "Curves", x, y, "kind", reference=1.0))
+    engines = pd.DataFrame(
+        {"engine": ["a", "b"], "seconds": [1.0, 3.0], "accuracy": 0.9, "low": 0.8, "high": 0.95}
+    )
+    assert ">b<" in svg(comparisons.trade(engines, "Trade"))
     many = pd.DataFrame({"x": [1.0, 2.0] * 12, "y": 1.0, "kind": [n // 2 for n in range(24)]})
     lines = comparisons.curves(many, "Many", ("x", "x"), ("y", "y"), "kind").axes[0].lines
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12

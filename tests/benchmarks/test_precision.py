@@ -86,7 +86,7 @@ def test_an_engine_that_cannot_load_is_noted(
     monkeypatch.setitem(low.VARIANTS, "ort-u8s8", broken)
     found = precision.compare(small(), ("ours", "ort-u8s8"), (1,), 1, 1, place=tmp_path)
     assert found.seconds("small", "ort-u8s8", 1) == math.inf
-    precision_table.show(found)
+    precision_table.show(found, found.networks)
     assert "ort-u8s8: not timed: no such layer" in capsys.readouterr().out
 
 
@@ -116,6 +116,9 @@ def test_summary_names_the_fastest_peer_and_its_accuracy() -> None:
     assert row[1:5] == ["4000", "1000", "2000 ort-exact", "2.00x"]
     assert row[5:] == ["100.0 % of 10", "90.0 % of 10", "80.0 % of 10"]
     assert len(heads) == len(row)
+    only_f32 = precision_table.summary(Comparison([race(1, ours=4.0, ort_u8s8=2.0)]))
+    assert only_f32[1] == ["small", "4000", "2000 ort-u8s8", "0.500x", "-", "-"]
+    assert len(only_f32[0]) == len(only_f32[1])
 
 
 def test_a_later_run_replaces_what_it_measures_again() -> None:
