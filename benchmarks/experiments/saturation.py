@@ -4,16 +4,17 @@
 
 On x86 without VNNI the fastest product of u8 activations and s8 weights adds two neighbouring
 products in 16 bits and stays at -32768 or 32767 where the sum would be larger. The loss depends on
-the data and appears on no processor with VNNI. Here onnx's reference evaluator runs a quantised
-file; only its convolutions and its products with constant weights are computed as that instruction
-does. Depthwise convolutions are exact: they have no pairs of channels.
+the data and appears on no processor with VNNI. Here the convolutions of a quantised file and its
+products with constant weights are computed as that instruction does, the rest by onnxruntime.
+Depthwise convolutions are exact: they have no pairs of channels.
 """
 
 from __future__ import annotations
 
 import itertools
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,12 @@ import numpy as np
 import onnx
 import pandas as pd
 from numpy.typing import NDArray
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
 
-from fastrun.benchmarks import accuracy
+from fastrun.benchmarks import accuracy, ours
 from fastrun.benchmarks.accuracy.score import Score, scores
 from fastrun.benchmarks.experiments.command import Column, show, write_csv
-from fastrun.benchmarks.peers import Array
+from fastrun.benchmarks.peers import Array, ort
+from fastrun.benchmarks.peers.low import ort as ort_low
 from fastrun.benchmarks.peers.low.original import Original
 from fastrun.benchmarks.precision_table import SCORE_HEADS, score_texts
 from fastrun.tuner.records.units import significant
@@ -38,8 +38,6 @@ SAMPLES = 100
 
 _LOW, _HIGH = -(2**15), 2**15 - 1
 _LARGEST = 255  # the largest activation
-_DOMAIN = "fastrun.benchmarks"
-_OPSET = 21  # the evaluator has no QuantizeLinear before 19
 
 Integers = NDArray[np.float64]
 """Whole numbers in float64, whose products numpy sums quickly and, below 2**53, exactly."""
@@ -47,7 +45,7 @@ Integers = NDArray[np.float64]
 
 def saturating(w: Integers) -> NDArray[np.bool_]:
     """Whether pairs of neighbouring weights (oc, pairs) can leave 16 bits for some activations."""
-    pairs = w.reshape(len(w), -1, 2)
+    pairs = _even(w).reshape(len(w), -1, 2)
     ends = pairs.clip(min=0).sum(-1) * _LARGEST > _HIGH, pairs.clip(max=0).sum(-1) * _LARGEST < _LOW
     found: NDArray[np.bool_] = ends[0] | ends[1]
     return found
@@ -58,8 +56,7 @@ def products(x: Integers, w: Integers) -> tuple[Integers, Integers]:
 
     An odd last k pairs with zero, as in padded weights.
     """
-    if x.shape[1] % 2:
-        x, w = (np.pad(a, ((0, 0), (0, 1))) for a in (x, w))
+    x, w = _even(x), _even(w)
     exact = x @ w.T
     found = exact.copy()
     for oc, pair in zip(*saturating(w).nonzero(), strict=True):
@@ -69,59 +66,44 @@ def products(x: Integers, w: Integers) -> tuple[Integers, Integers]:
     return exact, found
 
 
-class _Product(OpRun):  # type: ignore[misc]
-    """A convolution (`conv` = 1) or a product with a constant matrix, of integers.
+def _even(a: Integers) -> Integers:
+    """Rows of even length, filled up with a zero."""
+    return np.pad(a, ((0, 0), (0, a.shape[1] % 2)))
 
-    Inputs: x, its scale and zero point, the weights, their scales, and the bias if there is one.
+
+class Simulation:
+    """A session of a QDQ file of onnxruntime's quantiser, whose products may saturate.
+
+    onnxruntime computes what lies between the products.
     """
 
-    op_domain = _DOMAIN
-
-    def _run(
-        self, x: Any, scale: Any, zero: Any, w: Any, scales: Any, bias: Any = None, **_: Any
-    ) -> tuple[Array]:
-        watch: Watch = WATCHES[self.watch]
-        if self.conv:
-            pixels, weights = _unfolded(x, zero, w, self.pads, self.strides, self.dilations)
-        else:
-            pixels, weights = x, w.T
-        flat = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64) - 0.0
-        integers = weights.reshape(len(weights), -1).astype(np.float64)
-        exact, found = products(flat, integers)
-        watch.see(self.label, exact, found, integers)
-        # The zero point leaves the sums afterwards, as in every engine.
-        chosen = found if watch.saturate else exact
-        sums = chosen - float(zero) * integers.sum(1)
-        y = (sums * (np.float64(scale) * scales)).astype(np.float32)
-        if bias is not None:
-            y += bias
-        y = y.reshape(*pixels.shape[:-1], len(weights))
-        return (np.moveaxis(y, -1, 1) if self.conv else y,)
-
-
-class Watch:
-    """What the products of a network have met, by the name of the node.
-
-    Columns of `table`: `layer`, the share of weight `pairs` that can saturate, the share of
-    `outputs` that did, and the `error` (rms, relative to the rms of the exact sums).
-    """
-
-    def __init__(self, saturate: bool) -> None:
-        self.saturate = saturate
+    def __init__(self, model: onnx.ModelProto, saturate: bool) -> None:
         self._seen: dict[str, NDArray[np.float64]] = {}
         self._pairs: dict[str, float] = {}
+        self._saturate = saturate
+        self._outputs = [v.name for v in model.graph.output]
+        self._steps = list(_steps(model))
 
-    def see(self, label: str, exact: Integers, found: Integers, w: Integers) -> None:
-        """Count a product's outputs."""
-        wrong = found - exact
-        sums = (wrong != 0).sum(), exact.size, (wrong**2).sum(), (exact**2).sum()
-        self._seen[label] = self._seen.get(label, np.zeros(4)) + np.array(sums)
-        if label not in self._pairs:
-            even = w if w.shape[1] % 2 == 0 else np.pad(w, ((0, 0), (0, 1)))
-            self._pairs[label] = float(saturating(even).mean())
+    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
+        values: dict[str, Any] = dict(inputs)
+        for step in self._steps:
+            if isinstance(step, _Part):
+                found = step.session.run({name: values[name] for name in step.reads})
+                values.update(zip(step.writes, found, strict=True))
+            else:
+                values[step.writes] = self._product(step, values[step.reads])
+        return [values[name] for name in self._outputs]
+
+    def call(self) -> None:
+        raise NotImplementedError("a simulation is not timed")
 
     @property
     def table(self) -> pd.DataFrame:
+        """What the products have met so far, a row for each.
+
+        Columns `layer`, the share of weight `pairs` that can saturate, the share of `outputs` that
+        did, and the `error` (rms, relative to the rms of the exact sums).
+        """
         return pd.DataFrame(
             {
                 "layer": label,
@@ -132,78 +114,156 @@ class Watch:
             for label, (changed, count, noise, signal) in self._seen.items()
         )
 
-
-WATCHES: list[Watch] = []
-"""The watches of all sessions: a node of an ONNX model can only name its own by a number."""
-
-
-class Simulation:
-    """A session of a QDQ file of onnxruntime's quantiser, whose products may saturate."""
-
-    def __init__(self, model: onnx.ModelProto, saturate: bool) -> None:
-        self.watch = Watch(saturate)
-        WATCHES.append(self.watch)
-        newer = onnx.version_converter.convert_version(model, _OPSET)
-        replaced = _with_products(newer, len(WATCHES) - 1)
-        self._evaluator = ReferenceEvaluator(replaced, new_ops=[_Product])
-
-    def run(self, inputs: Mapping[str, Array]) -> list[Array]:
-        found: list[Array] = self._evaluator.run(None, dict(inputs))
-        return found
-
-    def call(self) -> None:
-        raise NotImplementedError("a simulation is not timed")
+    def _product(self, step: _Product, x: Any) -> Array:
+        pixels = step.unfolded(x)
+        flat = pixels.reshape(-1, pixels.shape[-1]).astype(np.float64)
+        exact, found = products(flat, step.w)
+        wrong = found - exact
+        sums = (wrong != 0).sum(), exact.size, (wrong**2).sum(), (exact**2).sum()
+        self._seen[step.label] = self._seen.get(step.label, np.zeros(4)) + np.array(sums)
+        if step.label not in self._pairs:
+            self._pairs[step.label] = float(saturating(step.w).mean())
+        # The zero point leaves the sums afterwards, as in every engine.
+        chosen = (found if self._saturate else exact) - step.zero * step.w.sum(1)
+        y = (chosen * step.scales + step.bias).astype(np.float32)
+        y = y.reshape(*pixels.shape[:-1], len(step.w))
+        return np.moveaxis(y, -1, 1) if step.geometry else y
 
 
-def _with_products(model: onnx.ModelProto, watch: int) -> onnx.ModelProto:
-    """The model with `_Product` in place of a product of dequantised tensors."""
-    made = {y: node for node in model.graph.node for y in node.output}
-    fixed = {w.name: w for w in model.graph.initializer}
-    found = onnx.ModelProto()
-    found.CopyFrom(model)
-    found.opset_import.append(onnx.helper.make_opsetid(_DOMAIN, 1))
-    for node in found.graph.node:
-        before = [made.get(x) for x in node.input[:2]]
-        if node.op_type not in ("Conv", "MatMul") or not all(
-            n and n.op_type == "DequantizeLinear" for n in before
-        ):
-            continue
-        x, w = (n for n in before if n)
-        given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        if w.input[0] not in fixed or given.get("group", 1) != 1:
-            continue
-        conv = node.op_type == "Conv"
-        bias = list(node.input[2:3])
-        geometry = {k: list(given.get(k, v)) for k, v in _DEFAULTS.items()} if conv else {}
-        new = onnx.helper.make_node(
-            _Product.__name__, [*x.input, *w.input[:2], *bias], node.output, node.name,
-            domain=_DOMAIN, conv=int(conv), watch=watch, label=node.name, **geometry,
-        )  # fmt: skip
-        node.CopyFrom(new)
-    return found
+@dataclass(frozen=True)
+class _Part:
+    """Nodes between products, as a session of onnxruntime."""
+
+    session: ort.Session
+    reads: Sequence[str]
+    writes: Sequence[str]
 
 
-_DEFAULTS: Mapping[str, Sequence[int]] = {
-    "pads": (0, 0, 0, 0),
-    "strides": (1, 1),
-    "dilations": (1, 1),
-}
+@dataclass(frozen=True)
+class _Product:
+    """A convolution, or a product with a constant matrix, of integers: y = sum * scales + bias.
 
-
-def _unfolded(
-    x: Any, zero: Any, w: Any, pads: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> tuple[Any, Any]:
-    """The operands of a convolution's product: pixels (1, h, w, k), weights (oc, k).
-
-    The order of k is that of kernels on NHWC: channels are innermost.
+    `w` are the weights (oc, k). In a convolution channels are innermost in k, as in kernels on
+    NHWC; `geometry` is empty for a matrix.
     """
-    top, left, bottom, right = pads
-    padded = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=zero)
-    size = [(n - 1) * d + 1 for n, d in zip(w.shape[2:], dilations, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))
-    taken = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
-    pixels = taken.transpose(0, 2, 3, 4, 5, 1)
-    return pixels.reshape(*pixels.shape[:3], -1), w.transpose(0, 2, 3, 1).reshape(len(w), -1)
+
+    label: str
+    reads: str
+    writes: str
+    zero: float
+    w: Integers
+    scales: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    size: Sequence[int] = ()
+    geometry: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    def unfolded(self, x: Any) -> Any:
+        """Pixels (..., k) of an input."""
+        if not self.geometry:
+            return x
+        top, left, bottom, right = self.geometry["pads"]
+        strides, dilations = self.geometry["strides"], self.geometry["dilations"]
+        around = (0, 0), (0, 0), (top, bottom), (left, right)
+        padded = np.pad(x, around, constant_values=int(self.zero))
+        size = [(n - 1) * d + 1 for n, d in zip(self.size, dilations, strict=True)]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))
+        taken = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+        pixels = taken.transpose(0, 2, 3, 4, 5, 1)
+        return pixels.reshape(*pixels.shape[:3], -1)
+
+
+def _steps(model: onnx.ModelProto) -> Iterator[_Part | _Product]:
+    """The products of dequantised tensors, and what lies between."""
+    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in model.graph.initializer}
+    made = {y: node for node in model.graph.node for y in node.output}
+    waiting: list[onnx.NodeProto] = []
+    found: list[list[onnx.NodeProto] | _Product] = []
+    for node in model.graph.node:
+        product = _product(node, made, arrays)
+        if product is None:
+            waiting.append(node)
+            continue
+        if waiting:
+            found.append(waiting)
+        found.append(product)
+        waiting = []
+    if waiting:
+        found.append(waiting)
+    whole = onnx.shape_inference.infer_shapes(model)
+    for i, step in enumerate(found):
+        yield step if isinstance(step, _Product) else _part(whole, step, found[i + 1 :])
+
+
+def _product(
+    node: onnx.NodeProto, made: Mapping[str, onnx.NodeProto], arrays: Mapping[str, NDArray[Any]]
+) -> _Product | None:
+    """The node as a product; None if it is none, or one without pairs of channels."""
+    before = [made.get(x) for x in node.input]
+    if node.op_type not in ("Conv", "MatMul") or not all(
+        n and n.op_type == "DequantizeLinear" for n in before
+    ):
+        return None
+    x, w, *biases = (n for n in before if n)
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if w.input[0] not in arrays or given.get("group", 1) != 1:
+        return None
+    weights = arrays[w.input[0]].astype(np.float64)
+    scales = np.float64(arrays[x.input[1]]) * arrays[w.input[1]]
+    # Biases have the scale of the sums.
+    bias = arrays[biases[0].input[0]] * scales if biases else np.zeros_like(scales)
+    zero = float(arrays[x.input[2]])
+    names = node.name, x.input[0], node.output[0]
+    if node.op_type == "MatMul":
+        return _Product(*names, zero, weights.T, scales, bias)
+    size = weights.shape[2:]
+    flat = weights.transpose(0, 2, 3, 1).reshape(len(weights), -1)
+    return _Product(*names, zero, flat, scales, bias, size, _geometry(given, size))
+
+
+def _part(
+    model: onnx.ModelProto,
+    nodes: Sequence[onnx.NodeProto],
+    later: Sequence[Sequence[onnx.NodeProto] | _Product],
+) -> _Part:
+    """Some nodes of a model as a session. It writes what later steps and the model's user read."""
+    graph = model.graph
+    weights = {w.name: w for w in graph.initializer}
+    kinds = {v.name: v for v in (*graph.input, *graph.output, *graph.value_info)}
+    needed = {v.name for v in graph.output}
+    for step in later:
+        needed |= {step.reads} if isinstance(step, _Product) else {x for n in step for x in n.input}
+    inside = dict.fromkeys(y for n in nodes for y in n.output)
+    read = dict.fromkeys(x for n in nodes for x in n.input if x)
+    reads = [x for x in read if x not in inside and x not in weights]
+    writes = [y for y in inside if y in needed]
+    made = onnx.helper.make_graph(
+        nodes,
+        graph.name,
+        [kinds[x] for x in reads],
+        [kinds[y] for y in writes],
+        [weights[x] for x in read if x in weights],
+    )
+    part = onnx.helper.make_model(
+        made, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
+    return _Part(ort.load(part, 1, entries=ort_low.EXACT), reads, writes)
+
+
+def _geometry(given: Mapping[str, Any], size: Sequence[int]) -> dict[str, list[int]]:
+    """Pads, strides and dilations of a convolution whose filters have this size.
+
+    Raises:
+        ValueError: its padding depends on the size of its input.
+    """
+    strides, dilations = (list(given.get(k, (1, 1))) for k in ("strides", "dilations"))
+    pads = list(given.get("pads", (0, 0, 0, 0)))
+    how = given.get("auto_pad", b"NOTSET")
+    if how == b"SAME_UPPER" and strides == [1, 1]:
+        rest = [d * (n - 1) for n, d in zip(size, dilations, strict=True)]
+        pads = [n // 2 for n in rest] + [n - n // 2 for n in rest]
+    elif how not in (b"NOTSET", b"VALID"):
+        raise ValueError(f"a convolution with auto_pad {how.decode()} is not simulated")
+    return {"pads": pads, "strides": strides, "dilations": dilations}
 
 
 def measure(name: str, samples: int, place: Path) -> tuple[dict[str, Score], pd.DataFrame]:
@@ -211,8 +271,6 @@ def measure(name: str, samples: int, place: Path) -> tuple[dict[str, Score], pd.
 
     Keys are `exact`, `saturating` and `7-bit weights`, which cannot saturate.
     """
-    from fastrun.benchmarks import ours
-
     task = accuracy.task(name)
     original = Original(task.model, task.calibration, place)
     model = original.quantised()
@@ -224,7 +282,7 @@ def measure(name: str, samples: int, place: Path) -> tuple[dict[str, Score], pd.
     chosen = itertools.islice(task.samples(), samples)
     float32 = ours.NetworkSession(original.model, 1, None)
     counted = scores(chosen, float32, sessions)
-    return counted, sessions["exact"].watch.table
+    return counted, sessions["exact"].table
 
 
 def show_scores(counted: Mapping[str, Score]) -> None:

@@ -48,7 +48,7 @@ def test_exact_simulation_is_onnxruntime(tmp_path: Path) -> None:
     found = scores(task.samples(), ort.exact(original, 1), others)
     assert found["simulated"].sqnr > 60  # equal but for ties
     assert found["saturating"].sqnr < 40
-    [row] = exact.watch.table.to_dict("records")
+    [row] = exact.table.to_dict("records")
     assert 0 < row["pairs"] < 0.5
     assert 0 < row["outputs"] < 1
     assert row["error"] > 0

@@ -12,6 +12,9 @@ from fastrun.benchmarks.peers.low.original import Original
 
 packages = ort.packages
 
+EXACT = {"session.x64quantprecision": "1"}
+"""Entries of a session's configuration that choose kernels which do not saturate."""
+
 
 def usual(original: Original, threads: int) -> ort.Session:
     """As it goes by default."""
@@ -25,4 +28,4 @@ def reduced(original: Original, threads: int) -> ort.Session:
 
 def exact(original: Original, threads: int) -> ort.Session:
     """With kernels that do not saturate."""
-    return ort.load(original.quantised(), threads, entries={"session.x64quantprecision": "1"})
+    return ort.load(original.quantised(), threads, entries=EXACT)
