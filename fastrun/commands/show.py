@@ -116,6 +116,8 @@ def _show_network(arguments: Namespace) -> int:
 
     graph = load_network(arguments.target)
     print(f"{graph.summary()}\n")
+    if graph.notes:
+        print("\n".join(graph.notes) + "\n")
     before, rows = _works(graph), [("as imported", str(len(graph.nodes)), "", "")]
     for optimise in PASSES:
         graph = optimise(graph)

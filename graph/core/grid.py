@@ -85,7 +85,8 @@ class Grid:
         integer has no opposite, or a scale is no normal float32 number.
         """
         if self.block:
-            return None
+            wide = np.asarray(factors, np.float32)[:, None]
+            return replace(self, scale=self.scale * wide) if (factors > 0).all() else None
         lowest = stored.reshape(len(stored), -1).min(axis=1) == self.dtype.range[0]
         with np.errstate(over="ignore", under="ignore"):
             scale = (self.scale * np.abs(factors)).astype(np.float32)
@@ -100,10 +101,10 @@ class Grid:
             scale = np.asarray(self.scale, np.float64)
             wide = [-1 if i == axis else 1 for i in range(len(shape))]
             return (scale.reshape(wide) if scale.ndim else scale), float(self.zero)
-        length = shape[1 - axis]
+        length, ones = shape[1 - axis], (1,) * (len(shape) - 2)
         parts = [np.repeat(p, self.block, 1)[:, :length] for p in (self.scale, self.zero)]
-        scale, zero = (p if axis == 0 else p.T for p in parts)
-        return scale.astype(np.float64), zero.astype(np.float64)
+        scale, zero = ((p if axis == 0 else p.T).astype(np.float64) for p in parts)
+        return scale.reshape(*scale.shape, *ones), zero.reshape(*zero.shape, *ones)
 
 
 def is_scale(scale: Array | float) -> bool:

@@ -213,7 +213,6 @@ class Graph:
         if rounded := sum(grid.exact for name, grid in self.grids.items() if name in self.tensors):
             weights = sum(name in self.constants for name in self.grids)
             lines.append(f"  quantised: {rounded} tensors and {weights} weights in 8 bits")
-        lines += [f"  {note}" for note in self.notes]
         counts = Counter(node.work for node in self.nodes)
         return "\n".join(lines + [f"  {n:5} {work}" for work, n in counts.most_common()])
 

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
-from onnx import TensorProto
 
 _BY_ONNX = {"GroupNormalization", "LayerNormalization", "RMSNormalization"}
 
@@ -31,22 +30,6 @@ InstanceNormalization (x, scale, shift) => (y) {
     y = Add (scaled, wide_shift)
 }
 """
-_DEQUANTIZE_LINEAR = """
-<domain: "", opset_import: ["" : OPSET]>
-DequantizeLinear (x, scale, zero) => (y) {
-    steps = Cast <to = 6> (x)
-    along = Constant <value = int64[RANK] {SIZES}> ()
-    DIFFERENCE
-    number = Cast <to = KIND> (difference)
-    wide_scale = Reshape (scale, along)
-    y = Mul (number, wide_scale)
-}
-"""
-_FROM_ZERO = """
-    whole_zero = Cast <to = 6> (zero)
-    wide_zero = Reshape (whole_zero, along)
-    difference = Sub (steps, wide_zero)
-"""
 
 
 def composition(
@@ -56,8 +39,8 @@ def composition(
 
     `types` are the types of the node's inputs.
     """
-    if node.op_type in _OURS and not node.domain:
-        return _OURS[node.op_type](node, opset, types)
+    if node.op_type == "InstanceNormalization" and not node.domain:
+        return _instance_normalization(node, opset, types)
     if node.op_type not in _BY_ONNX or node.domain:
         return None
     schema: Any = onnx.defs.get_schema(node.op_type, opset, node.domain)
@@ -86,38 +69,6 @@ def _instance_normalization(
         "ONES": ", 1" * (rank - 2),
     }
     return _parsed(_INSTANCE_NORMALIZATION, known)
-
-
-def _dequantize_linear(
-    node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
-) -> onnx.FunctionProto | None:
-    """The function, with the difference in whole numbers; None for uses without such a form."""
-    x, scale = (t.tensor_type for t in types[:2])
-    given = {a.name: a.i for a in node.attribute}
-    whole = TensorProto.DataType.Name(x.elem_type).removeprefix("U").startswith("INT")
-    rank, axis = len(x.shape.dim), given.get("axis", 1)
-    sizes = ["1"] * rank
-    if len(scale.shape.dim) == 1 and -rank <= axis < rank:
-        sizes[axis] = "-1"
-    elif scale.shape.dim:
-        return None
-    if not whole or given.get("block_size") or given.get("output_dtype"):
-        return None
-    zero = len(node.input) > 2 and node.input[2]
-    known = {
-        "OPSET": str(opset),
-        "RANK": str(rank),
-        "SIZES": ", ".join(sizes),
-        "KIND": str(scale.elem_type),
-        "DIFFERENCE": _FROM_ZERO if zero else "difference = Identity (steps)",
-    }
-    return _parsed(_DEQUANTIZE_LINEAR, known)
-
-
-_OURS = {
-    "DequantizeLinear": _dequantize_linear,
-    "InstanceNormalization": _instance_normalization,
-}
 
 
 def _parsed(text: str, known: Mapping[str, str]) -> onnx.FunctionProto:

@@ -22,7 +22,7 @@ from onnx import helper, numpy_helper
 
 from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
 from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
-from fastrun.graph.core.ops import Foreign
+from fastrun.graph.core.ops import Foreign, Identity
 from fastrun.graph.frontend.composed import composition
 from fastrun.graph.frontend.constants import COMPUTED_BY_ONNX, by_onnx, by_reference
 from fastrun.graph.frontend.file import (
@@ -49,6 +49,8 @@ from fastrun.graph.frontend.inline import (
     own_domain,
 )
 from fastrun.graph.frontend.lowering import Site, Unsupported, lower
+from fastrun.graph.frontend.qoperators import DYNAMIC, Writing, computes_integers
+from fastrun.graph.frontend.quantised import Quantised, Stored
 from fastrun.kernels.core.cgroup import usable_memory
 
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
@@ -127,6 +129,7 @@ class _Importer:
         self._outside: dict[str, np.dtype[Any]] = {}
         self._pending: list[tuple[onnx.NodeProto, _Opsets]] = []
         self._inlined = self._computed = 0
+        self._quantised = Quantised(self._tensors, self._constants, self._known, self._fresh)
 
     def graph(self) -> Graph:
         """The graph of the model."""
@@ -152,10 +155,21 @@ class _Importer:
         self._push(in_order(nodes, self._known), self._opsets)
         while self._pending:
             self._add(*self._pending.pop())
+        for name in self._quantised.stored.keys() & {*outputs}:
+            self._outside[name] = self._quantised.stored[name].dtype
+            self._quantised.returned(name, self._nodes)
+        rounded = self._quantised.grids
+        weights, notes = self._quantised.weights.grids(self._nodes, rounded)
         whole = Graph(
-            graph.name, tuple(self._nodes), inputs, outputs, self._tensors, self._constants
+            graph.name,
+            tuple(self._nodes),
+            inputs,
+            outputs,
+            self._tensors,
+            self._constants,
+            notes=(*self._quantised.notes, *notes),
         )
-        live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants, {})
+        live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants, rounded | weights)
         used = tuple(x for x in inputs if live.uses[x])
         unread = tuple(x for x in inputs if x not in used)
         return replace(live, inputs=used, unread=unread, outside=self._outside)
@@ -187,16 +201,22 @@ class _Importer:
             raise UnsupportedError(f"input {value.name!r} is empty: its shape is {shape}")
         element = described.elem_type
         if _is_one_of(element, TO_FLOAT) and self._is_converted(value.name):
-            self._outside[value.name] = np.dtype(helper.tensor_dtype_to_np_dtype(element))
+            kind = np.dtype(helper.tensor_dtype_to_np_dtype(element))
+            self._outside[value.name] = kind
+            if kind.kind in "ui":
+                self._quantised.stored[value.name] = Stored(None, kind, raw=True)
             element = onnx.TensorProto.FLOAT
         self._set_type(value.name, helper.make_tensor_type_proto(element, shape))
 
     def _is_converted(self, name: str) -> bool:
-        """Whether the model only converts an input to float32."""
+        """Whether the model only converts an input to float32, or to quantised numbers."""
         graph = self._model.graph
         readers = [node for node in live_nodes(graph) if name in names_read([node])]
         return name not in {v.name for v in graph.output} and all(
-            node.op_type == "Cast" and _target(node) == onnx.TensorProto.FLOAT for node in readers
+            (node.op_type == "Cast" and _target(node) == onnx.TensorProto.FLOAT)
+            or node.op_type == "DequantizeLinear"
+            or computes_integers(node)
+            for node in readers
         )
 
     def _push(self, nodes: Sequence[onnx.NodeProto], opsets: _Opsets) -> None:
@@ -262,6 +282,8 @@ class _Importer:
         ):  # fmt: skip
             self._choose(node, opsets)
             return
+        if self._quantise(node, opsets):
+            return
         for name in filter(None, node.output):
             self._define(name)
         shape = self._shape(node.input[0]) if node.input else None
@@ -271,6 +293,35 @@ class _Importer:
             self._constants[node.output[0]] = constant_value(node)
         else:
             self._lower(self._unconverted(node), opsets)
+
+    def _quantise(self, node: onnx.NodeProto, opsets: _Opsets) -> bool:
+        """Add a node that quantises, or computes with quantised integers; False for any other."""
+        values = self._quantised
+        try:
+            if computes_integers(node):
+                operands = self._constants, values.integers_of, values.constant, self._fresh
+                writing = Writing(node, *operands)
+                self._write_out(writing.written(opsets[""]), opsets)
+                return True
+            meaning = values.meaning(node)
+        except Unsupported as need:
+            for name in filter(None, node.output):
+                self._define(name)
+            self._add_foreign(node, self._label(node), node.output, str(need))
+            return True
+        if meaning is None:
+            return False
+        if meaning.nodes:
+            self._write_out(meaning.nodes, opsets)
+            return True
+        (x, *_), (y,) = node.input, node.output
+        self._define(y)
+        if meaning.constant is not None:
+            self._constants[y] = meaning.constant
+        else:
+            self._nodes.append(Node(self._label(node), Identity(), (x,), (y,)))
+            self._set_type(y, _type_of(self._tensors[x]))
+        return True
 
     def _unconverted(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """An `Identity` for a `Cast` of an output that nothing reads: the caller converts it."""
@@ -378,6 +429,11 @@ class _Importer:
             self._set_type(name, described)
 
     def _lower(self, node: onnx.NodeProto, opsets: _Opsets) -> None:
+        try:
+            node = self._quantised.moved(node)
+        except Unsupported as need:
+            self._add_foreign(node, self._label(node), node.output, str(need))
+            return
         self._infer(node, opsets)
         # Many exporters name outputs that nothing reads, such as the mask of a dropout.
         outputs = tuple(y if y in self._read else "" for y in node.output)
@@ -401,13 +457,17 @@ class _Importer:
                 self._check_size(node.output)
                 self._constants |= by_onnx(node, self._tensors, feeds, opsets.ids)
             else:
-                self._add_foreign(node, name, outputs, str(need))
+                dynamic = "scales known beforehand: quantise the model with calibration data"
+                text = dynamic if node.op_type in DYNAMIC else str(need)
+                self._add_foreign(node, name, outputs, text)
             return
         for result, tensor in site.tensors.items():
             self._set_type(result, _type_of(tensor))
         if constant:
             self._check_size(site.tensors)
             self._constants |= by_reference(node, site.nodes, site.tensors, feeds)
+            for moved in site.nodes:
+                self._quantised.weights.follow(moved)
         else:
             self._nodes += site.nodes
 

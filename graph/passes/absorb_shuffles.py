@@ -164,6 +164,8 @@ def _read_in_order(edit: Edit, node: Node, x: str, order: list[int]) -> None:
     """Let a convolution read `x`, which has the channels of its input in `order`."""
     assert isinstance(node.op, Conv)
     weights, grid = edit.constants[node.inputs[1]], edit.grids.get(node.inputs[1])
+    if grid and grid.block:
+        grid = None  # neighbours do not stay neighbours
     groups, each = node.op.groups, weights.shape[1]
     grouped = weights.reshape(groups, -1, *weights.shape[1:])
     inside = np.array(order).reshape(groups, each) % each

@@ -9,6 +9,7 @@ import numpy as np
 from fastrun.graph.core.grid import weight_axis
 from fastrun.graph.core.model import Array, Graph, Node, Shape
 from fastrun.graph.core.ops import Affine, BatchNorm, Binary, Conv, ConvTranspose, Gemm
+from fastrun.graph.core.shapes import is_depthwise
 from fastrun.graph.passes.edit import Edit
 
 # A node's result is x * scale + shift, per channel: x, scale, shift.
@@ -132,6 +133,27 @@ def fold_affine(graph: Graph) -> Graph:
         )
         inputs = (before.inputs[0], *parameters)
         edit.merge(before, node, replace(before, inputs=inputs, outputs=node.outputs))
+    return edit.done()
+
+
+def fold_input_scale(graph: Graph) -> Graph:
+    """Fold a scale per channel into the weights of the depthwise convolution behind it."""
+    edit = Edit(graph)
+    for node in edit:
+        weights = edit.constants.get(node.input(1))
+        if not isinstance(node.op, Conv) or weights is None or not is_depthwise(graph, node):
+            continue
+        before = edit.private_producer(node.inputs[0])
+        scaling = _scaling(edit, before) if before else None
+        if before is None or scaling is None or scaling[2].any():
+            continue
+        x, factors, _ = scaling
+        grid = edit.grids.get(node.inputs[1])
+        if grid and (grid := grid.scaled(grid.stored(weights), factors)) is None:
+            continue
+        scaled = (weights * _per_output_channel(node, weights.shape, factors)).astype(weights.dtype)
+        name = edit.constant(f"{node.name}.weights", scaled, grid)
+        edit.merge(before, node, replace(node, inputs=(x, name, *node.inputs[2:])))
     return edit.done()
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from fastrun.graph.core.model import Graph
 from fastrun.graph.passes.absorb_shuffles import absorb_shuffles
 from fastrun.graph.passes.cleanup import drop_identities, fold_constants, fold_padding
-from fastrun.graph.passes.fold_affine import fold_affine, normalise_affine
+from fastrun.graph.passes.fold_affine import fold_affine, fold_input_scale, normalise_affine
 from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
 from fastrun.graph.passes.merge_parallel import merge_parallel
 from fastrun.graph.passes.patterns import merge_moves, recognise_channel_shuffle, recognise_gates
@@ -42,6 +42,7 @@ PASSES: tuple[Pass, ...] = (
     fold_padding,
     normalise_affine,
     fold_affine,
+    fold_input_scale,
     merge_parallel,
     fuse_add,
     densify,

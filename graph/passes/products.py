@@ -99,7 +99,7 @@ def densify(graph: Graph) -> Graph:
         if weights is None or weights.shape[1:] != shape[1:] or any(node.op.padding):
             continue
         grid = edit.grids.get(node.inputs[1])
-        if grid and edit.exact(node.input(0)):
+        if grid and not grid.block and edit.exact(node.input(0)):
             continue  # dense layers have no integers
         rows = shape[0], math.prod(shape[1:])
         matrix = edit.constant(f"{node.name}.matrix", weights.reshape(len(weights), -1), grid)
@@ -122,7 +122,9 @@ def convolve_dense(graph: Graph) -> Graph:
         assert isinstance(op, Gemm)
         grid = edit.exact(node.inputs[1])
         rows, outputs = edit.tensor(node.output).shape
-        if not grid or not edit.exact(x) or (bias and edit.constants[bias].size != outputs):
+        if not grid or grid.block or not edit.exact(x):
+            continue
+        if bias and edit.constants[bias].size != outputs:
             continue
         filters = matrix if op.transpose_b else matrix.T
         inputs = [edit.constant(f"{node.name}.filters", filters[..., None, None], grid)]

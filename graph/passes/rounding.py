@@ -39,14 +39,13 @@ def drop_repeated_rounding(graph: Graph) -> Graph:
     edit = Edit(graph)
     lies_on = {x: grid for x in graph.inputs if (grid := edit.exact(x))}
     for node in edit:
-        grid, x = edit.exact(node.output), node.input(0)
-        before = [lies_on.get(y) for y in _moved(node, edit)]
-        if grid and before and before.count(grid) == len(before):
-            del edit.grids[node.output]
-        elif grid and edit.exact(x) == grid and edit.is_private(x) and _limits_on(grid, node.op):
-            # Rounding behind these limits gives the same as in front of them.
-            del edit.grids[x]
-        if grid := grid or _common(before):
+        grid, moved = edit.exact(node.output), _moved(node, edit)
+        before = _common([lies_on.get(x) for x in moved], node)
+        if grid and grid == before:
+            limited = _limits(node.op) and edit.is_private(moved[0]) and edit.exact(moved[0])
+            # In front of limits there may be a convolution, which can apply them.
+            del edit.grids[moved[0] if limited else node.output]
+        if grid := grid or before:
             lies_on[node.output] = grid
     return edit.done()
 
@@ -67,10 +66,10 @@ def spread_rounding(graph: Graph) -> Graph:
     for node in reversed(list(edit)):
         grid, moved = edit.exact(node.output), _moved(node, edit)
         free = [x for x in moved if edit.exact(x) != grid]
-        if grid and all(edit.private_producer(x) for x in free):
+        if grid and _keeps(node.op, grid) and all(edit.private_producer(x) for x in free):
             edit.grids |= dict.fromkeys(free, grid)
     for node in edit:
-        grid = _common([edit.exact(x) for x in _moved(node, edit)])
+        grid = _common([edit.exact(x) for x in _moved(node, edit)], node)
         if grid and not edit.exact(node.output):
             edit.grids[node.output] = grid
     return edit.done()
@@ -92,13 +91,21 @@ def round_inputs(graph: Graph) -> Graph:
     return graph.with_nodes(tuple(nodes), tensors, graph.constants, grids) if new else graph
 
 
-def _common(grids: Sequence[Grid | None]) -> Grid | None:
-    """The grid of all tensors, None if they have different ones or one has none."""
-    return grids[0] if grids and grids.count(grids[0]) == len(grids) else None
+def _common(grids: Sequence[Grid | None], node: Node) -> Grid | None:
+    """The grid of all tensors that a node moves, on which its result lies too, if there is one."""
+    first = grids[0] if grids and grids.count(grids[0]) == len(grids) else None
+    return first if first and _keeps(node.op, first) else None
+
+
+def _keeps(op: Op, grid: Grid) -> bool:
+    """Whether the numbers that an operator may add to those it moves lie on a grid."""
+    if isinstance(op, Pad) and op.mode == "constant":
+        return grid.contains(op.value)
+    return all(math.isinf(limit) or grid.contains(limit) for limit in _limits(op) or ())
 
 
 def _moved(node: Node, edit: Edit) -> tuple[str, ...]:
-    """The tensors whose values, and no others, a node passes on; none if it computes new ones.
+    """The tensors whose values a node passes on, or limits; none if it computes new ones.
 
     Larger values must not become smaller ones, so that rounding gives the same on both sides.
     """
@@ -109,19 +116,13 @@ def _moved(node: Node, edit: Edit) -> tuple[str, ...]:
             moved = node.inputs[:1]
         case Pool(function="max") | Resize(mode="nearest"):
             moved = node.inputs[:1]
-        case Pad(mode=mode, value=value) if mode != "constant" or value == 0:
-            moved = node.inputs[:1]  # every grid of activations has the number 0
+        case Pad() | Clip() | Unary(function="relu" | "relu6"):
+            moved = node.inputs[:1]
         case Concat():
             moved = node.inputs
         case _:
             moved = ()
     return () if any(x in edit.constants for x in moved) else moved
-
-
-def _limits_on(grid: Grid, op: Op) -> bool:
-    """Whether an operator clips to limits that lie on a grid."""
-    limits = _limits(op) or ()
-    return bool(limits) and all(math.isinf(limit) or grid.contains(limit) for limit in limits)
 
 
 def _limits(op: Op) -> _Limits | None:

@@ -22,6 +22,7 @@ from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.pictures import Preparation, read_picture
 from tests.support.execution import relative_error
 from tests.support.graph_models import batch_norm, model, node, normal
+from tests.support.quantised_models import layer
 
 pytestmark = pytest.mark.slow
 
@@ -288,3 +289,12 @@ def test_running_a_plan_takes_no_search_and_no_sql(classifier: Path, tmp_path: P
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_show_says_which_layers_stay_in_float32(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "q.onnx"
+    path.write_bytes(layer(wz=np.int8([0, 0, 3, 0, 0])).SerializeToString())
+    code, out, _ = run("show", path)
+    assert code == 0
+    assert "quantised: 2 tensors and 0 weights in 8 bits" in out
+    assert out.count("node 'conv' (Conv) runs in float32: its weights are asymmetric") == 1

@@ -86,7 +86,7 @@ def assert_weights_lie_on_grids(whole: Graph) -> None:
         if name in whole.grids and name in whole.constants:
             assert axis is not None
             weights, grid = whole.constants[name], whole.grids[name]
-            assert np.shape(grid.scale) == (weights.shape[axis],)
+            assert np.shape(grid.scale)[:1] == (weights.shape[axis],)
             np.testing.assert_allclose(weights, grid.rounded(weights, axis), rtol=1e-5, atol=0)
 
 

@@ -182,7 +182,10 @@ def _tensor(m: onnx.ModelProto, draw: random.Random) -> None:
         t.data_location = t.EXTERNAL
         t.external_data.add(key="location", value=draw.choice(TEXTS))
     else:
-        values = numpy_helper.to_array(t).copy()
+        try:
+            values = numpy_helper.to_array(t).copy()
+        except (TypeError, ValueError):
+            return  # it is damaged already
         few = NUMBERS if values.dtype == np.int64 else FLOATS if values.dtype == np.float32 else [0]
         if values.size:
             values.reshape(-1)[draw.randrange(values.size)] = draw.choice(few)

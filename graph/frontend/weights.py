@@ -1,0 +1,113 @@
+"""Decides which weights of a quantised model lie on a grid, and why others do not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastrun.graph.core.grid import Grid, weight_axis
+from fastrun.graph.core.model import Array, Node
+from fastrun.graph.core.ops import ConvTranspose, Identity, Reshape, Transpose
+from fastrun.graph.frontend.steps import Steps
+
+# All sums of a layer's products fit into 32 bits, and the bias does with them.
+_LARGEST_SUM = 2**31 - 1
+
+
+class Weights:
+    """The constants that a model stores as integers. `constants` are those of the importer."""
+
+    def __init__(self, constants: Mapping[str, Array]) -> None:
+        self._constants = constants
+        self._steps: dict[str, Steps] = {}
+
+    def add(self, name: str, steps: Steps) -> None:
+        """Note the steps of a constant that was dequantised."""
+        self._steps[name] = steps
+
+    def follow(self, node: Node) -> None:
+        """Follow integers through a node that moves constants and was computed already."""
+        steps = self._steps.get(node.input(0))
+        moved = _through(node, steps, self._constants) if steps else None
+        if moved:
+            self._steps[node.output] = moved
+
+    def grids(
+        self, nodes: Sequence[Node], rounded: Mapping[str, Grid]
+    ) -> tuple[dict[str, Grid], list[str]]:
+        """The grids of weights, and a line for each layer that has none and says why.
+
+        `rounded` are the grids of computed tensors.
+        """
+        found, unfit, notes = dict[str, Grid](), set[str](), list[str]()
+        producers = {node.output: node for node in nodes}
+        for node in nodes:
+            name = node.input(1)
+            if name not in self._steps or name not in self._constants:
+                continue
+            grid = self._grid(node, rounded, producers)
+            if isinstance(grid, Grid) and found.get(name, grid) != grid:
+                grid = "its weights belong to another layer too, with other output channels"
+            if isinstance(grid, Grid) and name not in unfit:
+                found[name] = grid
+            elif isinstance(grid, str):
+                notes.append(f"node {node.label} runs in float32: {grid}")
+                unfit.add(name)
+        return {name: grid for name, grid in found.items() if name not in unfit}, notes
+
+    def _grid(
+        self, node: Node, rounded: Mapping[str, Grid], producers: Mapping[str, Node]
+    ) -> Grid | str | None:
+        """The grid of a node's weights, or why they have none; None for what is no weights."""
+        steps, weights = self._steps[node.inputs[1]], self._constants[node.inputs[1]]
+        axis = weight_axis(node.op)
+        if isinstance(node.op, ConvTranspose) and axis is None:
+            return "it is a transposed convolution in groups"
+        if axis is None or weights.ndim < 2 or weights.dtype != np.float32:
+            return None
+        if axis == 1 and weights.ndim > 2 and not isinstance(node.op, ConvTranspose):
+            return "its weights are several matrices"
+        grid = steps.weight_grid(weights.shape, axis)
+        if isinstance(grid, str) or grid.block:
+            return grid
+        x = node.inputs[0]
+        while x not in rounded and x in producers and isinstance(producers[x].op, Identity):
+            x = producers[x].inputs[0]
+        bias = self._constants.get(node.input(2))
+        if not _fits(np.moveaxis(grid.stored(weights, axis), axis, 0), grid, rounded.get(x), bias):
+            return "its sums may exceed 32 bits"
+        return grid
+
+
+def _fits(stored: Array, grid: Grid, x: Grid | None, bias: Array | None) -> bool:
+    """Whether all sums of products with bytes, and the bias in their scale, fit into 32 bits."""
+    sums = 255.0 * np.abs(stored.astype(np.int64)).reshape(len(stored), -1).sum(axis=1)
+    if bias is not None and x is not None and bias.size in (1, len(sums)):
+        steps = np.asarray(x.scale) * np.asarray(grid.scale, np.float64)
+        sums = sums + np.abs(bias.reshape(-1).astype(np.float64)) / steps
+    return bool(np.isfinite(sums).all() and sums.max() <= _LARGEST_SUM)
+
+
+def _through(node: Node, steps: Steps, constants: Mapping[str, Array]) -> Steps | None:
+    """The steps behind a node that moves weights; None if they are lost."""
+    if isinstance(node.op, Identity) or (
+        steps.axis is None and isinstance(node.op, Reshape | Transpose)
+    ):
+        return steps
+    if steps.axis is None:
+        return None
+    if isinstance(node.op, Transpose):
+        order, scale, zero = node.op.order, steps.scale, steps.zero
+        if steps.block:
+            scale, zero = scale.transpose(order), zero.transpose(order)
+        return replace(steps, scale=scale, zero=zero, axis=order.index(steps.axis))
+    if isinstance(node.op, Reshape) and not steps.block:
+        before, after = constants[node.inputs[0]].shape, constants[node.output].shape
+        outer = math.prod(before[: steps.axis])
+        for axis, size in enumerate(after):
+            if size == before[steps.axis] and math.prod(after[:axis]) == outer:
+                return replace(steps, axis=axis)
+    return None
