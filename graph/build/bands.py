@@ -9,12 +9,11 @@ import numpy as np
 from fastrun.graph.build.built import Built
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Pool
-from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.plan.bands import convolution_of
+from fastrun.graph.plan.forms import Form, typed_problem
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -25,6 +24,7 @@ from fastrun.kernels.ops import bands, pool
 def fuse(
     graph: Graph,
     tasks: tuple[Task, Task],
+    forms: tuple[Form, Form],
     kernels: tuple[Built, Built],
     rows: int,
     cpu: Cpu,
@@ -39,12 +39,12 @@ def fuse(
     Raises:
         ScheduleError: this pair cannot be one kernel.
     """
-    floats = all(where.dtype is F32 for where in (io.src, io.dst, io.add, mid))
-    check(floats, "only tensors of float32 pass in bands")
-    problem = conv_problem(graph, tasks[0].node)
+    one, two = forms
+    check(one.leaves == one.writes, "the result in between is quantised by a kernel of its own")
+    problem = typed_problem(graph, tasks[0], one)
     op = tasks[1].node.op
     check(isinstance(op, Pool | Conv), "only pools and convolutions run in bands")
-    then = pool_spec(op) if isinstance(op, Pool) else conv_problem(graph, tasks[1].node)
+    then = pool_spec(op) if isinstance(op, Pool) else typed_problem(graph, tasks[1], two)
     algorithms = kernels[0].algorithm, kernels[1].algorithm
     none = np.zeros(0, np.float32)
     weights = [none if kernel.weights is None else kernel.weights for kernel in kernels]
@@ -69,7 +69,7 @@ def _program(
 ) -> Program:
     first = convolution_of(p, algorithms[0], cpu)
     if isinstance(then, pool.Pool):
-        second = bands.pooling(then, mid.h, io.dst.h, cpu)
+        second = bands.pooling(then, mid.h, io.dst.h, cpu, mid.dtype)
     else:
         second = convolution_of(then, algorithms[1], cpu)
     return bands.build(first, second, rows, cpu, io, mid)

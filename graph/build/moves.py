@@ -10,7 +10,8 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8, DType
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.scales import Quantisation, scales, table
-from fastrun.kernels.ops import reorder
+from fastrun.kernels.core.strided import Strided
+from fastrun.kernels.ops import elementwise, movement, reorder
 
 
 def moving(
@@ -25,6 +26,14 @@ def moving(
         return Built(program, "reorder")
     name = "quantise" if after else "dequantise"
     return Built(program, name, None, scales(quantisation(before), quantisation(after)))
+
+
+def piece(cpu: Cpu, src: Strided, dst: Strided, before: Grid | None, after: Grid | None) -> Built:
+    """The kernel that copies a computed part of a tensor into it."""
+    if before and after and before != after:
+        found = table(quantisation(before), quantisation(after))
+        return Built(elementwise.lookup(cpu, src, dst), "copy", found)
+    return Built(movement.copy(cpu, src, dst), "copy")
 
 
 def quantisation(grid: Grid | None) -> Quantisation:

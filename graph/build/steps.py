@@ -14,7 +14,7 @@ from fastrun.graph.build.bands import fuse
 from fastrun.graph.build.built import Built
 from fastrun.graph.build.kernels import build
 from fastrun.graph.build.memory import Lifetime
-from fastrun.graph.build.moves import moving
+from fastrun.graph.build.moves import moving, piece
 from fastrun.graph.build.placement import Compute, Move, Piece, Placed, Placer
 from fastrun.graph.core.model import Array
 from fastrun.graph.core.ops import Conv
@@ -201,23 +201,29 @@ class _Writer:
         )
 
     def _piece(self, item: Piece) -> Step:
-        shape = self._graph.shape(item.name)
-        value = None if item.src else self._graph.constants[item.name]
-        src = strided.view(item.src.placement, shape) if item.src else Strided.row_major(shape)
-        whole = strided.view(item.dst.placement, self._graph.shape(item.task.output))
+        shape, dst = self._graph.shape(item.name), item.dst
+        whole = strided.view(dst.placement, self._graph.shape(item.task.output))
         part = whole.part(item.axis, item.start, shape[item.axis])
-        program = movement.copy(self._cpu, src, part, constant=value is not None)
+        if item.src:
+            src = strided.view(item.src.placement, shape)
+            kernel = piece(self._cpu, src, part, item.src.grid, dst.grid)
+        else:
+            value = self._graph.constants[item.name]
+            value = dst.grid.stored(value) if dst.grid else value
+            flat = replace(Strided.row_major(shape), dtype=part.dtype)
+            program = movement.copy(self._cpu, flat, part, constant=True)
+            kernel = Built(program, "copy", value)
         return Step(
             name=item.task.node.name,
             work=item.task.node.work,
             algorithm="copy",
             layouts=layouts_text(item.form),
             output=item.task.output,
-            program=program,
+            program=kernel.program,
             src=self._number(item.src or item.dst),
             add=None,
             dst=self._number(item.dst),
-            weights=value,
+            weights=kernel.weights,
         )
 
     def _alone(self, item: Compute) -> Step:
@@ -237,7 +243,8 @@ class _Writer:
         io = Io(src.placement, dst, residuals[0].placement if residuals else dst)
         tasks, rows = (first.task, second.task), second.form.rows
         try:
-            both = fuse(self._graph, tasks, kernels, rows, self._cpu, io, first.dst.placement)
+            forms, mid = (first.form, second.form), first.dst.placement
+            both = fuse(self._graph, tasks, forms, kernels, rows, self._cpu, io, mid)
         except ScheduleError:
             alone = replace(second, form=replace(second.form, rows=0), behind=None)
             return [*self.zeroed(first.dst), self._alone(first), self._alone(alone)]

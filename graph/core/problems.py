@@ -106,12 +106,16 @@ def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
     return [plain, *found]
 
 
-def main_problem(graph: Graph, node: Node) -> ConvProblem:
-    """The problem as which a `Conv` node should be tuned: of integers if its grids are exact."""
+def worth_tuning(graph: Graph, node: Node) -> list[ConvProblem]:
+    """The problems of a `Conv` node that are tuned: of integers if its grids are exact.
+
+    With advised grids also that of float32. Times of integers hardly depend on the output's type,
+    so one of them is enough.
+    """
     plain, *others = conv_problems(graph, node)
     tensors = (node.inputs[0], node.output, node.inputs[1])
-    grids = [graph.grids.get(x) for x in tensors]
-    return others[0] if others and all(g is None or g.exact for g in grids) else plain
+    exact = all(grid.exact for x in tensors if (grid := graph.grids.get(x)))
+    return others[:1] if others and exact else [plain, *others[:1]]
 
 
 def convolutions(graph: Graph) -> list[DistinctProblem]:
@@ -125,7 +129,8 @@ def convolutions(graph: Graph) -> list[DistinctProblem]:
     nodes: dict[ConvProblem, list[str]] = {}
     for node in graph.nodes:
         if isinstance(node.op, Conv):
-            nodes.setdefault(main_problem(graph, node), []).append(node.name)
+            for problem in worth_tuning(graph, node):
+                nodes.setdefault(problem, []).append(node.name)
         elif isinstance(node.op, Foreign) and node.op.convolves:
             raise UnsupportedError(f"node {node.label} needs {node.op.need}")
     return [DistinctProblem(p, len(names), tuple(names)) for p, names in nodes.items()]

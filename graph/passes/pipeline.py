@@ -46,10 +46,10 @@ PASSES: tuple[Pass, ...] = (
     merge_parallel,
     fuse_add,
     densify,
-    convolve_dense,
     fuse_activation,
     absorb_shuffles,
     spread_rounding,
+    convolve_dense,
     round_inputs,
 )
 

@@ -120,9 +120,9 @@ def convolve_dense(graph: Graph) -> Graph:
         if not plain or matrix is None or (bias and bias not in edit.constants):
             continue
         assert isinstance(op, Gemm)
-        grid = edit.exact(node.inputs[1])
+        grid = edit.grids.get(node.inputs[1])
         rows, outputs = edit.tensor(node.output).shape
-        if not grid or grid.block or not edit.exact(x):
+        if not grid or grid.block or x not in edit.grids:
             continue
         if bias and edit.constants[bias].size != outputs:
             continue
@@ -134,8 +134,9 @@ def convolve_dense(graph: Graph) -> Graph:
         conv = Conv((1, 1), (0,) * 4, (1, 1), activation=op.activation)
         product = _put(edit, node, conv, (pixel, *inputs), (rows, outputs, 1, 1))
         edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
-        if after := edit.exact(node.output):
-            edit.grids[product] = after
+        for old, new in ((x, pixel), (node.output, product)):
+            if old in edit.grids:
+                edit.grids[new] = edit.grids[old]
     return edit.done()
 
 

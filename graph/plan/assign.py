@@ -15,6 +15,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.shapes import shape4
 from fastrun.graph.plan.forms import Form, MoveCost
 from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.dtype import F32, U8
 from fastrun.kernels.core.layout import NCHW, Layout
 
 # States that are kept after a task.
@@ -42,11 +43,16 @@ class _State:
 
 
 def assign(
-    graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Sequence[Form]], move: MoveCost
+    graph: Graph,
+    tasks: Sequence[Task],
+    forms: Mapping[str, Sequence[Form]],
+    move: MoveCost,
+    rounding: Mapping[str, float] = {},
 ) -> tuple[dict[str, Form], float]:
     """A form for every task, by the name of its output, and the expected seconds of all.
 
     `forms` has the possible forms by the same names. Inputs and outputs of the network are NCHW.
+    A tensor that is moved from float32 to u8 costs its seconds of `rounding` more.
     """
     last_use = {x: i for i, task in enumerate(tasks) for x in task.reads}
     computed = [x for x in graph.outputs if x not in graph.constants]
@@ -64,6 +70,8 @@ def assign(
                 alike = shapes[name][2:] == (1, 1) and any(x.dtype is layout.dtype for x in there)
                 if not alike:
                     seconds += min(move(shapes[name], x, layout) for x in there)
+                if layout.dtype is U8 and all(x.dtype is F32 for x in there):
+                    seconds += rounding.get(name, 0.0)
                 live |= {(name, layout)}
         return live, seconds
 

@@ -14,7 +14,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Pool
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import is_depthwise, shape4
-from fastrun.graph.plan.forms import STEP, Form
+from fastrun.graph.plan.forms import STEP, Form, typed_problem
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
@@ -69,7 +69,7 @@ def in_bands(
         second = next(task for task in tasks if task.output == output)
         one, two = forms[first.output], forms[output]
         cheap = isinstance(second.node.op, Pool) or is_depthwise(graph, first.node)
-        if cheap and one.writes == two.reads[0] and not one.types and not two.types:
+        if cheap and one.leaves == one.writes == two.reads[0]:
             rows, gain = estimate(graph, (first, second), (one, two), cpu, threads)
             if gain > 0:
                 gains[output] = gain, rows, first.output
@@ -116,8 +116,8 @@ def _part(graph: Graph, task: Task, form: Form, cpu: Cpu) -> Part:
     op = task.node.op
     if isinstance(op, Pool):
         h, rows = (shape4(graph.shape(x))[2] for x in (task.reads[0], task.output))
-        return bands.pooling(pool_spec(op), h, rows, cpu)
-    return convolution_of(conv_problem(graph, task.node), form.algorithm, cpu)
+        return bands.pooling(pool_spec(op), h, rows, cpu, form.reads[0].dtype)
+    return convolution_of(typed_problem(graph, task, form), form.algorithm, cpu)
 
 
 def convolution_of(p: ConvProblem, algorithm: str, cpu: Cpu) -> Part:

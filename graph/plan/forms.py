@@ -30,13 +30,13 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.core.precision import byte_grid, exact_grid
 from fastrun.graph.core.problems import conv_problem, conv_problems
 from fastrun.graph.core.shapes import Shape4, same_memory, shape4
+from fastrun.graph.plan.byte_kernels import ByteKernel, byte_kernels
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial, is_view
 from fastrun.graph.plan.tasks import Task
-from fastrun.kernels.core.dtype import BY_NAME, F16, F32, U8
+from fastrun.kernels.core.dtype import BY_NAME, F32, U8
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.rounding import Roundings, no_rounding
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
@@ -117,23 +117,17 @@ class Forms:
     """The forms of a network's tasks.
 
     `choose` is called once for each distinct problem. Layouts with blocks are considered only if
-    a convolution uses them. `rounded` says for a convolution of float32, or a dense layer seen as
-    one, as which types it may also run.
+    a convolution uses them.
     """
 
     def __init__(
-        self,
-        graph: Graph,
-        tasks: Sequence[Task],
-        choose: Choose,
-        costs: Costs = GUESSED,
-        rounded: Roundings = no_rounding,
+        self, graph: Graph, tasks: Sequence[Task], choose: Choose, costs: Costs = GUESSED
     ) -> None:
-        self.graph, self.tasks, self._costs, self._rounded = graph, tasks, costs, rounded
+        self.graph, self.tasks, self._costs = graph, tasks, costs
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
-                for problem in self._problems(task):
+                for problem in conv_problems(graph, task.node):
                     if problem not in self._choices:
                         self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
@@ -171,7 +165,9 @@ class Forms:
             return self._convolutions(task)
         if is_view(self.graph, task):
             return self._views(task)
-        return [self._quantised(task, form) for form in self._floats(task)]
+        floats, kernels = self._floats(task), [*byte_kernels(self.graph, task)]
+        typed = (self._typed(task, form, kernel) for form in floats for kernel in kernels)
+        return [*(self._quantised(task, form) for form in floats), *filter(None, typed)]
 
     def _floats(self, task: Task) -> list[Form]:
         """The forms of an operator's kernels of float32."""
@@ -201,10 +197,9 @@ class Forms:
                 ]
             case Gemm() if is_dense(self.graph, task):
                 return [
-                    Form((x,), NCHW, name, self._costs.stream(size), types=types)
+                    Form((x,), NCHW, name, self._costs.stream(self._weight_bytes(task)))
                     for x in self.layouts
                     if self._whole_blocks(task.reads[0], x)
-                    for types, size in self._dense_bytes(task).items()
                 ]
             case Reduce() if not is_global_pool(self.graph, task):
                 return across(2 * streaming)
@@ -220,6 +215,22 @@ class Forms:
                 blocked = [x for x in self.layouts if x.blocked]
                 return across(2 * streaming) + alike(blocked, 2 * streaming)
         return across(2 * streaming)
+
+    def _typed(self, task: Task, form: Form, kernel: ByteKernel) -> Form | None:
+        """The form with a kernel of bytes, in the same orders of axes, if these are those of bytes.
+
+        Its time is that of the kernel of float32, by the bytes that both move.
+        """
+        reads = tuple(x.of(dtype) for x, dtype in zip(form.reads, kernel.reads, strict=True))
+        writes = form.writes.of(kernel.writes)
+        if not {x.order for x in (*reads, writes) if x.dtype is U8} <= {*self._byte_orders}:
+            return None
+        names = (*task.reads, task.output)
+        moved = sum(
+            x.dtype.bytes(self._size(name)) for name, x in zip(names, (*reads, writes), strict=True)
+        )
+        share = moved / sum(map(self._bytes, names))
+        return Form(reads, writes, form.algorithm, share * form.seconds, types=kernel.types)
 
     def _quantised(self, task: Task, form: Form) -> Form:
         """The form, with a move that quantises what it leaves if the tensor must be in u8."""
@@ -271,7 +282,7 @@ class Forms:
     def _convolutions(self, task: Task) -> list[Form]:
         """The fastest choice for each pair of layouts and each choice of element types."""
         found: dict[tuple[str, Layout, Layout], Form] = {}
-        problems = self._problems(task)
+        problems = conv_problems(self.graph, task.node)
         # Guessed times are not compared with measured ones of other types.
         measured = [p for p in problems if not all(c.guessed for c in self._choices[p])]
         for problem in measured or problems:
@@ -283,20 +294,6 @@ class Forms:
                 if key not in found:
                     found[key] = self.convolution(task, choice, problem.precision)
         return list(found.values())
-
-    def _problems(self, task: Task) -> list[ConvProblem]:
-        """The problems as which a convolution may run. Gathered channels take float32 weights."""
-        plain, *others = conv_problems(self.graph, task.node)
-        rounded = self._rounded(plain) if task.parts == 1 else ()
-        return [plain, *others, *(replace(plain, types=types) for types in rounded)]
-
-    def _dense_bytes(self, task: Task) -> dict[str, int]:
-        """The types as which a dense layer may run, and how many bytes of weights it then reads."""
-        images, features = self.graph.shape(task.reads[0])[0], self._size(task.reads[0])
-        outputs = self._size(task.output) // images
-        problem = ConvProblem(images, features // images, 1, 1, outputs, (1, 1))
-        halves = [x for x in self._rounded(problem) if Types.parse(x).weights is F16]
-        return {types: self._weight_bytes(task, types) for types in ("", *halves)}
 
     def convolution(self, task: Task, choice: Choice, types: Types) -> Form:
         """The form of a convolution of these element types that runs by this choice.
@@ -347,6 +344,6 @@ class Forms:
     def _bytes(self, name: str) -> int:
         return self.graph.tensor(name).nbytes
 
-    def _weight_bytes(self, task: Task, types: str) -> int:
-        constants, dtype = self.graph.constants, Types.parse(types).weights
-        return sum(dtype.bytes(constants[x].size) for x in task.node.inputs if x in constants)
+    def _weight_bytes(self, task: Task) -> int:
+        constants = self.graph.constants
+        return sum(constants[x].nbytes for x in task.node.inputs if x in constants)

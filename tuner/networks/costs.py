@@ -10,7 +10,6 @@ import numpy as np
 
 from fastrun.graph.core.shapes import Shape4
 from fastrun.graph.plan.forms import Costs
-from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, Placement
 
 if TYPE_CHECKING:
@@ -28,7 +27,8 @@ def costs(report: MachineReport, threads: int) -> Costs:
         return STEP + size / rate
 
     def move(shape: Shape4, src: Layout, dst: Layout) -> float:
-        size = F32.bytes(sum(Placement(layout, *shape).size for layout in (src, dst)))
+        # Conversions between element types move as many bytes a second as reorders of float32.
+        size = sum(x.dtype.bytes(Placement(x, *shape).size) for x in (src, dst))
         return seconds(f"{kind_of(src)}>{kind_of(dst)}", size)
 
     return Costs(move, lambda size: seconds("NHWC>NHWC", size))

@@ -17,7 +17,7 @@ from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.cache import cache_root
 from fastrun.kernels.native.compile import llvm_version
-from fastrun.tuner.networks.outputs import WRONG, difference, normal_inputs
+from fastrun.tuner.networks.outputs import difference, limit, normal_inputs
 
 
 def verified(
@@ -38,11 +38,11 @@ def verified(
     own, made = make_plan(graph, heuristic_choices(cpu), cpu, threads=threads)
     truth = Executable.of(made, cpu, threads, own).run(inputs)
     network = Executable.of(arrangement, cpu, threads, plan)
-    error = difference(truth, network.run(inputs))
-    if not error <= WRONG:
+    error, most = difference(truth, network.run(inputs)), limit(graph)
+    if not error <= most:
         raise PlanError(
             f"the plan of {plan.network!r} computes something else than this machine's own, off "
-            f"by {error:.2g} of an output's rms (limit {WRONG:g}): plan again on this machine"
+            f"by {error:.2g} of an output's rms (limit {most:g}): plan again on this machine"
         )
     # If the file cannot be written, the next start compares again.
     with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.measure.cores import pin
 from fastrun.tuner.measure.timing import Protocol, interleave
-from fastrun.tuner.networks.outputs import WRONG, difference, normal_inputs
+from fastrun.tuner.networks.outputs import difference, limit, normal_inputs
 
 # The tensors that a step computes.
 Outputs = tuple[str, ...]
@@ -63,7 +63,7 @@ def compare(network: PickledNetwork, base: str, other: str, seconds: float) -> C
     """Run two plans in turns for about `seconds`."""
     pair = _loaded(network, (base, other))
     outputs = [executable.run(_inputs(network.file)) for executable in pair]
-    if not difference(*outputs) <= WRONG:
+    if not difference(*outputs) <= limit(_graph(network.file)):
         return Comparison(agrees=False)
     once = sum(executable.seconds() for executable in pair)
     found: tuple[list[NDArray[np.float64]], ...] = [], []
@@ -86,7 +86,8 @@ def race_plans(
     """
     executables = _loaded(network, plans)
     outputs = [executable.run(_inputs(network.file)) for executable in executables]
-    right = [i for i, found in enumerate(outputs) if difference(outputs[0], found) <= WRONG]
+    most = limit(_graph(network.file))
+    right = [i for i, found in enumerate(outputs) if difference(outputs[0], found) <= most]
     calls = [executables[i].seconds for i in right]
     timings = dict(zip(right, interleave(calls, rounds, _PROTOCOL, seed), strict=True))
     return [timings[i].samples if i in timings else () for i in range(len(plans))]

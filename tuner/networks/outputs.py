@@ -13,6 +13,14 @@ from fastrun.tuner.records.record import Errors
 WRONG = 1e-3
 """Outputs are the same if their rms difference, relative to the output's rms, is at most this."""
 
+WRONG_QUANTISED = 0.1
+"""The same for quantised networks: plans may differ by a step where a value lies between two."""
+
+
+def limit(graph: Graph) -> float:
+    """The largest difference of two right plans of a network."""
+    return WRONG_QUANTISED if any(x in graph.tensors for x in graph.grids) else WRONG
+
 
 def normal_inputs(graph: Graph) -> Mapping[str, NDArray[np.float32]]:
     """Normal values for every input, the same in every process."""
