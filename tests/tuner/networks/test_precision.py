@@ -1,0 +1,95 @@
+"""Mixed precision: what rounding costs, the front of plans, and the choice within a limit."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from fastrun.graph.core.errors import InputError
+from fastrun.graph.core.model import Graph
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.plan.forms import GUESSED
+from fastrun.graph.plan.settled import settled
+from fastrun.graph.reference import interpreter as reference
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import U8
+from fastrun.tuner.precision.front import front
+from fastrun.tuner.precision.search import choose_precision
+from fastrun.tuner.precision.sensitivity import losses
+from tests.graph.test_networks_run import residual
+from tests.support.quantised_graphs import normal_inputs, quantised
+
+CPU = Cpu.host()
+CHOOSE = functools.cache(heuristic_choices(CPU))
+
+
+@functools.cache
+def advised() -> Graph:
+    graph = optimise(load_network(residual()))
+    return replace(quantised(graph, exact=False), constants=graph.constants)
+
+
+DATA = [normal_inputs(advised(), seed) for seed in (1, 2)]
+
+
+def rms(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(np.sqrt(np.square(found - truth).mean() / np.square(truth).mean()))
+
+
+def test_the_loss_of_a_tensor_is_what_rounding_it_does() -> None:
+    graph = advised()
+    found = losses(graph, DATA, CPU)
+    plain = replace(graph, grids={})
+    for name, measured in (("d", found.tensors["d"]), ("w5", found.weights["w5"])):
+        grid = replace(graph.grids[name], exact=True)
+        constants = dict(graph.constants)
+        if name in constants:
+            constants[name] = grid.rounded(constants[name]).astype(np.float32)
+        one = replace(graph, grids={name: grid}, constants=constants)
+        each = [rms(reference.run(one, x)["y"], reference.run(plain, x)["y"]) ** 2 for x in DATA]
+        assert measured == pytest.approx(np.mean(each), rel=0.02)
+    assert found.whole == pytest.approx(sum(found.tensors.values()) + sum(found.weights.values()))
+
+
+def test_a_front_goes_from_float32_to_the_fastest_and_its_losses_add_up() -> None:
+    graph = advised()
+    points = front(graph, losses(graph, DATA, CPU), CHOOSE, GUESSED)
+    assert points[0].loss == points[0].layers == 0
+    assert points[-1].layers == 4
+    for point, faster in pairwise(points):
+        assert (point.loss, -point.seconds) < (faster.loss, -faster.seconds)
+    for point in points:
+        exact = settled(graph, point.plan)
+        bytes_ = {x for x, form in point.plan.forms.items() if form.writes.dtype is U8}
+        assert bytes_ <= exact.grids.keys()
+        assert all(grid.exact for grid in exact.grids.values())
+        x = DATA[0]
+        lost = rms(reference.run(exact, x)["y"], reference.run(replace(graph, grids={}), x)["y"])
+        assert lost == pytest.approx(point.loss**0.5, rel=0.7, abs=1e-9)
+
+
+def test_the_fastest_within_the_limit_is_chosen() -> None:
+    graph = advised()
+    found = losses(graph, DATA, CPU)
+    chosen = choose_precision(graph, found, DATA, None, 1.0, CHOOSE, GUESSED, CPU, 1)
+    seconds = [one.seconds for one in chosen.validated]
+    assert chosen.chosen == seconds.index(min(seconds))
+    assert chosen.validated[0].error == chosen.validated[0].lost == 0
+    # All labels are what float32 says, but for the first.
+    labels = np.concatenate(
+        [reference.run(replace(graph, grids={}), x)["y"].argmax(1) for x in DATA]
+    )
+    labels[0] += 1
+    strict = choose_precision(graph, found, DATA, labels, 0.0, CHOOSE, GUESSED, CPU, 1)
+    assert strict.labelled
+    assert strict.validated[strict.chosen].lost <= 0
+    with pytest.raises(InputError, match="3 labels do not fit the examples"):
+        choose_precision(graph, found, DATA, labels[:3], 0.0, CHOOSE, GUESSED, CPU, 1)
+    with pytest.raises(InputError, match="no examples"):
+        choose_precision(graph, found, [], None, 0.0, CHOOSE, GUESSED, CPU, 1)

@@ -1,0 +1,206 @@
+"""Chooses a network's precision within a limit: plans of the front, validated as whole networks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastrun.graph.core.errors import InputError
+from fastrun.graph.core.model import Array, Graph
+from fastrun.graph.plan.choices import Choose
+from fastrun.graph.plan.forms import Costs
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.plan.settled import settled
+from fastrun.graph.planner import make_plan
+from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.native.cache import cache_root
+from fastrun.tuner.measure.timing import Protocol, interleave
+from fastrun.tuner.precision.front import Point, front
+from fastrun.tuner.precision.sensitivity import Batch, Losses
+from fastrun.tuner.records.statistics import typical
+
+VALIDATED = 5
+"""So many plans between float32 and the fastest are validated as whole networks."""
+
+_ROUNDS = 30
+_PROTOCOL = Protocol(block=0.02)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A plan of the front as a whole network.
+
+    `expected_loss` and `expected_seconds` are those of the search; `seconds` and `lost` were
+    measured. `lost` is a share of the examples: with labels those that are right in float32 and
+    wrong here, less those that are wrong there and right here; without labels those whose largest
+    output is another one than in float32. `error` is the rms of the change of the outputs, relative
+    to their rms. `layers` in integers, of `of` that could be.
+    """
+
+    expected_loss: float
+    expected_seconds: float
+    seconds: float
+    lost: float
+    error: float
+    layers: int
+    of: int
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The chosen network and its plan, and what was validated, fastest last.
+
+    `chosen` is the index of the fastest that keeps the limit. `labelled` says whether `lost` is a
+    loss of accuracy or of agreement with float32.
+    """
+
+    graph: Graph
+    plan: Plan
+    validated: Sequence[Validated]
+    expected: Sequence[tuple[float, float]]
+    chosen: int
+    labelled: bool
+    samples: int
+
+    def save(self, path: Path) -> None:
+        """Write the front as JSON, for `fastrun best --pareto` and reports."""
+        document = {
+            "network": self.graph.name,
+            "samples": self.samples,
+            "labelled": self.labelled,
+            "chosen": self.chosen,
+            "validated": [asdict(point) for point in self.validated],
+            "expected": [{"loss": loss, "seconds": seconds} for loss, seconds in self.expected],
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def front_file(graph: Graph, machine: str, threads: int) -> Path:
+    """Where the front of an optimised float32 network is kept, in the cache folder."""
+    return cache_root() / "precision" / f"{graph.digest}-{machine}-{threads}.json"
+
+
+def choose_precision(
+    graph: Graph,
+    found: Losses,
+    data: Sequence[Batch],
+    labels: NDArray[np.int64] | None,
+    limit: float,
+    choose: Choose,
+    costs: Costs,
+    cpu: Cpu,
+    threads: int,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Precision:
+    """The fastest network within a limit of the loss, for a graph with advised grids.
+
+    Float32 and the fastest plan are validated, and plans between them by bisection: a plan that
+    keeps the limit is followed by a faster one.
+
+    Raises:
+        UnsupportedError: a node cannot be run.
+        InputError: there are no examples, or not a label for each.
+    """
+    if not data:
+        raise InputError("there are no examples to validate a precision: give some")
+    if labels is not None and len(labels) != sum(_count(batch) for batch in data):
+        raise InputError(f"{len(labels)} labels do not fit the examples: give one for each")
+    points = front(graph, found, choose, costs)
+    judge = _Judge(graph, data, labels, choose, costs, cpu, threads)
+    judge.look(points[0])
+    judge.look(points[-1])
+    low, high = 0, len(points) - 1
+    if judge.lost(points[-1]) <= limit:
+        low = high
+    for turn in range(VALIDATED):
+        if high - low < 2:
+            break
+        middle = (low + high) // 2
+        progress(f"validating plan {turn + 1} of at most {VALIDATED}")
+        judge.look(points[middle])
+        low, high = (middle, high) if judge.lost(points[middle]) <= limit else (low, middle)
+    return judge.precision(points, limit)
+
+
+def _count(batch: Batch) -> int:
+    return int(next(iter(batch.values())).shape[0])
+
+
+class _Judge:
+    def __init__(
+        self,
+        graph: Graph,
+        data: Sequence[Batch],
+        labels: NDArray[np.int64] | None,
+        choose: Choose,
+        costs: Costs,
+        cpu: Cpu,
+        threads: int,
+    ) -> None:
+        self._graph, self._data, self._labels = graph, data, labels
+        self._choose, self._costs, self._cpu, self._threads = choose, costs, cpu, threads
+        self._seen: dict[int, tuple[Point, Graph, Plan, Executable, list[Array]]] = {}
+
+    def look(self, point: Point) -> None:
+        """Build a plan's network and compute its outputs of all examples."""
+        exact = settled(self._graph, point.plan)
+        plan, made = make_plan(exact, self._choose, self._cpu, self._costs, self._threads)
+        executable = Executable.of(made, self._cpu, self._threads, plan)
+        first = self._graph.outputs[0]
+        outputs = [executable.run(batch)[first] for batch in self._data]
+        self._seen[id(point)] = point, exact, plan, executable, outputs
+
+    def lost(self, point: Point) -> float:
+        """The share of examples lost against float32, the first plan that was looked at."""
+        truth, found = self._base, self._seen[id(point)][4]
+        one, other = (np.concatenate([_classes(y) for y in ys]) for ys in (truth, found))
+        if self._labels is None:
+            return float((one != other).mean())
+        labels = self._labels.reshape(-1)
+        return float((one == labels).mean() - (other == labels).mean())
+
+    def precision(self, points: Sequence[Point], limit: float) -> Precision:
+        """Time all plans that were looked at, and choose one."""
+        seen = sorted(self._seen.values(), key=lambda s: -s[0].seconds)
+        calls = [executable.seconds for _, _, _, executable, _ in seen]
+        samples = [x.samples for x in interleave(calls, _ROUNDS, _PROTOCOL, 0)]
+        of = max(point.layers for point in points)
+        validated = [
+            Validated(
+                point.loss, point.seconds, typical(times), self.lost(point),
+                self._error(outputs), point.layers, of,
+            )
+            for (point, _, _, _, outputs), times in zip(seen, samples, strict=True)
+        ]  # fmt: skip
+        keeping = [i for i, one in enumerate(validated) if one.lost <= limit]
+        chosen = min(keeping, key=lambda i: validated[i].seconds)
+        _, exact, plan, _, _ = seen[chosen]
+        expected = [(point.loss, point.seconds) for point in points]
+        count = sum(_count(batch) for batch in self._data)
+        return Precision(exact, plan, validated, expected, chosen, self._labels is not None, count)
+
+    @property
+    def _base(self) -> list[Array]:
+        return next(iter(self._seen.values()))[4]
+
+    def _error(self, found: Sequence[Array]) -> float:
+        change = sum(
+            float(np.square(a - b, dtype=np.float64).sum())
+            for a, b in zip(self._base, found, strict=True)
+        )
+        size = sum(float(np.square(a, dtype=np.float64).sum()) for a in self._base)
+        return float(np.sqrt(change / max(size, 1e-30)))
+
+
+def _classes(output: Array) -> NDArray[np.int64]:
+    """The place of the largest value: along the channels, or along the last of three axes."""
+    axis = 1 if output.ndim in (2, 4) else -1
+    found: NDArray[np.int64] = output.argmax(axis).reshape(-1)
+    return found
