@@ -11,11 +11,11 @@ from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.conv.depthwise import kinds
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem, ProblemError
-from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.quantised import is_exact, trial_operands
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.quantised import trial_operands
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.registry import applicable, templates
-from tests.support.execution import execute
+from tests.support.integers import steps_allowed, steps_off_by
 from tests.support.lanes import RUN_HERE
 
 AVX2 = replace(Cpu.avx2(), model=Cpu.host().model, lanes=8, registers=16)
@@ -39,30 +39,6 @@ PROBLEMS = [
 ]
 
 
-def off(p: ConvProblem, program: Program) -> float:
-    """How far outputs are from those that the exact sums give."""
-    operands, scales = trial_operands(p, seed=1)
-    bias = operands["bias"] if p.bias else None
-    add = operands["add"] if p.add else None
-    sums = scales.sums(p, operands["x"], operands["weights"], bias)
-    expected = scales.stored(p, sums, add)
-    poison = int(expected.flat[0]) ^ 0x80 if expected.dtype == np.uint8 else 0
-    given = {
-        **operands,
-        "packed_bias": scales.operand(p, operands["weights"], bias),
-        "poison": poison,
-    }
-    found = execute(program, given, threads=2)
-    return float(np.abs(found.astype(np.float64) - expected).max())
-
-
-def tolerance(p: ConvProblem) -> float:
-    """Exponentials differ in the last bit from NumPy's, which may move a tie by a step."""
-    if is_exact(p):
-        return 0.0
-    return 1.0 if p.precision.dst.name == "u8" else 1e-5
-
-
 @pytest.mark.parametrize("cpu", CPUS, ids=lambda c: f"{c.lanes} lanes {c.name}")
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_outputs_are_exact(text: str, cpu: Cpu) -> None:
@@ -83,7 +59,7 @@ def test_outputs_are_exact(text: str, cpu: Cpu) -> None:
                 except ScheduleError:
                     assert schedule is not first
                     continue
-                assert off(p, program) <= tolerance(p), template.text(schedule)
+                assert steps_off_by(p, program) <= steps_allowed(p), template.text(schedule)
 
 
 def test_saturating_weights_would_be_found() -> None:
@@ -110,4 +86,4 @@ def test_blocks_of_channels() -> None:
                     first = replace(template.heuristic(p, cpu), layout=layout, dot=dot.name)
                     schedule = replace(first, tile_w=2, cols=1)
                     io = Io.of(p, layout)
-                    assert off(p, template.build(p, schedule, cpu, io)) == 0
+                    assert steps_off_by(p, template.build(p, schedule, cpu, io)) == 0

@@ -21,8 +21,11 @@ from fastrun.kernels.core.template import KernelTemplate, ScheduleError
 from fastrun.kernels.registry import templates
 from fastrun.search_spaces.space import space_for
 from tests.support.execution import reference, run
+from tests.support.integers import steps_allowed, steps_off_by
 
 LAYOUTS = ("NCHW", "NHWC", *(f"NCHW{b}c" for b in BLOCKS))
+
+TYPES = "u8s8>u8", "u8s8>u8", "u8s8>f32", "u8s7>u8", "u8s6>u8", "u8s4>f32"
 
 # Errors allowed: of sums of products, and of Winograd's largest tiles.
 EXACT, TRANSFORMED = 2e-5, 5e-3
@@ -52,6 +55,9 @@ class Case:
 
     def wrong(self, program: Program) -> str | None:
         """What is wrong with what the kernel computes."""
+        if self.p.precision.integer:
+            steps = steps_off_by(self.p, program)
+            return None if steps <= steps_allowed(self.p) else f"off by {steps:.2g}"
         operands = random_operands(self.p, seed=1)
         found = run(self.p, program, operands)
         # Before the activation, which may leave little of them, outputs are of order 1.
@@ -68,6 +74,9 @@ def random_case(seed: str, cpu: Cpu) -> Case:
     p = random_problem(draw)
     while template.why_not(p, cpu) is not None:
         p = random_problem(draw)
+    typed = replace(p, types=draw.choice(TYPES))
+    if draw.random() < 0.4 and template.refusal(typed, cpu) is None:
+        p = typed
     schedule = random_schedule(draw, template, p, cpu)
     io = random_io(draw, p, schedule.layout) if draw.random() < 0.4 else None
     return Case(template, p, schedule, cpu, io)
@@ -147,7 +156,8 @@ def random_io(draw: random.Random, p: ConvProblem, layout: str) -> Io:
     if draw.random() < 0.1:
         # Not what the schedule says, nor what the residual's reader expects.
         src, dst, add = (
-            replace(x, layout=Layout(draw.choice(LAYOUTS))) for x in (io.src, io.dst, io.add)
+            replace(x, layout=Layout(draw.choice(LAYOUTS), x.dtype))
+            for x in (io.src, io.dst, io.add)
         )
         return Io(src, dst, draw.choice([add, replace(add, layout=dst.layout)]))
     src = _elsewhere(draw, io.src)
