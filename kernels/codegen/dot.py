@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import BF16, F32, I16, I32, S8, U8, DType
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check
@@ -33,7 +33,8 @@ class Dot:
     `name` is "" for one multiply-add a channel. `group` is the number of channels of a step,
     `registers` are further ones that a step needs beside the tile, `order` permutes packed weights
     (..., lanes, group) into reading order. `prepare` makes the operand of words of four bytes. If
-    it `rounds`, float32 input must be turned into the type of the weights before.
+    it `rounds`, float32 input must be turned into the type of the weights before. Numbers of the
+    input are taken less `offset`, for which a table in front of the weights makes up.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Dot:
     add: Callable[[Vec, Group, Group], Vec]
     registers: int = 0
     rounds: bool = False
+    offset: int = 0
     order: Callable[[NDArray[np.int8]], NDArray[np.int8]] = lambda packed: packed
     prepare: Callable[[Vec], Group] = lambda words: (words,)
 
@@ -197,6 +199,35 @@ def _usdot(types: Types) -> Dot:
     )
 
 
+def _sdot(types: Types) -> Dot:
+    """s8 x s8: bytes less 128, that is, with the highest bit turned."""
+
+    def prepare(words: Vec) -> Group:
+        k, low = words.k, words.bits_as(S8)
+        turned = k.emit(f"xor {low.type} {low.ssa}, {k.const(-128, low.lanes, S8).ssa}")
+        return (Vec(k, turned, low.lanes, S8),)
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
+
+    return Dot(
+        "sdot",
+        types,
+        4,
+        lambda at, lanes: prepare(_word(at, lanes, U8)),
+        lambda at, lanes: (_vector(at, lanes, S8),),
+        add,
+        offset=128,
+        prepare=prepare,
+    )
+
+
+def offset_room(dot: Dot, channels: int) -> int:
+    """Elements of 32 bits in front of the packed weights of so many channels."""
+    return whole_lines(channels) if dot.offset else 0
+
+
 def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
     """The kinds for these types on this processor, the fastest first.
 
@@ -206,7 +237,8 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
         native = types.weights is BF16 and has(cpu, "avx512bf16")
         return [*([_bf16(types)] if native else []), _fma(types)]
     if not cpu.triple.startswith("x86_64"):
-        return [_usdot(types)] if has(cpu, "i8mm") else []
+        wider = [_usdot(types)] if has(cpu, "i8mm") else []
+        return [*wider, *([_sdot(types)] if has(cpu, "dotprod") else [])]
     found = [_vnni(types)] if has(cpu, "avx512vnni") or has(cpu, "avxvnni") else []
     # 255 * 2 * chain * largest must fit int16.
     chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]

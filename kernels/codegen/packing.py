@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.dot import Dot
+from fastrun.kernels.codegen.dot import Dot, offset_room
 from fastrun.kernels.codegen.half import encoded, joined
 from fastrun.kernels.codegen.tiling import Tiles
 from fastrun.kernels.core.dtype import F32
@@ -25,7 +25,8 @@ def pack_panels(
 
     A panel is `size` vectors of `lanes` output channels; missing channels are zero. With a `dot`
     the terms are its groups of channels, and the weights get its type, with scales in front of
-    f16 (see `half`).
+    f16 (see `half`). In front of weights of a dot with an offset there is for each output channel,
+    as int32, what the offset takes from its sums.
     """
     group = dot.group if dot else 1
     dtype = dot.types.weights if dot else F32
@@ -34,7 +35,11 @@ def pack_panels(
     vectors = panels[-1].start + panels[-1].size * panels[-1].count
     filled = np.zeros((groups, vectors * lanes, c, kh, kw), per_group.dtype)
     filled[:, : oc // groups] = per_group
-    elements, scales = encoded(filled.reshape(-1, c, kh, kw), dtype)
+    elements, front = encoded(filled.reshape(-1, c, kh, kw), dtype)
+    if dot and dot.offset:
+        sums = filled.reshape(groups * vectors * lanes, -1).sum(axis=1, dtype=np.int32)
+        front = np.zeros(offset_room(dot, len(sums)), np.float32)
+        front.view(np.int32)[: len(sums)] = dot.offset * sums
     pieces = []
     for filters in elements.reshape(filled.shape):
         terms = np.concatenate(
@@ -47,7 +52,7 @@ def pack_panels(
                 if dot:
                     panel = dot.order(panel.reshape(len(terms), run.size, lanes, group))
                 pieces.append(panel.reshape(-1))
-    return joined(scales, np.concatenate(pieces))
+    return joined(front, np.concatenate(pieces))
 
 
 def _terms(filters: NDArray[Any], group: int) -> NDArray[Any]:

@@ -16,7 +16,7 @@ from typing import Any, cast
 from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel
-from fastrun.kernels.codegen.dot import Dot, dot_of, dots, usual_dot
+from fastrun.kernels.codegen.dot import Dot, dot_of, dots, offset_room, usual_dot
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
@@ -125,7 +125,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         terms = window.steps * window.kernel[0] * window.kernel[1] * dot.group
         width = panels[-1].end * lanes
         strides = (width * terms, lanes * terms)
-        table = channel_table(p.c) if io.gathered else 0
+        table = channel_table(p.c) if io.gathered else offset_room(dot, p.groups * width)
         weights, scales = weights_at(
             k, p.precision.weights, p.groups * width, *strides, table=table
         )
@@ -136,7 +136,20 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 scale = scales.strided(width, lanes).at(group, vector) if scales else None
                 kept = tail if v is panels[-1] else 0
                 outputs = _Outputs(
-                    k, p, s, io, dot, window, lanes, kept, image, group, vector, packed, scale
+                    k,
+                    p,
+                    s,
+                    io,
+                    dot,
+                    window,
+                    width,
+                    lanes,
+                    kept,
+                    image,
+                    group,
+                    vector,
+                    packed,
+                    scale,
                 )
                 for y in y_tiles:
                     with y.loop(k, first, first + s.rows) as top:
@@ -229,6 +242,7 @@ class _Outputs:
     io: Io
     dot: Dot
     window: _Window
+    width: int  # packed output channels of a group
     lanes: int
     tail: int  # channels of the last vector, 0 where it is full
     image: Int
@@ -246,8 +260,14 @@ class _Outputs:
 
     def _bias(self, j: int) -> Vec:
         sums = self.p.precision.sums
-        bias = self.k.argument("bias", self.p.group_oc, self.lanes, dtype=sums)
-        return bias.load(self.group, self.vector + j, lanes=self.lanes)
+        place, lanes = (self.group, self.vector + j), self.lanes
+        value = self.k.argument("bias", self.p.group_oc, lanes, dtype=sums).load(
+            *place, lanes=lanes
+        )
+        if not self.dot.offset:
+            return value
+        taken = self.k.argument("weights", self.width, lanes, dtype=sums)
+        return value + taken.load(*place, lanes=lanes)
 
     def add_products(self, acc: Tile, corner: Buffer, width: int, rows: Rows) -> None:
         """Add the whole filter window's products; `corner` is the tile's first input pixel."""

@@ -95,7 +95,7 @@ class Cpu:
     @classmethod
     def neon(cls) -> Cpu:
         """A generic AArch64 server core, to build for."""
-        return _generic("aarch64-unknown-linux-gnu", "neoverse-n1", "", 4, 32)
+        return _generic("aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod", 4, 32)
 
 
 def _generic(triple: str, name: str, features: str, lanes: int, registers: int) -> Cpu:
