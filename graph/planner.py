@@ -16,20 +16,28 @@ from fastrun.graph.plan.forms import GUESSED, Costs, Form, Forms, MoveCost
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.rounding import Roundings, no_rounding, rounds_weights
+from fastrun.kernels.core.types import Types
 
 
 def make_plan(
-    graph: Graph, choose: Choose, cpu: Cpu, costs: Costs = GUESSED, threads: int = 0
+    graph: Graph,
+    choose: Choose,
+    cpu: Cpu,
+    costs: Costs = GUESSED,
+    threads: int = 0,
+    rounded: Roundings = no_rounding,
 ) -> tuple[Plan, Arrangement]:
     """Choose a form for every task so that the expected time of the whole network is least.
 
     If `threads` is not 0, tasks also run in bands where a gain is expected with so many threads.
+    `rounded` says which convolutions and dense layers may round their weights.
 
     Raises:
         UnsupportedError: a node cannot be run; the message names it.
     """
     todo = tasks(graph)
-    forms = Forms(graph, todo, choose, costs)
+    forms = Forms(graph, todo, choose, costs, rounded)
     plan = cheapest_plan(graph, todo, {task.output: forms.of(task) for task in todo}, costs.move)
     plan = replace(plan, machine=cpu.fingerprint)
     if threads:
@@ -81,6 +89,9 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
             f"the plan of {plan.network!r} does not fit the network {graph.name!r}: "
             "plan again for this network"
         )
-    forms = Forms(graph, todo, own_choices(graph, todo, plan.forms), costs)
+    known = {form.types for form in plan.forms.values() if form.types}
+    rounding = [x for x in sorted(known) if x != "u8" and rounds_weights(Types.parse(x))]
+    own = own_choices(graph, todo, plan.forms)
+    forms = Forms(graph, todo, own, costs, lambda p: rounding)
     check_forms(todo, plan.forms, forms)
     return arrange(forms, plan.forms, cpu)

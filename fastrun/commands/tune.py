@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from fastrun.kernels.core.rounding import roundings
 from fastrun.options import algorithms, budget, conditions, limits_of, objectives, sampler
 from fastrun.tuner.networks.targets import Target, merged, read_target
 from fastrun.tuner.records.affinity import usable_cores
@@ -181,7 +182,7 @@ class _Tuning:
         self._targets, self._database, self._arguments = targets, database, arguments
         self._also, self._limits = also, limits_of(arguments)
         self._measurer, self._report = _measurer(arguments)
-        self._problems = merged(targets)
+        self._problems = merged(targets, roundings(self._limits.error, self._measurer.cpu))
         self._effort = _effort(arguments)
         limit = arguments.seconds
         if limit is None and self._effort.seconds is not None:

@@ -39,9 +39,11 @@ from fastrun.kernels.core.layout import Placement, layout_text
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.quantised import Scales
+from fastrun.kernels.core.rounding import rounds_weights
 from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.ops import dense, elementwise, pool, shuffle
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
@@ -82,7 +84,9 @@ def build(
                 return Built(program, text, filters, np.zeros(problem.oc) if bias is None else bias)
             case Gemm() if is_dense(graph, task):
                 weights, bias = _dense(graph, task, op)
-                program = dense.build(Dense(True, activation=op.activation), cpu, src, dst)
+                dtype = Types.parse(form.types).weights
+                spec = Dense(True, activation=op.activation, weights=dtype)
+                program = dense.build(spec, cpu, src, dst)
                 return Built(program, "dense", weights, bias)
             case Pool():
                 built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
@@ -104,16 +108,20 @@ def build(
 def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> tuple[Program, str]:
     """The first schedule that can be built between these placements, and its text.
 
-    The heuristics of all algorithms follow, the preferred one first.
+    The heuristics of all algorithms follow, the preferred one first. Those whose weights are
+    rounded must not round more than planned, so only plain sums follow for them.
     """
     refusal = ScheduleError(f"no algorithm reads {io.src.layout} and writes {io.dst.layout}")
     layout = layout_text(io.src.layout, io.dst.layout)
     unmeasured = (
-        template.text(replace(template.heuristic(p, cpu), layout=layout))
+        (template, template.heuristic(p, cpu))
         for template in sorted(applicable(p, cpu), key=lambda t: -t.rank(p, cpu))
         if not template.baseline
     )
-    for text in chain(schedules, unmeasured):
+    if rounds_weights(p.precision):
+        unmeasured = ((t, replace(s, dot="")) for t, s in unmeasured if hasattr(s, "dot"))
+    others = (template.text(replace(s, layout=layout)) for template, s in unmeasured)
+    for text in chain(schedules, others):
         try:
             return _program(p, text, cpu, io), text
         except ScheduleError as error:

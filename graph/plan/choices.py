@@ -12,6 +12,7 @@ from itertools import product
 
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, layout_pair, layout_text
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate
@@ -44,6 +45,9 @@ _PEAK = 4 * 3e9  # operations per second and lane: two fused multiply-adds a cyc
 # Products of integers in the time of one of float32, by the kind of dot product.
 _RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
 
+# Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
+_PAIRS, _FEWER_BYTES = 0.6, 0.9
+
 # How many times slower a kernel is at most if it reads channels in other blocks than those it was
 # measured with. Input is broadcast or transformed, so its blocks hardly matter.
 _OTHER_BLOCKS = 1.05
@@ -60,6 +64,8 @@ def heuristic_choices(cpu: Cpu) -> Choose:
         guess = p.flops / (_PEAK * cpu.lanes * _EFFICIENCY)
         if p.precision.integer:
             guess *= _of_integers(p, preferred, cpu)
+        elif p.types:
+            guess *= _of_rounded(p, preferred, cpu)
         for template in templates:
             if not template.baseline:
                 # A lower rank is worse; the preferred one has the highest.
@@ -81,6 +87,13 @@ def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     best, _ = heuristic_choice(replace(p, types=""), cpu)
     behind = max(0, best.rank(p, cpu) - preferred.rank(p, cpu))
     return _SECOND_BEST ** min(2, behind) / max(1.0, used * _RATES.get(dot.name, _RATES[""]))
+
+
+def _of_rounded(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
+    """The expected time with weights of 16 bits as a multiple of that of float32."""
+    if getattr(preferred.heuristic(p, cpu), "dot", ""):
+        return _PAIRS
+    return _FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0
 
 
 def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float) -> list[Choice]:

@@ -34,9 +34,10 @@ from fastrun.graph.plan.byte_kernels import ByteKernel, byte_kernels
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial, is_view
 from fastrun.graph.plan.tasks import Task
-from fastrun.kernels.core.dtype import BY_NAME, F32, U8
+from fastrun.kernels.core.dtype import BY_NAME, F16, F32, U8
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.rounding import Roundings, no_rounding
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
@@ -117,17 +118,23 @@ class Forms:
     """The forms of a network's tasks.
 
     `choose` is called once for each distinct problem. Layouts with blocks are considered only if
-    a convolution uses them.
+    a convolution uses them. `rounded` says for a convolution of float32, or a dense layer seen as
+    one, as which types it may also run.
     """
 
     def __init__(
-        self, graph: Graph, tasks: Sequence[Task], choose: Choose, costs: Costs = GUESSED
+        self,
+        graph: Graph,
+        tasks: Sequence[Task],
+        choose: Choose,
+        costs: Costs = GUESSED,
+        rounded: Roundings = no_rounding,
     ) -> None:
-        self.graph, self.tasks, self._costs = graph, tasks, costs
+        self.graph, self.tasks, self._costs, self._rounded = graph, tasks, costs, rounded
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
-                for problem in conv_problems(graph, task.node):
+                for problem in self._problems(task):
                     if problem not in self._choices:
                         self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
@@ -197,9 +204,10 @@ class Forms:
                 ]
             case Gemm() if is_dense(self.graph, task):
                 return [
-                    Form((x,), NCHW, name, self._costs.stream(self._weight_bytes(task)))
+                    Form((x,), NCHW, name, self._costs.stream(size), types=types)
                     for x in self.layouts
                     if self._whole_blocks(task.reads[0], x)
+                    for types, size in self._dense_bytes(task).items()
                 ]
             case Reduce() if not is_global_pool(self.graph, task):
                 return across(2 * streaming)
@@ -282,7 +290,7 @@ class Forms:
     def _convolutions(self, task: Task) -> list[Form]:
         """The fastest choice for each pair of layouts and each choice of element types."""
         found: dict[tuple[str, Layout, Layout], Form] = {}
-        problems = conv_problems(self.graph, task.node)
+        problems = self._problems(task)
         # Guessed times are not compared with measured ones of other types.
         measured = [p for p in problems if not all(c.guessed for c in self._choices[p])]
         for problem in measured or problems:
@@ -294,6 +302,20 @@ class Forms:
                 if key not in found:
                     found[key] = self.convolution(task, choice, problem.precision)
         return list(found.values())
+
+    def _problems(self, task: Task) -> list[ConvProblem]:
+        """The problems as which a convolution may run. Gathered channels take float32 weights."""
+        plain, *others = conv_problems(self.graph, task.node)
+        rounded = self._rounded(plain) if task.parts == 1 else ()
+        return [plain, *others, *(replace(plain, types=types) for types in rounded)]
+
+    def _dense_bytes(self, task: Task) -> dict[str, int]:
+        """The types as which a dense layer may run, and how many bytes of weights it then reads."""
+        images, features = self.graph.shape(task.reads[0])[0], self._size(task.reads[0])
+        outputs = self._size(task.output) // images
+        problem = ConvProblem(images, features // images, 1, 1, outputs, (1, 1))
+        halves = [x for x in self._rounded(problem) if Types.parse(x).weights is F16]
+        return {types: self._weight_bytes(task, types) for types in ("", *halves)}
 
     def convolution(self, task: Task, choice: Choice, types: Types) -> Form:
         """The form of a convolution of these element types that runs by this choice.
@@ -344,6 +366,6 @@ class Forms:
     def _bytes(self, name: str) -> int:
         return self.graph.tensor(name).nbytes
 
-    def _weight_bytes(self, task: Task) -> int:
-        constants = self.graph.constants
-        return sum(constants[x].nbytes for x in task.node.inputs if x in constants)
+    def _weight_bytes(self, task: Task, types: str) -> int:
+        constants, dtype = self.graph.constants, Types.parse(types).weights
+        return sum(dtype.bytes(constants[x].size) for x in task.node.inputs if x in constants)

@@ -33,6 +33,7 @@ from fastrun.kernels.codegen.tiling import (
     tile_count,
 )
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
@@ -62,7 +63,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     block = cpu.block
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
-    layout = "NHWC" if grouped or p.types else f"NCHW{block}c"
+    layout = "NHWC" if grouped or p.precision.src is not F32 else f"NCHW{block}c"
     first = p.c < block and p.groups == 1 and not p.types
     if first:
         layout = f"NCHW>{layout}"

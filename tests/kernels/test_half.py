@@ -81,8 +81,9 @@ def test_rounding_input_needs_a_whole_tensor_of_pairs() -> None:
     odd = ConvProblem.parse("conv 1x5x6x6 8x3x3 s1 p1 f32bf16")
     assert template.heuristic(odd, cpu).dot == ""
     if "bf16" in {dot.name for dot in dots(odd.precision, cpu)}:
+        pairs = replace(template.heuristic(odd, cpu), layout="NHWC", dot="bf16")
         with pytest.raises(ScheduleError, match="whole groups of 2 channels"):
-            template.program(odd, replace(template.heuristic(odd, cpu), dot="bf16"), cpu)
+            template.program(odd, pairs, cpu)
 
 
 @pytest.mark.parametrize("types", ["f32f16", "f32bf16"])

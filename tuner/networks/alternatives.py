@@ -16,6 +16,7 @@ from fastrun.graph.planner import make_plan
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.rounding import Roundings, no_rounding
 from fastrun.kernels.registry import parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.records.network_record import HEURISTIC, LAYERS
@@ -38,31 +39,41 @@ ONE_LAYOUT: Mapping[str, Callable[[Choice], bool]] = {
 """The choices that plans of one layout allow, by the name of the plan."""
 
 
+FLOAT32 = "float32 weights"
+"""The name of the plan by layer times that rounds no weights."""
+
+
 @dataclass(frozen=True)
 class PlanInputs:
     """The inputs of the plans.
 
     `guessed` are the heuristic's choices. `known` is the best measured choice for each pair of
-    layouts, `several` the best few. `costs` are those of moves.
+    layouts, `several` the best few. `costs` are those of moves. `rounded` says which weights may
+    be rounded.
     """
 
     guessed: Choose
     known: Choose
     several: Choose
     costs: Costs
+    rounded: Roundings = no_rounding
 
 
 def plans(graph: Graph, inputs: PlanInputs, cpu: Cpu, threads: int) -> dict[str, Plan]:
     """The heuristic's plan, the one by layer times, and those that prefer one layout.
+
+    If weights may be rounded, there is also one by layer times that rounds none.
 
     Equal plans appear once, under the first of their names.
     """
     ways = {HEURISTIC: inputs.guessed, LAYERS: inputs.known}
     ways |= {name: restricted(inputs.known, allowed) for name, allowed in ONE_LAYOUT.items()}
     made = {
-        name: make_plan(graph, choose, cpu, inputs.costs, threads)[0]
+        name: make_plan(graph, choose, cpu, inputs.costs, threads, inputs.rounded)[0]
         for name, choose in ways.items()
     }
+    if inputs.rounded is not no_rounding:
+        made[FLOAT32] = make_plan(graph, inputs.known, cpu, inputs.costs, threads)[0]
     return distinct(made)
 
 

@@ -12,6 +12,7 @@ from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.rounding import no_rounding, roundings
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.network_record import NetworkRecord
@@ -54,6 +55,7 @@ def store_plan(
             stored_choices(database, cpu, threads, limits, SCHEDULES_PER_LAYOUTS)
         ),
         costs=costs(probe(), threads),
+        rounded=no_rounding if limits.error is None else roundings(limits.error, cpu),
     )
     final = network_final(graph, inputs, cpu, threads, seconds, strict)
     plan = final.plans[final.kept]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.rounding import Roundings, no_rounding
 
 Name = str | Path | ConvProblem
 Targets = Name | Sequence[Name]
@@ -73,10 +74,16 @@ def read_targets(targets: Targets) -> list[Target]:
     return [read_target(str(name)) for name in names]
 
 
-def merged(targets: Iterable[Target]) -> list[tuple[ConvProblem, int]]:
-    """The distinct problems of all targets, each with its number of occurrences in all of them."""
+def merged(
+    targets: Iterable[Target], rounded: Roundings = no_rounding
+) -> list[tuple[ConvProblem, int]]:
+    """The distinct problems of all targets, each with its number of occurrences in all of them.
+
+    Behind those of networks come the same with their weights `rounded`, as far as they may be.
+    """
     counts = Counter[ConvProblem]()
     for target in targets:
         for problem, count in target.problems:
-            counts[problem] += count
+            for types in ("", *rounded(problem)) if target.is_network else ("",):
+                counts[replace(problem, types=types) if types else problem] += count
     return list(counts.items())

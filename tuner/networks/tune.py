@@ -12,10 +12,12 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
+from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.rounding import roundings
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.networks.stored_plans import FINALS, store_plan
-from fastrun.tuner.networks.targets import Targets, merged, read_targets
+from fastrun.tuner.networks.targets import Target, Targets, merged, read_targets
 from fastrun.tuner.records.affinity import Threads, thread_number
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import Conditions, Limits
@@ -77,13 +79,13 @@ def tune(
         DatabaseError: the database cannot be used, or an outcome cannot be stored.
     """
     asked = read_targets(targets)
-    problems = merged(asked)
+    options = options or SearchOptions()
+    problems = merged(asked, roundings(options.limits.error, Cpu.host()))
     if budget is None:
         effort = EFFORTS["normal"]
         budget = Budget((effort.seconds or 0.0) * len(problems), worth=effort.worth)
     whole = [target.name for target in asked if target.is_network and not target.lacks]
     graphs = {name: optimise(load_network(name)) for name in whole}
-    options = options or SearchOptions()
     threads = thread_number(threads)
     with ExitStack() as opened:
         if isinstance(database, Database):
@@ -107,7 +109,8 @@ def tune_network(
         As `fast_run` and `store_plan`.
         KeyboardInterrupt: what was measured until then is stored.
     """
-    problems = [(p, count) for p, count, _ in convolutions(graph)]
+    own = tuple((p, count) for p, count, _ in convolutions(graph))
+    problems = merged([Target(graph.name, own)], roundings(limits.error, Cpu.host()))
     budget, options = Budget(seconds=seconds), SearchOptions(limits=limits)
     graphs = {graph.name: graph}
     search, _ = _tune(problems, graphs, database, budget, Measurer(threads), options)

@@ -1,0 +1,109 @@
+"""Weights of 16 bits in networks: only within a limit of the error, and planned like float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.plan.choices import Choice, Choose, heuristic_choices
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.planner import follow_plan, make_plan
+from fastrun.graph.reference import interpreter as reference
+from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.rounding import roundings
+from fastrun.tuner.networks.measured_choices import stored_choices
+from fastrun.tuner.networks.targets import Target, merged
+from fastrun.tuner.records.record import Limits
+from fastrun.tuner.store.database import Database
+from tests.graph import test_networks_run as networks
+from tests.support.graph_models import model, node, normal
+from tests.support.quantised_graphs import normal_inputs
+
+CPU = Cpu.host()
+# A processor whose caches hold hardly any weights.
+SMALL = replace(CPU, l2=2048)
+BIG = ConvProblem.parse("conv 1x64x14x14 64x3x3 s1 p1 bias relu")
+NETWORKS: list[Callable[[], onnx.ModelProto]] = [
+    networks.residual, networks.concatenations, networks.shuffled, networks.preactivated,
+]  # fmt: skip
+
+
+def preferring(types: str) -> Choose:
+    """The heuristics' choices, those of these types as if they took no time."""
+    choose = heuristic_choices(CPU)
+
+    def chosen(p: ConvProblem) -> Sequence[Choice]:
+        cheap = p.types == types
+        return [replace(c, seconds=c.seconds * 1e-3) if cheap else c for c in choose(p)]
+
+    return chosen
+
+
+@pytest.mark.parametrize("types", ["f32f16", "f32bf16"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_with_rounded_weights(network: Callable[[], onnx.ModelProto], types: str) -> None:
+    """Also where tensors are parts of others or have halos, and some kernels refuse them."""
+    graph = optimise(load_network(network()))
+    plan, arrangement = make_plan(graph, preferring(types), CPU, rounded=lambda p: [types])
+    assert types in {form.types for form in plan.forms.values()}
+    again = follow_plan(graph, Plan.parse(str(plan)), CPU)
+    assert [s.program.ir for s in again.steps] == [s.program.ir for s in arrangement.steps]
+    inputs = normal_inputs(graph, 1)
+    found, truth = (
+        Executable.of(arrangement, CPU, 1, plan).run(inputs),
+        reference.run(graph, inputs),
+    )
+    for name, value in truth.items():
+        off = np.sqrt(np.mean((found[name] - value) ** 2) / np.mean(value**2))
+        assert 1e-6 < off < (3e-3 if types == "f32f16" else 3e-2)
+
+
+def test_dense_layers_round_weights_that_stream() -> None:
+    weights = {"w": normal(40, 300), "b": normal(40)}
+    proto = model([node("Gemm", "x w b", "y", transB=1)], weights, shape=(1, 300))
+    graph = optimise(load_network(proto))
+    for limit, types in ((None, ""), (1e-4, ""), (1e-3, "f32f16")):
+        rounded = roundings(limit, SMALL)
+        plan, arrangement = make_plan(graph, heuristic_choices(CPU), CPU, rounded=rounded)
+        assert [form.types for form in plan.forms.values()] == [types]
+        inputs = normal_inputs(graph, 1)
+        found = Executable.of(arrangement, CPU, 1, plan).run(inputs)
+        for name, value in reference.run(graph, inputs).items():
+            off = np.sqrt(np.mean((found[name] - value) ** 2) / np.mean(value**2))
+            assert off < (5e-4 if types else 2e-6)
+
+
+def test_nothing_is_rounded_without_a_limit() -> None:
+    assert not roundings(None, SMALL)(BIG)
+    assert not roundings(1e-4, SMALL)(BIG)
+    assert roundings(1e-3, SMALL)(BIG) == ["f32f16"]
+    assert not roundings(1e-3, replace(SMALL, l2=1 << 20))(BIG)
+    pairs = replace(SMALL, features="+avx512bf16")
+    assert roundings(5e-3, pairs)(BIG) == ["f32f16", "f32bf16"]
+    assert roundings(5e-3, replace(SMALL, features=""))(BIG) == ["f32f16"]
+
+
+def test_rounded_problems_are_tuned_beside_their_own() -> None:
+    """Those of networks, as often as they occur; a problem that is named is tuned as it is."""
+    rounded = roundings(1e-3, SMALL)
+    assert merged([Target(str(BIG), ((BIG, 1),))], rounded) == [(BIG, 1)]
+    both = [(BIG, 3), (replace(BIG, types="f32f16"), 3)]
+    assert merged([Target("network", ((BIG, 3),))], rounded) == both
+
+
+def test_missing_measurements_of_rounded_problems_are_no_remark(tmp_path: Path) -> None:
+    missing = list[ConvProblem]()
+    with Database(tmp_path / "empty.db") as store:
+        choose = stored_choices(store, CPU, 1, Limits(1e-3), missing=missing.append)
+        assert choose(replace(BIG, types="f32f16"))
+        assert choose(BIG)
+    assert missing == [BIG]
