@@ -13,6 +13,7 @@ from itertools import chain
 import numpy as np
 
 from fastrun.graph.build import strided
+from fastrun.graph.build.blocked import blocked
 from fastrun.graph.build.built import Built, constant
 from fastrun.graph.build.moves import stored_as
 from fastrun.graph.core.errors import UnsupportedError
@@ -70,6 +71,8 @@ def build(
     op, node = task.node.op, task.node
     src = reads[0]
     try:
+        if kernel := blocked(graph, task, cpu, reads, dst):
+            return kernel
         match op:
             case Conv():
                 problem = typed_problem(graph, task, form)

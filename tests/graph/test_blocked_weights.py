@@ -1,0 +1,55 @@
+"""Products with weights of four bits in blocks keep them packed, where rows are few."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.planner import make_plan
+from fastrun.graph.reference import interpreter as reference
+from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.core.cpu import Cpu
+from tests.support.execution import relative_error
+from tests.support.graph_models import model, normal
+
+CPU = Cpu.host()
+DEPTH, OUTPUTS, BLOCK = 128, 24, 32
+
+
+def product(rows: int, zeros: bool, bias: bool) -> onnx.ModelProto:
+    """One product with random weights of four bits."""
+    draw, blocks = np.random.default_rng(3), DEPTH // BLOCK
+    weights = {
+        "w": draw.integers(0, 256, (OUTPUTS, blocks, BLOCK // 2)).astype(np.uint8),
+        "s": draw.uniform(0.01, 0.02, OUTPUTS * blocks).astype(np.float32),
+        "z": draw.integers(0, 256, OUTPUTS * blocks // 2).astype(np.uint8),
+        "b": normal(OUTPUTS),
+    }
+    inputs = ["x", "w", "s", "z" if zeros else "", "", "b" if bias else ""]
+    op = helper.make_node(
+        "MatMulNBits", inputs, ["y"], domain="com.microsoft",
+        K=DEPTH, N=OUTPUTS, bits=4, block_size=BLOCK,
+    )  # fmt: skip
+    return model([op], {k: v for k, v in weights.items() if k in inputs}, shape=(rows, DEPTH))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_few_rows_read_packed_weights(zeros: bool, bias: bool) -> None:
+    for rows, packed in ((1, True), (7, True), (40, False)):
+        graph = optimise(load_network(product(rows, zeros, bias)))
+        plan, arrangement = make_plan(graph, heuristic_choices(CPU), CPU)
+        [kernel] = [step for step in arrangement.steps if step.weights is not None][:1]
+        assert (kernel.algorithm == "nibbles") == packed
+        if packed:
+            block = BLOCK // 2 + 4 + zeros  # bytes: weights, a scale, a zero point
+            lanes = -(-OUTPUTS // CPU.lanes) * CPU.lanes
+            assert kernel.packed().nbytes == lanes * (DEPTH // BLOCK) * block
+        x = {"x": normal(rows, DEPTH)}
+        found = Executable.of(arrangement, CPU, 2, plan).run(x)["y"]
+        assert relative_error(found, reference.run(graph, x)["y"]) < 5e-6
