@@ -8,6 +8,7 @@ from dataclasses import replace
 from fastrun.graph.build.steps import Arrangement, arrange
 from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph
+from fastrun.graph.core.ops import Conv, Gemm
 from fastrun.graph.plan.assign import assign
 from fastrun.graph.plan.bands import in_bands
 from fastrun.graph.plan.choices import Choose
@@ -89,9 +90,10 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
             f"the plan of {plan.network!r} does not fit the network {graph.name!r}: "
             "plan again for this network"
         )
-    known = {form.types for form in plan.forms.values() if form.types}
-    rounding = [x for x in sorted(known) if x != "u8" and rounds_weights(Types.parse(x))]
     own = own_choices(graph, todo, plan.forms)
+    weighing = (task.output for task in todo if isinstance(task.node.op, Conv | Gemm))
+    known = sorted({plan.forms[output].types for output in weighing})
+    rounding = [x for x in known if rounds_weights(Types.parse(x))]
     forms = Forms(graph, todo, own, costs, lambda p: rounding)
     check_forms(todo, plan.forms, forms)
     return arrange(forms, plan.forms, cpu)

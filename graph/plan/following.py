@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.ops import Conv
+from fastrun.graph.core.ops import Conv, Gemm
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.forms import Form, Forms, layouts_text, typed_problem
 from fastrun.graph.plan.tasks import Task
@@ -24,8 +24,13 @@ def own_choices(graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form]) 
     """
     found: dict[ConvProblem, list[Choice]] = {}
     for task in tasks:
+        form = forms[task.output]
+        if isinstance(task.node.op, Conv | Gemm):
+            try:
+                Types.parse(form.types)
+            except ValueError as error:
+                raise _refused(task, str(error)) from error
         if isinstance(task.node.op, Conv):
-            form = forms[task.output]
             choice = _own_choice(task, form)
             found.setdefault(typed_problem(graph, task, form), []).append(choice)
     return lambda p: found.get(p, [])
@@ -49,13 +54,16 @@ def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms)
         form = chosen[task.output]
         if isinstance(task.node.op, Conv):
             types = Types.parse(form.types)
+            if form.types not in [p.types for p in forms.problems(task)]:
+                raise _refused(task, f"it cannot compute {form.types}")
             possible = [forms.convolution(task, _own_choice(task, form), types)]
         else:
             possible = forms.possible(task)
             if form.algorithm != task.node.work:
                 raise _refused(task, f"it does {task.node.work}, not {form.algorithm}")
-        layouts = dict.fromkeys(layouts_text(x) for x in possible if x.types == form.types)
-        if layouts_text(form) not in layouts:
+        same = [x for x in possible if x.types == form.types]
+        layouts = dict.fromkeys(map(layouts_text, same or possible))
+        if not same or layouts_text(form) not in layouts:
             either = " or ".join(layouts)
             raise _refused(task, f"it can run in {either}, not in {layouts_text(form)}")
 

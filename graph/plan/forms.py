@@ -134,7 +134,7 @@ class Forms:
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
-                for problem in self._problems(task):
+                for problem in self.problems(task):
                     if problem not in self._choices:
                         self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
@@ -290,7 +290,7 @@ class Forms:
     def _convolutions(self, task: Task) -> list[Form]:
         """The fastest choice for each pair of layouts and each choice of element types."""
         found: dict[tuple[str, Layout, Layout], Form] = {}
-        problems = self._problems(task)
+        problems = self.problems(task)
         # Guessed times are not compared with measured ones of other types.
         measured = [p for p in problems if not all(c.guessed for c in self._choices[p])]
         for problem in measured or problems:
@@ -303,7 +303,7 @@ class Forms:
                     found[key] = self.convolution(task, choice, problem.precision)
         return list(found.values())
 
-    def _problems(self, task: Task) -> list[ConvProblem]:
+    def problems(self, task: Task) -> list[ConvProblem]:
         """The problems as which a convolution may run. Gathered channels take float32 weights."""
         plain, *others = conv_problems(self.graph, task.node)
         rounded = self._rounded(plain) if task.parts == 1 else ()

@@ -9,11 +9,13 @@ import numpy as np
 import onnx
 import pytest
 
+from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.passes.rounding import round_inputs, spread_rounding
+from fastrun.graph.plan.byte_kernels import float_notes
 from fastrun.graph.plan.choices import Choose, heuristic_choices
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan, make_plan
@@ -73,3 +75,33 @@ def test_every_tensor_that_has_a_grid_is_rounded(
     check(replace(graph, outputs=tuple(node.output for node in graph.nodes)))
     check(graph, threads=2)
     check(graph, mixed(skip))
+
+
+def test_plans_with_types_that_a_network_does_not_have_are_refused() -> None:
+    graph = made(networks.residual)
+    plan, _ = make_plan(graph, HEURISTIC, CPU)
+    text = str(plan)
+    assert " as u8s8>u8\t" in text
+    for old, new, message in [
+        (" as u8s8>u8\tg", " as u8s5>u8\tg", "at 'g': it cannot compute u8s5>u8"),
+        (" as u8s8>u8\tg", "\tg", "at 'g': it can run in NHWC,NHWC>NHWC:u8, not in"),
+        ("max pool as u8\t", "max pool as u8>f32\t", "at 'c': it can run in"),
+        (" as u8s8>u8\tg", " as u8>f32\tg", "at 'g': unknown types"),
+    ]:
+        assert old in text
+        with pytest.raises(PlanError, match=message):
+            follow_plan(graph, Plan.parse(text.replace(old, new)), CPU)
+    with pytest.raises(PlanError, match="unknown types 'u9'"):
+        Plan.parse(text.replace(" as u8s8>u8\tg", " as u9\tg"))
+    with pytest.raises(PlanError, match="does not fit the network"):
+        follow_plan(optimise(load_network(networks.residual())), plan, CPU)
+
+
+def test_weights_that_no_kernel_takes_run_in_float32_for_a_reason() -> None:
+    graph = made(networks.residual)
+    grid = graph.grids["w5"]
+    lowest = graph.constants["w5"].copy()
+    lowest[0, 0, 0, 0] = -128 * grid.scale[0]  # type: ignore[index]
+    changed = replace(graph, constants={**graph.constants, "w5": lowest})
+    assert dict(float_notes(changed)) == {"'f' (Conv)": "its weights 'w5' contain -128"}
+    check(changed)

@@ -203,11 +203,12 @@ def _moving(threads: int) -> Costs:
 
 def _remark(graph: Graph, database: str, missing: set[ConvProblem], threads: int) -> str:
     """A remark on the problems for which the heuristic chooses, because current records lack."""
-    if not missing:
+    wanted = {p for p, _, _ in convolutions(graph)}
+    if not missing & wanted:
         return ""
     return (
-        f"{database} holds no current measurement of {len(missing)} of "
-        f"{plural(len(convolutions(graph)), 'convolution')} of {graph.name} on "
+        f"{database} holds no current measurement of {len(missing & wanted)} of "
+        f"{plural(len(wanted), 'convolution')} of {graph.name} on "
         f"{plural(threads, 'thread')}: the heuristic chooses for those (`fastrun tune"
         f"{f' --threads {threads}' if threads > 1 else ''}` measures them)"
     )
