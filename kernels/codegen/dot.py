@@ -101,6 +101,39 @@ def _vnni(types: Types) -> Dot:
     )
 
 
+def _wd16(types: Types) -> Dot:
+    """int16 x int16, added to int32 in a second instruction."""
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        return acc + multiply_pairs(x[0], w[0])
+
+    return _pairs("wd16", types, add, registers=1)
+
+
+def _vnni16(types: Types) -> Dot:
+    """int16 x int16 in one instruction."""
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        name = f"llvm.x86.avx512.vpdpwssd.{32 * acc.lanes}"
+        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
+
+    return _pairs("vnni16", types, add)
+
+
+def _pairs(
+    name: str, types: Types, add: Callable[[Vec, Group, Group], Vec], registers: int = 0
+) -> Dot:
+    return Dot(
+        name,
+        types,
+        2,
+        lambda at, lanes: (_word(at, lanes, I16),),
+        lambda at, lanes: (_vector(at, lanes, I16),),
+        add,
+        registers,
+    )
+
+
 def multiply_pairs(a: Vec, b: Vec) -> Vec:
     """int16 x int16, neighbouring products added to int32: vpmaddwd."""
     name = {8: "sse2.pmadd.wd", 16: "avx2.pmadd.wd", 32: "avx512.pmaddw.d.512"}[a.lanes]
@@ -233,13 +266,17 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
 
     If weights are bf16 there is a product of pairs of bf16, which rounds float32 input as well.
     """
+    x86 = cpu.triple.startswith("x86_64")
+    vnni = has(cpu, "avx512vnni") or has(cpu, "avxvnni")
+    if types.src is I16:
+        return [*([_vnni16(types)] if vnni else []), *([_wd16(types)] if x86 else [])]
     if not types.integer:
         native = types.weights is BF16 and has(cpu, "avx512bf16")
         return [*([_bf16(types)] if native else []), _fma(types)]
-    if not cpu.triple.startswith("x86_64"):
+    if not x86:
         wider = [_usdot(types)] if has(cpu, "i8mm") else []
         return [*wider, *([_sdot(types)] if has(cpu, "dotprod") else [])]
-    found = [_vnni(types)] if has(cpu, "avx512vnni") or has(cpu, "avxvnni") else []
+    found = [_vnni(types)] if vnni else []
     # 255 * 2 * chain * largest must fit int16.
     chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]
     return [*found, *(_ubsw(types, n) for n in chains), _wd(types)]

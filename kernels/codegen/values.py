@@ -279,6 +279,11 @@ class Vectors(Emitter):
         text = f"select {bits} {mask}, {kind} {chosen.ssa}, {kind} {other.ssa}"
         return Vec(self, self.emit(text), chosen.lanes, chosen.dtype)
 
+    def choose(self, condition: Condition, yes: Vec, no: Vec) -> Vec:
+        """One of two vectors."""
+        text = f"select i1 {condition.ssa}, {yes.type} {yes.ssa}, {no.type} {no.ssa}"
+        return Vec(self, self.emit(text), yes.lanes, yes.dtype)
+
     def intrinsic(self, name: str, *operands: Vec) -> Vec:
         """An LLVM intrinsic with operands and result of one type."""
         kind, lanes, dtype = operands[0].type, operands[0].lanes, operands[0].dtype

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I32, S8, U8, DType
+from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I16, I32, S8, U8, DType
 
 TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|bf16|bf16>f32"
 """The words in short, for messages."""
@@ -35,7 +35,7 @@ class Types:
     @property
     def sums(self) -> DType:
         """The type of accumulators."""
-        return I32 if self.integer else F32
+        return F32 if self.src.is_float else I32
 
     @property
     def largest(self) -> int:
@@ -45,9 +45,16 @@ class Types:
     def __str__(self) -> str:
         if self.integer:
             return f"u8s{self.bits}>{self.dst.name}"
+        if self.src is I16:
+            return "s16"
         if self.src is BF16:
             return "bf16" if self.dst is BF16 else "bf16>f32"
         return "" if self.weights is F32 else f"f32{self.weights.name}"
+
+    @classmethod
+    def pairs(cls) -> Types:
+        """Those of int16 products; problems do not have them, but steps of some algorithms."""
+        return cls(I16, I16, I32, 16)
 
     @classmethod
     def parse(cls, word: str) -> Types:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from fastrun.kernels.conv.winograd import heuristic
+from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.conv.winograd import CHUNKS, heuristic, largest_error, template
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.transform import (
     POINTS,
@@ -14,8 +15,9 @@ from fastrun.kernels.conv.winograd.transform import (
     tile_sizes,
 )
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import F32, I16
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.types import Types
 from fastrun.search_spaces.space import Space, blocked_layouts, upto
 
 
@@ -41,7 +43,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         return s.nr_tiles < 2 * tiles(s)
 
     def planes_fit_caches(s: Schedule) -> bool:
-        planes = F32.bytes(math.prod(alphas(s)) * s.nr_tiles * p.group_c)
+        planes = (I16 if integer else F32).bytes(math.prod(alphas(s)) * s.nr_tiles * p.group_c)
         return planes <= max(4 * cpu.l2, cpu.l3 // 4)
 
     def body_fits_op_cache(s: Schedule) -> bool:
@@ -50,6 +52,12 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     def has_the_panels(s: Schedule) -> bool:
         return (s.oc_block - 1) * s.cols * cpu.lanes < p.group_oc
 
+    def exact_enough(s: Schedule) -> bool:
+        return template.error(p, s) <= largest_error(p)
+
+    integer = p.precision.integer
+    kinds = [dot.name for dot in dots(Types.pairs(), cpu)]
+    chunks = ["", *(str(n) for n in CHUNKS if n < p.group_c)]
     blocks = (4, 8, 12, 14, 16, 18, 21, 24, 28, 36, 42, 49, 56, 84, 112)
     most = p.n * math.prod(tile_grid(p, (2, 2)))
     down, across = shared_outputs(p)
@@ -66,6 +74,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "oc_block": [1, 4],
             "prefetch": [0, 64],
             "split": ["tiles", "channels"],
+            **({"dot": kinds, "chunk": chunks} if integer else {}),
         },
         [
             transforms_an_axis,
@@ -74,5 +83,6 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             planes_fit_caches,
             body_fits_op_cache,
             has_the_panels,
+            *([exact_enough] if integer else []),
         ],
     )

@@ -44,6 +44,8 @@ PROBLEMS = [
 def test_outputs_are_exact(text: str, cpu: Cpu) -> None:
     p = ConvProblem.parse(text)
     for template in applicable(p, cpu):
+        if template.name == "winograd":
+            continue  # it has fields of its own: see test_winograd_integers
         first = template.heuristic(p, cpu)
         schedules = [first]
         if hasattr(first, "dot"):

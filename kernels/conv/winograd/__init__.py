@@ -3,6 +3,9 @@
 The block is transformed into a buffer of its own, multiplied plane by plane with packed transformed
 weights, and transformed back, with the epilogue at the store. Vectors hold neighbouring channels of
 input and output, and tiles are the rows that are broadcast, so nothing is packed or transposed.
+
+Integers are multiplied as int16 (`rounding`): up to F(4,3) the input transform, the products and
+their sums are exact, like those of the direct method.
 """
 
 from __future__ import annotations
@@ -11,27 +14,37 @@ import math
 from itertools import product
 
 from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.tiling import channel_lanes, check_groups, cover, tile_count
+from fastrun.kernels.conv.winograd.rounding import OUTPUT_RMS, Rounding, input_is_exact
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.steps import LINE, Steps, max_rows
 from fastrun.kernels.conv.winograd.transform import (
     ALPHA,
+    POINTS,
     expected_error,
     shared_outputs,
     tile_grid,
     tile_sizes,
 )
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import F32, I16, U8
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import ROUNDING, KernelTemplate, check, check_sizes
+from fastrun.kernels.core.types import Types
 
 # The largest expected error of the heuristic's tiles: an rms relative to the output's rms.
 MAX_ERROR = 2e-5
 # How much they may amplify the error of weights that are rounded to 16 bits.
 AMPLIFIED = 5.0
+
+# The same for integers: an rms in steps of the output, beside that of rounding the output.
+MAX_STEPS = 0.1
+
+# Channels added as int32, if all are too many.
+CHUNKS = (256, 128, 64)
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -50,14 +63,17 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     """The heuristic's schedule for tiles of mh x mw outputs."""
+    points, chunk = _exact_enough(p, (mh, mw))
     block = cpu.block
+    integer = p.precision.integer
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
-    layout = Layout("NHWC" if grouped else f"NCHW{block}c")
+    layout = Layout("NHWC" if grouped or integer else f"NCHW{block}c")
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
     # One plane of a block and its products fit L1 beside a stream of weights, and all planes fit
     # half of L2. But a block has at least sixteen tiles, since each block reads all weights.
-    bytes_per_tile = F32.bytes(p.group_c + 2 * block)
+    kind = I16 if integer else F32
+    bytes_per_tile = kind.bytes(p.group_c) + F32.bytes(2 * block)
     fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (math.prod(alphas) * bytes_per_tile))
     enough = 2 * cpu.cores
     blocks = max(-(-tiles // max(16, fit)), min(enough, tiles // 16))
@@ -65,12 +81,12 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     if not few:
         blocks = -(-blocks // cpu.cores) * cpu.cores
     nr_tiles = -(-tiles // blocks)
-    weight_bytes = F32.bytes(math.prod(alphas) * p.c * p.group_oc)
+    weight_bytes = kind.bytes(math.prod(alphas) * p.c * p.group_oc)
     return Schedule(
         layout=str(layout),
         mh=mh,
         mw=mw,
-        points="balanced",
+        points=points,
         nr_tiles=nr_tiles,
         cols=_best_cols(nr_tiles, -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu)), cpu),
         unroll=4,
@@ -78,6 +94,8 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         # A stream from memory is faster without software prefetch.
         prefetch=64 if weight_bytes < cpu.l3 // 2 else 0,
         split="channels" if few else "tiles",
+        dot=dots(Types.pairs(), cpu)[0].name if integer else "",
+        chunk=chunk,
     )
 
 
@@ -97,19 +115,63 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
     """The tile with the lowest cost, in multiplications, whose expected error is small enough.
 
     A transform costs about 6 multiplications per element and channel; a weight, which streams from
-    L3, about 5.
+    L3, about 5, or 2 if it is int16. Integers get a tile whose input transform is exact.
     """
+    reading = 2 if p.precision.integer else 5
 
     def cost(m: tuple[int, int]) -> int:
         tiles = p.n * math.prod(tile_grid(p, m))
         planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
         products = p.c * p.group_oc
-        return planes * (tiles * (products + 6 * (p.c + p.oc)) + 5 * products)
+        return planes * (tiles * (products + 6 * (p.c + p.oc)) + reading * products)
 
+    sizes = sorted((m for m in _sizes(p) if m != (1, 1)), key=cost)
+    if p.precision.integer:
+        sizes = [m for m in sizes if input_is_exact(p, m)] or sizes
+    limit, errors = _careful(p), (_error(p, m, *_exact_enough(p, m)) for m in sizes)
+    cheapest = next((m for m, error in zip(sizes, errors, strict=True) if error <= limit), None)
+    return cheapest or min(sizes, key=lambda m: _error(p, m, *_exact_enough(p, m)))
+
+
+def largest_error(p: ConvProblem) -> float:
+    """The largest expected error of schedules for integers, as `KernelTemplate.error` says it."""
+    return MAX_STEPS if p.precision.dst is U8 else MAX_STEPS / OUTPUT_RMS
+
+
+def _careful(p: ConvProblem) -> float:
+    """The largest expected error of the heuristic's tiles. Weights of integers may be unusual."""
     rounding = ROUNDING.get(p.precision.weights, 0.0)
-    most = AMPLIFIED * rounding if rounding else MAX_ERROR
-    exact = [m for m in _sizes(p) if m != (1, 1) and expected_error(p, m) <= most]
-    return min(exact, key=cost)
+    if p.precision.integer:
+        return largest_error(p) / 2
+    return AMPLIFIED * rounding if rounding else MAX_ERROR
+
+
+def _exact_enough(p: ConvProblem, m: tuple[int, int]) -> tuple[str, str]:
+    """Points and chunk for a tile: the longest chunk whose expected error is small enough."""
+    if not p.precision.integer:
+        return "balanced", ""
+    shorter = [str(n) for n in CHUNKS if n < p.group_c]
+    for chunk in ["", *shorter]:
+        points = min(reversed(POINTS), key=lambda name: _error(p, m, name, chunk))
+        if _error(p, m, points, chunk) <= _careful(p):
+            break
+    return points, chunk
+
+
+def _error(p: ConvProblem, m: tuple[int, int], points: str, chunk: str) -> float:
+    """The rms error to expect, as `KernelTemplate.error` says.
+
+    Points that there are not are infinitely bad.
+    """
+    try:
+        of_sums = expected_error(p, m, points)
+    except ValueError:
+        return math.inf
+    if not p.precision.integer:
+        return of_sums
+    rounding = Rounding.of(p, m, points, chunk)
+    steps = OUTPUT_RMS if p.precision.dst is U8 else 1
+    return math.hypot(of_sums * steps, rounding.error(p))
 
 
 def _sizes(p: ConvProblem) -> list[tuple[int, int]]:
@@ -129,33 +191,40 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         with module.stage("winograd_input", p.groups * blocks * w.input_vectors) as (k, task):
             vector, rest = task % w.input_vectors, task // w.input_vectors
             block, group = rest % blocks, rest // blocks % p.groups
-            planes = k.argument("shared", w.input_floats).at(rest)
+            planes = k.argument("shared", w.input_size, dtype=w.element).at(rest)
             w.transform_input(k, block, group, vector, planes)
         with module.stage("winograd_output", p.groups * w.passes * blocks) as (k, task):
             block, rest = task % blocks, task // blocks
             number, group = rest % w.passes, rest // w.passes % p.groups
-            planes = k.argument("shared", blocks * w.input_floats, w.input_floats).at(group, block)
+            strides = blocks * w.input_size, w.input_size
+            planes = k.argument("shared", *strides, dtype=w.element).at(group, block)
             products = k.argument("local")
             w.multiply(k, block, group, number, planes, products)
             w.transform_output(k, block, group, number, products)
-        shared = F32.bytes(p.groups * blocks * w.input_floats)
-        return module.program(io, w.pack, shared, F32.bytes(w.product_floats))
+        return module.program(io, w.pack, p.groups * blocks * w.input_bytes, w.product_bytes)
     with module.stage("winograd", p.groups * blocks) as (k, task):
         block, group = task % blocks, task // blocks % p.groups
-        planes = k.argument("local")
+        planes = k.argument("local", dtype=w.element)
         with k.loop(w.input_vectors) as vector:
             w.transform_input(k, block, group, vector, planes)
         with k.loop(w.passes) as number:
-            products = k.argument("local", offset=w.input_floats)
+            products = k.argument("local", offset=F32.count(w.input_bytes))
             w.multiply(k, block, group, number, planes, products)
             w.transform_output(k, block, group, number, products)
-    return module.program(io, w.pack, local_bytes=F32.bytes(w.input_floats + w.product_floats))
+    return module.program(io, w.pack, local_bytes=w.input_bytes + w.product_bytes)
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
-    """Preferred with enough channels to pay for the transforms; along one axis they save less."""
+    """Preferred with enough channels to pay for the transforms; along one axis they save less.
+
+    Products of bytes, where the processor has them, are twice as fast as those of int16: then
+    Winograd saves too little along one axis, or if few tiles share the larger weights.
+    """
     least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
+    if p.precision.integer and dots(p.precision, cpu)[0].name != "wd":
+        tiles = p.n * math.prod(tile_grid(p, (4, 4)))
+        pays &= min(p.kernel) > 1 and min(p.group_c, p.group_oc) >= 16 and tiles >= 8
     return 5 if pays else 0
 
 
@@ -173,8 +242,8 @@ template = KernelTemplate(
     heuristic,
     build,
     rank,
-    takes=lambda types, cpu: types.src is F32,
     rows_alike=False,
     grain=grain,
-    error=lambda p, s: expected_error(p, (s.mh, s.mw), s.points),
+    takes=lambda types, cpu: types.src is F32 or (types.integer and bool(dots(Types.pairs(), cpu))),
+    error=lambda p, s: _error(p, (s.mh, s.mw), s.points, s.chunk),
 )

@@ -17,3 +17,5 @@ class Schedule:
     oc_block: int  # panels of output channels that are multiplied in one pass over the planes
     prefetch: int  # steps of K by which weights are fetched ahead; 0: no prefetch
     split: str  # what tasks divide: "tiles", or "channels" after all tiles are transformed
+    dot: str = ""  # the kind of int16 products, where the problem has integers
+    chunk: str = ""  # channels whose products are added as int32; sums go on in float32; "": all

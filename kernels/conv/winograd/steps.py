@@ -5,11 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Vec, at_channel, least, most
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Int,
+    Kernel,
+    Tile,
+    Vec,
+    at_channel,
+    fma,
+    least,
+    most,
+)
+from fastrun.kernels.codegen.dot import Dot, dot_of
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.half import encoded, joined, scale_room, unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
@@ -19,9 +32,11 @@ from fastrun.kernels.codegen.tiling import (
     channel_lanes,
     channel_panels,
     cover,
+    last_apart,
     start_of,
     tile_count,
 )
+from fastrun.kernels.conv.winograd.rounding import Rounding
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.transform import (
     ALPHA,
@@ -31,11 +46,12 @@ from fastrun.kernels.conv.winograd.transform import (
     transform_weights,
 )
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.dtype import F32
-from fastrun.kernels.core.layout import Array, Placement
+from fastrun.kernels.core.dtype import F32, I16, DType
+from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.template import ScheduleError, check
+from fastrun.kernels.core.types import Types
 
 LINE = F32.count(CACHE_LINE)
 
@@ -46,7 +62,9 @@ class Steps:
 
     A block of tiles is transformed into planes, one for each product of a tile. A pass multiplies
     the planes by the weights of some panels of output channels. The products are transformed back.
-    A block needs `input_floats` of memory for the planes and `product_floats` for the products.
+    A block needs `input_bytes` of memory for the planes and `product_bytes` for the products.
+
+    With a `rounding` the planes are int16, the products float32 as ever.
     """
 
     p: ConvProblem
@@ -59,29 +77,47 @@ class Steps:
     rows: int  # tiles of a register tile, at most
     input_lanes: int
     lanes: int  # of output channels
+    dot: Dot
+    rounding: Rounding | None
 
     @classmethod
     def of(cls, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Steps:
         """The steps of a schedule.
 
         Raises:
-            ScheduleError: no transform of that size, or no register tile of that width.
+            ScheduleError: no transform of that size, no register tile of that width, or no such
+                products.
         """
         for m, r in zip((s.mh, s.mw), p.kernel, strict=True):
             check(r > 1 or m <= ALPHA, f"no tile has {m} inputs on an axis, but up to {ALPHA}")
         try:
             vertical = Transform.of(s.mh, p.kernel[0], s.points)
             horizontal = Transform.of(s.mw, p.kernel[1], s.points)
+            rounding = (
+                Rounding.of(p, (s.mh, s.mw), s.points, s.chunk) if p.precision.integer else None
+            )
         except ValueError as error:
             raise ScheduleError(str(error)) from error
         tiles = p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
-        lanes = channel_lanes(p.group_oc, io.dst.layout, cpu)
-        input_lanes = channel_lanes(p.group_c, io.src.layout, cpu)
+        types = Types.pairs() if rounding else p.precision
+        check(rounding is not None or not s.dot, f"dot={s.dot}: winograd multiplies one by one")
+        of_lanes = types if rounding else Types()
+        lanes = channel_lanes(p.group_oc, io.dst.layout, cpu, of_lanes)
+        check(rounding is not None or not s.chunk, "sums of float32 have no chunks")
+        dot = dot_of(types, s.dot, cpu)
+        per_lane = F32.bits // rounding.arithmetic.bits if rounding else 1
+        wide = replace(cpu, lanes=cpu.lanes * per_lane)
+        input_lanes = channel_lanes(p.group_c, io.src.layout, wide, of_lanes)
+        if rounding:
+            enough = rounding.chunk >= min(input_lanes, p.group_c)
+            check(enough, f"chunk={s.chunk}: a vector has {input_lanes} channels")
         panels = channel_panels(p.group_oc, lanes, s.cols, split_tail=False)
-        rows = max_rows(panels[0].size, cpu)
+        rows = max_rows(panels[0].size, cpu, dot.registers)
         check(rows > 0, "tile needs too many registers")
         blocks = cover(tiles, s.nr_tiles)
-        return cls(p, s, io, vertical, horizontal, blocks, panels, rows, input_lanes, lanes)
+        return cls(
+            p, s, io, vertical, horizontal, blocks, panels, rows, input_lanes, lanes, dot, rounding
+        )
 
     @property
     def planes(self) -> int:
@@ -99,31 +135,51 @@ class Steps:
         return -(-tile_count(self.panels) // self.s.oc_block)
 
     @property
-    def input_floats(self) -> int:
-        """Floats of a block's transformed input."""
-        return self.input_vectors * self.planes * self._plane(self.input_lanes)
+    def element(self) -> DType:
+        """The type of the planes."""
+        return self.dot.types.src
 
     @property
-    def product_floats(self) -> int:
-        """Floats of a block's products of one pass."""
-        vectors = min(self.s.oc_block * self.panels[0].size, self.panels[-1].end)
-        return vectors * self.planes * self._plane(self.lanes)
+    def input_size(self) -> int:
+        """Elements of a block's transformed input."""
+        return self.input_vectors * self.planes * self._plane(self.input_lanes, self.element)
 
-    def pack(self, weights: Array) -> Array:
-        """Transformed weights in reading order: group, pass, plane, panel, term of K, channel."""
-        p, width = self.p, self.panels[-1].end * self.lanes
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of a block's transformed input."""
+        return self.element.bytes(self.input_size)
+
+    @property
+    def product_bytes(self) -> int:
+        """Bytes of a block's products of one pass."""
+        vectors = min(self.s.oc_block * self.panels[0].size, self.panels[-1].end)
+        return F32.bytes(vectors * self.planes * self._plane(self.lanes, F32))
+
+    def pack(self, weights: NDArray[Any]) -> NDArray[Any]:
+        """Transformed weights in reading order: group, pass, plane, panel, term of K, channel.
+
+        In front of those that are rounded are what units of their sums are: group, plane, channel.
+        """
+        p, width, group_of = self.p, self.panels[-1].end * self.lanes, self.dot.group
         filters = weights.reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
         taps = np.zeros((p.groups, p.group_c, width, *p.kernel), np.float32)
         taps[:, :, : p.group_oc] = filters.swapaxes(1, 2)
         sizes = [run.size * self.lanes for run in self.panels for _ in range(run.count)]
-        dtype = p.precision.weights
+        terms = self.dot.groups(p.group_c) * group_of
+        dtype = self.dot.types.weights
         front = np.zeros(scale_room(dtype, p.groups * width), np.float32)
-        packed = np.empty(p.groups * self.planes * p.group_c * width, dtype.numpy)
+        units = np.empty((p.groups, self.planes, width), np.float32)
+        packed = np.zeros(p.groups * self.planes * terms * width, dtype.numpy)
         left = packed
         for number, group in enumerate(taps):
-            u = transform_weights(group, self.vertical, self.horizontal)
+            u: NDArray[Any] = transform_weights(group, self.vertical, self.horizontal)
             u = u.reshape(self.planes, p.group_c, width)
-            if dtype is not F32:
+            if self.rounding:
+                starts = [first * self.input_lanes for first in self._chunk_starts]
+                u, units[number] = self.rounding.weights(u, starts)
+                u = np.pad(u, ((0, 0), (0, terms - p.group_c), (0, 0)))
+                u = u.reshape(self.planes, -1, group_of, width).swapaxes(2, 3)
+            elif dtype is not F32:
                 elements, scales = encoded(u.transpose(2, 0, 1), dtype)
                 u = elements.transpose(1, 2, 0)
                 front[number * width : (number + 1) * width] = scales[:width]
@@ -136,7 +192,7 @@ class Steps:
                     size = panel[0].size
                     planes[:, :size].reshape(panel.shape)[...] = panel
                     planes = planes[:, size:]
-        return joined(front, packed)
+        return joined(units.ravel() if self.rounding else front, packed)
 
     def transform_input(
         self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
@@ -147,7 +203,8 @@ class Steps:
         src = k.tensor("src", self.io.src, y=-p.padding[0], x=-p.padding[1])
         src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
         height, width = self.vertical.alpha, self.horizontal.alpha
-        half = k.scratch(height * width * lanes, width * lanes, lanes, 1)
+        arithmetic = self.rounding.arithmetic if self.rounding else F32
+        half = k.scratch(height * width * lanes, width * lanes, lanes, 1, dtype=arithmetic)
         # A tile that exceeds the image reads the last pixels again. Its outputs inside the image
         # do not depend on them, and nothing beyond the padding is read.
         dy, dx = p.dilation
@@ -156,7 +213,7 @@ class Steps:
             rows = [src.at(image, 0, least(top + i * dy, last_y)) for i in range(height)]
             for x in range(width):
                 at = least(left + x * dx, last_x)
-                column = [row.load(0, 0, 0, at, lanes=lanes) for row in rows]
+                column = [row.load(0, 0, 0, at, lanes=lanes).to(arithmetic) for row in rows]
                 for row in rows:
                     row.prefetch(0, 0, 0, left + x * dx + width)
                 for i, value in enumerate(self.vertical.of_input(column)):
@@ -164,7 +221,13 @@ class Steps:
             for y in range(height):
                 line = [half.load(y, j, lanes=lanes) for j in range(width)]
                 for j, value in enumerate(self.horizontal.of_input(line)):
-                    planes.store(value, 0, y * width + j, tile)
+                    planes.store(self._rounded(value, y * width + j), 0, y * width + j, tile)
+
+    def _rounded(self, value: Vec, plane: int) -> Vec:
+        """A vector of a plane of the transformed input as the products read it."""
+        if self.rounding is None or self.rounding.whole:
+            return value
+        return (value * float(self.rounding.input_scales[plane])).to(I16)
 
     def multiply(
         self, k: Kernel, block: Int, group: Int, number: Int, inputs: Buffer, products: Buffer
@@ -173,49 +236,93 @@ class Steps:
         begin, end, first, last = self._pass(number)
         inputs = self._planes(inputs, self.input_lanes)
         products = self._planes(products, self.lanes)
-        terms = self.lanes * self.p.group_c
-        weights, _ = self._weights(k, self.planes * self.panels[-1].end * terms, terms)
+        terms = self.lanes * self.dot.groups(self.p.group_c) * self.dot.group
+        weights, scales = self._weights(k, self.planes * self.panels[-1].end * terms, terms)
         weights = weights.at(group, first * self.planes)
+        units = scales.at(group) if self.rounding and scales else None
 
         for tiles in self.blocks:
             with tiles.when(k, block), k.loop(self.planes) as plane:
                 for v in self.panels:
                     with v.loop(k, begin, end) as vector:
                         here = (last - first) * plane + (vector - first)
-                        packed = weights.at(0, here).strided(v.size * self.lanes, 1)
+                        across = v.size * self.lanes * self.dot.group
+                        packed = weights.at(0, here).strided(across, 1)
+                        unit = units.at(0, plane, vector).strided(self.lanes) if units else None
                         out = products.at(vector - first, plane)
                         for t in cover(tiles.size, self.rows):
                             with t.loop(k) as at:
                                 row = inputs.at(0, plane, at)
-                                self._product(k, t, v, row, packed, out.at(0, 0, at))
+                                acc = k.tile(t.size, v.size, self.lanes, self.dot.types.sums)
+                                self._product(k, acc, row, packed, out.at(0, 0, at), unit)
 
     def _product(
-        self, k: Kernel, tiles: Tiles, v: Tiles, inputs: Buffer, weights: Buffer, out: Buffer
+        self, k: Kernel, acc: Tile, inputs: Buffer, weights: Buffer, out: Buffer,
+        units: Buffer | None,
+    ) -> None:  # fmt: skip
+        """A register tile: some tiles of one plane times a panel of weights, over all of K.
+
+        A unit of integer sums is `units` of their channel.
+        """
+        vectors = self.input_vectors
+        for chunks in self._chunks:
+            with chunks.loop(k) as first:
+                acc.fill(k.const(0, self.lanes, acc.dtype))
+                last = chunks.end == vectors and chunks.count == 1
+                channels = self.p.group_c - chunks.start * self.input_lanes
+                channels = channels if last else chunks.size * self.input_lanes
+                position = first * (self.input_lanes // self.dot.group)
+                self._add_products(k, acc, inputs.at(first), weights.at(position), channels)
+                for i, j in acc:
+                    value = acc[i, j]
+                    if units:
+                        unit = units.load(j, lanes=self.lanes)
+                        value = self._summed(k, first, value.to(F32), unit, out.at(j, 0, i))
+                    out.store(value, j, 0, i)
+
+    def _add_products(
+        self, k: Kernel, acc: Tile, inputs: Buffer, weights: Buffer, channels: int
     ) -> None:
-        """A register tile: some tiles of one plane times a panel of weights, over all of K."""
-        acc = k.tile(tiles.size, v.size, self.lanes)
-        acc.fill(k.const(0.0, self.lanes))
-        ahead = self.s.prefetch
-        line = self.p.precision.weights.count(CACHE_LINE)
-        lines = range(0, v.size * self.lanes, line) if ahead else ()
+        """Add the products of some channels."""
+        dot, lanes, ahead = self.dot, self.lanes, self.s.prefetch
+        across = lanes * dot.group
+        lines = range(0, acc.cols * across, weights.dtype.count(CACHE_LINE)) if ahead else ()
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
-            for place in lines:
-                weights.prefetch(position + ahead, place)
-            done = acc[tiles.size - 1, v.size - 1]
+            for line in lines:
+                weights.prefetch(position + ahead, line)
+            done = acc[acc.rows - 1, acc.cols - 1]
             now, packed = inputs.after(done), weights.after(done)
             outer_product(
                 acc,
-                (now.splat(b, 0, i, lane, lanes=self.lanes) for i in range(acc.rows)),
-                (
-                    packed.load(position, j * self.lanes, lanes=self.lanes).to(F32)
-                    for j in range(acc.cols)
-                ),
+                (dot.pixel(now, b, 0, i, lane * dot.group, lanes=lanes) for i in range(acc.rows)),
+                (dot.weights(packed, position, j * across, lanes=lanes) for j in range(acc.cols)),
+                dot.add,
             )
 
-        reduction(k, self.p.group_c, self.input_lanes, (1, 1), self.s.unroll, step)
-        for i, j in acc:
-            out.store(acc[i, j], j, 0, i)
+        block = self.input_lanes // dot.group
+        reduction(k, dot.groups(channels), block, (1, 1), self.s.unroll, step)
+
+    def _summed(self, k: Kernel, first: Int, value: Vec, unit: Vec, out: Buffer) -> Vec:
+        """The sum of a chunk times its unit, added to that of the chunks before."""
+        if isinstance(first, int) and first == 0:
+            return value * unit
+        before = out.load(lanes=self.lanes)
+        if not isinstance(first, int):
+            before = k.choose(first < 1, k.const(0, self.lanes), before)
+        return fma(value, unit, before)
+
+    @property
+    def _chunks(self) -> list[Tiles]:
+        """Vectors of input channels whose products are added in the accumulators' type."""
+        if self.rounding is None:
+            return cover(self.input_vectors, self.input_vectors)
+        chunks = cover(self.input_vectors, max(1, self.rounding.chunk // self.input_lanes))
+        return last_apart(chunks) if self.p.group_c % self.input_lanes else chunks
+
+    @property
+    def _chunk_starts(self) -> list[int]:
+        return [t.start + i * t.size for t in self._chunks for i in range(t.count)]
 
     def transform_output(
         self, k: Kernel, block: Int, group: Int, number: Int, products: Buffer
@@ -232,7 +339,10 @@ class Steps:
                 planes = products.at(vector - first)
                 dst = self._channels(k, "dst", self.io.dst, group, vector)
                 add = self._channels(k, "add", self.io.add, group, vector)
-                bias = k.argument("bias", p.group_oc, lanes).load(group, vector, lanes=lanes)
+                sums = p.precision.sums
+                bias = k.argument("bias", p.group_oc, lanes, dtype=sums)
+                offset = bias.load(group, vector, lanes=lanes).to(F32)
+                channel = vector * lanes + group * p.group_oc if p.precision.integer else 0
                 scale = self._scale(k, group, vector)
                 with self._tiles(k, block) as (tile, image, top, left):
                     with k.loop(width) as x:
@@ -256,19 +366,28 @@ class Steps:
                             for j, value in enumerate(values):
                                 at = (image, 0, top + y * dy, left + j * dx)
                                 residual = add.load(*at, lanes=lanes) if p.add else None
-                                total = unscale(value, scale, bias) if scale else value + bias
-                                dst.store_first(finish(p, total, residual), kept, *at)
+                                total = unscale(value, scale, offset) if scale else value + offset
+                                result = finish(p, total, residual, channel)
+                                dst.store_first(result, kept, *at)
 
     def _weights(self, k: Kernel, *strides: int) -> tuple[Buffer, Buffer | None]:
-        """The packed weights, and the scales of all groups' channels if they have any."""
+        """The packed weights, and their scales if they have any.
+
+        Those of a rounding are for groups, planes and channels, others for groups and channels.
+        """
         channels = self.p.groups * self.panels[-1].end * self.lanes
-        return weights_at(k, self.p.precision.weights, channels, *strides)
+        if self.rounding is None:
+            return weights_at(k, self.dot.types.weights, channels, *strides)
+        units = k.argument("weights", self.planes * channels // self.p.groups,
+                           channels // self.p.groups, self.lanes)  # fmt: skip
+        front = I16.count(F32.bytes(self.planes * channels))
+        return k.argument("weights", *strides, offset=front, dtype=I16), units
 
     def _scale(self, k: Kernel, group: Int, vector: Int) -> Vec | None:
-        """The scales of a vector of output channels, if weights have any."""
+        """The scales of a vector of output channels, if they are the same for all planes."""
         _, scales = self._weights(k)
         width = self.panels[-1].end * self.lanes
-        if scales is None:
+        if scales is None or self.rounding:
             return None
         return scales.strided(width, self.lanes).load(group, vector, lanes=self.lanes)
 
@@ -288,13 +407,14 @@ class Steps:
         end = least(begin + self.s.oc_block, tile_count(self.panels))
         return begin, end, start_of(self.panels, begin), start_of(self.panels, end)
 
-    def _plane(self, lanes: int) -> int:
-        """Floats from plane to plane: an odd number of lines, to use all sets of the cache."""
-        return (-(-self.blocks[0].size * lanes // LINE) | 1) * LINE
+    def _plane(self, lanes: int, dtype: DType) -> int:
+        """Elements from plane to plane: an odd number of lines, to use all sets of the cache."""
+        line = dtype.count(CACHE_LINE)
+        return (-(-self.blocks[0].size * lanes // line) | 1) * line
 
     def _planes(self, memory: Buffer, lanes: int) -> Buffer:
         """`memory` as (vector of channels, plane, tile, lane)."""
-        plane = self._plane(lanes)
+        plane = self._plane(lanes, memory.dtype)
         return memory.strided(self.planes * plane, plane, lanes, 1)
 
     @contextmanager
@@ -330,6 +450,7 @@ class Steps:
         return at_channel(tensor, where, vector, self.lanes)
 
 
-def max_rows(cols: int, cpu: Cpu) -> int:
-    """Rows of the largest register tile, 0 where there is none."""
-    return max(r for r in range(cpu.registers) if registers(r, cols) <= cpu.registers or r == 0)
+def max_rows(cols: int, cpu: Cpu, further: int = 0) -> int:
+    """Rows of the largest register tile beside `further` registers, 0 where there is none."""
+    most_registers = cpu.registers - further
+    return max(r for r in range(cpu.registers) if registers(r, cols) <= most_registers or r == 0)

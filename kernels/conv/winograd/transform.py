@@ -15,7 +15,8 @@ from itertools import combinations
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Vec, fma
+from fastrun.kernels.codegen.builder import Vec
+from fastrun.kernels.codegen.dot import multiply_add
 from fastrun.kernels.core.layout import Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import ROUNDING
@@ -137,6 +138,14 @@ class Transform:
         return len(self.bt)
 
     @functools.cached_property
+    def whole(self) -> bool:
+        """Whether `of_input` multiplies by whole numbers only, so that integers stay exact."""
+        odd = [self._pair(i, j)[1] for i, j in self._mirrored_inputs]
+        factors = [x for row in self.bt for x in row]
+        factors += [x / next(y for y in reversed(row) if y) for row in odd for x in row]
+        return all(x.denominator == 1 for x in factors)
+
+    @functools.cached_property
     def amplification(self) -> float:
         """The rms of the summed values relative to the rms of their sums: at least 1.
 
@@ -151,9 +160,8 @@ class Transform:
         """Bt d: alpha values from alpha values."""
         rows: dict[int, Vec] = {}
         for i, j in self._mirrored_inputs:
-            pairs = list(zip(self.bt[i], self.bt[j], strict=True))
-            even = _combine([x if x == y else Fraction(0) for x, y in pairs], d)
-            odd = [x if x != y else Fraction(0) for x, y in pairs]
+            both, odd = self._pair(i, j)
+            even = _combine(both, d)
             lead = next(x for x in reversed(odd) if x)
             rest = _combine([x / lead for x in odd], d)
             rows[i], rows[j] = _add(even, lead, rest), _add(even, -lead, rest)
@@ -173,6 +181,12 @@ class Transform:
             once = [Fraction(0) if j in second else x for j, x in enumerate(row)]
             outputs.append(_combine(once, values))
         return outputs
+
+    def _pair(self, i: int, j: int) -> tuple[Row, Row]:
+        """What two mirrored rows of `bt` have in common, and what only the first has."""
+        pairs = list(zip(self.bt[i], self.bt[j], strict=True))
+        even = tuple(x if x == y else Fraction(0) for x, y in pairs)
+        return even, tuple(x if x != y else Fraction(0) for x, y in pairs)
 
     @functools.cached_property
     def _mirrored_inputs(self) -> list[tuple[int, int]]:
@@ -225,7 +239,7 @@ def _add(total: Vec, c: Fraction, v: Vec) -> Vec:
         return total + v
     if c == -1:
         return total - v
-    return fma(v, v.k.const(float(c), v.lanes), total)
+    return multiply_add(total, v, v.k.const(float(c), v.lanes, v.dtype))
 
 
 def _mirrored(rows: Matrix) -> list[tuple[int, int]]:
