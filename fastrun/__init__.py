@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fastrun.kernels.core.template import ScheduleError
     from fastrun.tuner.networks.export import export
     from fastrun.tuner.networks.load import load
+    from fastrun.tuner.networks.quantise import quantise
     from fastrun.tuner.networks.tune import tune
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import fast_run
@@ -49,6 +50,7 @@ __all__ = [
     "fast_run",
     "load",
     "plot",
+    "quantise",
     "tune",
 ]
 
@@ -68,6 +70,7 @@ _HOMES = {
     "export": "fastrun.tuner.networks.export",
     "fast_run": "fastrun.tuner.search.fastrun",
     "load": "fastrun.tuner.networks.load",
+    "quantise": "fastrun.tuner.networks.quantise",
     "tune": "fastrun.tuner.networks.tune",
 }
 

@@ -17,8 +17,8 @@ from fastrun.tuner.records.affinity import check_threads
 from fastrun.tuner.terminal.exits import MISTAKE, ended, leave
 
 COMMANDS = (
-    *("doctor", "tune", "worker", "best", "verify", "show", "plan", "run", "export", "bench"),
-    *("compare-search", "report", "db", "dashboard", "demo"),
+    *("doctor", "tune", "worker", "best", "verify", "show", "plan", "run", "quantise", "export"),
+    *("bench", "compare-search", "report", "db", "dashboard", "demo"),
 )
 """In the order of `fastrun --help`."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fastrun.tuner.networks.pictures import Preparation
     from fastrun.tuner.records.record import Limits
 
 SAMPLERS = ("gp", "tpe", "random", "exhaustive", "local", "cmaes")
@@ -40,6 +41,40 @@ def network(parser: argparse.ArgumentParser) -> None:
     shapes(parser)
     limits(parser)
     database(parser)
+
+
+def pictures(parser: argparse.ArgumentParser) -> None:
+    """How a picture becomes an input."""
+    group = parser.add_argument_group(
+        "pictures",
+        "A picture is resized so that it covers the input, cropped to the centre and normalised: "
+        "(value - mean) / std with values 0..255.",
+    )
+    group.add_argument(
+        "--crop",
+        type=between(0, math.nextafter(1, 2), "a share of at most 1"),
+        default=0.875,
+        metavar="SHARE",
+        help="part of the width and height that the crop keeps (default 0.875)",
+    )
+    for name, what, default in (
+        ("mean", "mean", (123.675, 116.28, 103.53)),
+        ("std", "standard deviation", (58.395, 57.12, 57.375)),
+    ):
+        group.add_argument(
+            f"--{name}",
+            type=numbers,
+            default=default,
+            metavar="R,G,B",
+            help=f"{what} of each colour, or one number (default {','.join(map(str, default))})",
+        )
+
+
+def preparation(arguments: argparse.Namespace) -> Preparation:
+    """The values of the options that `pictures` declares."""
+    from fastrun.tuner.networks.pictures import Preparation
+
+    return Preparation(arguments.crop, arguments.mean, arguments.std)
 
 
 def budget(parser: argparse.ArgumentParser) -> None:
@@ -206,6 +241,16 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
     return int(text)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """One number, or one for each colour: 123.7,116.3,103.5."""
+    try:
+        return tuple(map(float, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number, or three as in R,G,B"
+        ) from None
 
 
 def shape(text: str) -> tuple[str, tuple[int, ...]]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import time
 import zipfile
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import InputError
-from fastrun.options import between, count
+from fastrun.options import count, pictures, preparation
 from fastrun.options import network as network_options
 from fastrun.tuner.records.units import duration, plural, significant
 
@@ -39,29 +38,7 @@ def options(parser: ArgumentParser) -> None:
         metavar="N",
         help="number of classes to print, highest scores first (default 5)",
     )
-    pictures = parser.add_argument_group(
-        "pictures",
-        "A picture is resized so that it covers the input, cropped to the centre and normalised: "
-        "(value - mean) / std with values 0..255.",
-    )
-    pictures.add_argument(
-        "--crop",
-        type=between(0, math.nextafter(1, 2), "a share of at most 1"),
-        default=0.875,
-        metavar="SHARE",
-        help="part of the width and height that the crop keeps (default 0.875)",
-    )
-    for name, what, default in (
-        ("mean", "mean", (123.675, 116.28, 103.53)),
-        ("std", "standard deviation", (58.395, 57.12, 57.375)),
-    ):
-        pictures.add_argument(
-            f"--{name}",
-            type=_numbers,
-            default=default,
-            metavar="R,G,B",
-            help=f"{what} of each colour, or one number (default {','.join(map(str, default))})",
-        )
+    pictures(parser)
 
 
 def run(arguments: Namespace) -> int:
@@ -117,9 +94,9 @@ def _array(path: Path, shape: tuple[int, ...], arguments: Namespace) -> Array:
         except (ValueError, EOFError) as error:
             raise InputError(f"{path}: not an array: {error}") from None
         return loaded
-    from fastrun.tuner.networks.pictures import Preparation, read_picture
+    from fastrun.tuner.networks.pictures import read_picture
 
-    return read_picture(path, shape, Preparation(arguments.crop, arguments.mean, arguments.std))
+    return read_picture(path, shape, preparation(arguments))
 
 
 def _archive(path: Path) -> dict[str, Array]:
@@ -161,10 +138,3 @@ def _print_top(scores: Array, count: int) -> None:
     best = np.argsort(-values, kind="stable")[:count]
     rows = [(str(i), significant(values[i]), significant(shares[i])) for i in best]
     grid(screen(), ("class>", "score>", "probability>"), rows)
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(map(float, text.split(",")))
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is not a number, or three as in R,G,B") from None

@@ -15,6 +15,7 @@ from fastrun.graph.core.ops import (
     ChannelShuffle,
     Concat,
     Conv,
+    ConvTranspose,
     Expand,
     Gather,
     Gemm,
@@ -73,7 +74,7 @@ def find_scope(graph: Graph, keep: Collection[str] = ()) -> Scope:
 
 
 def _layers(graph: Graph, keep: Collection[str]) -> list[Node]:
-    found = {n.output: n for n in graph.nodes if n.name not in keep and _is_layer(graph, n)}
+    found = {n.output: n for n in graph.nodes if n.name not in keep and _can_be(graph, n)}
     # Weights that something else reads must keep their values.
     shared = {
         name
@@ -84,27 +85,28 @@ def _layers(graph: Graph, keep: Collection[str]) -> list[Node]:
     return [node for node in found.values() if node.inputs[1] not in shared]
 
 
-def _is_layer(graph: Graph, node: Node) -> bool:
-    """Whether a node can compute with integers: constant weights, a bias per channel or none."""
-    match node.op:
-        case Conv():
-            pass
-        case Gemm(alpha=1.0, beta=1.0, transpose_a=False):
-            pass
-        case MatMul() if len(graph.tensors[node.output].shape) == 2:
-            pass
-        case _:
-            return False
+def is_layer(graph: Graph, node: Node) -> bool:
+    """Whether a node is a convolution or a dense layer, with constant weights."""
+    kinds = Conv | ConvTranspose | Gemm | MatMul
+    return isinstance(node.op, kinds) and node.input(1) in graph.constants
+
+
+def _can_be(graph: Graph, node: Node) -> bool:
+    """Whether a layer can compute with integers: constant weights, a bias per channel or none."""
+    op, axis = node.op, weight_axis(node.op)
+    if not is_layer(graph, node) or axis is None or isinstance(op, ConvTranspose):
+        return False
+    if isinstance(op, Gemm) and (op.alpha, op.beta, op.transpose_a) != (1, 1, False):
+        return False
     x, weights, bias = (node.input(i) for i in range(3))
-    values = graph.constants.get(weights)
-    axis = weight_axis(node.op)
-    if x in graph.constants or values is None or values.dtype != np.float32 or axis is None:
+    values = graph.constants[weights]
+    if x in graph.constants or values.dtype != np.float32:
         return False
-    if not np.isfinite(values).all():
+    if isinstance(op, MatMul) and not len(graph.shape(x)) == values.ndim == 2:
         return False
-    return not bias or (
-        bias in graph.constants and graph.constants[bias].size == values.shape[axis]
-    )
+    if bias and (bias not in graph.constants or graph.constants[bias].size != values.shape[axis]):
+        return False
+    return bool(np.isfinite(values).all())
 
 
 def _apart(graph: Graph, layers: Collection[str]) -> Graph:

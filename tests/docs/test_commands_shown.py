@@ -121,6 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     onnx.save(model(nodes, {"v": normal(8, 3, 3, 3)}, shape=(1, 3, 16, 16)), made / SMALL)
     for name in ("x.png", "coffee.png", "photo.jpg"):
         Image.new("RGB", (20, 18), (90, 120, 200)).save(made / name)
+    shutil.copytree(made, made / "pictures", ignore=shutil.ignore_patterns("*.onnx", "pictures"))
     np.save(made / "x.npy", normal(1, 3, 16, 16))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRUN_CACHE", str(made / "cache"))

@@ -308,3 +308,11 @@ def test_equalisation_leaves_the_network_as_it_is_and_its_channels_even() -> Non
     # A function that is not linear for positive factors is left alone.
     curved = find_scope(uneven("Sigmoid"))
     assert equalised(curved, data) is curved.graph
+
+
+def test_the_written_file_is_read_as_it_was_made() -> None:
+    q = quantise(graph(), inputs(4))
+    again = optimise(import_onnx(export_onnx(q)))
+    assert not [n for n in again.nodes if "uantize" in n.label]
+    for x in inputs(2, seed=1):
+        np.testing.assert_allclose(run(again, x)["y"], run(q, x)["y"], rtol=0, atol=1e-6)
