@@ -159,7 +159,7 @@ class _Importer:
             self._outside[name] = self._quantised.stored[name].dtype
             self._quantised.returned(name, self._nodes)
         rounded = self._quantised.grids
-        weights, notes = self._quantised.weights.grids(self._nodes, rounded)
+        weights, notes = self._quantised.weights.grids(self._nodes)
         whole = Graph(
             graph.name,
             tuple(self._nodes),

@@ -13,7 +13,7 @@ from fastrun.graph.core.model import Array, Node
 from fastrun.graph.core.ops import ConvTranspose, Identity, Reshape, Transpose
 from fastrun.graph.frontend.steps import Steps
 
-# All sums of a layer's products fit into 32 bits, and the bias does with them.
+# All sums of a layer's products fit into 32 bits.
 _LARGEST_SUM = 2**31 - 1
 
 
@@ -35,20 +35,14 @@ class Weights:
         if moved:
             self._steps[node.output] = moved
 
-    def grids(
-        self, nodes: Sequence[Node], rounded: Mapping[str, Grid]
-    ) -> tuple[dict[str, Grid], list[str]]:
-        """The grids of weights, and a line for each layer that has none and says why.
-
-        `rounded` are the grids of computed tensors.
-        """
+    def grids(self, nodes: Sequence[Node]) -> tuple[dict[str, Grid], list[str]]:
+        """The grids of weights, and a line for each layer that has none and says why."""
         found, unfit, notes = dict[str, Grid](), set[str](), list[str]()
-        producers = {node.output: node for node in nodes}
         for node in nodes:
             name = node.input(1)
             if name not in self._steps or name not in self._constants:
                 continue
-            grid = self._grid(node, rounded, producers)
+            grid = self._grid(node)
             if isinstance(grid, Grid) and found.get(name, grid) != grid:
                 grid = "its weights belong to another layer too, with other output channels"
             if isinstance(grid, Grid) and name not in unfit:
@@ -58,9 +52,7 @@ class Weights:
                 unfit.add(name)
         return {name: grid for name, grid in found.items() if name not in unfit}, notes
 
-    def _grid(
-        self, node: Node, rounded: Mapping[str, Grid], producers: Mapping[str, Node]
-    ) -> Grid | str | None:
+    def _grid(self, node: Node) -> Grid | str | None:
         """The grid of a node's weights, or why they have none; None for what is no weights."""
         steps, weights = self._steps[node.inputs[1]], self._constants[node.inputs[1]]
         axis = weight_axis(node.op)
@@ -73,22 +65,9 @@ class Weights:
         grid = steps.weight_grid(weights.shape, axis)
         if isinstance(grid, str) or grid.block:
             return grid
-        x = node.inputs[0]
-        while x not in rounded and x in producers and isinstance(producers[x].op, Identity):
-            x = producers[x].inputs[0]
-        bias = self._constants.get(node.input(2))
-        if not _fits(np.moveaxis(grid.stored(weights, axis), axis, 0), grid, rounded.get(x), bias):
-            return "its sums may exceed 32 bits"
-        return grid
-
-
-def _fits(stored: Array, grid: Grid, x: Grid | None, bias: Array | None) -> bool:
-    """Whether all sums of products with bytes, and the bias in their scale, fit into 32 bits."""
-    sums = 255.0 * np.abs(stored.astype(np.int64)).reshape(len(stored), -1).sum(axis=1)
-    if bias is not None and x is not None and bias.size in (1, len(sums)):
-        steps = np.asarray(x.scale) * np.asarray(grid.scale, np.float64)
-        sums = sums + np.abs(bias.reshape(-1).astype(np.float64)) / steps
-    return bool(np.isfinite(sums).all() and sums.max() <= _LARGEST_SUM)
+        stored = np.moveaxis(grid.stored(weights, axis), axis, 0).astype(np.int64)
+        sums = 255 * np.abs(stored).reshape(len(stored), -1).sum(axis=1)
+        return grid if sums.max(initial=0) <= _LARGEST_SUM else "its sums may exceed 32 bits"
 
 
 def _through(node: Node, steps: Steps, constants: Mapping[str, Array]) -> Steps | None:

@@ -20,6 +20,7 @@ from fastrun.graph.passes.products import (
 from fastrun.graph.passes.rounding import (
     drop_implied_limits,
     drop_repeated_rounding,
+    fit_biases,
     round_inputs,
     spread_rounding,
 )
@@ -50,6 +51,7 @@ PASSES: tuple[Pass, ...] = (
     absorb_shuffles,
     spread_rounding,
     convolve_dense,
+    fit_biases,
     round_inputs,
 )
 

@@ -11,7 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from fastrun.graph.core.grid import Grid
+import numpy as np
+
+from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Graph, Node, unused
 from fastrun.graph.core.ops import (
     ChannelShuffle,
@@ -32,6 +34,8 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.passes.edit import Edit
 
 _Limits = tuple[float, float]
+# Half of what 32 bits hold: the other half is for the products, and the zero point times weights.
+_LARGEST_BIAS = 2**30
 
 
 def drop_repeated_rounding(graph: Graph) -> Graph:
@@ -89,6 +93,32 @@ def round_inputs(graph: Graph) -> Graph:
     for node in graph.nodes:
         nodes.append(replace(node, inputs=tuple(new.get(x, x) for x in node.inputs)))
     return graph.with_nodes(tuple(nodes), tensors, graph.constants, grids) if new else graph
+
+
+def fit_biases(graph: Graph) -> Graph:
+    """Coarsen the weights of channels whose bias would not fit into 32 bits in their steps.
+
+    Trained networks have channels of tiny weights. All that these add is less than a hundredth of
+    such a bias; coarser by powers of two, they change the sum by less than the output's rounding.
+    """
+    edit = Edit(graph)
+    for node in edit:
+        name, bias = node.input(1), edit.constants.get(node.input(2))
+        axis, grid = weight_axis(node.op), edit.grids.get(name)
+        x = edit.grids.get(node.input(0))
+        if axis is None or bias is None or x is None or grid is None or grid.block:
+            continue
+        scale = np.asarray(grid.scale, np.float64)
+        if bias.size != scale.size or not np.isfinite(bias).all():
+            continue
+        excess = np.abs(bias.reshape(-1)) / (np.asarray(x.scale) * scale * _LARGEST_BIAS)
+        if (excess > 1).any():
+            factors = 2.0 ** np.ceil(np.log2(np.maximum(excess, 1)))
+            coarse = replace(grid, scale=(scale * factors).astype(np.float32))
+            weights = coarse.rounded(edit.constants[name], axis).astype(np.float32)
+            inputs = (node.inputs[0], edit.constant(name, weights, coarse), *node.inputs[2:])
+            edit.replace(node, replace(node, inputs=inputs))
+    return edit.done()
 
 
 def _common(grids: Sequence[Grid | None], node: Node) -> Grid | None:

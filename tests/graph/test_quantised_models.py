@@ -18,6 +18,7 @@ from fastrun.graph.core.errors import GraphError, UnsupportedError
 from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.ops import Conv
+from fastrun.graph.core.precision import float_reason
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference.interpreter import run
@@ -142,7 +143,6 @@ UNFIT = {
     "asymmetric bytes": {"w": np.zeros((5, 4, 3, 3), np.uint8), "wz": np.full(5, 7, np.uint8)},
     "another axis": {"axis": 1, "ws": np.full(4, 0.01, np.float32), "wz": np.zeros(4, np.int8)},
     "16 bits": {"w": np.full((5, 4, 3, 3), 999, np.int16), "wz": np.zeros(5, np.int16)},
-    "sums": {"b": np.full(5, 2**31 - 1, np.int32)},
 }
 
 
@@ -150,10 +150,35 @@ UNFIT = {
 def test_layers_that_stay_in_float_say_so(name: str) -> None:
     graph = checked(layer(**UNFIT[name]))
     assert len(graph.notes) == 1
-    words = {"sums": "32 bits", "another axis": "axis 1", "16 bits": "int16"}
+    words = {"another axis": "axis 1", "16 bits": "int16"}
     assert graph.notes[0].startswith("node 'conv' (Conv) runs in float32: its ")
     assert words.get(name, "asymmetric") in graph.notes[0]
     assert graph.nodes[1].inputs[1] not in graph.grids
+
+
+def test_sums_that_may_exceed_32_bits_stay_in_float() -> None:
+    k = 2**31 // (255 * 127) + 1
+    numbers = {"s": np.float32(1e-4), "z": np.int8(0)}
+    nodes = [node("DequantizeLinear", "w s z", "v"), node("Gemm", "x v", "y")]
+    for size, notes in ((k, 1), (k - 1, 0)):
+        m = model(nodes, {**numbers, "w": np.full((size, 1), 127, np.int8)}, (1, size))
+        graph = import_onnx(m)
+        assert len(graph.notes) == notes
+        assert all("'y' (Gemm) runs in float32: its sums may exceed" in n for n in graph.notes)
+
+
+def test_biases_that_exceed_32_bits_coarsen_tiny_weights() -> None:
+    """As in the dead channels of trained networks; the bias is not quantised there."""
+    ws = np.float32([0.01, 1e-12, 0.01, 0.02, 1e-9])
+    bias = np.float32([3, 2, -1, 0, -4])
+    changed = {"ws": ws, "b": (bias / 1e-4).astype(np.int32), "bs": np.float32(1e-4)}
+    graph = checked(layer(**changed, bz=np.int32(0)), share=0)
+    weights = graph.nodes[1].inputs[1]
+    scale = np.asarray(graph.grids[weights].scale, np.float64)
+    assert (np.abs(bias) / (scale * np.float32(0.02)) <= 2**30).all()
+    assert scale[[0, 2, 3]].tolist() == ws[[0, 2, 3]].tolist()
+    assert not graph.notes
+    assert not any(float_reason(graph, n) for n in graph.nodes if isinstance(n.op, Conv))
 
 
 @pytest.mark.parametrize(
