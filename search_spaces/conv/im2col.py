@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastrun.kernels.conv.im2col.forms import kinds
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -10,9 +11,11 @@ from fastrun.search_spaces.space import Space, blocked_layouts, tile_rules, upto
 
 
 def space(p: ConvProblem, cpu: Cpu) -> Space:
-    pixels = p.oh * p.ow
+    pixels, known = p.oh * p.ow, kinds(p, cpu)
 
-    fits_registers, body_fits_op_cache = tile_rules(cpu, lambda s: (s.rows, s.cols))
+    fits_registers, body_fits_op_cache = tile_rules(
+        cpu, lambda s: (s.rows, s.cols), lambda s: known[s.dot].registers
+    )
 
     def hides_latency(s: Schedule) -> bool:
         """Fewer accumulators than four per FMA port leave it waiting for its own results."""
@@ -30,13 +33,14 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     return Space(
         Schedule,
         {
-            "layout": ["NCHW", "NHWC", *blocked_layouts(p, cpu)],
+            "layout": [*([] if p.types else ["NCHW"]), "NHWC", *blocked_layouts(p, cpu)],
             "rows": [2, 3, 4, 5, 6, 7, 8, 10, 12, 14],
             "cols": [1, 2, 3, 4, 6],
             "unroll": [1, 2, 4, 8],
             "block": sorted({*upto(pixels, 24, 48, 96, 192, 384, 768, 1536), pixels}),
             "kc": sorted({*upto(p.group_c, 8, 16, 32, 64, 128), p.group_c}),
-            "fused": [False, True],
+            "fused": [True] if p.types else [False, True],
+            **({"dot": list(known)} if p.types else {}),
         },
         [
             fits_registers,

@@ -9,6 +9,7 @@ import pytest
 
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.conv.depthwise import kinds
+from fastrun.kernels.conv.im2col.forms import kinds as im2col_kinds
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem, ProblemError
 from fastrun.kernels.core.program import Io
@@ -51,6 +52,11 @@ def test_outputs_are_exact(text: str, cpu: Cpu) -> None:
         if hasattr(first, "dot"):
             small = {"cols": 1} | ({"rows": 2} if template.name == "pointwise" else {"tile_w": 2})
             names = [dot.name for dot in dots(p.precision, cpu)]
+            if template.name == "im2col":
+                names, small = (
+                    list(im2col_kinds(p, cpu)),
+                    {"cols": 1, "rows": 2, "kc": p.group_c // 2 or 1},
+                )
             if template.name == "depthwise":
                 names, small = list(kinds(p, cpu)), {"vectors": 1, "tile_h": 2, "tile_w": 3}
             schedules += [replace(first, dot=name, **small) for name in names]

@@ -3,23 +3,27 @@
 The number of pixels in a block is a parameter; the textbook has one block for the whole image. The
 block is unfolded straight into the panels that the product reads (`fused`), or first into a matrix
 that is packed afterwards. K is cut into blocks of `kc` input channels; between them the output
-holds partial sums. In NCHW vectors are pixels, in other layouts output channels.
+holds partial sums, or a workspace if it has no room for them. In NCHW vectors are pixels, in other
+layouts output channels.
 """
 
 from __future__ import annotations
 
 from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import check_tile
 from fastrun.kernels.codegen.tile_choice import best_tile
-from fastrun.kernels.codegen.tiling import cut, tile_count
-from fastrun.kernels.conv.im2col.forms import Channels, Planar, pixel_lanes
+from fastrun.kernels.codegen.tiling import channel_lanes, cut, tile_count
+from fastrun.kernels.conv.im2col.forms import Channels, Planar, kinds, pixel_lanes
 from fastrun.kernels.conv.im2col.product import Product, chunk_loop
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.layout import NHWC
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
+from fastrun.kernels.core.types import Types
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -29,6 +33,8 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    if p.precision.integer:
+        return _of_integers(p, cpu)
     lanes = pixel_lanes(p, cpu)
     pixels = p.oh * p.ow
     _, rows, cols = best_tile(1, min(p.group_oc, 16), -(-pixels // lanes), cpu)
@@ -38,9 +44,19 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     return Schedule("NCHW", rows, cols, 1, min(block, pixels), p.group_c, fused=True)
 
 
+def _of_integers(p: ConvProblem, cpu: Cpu) -> Schedule:
+    """Blocks of pixels that fill half of L2, for the best kind of dot product."""
+    dot = next(iter(kinds(p, cpu).values()))
+    lanes, pixels = channel_lanes(p.group_oc, NHWC, cpu, p.precision), p.oh * p.ow
+    vectors = -(-p.group_oc // lanes)
+    _, rows, cols = best_tile(1, pixels, vectors, cpu, p.depth, further=dot.registers)
+    block = max(rows, cpu.l2 // 2 // dot.types.src.bytes(p.depth))
+    return Schedule("NHWC", rows, cols, 4, min(block, pixels), p.group_c, True, dot.name)
+
+
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
-    check(io.src.layout == io.dst.layout, "im2col keeps the layout")
+    check(io.src.layout.order == io.dst.layout.order, "im2col keeps the layout")
     check(io.dst.dense and io.add.dense, "rows of output pixels have gaps between them")
     check(1 <= s.kc <= p.group_c, "a K block has more channels than there are")
     form = Planar if io.src.layout.name == "NCHW" else Channels
@@ -48,18 +64,17 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     for pixels in product.tiles:
         for panel in product.panels:
             rows, cols = product.shape(pixels, panel)
-            check_tile(cpu, rows, cols, min(s.unroll, p.depth))
+            check_tile(cpu, rows, cols, min(s.unroll, p.depth), product.dot.registers)
     per_task = product.block_tiles
     tasks = -(-tile_count(product.tiles) // per_task)
-    matrix_floats = per_task * product.tile_pixels * s.kc * p.kernel[0] * p.kernel[1]
 
     module = Module(cpu)
     with module.stage("im2col", p.n * p.groups * tasks) as (k, task):
         block, rest = task % tasks, task // tasks
-        product.enter(k, image=rest // p.groups, group=rest % p.groups, matrix_floats=matrix_floats)
+        product.enter(k, image=rest // p.groups, group=rest % p.groups)
         for blocks in cut(p.group_c, s.kc):
             with chunk_loop(k, blocks) as chunk:
-                first = block * per_task
+                first = product.first_tile = block * per_task
                 end = first + per_task
                 for tile in product.tiles:
                     with tile.loop(k, first, end) as at:
@@ -72,9 +87,11 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                         for tile in product.tiles:
                             with tile.loop(k, first, end) as at:
                                 product.multiply(chunk, panel, channel, tile, at, first)
-    buffers = 1 if s.fused else 2
-    local = F32.bytes(buffers * matrix_floats)
-    return module.program(io, product.pack_weights, local_bytes=local)
+    return module.program(io, product.pack_weights, local_bytes=product.local_bytes)
+
+
+def _has_dots(types: Types, cpu: Cpu) -> bool:
+    return types.integer and any(not dot.offset for dot in dots(types, cpu))
 
 
 template = KernelTemplate(
@@ -84,5 +101,6 @@ template = KernelTemplate(
     heuristic,
     build,
     rank=lambda p, cpu: 0,
+    takes=lambda types, cpu: types == Types() or _has_dots(types, cpu),
     grain=lambda p, s: -(-s.block // p.ow),
 )

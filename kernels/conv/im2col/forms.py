@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec
+from fastrun.kernels.codegen.dot import Dot, dot_of, dots, widened
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.tiling import (
@@ -19,6 +20,7 @@ from fastrun.kernels.conv.im2col.product import Cells, Chunk, Product
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.conv.im2col.unfold import PixelVector, pieces
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
@@ -30,11 +32,21 @@ def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
     return min(cpu.lanes_for(p.oh * p.ow), READ_SLACK // p.stride[1])
 
 
+def kinds(p: ConvProblem, cpu: Cpu) -> dict[str, Dot]:
+    """The kinds of dot products by name, the best first."""
+    found = [dot for dot in dots(p.precision, cpu) if not dot.offset]
+    if p.precision.integer and cpu.triple.startswith("x86_64"):
+        # Better than widening them in the loop.
+        found.insert(-1, widened(p.precision))
+    return {dot.name: dot for dot in found}
+
+
 class Planar(Product):
     """NCHW: a panel is [K][pixels], weights are broadcast."""
 
     def __init__(self, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> None:
-        super().__init__(p, s, io, pixel_lanes(p, cpu))
+        super().__init__(p, s, io, pixel_lanes(p, cpu), dot_of(p.precision, s.dot, cpu))
+        check(not p.types, f"there are no products of {p.types} in NCHW")
         check(self.lanes >= 1, "the stride is wider than the read slack")
         pixels = p.oh * p.ow
         tiles = cut(-(-pixels // self.lanes), s.cols)
@@ -111,17 +123,23 @@ class Channels(Product):
     """
 
     def __init__(self, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> None:
-        super().__init__(p, s, io, channel_lanes(p.group_oc, io.dst.layout, cpu))
+        known = kinds(p, cpu)
+        check(s.dot in known, f"dot={s.dot}: for {p.types or 'f32'} there is {', '.join(known)}")
+        lanes = channel_lanes(p.group_oc, io.dst.layout, cpu, p.precision)
+        super().__init__(p, s, io, lanes, known[s.dot])
+        check(s.fused or not p.types, f"panels of {p.types} are unfolded at once: fused=yes")
         check_groups(p, io)
         self.block = io.src.layout.blocked or s.kc
         check(s.kc % self.block == 0 or s.kc == p.group_c, "kc is not whole channel blocks")
+        whole = self.block >= s.kc or self.block % self.dot.group == 0
+        check(whole, f"dot={s.dot} needs {self.dot.group} channels side by side")
         self.plain = not io.dst.layout.blocked
         self.tiles = cut(p.oh * p.ow, s.rows)
         self.panels = channel_panels(p.group_oc, self.lanes, s.cols, split_tail=self.plain)
         self.tile_pixels = self.tiles[0].size
 
     def pack_weights(self, w: Array) -> Array:
-        return pack_panels(w, self.p.groups, self.block, self.lanes, self.panels)
+        return pack_panels(w, self.p.groups, self.block, self.lanes, self.panels, self.dot)
 
     def shape(self, tile: Tiles, panel: Tiles) -> tuple[int, int]:
         return tile.size, panel.size
@@ -133,18 +151,20 @@ class Channels(Product):
         for r in range(tile.size):
             y, x = (at + r) // p.ow, (at + r) % p.ow
             corners.append(src.at(0, 0, y * p.stride[0], x * p.stride[1]))
-        block = min(self.block, chunk.channels)
+        dot, block = self.dot, min(self.block, chunk.channels)
+        width = self.lanes * F32.bits // dot.types.src.bits
         for some in cut(chunk.channels, block):
-            size = some.size
+            size = dot.groups(some.size)
             with k.times(some.count) as i, k.times(kh) as ky, k.times(kw) as kx:
                 b = i + some.number
-                term = b * (block * kh * kw) + ky * (kw * size) + kx * size
+                term = b * (dot.groups(block) * kh * kw) + ky * (kw * size) + kx * size
                 for r, corner in enumerate(corners):
                     tap = corner.at(0, b, ky * p.dilation[0], kx * p.dilation[1])
-                    for c, lanes in pieces(size, self.lanes):
-                        value = tap.load(0, 0, 0, 0, c, lanes=lanes)
+                    for c, lanes in pieces(some.size, width):
+                        value = tap.load(0, 0, 0, 0, c, lanes=lanes).to(dot.types.src)
                         if self.s.fused:
-                            panel.store(value, term * tile.size + (r * size + c))
+                            at_ = (term * tile.size + r * size) * dot.group + c
+                            panel.store(value, at_)
                         else:
                             matrix.store(value, r, term + c)
 
@@ -160,34 +180,44 @@ class Channels(Product):
     def multiply(
         self, chunk: Chunk, panel: Tiles, channel: Int, tile: Tiles, at: Int, first: Int
     ) -> None:
-        acc = self.k.tile(tile.size, panel.size, self.lanes)
+        dot, across = self.dot, self.lanes * self.dot.group
+        acc = self.k.tile(tile.size, panel.size, self.lanes, self.p.precision.sums)
         masked = self.plain and panel is self.panels[-1]
         tail = self.p.group_oc % self.lanes if masked else 0
         cells: Cells = {(i, j): (channel + j, at + i, self.lanes) for i, j in acc}
         if tail:
             cells |= {(i, j): (*cells[i, j][:2], tail) for i, j in acc if j == acc.cols - 1}
         self.start(chunk, acc, cells)
-        panel_floats = self.lanes * self.p.depth
-        start = channel * panel_floats + self.group * (self.panels[-1].end * panel_floats)
-        start += chunk.number * (self.s.kc * self.taps * panel.size * self.lanes)
-        weights = self.weights.at(start).strided(panel.size * self.lanes, 1)
-        pixels = self._panel(chunk, at, first)
+        panel_size = across * self._steps(self.p.group_c)
+        start = channel * panel_size + self.group * (self.panels[-1].end * panel_size)
+        start += chunk.number * (self._steps(self.s.kc) * panel.size * across)
+        weights = self.weights.at(start).strided(panel.size * across, 1)
+        panel_of_pixels = self._panel(chunk, at, first)
         for windows in self._windows(chunk):
             size = windows.size
             with windows.loop(self.k) as term:
                 for steps in cut(size, min(self.s.unroll, size)):
                     with steps.unrolled(self.k) as channels:
                         for c in channels:
+                            # See `direct`: pixels of several steps would run out of registers.
+                            pixels = panel_of_pixels
+                            if dot.group > 1:
+                                pixels = pixels.after(acc[0, 0])
                             outer_product(
                                 acc,
                                 (
-                                    pixels.splat(term * tile.size + i * size + c, lanes=self.lanes)
+                                    dot.pixel(
+                                        pixels,
+                                        (term * tile.size + i * size + c) * dot.group,
+                                        lanes=self.lanes,
+                                    )
                                     for i in range(acc.rows)
                                 ),
                                 (
-                                    weights.load(term + c, j * self.lanes, lanes=self.lanes)
+                                    dot.weights(weights, term + c, j * across, lanes=self.lanes)
                                     for j in range(acc.cols)
                                 ),
+                                dot.add,
                             )
         self.store(chunk, acc, cells)
 
@@ -196,14 +226,22 @@ class Channels(Product):
 
     def _windows(self, chunk: Chunk) -> list[Tiles]:
         """The terms of K, a window after another."""
-        block = min(self.block, chunk.channels)
+        block, groups = min(self.block, chunk.channels), self.dot.groups
         full, rest = divmod(chunk.channels, block)
-        return consecutive((block, full * self.taps), (rest, self.taps))
+        return consecutive((groups(block), full * self.taps), (groups(rest), self.taps))
+
+    def _steps(self, channels: int) -> int:
+        """Steps of K of so many channels under all taps."""
+        full, rest = divmod(channels, min(self.block, channels))
+        return (
+            full * self.dot.groups(min(self.block, channels)) + self.dot.groups(rest)
+        ) * self.taps
 
     def _panel(self, chunk: Chunk, at: Int, first: Int) -> Buffer:
-        return self.packed.at(self.within(at, first) * (chunk.channels * self.taps))
+        terms = self._steps(chunk.channels) * self.dot.group
+        return self.packed.at(self.within(at, first) * terms)
 
     def _matrix(self, chunk: Chunk, at: Int, first: Int) -> Buffer:
         """The unfolded matrix, [pixels of the block][K]."""
-        terms = chunk.channels * self.taps
+        terms = self._steps(chunk.channels) * self.dot.group
         return self.matrix.at(self.within(at, first) * terms).strided(terms, 1)

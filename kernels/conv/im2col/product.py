@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 
 from fastrun.kernels.codegen.builder import (
     Buffer,
@@ -17,9 +18,12 @@ from fastrun.kernels.codegen.builder import (
     at_channel,
     outcomes,
 )
-from fastrun.kernels.codegen.epilogue import finish
+from fastrun.kernels.codegen.dot import Dot
+from fastrun.kernels.codegen.epilogue import finish, finish_run, longest_run
 from fastrun.kernels.codegen.tiling import Tiles, tile_count
 from fastrun.kernels.conv.im2col.schedule import Schedule
+from fastrun.kernels.core.cpu import whole_lines
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
@@ -59,15 +63,41 @@ class Product(ABC):
     tiles: list[Tiles]
     panels: list[Tiles]
     tile_pixels: int
+    first_tile: Int  # of the task
 
-    def __init__(self, p: ConvProblem, s: Schedule, io: Io, lanes: int) -> None:
-        self.p, self.s, self.io, self.lanes = p, s, io, lanes
+    def __init__(self, p: ConvProblem, s: Schedule, io: Io, lanes: int, dot: Dot) -> None:
+        self.p, self.s, self.io, self.lanes, self.dot = p, s, io, lanes, dot
         self.taps = p.kernel[0] * p.kernel[1]
 
     @property
     def block_tiles(self) -> int:
         """Tiles of pixels that are unfolded together."""
         return min(tile_count(self.tiles), max(1, self.s.block // self.tile_pixels))
+
+    @property
+    def matrix_size(self) -> int:
+        """Elements of the unfolded matrix of a task: a block of pixels and of K."""
+        terms = self.dot.groups(self.s.kc) * self.dot.group
+        return self.block_tiles * self.tile_pixels * terms * self.taps
+
+    @property
+    def matrix_bytes(self) -> int:
+        """Bytes of the unfolded matrix, in whole cache lines if partial sums follow it."""
+        size = self.dot.types.src.bytes(self.matrix_size)
+        return F32.bytes(whole_lines(-(-size // F32.bytes()))) if self.partial_width else size
+
+    @property
+    def partial_width(self) -> int:
+        """Partial sums of a pixel that lie in memory: an output of bytes has no room for them."""
+        split = self.s.kc < self.p.group_c and self.p.precision.integer
+        return self.panels[-1].end * self.lanes if split else 0
+
+    @property
+    def local_bytes(self) -> int:
+        """Bytes of memory for each thread."""
+        partial = self.block_tiles * self.tile_pixels * self.partial_width
+        buffers = 1 if self.s.fused else 2
+        return buffers * self.matrix_bytes + F32.bytes(partial)
 
     @abstractmethod
     def pack_weights(self, w: Array) -> Array:
@@ -95,7 +125,7 @@ class Product(ABC):
     def bias_of(self, channel: Int) -> Vec:
         """The bias of a vector that begins at `channel`."""
 
-    def enter(self, k: Kernel, image: Int, group: Int, matrix_floats: int) -> None:
+    def enter(self, k: Kernel, image: Int, group: Int) -> None:
         """Point at the operands of one image and group."""
         p, io = self.p, self.io
         self.k, self.group = k, group
@@ -103,10 +133,11 @@ class Product(ABC):
         self.src = at_channel(src, io.src, group, p.group_c)
         self.dst = at_channel(k.tensor("dst", io.dst).at(image), io.dst, group, p.group_oc)
         self.add = at_channel(k.tensor("add", io.add).at(image), io.add, group, p.group_oc)
-        self.bias = k.argument("bias", p.group_oc, 1).at(group)
-        self.weights = k.argument("weights", 1)
-        self.packed = k.argument("local", 1)
-        self.matrix = k.argument("local", 1, offset=matrix_floats)
+        types, unfolded = p.precision, self.dot.types.src
+        self.bias = k.argument("bias", p.group_oc, 1, dtype=types.sums).at(group)
+        self.weights = k.argument("weights", 1, dtype=types.weights)
+        self.packed = k.argument("local", 1, dtype=unfolded)
+        self.matrix = k.argument("local", 1, offset=self.matrix_size, dtype=unfolded)
 
     def source(self, chunk: Chunk) -> Buffer:
         """The input from the first channel of a block of K on."""
@@ -124,13 +155,15 @@ class Product(ABC):
                     if is_first:
                         acc[cell] = self.bias_of(channel)
                     else:
-                        partial = self._output(self.dst, self.io.dst, channel, pixel)
-                        acc[cell] = partial.load(lanes=self.lanes)
+                        acc[cell] = self._partial(channel, pixel).load(lanes=self.lanes)
 
     def store(self, chunk: Chunk, acc: Tile, cells: Cells) -> None:
         """Store partial sums, or after the last block of K the results of the epilogue."""
         for is_last in outcomes(chunk.last):
             with self.k.when(chunk.last, is_last):
+                if is_last and self.p.precision.integer:
+                    self._finish_integers(acc, cells)
+                    continue
                 for cell, (channel, pixel, kept) in cells.items():
                     if is_last and self.p.add:
                         add = self._output(self.add, self.io.add, channel, pixel)
@@ -138,7 +171,36 @@ class Product(ABC):
                     elif is_last:
                         value = finish(self.p, acc[cell], None)
                     target = self._output(self.dst, self.io.dst, channel, pixel)
-                    target.store_first(value if is_last else acc[cell], kept)
+                    if not is_last and self.partial_width:
+                        self._partial(channel, pixel).store(acc[cell])
+                    else:
+                        target.store_first(value if is_last else acc[cell], kept)
+
+    def _finish_integers(self, acc: Tile, cells: Cells) -> None:
+        """Store results, several vectors of channels of a pixel together."""
+        p, lanes = self.p, self.lanes
+        longest = longest_run(p) if self.io.dst.blocks == 1 else 1
+        for i, first in product(range(acc.rows), range(0, acc.cols, longest)):
+            run = [(i, j) for j in range(first, min(first + longest, acc.cols))]
+            places = [cells[cell] for cell in run]
+            start, pixel, _ = places[0]
+            adds: list[Vec | None] = [None] * len(run)
+            if p.add:
+                add = self._output(self.add, self.io.add, start, pixel)
+                adds = [add.strided(1).load(n * lanes, lanes=lanes) for n in range(len(run))]
+            channels = [self.group * p.group_oc + channel * lanes for channel, _, _ in places]
+            value = finish_run(p, [acc[cell] for cell in run], adds, channels)
+            kept = sum(kept for _, _, kept in places)
+            self._output(self.dst, self.io.dst, start, pixel).store_first(value, kept)
+
+    def _partial(self, channel: Int, pixel: Int) -> Buffer:
+        """Where the partial sums of a vector lie: in the output, or in memory of their own."""
+        if not self.partial_width:
+            return self._output(self.dst, self.io.dst, channel, pixel)
+        sums = self.p.precision.sums
+        start = self.matrix_bytes // sums.bytes()
+        of = self.k.argument("local", self.partial_width, self.lanes, offset=start, dtype=sums)
+        return of.at(self.within(pixel, self.first_tile), channel)
 
     def _output(self, tensor: Buffer, where: Placement, channel: Int, pixel: Int) -> Buffer:
         """The output at a pixel of oh * ow and a channel, counted as the form's panels do."""

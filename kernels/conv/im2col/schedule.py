@@ -14,3 +14,4 @@ class Schedule:
     block: int  # output pixels unfolded at a time
     kc: int  # input channels unfolded at a time
     fused: bool  # unfold straight into packed panels
+    dot: str = ""  # the kind of dot product of integers; wd16 widens them as they are unfolded
