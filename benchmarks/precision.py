@@ -5,8 +5,9 @@
 A NAME is a task with known answers (ocr, angle, photos, digits) or a built-in network, whose
 weights are random and whose outputs can only be compared with float32. An engine is `ours`, a peer
 in float32 (`ort`, ...), or one in low precision (`ort-u8s8`, ...). `ours-int8` is fastrun on the
-file of `ort-u8s8`. Times are taken in turns in one process. Accuracy is counted on samples that no
-calibration has seen. Results are added to FILE: a later run replaces what it measures again.
+file of `ort-u8s8`, `ours-own` on that of its own quantiser. Times are taken in turns in one
+process. Accuracy is counted on samples that no calibration has seen. Results are added to FILE: a
+later run replaces what it measures again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from __future__ import annotations
 import itertools
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+import onnx
 
 from fastrun.benchmarks import accuracy, ours, peers
 from fastrun.benchmarks.accuracy.score import scores
@@ -26,6 +29,7 @@ from fastrun.benchmarks.peers.low.original import Original
 from fastrun.benchmarks.precision_table import (
     ENGINES,
     OWN_INT8,
+    OWN_QUANTISED,
     Comparison,
     frame,
     read_json,
@@ -40,7 +44,14 @@ from fastrun.tuner.records.affinity import check_threads
 from fastrun.tuner.terminal.exits import ended, leave
 
 DEFAULT_TASKS = ("ocr", "angle", "photos", "digits", "resnet50", "resnet18", "vgg16", "mobilenetv2")
-DEFAULT_ENGINES = (ours.NAME, OWN_INT8, "ort", "openvino", *low.VARIANTS)
+OWN: dict[str, Callable[[Original], onnx.ModelProto]] = {
+    ours.NAME: lambda original: original.model,
+    OWN_INT8: lambda original: original.quantised(),
+    OWN_QUANTISED: lambda original: original.own(),
+}
+"""The engines of fastrun, and the files that they run."""
+
+DEFAULT_ENGINES = (*OWN, "ort", "openvino", *low.VARIANTS)
 ROUNDS = 10
 """Samples of each engine's time, by default."""
 SAMPLES = 300
@@ -74,10 +85,9 @@ class Loader:
 
     def _session(self, engine: str, threads: int) -> Session:
         original = self._original
-        if engine in (ours.NAME, OWN_INT8):
-            model = original.model if engine == ours.NAME else original.quantised()
+        if engine in OWN:
             with _quietly():
-                return ours.NetworkSession(model, threads, self._database)
+                return ours.NetworkSession(OWN[engine](original), threads, self._database)
         if engine in peers.NAMES:
             return peers.engine(engine).load(original.model, threads)
         return low.VARIANTS[engine].load(original, threads)

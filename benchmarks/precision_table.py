@@ -26,13 +26,16 @@ from fastrun.tuner.terminal.display import grid, screen
 OWN_INT8 = "ours-int8"
 """fastrun on the quantised file of `ort-u8s8`."""
 
+OWN_QUANTISED = "ours-own"
+"""fastrun on the file of its own quantiser, with weights of 8 bits."""
+
 SCORE_HEADS = (
     *("right>", "95 %\ninterval>", "only wrong\nhere / f32>", "p>"),
     *("SQNR\ndB>", "agreement\nwith f32>"),
 )
 """The heads of the columns of `score_texts`."""
 
-ENGINES = (ours.NAME, OWN_INT8, *peers.NAMES, *low.VARIANTS)
+ENGINES = (ours.NAME, OWN_INT8, OWN_QUANTISED, *peers.NAMES, *low.VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -134,14 +137,14 @@ def summary(found: Comparison) -> list[list[str]]:
     """For each network and number of threads: fastrun, and the fastest of the other engines.
 
     The first row has the heads. A quality is the share of right answers; where none are known, the
-    signal to noise ratio. Columns of `ours-int8` are left out if it ran nowhere.
+    signal to noise ratio. An engine of fastrun that ran nowhere has no column.
     """
     every = [(n, t) for n in found.networks for t in found.threads]
-    int8 = any(found.seconds(n, OWN_INT8, t) < math.inf for n, t in every)
-    own = [ours.NAME, OWN_INT8] if int8 else [ours.NAME]
-    titles = ["ours f32", "ours int8"][: len(own)]
-    times = [f"{title}, ms" for title in titles]
-    rows = [["network", *times, "fastest peer, ms", "that over ours", *titles, "that peer"]]
+    titles = {ours.NAME: "ours f32", OWN_INT8: "ours int8", OWN_QUANTISED: "own quantiser"}
+    own = [e for e in titles if any(found.seconds(n, e, t) < math.inf for n, t in every)]
+    heads = [titles[e] for e in own]
+    times = [f"{head}, ms" for head in heads]
+    rows = [["network", *times, "fastest peer, ms", "that over ours", *heads, "that peer"]]
     for network, threads in every:
         peer = found.fastest(network, threads)
         other = found.seconds(network, peer, threads)

@@ -48,7 +48,7 @@ def race(threads: int, **seconds: float) -> EngineRace:
 
 def test_engines_in_low_precision_are_timed_and_scored(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    engines = ("ours", "ort", "ort-u8s8", "ort-u8s7", "ort-exact")
+    engines = ("ours", "ort", "ort-u8s8", "ort-u8s7", "ort-exact", "ort-own")
     found = precision.compare(small(), engines, (1,), 2, 4, place=tmp_path)
     scores = found.scores["small"]
     assert list(scores) == list(engines)
@@ -59,7 +59,7 @@ def test_engines_in_low_precision_are_timed_and_scored(tmp_path: Path) -> None:
         assert (25 if low_precision else 100) < scores[name].sqnr
         assert not low_precision or scores[name].sqnr < 60
     kept = {path.stat().st_mtime_ns for path in tmp_path.rglob("model.onnx")}
-    assert len(kept) == 2  # with weights of 8 bits and of 7
+    assert len(kept) == 3  # weights of 8 bits and of 7, and those of fastrun's quantiser
     precision.compare(small(), ("ort-u8s7",), (1,), 1, 0, place=tmp_path)
     assert kept == {path.stat().st_mtime_ns for path in tmp_path.rglob("model.onnx")}
 

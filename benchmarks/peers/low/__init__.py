@@ -40,6 +40,9 @@ VARIANTS = {
     "ort-exact": Variant(
         "the file of ort-u8s8 with session.x64quantprecision", ort.exact, ort.packages
     ),
+    "ort-own": Variant(
+        "onnxruntime on the file of fastrun's quantiser, 7-bit weights", ort.own, ort.packages
+    ),
     "openvino-qdq": Variant(
         "OpenVINO on the file of ort-u8s8", openvino.from_file, openvino.packages[:1]
     ),

@@ -11,6 +11,10 @@ from pathlib import Path
 import onnx
 
 from fastrun.benchmarks.peers import Array
+from fastrun.graph.export.model import export_onnx
+from fastrun.graph.frontend.importer import import_onnx
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.quantise.network import quantise
 
 _OPSET = 17  # scales per channel are possible from 13 on
 
@@ -53,6 +57,18 @@ class Original:
         smallest to the largest value of the calibration data.
         """
         return onnx.load(self.made(f"u8s{bits}", lambda f: self._quantise(f, bits)) / "model.onnx")
+
+    def own(self, bits: int = 8) -> onnx.ModelProto:
+        """The QDQ file of fastrun's quantiser, with weights of `bits` bits.
+
+        Raises:
+            GraphError: it cannot quantise the network.
+        """
+        return onnx.load(self.made(f"own{bits}", lambda f: self._own(f, bits)) / "model.onnx")
+
+    def _own(self, folder: Path, bits: int) -> None:
+        graph = optimise(import_onnx(self.model))
+        onnx.save(export_onnx(quantise(graph, self.calibration, bits=bits)), folder / "model.onnx")
 
     def _quantise(self, folder: Path, bits: int) -> None:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static

@@ -29,3 +29,8 @@ def reduced(original: Original, threads: int) -> ort.Session:
 def exact(original: Original, threads: int) -> ort.Session:
     """With kernels that do not saturate."""
     return ort.load(original.quantised(), threads, entries=EXACT)
+
+
+def own(original: Original, threads: int) -> ort.Session:
+    """The file of fastrun's quantiser, with weights of 7 bits."""
+    return ort.load(original.own(7), threads)
