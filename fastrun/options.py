@@ -172,7 +172,8 @@ def limits(parser: argparse.ArgumentParser) -> None:
         type=between(0, 1, "an error between 0 and 1"),
         metavar="E",
         help="use only schedules whose rms error against float64 is at most E times the output's "
-        "rms, such as 2e-6 (default: any schedule that passed the check)",
+        "rms, such as 2e-6 (default: any schedule that passed the check); from 2e-4 on, layers of "
+        "networks may store their weights in 16 bits",
     )
     parser.add_argument(
         "--max-workspace",
