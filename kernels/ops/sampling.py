@@ -2,7 +2,7 @@
 
 The tables lie in the weights. For every sampled axis they hold the offsets to read at, as 32-bit
 integers, and for interpolation the weight of the upper of two neighbours. Elements of any type are
-taken as they are stored; u8 is interpolated in steps less the zero point, which are an operand.
+taken as they are stored. u8 is interpolated as stored, too; scales and zero points are an operand.
 """
 
 from __future__ import annotations
@@ -165,8 +165,8 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
     out, frame, *found = aligned(dst, Strided(dst.shape, strides, src.offset, before), *views)
     *outer, length = out.shape
     along = any(view.strides[-1] for view in found)
-    near = not (linear or along) and out.strides[-1] == frame.strides[-1] == 1
-    wide = cpu.wide(after) if near else cpu.lanes
+    near = not along and out.strides[-1] == frame.strides[-1] == 1
+    wide = max(cpu.wide(before), cpu.wide(after)) if near else cpu.lanes
     tiles = rows(length, wide, 1)
     whole = bool(found) and found[-1].strides[-1] == 1 and length <= STRAIGHT * cpu.lanes
     if whole:
@@ -200,17 +200,12 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), lambda w: table)
 
 
-def _steps(x: Vec) -> Vec:
-    """Elements as float32: those of u8 less the zero point."""
-    value = x.to(F32)
-    return value - zero_point(x.k, "src", x.lanes) if x.dtype is U8 else value
-
-
 def _stored(value: Vec, before: DType, after: DType) -> Vec:
-    """What `_steps` gave, interpolated, as elements of the output."""
+    """Elements as they are stored, interpolated in float32, as elements of the output."""
     k, lanes = value.k, value.lanes
     if before is not U8:
         return elements(value, after)
+    value = value - zero_point(k, "src", lanes)
     factor = scale_of(k, "src", lanes)
     if after is not U8:
         return elements(value * factor, after)
@@ -267,7 +262,7 @@ class _Point:
 
     def _known(self, x: Vec) -> Vec:
         """What was loaded, as it is interpolated."""
-        return _steps(x) if self.linear else x
+        return x.to(F32) if self.linear else x
 
     def _at(
         self, base: Buffer, offsets: str | None, table: _Table, row: int, rest: Sequence[_Table]

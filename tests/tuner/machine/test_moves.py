@@ -11,6 +11,7 @@ import pytest
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout
 from fastrun.tuner.machine import move_rates as moves
 from fastrun.tuner.machine.move_rates import move_rates
@@ -48,6 +49,14 @@ def test_costs_follow_size_layouts_and_threads() -> None:
 def test_missing_channels_of_a_block_are_moved_too() -> None:
     blocked = costs(REPORT, 1).move((1, 3, 64, 64), NCHW, Layout("NCHW16c"))
     assert blocked > 2 * costs(REPORT, 1).move((1, 3, 64, 64), NCHW, NHWC)
+
+
+def test_bytes_are_moved_at_the_same_rate() -> None:
+    alone, large = costs(REPORT, 1), (1, 16, 400, 400)
+    step = alone.stream(0)
+    floats = alone.move(large, NCHW, NHWC) - step
+    assert alone.move(large, NCHW.of(U8), NHWC.of(U8)) - step == pytest.approx(floats / 4, rel=0.5)
+    assert alone.move(large, NCHW, NHWC.of(U8)) < alone.move(large, NCHW, NHWC)
 
 
 def test_a_graph_is_known_by_what_a_plan_depends_on() -> None:
