@@ -81,6 +81,8 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     if not few:
         blocks = -(-blocks // cpu.cores) * cpu.cores
     nr_tiles = -(-tiles // blocks)
+    dot = dots(Types.pairs(), cpu)[0] if integer else None
+    vectors = -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu))
     weight_bytes = kind.bytes(math.prod(alphas) * p.c * p.group_oc)
     return Schedule(
         layout=str(layout),
@@ -88,25 +90,28 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         mw=mw,
         points=points,
         nr_tiles=nr_tiles,
-        cols=_best_cols(nr_tiles, -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu)), cpu),
+        cols=_best_cols(nr_tiles, vectors, cpu, dot.registers if dot else 0),
         unroll=4,
         oc_block=1,
         # A stream from memory is faster without software prefetch.
         prefetch=64 if weight_bytes < cpu.l3 // 2 else 0,
         split="channels" if few else "tiles",
-        dot=dots(Types.pairs(), cpu)[0].name if integer else "",
+        dot=dot.name if dot else "",
         chunk=chunk,
     )
 
 
-def _best_cols(tiles: int, vectors: int, cpu: Cpu) -> int:
-    """Vectors of the narrowest panel whose smallest register tile has enough accumulators."""
+def _best_cols(tiles: int, vectors: int, cpu: Cpu, further: int) -> int:
+    """Vectors of the narrowest panel whose smallest register tile has enough accumulators.
+
+    Products need `further` registers beside the tile.
+    """
     # A panel of one vector loads more than it multiplies, unless an instruction can broadcast its
     # operand from memory (AVX-512). Then more sums must be in flight to hide the loads of weights.
     narrowest, enough = (1, 12) if cpu.lanes == LINE else (2, 10)
 
     def accumulators(cols: int) -> int:
-        return min(enough, cover(tiles, max_rows(cols, cpu))[-1].size * cols)
+        return min(enough, cover(tiles, max_rows(cols, cpu, further))[-1].size * cols)
 
     return max(range(min(narrowest, vectors), min(4, vectors) + 1), key=accumulators)
 
