@@ -237,6 +237,18 @@ def size(text: str) -> int:
     return int(number) << {"": 0, "K": 10, "M": 20, "G": 30}[unit]
 
 
+def share(text: str) -> float:
+    """A share such as `0.5%` or `0.005`."""
+    number, percent, rest = text.partition("%")
+    try:
+        found = float(number) / (100 if percent else 1)
+    except ValueError:
+        found = math.nan
+    if rest or not 0 <= found <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share: give 0.5% or 0.005")
+    return found
+
+
 def count(text: str) -> int:
     """A number of at least 1."""
     if not text.isdecimal() or int(text) < 1:

@@ -23,7 +23,8 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--pareto",
         action="store_true",
-        help="print the fastest schedule, and slower ones with less workspace or a smaller error",
+        help="print the fastest schedule, and slower ones with less workspace or a smaller error; "
+        "of a network also the front of its precisions, after `fastrun tune --calibrate`",
     )
     conditions(parser)
 
@@ -65,6 +66,13 @@ def _print_fronts(target: Target, database: Database, arguments: Namespace) -> i
     grid(screen(), heads, rows)
     if missing := sum(not records for records in fronts.values()):
         print(not_measured(missing, arguments))
+    if target.is_network:
+        from fastrun.precision import print_front
+        from fastrun.tuner.precision.search import front_file
+
+        kept = front_file(target.graph, here.machine, arguments.threads)
+        if kept.exists():
+            print_front(json.loads(kept.read_text(encoding="utf-8")))
     return 0
 
 

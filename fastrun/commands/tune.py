@@ -11,7 +11,15 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from fastrun.kernels.core.rounding import roundings
-from fastrun.options import algorithms, budget, conditions, limits_of, objectives, sampler
+from fastrun.options import (
+    algorithms,
+    budget,
+    conditions,
+    limits_of,
+    objectives,
+    sampler,
+    share,
+)
 from fastrun.tuner.networks.targets import Target, merged, read_target
 from fastrun.tuner.records.affinity import usable_cores
 from fastrun.tuner.records.units import duration, percent, plural
@@ -74,6 +82,25 @@ def options(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="keep the Optuna studies of the search in this journal file, for `fastrun dashboard`",
     )
+    precision = parser.add_argument_group("mixed precision of one network")
+    precision.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE",
+        help="examples of inputs (.npz: an array for each input, its first axis counts them; "
+        "`labels`, if there, are their classes). Layers may then compute in 8 bits",
+    )
+    precision.add_argument(
+        "--max-loss",
+        type=share,
+        default=0.005,
+        metavar="P%%",
+        help="the loss that is allowed, as a share of the examples: of accuracy with labels, of "
+        "agreement with float32 without (default 0.5%%)",
+    )
+    precision.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write the chosen network (.onnx, QDQ)"
+    )
     elsewhere = parser.add_argument_group("other machines")
     elsewhere.add_argument(
         "--workers",
@@ -94,6 +121,8 @@ def run(arguments: Namespace) -> int:
     from fastrun.tuner.records.record import REGIMES
     from fastrun.tuner.store.database import Database, existing
 
+    if arguments.calibrate:
+        return _mixed(arguments)
     targets = [read_target(text) for text in arguments.targets]
     also: list[str] = []
     if arguments.regime == "both":
@@ -110,6 +139,43 @@ def run(arguments: Namespace) -> int:
             if code:
                 return code
     _say_what_next(targets[-1], runs[-1], database.name)
+    return 0
+
+
+def _mixed(arguments: Namespace) -> int:
+    """Tune a network's layers in float32 and in 8 bits, and choose among them within a loss."""
+    from fastrun.graph.core.errors import InputError
+    from fastrun.graph.core.problems import convolutions
+    from fastrun.graph.export.model import export_onnx
+    from fastrun.graph.networks import load_network
+    from fastrun.graph.passes.pipeline import optimise
+    from fastrun.precision import print_front
+    from fastrun.tuner.precision.tune import advised, examples, tune_precision
+    from fastrun.tuner.store.database import Database
+
+    output = arguments.output
+    if len(arguments.targets) > 1 or len(arguments.threads) > 1 or arguments.regime == "both":
+        raise InputError("precision is chosen for one network, thread count and regime at a time")
+    if output and (output.suffix != ".onnx" or not output.parent.is_dir()):
+        raise InputError(f"{output}: give a file that ends in .onnx, in a folder that exists")
+    (one,), (name,) = _runs(arguments), arguments.targets
+    graph = optimise(load_network(name))
+    if graph.grids:
+        raise InputError(f"{name} is quantised already: give the model of float32")
+    data, labels = examples(graph, arguments.calibrate)
+    grids = advised(graph, data)
+    problems = tuple((p, occurrences) for p, occurrences, _ in convolutions(grids))
+    target = Target(name, problems, graph.digest, "its precision is chosen after the search")
+    with Database(arguments.db) as database:
+        if code := profile([target], database, one):
+            return code
+        done = tune_precision(
+            graph, grids, data, labels, arguments.max_loss, database, one.threads, limits_of(one)
+        )
+    print_front(done.document())
+    if output:
+        output.write_bytes(export_onnx(done.graph).SerializeToString())
+        print(f"{output}: the chosen network; next: `fastrun tune {shlex.quote(str(output))}`")
     return 0
 
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.template import ROUNDING
 from fastrun.kernels.core.types import Types
 
 Roundings = Callable[[ConvProblem], Sequence[str]]
@@ -29,6 +28,9 @@ def roundings(limit: float | None, cpu: Cpu) -> Roundings:
 
     Without a limit weights are not rounded.
     """
+    # The help of commands needs no numpy.
+    from fastrun.kernels.core.template import ROUNDING
+
     pairs = "+avx512bf16" in cpu.features.split(",")
 
     def found(p: ConvProblem) -> Sequence[str]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,9 +69,9 @@ class Precision:
     labelled: bool
     samples: int
 
-    def save(self, path: Path) -> None:
-        """Write the front as JSON, for `fastrun best --pareto` and reports."""
-        document = {
+    def document(self) -> dict[str, Any]:
+        """The front as it is kept: seconds, shares and relative errors."""
+        return {
             "network": self.graph.name,
             "samples": self.samples,
             "labelled": self.labelled,
@@ -78,13 +79,16 @@ class Precision:
             "validated": [asdict(point) for point in self.validated],
             "expected": [{"loss": loss, "seconds": seconds} for loss, seconds in self.expected],
         }
+
+    def save(self, path: Path) -> None:
+        """Write the front as JSON, for `fastrun best --pareto`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1), encoding="utf-8")
+        path.write_text(json.dumps(self.document(), indent=1), encoding="utf-8")
 
 
-def front_file(graph: Graph, machine: str, threads: int) -> Path:
-    """Where the front of an optimised float32 network is kept, in the cache folder."""
-    return cache_root() / "precision" / f"{graph.digest}-{machine}-{threads}.json"
+def front_file(digest: str, machine: str, threads: int) -> Path:
+    """Where the front of the optimised float32 network of a digest is kept, in the cache folder."""
+    return cache_root() / "precision" / f"{digest}-{machine}-{threads}.json"
 
 
 def choose_precision(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import functools
+import zipfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.quantise.network import calibrated
@@ -19,6 +22,51 @@ from fastrun.tuner.precision.search import Precision, choose_precision, front_fi
 from fastrun.tuner.precision.sensitivity import Batch, losses
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
+
+
+def examples(graph: Graph, file: Path) -> tuple[list[Batch], NDArray[np.int64] | None]:
+    """Inputs in batches of the network's size, and their labels, of a file of arrays (.npz).
+
+    It has an array for each input, whose first axis counts examples, and maybe `labels`. Examples
+    that do not fill a batch are left out.
+
+    Raises:
+        InputError: the file is no such archive, an array does not fit, or a value is not finite.
+        OSError: the file cannot be read.
+    """
+    try:
+        with np.load(file) as archive:
+            arrays = dict(archive)
+    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: not an archive of arrays (.npz): {error}") from None
+    sizes = set[int]()
+    for name in graph.inputs:
+        shape = graph.shape(name)
+        found = arrays.get(name)
+        if found is None or found.ndim != len(shape) or found.shape[1:] != shape[1:]:
+            wanted = "x".join(map(str, ("N", *shape[1:])))
+            raise InputError(f"{file}: give an array {name!r} of {wanted}, for N examples")
+        if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+            raise InputError(f"{file}: the array {name!r} has values that are no finite numbers")
+        sizes.add(len(found) // shape[0])
+    if len(sizes) != 1 or sizes == {0}:
+        raise InputError(f"{file}: give as many examples for every input, a batch at least")
+    data: list[Batch] = [
+        {
+            name: arrays[name][i * n : (i + 1) * n].astype(np.float32)
+            for name in graph.inputs
+            if (n := graph.shape(name)[0])
+        }
+        for i in range(sizes.pop())
+    ]
+    labels = arrays.get("labels")
+    if labels is None:
+        return data, None
+    if labels.dtype.kind not in "iu":
+        raise InputError(f"{file}: labels are numbers of classes, not {labels.dtype}")
+    count = len(data) * graph.shape(graph.inputs[0])[0]
+    kept: NDArray[np.int64] = labels.reshape(-1)[:count].astype(np.int64)
+    return data, kept
 
 
 def advised(graph: Graph, data: Sequence[Batch]) -> Graph:
@@ -63,5 +111,5 @@ def tune_precision(
     done = choose_precision(
         grids, found, data, labels, limit, choose, moving, cpu, threads, progress
     )
-    done.save(front_file(graph, cpu.fingerprint, threads))
+    done.save(front_file(graph.digest, cpu.fingerprint, threads))
     return done

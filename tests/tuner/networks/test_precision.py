@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,9 +21,11 @@ from fastrun.graph.plan.settled import settled
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8
+from fastrun.precision import print_front
 from fastrun.tuner.precision.front import front
 from fastrun.tuner.precision.search import choose_precision
 from fastrun.tuner.precision.sensitivity import losses
+from fastrun.tuner.precision.tune import examples
 from tests.graph.test_networks_run import residual
 from tests.support.quantised_graphs import normal_inputs, quantised
 
@@ -93,3 +97,49 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
         choose_precision(graph, found, DATA, labels[:3], 0.0, CHOOSE, GUESSED, CPU, 1)
     with pytest.raises(InputError, match="no examples"):
         choose_precision(graph, found, [], None, 0.0, CHOOSE, GUESSED, CPU, 1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "give an array 'x' of Nx3x33x29"),
+        ({"x": np.zeros((4, 3, 33, 28))}, "give an array 'x' of Nx3x33x29"),
+        ({"x": np.full((4, 3, 33, 29), np.nan)}, "no finite numbers"),
+        ({"x": np.zeros((1, 3, 33, 29))}, "a batch at least"),
+        ({"x": np.zeros((4, 3, 33, 29)), "labels": np.zeros(4)}, "labels are numbers of classes"),
+    ],
+)
+def test_examples_that_do_not_fit_are_refused(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "examples.npz", **arrays)
+    with pytest.raises(InputError, match=message):
+        examples(advised(), tmp_path / "examples.npz")
+
+
+def test_examples_come_in_batches(tmp_path: Path) -> None:
+    file = tmp_path / "examples.npz"
+    x = np.arange(5 * 3 * 33 * 29).reshape(5, 3, 33, 29)
+    np.savez(file, x=x, labels=np.arange(5))
+    data, labels = examples(advised(), file)
+    assert [batch["x"].shape for batch in data] == [(2, 3, 33, 29)] * 2
+    assert labels is not None
+    assert labels.tolist() == [0, 1, 2, 3]
+    assert np.array_equal(np.concatenate([batch["x"] for batch in data]), x[:4])
+    file.write_text("no archive")
+    with pytest.raises(InputError, match="not an archive"):
+        examples(advised(), file)
+
+
+def test_a_front_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    graph = advised()
+    found = losses(graph, DATA, CPU)
+    chosen = choose_precision(graph, found, DATA, None, 0.5, CHOOSE, GUESSED, CPU, 1)
+    chosen.save(tmp_path / "a" / "front.json")
+    document = json.loads((tmp_path / "a" / "front.json").read_text())
+    assert document["validated"][document["chosen"]]["lost"] <= 0.5
+    print_front(document)
+    shown = capsys.readouterr().out
+    assert "4 examples" in shown
+    assert "agreement" in shown
+    assert f"{len(document['expected'])} plans" in shown
