@@ -133,17 +133,20 @@ def compare(
     return Comparison(races, {task.name: counted} if samples else {})
 
 
+def missing(engine: str) -> str | None:
+    """The reason why an engine cannot be used here; None if it can."""
+    if engine in OWN:
+        return None
+    return peers.missing(engine) if engine in peers.NAMES else low.missing(engine)
+
+
 def usable(engines: Sequence[str]) -> list[str]:
     """The engines that can be used here; prints the reasons why the others cannot."""
-    found = []
-    for name in engines:
-        reason = peers.missing(name) if name in peers.NAMES else None
-        reason = low.missing(name) if name in low.VARIANTS else reason
+    reasons = {name: missing(name) for name in engines}
+    for name, reason in reasons.items():
         if reason:
             notice(f"{name} is left out: {reason}")
-        else:
-            found.append(name)
-    return found
+    return [name for name, reason in reasons.items() if not reason]
 
 
 def main(words: Sequence[str] | None = None) -> int:
