@@ -23,12 +23,13 @@ import onnx
 import pandas as pd
 from numpy.typing import NDArray
 
-from fastrun.benchmarks import accuracy, ours
+from fastrun.benchmarks import accuracy
 from fastrun.benchmarks.accuracy.score import Score, scores
 from fastrun.benchmarks.experiments.command import Column, show, write_csv
 from fastrun.benchmarks.peers import Array, ort
 from fastrun.benchmarks.peers.low import ort as ort_low
 from fastrun.benchmarks.peers.low.original import Original
+from fastrun.benchmarks.precision import Loader
 from fastrun.benchmarks.precision_table import SCORE_HEADS, score_texts
 from fastrun.tuner.records.units import significant
 from fastrun.tuner.terminal.display import grid, screen
@@ -280,8 +281,7 @@ def measure(name: str, samples: int, place: Path) -> tuple[dict[str, Score], pd.
         "7-bit weights": Simulation(original.quantised(7), saturate=True),
     }
     chosen = itertools.islice(task.samples(), samples)
-    float32 = ours.NetworkSession(original.model, 1, None)
-    counted = scores(chosen, float32, sessions)
+    counted = scores(chosen, Loader(original, None).float32(), sessions)
     return counted, sessions["exact"].table
 
 
