@@ -146,9 +146,9 @@ def _mixed(arguments: Namespace) -> int:
     """Tune a network's layers in float32 and in 8 bits, and choose among them within a loss."""
     from fastrun.graph.core.errors import InputError
     from fastrun.graph.core.problems import convolutions
-    from fastrun.graph.export.model import export_onnx
     from fastrun.graph.networks import load_network
     from fastrun.graph.passes.pipeline import optimise
+    from fastrun.graph.to_onnx.model import export_onnx
     from fastrun.precision import print_front
     from fastrun.tuner.precision.tune import advised, examples, tune_precision
     from fastrun.tuner.store.database import Database

@@ -12,7 +12,6 @@ from fastrun.graph.core.errors import GraphError, InputError, UnsupportedError
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.ops import Conv, Gemm
-from fastrun.graph.export.model import export_onnx
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.quantise.equalise import equalised
@@ -24,6 +23,7 @@ from fastrun.graph.quantise.rounding import compensated, fitted_scales, nearest,
 from fastrun.graph.quantise.scope import find_scope
 from fastrun.graph.quantise.simulate import differences, simulated
 from fastrun.graph.reference.interpreter import run
+from fastrun.graph.to_onnx.model import export_onnx
 from fastrun.kernels.core.dtype import S8, U8
 from tests.support.graph_models import batch_norm, model, node, normal
 from tests.support.peer import by_onnxruntime

@@ -28,7 +28,7 @@ FOLDERS = (
         "kernels",
     ),
     "search_spaces",
-    *("graph/core", "graph/reference", "graph/frontend", "graph/zoo", "graph/export"),
+    *("graph/core", "graph/reference", "graph/frontend", "graph/zoo", "graph/to_onnx"),
     *("graph/passes", "graph/plan", "graph/build", "graph/runtime", "graph", "graph/quantise"),
     *("tuner/records", "tuner/measure", "tuner/store", "tuner/machine", "tuner/search"),
     *("tuner/remote", "tuner/networks", "tuner/terminal", "tuner/report", "tuner"),

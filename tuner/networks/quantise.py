@@ -10,7 +10,6 @@ import onnx
 
 from fastrun.graph import zoo
 from fastrun.graph.core.model import Graph
-from fastrun.graph.export.model import export_onnx
 from fastrun.graph.frontend.file import read_model
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
@@ -19,6 +18,7 @@ from fastrun.graph.quantise.network import quantise as quantise_graph
 from fastrun.graph.quantise.ranges import RANGES
 from fastrun.graph.quantise.scope import is_layer
 from fastrun.graph.quantise.simulate import Difference, differences
+from fastrun.graph.to_onnx.model import export_onnx
 from fastrun.tuner.networks.calibration import Source, calibration_data
 from fastrun.tuner.networks.pictures import Preparation
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import onnx
 
 from fastrun.benchmarks.peers import Array
-from fastrun.graph.export.model import export_onnx
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.quantise.network import quantise
+from fastrun.graph.to_onnx.model import export_onnx
 
 _OPSET = 17  # scales per channel are possible from 13 on
 

@@ -36,7 +36,7 @@ from fastrun.graph.core.ops import (
     Transpose,
     Unary,
 )
-from fastrun.graph.export.nodes import Nodes
+from fastrun.graph.to_onnx.nodes import Nodes
 from fastrun.kernels.core.problem import slope
 
 OPSET = 19

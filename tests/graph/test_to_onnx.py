@@ -12,10 +12,10 @@ from onnx import TensorProto
 from fastrun.graph.core.errors import GraphError, UnsupportedError
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph
-from fastrun.graph.export.model import export_onnx
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference.interpreter import run
+from fastrun.graph.to_onnx.model import export_onnx
 from fastrun.kernels.core.dtype import S8, U8
 from tests.support.graph_models import model, node, normal
 from tests.support.peer import assert_same, by_onnxruntime

@@ -10,8 +10,8 @@ from onnx import helper
 
 from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Array, Graph, Node
-from fastrun.graph.export.nodes import Nodes
-from fastrun.graph.export.operators import OPSET, write
+from fastrun.graph.to_onnx.nodes import Nodes
+from fastrun.graph.to_onnx.operators import OPSET, write
 
 IR_VERSION = 9
 
