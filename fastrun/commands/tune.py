@@ -17,6 +17,8 @@ from fastrun.options import (
     conditions,
     limits_of,
     objectives,
+    pictures,
+    preparation,
     sampler,
     share,
 )
@@ -86,9 +88,10 @@ def options(parser: ArgumentParser) -> None:
     precision.add_argument(
         "--calibrate",
         type=Path,
-        metavar="FILE",
-        help="examples of inputs (.npz: an array for each input, its first axis counts them; "
-        "`labels`, if there, are their classes). Layers may then compute in 8 bits",
+        metavar="DATA",
+        help="examples of inputs: a folder of pictures or of .npy and .npz files, or one .npz file "
+        "with an array for each input, whose first axis counts examples; its `labels`, if there, "
+        "are their classes. Layers may then compute in 8 bits",
     )
     precision.add_argument(
         "--max-loss",
@@ -101,6 +104,7 @@ def options(parser: ArgumentParser) -> None:
     precision.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="write the chosen network (.onnx, QDQ)"
     )
+    pictures(parser)
     elsewhere = parser.add_argument_group("other machines")
     elsewhere.add_argument(
         "--workers",
@@ -162,7 +166,7 @@ def _mixed(arguments: Namespace) -> int:
     graph = optimise(load_network(name))
     if graph.grids:
         raise InputError(f"{name} is quantised already: give the model of float32")
-    data, labels = examples(graph, arguments.calibrate)
+    data, labels = examples(graph, arguments.calibrate, preparation(arguments))
     grids = advised(graph, data)
     problems = tuple((p, occurrences) for p, occurrences, _ in convolutions(grids))
     target = Target(name, problems, graph.digest, "its precision is chosen after the search")

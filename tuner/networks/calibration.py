@@ -26,6 +26,18 @@ _NAME = "calibration data"
 def calibration_data(graph: Graph, source: Source, pictures: Preparation, most: int) -> list[Batch]:
     """The batches of at most `most` samples, which are spread evenly over those that there are.
 
+    `source` is as for `read_samples`.
+
+    Raises:
+        As `read_samples`.
+    """
+    found = read_samples(graph, source, pictures, most)
+    return list(batches(graph, {x: a[_spread(len(a), most)] for x, a in found.items()}))
+
+
+def read_samples(graph: Graph, source: Source, pictures: Preparation, most: int) -> Batch:
+    """All samples, joined, or those of `most` files of a folder, which are spread evenly.
+
     `source` is a folder of pictures and of .npy and .npz files, subfolders included; a .npz file;
     or arrays by the inputs' names, as in a .npz file. Pictures and .npy files are for networks of
     one input.
@@ -34,16 +46,35 @@ def calibration_data(graph: Graph, source: Source, pictures: Preparation, most: 
         InputError: there are no data, they do not fit the inputs, or a value is not finite.
         OSError: a file cannot be read.
     """
-    shapes = {name: graph.shape(name) for name in graph.inputs}
+    shapes = _shapes(graph)
     if isinstance(source, Mapping):
         parts = [_checked(shapes, source, _NAME, graph.unread)]
     else:
         parts = list(_parts(shapes, Path(source), pictures, most, graph.unread))
     if not parts:
         raise InputError(f"{source}: there are no calibration data in this folder")
-    joined = {x: np.concatenate([part[x] for part in parts]) for x in shapes}
-    samples = len(joined[graph.inputs[0]])
-    return list(_batches(shapes, {x: a[_spread(samples, most)] for x, a in joined.items()}))
+    return {x: np.concatenate([part[x] for part in parts]) for x in shapes}
+
+
+def batches(graph: Graph, samples: Batch) -> Iterator[Batch]:
+    """The samples in batches of the network's size; the last one is filled up.
+
+    Raises:
+        InputError: the inputs have batches of different sizes.
+    """
+    sizes = {shape[0] for shape in _shapes(graph).values()}
+    if len(sizes) > 1:
+        raise InputError(f"the inputs have batches of different sizes, {sorted(sizes)}")
+    [size] = sizes
+    for first in range(0, len(next(iter(samples.values()))), size):
+        part = {name: values[first : first + size] for name, values in samples.items()}
+        missing = size - len(next(iter(part.values())))
+        filled = {x: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) for x, a in part.items()}
+        yield {name: np.ascontiguousarray(values) for name, values in filled.items()}
+
+
+def _shapes(graph: Graph) -> dict[str, Shape]:
+    return {name: graph.shape(name) for name in graph.inputs}
 
 
 def _parts(
@@ -133,15 +164,3 @@ def _checked(
 def _spread(count: int, most: int) -> NDArray[np.int64]:
     """At most `most` of `count` indices, at equal distances."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
-
-
-def _batches(shapes: Mapping[str, Shape], samples: Batch) -> Iterator[Batch]:
-    sizes = {shape[0] for shape in shapes.values()}
-    if len(sizes) > 1:
-        raise InputError(f"the inputs have batches of different sizes, {sorted(sizes)}")
-    [size] = sizes
-    for first in range(0, len(next(iter(samples.values()))), size):
-        part = {name: values[first : first + size] for name, values in samples.items()}
-        missing = size - len(next(iter(part.values())))
-        filled = {x: np.concatenate([a, np.repeat(a[-1:], missing, 0)]) for x, a in part.items()}
-        yield {name: np.ascontiguousarray(values) for name, values in filled.items()}

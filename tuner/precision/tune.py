@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import zipfile
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,57 +17,58 @@ from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.quantise.network import calibrated
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.networks.calibration import batches, read_samples
 from fastrun.tuner.networks.costs import costs
 from fastrun.tuner.networks.measured_choices import stored_choices
+from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision.search import Precision, choose_precision, front_file
 from fastrun.tuner.precision.sensitivity import Batch, losses
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
 
+_LABELS = "labels"
 
-def examples(graph: Graph, file: Path) -> tuple[list[Batch], NDArray[np.int64] | None]:
-    """Inputs in batches of the network's size, and their labels, of a file of arrays (.npz).
 
-    It has an array for each input, whose first axis counts examples, and maybe `labels`. Examples
-    that do not fill a batch are left out.
+def examples(
+    graph: Graph, source: Path, pictures: Preparation
+) -> tuple[list[Batch], NDArray[np.int64] | None]:
+    """All inputs in batches of the network's size, and their labels if there are any.
+
+    `source` is as for calibration data: a folder of pictures or arrays, or a file of arrays (.npz),
+    in which there may also be `labels`. Examples that do not fill a batch are left out.
 
     Raises:
-        InputError: the file is no such archive, an array does not fit, or a value is not finite.
-        OSError: the file cannot be read.
+        InputError: there are no data, they or their labels do not fit, or a value is not finite.
+        OSError: a file cannot be read.
     """
-    try:
-        with np.load(file) as archive:
-            arrays = dict(archive)
-    except (ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{file}: not an archive of arrays (.npz): {error}") from None
-    sizes = set[int]()
-    for name in graph.inputs:
-        shape = graph.shape(name)
-        found = arrays.get(name)
-        if found is None or found.ndim != len(shape) or found.shape[1:] != shape[1:]:
-            wanted = "x".join(map(str, ("N", *shape[1:])))
-            raise InputError(f"{file}: give an array {name!r} of {wanted}, for N examples")
-        if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
-            raise InputError(f"{file}: the array {name!r} has values that are no finite numbers")
-        sizes.add(len(found) // shape[0])
-    if len(sizes) != 1 or sizes == {0}:
-        raise InputError(f"{file}: give as many examples for every input, a batch at least")
-    data: list[Batch] = [
-        {
-            name: arrays[name][i * n : (i + 1) * n].astype(np.float32)
-            for name in graph.inputs
-            if (n := graph.shape(name)[0])
-        }
-        for i in range(sizes.pop())
-    ]
-    labels = arrays.get("labels")
+    file = source.suffix == ".npz" and not source.is_dir()
+    apart = (_LABELS,) if file and _LABELS not in graph.inputs else ()
+    inputs = replace(graph, unread=(*graph.unread, *apart))
+    found = read_samples(inputs, source, pictures, sys.maxsize)
+    given, size = len(found[graph.inputs[0]]), graph.shape(graph.inputs[0])[0]
+    count = given - given % size
+    if not count:
+        raise InputError(f"{source}: {given} examples are less than a batch ({size})")
+    data: list[Batch] = [*batches(graph, {x: a[:count] for x, a in found.items()})]
+    labels = _labels(source) if apart else None
     if labels is None:
         return data, None
+    if labels.shape[:1] != (given,):
+        raise InputError(
+            f"{source}: labels of the shape {labels.shape} for {given} examples: give one for each"
+        )
+    return data, labels[:count].reshape(-1)
+
+
+def _labels(file: Path) -> NDArray[np.int64] | None:
+    with np.load(file) as archive:
+        labels = archive.get(_LABELS)
+    if labels is None:
+        return None
     if labels.dtype.kind not in "iu":
         raise InputError(f"{file}: labels are numbers of classes, not {labels.dtype}")
-    count = len(data) * graph.shape(graph.inputs[0])[0]
-    kept: NDArray[np.int64] = labels.reshape(-1)[:count].astype(np.int64)
-    return data, kept
+    found: NDArray[np.int64] = labels.astype(np.int64)
+    return found
 
 
 def advised(graph: Graph, data: Sequence[Batch]) -> Graph:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Graph
@@ -22,6 +23,7 @@ from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8
 from fastrun.precision import print_front
+from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision.front import front
 from fastrun.tuner.precision.search import choose_precision
 from fastrun.tuner.precision.sensitivity import losses
@@ -99,14 +101,17 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
         choose_precision(graph, found, [], None, 0.0, CHOOSE, GUESSED, CPU, 1)
 
 
+X = np.arange(5 * 3 * 33 * 29).reshape(5, 3, 33, 29)
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({}, "give an array 'x' of Nx3x33x29"),
-        ({"x": np.zeros((4, 3, 33, 28))}, "give an array 'x' of Nx3x33x29"),
-        ({"x": np.full((4, 3, 33, 29), np.nan)}, "no finite numbers"),
-        ({"x": np.zeros((1, 3, 33, 29))}, "a batch at least"),
-        ({"x": np.zeros((4, 3, 33, 29)), "labels": np.zeros(4)}, "labels are numbers of classes"),
+        ({}, "examples.npz: nothing for input 'x'"),
+        ({"x": X[..., 1:]}, "examples.npz: .* give Nx3x33x29"),
+        ({"x": X[:1]}, r"examples.npz: 1 examples are less than a batch \(2"),
+        ({"x": X, "labels": np.zeros(5)}, "labels are numbers of classes, not float64"),
+        ({"x": X, "labels": np.arange(4)}, r"labels of the shape \(4,\) for 5 examples"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused(
@@ -114,21 +119,25 @@ def test_examples_that_do_not_fit_are_refused(
 ) -> None:
     np.savez(tmp_path / "examples.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        examples(advised(), tmp_path / "examples.npz")
+        examples(advised(), tmp_path / "examples.npz", Preparation())
 
 
 def test_examples_come_in_batches(tmp_path: Path) -> None:
-    file = tmp_path / "examples.npz"
-    x = np.arange(5 * 3 * 33 * 29).reshape(5, 3, 33, 29)
-    np.savez(file, x=x, labels=np.arange(5))
-    data, labels = examples(advised(), file)
+    np.savez(tmp_path / "examples.npz", x=X, labels=np.arange(5))
+    data, labels = examples(advised(), tmp_path / "examples.npz", Preparation())
     assert [batch["x"].shape for batch in data] == [(2, 3, 33, 29)] * 2
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 3]
-    assert np.array_equal(np.concatenate([batch["x"] for batch in data]), x[:4])
-    file.write_text("no archive")
-    with pytest.raises(InputError, match="not an archive"):
-        examples(advised(), file)
+    assert np.array_equal(np.concatenate([batch["x"] for batch in data]), X[:4])
+
+
+def test_examples_of_a_folder(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", X[:1])
+    Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "b.png")
+    (one,), labels = examples(advised(), tmp_path, Preparation(mean=(0.0,), std=(255.0,)))
+    assert labels is None
+    assert np.array_equal(one["x"][0], X[0])
+    assert one["x"][1].max((1, 2)).tolist() == [1, 0, 0]
 
 
 def test_a_front_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
