@@ -18,7 +18,7 @@ from fastrun.graph.plan.forms import STEP, Form, typed_problem
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import F32, S8
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.ops import bands
@@ -95,9 +95,10 @@ def estimate(
     first, second = (_part(graph, task, form, cpu) for task, form in zip(pair, forms, strict=True))
     mid = Placement(forms[0].writes, *shape4(graph.shape(pair[0].output)))
     rows = bands.rows_per_band(first, second, mid, cpu)
-    if not rows or F32.bytes(first.weights) > cpu.l2 // 2:
+    own, weights = (_weight_bytes(*one) for one in zip((first, second), forms, strict=True))
+    if not rows or own > cpu.l2 // 2:
         return rows, 0.0
-    size, weights = mid.dtype.bytes(mid.size), F32.bytes(second.weights)
+    size = mid.dtype.bytes(mid.size)
     saved = STEP if threads > 1 else 0.0
     if size > cpu.l2 or threads > 1:
         saved += size / PASSING
@@ -110,6 +111,10 @@ def estimate(
     if weights > cpu.l2 // 2:
         lost += weights * (busiest[1] / rows - 1) / PASSING
     return rows, saved - lost
+
+
+def _weight_bytes(part: bands.Part, form: Form) -> int:
+    return (S8 if form.types.startswith("u8s") else F32).bytes(part.weights)
 
 
 def _part(graph: Graph, task: Task, form: Form, cpu: Cpu) -> Part:
