@@ -1,12 +1,12 @@
 """Figures of what a database holds of targets on this machine: `fastrun.plot`.
 
-Every function but `steps` takes a `Database`, targets as `fastrun.tune` does, and the conditions of
-the measurements: `threads` (default 1) and `regime` ("hot", the default, or "cold-weights"). It
-returns a matplotlib Figure. A layer is a distinct convolution of the targets.
+Every function but `precision` and `steps` takes a `Database`, targets as `fastrun.tune` does, and
+the conditions of the measurements: `threads` (default 1) and `regime` ("hot", the default, or
+"cold-weights"). It returns a matplotlib Figure. A layer is a distinct convolution of the targets.
 
 Every function but `steps` raises:
     DatabaseError: the database holds no valid measurement of the targets under these conditions,
-        or cannot be read.
+        or cannot be read; or no front was found.
     ProblemError: a text is that of no problem.
     GraphError: there is no such network or file, or it cannot be used.
 """
@@ -19,8 +19,10 @@ import pandas as pd
 
 from fastrun.graph.runtime.executable import Executable
 from fastrun.tuner.machine.probe import probe
-from fastrun.tuner.networks.targets import Targets, read_targets
+from fastrun.tuner.networks.targets import Targets, read_target, read_targets
+from fastrun.tuner.precision.kept import kept_front
 from fastrun.tuner.records.record import Conditions, Outcome
+from fastrun.tuner.records.units import plural
 from fastrun.tuner.report import layer_plots, plots
 from fastrun.tuner.report.frames import (
     algorithms_frame,
@@ -28,11 +30,12 @@ from fastrun.tuner.report.frames import (
     convergence_frame,
     importance_frame,
     pareto_frame,
+    precision_frame,
 )
 from fastrun.tuner.report.page import gather
 from fastrun.tuner.report.style import Figure
 from fastrun.tuner.report.summary import Facts
-from fastrun.tuner.store.database import Database
+from fastrun.tuner.store.database import Database, DatabaseError
 from fastrun.tuner.store.frame import frame
 
 __all__ = [
@@ -41,6 +44,7 @@ __all__ = [
     "convergence",
     "importance",
     "pareto",
+    "precision",
     "roofline",
     "share_of_peak",
     "speedups",
@@ -114,6 +118,22 @@ def importance(
 def pareto(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
     """What less workspace (KiB) and a smaller rms error cost in time."""
     return plots.pareto(pareto_frame(_facts(database, targets, where).fronts))
+
+
+def precision(network: str, threads: int = 1) -> Figure:
+    """What a smaller loss by rounding costs in time, of the front that `fastrun tune` has found.
+
+    `network` is the float32 network, whose precision was tuned on this machine (`--calibrate`).
+    """
+    target = read_target(network)
+    here = Conditions.here(threads)
+    kept = kept_front(target.graph, here.machine, threads) if target.is_network else None
+    if kept is None:
+        raise DatabaseError(
+            f"no precisions of {target.name} were compared on this machine with "
+            f"{plural(threads, 'thread')}: `fastrun tune {target.name} --calibrate DATA` first"
+        )
+    return plots.precision(precision_frame(kept))
 
 
 def steps(network: Executable, repeats: int = 20) -> Figure:

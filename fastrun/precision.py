@@ -20,7 +20,7 @@ def print_front(document: Mapping[str, Any]) -> None:
             f"{point['layers']} of {point['of']}",
             ms(point["seconds"]),
             ratio(points[0]["seconds"] / point["seconds"]),
-            percent(point["lost"]),
+            percent(point["lost"], 1),
             f"{point['error']:.1e}",
             f"{point['expected_loss'] ** 0.5:.1e}",
         )

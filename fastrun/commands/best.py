@@ -68,11 +68,10 @@ def _print_fronts(target: Target, database: Database, arguments: Namespace) -> i
         print(not_measured(missing, arguments))
     if target.is_network:
         from fastrun.precision import print_front
-        from fastrun.tuner.precision.search import front_file
+        from fastrun.tuner.precision.kept import kept_front
 
-        kept = front_file(target.graph, here.machine, arguments.threads)
-        if kept.exists():
-            print_front(json.loads(kept.read_text(encoding="utf-8")))
+        if kept := kept_front(target.graph, here.machine, arguments.threads):
+            print_front(kept)
     return 0
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import onnx
 import pytest
 
 from fastrun import Database, DatabaseError, load, plot
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.networks.targets import read_target
+from fastrun.tuner.precision.kept import front_file
+from fastrun.tuner.records.record import Conditions
 from tests.graph.test_networks_run import residual
-from tests.support.synthetic import records
+from tests.support.synthetic import precisions, records
 
 LAYERS = ["conv 1x32x14x14 32x3x3 s1 p1 bias relu", "conv 1x32x14x14 64x1x1 s1 p0 bias"]
 FIGURES = [
@@ -50,6 +56,19 @@ def test_layers_are_those_of_the_targets(database: Database) -> None:
 def test_what_was_not_measured_is_an_error_that_says_so(database: Database) -> None:
     with pytest.raises(DatabaseError, match=r"no valid measurement .* 2 threads, hot"):
         plot.roofline(database, LAYERS, threads=2)
+
+
+def test_precisions_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path))
+    network = str(tmp_path / "small.onnx")
+    onnx.save(residual(), network)
+    with pytest.raises(DatabaseError, match=r"2 threads: `fastrun tune .* --calibrate DATA` first"):
+        plot.precision(network, threads=2)
+    file = front_file(read_target(network).graph, Conditions.here().machine, 2)
+    file.parent.mkdir()
+    file.write_text(json.dumps(precisions()))
+    (axes,) = plot.precision(network, threads=2).axes
+    assert axes.has_data()
 
 
 def test_steps_of_a_network() -> None:

@@ -125,3 +125,27 @@ def _record(
         heuristic=heuristic,
         run=run,
     )
+
+
+def precisions() -> dict[str, object]:
+    """What a search for a network's precision might leave: the third of four was chosen."""
+    found = [
+        (0.0, 4e-3, 0.0, 0),
+        (2e-4, 3e-3, 0.001, 9),
+        (1e-3, 2e-3, 0.004, 17),
+        (4e-3, 1.8e-3, 0.03, 21),
+    ]
+    return {
+        "network": "made-up",
+        "samples": 1000,
+        "labelled": True,
+        "chosen": 2,
+        "validated": [
+            {
+                "expected_loss": loss, "expected_seconds": 0.98 * seconds, "seconds": seconds,
+                "lost": lost, "error": 1.1 * loss**0.5, "layers": layers, "of": 21,
+            }
+            for loss, seconds, lost, layers in found
+        ],
+        "expected": [{"loss": loss, "seconds": 0.98 * seconds} for loss, seconds, _, _ in found],
+    }  # fmt: skip

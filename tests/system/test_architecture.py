@@ -31,7 +31,8 @@ FOLDERS = (
     *("graph/core", "graph/reference", "graph/frontend", "graph/zoo", "graph/to_onnx"),
     *("graph/passes", "graph/plan", "graph/build", "graph/runtime", "graph", "graph/quantise"),
     *("tuner/records", "tuner/measure", "tuner/store", "tuner/machine", "tuner/search"),
-    *("tuner/remote", "tuner/networks", "tuner/terminal", "tuner/report", "tuner"),
+    *("tuner/remote", "tuner/networks", "tuner/precision", "tuner/terminal", "tuner/report"),
+    "tuner",
     "benchmarks",
     "fastrun",
 )

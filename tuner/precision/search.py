@@ -20,7 +20,6 @@ from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.measure.timing import Protocol, interleave
 from fastrun.tuner.precision.front import Point, front
 from fastrun.tuner.precision.sensitivity import Batch, Losses
@@ -81,14 +80,9 @@ class Precision:
         }
 
     def save(self, path: Path) -> None:
-        """Write the front as JSON, for `fastrun best --pareto`."""
+        """Write the front as JSON, for `kept_front`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(self.document(), indent=1), encoding="utf-8")
-
-
-def front_file(digest: str, machine: str, threads: int) -> Path:
-    """Where the front of the optimised float32 network of a digest is kept, in the cache folder."""
-    return cache_root() / "precision" / f"{digest}-{machine}-{threads}.json"
 
 
 def choose_precision(

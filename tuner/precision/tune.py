@@ -21,7 +21,8 @@ from fastrun.tuner.networks.calibration import batches, read_samples
 from fastrun.tuner.networks.costs import costs
 from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
-from fastrun.tuner.precision.search import Precision, choose_precision, front_file
+from fastrun.tuner.precision.kept import front_file
+from fastrun.tuner.precision.search import Precision, choose_precision
 from fastrun.tuner.precision.sensitivity import Batch, losses
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database

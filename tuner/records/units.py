@@ -40,9 +40,9 @@ def ratio(value: float) -> str:
     return f"{significant(value)}x" if math.isfinite(value) else UNKNOWN
 
 
-def percent(share: float) -> str:
+def percent(share: float, digits: int = 0) -> str:
     """A share in per cent: `97 %`."""
-    return f"{100 * share:.0f} %" if math.isfinite(share) else UNKNOWN
+    return f"{100 * share:.{digits}f} %" if math.isfinite(share) else UNKNOWN
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:

@@ -13,6 +13,7 @@ import pandas as pd
 
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.tuner.precision.kept import Front
 from fastrun.tuner.records.record import Outcome, Record
 from fastrun.tuner.store.standing import Standing, seconds
 
@@ -92,6 +93,28 @@ def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame
     ]
     columns = ["layer", "problem", "algorithm", "schedule", "seconds", "slower", "workspace"]
     return pd.DataFrame(rows, columns=[*columns, "error_rms", "stage"])
+
+
+def precision_frame(front: Front) -> pd.DataFrame:
+    """The front of a network's precisions: plans as expected, then whole networks as measured.
+
+    Columns `measured`, `seconds`, `error` (rms of the change of the outputs over their rms), and of
+    what was measured `lost` (a share of the examples), `layers` in integers, `of` all that could
+    be, and `chosen`. Expected plans have NaN and False there.
+    """
+    expected = [
+        {"measured": False, "seconds": p["seconds"], "error": math.sqrt(p["loss"])}
+        for p in front["expected"]
+    ]
+    whole = [
+        {"measured": True, **{x: p[x] for x in _WHOLE}, "chosen": n == front["chosen"]}
+        for n, p in enumerate(front["validated"])
+    ]
+    table = pd.DataFrame([*expected, *whole], columns=["measured", *_WHOLE, "chosen"])
+    return table.assign(chosen=table["chosen"].eq(True))
+
+
+_WHOLE = ("seconds", "error", "lost", "layers", "of")
 
 
 def importance_frame(records: Iterable[Record], least: int = 20) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from fastrun.tuner.precision.kept import Front
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
 from fastrun.tuner.records.record import RecordError
 from fastrun.tuner.records.units import ms, plural
@@ -42,12 +43,13 @@ _OURS = "ours"  # the name of fastrun's entry in `fastrun bench`
 
 @dataclass(frozen=True)
 class NetworkTimes:
-    """A network's layers, its newest final, and its results of `fastrun bench`."""
+    """A network's layers, its newest final, its results of `fastrun bench`, its precisions."""
 
     name: str
     layers: Sequence[Standing]
     final: NetworkRecord | None
     benched: Sequence[Mapping[str, Any]]
+    precision: Front | None
 
     @property
     def title(self) -> str:

@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target, merged
+from fastrun.tuner.precision.kept import kept_front
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import Conditions, Record
 from fastrun.tuner.records.units import plural
@@ -151,6 +152,7 @@ def gather(
                 of_network(found, target.problems),
                 _newest_final(database, target, conditions),
                 benched(folder, machine.machine, conditions.threads, target.name) if folder else [],
+                kept_front(target.graph, machine.machine, conditions.threads),
             )
             for target in targets
             if target.is_network

@@ -25,6 +25,7 @@ from fastrun.tuner.report.style import (
     layer_canvas,
     legend,
     legend_of_algorithms,
+    mark,
     mark_of,
     note,
     plain_log,
@@ -173,6 +174,41 @@ def pareto(table: pd.DataFrame) -> Figure:
         plain_log(lower)
         lower.set_xlabel("rms error over the output's")
         legend_of_algorithms(figure, table["algorithm"])
+    return figure
+
+
+def precision(table: pd.DataFrame) -> Figure:
+    """The time that a smaller loss of precision costs; of a `precision_frame`."""
+    with canvas("Time and loss by rounding", 3.4) as (figure, axes):
+        axes.grid(visible=True)
+        expected = table[~table["measured"]]
+        axes.plot(
+            expected["error"], 1e3 * expected["seconds"], ".-", color=FAINT, linewidth=0.8,
+            markersize=4,
+        )  # fmt: skip
+        whole = table[table["measured"]].reset_index(drop=True)
+        fastest = whole["seconds"].idxmin()
+        for n, row in enumerate(rows(whole)):
+            axes.plot(
+                row.error, 1e3 * row.seconds, "D" if row.chosen else "o", clip_on=False, zorder=3,
+                color=COLOURS[int(row.chosen)], markersize=7 if row.chosen else 5,
+                markeredgecolor=PAPER, markeredgewidth=0.5,
+            )  # fmt: skip
+            named = {"float32": n == 0, "fastest": n == fastest, "chosen": row.chosen}
+            words = [word for word, so in named.items() if so]
+            if words:
+                lost = f": {percent(row.lost, 1)} lost" if row.error else ""
+                axes.annotate(
+                    ", ".join(words) + lost, (row.error, 1e3 * row.seconds), xytext=(4, 6),
+                    textcoords="offset points", fontsize=7.5,
+                )  # fmt: skip
+        axes.set_xlim(0, 1.6 * top(table["error"], 1e-9))
+        axes.set_ylim(0, 1.15e3 * top(table["seconds"], 1e-9))
+        axes.set_xlabel("rms error over the output's")
+        axes.set_ylabel("ms")
+        line = Line2D([], [], color=FAINT, marker=".", linewidth=0.8, label="plans, as expected")
+        marks = [mark("o", COLOURS[0], "whole networks, measured"), mark("D", COLOURS[1], "chosen")]
+        legend(figure, [line, *marks])
     return figure
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastrun.tuner.machine.noise import amount, noise_of
+from fastrun.tuner.precision.kept import Front
 from fastrun.tuner.records.units import (
     UNKNOWN,
     interval,
@@ -25,6 +26,7 @@ from fastrun.tuner.report.frames import (
     importance_frame,
     outcomes_frame,
     pareto_frame,
+    precision_frame,
     rows,
 )
 from fastrun.tuner.report.summary import Facts
@@ -153,6 +155,40 @@ def _networks(facts: Facts) -> Iterator[Section]:
                 network_times.figure(table),
                 _network_table(table),
             )
+        if network.precision:
+            measured = precision_frame(network.precision)
+            yield Section(
+                f"precision-{n}",
+                f"Precision of {network.title}",
+                _precision_text(network.precision),
+                plots.precision(measured),
+                _precision_table(measured),
+            )
+
+
+def _precision_text(front: Front) -> str:
+    judged = "right in float32 and wrong here, less the reverse"
+    if not front["labelled"]:
+        judged = "whose largest output is another one than in float32"
+    return (
+        "Layers in 8 bits: the line joins the fastest plans for every loss, with the times and "
+        "errors that are expected of them. Marks are whole networks as they were measured with "
+        f"{plural(front['samples'], 'example')}. Lost is the share of these {judged}. The chosen "
+        "network was the fastest within the limit that was given (`--max-loss`)."
+    )
+
+
+def _precision_table(table: pd.DataFrame) -> Table:
+    whole = table[table["measured"]]
+    first = whole["seconds"].iloc[0]
+    lines = (
+        (
+            *(f"{row.layers:.0f} of {row.of:.0f}" + " (chosen)" * row.chosen, ms(row.seconds)),
+            *(ratio(first / row.seconds), percent(row.lost, 1), f"{row.error:.1e}"),
+        )
+        for row in rows(whole)
+    )
+    return Table(("layers in 8 bits", "ms>", "over float32>", "lost>", "rms error>"), tuple(lines))
 
 
 def _network_table(table: pd.DataFrame) -> Table:

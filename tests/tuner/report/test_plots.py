@@ -12,9 +12,11 @@ from fastrun.benchmarks.frames import engines_frame
 from fastrun.benchmarks.race import EntryTimes
 from fastrun.benchmarks.report import EngineRace
 from fastrun.tuner.report import plots
+from fastrun.tuner.report.frames import precision_frame
 from fastrun.tuner.report.style import svg
 from fastrun.tuner.store.frame import frame
 from tests.support.records import record
+from tests.support.synthetic import precisions
 
 
 def entry(engine: str, *samples: float, overhead: float = 0.0) -> EntryTimes:
@@ -71,3 +73,15 @@ def test_figure_of_steps_keeps_the_longest_in_order() -> None:
     assert ">second<" not in text
     assert ">direct<" in text
     assert ">depthwise + pointwise<" in text
+
+
+def test_figure_of_precisions_names_what_matters() -> None:
+    table = precision_frame(precisions())
+    assert table["measured"].tolist() == [False] * 4 + [True] * 4
+    assert table.index[table["chosen"]].tolist() == [6]
+    text = svg(plots.precision(table))
+    for words in (">float32<", ">chosen: 0.4 % lost<", ">fastest: 3.0 % lost<"):
+        assert words in text
+    assert "0.1 % lost" not in text
+    alone = precision_frame({**precisions(), "chosen": 3})
+    assert ">fastest, chosen: 3.0 % lost<" in svg(plots.precision(alone))

@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
@@ -42,6 +43,7 @@ from fastrun.tuner.report.network_times import (
     times_frame,
 )
 from fastrun.tuner.report.page import machine_slug, write_report
+from fastrun.tuner.report.sections import sections
 from fastrun.tuner.report.summary import Facts, summary
 from fastrun.tuner.store.database import Database, DatabaseError
 from fastrun.tuner.store.frame import frame
@@ -49,7 +51,7 @@ from fastrun.tuner.store.staleness import is_current
 from fastrun.tuner.store.standing import Standing, network_seconds, standings
 from tests.support import synthetic
 from tests.support.records import placed, record
-from tests.support.synthetic import PEAK, records
+from tests.support.synthetic import PEAK, precisions, records
 
 TEXTS = (
     "conv 1x3x32x32 16x7x7 s2 p3 bias relu",
@@ -400,10 +402,22 @@ def test_a_network_stands_beside_plans_and_engines(page: Path, found: list[Stand
 
 
 def test_a_network_without_a_final_says_so(found: list[Standing]) -> None:
-    network = NetworkTimes("folder/net.onnx", found, None, [])
+    network = NetworkTimes("folder/net.onnx", found, None, [], None)
     assert list(times_frame([network])["source"]) == [SUM] * 3
     assert network.title == "net"
     assert "No plan was timed as a whole" in explanation(network)
+
+
+def test_precisions_of_a_network_have_a_section(found: list[Standing]) -> None:
+    for front, names in ((None, ["network-1"]), (precisions(), ["network-1", "precision-1"])):
+        networks = [NetworkTimes("net.onnx", found, None, [], front)]
+        facts = Facts(MACHINE, [], [NETWORK], Conditions(HERE), found, [], [], {}, networks)
+        parts = list(islice(sections(facts, best_frame(found, PEAK)), len(names) + 1))
+        assert [part.name for part in parts] == [*names, "layers"]
+    section = parts[1]
+    assert "right in float32 and wrong here" in section.text
+    assert section.table
+    assert section.table.rows[2] == ("17 of 21 (chosen)", "2.00", "2.00x", "0.4 %", "3.5e-02")
 
 
 def test_engines_of_another_machine_are_left_out(tmp_path: Path) -> None:
