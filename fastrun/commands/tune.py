@@ -102,7 +102,11 @@ def options(parser: ArgumentParser) -> None:
         "agreement with float32 without (default 0.5%%)",
     )
     precision.add_argument(
-        "-o", "--output", type=Path, metavar="FILE", help="write the chosen network (.onnx, QDQ)"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the chosen network (.onnx, QDQ), and its plan beside it (.plan)",
     )
     pictures(parser)
     elsewhere = parser.add_argument_group("other machines")
@@ -179,8 +183,21 @@ def _mixed(arguments: Namespace) -> int:
     print_front(done.document())
     if output:
         output.write_bytes(export_onnx(done.graph).SerializeToString())
-        print(f"{output}: the chosen network; next: `fastrun tune {shlex.quote(str(output))}`")
+        _save_plan(output, one)
     return 0
+
+
+def _save_plan(model: Path, arguments: Namespace) -> None:
+    """Save the plan of a file beside it: its tensors have other names than before the export."""
+    from fastrun.loading import loaded
+
+    asked = {"model": model, "policy": "cached", "shape": (), "plan": None}
+    file = model.with_suffix(".plan")
+    loaded(Namespace(**{**vars(arguments), **asked})).plan.save(file)
+    words = ["fastrun", "run", str(model), "--plan", str(file)]
+    words += ["--threads", str(arguments.threads)] if arguments.threads > 1 else []
+    print(f"{model}: the chosen network; {file}: its plan")
+    print(f"next: `{shlex.join(words)} --input FILE`")
 
 
 def _runs(arguments: Namespace) -> list[Namespace]:

@@ -6,7 +6,7 @@ The planner itself does not depend on a database; it gets a function.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -60,11 +60,8 @@ def stored_choices(
     guess = guessed_choices(cpu, threads, limits)
 
     def choose(p: ConvProblem) -> list[Choice]:
-        known = _measured(store, p, cpu, threads, limits, each)
-        if not known and p.precision.integer and p.types.endswith(">f32"):
-            # Integers that become float32 take about as long as those that become bytes.
-            bytes_ = replace(p, types=p.types.replace(">f32", ">u8"))
-            known = _measured(store, bytes_, cpu, threads, limits, each)
+        tried = (_measured(store, q, cpu, threads, limits, each) for q in (p, *_alike(p)))
+        known = next(filter(None, tried), [])
         if not known:
             if not rounds_weights(p.precision):  # which is never needed
                 missing(p)
@@ -86,6 +83,15 @@ def stored_choices(
         ]
 
     return choose
+
+
+def _alike(p: ConvProblem) -> Iterator[ConvProblem]:
+    """Problems that take about as long, whose measurements serve one that has none."""
+    if p.precision.integer and p.types.endswith(">f32"):
+        yield replace(p, types=p.types.replace(">f32", ">u8"))
+    elif p.precision.integer and not p.activation:
+        # Bytes are clipped anyway, so a quantised file's network often needs no rectifier.
+        yield from (replace(p, activation=name) for name in ("relu", "relu6"))
 
 
 def _measured(

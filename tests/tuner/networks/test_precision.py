@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
@@ -22,14 +23,21 @@ from fastrun.graph.plan.settled import settled
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.main import main
 from fastrun.precision import print_front
+from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision.front import front
 from fastrun.tuner.precision.search import choose_precision
 from fastrun.tuner.precision.sensitivity import losses
 from fastrun.tuner.precision.tune import examples
+from fastrun.tuner.records.record import NO_LIMITS
+from fastrun.tuner.store.database import Database
 from tests.graph.test_networks_run import residual
+from tests.support.graph_models import model, node, normal
 from tests.support.quantised_graphs import normal_inputs, quantised
+from tests.tuner.networks.test_loading import measured
 
 CPU = Cpu.host()
 CHOOSE = functools.cache(heuristic_choices(CPU))
@@ -52,14 +60,14 @@ def test_the_loss_of_a_tensor_is_what_rounding_it_does() -> None:
     graph = advised()
     found = losses(graph, DATA, CPU)
     plain = replace(graph, grids={})
-    for name, measured in (("d", found.tensors["d"]), ("w5", found.weights["w5"])):
+    for name, loss in (("d", found.tensors["d"]), ("w5", found.weights["w5"])):
         grid = replace(graph.grids[name], exact=True)
         constants = dict(graph.constants)
         if name in constants:
             constants[name] = grid.rounded(constants[name]).astype(np.float32)
         one = replace(graph, grids={name: grid}, constants=constants)
         each = [rms(reference.run(one, x)["y"], reference.run(plain, x)["y"]) ** 2 for x in DATA]
-        assert measured == pytest.approx(np.mean(each), rel=0.02)
+        assert loss == pytest.approx(np.mean(each), rel=0.02)
     assert found.whole == pytest.approx(sum(found.tensors.values()) + sum(found.weights.values()))
 
 
@@ -152,3 +160,37 @@ def test_a_front_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "4 examples" in shown
     assert "agreement" in shown
     assert f"{len(document['expected'])} plans" in shown
+
+
+def test_bytes_without_a_rectifier_take_the_times_of_those_with_one() -> None:
+    p = ConvProblem.parse("conv 2x20x9x8 20x3x3 s1 p1 u8s8>u8")
+    known = measured(replace(p, activation="relu"))
+    missing: list[ConvProblem] = []
+    with Database("sqlite://") as database:
+        database.add(known)
+        choose = stored_choices(database, CPU, 1, NO_LIMITS, missing=missing.append)
+        assert choose(p)[0].schedule == known.schedule
+        assert not missing
+        choose(replace(p, types=""))
+        choose(replace(p, activation="tanh"))
+    assert missing == [replace(p, types=""), replace(p, activation="tanh")]
+
+
+@pytest.mark.slow
+def test_the_chosen_network_is_written_with_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "y")]
+    onnx.save(model(nodes, {"w": normal(8, 4, 3, 3)}, shape=(1, 4, 8, 8)), "net.onnx")
+    Path("data").mkdir()
+    np.save("data/x.npy", normal(3, 4, 8, 8))
+    np.save("x.npy", normal(1, 4, 8, 8))
+    words = "net.onnx --calibrate data --max-loss 100% --trials 1 --db r.db -o out.onnx"
+    assert main(["tune", *words.split()]) == 0
+    said = capsys.readouterr()
+    assert "3 examples" in said.out
+    assert "no current measurement" not in said.err
+    command = "fastrun run out.onnx --plan out.plan --input FILE"
+    assert f"next: `{command}`" in said.out
+    assert main(command.replace("FILE", "x.npy").split()[1:]) == 0
