@@ -28,6 +28,7 @@ from fastrun.main import main
 from fastrun.precision import print_front
 from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
+from fastrun.tuner.precision import tune
 from fastrun.tuner.precision.front import front
 from fastrun.tuner.precision.search import choose_precision
 from fastrun.tuner.precision.sensitivity import losses
@@ -181,6 +182,7 @@ def test_the_chosen_network_is_written_with_its_plan(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "front_file", lambda *_: Path("front.json"))
     nodes = [node("Conv", "x w", "a"), node("Relu", "a", "y")]
     onnx.save(model(nodes, {"w": normal(8, 4, 3, 3)}, shape=(1, 4, 8, 8)), "net.onnx")
     Path("data").mkdir()
@@ -194,3 +196,4 @@ def test_the_chosen_network_is_written_with_its_plan(
     command = "fastrun run out.onnx --plan out.plan --input FILE"
     assert f"next: `{command}`" in said.out
     assert main(command.replace("FILE", "x.npy").split()[1:]) == 0
+    assert Path("front.json").exists()
