@@ -88,8 +88,10 @@ def _check_threads(parser: Parser, arguments: argparse.Namespace) -> None:
     """Refuse more threads than cores, unless other machines measure."""
     given = vars(arguments)
     threads = given.get("threads", 1)
-    if isinstance(threads, int) and not given.get("workers"):
+    if given.get("workers"):
+        return
+    for number in [threads] if isinstance(threads, int) else threads:
         try:
-            check_threads(threads)
+            check_threads(number)
         except ValueError as error:
             parser.error(str(error))

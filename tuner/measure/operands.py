@@ -205,10 +205,10 @@ class Operands:
     ) -> tuple[Errors, str | None]:
         """The error of an output (n, oc, oh, ow), and in one line why it is wrong, if it is.
 
-        Errors of floats are relative to the outputs' rms. `limit` is the largest allowed, or twelve
-        times the rms `expected` of the algorithm if that is more. Errors of u8 are in steps, beyond
-        those of rounding; their rms is at most `STEPS`. An algorithm without error must give the
-        exact result to the bit, except after exponentials.
+        Errors of floats are relative to the outputs' rms. `limit` is the largest allowed; for other
+        types than float32, twelve times the rms `expected` of the algorithm if that is more. Errors
+        of u8 are in steps, beyond those of rounding; their rms is at most `STEPS`. An algorithm
+        without error must give the exact result to the bit, except after exponentials.
         """
         p, truth = ConvProblem.parse(self.problem), self.load("reference")
         if p.precision.dst is U8:
@@ -229,7 +229,8 @@ class Operands:
                 if bad
                 else None
             )
-        limit = max(limit, 12 * expected)
+        if p.types:
+            limit = max(limit, 12 * expected)
         if errors.max > limit:
             return errors, f"an output is off by {errors.max:.2g} of their rms; limit {limit:.2g}"
         return errors, None
