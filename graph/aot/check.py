@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import runpy
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastrun.graph.aot.export import Export
 from fastrun.graph.core.errors import InputError
-from fastrun.graph.core.model import Graph
+from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.reference import interpreter
 from fastrun.kernels.core.cpu import Cpu
 
@@ -24,10 +28,27 @@ def check(graph: Graph, exported: Export, threads: int = 1) -> dict[str, float |
     inputs = {x: draw.standard_normal(graph.shape(x), np.float32) for x in graph.inputs}
     truth = interpreter.run(graph, inputs)
     net = runpy.run_path(str(exported.folder / f"{exported.name}.py"))["Net"]
+    # The system's loader gives a library that is loaded already for one of the same path, which an
+    # earlier export of this process may be.
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (f"lib{exported.name}.so", f"{exported.name}.weights"):
+            if file in exported.files:
+                (Path(folder) / file).symlink_to((exported.folder / file).resolve())
+        return _errors(exported, net, Path(folder), inputs, truth, threads)
+
+
+def _errors(
+    exported: Export,
+    net: Callable[..., Any],
+    folder: Path,
+    inputs: Mapping[str, Array],
+    truth: Mapping[str, Array],
+    threads: int,
+) -> dict[str, float | None]:
     found = dict[str, float | None]()
     for number, built in enumerate(exported.targets, 1):
         try:
-            context = net(threads, number)
+            context = net(threads, number, folder)
         except RuntimeError as error:
             if "the processor lacks" not in str(error):
                 raise InputError(str(error)) from error

@@ -47,6 +47,7 @@ PREPARED = (
 
 NOT_HERE = {
     r"fastrun (dashboard|worker)\b.*": "serves until it is stopped: test_storage, test_fleet",
+    r"fastrun tune .* --calibrate .*": "takes minutes: tests/tuner/networks/test_precision",
     r"fastrun tune .* --workers .*": "needs a scheduler: test_fleet",
     r"fastrun compare-search .*": "needs a space measured whole: test_replay",
     r"fastrun bench --layers": "all layers: test_benchmarks runs one",
@@ -56,7 +57,7 @@ NOT_HERE = {
     r"make results|python -m fastrun\.benchmarks\.results .*": "takes hours: test_results, --quick",
     r"python -m fastrun\.benchmarks\.experiments\..*": "takes minutes: test_experiments, --quick",
     r"python -m fastrun\.benchmarks\.unseen.*": "needs torch: test_unseen",
-    r"python -m fastrun\.benchmarks\.precision .*": "needs other engines: test_precision",
+    r"python -m fastrun\.benchmarks\.precision.*": "needs other engines: test_precision",
     r"python -m pytest .*": "a part of test_conformance",
     r"python examples/efficientnet_lite0.py": "fetches weights, needs torch: test_efficientnet",
     r"python examples/kernel_tuner_simulation.py .*": "needs kernel-tuner: test_examples",

@@ -15,6 +15,7 @@ import pytest
 
 import fastrun
 from fastrun.graph.aot import processors
+from fastrun.graph.aot.check import check
 from fastrun.graph.aot.export import ExportError, export
 from fastrun.graph.aot.interface import SERVES, code
 from fastrun.graph.networks import load_network
@@ -238,6 +239,14 @@ def test_damaged_objects_are_refused() -> None:
         elf.read(b"\x7fELF\x02\x01" + bytes(64))
     with pytest.raises(elf.ElfError, match="one machine"):
         shared.link("x.so", [], [])
+
+
+@X86
+def test_two_exports_of_one_process_are_both_checked(graph: Any, tmp_path: Path) -> None:
+    for level in ("x86-64-v2", "x86-64-v3"):
+        done = export(graph, tmp_path, [level], name="again")
+        (error,) = check(graph, done).values()
+        assert error is None or error < 1e-5
 
 
 @X86

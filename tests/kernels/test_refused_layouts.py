@@ -17,7 +17,7 @@ from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.shapes import shape4
 from fastrun.graph.networks import load_network
 from fastrun.graph.plan.choices import heuristic_choices
-from fastrun.graph.plan.forms import Forms
+from fastrun.graph.plan.forms import Form, Forms
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
@@ -71,7 +71,8 @@ def test_an_operator_is_right_or_refused(name: str, src: Layout, dst: Layout) ->
     reads = [Placement(src, *shape4(graph.shape(x))) for x in task.reads]
     out = Placement(dst, *shape4(graph.shape(task.output)))
     try:
-        kernel = build(graph, task, [], Cpu.host(), reads, out)
+        form = Form((src,) * len(reads), dst, name, 0.0)
+        kernel = build(graph, task, form, [], Cpu.host(), reads, out)
     except UnsupportedError:
         forms = Forms(graph, [task], heuristic_choices(Cpu.host()))
         forms.layouts = tuple(LAYOUTS)
