@@ -86,19 +86,46 @@ def _vector(at: Buffer, lanes: int, dtype: DType, part: int = 0) -> Vec:
     return at.strided(1).load(part * size, lanes=size)
 
 
-def _vnni(types: Types) -> Dot:
-    def add(acc: Vec, x: Group, w: Group) -> Vec:
-        name = f"llvm.x86.avx512.vpdpbusd.{32 * acc.lanes}"
-        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
+def _one(name: str, types: Types, symbol: str, sums: DType, pixels: DType, weights: DType) -> Dot:
+    """One instruction, by the name of its intrinsic, that multiplies words and adds to the sums.
 
+    `BITS` in the name stands for those of the vector.
+    """
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        named = f"llvm.{symbol.replace('BITS', str(32 * acc.lanes))}"
+        return acc.k.target(named, sums, acc.lanes, acc, x[0], w[0])
+
+    return _words(name, types, pixels, weights, add)
+
+
+def _words(
+    name: str,
+    types: Types,
+    pixels: DType,
+    weights: DType,
+    add: Callable[[Vec, Group, Group], Vec],
+    registers: int = 0,
+) -> Dot:
+    """A step of one word of 32 bits for a pixel, and as many bits of weights in each lane."""
     return Dot(
-        "vnni",
+        name,
         types,
-        4,
-        lambda at, lanes: (_word(at, lanes, U8),),
-        lambda at, lanes: (_vector(at, lanes, S8),),
+        _WORD // pixels.bytes(),
+        lambda at, lanes: (_word(at, lanes, pixels),),
+        lambda at, lanes: (_vector(at, lanes, weights),),
         add,
+        registers,
     )
+
+
+def _vnni(types: Types) -> Dot:
+    return _one("vnni", types, "x86.avx512.vpdpbusd.BITS", I32, U8, S8)
+
+
+def _vnni16(types: Types) -> Dot:
+    """int16 x int16 in one instruction."""
+    return _one("vnni16", types, "x86.avx512.vpdpwssd.BITS", I32, I16, I16)
 
 
 def _wd16(types: Types) -> Dot:
@@ -107,31 +134,7 @@ def _wd16(types: Types) -> Dot:
     def add(acc: Vec, x: Group, w: Group) -> Vec:
         return acc + multiply_pairs(x[0], w[0])
 
-    return _pairs("wd16", types, add, registers=1)
-
-
-def _vnni16(types: Types) -> Dot:
-    """int16 x int16 in one instruction."""
-
-    def add(acc: Vec, x: Group, w: Group) -> Vec:
-        name = f"llvm.x86.avx512.vpdpwssd.{32 * acc.lanes}"
-        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
-
-    return _pairs("vnni16", types, add)
-
-
-def _pairs(
-    name: str, types: Types, add: Callable[[Vec, Group, Group], Vec], registers: int = 0
-) -> Dot:
-    return Dot(
-        name,
-        types,
-        2,
-        lambda at, lanes: (_word(at, lanes, I16),),
-        lambda at, lanes: (_vector(at, lanes, I16),),
-        add,
-        registers,
-    )
+    return _words("wd16", types, I16, I16, add, registers=1)
 
 
 def multiply_pairs(a: Vec, b: Vec) -> Vec:
@@ -219,34 +222,12 @@ def _ubsw(types: Types, chain: int) -> Dot:
 
 
 def _bf16(types: Types) -> Dot:
-    def add(acc: Vec, x: Group, w: Group) -> Vec:
-        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * acc.lanes}"
-        return acc.k.target(name, F32, acc.lanes, acc, x[0], w[0])
-
-    return Dot(
-        "bf16",
-        types,
-        2,
-        lambda at, lanes: (_word(at, lanes, BF16),),
-        lambda at, lanes: (_vector(at, lanes, BF16),),
-        add,
-        rounds=types.src is F32,
-    )
+    dot = _one("bf16", types, "x86.avx512bf16.dpbf16ps.BITS", F32, BF16, BF16)
+    return replace(dot, rounds=types.src is F32)
 
 
 def _usdot(types: Types) -> Dot:
-    def add(acc: Vec, x: Group, w: Group) -> Vec:
-        name = "llvm.aarch64.neon.usdot.v4i32.v16i8"
-        return acc.k.target(name, I32, acc.lanes, acc, x[0], w[0])
-
-    return Dot(
-        "usdot",
-        types,
-        4,
-        lambda at, lanes: (_word(at, lanes, U8),),
-        lambda at, lanes: (_vector(at, lanes, S8),),
-        add,
-    )
+    return _one("usdot", types, "aarch64.neon.usdot.v4i32.v16i8", I32, U8, S8)
 
 
 def _sdot(types: Types) -> Dot:
