@@ -1,6 +1,8 @@
 # Both main commands do all their set-up on a machine that has git, make and Python with venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Every file of tests runs in one process, so that its fixtures are made once.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo test check lint docs notebooks results clean
 
@@ -8,10 +10,10 @@ demo: .venv/demo
 	$(BIN)/fastrun demo
 
 test: .venv/test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: .venv/test lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 lint: .venv/test
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ def speedups(table: pd.DataFrame, title: str, by: str) -> Figure:
                 markerfacecolor=colour if sure else PAPER,
             )  # fmt: skip
         if len(place) > 1:
-            axes.grid(axis="both")
+            axes.grid(visible=True)
         if top(table["speedup"], 1) > 2.5:
             axes.set_xscale("log")
             plain_log(axes)
@@ -100,7 +100,7 @@ def curves(
     """
     looks = {str(kind): _look(n) for n, kind in enumerate(dict.fromkeys(table[by]))}
     with canvas(title, 3.4) as (figure, axes):
-        axes.grid(axis="both")
+        axes.grid(visible=True)
         axes.set_xscale("log")
         axes.set_xlim(table[x[0]].min() / 1.2, table[x[0]].max() * 1.2)
         if reference is not None:
@@ -150,7 +150,7 @@ def engines(table: pd.DataFrame, title: str) -> Figure:
     with layer_canvas(layers, title, "times as long as ours, logarithmic") as (figure, axes):
         axes.set_xscale("log")
         axes.axvline(1, color=INK, linewidth=1.4)
-        axes.grid(axis="both")
+        axes.grid(visible=True)
         for row in rows(table):
             n = names.index(row.engine)
             y = subjects.index(row.subject) + 0.5 * ((n + 0.5) / len(names) - 0.5)
@@ -168,7 +168,7 @@ def trade(table: pd.DataFrame, title: str) -> Figure:
     Columns `engine`, `seconds`, `accuracy` and its 95 % interval `low` to `high`.
     """
     with canvas(title, 3.6) as (figure, axes):
-        axes.grid(axis="both")
+        axes.grid(visible=True)
         axes.set_xscale("log")
         marks = []
         for n, row in enumerate(rows(table)):

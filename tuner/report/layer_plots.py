@@ -142,7 +142,7 @@ def time_per_layer(best: pd.DataFrame) -> Figure:
 def roofline(best: pd.DataFrame, peak: float, read: Mapping[str, float]) -> Figure:
     """Each layer's rate below the limits of `peak` (FLOP/s) and `read` (level -> bytes/s)."""
     with canvas(f"Roofline, peak {peak / 1e9:.0f} GFLOP/s", 3.4) as (figure, axes):
-        axes.grid(axis="both")
+        axes.grid(visible=True)
         axes.set_xscale("log")
         axes.set_yscale("log")
         knees = {level: peak / rate for level, rate in read.items()}

@@ -37,7 +37,7 @@ from fastrun.tuner.report.style import (
 def convergence(table: pd.DataFrame) -> Figure:
     """The best time so far over the trials; of a `convergence_frame`."""
     with canvas("How the search went", 3.0) as (figure, axes):
-        axes.grid(axis="both")
+        axes.grid(visible=True)
         curves = {
             problem: group.set_index("trial")["best"] / group["best"].min()
             for problem, group in table.groupby("problem", sort=False)
@@ -62,7 +62,7 @@ def trials(table: pd.DataFrame) -> Figure:
     """Every trial of a search by algorithm, and the best so far; of a `frame` of one problem."""
     shown = table.reset_index(drop=True)
     with canvas("Every trial", 3.4) as (figure, axes):
-        axes.grid(axis="both")
+        axes.grid(visible=True)
         axes.set_yscale("log")
         times = 1e3 * shown["seconds_per_call"]
         first = shown.index + 1
@@ -89,7 +89,7 @@ def search_curves(table: pd.DataFrame) -> Figure:
     with canvas("Search methods on recorded spaces", 0.9 + 1.7 * len(names)) as (figure, first):
         first.remove()
         for axes, name in zip(figure.subplots(len(names), squeeze=False)[:, 0], names, strict=True):
-            axes.grid(axis="both")
+            axes.grid(visible=True)
             axes.tick_params(length=0)
             axes.set_xscale("log")
             of_space = table[table["space"] == name]
@@ -149,7 +149,7 @@ def pareto(table: pd.DataFrame) -> Figure:
         # Schedules without workspace stand left of one kibibyte.
         kibibytes = (table["workspace"] / 1024).clip(lower=0.5)
         for axes, values in ((upper, kibibytes), (lower, table["error_rms"])):
-            axes.grid(axis="both")
+            axes.grid(visible=True)
             axes.tick_params(length=0)
             axes.set_xscale("log")
             axes.set_yscale("log")

@@ -1,1 +1,0 @@
-PYTHONPATH=/work/wt/mut timeout ${T:-300} /work/main/.venv/bin/python -c "import sys; sys.path.insert(0,'/work/wt/mut'); sys.meta_path=[m for m in sys.meta_path if 'editable' not in repr(m).lower()]; import pytest; sys.exit(pytest.main(['-p','no:cacheprovider',*sys.argv[1:]]))" "$@" 2>&1 | tail -${L:-4}
