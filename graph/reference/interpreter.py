@@ -53,6 +53,7 @@ from fastrun.graph.reference.numerics import (
     resize,
     softmax,
 )
+from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate
 
 
@@ -138,7 +139,7 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case Gemm():
             return gemm(op, x, *rest)
         case MatMul():
-            return x @ rest[0] + (rest[1] if len(rest) > 1 else 0)
+            return matmul(x, rest[0]) + (rest[1] if len(rest) > 1 else 0)
         case Reduce():
             return REDUCTIONS[op.function](x, op.axes).reshape(result.shape)
         case Concat():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.ops import LRN, Conv, ConvTranspose, Gemm, Ints, Pad, Pool, Resize, Softmax
 from fastrun.graph.core.problems import problem_of
+from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate, convolve, erf
 
 F64 = NDArray[np.float64]
@@ -181,7 +182,7 @@ def softmax(op: Softmax, x: Array) -> Array:
 
 def gemm(op: Gemm, a: Array, b: Array, c: Array | None = None) -> Array:
     """`alpha * a @ b + beta * c`, each matrix transposed first if `op` says so."""
-    product = (a.T if op.transpose_a else a) @ (b.T if op.transpose_b else b)
+    product = matmul(a.T if op.transpose_a else a, b.T if op.transpose_b else b)
     return op.alpha * product if c is None else op.alpha * product + op.beta * c
 
 

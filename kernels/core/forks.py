@@ -14,10 +14,13 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 T = TypeVar("T")
 
-# Held while LLVM works, and while an object is made that a process has only once. A fork waits for
-# it, at most until one kernel is compiled.
+# Held while LLVM or BLAS works, and while an object is made that a process has only once. A fork
+# waits for it, at most until one kernel is compiled.
 ONCE = threading.RLock()
 
 
@@ -42,6 +45,16 @@ def once(make: Callable[[], T]) -> Callable[[], T]:
             return made()
 
     return get
+
+
+def matmul(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """`a @ b`, for which a fork in another thread waits.
+
+    BLAS allocates under a lock of its own. A child that was forked meanwhile would never get it.
+    """
+    with ONCE:
+        product: NDArray[Any] = np.matmul(a, b)
+    return product
 
 
 def _renew() -> None:

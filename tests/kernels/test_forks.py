@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.conv.winograd.transform import Transform, transform_weights
 from fastrun.kernels.core.forks import ONCE, renewed_in_children
 from fastrun.kernels.core.pages import private_pages
 from fastrun.tuner.networks.load import load
@@ -217,3 +218,23 @@ def test_a_fork_waits_for_what_is_made_once() -> None:
     # The child has the lock, and sees the end of what the thread was doing.
     assert code(child(lambda: ONCE.acquire(blocking=False) and bool(over))) == 0
     thread.join()
+
+
+def test_a_fork_waits_while_blas_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that is forked meanwhile would wait for ever for the lock of BLAS's memory."""
+    multiply, free = np.matmul, []
+
+    def acquired() -> None:
+        free.append(ONCE.acquire(blocking=False))
+
+    def observed(*arguments: np.ndarray) -> np.ndarray:
+        other = threading.Thread(target=acquired)
+        other.start()
+        other.join()
+        return multiply(*arguments)
+
+    monkeypatch.setattr(np, "matmul", observed)
+    transform = Transform.of(4, 3, "standard")
+    transform_weights(normal(4, 4, 3, 3), transform, transform)
+    assert free
+    assert not any(free)

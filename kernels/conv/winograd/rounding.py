@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from fastrun.kernels.conv.winograd.transform import Transform
 from fastrun.kernels.core.dtype import F32, I16, I32, U8, DType
+from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check
 
@@ -164,7 +165,7 @@ class Rounding:
         of_weights = np.where(scales < self.denominators, inputs / scales, 0)
         of_inputs = 0 if self.whole else weights / self.input_scales
         errors = (np.square(of_weights) + np.square(of_inputs)) * p.group_c / 12
-        through = squares("at", 0) @ errors / (self.vertical.m * self.horizontal.m)
+        through = matmul(squares("at", 0), errors) / (self.vertical.m * self.horizontal.m)
         relative = math.sqrt(through / p.depth) / (spread * INPUT_RMS)
         return relative * (OUTPUT_RMS if p.precision.dst is U8 else 1)
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from fastrun.kernels.codegen.builder import Vec
 from fastrun.kernels.codegen.dot import multiply_add
+from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.layout import Array
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import ROUNDING
@@ -154,7 +155,7 @@ class Transform:
         """
         at, g, bt = (np.array(x, np.float64) for x in (self.at, self.g, self.bt))
         products = np.square(g).sum(1) * np.square(bt).sum(1)
-        return math.sqrt((np.square(at) @ products).mean() / g.shape[1])
+        return math.sqrt(matmul(np.square(at), products).mean() / g.shape[1])
 
     def of_input(self, d: Sequence[Vec]) -> list[Vec]:
         """Bt d: alpha values from alpha values."""
@@ -218,7 +219,7 @@ def transform_weights(weights: Array, vertical: Transform, horizontal: Transform
     u = np.empty((len(both), len(taps)), np.float32)
     step = max(1, _ALONE // both.size)
     for first in range(0, len(taps), step):
-        u[:, first : first + step] = both @ taps[first : first + step].T.astype(np.float64)
+        u[:, first : first + step] = matmul(both, taps[first : first + step].T.astype(np.float64))
     return u.reshape(vertical.alpha, horizontal.alpha, *weights.shape[:2])
 
 

@@ -165,10 +165,12 @@ def test_interrupt_ends_in_order(tmp_path: Path) -> None:
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=300)
-    assert "interrupted True" in out, err
-    # The second signal may come when all is done, and then ends the script.
-    assert process.returncode in (0, -signal.SIGINT)
-    assert "Traceback" not in err
+    assert "in fast_run" not in err, err
+    # The second signal may come when the run has ended, and then ends the script.
+    if process.returncode != -signal.SIGINT:
+        assert process.returncode == 0
+        assert "interrupted True" in out, err
+        assert "Traceback" not in err
     with Database(tmp_path / "records.db") as database:
         assert len(database.records()) >= 5
 
