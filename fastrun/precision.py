@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fastrun.tuner.records.units import ms, percent, ratio
+from fastrun.tuner.records.units import ms, percent, plural, ratio
 
 
 def print_front(document: Mapping[str, Any]) -> None:
@@ -28,6 +28,7 @@ def print_front(document: Mapping[str, Any]) -> None:
     ]
     heads = ("", "layers in\n8 bits>", "ms>", "over\nfirst>", f"lost\n{what}>", "error\nrms>",
              "expected\nerror>")  # fmt: skip
-    print(f"\n{document['network']}: precisions as whole networks, {document['samples']} examples")
+    examples = plural(document["samples"], "example")
+    print(f"\n{document['network']}: precisions as whole networks, {examples}")
     grid(screen(), heads, rows)
     print(f"{len(document['expected'])} plans lie on the front of expected times and errors")

@@ -67,20 +67,23 @@ def options(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Quantise, write the file, print what became of the network."""
     from fastrun.tuner.networks.quantise import quantise
+    from fastrun.tuner.terminal.phases import Phases
 
     _check_output(arguments.output, arguments.model)
     start = time.perf_counter()
-    done = quantise(
-        arguments.model,
-        arguments.calibrate,
-        bits=int(arguments.bits),
-        ranges=arguments.range,
-        rounding=arguments.rounding,
-        keep=arguments.keep,
-        shapes=dict(arguments.shape),
-        pictures=preparation(arguments),
-        samples=arguments.samples,
-    )
+    with Phases() as progress:
+        done = quantise(
+            arguments.model,
+            arguments.calibrate,
+            bits=int(arguments.bits),
+            ranges=arguments.range,
+            rounding=arguments.rounding,
+            keep=arguments.keep,
+            shapes=dict(arguments.shape),
+            pictures=preparation(arguments),
+            samples=arguments.samples,
+            progress=progress,
+        )
     done.save(arguments.output)
     everything = len(done.layers) + len(done.kept)
     print(

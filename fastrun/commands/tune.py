@@ -153,13 +153,14 @@ def run(arguments: Namespace) -> int:
 def _mixed(arguments: Namespace) -> int:
     """Tune a network's layers in float32 and in 8 bits, and choose among them within a loss."""
     from fastrun.graph.core.errors import InputError
-    from fastrun.graph.core.problems import convolutions
     from fastrun.graph.networks import load_network
     from fastrun.graph.passes.pipeline import optimise
     from fastrun.graph.to_onnx.model import export_onnx
+    from fastrun.kernels.core.cpu import Cpu
     from fastrun.precision import print_front
-    from fastrun.tuner.precision.tune import advised, examples, tune_precision
+    from fastrun.tuner.precision.tune import advise, examples, problems_of, tune_precision
     from fastrun.tuner.store.database import Database
+    from fastrun.tuner.terminal.phases import Phases
 
     output = arguments.output
     if len(arguments.targets) > 1 or len(arguments.threads) > 1 or arguments.regime == "both":
@@ -171,15 +172,18 @@ def _mixed(arguments: Namespace) -> int:
     if graph.grids:
         raise InputError(f"{name} is quantised already: give the model of float32")
     data, labels = examples(graph, arguments.calibrate, preparation(arguments))
-    grids = advised(graph, data)
-    problems = tuple((p, occurrences) for p, occurrences, _ in convolutions(grids))
+    with Phases() as progress:
+        network = advise(graph, data, Cpu.host(), progress)
+    problems = problems_of(network)
     target = Target(name, problems, graph.digest, "its precision is chosen after the search")
     with Database(arguments.db) as database:
         if code := profile([target], database, one):
             return code
-        done = tune_precision(
-            graph, grids, data, labels, arguments.max_loss, database, one.threads, limits_of(one)
-        )
+        limit, limits = arguments.max_loss, limits_of(one)
+        with Phases() as progress:
+            done = tune_precision(
+                graph, network, data, labels, limit, database, one.threads, limits, progress
+            )
     print_front(done.document())
     if output:
         output.write_bytes(export_onnx(done.graph).SerializeToString())

@@ -114,7 +114,7 @@ def estimate(
 
 
 def _weight_bytes(part: bands.Part, form: Form) -> int:
-    return (S8 if form.types.startswith("u8s") else F32).bytes(part.weights)
+    return (S8 if form.integers else F32).bytes(part.weights)
 
 
 def _part(graph: Graph, task: Task, form: Form, cpu: Cpu) -> Part:

@@ -70,6 +70,16 @@ class Form:
         """The layout in which the kernel leaves the result, before it is quantised."""
         return self.writes.of(BY_NAME.get(self.types.rpartition(">")[2], F32))
 
+    @property
+    def integers(self) -> bool:
+        """Whether it is a convolution of integers."""
+        return self.types.startswith("u8s")
+
+    @property
+    def touches_bytes(self) -> bool:
+        """Whether it reads or writes bytes."""
+        return U8 in {layout.dtype for layout in (*self.reads, self.writes)}
+
 
 def layouts_text(form: Form) -> str:
     """`NCHW,NHWC>NHWC`: what a form reads and writes."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.model import Graph, Node, unused
 from fastrun.graph.core.ops import Identity
 from fastrun.graph.core.precision import byte_grid
@@ -14,14 +13,19 @@ from fastrun.graph.plan.tasks import tasks
 from fastrun.kernels.core.dtype import U8
 
 
-def settled(graph: Graph, plan: Plan) -> Graph:
+def settled(advised: Advised, plan: Plan) -> Graph:
     """The network with exact grids where a plan for its advised grids uses them, and no others.
 
-    Weights that a kernel reads as integers are rounded. A tensor of which only some readers read
-    bytes is rounded by a node of its own, for these.
+    Layers that compute with integers have the weights and biases that were rounded for them. A
+    tensor of which only some readers read bytes is rounded by a node of its own, for these.
     """
+    graph = advised.graph
     todo = tasks(graph)
-    integers = {task.node.input(1) for task in todo if plan.forms[task.output].types[:3] == "u8s"}
+    integers = {
+        task.node.input(1): own.types.partition(">")[0]
+        for task in todo
+        if (own := plan.forms[task.output]).integers
+    }
     written = {x for x, form in plan.forms.items() if form.writes.dtype is U8}
     read = {
         x
@@ -31,9 +35,10 @@ def settled(graph: Graph, plan: Plan) -> Graph:
     }
     grids = {x: replace(grid, exact=True) for x, grid in graph.grids.items() if x in written}
     constants, tensors = dict(graph.constants), dict(graph.tensors)
-    for name in integers:
-        grid = grids[name] = replace(graph.grids[name], exact=True)
-        constants[name] = grid.rounded(constants[name]).astype(np.float32)
+    for name, word in integers.items():
+        other = advised.weights[name, word]
+        grids[name] = replace(other.grids[name], exact=True)
+        constants |= {x: other.constants[x] for x in advised.changed(name)}
     nodes, rounded = list[Node](), dict[str, str]()
 
     def split(name: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, unused
 from fastrun.graph.quantise.equalise import equalised
@@ -21,6 +22,9 @@ from fastrun.kernels.core.dtype import S8
 BITS = (8, 7, 6, 5, 4)
 ROUNDINGS = ("gptq", "nearest")
 
+Progress = Callable[[str, int, int], object]
+"""Is told what is done now, how many parts of it are done, and of how many."""
+
 # Patches of a layer that are looked at, over all calibration data.
 _PATCHES = 8192
 # Second moments of deeper filters would fill the memory: their weights are rounded to nearest.
@@ -33,23 +37,31 @@ _LARGEST_BIAS = 2**28
 _LEAST_SCALE = 2.0**-100
 
 
-def calibrated(graph: Graph, data: Sequence[Batch], ranges: str = "mse") -> Graph:
-    """The optimised graph with advised grids for all tensors that may be rounded to 8 bits.
+def silent(doing: str, done: int, of: int) -> None:
+    """Is told of progress and says nothing."""
 
-    Weights have grids too, to which they are not rounded yet.
+
+def calibrated(
+    graph: Graph,
+    data: Sequence[Batch],
+    bits: Sequence[int] = (8,),
+    progress: Progress = silent,
+) -> Advised:
+    """The optimised network with advised grids for all tensors that may be rounded to 8 bits.
+
+    Weights are rounded to each of these numbers of bits, the largest first, as by `quantise`.
 
     Raises:
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.
     """
-    scope = find_scope(graph)
-    grids = _activation_grids(scope, data, ranges)
-    for node in scope.layers:
-        filters = Filters(node, scope.graph.shape(node.inputs[1]))
-        weights = filters.matrices(scope.graph.constants[node.inputs[1]])
-        scales = _safe(whole_scales(weights, 127), 0.0, grids[node.inputs[0]])
-        grids[node.inputs[1]] = Grid(scales.reshape(-1), 0, S8)
-    return replace(scope.graph, grids={x: replace(g, exact=False) for x, g in grids.items()})
+    scope, grids = _prepared(find_scope(graph), data, "mse", progress)
+    edits = {b: _Layers(scope.graph, grids) for b in bits}
+    _round(scope, data, grids, edits, True, progress)
+    rounded = {b: _as_advice(edit.done()) for b, edit in edits.items()}
+    first = rounded[bits[0]]
+    plain = {x: scope.graph.constants[x] for x in first.constants}
+    return Advised(replace(first, constants=plain), rounded)
 
 
 def quantise(
@@ -60,6 +72,7 @@ def quantise(
     ranges: str = "mse",
     rounding: str = "gptq",
     keep: Collection[str] = (),
+    progress: Progress = silent,
 ) -> Graph:
     """An optimised graph in 8-bit integers, with weights of `bits` bits.
 
@@ -74,16 +87,69 @@ def quantise(
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.
     """
-    scope = find_scope(graph, keep)
-    scope = replace(scope, graph=equalised(scope, data))
-    grids = _activation_grids(scope, data, ranges)
+    scope, grids = _prepared(find_scope(graph, keep), data, ranges, progress)
     edit = _Layers(scope.graph, grids)
-    for layers in _portions(scope):
-        moments = _moments(scope.graph, layers, data, grids, rounding == "gptq")
-        for node in layers:
-            own = 8 if bits < 7 and node.output in scope.ends else bits
-            edit.quantise(node, moments[node.output], own)
+    _round(scope, data, grids, {bits: edit}, rounding == "gptq", progress)
     return edit.done()
+
+
+def _prepared(
+    scope: Scope, data: Sequence[Batch], ranges: str, progress: Progress
+) -> tuple[Scope, dict[str, Grid]]:
+    """The scope with even channels and constants of each layer's own, and its tensors' grids."""
+    progress("ranges of tensors", 0, 1)
+    scope = _with_own_constants(scope)
+    scope = replace(scope, graph=equalised(scope, data))
+    return scope, _activation_grids(scope, data, ranges)
+
+
+def _with_own_constants(scope: Scope) -> Scope:
+    """The scope of a graph in which each layer has weights and a bias that nothing else reads."""
+    graph, layers = scope.graph, {node.output: node for node in scope.layers}
+    constants, tensors = dict(graph.constants), dict(graph.tensors)
+
+    def own(old: str, name: str, values: Array) -> str:
+        if old and graph.uses[old] == 1:
+            return old
+        new = unused(name, constants, tensors)
+        constants[new] = values
+        return new
+
+    for output, node in layers.items():
+        filters = Filters(node, graph.shape(node.inputs[1]))
+        old = node.inputs[1], node.input(2)
+        bias = np.zeros(filters.count, np.float32) if not old[1] else constants[old[1]]
+        weights = own(old[0], f"{node.name}.weights", constants[old[0]])
+        inputs = node.inputs[0], weights, own(old[1], f"{node.name}.bias", bias), *node.inputs[3:]
+        layers[output] = replace(node, inputs=inputs)
+    nodes = tuple(layers.get(node.output, node) for node in graph.nodes)
+    graph = graph.with_nodes(nodes, tensors, constants, graph.grids)
+    return replace(scope, graph=graph, layers=[*layers.values()])
+
+
+def _as_advice(graph: Graph) -> Graph:
+    return replace(graph, grids={x: replace(g, exact=False) for x, g in graph.grids.items()})
+
+
+def _round(
+    scope: Scope,
+    data: Sequence[Batch],
+    grids: Mapping[str, Grid],
+    edits: Mapping[int, _Layers],
+    compensating: bool,
+    progress: Progress,
+) -> None:
+    """Round the weights of all layers to the bits of each edit."""
+    done, doing = 0, f"weights rounded{' by GPTQ' if compensating else ''}, layer"
+    for layers in _portions(scope):
+        progress(doing, done, len(scope.layers))
+        moments = _moments(scope.graph, layers, data, grids, compensating)
+        for node in layers:
+            progress(doing, done, len(scope.layers))
+            for bits, edit in edits.items():
+                own = 8 if bits < 7 and node.output in scope.ends else bits
+                edit.quantise(node, moments[node.output], own)
+            done += 1
 
 
 def _activation_grids(scope: Scope, data: Sequence[Batch], ranges: str) -> dict[str, Grid]:
@@ -113,7 +179,7 @@ def _moments(
     graph: Graph,
     layers: Sequence[Node],
     data: Sequence[Batch],
-    grids: dict[str, Grid],
+    grids: Mapping[str, Grid],
     second: bool,
 ) -> dict[str, Moments]:
     """The moments of the patches that layers see in float32, by the layers' outputs."""
@@ -136,55 +202,37 @@ def _moments(
 class _Layers:
     """A graph whose layers are quantised one after another."""
 
-    def __init__(self, graph: Graph, grids: dict[str, Grid]) -> None:
+    def __init__(self, graph: Graph, grids: Mapping[str, Grid]) -> None:
         self._graph = graph
         self._grids = dict(grids)
         self._constants = dict(graph.constants)
-        self._nodes: dict[str, Node] = {}
 
     def quantise(self, node: Node, moments: Moments, bits: int) -> None:
         """Round the weights and the bias of a layer, and correct the bias."""
         filters = Filters(node, self._graph.shape(node.inputs[1]))
-        weights = filters.matrices(self._graph.constants[node.inputs[1]])
-        count = len(weights) * weights.shape[1]
-        bias = np.zeros(count)
-        if node.input(2):
-            bias += self._graph.constants[node.inputs[2]].reshape(-1)
-        x, largest, second = self._grids[node.inputs[0]], 2 ** (bits - 1) - 1, moments.second
-        least = np.abs(bias).reshape(weights.shape[:2])
+        x, weights, bias = node.inputs[:3]
+        exact = filters.matrices(self._graph.constants[weights])
+        offsets = self._graph.constants[bias].reshape(-1).astype(np.float64)
+        grid, largest, second = self._grids[x], 2 ** (bits - 1) - 1, moments.second
+        least = np.abs(offsets).reshape(exact.shape[:2])
         if second is None:
-            scales = _safe(whole_scales(weights, largest), least, x)
-            integers = nearest(weights, scales, largest)
+            scales = _safe(whole_scales(exact, largest), least, grid)
+            integers = nearest(exact, scales, largest)
         else:
-            scales = _safe(fitted_scales(weights, second, largest), least, x)
-            integers = compensated(weights, scales, second, moments.count, largest)
+            scales = _safe(fitted_scales(exact, second, largest), least, grid)
+            integers = compensated(exact, scales, second, moments.count, largest)
         rounded = (integers * scales[..., None].astype(np.float64)).astype(np.float32)
-        bias += np.einsum("gok,gk->go", weights, moments.mean).reshape(-1)
-        bias -= np.einsum("gok,gk->go", rounded, moments.rounded_mean).reshape(-1)
-        steps = np.multiply(x.scale, scales.reshape(-1), dtype=np.float64).astype(np.float32)
-        corrected = (np.rint(bias / steps) * steps).astype(np.float32)
-        names = (
-            self._put(node.inputs[1], f"{node.name}.weights", filters.weights(rounded)),
-            self._put(node.input(2), f"{node.name}.bias", corrected),
-        )
-        self._grids[names[0]] = Grid(scales.reshape(-1), 0, S8)
-        inputs = (node.inputs[0], *names, *node.inputs[3:])
-        self._nodes[node.output] = replace(node, inputs=inputs)
+        offsets += np.einsum("gok,gk->go", exact, moments.mean).reshape(-1)
+        offsets -= np.einsum("gok,gk->go", rounded, moments.rounded_mean).reshape(-1)
+        steps = np.multiply(grid.scale, scales.reshape(-1), dtype=np.float64).astype(np.float32)
+        corrected = (np.rint(offsets / steps) * steps).astype(np.float32)
+        self._constants[weights] = filters.weights(rounded)
+        self._constants[bias] = corrected.reshape(self._graph.constants[bias].shape)
+        self._grids[weights] = Grid(scales.reshape(-1), 0, S8)
 
     def done(self) -> Graph:
         """The quantised graph."""
-        nodes = tuple(self._nodes.get(node.output, node) for node in self._graph.nodes)
-        return self._graph.with_nodes(nodes, self._graph.tensors, self._constants, self._grids)
-
-    def _put(self, old: str, name: str, values: Array) -> str:
-        """Add a constant in the place of an old one, whose name it gets if nothing else reads it.
-
-        Returns its name.
-        """
-        if not old or self._graph.uses[old] > 1:
-            old = unused(name, self._constants, self._graph.tensors)
-        self._constants[old] = values
-        return old
+        return replace(self._graph, constants=self._constants, grids=self._grids)
 
 
 def _safe(scales: Array, bias: Array | float, x: Grid) -> NDArray[np.float32]:

@@ -35,6 +35,11 @@ class Filters:
         return math.prod(self._rows[1:])
 
     @property
+    def count(self) -> int:
+        """All filters, that is, output channels."""
+        return self._rows[0]
+
+    @property
     def _rows(self) -> Shape:
         """The shape of the weights with output channels first."""
         return self.shape[::-1] if weight_axis(self.node.op) else self.shape

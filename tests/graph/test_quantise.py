@@ -142,11 +142,17 @@ def test_bits_are_of_the_weights_between_first_and_last(
 
 
 def test_calibrated_grids_are_advice() -> None:
-    g = calibrated(graph(), inputs(3))
+    advised = calibrated(graph(), inputs(3), (8, 6))
+    g = advised.graph
     assert g.grids.keys() >= {"x", "c1", "fc"}
     assert not any(grid.exact for grid in g.grids.values())
     x = inputs(1, seed=1)[0]
-    np.testing.assert_array_equal(run(g, x)["y"], run(graph(), x)["y"])
+    np.testing.assert_allclose(run(g, x)["y"], run(graph(), x)["y"], rtol=1e-6)
+    for bits, rounded in advised.rounded.items():
+        own = quantise(graph(), inputs(3), bits=bits)
+        assert rounded.nodes == g.nodes
+        for name in ("fc", *advised.changed("fc")):
+            np.testing.assert_array_equal(rounded.constants[name], own.constants[name])
 
 
 def test_mean_outputs_are_kept() -> None:

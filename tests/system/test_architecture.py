@@ -56,7 +56,7 @@ ONLY_HERE = {
                    "tuner/store/schema.py"},
     "matplotlib": {f"tuner/report/{name}.py" for name in ("style", "plots", "layer_plots")}
                   | {"benchmarks/accuracy/rendered.py"},
-    "rich": {"tuner/terminal/display.py", "tuner/terminal/board.py"},
+    "rich": {f"tuner/terminal/{x}.py" for x in ("display", "board", "phases")},
     "threadpoolctl": {"tuner/measure/cores.py"},
     "jinja2": {"tuner/report/page.py"},
     "PIL": {"tuner/networks/pictures.py", "benchmarks/accuracy/rendered.py",

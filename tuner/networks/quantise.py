@@ -13,7 +13,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.frontend.file import read_model
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
-from fastrun.graph.quantise.network import BITS, ROUNDINGS
+from fastrun.graph.quantise.network import BITS, ROUNDINGS, Progress, silent
 from fastrun.graph.quantise.network import quantise as quantise_graph
 from fastrun.graph.quantise.ranges import RANGES
 from fastrun.graph.quantise.scope import is_layer
@@ -58,6 +58,7 @@ def quantise(
     shapes: Mapping[str, Sequence[int]] | None = None,
     pictures: Preparation | None = None,
     samples: int = SAMPLES,
+    progress: Progress = silent,
 ) -> Quantised:
     """Quantise a built-in network by name, an ONNX file or an ONNX model, as `fastrun quantise`.
 
@@ -66,7 +67,8 @@ def quantise(
     samples. At most `samples` are used. Activations become unsigned bytes whose ranges `ranges`
     chooses: "minmax", "percentile" or "mse". Weights become signed ones of `bits` bits, 4 to 8,
     which are rounded by "gptq" or to "nearest". The layers named in `keep` stay in float32.
-    `shapes` gives or overrides the shapes of inputs.
+    `shapes` gives or overrides the shapes of inputs. `progress` is called with what is being done,
+    how many parts of it are done, and of how many.
 
     Raises:
         GraphError: the model or the calibration data cannot be used, or nothing can be quantised.
@@ -83,7 +85,9 @@ def quantise(
     graph = optimise(load_network(source, shapes))
     graph.check_supported()
     data = calibration_data(graph, calibrate, pictures or Preparation(), samples)
-    done = quantise_graph(graph, data, bits=bits, ranges=ranges, rounding=rounding, keep=keep)
+    done = quantise_graph(
+        graph, data, bits=bits, ranges=ranges, rounding=rounding, keep=keep, progress=progress
+    )
     in_bytes = [node.name for node in done.nodes if node.input(1) in done.grids]
     return Quantised(
         done,

@@ -7,9 +7,10 @@ the fastest to float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Affine, Binary, Clip, Pool, Reduce, Unary
 from fastrun.graph.core.precision import byte_grid
@@ -18,6 +19,7 @@ from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.forms import Costs, Form, Forms
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
+from fastrun.graph.quantise.network import Progress, silent
 from fastrun.kernels.core.dtype import U8
 from fastrun.tuner.precision.sensitivity import Losses
 
@@ -35,69 +37,79 @@ class Point:
     layers: int
 
 
+@dataclass(frozen=True)
+class Front:
+    """The plans from float32 to the fastest.
+
+    `whole` has all layers in 8 bits that can be, whether they are faster so or not.
+    """
+
+    points: Sequence[Point]
+    whole: Point
+
+
 def front(
-    graph: Graph,
+    advised: Advised,
     found: Losses,
     choose: Choose,
     costs: Costs,
-    progress: Callable[[int, int], None] = lambda done, of: None,
-) -> list[Point]:
-    """The plans from float32 to the fastest, for a network with advised grids.
+    progress: Progress = silent,
+) -> Front:
+    """The plans from float32 to the fastest, for a network that may be rounded.
 
     Raises:
         UnsupportedError: a node cannot be run.
     """
-    todo = tasks(graph)
-    possible = Forms(graph, todo, choose, costs)
-    forms = {task.output: possible.of(task) for task in todo}
-    search = _Search(graph, todo, forms, costs, found)
-    base = search.point(None)
+    todo = tasks(advised.graph)
+    every = [Forms(graph, todo, choose, costs) for graph in advised.rounded.values()]
+    forms = {task.output: [*dict.fromkeys(x for f in every for x in f.of(task))] for task in todo}
+    search = _Search(advised.graph, todo, costs, found)
+    plain = {output: [x for x in own if not x.touches_bytes] for output, own in forms.items()}
+    base = search.point(plain)
     scale = base.seconds / max(found.whole, 1e-12)
     points = [base]
     for i, price in enumerate(_PRICES):
-        progress(i, len(_PRICES))
-        points.append(search.point(price * scale))
+        progress("plans for prices of the loss", i, len(_PRICES))
+        points.append(search.point(forms, price * scale))
     points.sort(key=lambda point: (point.loss, point.seconds))
     kept: list[Point] = []
     for point in points:
         if not kept or point.seconds < kept[-1].seconds:
             kept.append(point)
-    return kept
+    whole = {task.output: every[0].of(task) for task in todo}
+    whole = {x: [y for y in own if y.integers] or own for x, own in whole.items()}
+    return Front(kept, search.point(whole))
 
 
 @dataclass(frozen=True)
 class _Search:
     graph: Graph
     tasks: Sequence[Task]
-    forms: Mapping[str, Sequence[Form]]
     costs: Costs
     losses: Losses
 
-    def point(self, price: float | None) -> Point:
-        """The cheapest plan at a price of the loss; without a price that of float32."""
+    def point(self, forms: Mapping[str, Sequence[Form]], price: float = 0.0) -> Point:
+        """The cheapest plan of these forms at a price of the loss."""
         priced, own = dict[str, list[Form]](), dict[tuple[str, Form], Form]()
         for task in self.tasks:
-            for form in self.forms[task.output]:
-                if price is None and U8 in {x.dtype for x in (*form.reads, form.writes)}:
-                    continue
-                loss = self._loss(task, form)
-                dearer = replace(form, seconds=form.seconds + (price or 0.0) * loss)
+            for form in forms[task.output]:
+                dearer = replace(form, seconds=form.seconds + price * self._loss(task, form))
                 priced.setdefault(task.output, []).append(dearer)
                 own[task.output, dearer] = form
-        rounding = {x: (price or 0.0) * loss for x, loss in self.losses.tensors.items()}
+        rounding = {x: price * loss for x, loss in self.losses.tensors.items()}
         chosen, total = assign(self.graph, self.tasks, priced, self.costs.move, rounding)
-        forms = {task.output: own[task.output, chosen[task.output]] for task in self.tasks}
-        loss = self._total(forms)
-        seconds = total - (price or 0.0) * loss
-        plan = Plan(self.graph.name, input_shapes(self.graph), forms, seconds)
-        layers = sum(form.types.startswith("u8s") for form in forms.values())
-        return Point(plan, loss, seconds, layers)
+        found = {task.output: own[task.output, chosen[task.output]] for task in self.tasks}
+        loss = self._total(found)
+        seconds = total - price * loss
+        plan = Plan(self.graph.name, input_shapes(self.graph), found, seconds)
+        return Point(plan, loss, seconds, sum(form.integers for form in found.values()))
 
     def _loss(self, task: Task, form: Form) -> float:
         """The loss by what a form rounds itself: its weights, and its result."""
         loss = 0.0
-        if form.types.startswith("u8s"):
-            loss += self.losses.weights.get(task.node.input(1), 0.0)
+        if form.integers:
+            word = form.types.partition(">")[0]
+            loss += self.losses.weights[task.node.input(1), word]
         if form.writes.dtype is U8 and not self._passes_on(task, form):
             loss += self.losses.tensors.get(task.output, 0.0)
         return loss

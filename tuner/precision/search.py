@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array, Graph
+from fastrun.graph.passes.products import densify
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.forms import Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan
+from fastrun.graph.quantise.network import Progress, silent
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.measure.timing import Protocol, interleave
@@ -26,7 +29,7 @@ from fastrun.tuner.precision.sensitivity import Batch, Losses
 from fastrun.tuner.records.statistics import typical
 
 VALIDATED = 5
-"""So many plans between float32 and the fastest are validated as whole networks."""
+"""So many plans between float32 and the fastest are validated as whole networks, at most."""
 
 _ROUNDS = 30
 _PROTOCOL = Protocol(block=0.02)
@@ -54,10 +57,11 @@ class Validated:
 
 @dataclass(frozen=True)
 class Precision:
-    """The chosen network and its plan, and what was validated, fastest last.
+    """The chosen network and its plan, and what was validated, the fastest expected last.
 
-    `chosen` is the index of the fastest that keeps the limit. `labelled` says whether `lost` is a
-    loss of accuracy or of agreement with float32.
+    Float32 is the first; among the others are all layers that can be in 8 bits. `chosen` is the
+    index of the fastest that keeps the limit. `labelled` says whether `lost` is a loss of accuracy
+    or of agreement with float32.
     """
 
     graph: Graph
@@ -86,7 +90,7 @@ class Precision:
 
 
 def choose_precision(
-    graph: Graph,
+    advised: Advised,
     found: Losses,
     data: Sequence[Batch],
     labels: NDArray[np.int64] | None,
@@ -95,12 +99,12 @@ def choose_precision(
     costs: Costs,
     cpu: Cpu,
     threads: int,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Precision:
-    """The fastest network within a limit of the loss, for a graph with advised grids.
+    """The fastest network within a limit of the loss, for a network that may be rounded.
 
-    Float32 and the fastest plan are validated, and plans between them by bisection: a plan that
-    keeps the limit is followed by a faster one.
+    Float32, 8 bits wherever possible and the fastest plan are validated, and plans between them by
+    bisection: a plan that keeps the limit is followed by a faster one.
 
     Raises:
         UnsupportedError: a node cannot be run.
@@ -110,10 +114,12 @@ def choose_precision(
         raise InputError("there are no examples to validate a precision: give some")
     if labels is not None and len(labels) != sum(_count(batch) for batch in data):
         raise InputError(f"{len(labels)} labels do not fit the examples: give one for each")
-    points = front(graph, found, choose, costs)
-    judge = _Judge(graph, data, labels, choose, costs, cpu, threads)
-    judge.look(points[0])
-    judge.look(points[-1])
+    plans = front(advised, found, choose, costs, progress)
+    points = plans.points
+    judge = _Judge(advised, data, labels, choose, costs, cpu, threads)
+    for i, point in enumerate((points[0], plans.whole, points[-1])):
+        progress("whole networks validated", i, VALIDATED + 3)
+        judge.look(point)
     low, high = 0, len(points) - 1
     if judge.lost(points[-1]) <= limit:
         low = high
@@ -121,9 +127,10 @@ def choose_precision(
         if high - low < 2:
             break
         middle = (low + high) // 2
-        progress(f"validating plan {turn + 1} of at most {VALIDATED}")
+        progress("whole networks validated", turn + 3, VALIDATED + 3)
         judge.look(points[middle])
         low, high = (middle, high) if judge.lost(points[middle]) <= limit else (low, middle)
+    progress("whole networks timed in turns", 0, 1)
     return judge.precision(points, limit)
 
 
@@ -134,7 +141,7 @@ def _count(batch: Batch) -> int:
 class _Judge:
     def __init__(
         self,
-        graph: Graph,
+        advised: Advised,
         data: Sequence[Batch],
         labels: NDArray[np.int64] | None,
         choose: Choose,
@@ -142,16 +149,18 @@ class _Judge:
         cpu: Cpu,
         threads: int,
     ) -> None:
-        self._graph, self._data, self._labels = graph, data, labels
+        self._advised, self._data, self._labels = advised, data, labels
         self._choose, self._costs, self._cpu, self._threads = choose, costs, cpu, threads
         self._seen: dict[int, tuple[Point, Graph, Plan, Executable, list[Array]]] = {}
 
     def look(self, point: Point) -> None:
         """Build a plan's network and compute its outputs of all examples."""
-        exact = settled(self._graph, point.plan)
+        if id(point) in self._seen:
+            return
+        exact = densify(settled(self._advised, point.plan))
         plan, made = make_plan(exact, self._choose, self._cpu, self._costs, self._threads)
         executable = Executable.of(made, self._cpu, self._threads, plan)
-        first = self._graph.outputs[0]
+        first = exact.outputs[0]
         outputs = [executable.run(batch)[first] for batch in self._data]
         self._seen[id(point)] = point, exact, plan, executable, outputs
 
@@ -166,10 +175,11 @@ class _Judge:
 
     def precision(self, points: Sequence[Point], limit: float) -> Precision:
         """Time all plans that were looked at, and choose one."""
-        seen = sorted(self._seen.values(), key=lambda s: -s[0].seconds)
+        base, *others = self._seen.values()
+        seen = [base, *sorted(others, key=lambda s: -s[0].seconds)]
         calls = [executable.seconds for _, _, _, executable, _ in seen]
         samples = [x.samples for x in interleave(calls, _ROUNDS, _PROTOCOL, 0)]
-        of = max(point.layers for point in points)
+        of = max(point.layers for point, *_ in seen)
         validated = [
             Validated(
                 point.loss, point.seconds, typical(times), self.lost(point),

@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from fastrun.graph.build.steps import Step
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.model import Array, Graph, Node, unused
-from fastrun.graph.core.ops import Binary, Conv
-from fastrun.graph.core.precision import byte_grid, integer_weights
+from fastrun.graph.core.ops import Binary
+from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.plan.choices import heuristic_choices
 from fastrun.graph.planner import make_plan
+from fastrun.graph.quantise.network import Progress, silent
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 
@@ -25,50 +27,53 @@ Batch = Mapping[str, Array]
 
 @dataclass(frozen=True)
 class Losses:
-    """The loss by rounding a tensor alone, and by rounding weights alone, by their names."""
+    """The loss by rounding a tensor alone, and by rounding weights alone, by their names.
+
+    Weights have a loss for each of the types that may read them, such as `u8s8`.
+    """
 
     tensors: Mapping[str, float]
-    weights: Mapping[str, float]
+    weights: Mapping[tuple[str, str], float]
 
     @property
     def whole(self) -> float:
-        """The loss if everything is rounded."""
-        return sum(self.tensors.values()) + sum(self.weights.values())
+        """The loss if everything is rounded, weights to the fewest bits."""
+        worst = dict[str, float]()
+        for (name, _), loss in self.weights.items():
+            worst[name] = max(loss, worst.get(name, 0.0))
+        return sum(self.tensors.values()) + sum(worst.values())
 
 
 def losses(
-    graph: Graph,
+    advised: Advised,
     data: Sequence[Batch],
     cpu: Cpu,
-    progress: Callable[[int, int], None] = lambda done, of: None,
+    progress: Progress = silent,
 ) -> Losses:
-    """The losses of all tensors and weights with advised grids, on examples of inputs.
+    """The losses of all tensors and weights that may be rounded, on examples of inputs.
 
     Raises:
         UnsupportedError: a node cannot be run.
     """
-    tensors = [x for x in (*graph.inputs, *graph.producers) if byte_grid(graph, x)]
-    weights = [
-        node.inputs[1]
-        for node in graph.nodes
-        if isinstance(node.op, Conv) and integer_weights(graph, node.inputs[1]) is not None
-    ]
-    count = len(tensors) + len(weights)
-    shaken = _Shaken.of(replace(graph, grids={}), tensors, cpu)
-    found = dict.fromkeys((*tensors, *weights), 0.0)
+    graph = advised.graph
+    names = [x for x in (*graph.inputs, *graph.producers) if byte_grid(graph, x)]
+    count = len(names) + len(advised.weights)
+    shaken = _Shaken.of(replace(graph, grids={}), names, cpu)
     truths = [shaken.values(batch) for batch in data]
-    for i, name in enumerate(tensors):
-        progress(i, count)
-        grid = graph.grids[name]
+    tensors, weights = dict[str, float](), dict[tuple[str, str], float]()
+    for name in names:
+        progress("loss by rounding one tensor or weights", len(tensors), count)
+        grid, total = graph.grids[name], 0.0
         for batch, truth in zip(data, truths, strict=True):
             error = (grid.rounded(truth[name]) - truth[name]).astype(np.float32)
-            found[name] += shaken.loss(batch, truth, {name: error}) / len(data)
-    for i, name in enumerate(dict.fromkeys(weights)):
-        progress(len(tensors) + i, count)
-        rounded = shaken.with_weights(graph, name)
-        for batch, truth in zip(data, truths, strict=True):
-            found[name] += rounded.loss(batch, truth, {}) / len(data)
-    return Losses({x: found[x] for x in tensors}, {x: found[x] for x in weights})
+            total += shaken.loss(batch, truth, {name: error})
+        tensors[name] = total / len(data)
+    for (name, word), other in advised.weights.items():
+        progress("loss by rounding one tensor or weights", len(tensors) + len(weights), count)
+        rounded = shaken.with_constants({x: other.constants[x] for x in advised.changed(name)})
+        total = sum(rounded.loss(*both, {}) for both in zip(data, truths, strict=True))
+        weights[name, word] = total / len(data)
+    return Losses(tensors, weights)
 
 
 @dataclass(frozen=True)
@@ -89,19 +94,20 @@ class _Shaken:
         """The network for these tensors."""
         wider, errors, moved = _with_errors(graph, names)
         plan, arrangement = make_plan(wider, heuristic_choices(cpu), cpu)
-        packed: dict[str, Array] = {}
+        packed: dict[int, Array] = {}
 
         def made(change: Callable[[Step], Step]) -> Executable:
-            def pack(step: Step) -> Array:
-                key = f"{step.output} {step.program.ir_hash}"
-                changed = change(step)
-                if changed is not step:
-                    return changed.packed()
-                if key not in packed:
-                    packed[key] = step.packed()
-                return packed[key]
+            steps = tuple(map(change, arrangement.steps))
+            own = {id(step) for step in arrangement.steps}
 
-            return Executable.of(arrangement, cpu, 1, plan, pack)
+            def pack(step: Step) -> Array:
+                if id(step) not in own:
+                    return step.packed()
+                if id(step) not in packed:
+                    packed[id(step)] = step.packed()
+                return packed[id(step)]
+
+            return Executable.of(replace(arrangement, steps=steps), cpu, 1, plan, pack)
 
         outputs = tuple(moved.get(x, x) for x in graph.outputs)
         return cls(graph, outputs, errors, made, made(lambda step: step))
@@ -121,25 +127,28 @@ class _Shaken:
         size = sum(float(np.square(truth[x], dtype=np.float64).sum()) for x in self.outputs)
         return change / max(size, 1e-30)
 
-    def with_weights(self, graph: Graph, name: str) -> _Shaken:
-        """The network with the weights `name` on their grid."""
-        rounded = graph.grids[name].rounded(graph.constants[name])
-        outputs = {node.output for node in graph.readers[name]}
+    def with_constants(self, changed: Mapping[str, Array]) -> _Shaken:
+        """The network with other weights and biases of these names."""
+        readers = (node for name in changed for node in self.graph.readers[name])
+        nodes = {node.output: node for node in readers}
 
         def change(step: Step) -> Step:
-            if step.output not in outputs or step.weights is None:
+            node = nodes.get(step.output)
+            if not node or step.weights is None:
                 return step
-            return replace(step, weights=rounded.astype(np.float32).reshape(step.weights.shape))
+            weights = changed.get(node.inputs[1])
+            if weights is not None:
+                step = replace(step, weights=weights.reshape(step.weights.shape))
+            bias = changed.get(node.input(2))
+            if bias is not None and step.bias is not None:
+                step = replace(step, bias=bias.reshape(step.bias.shape))
+            return step
 
         return replace(self, executable=self.steps(change))
 
     @property
     def _silence(self) -> dict[str, Array]:
         return {x: np.zeros(self.executable.inputs[x], np.float32) for x in self.errors.values()}
-
-
-def _square(values: Array) -> float:
-    return float(np.square(values, dtype=np.float64).sum())
 
 
 def _with_errors(

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Graph
+from fastrun.graph.core.problems import convolutions
 from fastrun.graph.passes.products import convolve_dense
-from fastrun.graph.quantise.network import calibrated
+from fastrun.graph.quantise.network import BITS, Progress, calibrated, silent
+from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.types import Types
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.networks.calibration import batches, read_samples
 from fastrun.tuner.networks.costs import costs
@@ -28,6 +33,8 @@ from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
 
 _LABELS = "labels"
+# Batches that calibrate, and those on which the loss by each layer is measured.
+_CALIBRATION, _SENSED = 128, 8
 
 
 def examples(
@@ -72,31 +79,68 @@ def _labels(file: Path) -> NDArray[np.int64] | None:
     return found
 
 
-def advised(graph: Graph, data: Sequence[Batch]) -> Graph:
-    """An optimised float32 network with advised grids; dense layers are convolutions then.
+def advise(graph: Graph, data: Sequence[Batch], cpu: Cpu, progress: Progress = silent) -> Advised:
+    """How an optimised float32 network may be rounded; dense layers are convolutions then.
+
+    Those of the data calibrate that `shared_out` says. Weights may have fewer than 8 bits if the
+    processor gains by it.
 
     Raises:
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: the data do not fit the inputs.
     """
-    return convolve_dense(calibrated(graph, data))
+    some = [data[i] for i in shared_out(len(data))[0]]
+    return calibrated(graph, some, worthwhile_bits(cpu), progress).each(convolve_dense)
+
+
+def worthwhile_bits(cpu: Cpu) -> list[int]:
+    """The numbers of bits of weights, each of which allows a faster dot product than more bits."""
+    kinds = {bits: dots(Types.parse(f"u8s{bits}"), cpu) for bits in BITS}
+    found = dict[str, int]()
+    for bits, able in kinds.items():
+        if able:
+            found.setdefault(able[0].name, bits)
+    return [*found.values()] or [BITS[0]]
+
+
+def problems_of(network: Advised) -> tuple[tuple[ConvProblem, int], ...]:
+    """The distinct problems that a search must measure, and how often the network has each."""
+    found = dict[ConvProblem, int]()
+    for graph in network.rounded.values():
+        found |= {p: occurrences for p, occurrences, _ in convolutions(graph)}
+    return tuple(found.items())
+
+
+def shared_out(batches: int) -> tuple[list[int], list[int]]:
+    """The batches that calibrate, and the others, on which whole networks are judged.
+
+    A single batch does both.
+    """
+    calibrating = _spread(-(-batches // 2), _CALIBRATION, 2)
+    others = [i for i in range(batches) if i not in calibrating]
+    return calibrating, others or calibrating
+
+
+def _spread(count: int, most: int, step: int = 1) -> list[int]:
+    """At most so many of `count` numbers that are `step` apart, evenly spread over them."""
+    return [step * round(i) for i in np.linspace(0, count - 1, min(count, most))]
 
 
 def tune_precision(
     graph: Graph,
-    grids: Graph,
+    advised: Advised,
     data: Sequence[Batch],
     labels: NDArray[np.int64] | None,
     limit: float,
     database: Database,
     threads: int,
     limits: Limits,
-    progress: Callable[[str], None] = lambda text: None,
+    progress: Progress = silent,
 ) -> Precision:
     """The fastest precision within a limit, by the records of a database; its front is kept.
 
-    `grids` is the network `graph` as `advised` gives it. The loss of each layer is measured on
-    `data`, and so is that of whole networks.
+    `advised` says how the network `graph` may be rounded. The loss of each layer is measured on
+    data that calibrated, that of whole networks on the others.
 
     Raises:
         UnsupportedError: a node cannot be run.
@@ -104,15 +148,16 @@ def tune_precision(
         DatabaseError: the database cannot be read.
     """
     cpu = Cpu.host()
-
-    def measuring(done: int, of: int) -> None:
-        progress(f"loss of tensor or weights {done + 1} of {of}")
-
     choose = functools.cache(stored_choices(database, cpu, threads, limits))
-    found = losses(grids, data, cpu, measuring)
+    calibrating, judging = shared_out(len(data))
+    known = [data[calibrating[i]] for i in _spread(len(calibrating), _SENSED)]
+    found = losses(advised, known, cpu, progress)
     moving = costs(probe(), threads)
+    others = [data[i] for i in judging]
+    if labels is not None:
+        labels = labels.reshape(len(data), -1)[judging].reshape(-1)
     done = choose_precision(
-        grids, found, data, labels, limit, choose, moving, cpu, threads, progress
+        advised, found, others, labels, limit, choose, moving, cpu, threads, progress
     )
     done.save(front_file(graph.digest, cpu.fingerprint, threads))
     return done

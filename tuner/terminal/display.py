@@ -1,4 +1,4 @@
-"""Tables on the terminal. This file and `board` are the only ones that import rich.
+"""Tables on the terminal. This file, `board` and `phases` are the only ones that import rich.
 
 On a terminal a run is shown as a board that is redrawn; elsewhere each event is a plain line.
 Colours follow the terminal and NO_COLOR. They repeat what the words say.

@@ -13,6 +13,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
@@ -20,6 +21,7 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import heuristic_choices
 from fastrun.graph.plan.forms import GUESSED
 from fastrun.graph.plan.settled import settled
+from fastrun.graph.quantise.network import calibrated
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8
@@ -32,12 +34,12 @@ from fastrun.tuner.precision import tune
 from fastrun.tuner.precision.front import front
 from fastrun.tuner.precision.search import choose_precision
 from fastrun.tuner.precision.sensitivity import losses
-from fastrun.tuner.precision.tune import examples
+from fastrun.tuner.precision.tune import examples, shared_out, worthwhile_bits
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.store.database import Database
 from tests.graph.test_networks_run import residual
 from tests.support.graph_models import model, node, normal
-from tests.support.quantised_graphs import normal_inputs, quantised
+from tests.support.quantised_graphs import normal_inputs
 from tests.tuner.networks.test_loading import measured
 
 CPU = Cpu.host()
@@ -45,12 +47,16 @@ CHOOSE = functools.cache(heuristic_choices(CPU))
 
 
 @functools.cache
-def advised() -> Graph:
-    graph = optimise(load_network(residual()))
-    return replace(quantised(graph, exact=False), constants=graph.constants)
+def plain() -> Graph:
+    return optimise(load_network(residual()))
 
 
-DATA = [normal_inputs(advised(), seed) for seed in (1, 2)]
+DATA = [normal_inputs(plain(), seed) for seed in (1, 2)]
+
+
+@functools.cache
+def advised() -> Advised:
+    return calibrated(plain(), DATA, (8, 4))
 
 
 def rms(found: np.ndarray, truth: np.ndarray) -> float:
@@ -58,29 +64,45 @@ def rms(found: np.ndarray, truth: np.ndarray) -> float:
 
 
 def test_the_loss_of_a_tensor_is_what_rounding_it_does() -> None:
-    graph = advised()
-    found = losses(graph, DATA, CPU)
-    plain = replace(graph, grids={})
-    for name, loss in (("d", found.tensors["d"]), ("w5", found.weights["w5"])):
-        grid = replace(graph.grids[name], exact=True)
-        constants = dict(graph.constants)
-        if name in constants:
-            constants[name] = grid.rounded(constants[name]).astype(np.float32)
-        one = replace(graph, grids={name: grid}, constants=constants)
-        each = [rms(reference.run(one, x)["y"], reference.run(plain, x)["y"]) ** 2 for x in DATA]
+    network = advised()
+    graph, found = network.graph, losses(network, DATA, CPU)
+    truth = replace(graph, grids={})
+    rounded = replace(truth, grids={"d": replace(graph.grids["d"], exact=True)})
+    places = [*network.changed("w5")]
+    assert len(places) == 2
+    narrow = {x: network.rounded[4].constants[x] for x in places}
+    lighter = replace(truth, constants={**graph.constants, **narrow})
+    for one, loss in ((rounded, found.tensors["d"]), (lighter, found.weights["w5", "u8s4"])):
+        each = [rms(reference.run(one, x)["y"], reference.run(truth, x)["y"]) ** 2 for x in DATA]
         assert loss == pytest.approx(np.mean(each), rel=0.02)
-    assert found.whole == pytest.approx(sum(found.tensors.values()) + sum(found.weights.values()))
+    assert found.weights["w5", "u8s4"] > 10 * found.weights["w5", "u8s8"]
+
+
+def test_what_calibrates_does_not_judge() -> None:
+    assert shared_out(1) == ([0], [0])
+    assert shared_out(5) == ([0, 2, 4], [1, 3])
+    calibrating, judging = shared_out(601)
+    assert len(calibrating) == 128
+    assert not set(calibrating) & set(judging)
+    assert len(judging) == 601 - 128
+
+
+def test_bits_are_offered_where_they_are_faster() -> None:
+    assert worthwhile_bits(Cpu.avx2()) == [8, 7, 6, 5, 4]
+    assert worthwhile_bits(replace(Cpu.avx2(), features="+avxvnni")) == [8]
 
 
 def test_a_front_goes_from_float32_to_the_fastest_and_its_losses_add_up() -> None:
-    graph = advised()
-    points = front(graph, losses(graph, DATA, CPU), CHOOSE, GUESSED)
+    network = advised()
+    graph, found = network.graph, front(network, losses(network, DATA, CPU), CHOOSE, GUESSED)
+    points = found.points
     assert points[0].loss == points[0].layers == 0
-    assert points[-1].layers == 4
+    assert points[-1].layers == found.whole.layers == 4
+    assert {x.types[:4] for x in found.whole.plan.forms.values() if x.integers} == {"u8s8"}
     for point, faster in pairwise(points):
         assert (point.loss, -point.seconds) < (faster.loss, -faster.seconds)
     for point in points:
-        exact = settled(graph, point.plan)
+        exact = settled(network, point.plan)
         bytes_ = {x for x, form in point.plan.forms.items() if form.writes.dtype is U8}
         assert bytes_ <= exact.grids.keys()
         assert all(grid.exact for grid in exact.grids.values())
@@ -97,9 +119,7 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
     assert chosen.chosen == seconds.index(min(seconds))
     assert chosen.validated[0].error == chosen.validated[0].lost == 0
     # All labels are what float32 says, but for the first.
-    labels = np.concatenate(
-        [reference.run(replace(graph, grids={}), x)["y"].argmax(1) for x in DATA]
-    )
+    labels = np.concatenate([reference.run(plain(), x)["y"].argmax(1) for x in DATA])
     labels[0] += 1
     strict = choose_precision(graph, found, DATA, labels, 0.0, CHOOSE, GUESSED, CPU, 1)
     assert strict.labelled
@@ -128,12 +148,12 @@ def test_examples_that_do_not_fit_are_refused(
 ) -> None:
     np.savez(tmp_path / "examples.npz", **arrays)
     with pytest.raises(InputError, match=message):
-        examples(advised(), tmp_path / "examples.npz", Preparation())
+        examples(plain(), tmp_path / "examples.npz", Preparation())
 
 
 def test_examples_come_in_batches(tmp_path: Path) -> None:
     np.savez(tmp_path / "examples.npz", x=X, labels=np.arange(5))
-    data, labels = examples(advised(), tmp_path / "examples.npz", Preparation())
+    data, labels = examples(plain(), tmp_path / "examples.npz", Preparation())
     assert [batch["x"].shape for batch in data] == [(2, 3, 33, 29)] * 2
     assert labels is not None
     assert labels.tolist() == [0, 1, 2, 3]
@@ -143,7 +163,7 @@ def test_examples_come_in_batches(tmp_path: Path) -> None:
 def test_examples_of_a_folder(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", X[:1])
     Image.new("RGB", (40, 40), (255, 0, 0)).save(tmp_path / "b.png")
-    (one,), labels = examples(advised(), tmp_path, Preparation(mean=(0.0,), std=(255.0,)))
+    (one,), labels = examples(plain(), tmp_path, Preparation(mean=(0.0,), std=(255.0,)))
     assert labels is None
     assert np.array_equal(one["x"][0], X[0])
     assert one["x"][1].max((1, 2)).tolist() == [1, 0, 0]
@@ -191,7 +211,7 @@ def test_the_chosen_network_is_written_with_its_plan(
     words = "net.onnx --calibrate data --max-loss 100% --trials 1 --db r.db -o out.onnx"
     assert main(["tune", *words.split()]) == 0
     said = capsys.readouterr()
-    assert "3 examples" in said.out
+    assert "1 example" in said.out
     assert "no current measurement" not in said.err
     command = "fastrun run out.onnx --plan out.plan --input FILE"
     assert f"next: `{command}`" in said.out
