@@ -32,6 +32,13 @@ _TAIL = (0.2792394792, 0.2797868997, 0.2391723555, 0.2130958181, -0.05141720898,
          0.3262709849, -0.5186559416, 0.2915668888, -0.05905931253)  # fmt: skip
 _TAIL_END = 14.5  # erfc underflows there
 
+# The eighth root of the normal distribution's mass below -y as a polynomial in y, by least squares
+# of the relative error on 0 <= y <= 6: within 3e-8. The mass beyond is less than 1e-9.
+_MASS = (0.9170040488, -0.09145888686, -0.03191878647, -6.965717184e-4, 1.538532786e-3,
+         6.601395853e-6, -4.645559602e-5, 3.186490176e-6, 5.219168884e-7, -8.955989728e-8,
+         4.860951641e-9, -8.734840629e-11)  # fmt: skip
+_MASS_END = 6.0
+
 
 def polynomial(x: Vec, coefficients: Sequence[float]) -> Vec:
     """c0 + c1 x + c2 x^2 + ..."""
@@ -130,10 +137,16 @@ def erf(x: Vec) -> Vec:
 
 
 def gelu(x: Vec) -> Vec:
-    """x times the normal distribution's mass below x."""
-    tail = normal_tail(absolute(x))
-    mass = x.k.blend(compare("olt", x, 0.0), tail, _const(x, 2.0) - tail)
-    return x * 0.5 * mass
+    """x times the normal distribution's mass below x, within 3e-7 or 8 units in the last place.
+
+    That is the error of the usual formula with an error function, at a quarter of the time.
+    """
+    # x * mass(x) = max(x, 0) - y * mass(-y) with y = |x|, where mass(-y) is an eighth power.
+    y = absolute(x).min(_MASS_END)
+    root = polynomial(y, _MASS)
+    square = root * root
+    fourth = square * square
+    return fma(y * -1.0, fourth * fourth, x.max(0.0))
 
 
 def normal_tail(y: Vec) -> Vec:

@@ -203,6 +203,14 @@ def test_axes_of_one_element(opset: int) -> None:
         checked(model([n], weights, shape=(3, 1, 2, 1), opset=opset))
 
 
+@pytest.mark.parametrize("axis", [0, 2, -1])
+def test_a_single_index_takes_the_axis_away(axis: int) -> None:
+    for index in (1, -2):
+        nodes = [node("Gather", "x i", "g", axis=axis), node("Relu", "g", "y")]
+        m = model(nodes, {"i": np.array(index)}, shape=(3, 4, 5, 6))
+        assert checked(m).ndim == 3
+
+
 @pytest.mark.parametrize("count", [3, 2**31 - 1])
 def test_a_split_into_another_number_of_parts(count: int) -> None:
     m = model([node("Split", "x", "y z", axis=1, num_outputs=count)], opset=18)

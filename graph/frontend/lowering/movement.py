@@ -167,7 +167,14 @@ def _gather(site: Site) -> None:
     size = site.shape(0)[axis]
     if indices.size and not -size <= indices.min() <= indices.max() < size:
         raise site.impossible(f"an index is outside an axis of {size}")
-    site.finish(Gather(axis), *site.inputs)
+    if indices.ndim:
+        site.finish(Gather(axis), *site.inputs)
+        return
+    shape = site.shape(0)  # a single index: one entry, without the axis
+    starts = tuple(int(indices) % size if i == axis else 0 for i in range(len(shape)))
+    entry = (*shape[:axis], 1, *shape[axis + 1 :])
+    x = site.emit(Slice(starts, entry, (1,) * len(shape)), site.inputs[0])
+    site.finish(Reshape(), x, shape=(*shape[:axis], *shape[axis + 1 :]))
 
 
 @lowers("DepthToSpace")
