@@ -2,7 +2,8 @@
 
 Every thread walks the whole list. It first does its own share of a step's tasks, in a few chunks,
 and then helps with the shares of the others. A step is over when all its tasks are done, by any
-thread: a thread that is late, asleep or has lost its core delays nobody.
+thread: a thread that is late, asleep or has lost its core delays nobody, unless it has a chunk in
+hand. While it has not come back from one list, the caller's thread walks further lists alone.
 
 The threads beside the caller's live in `serve`. They wait for the next list: at first they spin,
 then they sleep.
@@ -39,16 +40,20 @@ LOOKS_BEFORE_YIELD = 2_000
 # Chunks of a thread's share of tasks. More chunks are finer, so that others can take over more.
 CHUNKS = 4
 
+# Looks at whether all threads have left the last job before the caller's thread walks alone.
+LOOKS_BEFORE_ALONE = 500
+
 # A team's memory: ticket, arrivals and sleepers, then the job, then the number of arrivals at which
 # all threads have left the job.
 TICKET, ARRIVED, ASLEEP, JOB, DUE = 0, APART, 2 * APART, 3 * APART, 4 * APART
 TEAM_BYTES = 5 * APART
 
-# Words of the job. A null pointer to the steps ends the threads. `lead` fills in the last two:
-# arrivals before the job, and which set of counters is zero.
+# Words of the job. A null pointer to the steps ends the threads. `alone` leaves all work to the
+# caller's thread. `lead` fills in the last two: arrivals before the job, and which set of counters
+# is zero.
 JOB_WORDS = (
     "steps", "count", "threads", "local", "meet", "repeats", "copy", "copies", "stride",
-    "stamps", "tally", "base", "parity",
+    "stamps", "tally", "alone", "base", "parity",
 )  # fmt: skip
 _POINTERS = ("steps", "local", "stamps", "tally")
 
@@ -66,6 +71,9 @@ def driver_ir(triple: str) -> str:
     the clock starts when all threads have met and before any of them continues. A caller whose
     core is taken away at this moment therefore cannot make the work look short. `serve(team,
     thread)` is the life of another thread.
+
+    `lead` also works alone if a thread has not left the job before: it has nothing in hand any
+    more, but perhaps no core. With `meet` or `stamps` it waits for that thread.
 
     The job repeats its steps; repeat i gets weights displaced by (copy + i) % copies times
     `stride` bytes. If `stamps` is not null, the time after each step is left there.
@@ -85,7 +93,7 @@ def driver_ir(triple: str) -> str:
         raise ValueError(f"threads are not supported on {machine}: only on {', '.join(_MACHINES)}")
     futex, declaration, hint = _MACHINES[machine]
     texts = [_head(triple, declaration), _NOW, _await(hint), _MEET, _wait_for(hint), _WORK, _WALK]
-    return "\n\n".join([*texts, _lead(futex), _serve(futex, hint)]) + "\n"
+    return "\n\n".join([*texts, _lead(futex, hint), _serve(futex, hint)]) + "\n"
 
 
 _JOB = "\n".join(
@@ -224,10 +232,9 @@ report:
 }}"""
 """Do tasks of one step: first the own share, then what is left of the others' shares."""
 
-_WALK = f"""define internal i64 @walk(ptr %team, i64 %thread) nounwind {{
+_WALK = f"""define internal i64 @walk(ptr %team, ptr %job, i64 %thread, i1 %single) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
-  %job = getelementptr i8, ptr %team, i64 {JOB}
 {_JOB}
   %home = icmp eq ptr %steps, null
   br i1 %home, label %leave, label %begin
@@ -242,13 +249,15 @@ begin:
   %stamps.row = mul i64 %count, 16
   %stamps.mine = mul i64 %stamps.row, %thread
   %stamped = getelementptr i8, ptr %stamps, i64 %stamps.mine
-  %alone = icmp eq i64 %threads, 1
+  %workers = select i1 %single, i64 1, i64 %threads
   %row = mul i64 %threads, {COUNTERS}
   %set = mul i64 %row, %count
   %counters = getelementptr i8, ptr %tally, i64 {TALLY}
   %own = mul i64 %thread, {COUNTERS}
   %target.base = add i64 %base, %threads
-  %meets = icmp ne i64 %meet, 0
+  %asked = icmp ne i64 %meet, 0
+  %several = xor i1 %single, true
+  %meets = and i1 %asked, %several
   br i1 %meets, label %assemble, label %start
 assemble:
   %target.met = add i64 %target.base, %threads
@@ -288,7 +297,7 @@ step:
   %at = getelementptr %step, ptr %steps, i64 %s
   %row.at = mul i64 %row, %s
   %counting = getelementptr i8, ptr %used, i64 %row.at
-  call void @work(ptr %at, i64 %thread, i64 %threads, ptr %mine, i64 %moved, ptr %counting)
+  call void @work(ptr %at, i64 %thread, i64 %workers, ptr %mine, i64 %moved, ptr %counting)
   br i1 %keeps, label %note, label %onward
 note:
   %moment.work = call i64 @now()
@@ -296,7 +305,7 @@ note:
   store i64 %moment.work, ptr %place.work, align 8
   br label %onward
 onward:
-  br i1 %alone, label %worked, label %share
+  br i1 %single, label %worked, label %share
 share:
   %own.at = add i64 %row.at, %own
   %zeroed = getelementptr i8, ptr %other, i64 %own.at
@@ -337,7 +346,7 @@ repeated:
   %again = icmp ult i64 %r.next, %repeats
   br i1 %again, label %rejoin, label %finish
 rejoin:
-  br i1 %alone, label %rejoined, label %meeting
+  br i1 %single, label %rejoined, label %meeting
 meeting:
   %target.later = call i64 @meet(ptr %arrived, i64 %target, i64 %threads)
   br label %rejoined
@@ -346,8 +355,10 @@ rejoined:
   br label %repeat
 finish:
   %stop = call i64 @now()
-  %left = atomicrmw add ptr %arrived, i64 1 acq_rel
   %elapsed = sub i64 %stop, %clock
+  br i1 %single, label %leave.it, label %depart
+depart:
+  %left = atomicrmw add ptr %arrived, i64 1 acq_rel
   br i1 %ends, label %collect, label %leave.it
 collect:
   %due.all = getelementptr i8, ptr %team, i64 {DUE}
@@ -388,40 +399,61 @@ summed:
     return f"{head}\n{_until(reached, hint)}\n}}"
 
 
-def _lead(futex: int) -> str:
+def _lead(futex: int, hint: str) -> str:
     """Run a job as thread 0: wake the team, walk the steps, keep what the next job needs."""
+    wanted = "\n".join(
+        f"  %{name}.at = getelementptr i64, ptr %given, i64 {JOB_WORDS.index(name)}\n"
+        f"  %{name} = load {'ptr' if name in _POINTERS else 'i64'}, ptr %{name}.at, align 8"
+        for name in ("steps", "threads", "meet", "repeats", "stamps", "tally", "alone")
+    )
     return f"""define i64 @lead(ptr %team, ptr %given) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
   %due.at = getelementptr i8, ptr %team, i64 {DUE}
   %due = load i64, ptr %due.at, align 8
-  br label %look
+{wanted}
+  %home = icmp eq ptr %steps, null
+  %meets = icmp ne i64 %meet, 0
+  %keeps = icmp ne ptr %stamps, null
+  %measures = or i1 %meets, %keeps
+  %patient = or i1 %home, %measures
+  %one = icmp eq i64 %threads, 1
+  %sent = icmp ne i64 %alone, 0
+  %single = or i1 %one, %sent
+  br i1 %single, label %do.it, label %look
 look:
+  %looks = phi i64 [ 0, %entry ], [ %looks.next, %wait ], [ 0, %yield ]
   %arrivals = load atomic i64, ptr %arrived acquire, align 8
   %settled = icmp uge i64 %arrivals, %due
   br i1 %settled, label %call, label %wait
 wait:
+  {hint}
+  %looks.next = add i64 %looks, 1
+  %tired = icmp ugt i64 %looks.next, {LOOKS_BEFORE_ALONE}
+  br i1 %tired, label %decide, label %look
+decide:
+  br i1 %patient, label %yield, label %do.it
+yield:
   %yielded = call i32 @sched_yield()
   br label %look
+do.it:
+  %elapsed.single = call i64 @walk(ptr %team, ptr %given, i64 0, i1 true)
+  ret i64 %elapsed.single
 call:
   %job = getelementptr i8, ptr %team, i64 {JOB}
   call void @llvm.memcpy.p0.p0.i64(ptr align 8 %job, ptr align 8 %given,
                                    i64 {8 * len(JOB_WORDS)}, i1 false)
-{_JOB}
+  %base.at = getelementptr i64, ptr %job, i64 {JOB_WORDS.index("base")}
   store i64 %due, ptr %base.at, align 8
-  %home = icmp eq ptr %steps, null
   br i1 %home, label %announce, label %plan
 plan:
+  %parity.at = getelementptr i64, ptr %job, i64 {JOB_WORDS.index("parity")}
   %even = load i64, ptr %tally, align 8
   store i64 %even, ptr %parity.at, align 8
   %turned = add i64 %even, %repeats
   %odd = and i64 %turned, 1
   store i64 %odd, ptr %tally, align 8
-  %others = icmp ugt i64 %threads, 1
-  %between = sub i64 %repeats, 1
-  %meetings = select i1 %others, i64 %between, i64 0
-  %with.meeting = add i64 %meetings, %meet
-  %rounds = add i64 %with.meeting, 1
+  %rounds = add i64 %repeats, %meet
   %arriving = mul i64 %rounds, %threads
   %due.next = add i64 %due, %arriving
   store i64 %due.next, ptr %due.at, align 8
@@ -438,7 +470,7 @@ wake:
                                         i64 2147483647, ptr null, ptr null, i64 0)
   br label %run
 run:
-  %elapsed = call i64 @walk(ptr %team, i64 0)
+  %elapsed = call i64 @walk(ptr %team, ptr %job, i64 0, i1 false)
   ret i64 %elapsed
 }}"""
 
@@ -449,6 +481,7 @@ def _serve(futex: int, hint: str) -> str:
 entry:
   %ticket = getelementptr i8, ptr %team, i64 {TICKET}
   %asleep = getelementptr i8, ptr %team, i64 {ASLEEP}
+  %job = getelementptr i8, ptr %team, i64 {JOB}
   br label %idle
 idle:
   %seen = phi i32 [ 0, %entry ], [ %now.on, %work ]
@@ -471,7 +504,7 @@ sleep:
   %rising = atomicrmw sub ptr %asleep, i64 1 seq_cst
   br label %look
 work:
-  %result = call i64 @walk(ptr %team, i64 %thread)
+  %result = call i64 @walk(ptr %team, ptr %job, i64 %thread, i1 false)
   %home = icmp slt i64 %result, 0
   br i1 %home, label %leave, label %idle
 leave:

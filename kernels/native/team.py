@@ -7,14 +7,23 @@ import ctypes
 import errno
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.forks import ONCE, once, renewed_in_children
 from fastrun.kernels.native.cache import ObjectCache
-from fastrun.kernels.native.driver import APART, COUNTERS, JOB_WORDS, TALLY, TEAM_BYTES, driver_ir
+from fastrun.kernels.native.driver import (
+    APART,
+    ARRIVED,
+    COUNTERS,
+    DUE,
+    JOB_WORDS,
+    TALLY,
+    TEAM_BYTES,
+    driver_ir,
+)
+from fastrun.kernels.native.fallback import Fallback
 from fastrun.kernels.native.library import Library
 
 
@@ -35,7 +44,8 @@ class Step(ctypes.Structure):
 class Script:
     """A list of steps for a number of threads, and the counters of the walk.
 
-    `local` are the addresses of one workspace for each thread. The last step joins.
+    `local` are the addresses of one workspace for each thread. The last step joins. `fallback`
+    knows the times so far.
 
     Raises:
         ValueError: there are no steps, or fewer workspaces than threads.
@@ -49,6 +59,7 @@ class Script:
         self._steps[-1].joins = 1
         self._local = (ctypes.c_void_p * threads)(*local[:threads])
         self._tally = _Lines(TALLY + 2 * len(steps) * threads * COUNTERS)
+        self.fallback = Fallback()
         renewed_in_children(self, Script._renew)
 
     @property
@@ -84,9 +95,8 @@ class Team:
 
     def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
         self._state = _Lines(TEAM_BYTES)
-        # A late thread still reads the script of the last job, and may do so while further jobs
-        # are interrupted before they begin.
-        self._scripts = deque[Script](maxlen=8)
+        # A late thread still reads the script of the last job that it was called to.
+        self._scripts = list[Script]()
         self._lead, self._serve = _driver()
         self._size, self._cores = threads, tuple(cores)
         self._renew()
@@ -143,7 +153,8 @@ class Team:
         bytes from one to the next. At the address `stamps`, two 64-bit integers for each thread and
         step receive nanoseconds: when the thread had no work left in the step, and when it went on.
         With `meet` the clock starts when all threads
-        have arrived.
+        have arrived. Without `meet` and `stamps` the caller's thread may do it all, if other
+        programs want the cores and it is faster alone.
 
         An exception in a signal handler leaves the team as it is before this walk or after it.
 
@@ -154,11 +165,19 @@ class Team:
             raise ValueError(f"a script for {script.threads} threads, a team of {self._size}")
         with self._lock:
             steps, local, tally = script.addresses
+            left = self._all_left()
+            if left:
+                self._scripts.clear()
             self._scripts.append(script)
-            return self._call(
+            chooses = self._size > 1 and not (meet or stamps)
+            seconds = self._call(
                 steps=steps, count=script.count, local=local, meet=int(meet), repeats=repeats,
                 copy=copies[0], copies=copies[1], stride=copies[2], stamps=stamps, tally=tally,
+                alone=int(chooses and script.fallback.alone),
             )  # fmt: skip
+            if chooses:
+                script.fallback.saw(seconds / repeats, late=not left)
+            return seconds
 
     def disband(self) -> None:
         """Let the threads end; the team cannot run any more."""
@@ -166,6 +185,13 @@ class Team:
             self._call(steps=0)
             for _ in range(self._members):
                 self._left.get()
+
+    def _all_left(self) -> bool:
+        """Whether no thread can still be in a job."""
+        arrived, due = (
+            ctypes.c_int64.from_address(self._state.address + at).value for at in (ARRIVED, DUE)
+        )
+        return arrived >= due
 
     def _call(self, **words: int) -> float:
         words["threads"] = self._size
