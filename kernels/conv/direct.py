@@ -73,7 +73,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     shape = height, p.ow, -(-p.group_oc // lanes)
     kind = usual_dot(p, cpu)
     depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
-    share = functools.partial(_share_of_rows, p)
+    share = functools.cache(functools.partial(_share_of_rows, p))
     tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.registers)
     # The input rows of a task fit half of L2, while the panels stream through.
     fit = cpu.l2 // 2 // p.precision.src.bytes(p.group_c * p.w * p.stride[0] * tile_h)

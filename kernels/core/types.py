@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class Types:
         return cls(I16, I16, I32, 16)
 
     @classmethod
+    @functools.cache
     def parse(cls, word: str) -> Types:
         """Read the word; "" is f32. Without `>` the output's type is that of the input.
 
