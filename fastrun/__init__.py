@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastrun import plot
     from fastrun.graph.core.errors import GraphError, InputError
+    from fastrun.graph.runtime.dynamic import DynamicExecutable
     from fastrun.graph.runtime.executable import Executable
     from fastrun.kernels.core.problem import ConvProblem, ProblemError
     from fastrun.kernels.core.template import ScheduleError
@@ -39,6 +40,7 @@ __all__ = [
     "ConvProblem",
     "Database",
     "DatabaseError",
+    "DynamicExecutable",
     "Executable",
     "GraphError",
     "InputError",
@@ -61,6 +63,7 @@ _HOMES = {
     "ConvProblem": "fastrun.kernels.core.problem",
     "Database": "fastrun.tuner.store.database",
     "DatabaseError": "fastrun.tuner.store.connection",
+    "DynamicExecutable": "fastrun.graph.runtime.dynamic",
     "Executable": "fastrun.graph.runtime.executable",
     "GraphError": "fastrun.graph.core.errors",
     "InputError": "fastrun.graph.core.errors",

@@ -5,25 +5,39 @@ from __future__ import annotations
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
 from fastrun.tuner.networks.load import load
 
 
 def loaded(arguments: Namespace) -> Executable:
-    """The network; warnings of loading are printed to standard error, each once."""
+    """The network for the shapes that are given; warnings are printed to standard error."""
+    with remarks():
+        return opened(arguments).at()
+
+
+def opened(arguments: Namespace) -> Executable | DynamicExecutable:
+    """The network; for all sizes that its model leaves open and no option gives."""
+    return load(
+        arguments.model,
+        arguments.threads,
+        arguments.db,
+        arguments.policy,
+        dict(arguments.shape),
+        arguments.plan,
+        max_error=arguments.max_error,
+        max_workspace=arguments.max_workspace,
+    )
+
+
+@contextmanager
+def remarks() -> Iterator[None]:
+    """Print the warnings of a block to standard error behind it, each once."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        network = load(
-            arguments.model,
-            arguments.threads,
-            arguments.db,
-            arguments.policy,
-            dict(arguments.shape),
-            arguments.plan,
-            max_error=arguments.max_error,
-            max_workspace=arguments.max_workspace,
-        )
+        yield
     for remark in dict.fromkeys(str(warning.message) for warning in said):
         print(f"fastrun: {remark}", file=sys.stderr)
-    return network

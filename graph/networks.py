@@ -12,6 +12,7 @@ from fastrun.graph import zoo
 from fastrun.graph.core.errors import ModelFileError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.problems import DistinctProblem, to_tune
+from fastrun.graph.frontend.file import current, read_model
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 
@@ -28,12 +29,23 @@ def load_network(
         GraphError: as `import_onnx`. If there is neither a network nor a file of this name, the
             message lists similar names.
     """
+    return import_onnx(find_model(source), shapes)
+
+
+def find_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+    """The model that a name, a path or a model means, in an opset that the importer knows.
+
+    Raises:
+        GraphError: as `load_network`, as far as the file is concerned.
+    """
     if not isinstance(source, onnx.ModelProto):
         if str(source) in zoo.NAMES:
             source = zoo.build(str(source))
-        elif not Path(source).exists():
+        elif Path(source).exists():
+            source = read_model(Path(source))
+        else:
             raise ModelFileError(_no_such_model(str(source)))
-    return import_onnx(source, shapes)
+    return current(source)
 
 
 def _no_such_model(name: str) -> str:

@@ -16,6 +16,7 @@ from fastrun.tuner.records.units import duration, plural, significant
 
 if TYPE_CHECKING:
     from fastrun.graph.core.model import Array
+    from fastrun.graph.core.sizes import Sizes
 
 
 def options(parser: ArgumentParser) -> None:
@@ -43,10 +44,13 @@ def options(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Load a network, run it on the inputs, print what the outputs are."""
-    from fastrun.loading import loaded
+    from fastrun.loading import opened, remarks
 
-    network = loaded(arguments)
-    inputs = _inputs(network.inputs, arguments)
+    with remarks():
+        any_size = opened(arguments)
+        inputs = _inputs(any_size.inputs, arguments)
+        shapes = {name: x.shape for name, x in inputs.items() if name in any_size.inputs}
+        network = any_size.at(shapes)
     _check_output(arguments.output, len(network.outputs))
     start = time.perf_counter()
     outputs = network.run(inputs)
@@ -65,7 +69,7 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _inputs(shapes: Mapping[str, tuple[int, ...]], arguments: Namespace) -> dict[str, Array]:
+def _inputs(shapes: Mapping[str, Sizes | None], arguments: Namespace) -> dict[str, Array]:
     """The arrays for the inputs, each from its own file or all from one .npz file."""
     found: dict[str, Array] = {}
     for text in arguments.input:
@@ -85,7 +89,7 @@ def _inputs(shapes: Mapping[str, tuple[int, ...]], arguments: Namespace) -> dict
     return found
 
 
-def _array(path: Path, shape: tuple[int, ...], arguments: Namespace) -> Array:
+def _array(path: Path, sizes: Sizes | None, arguments: Namespace) -> Array:
     import numpy as np
 
     if path.suffix == ".npy":
@@ -96,7 +100,7 @@ def _array(path: Path, shape: tuple[int, ...], arguments: Namespace) -> Array:
         return loaded
     from fastrun.tuner.networks.pictures import read_picture
 
-    return read_picture(path, shape, preparation(arguments))
+    return read_picture(path, sizes, preparation(arguments))
 
 
 def _archive(path: Path) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from onnx import numpy_helper
 
 from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
 from fastrun.graph.core.model import Array, Shape
+from fastrun.graph.core.sizes import Sizes, advice, sizes_text, usual_shape
 from fastrun.graph.frontend.external import embed
 
 OLDEST_OPSET = 7
@@ -77,27 +78,41 @@ def current(model: onnx.ModelProto) -> onnx.ModelProto:
         ) from None
 
 
+def given_sizes(value: onnx.ValueInfoProto) -> Sizes | None:
+    """The sizes that the model gives a value, names in the place of open ones; None: none."""
+    described = value.type.tensor_type
+    if not described.HasField("shape"):
+        return None
+    # Some exporters write an open size as 0 or -1.
+    return tuple(
+        d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in described.shape.dim
+    )
+
+
 def given_shape(value: onnx.ValueInfoProto) -> Shape:
     """The shape that the model gives an input; an open batch size becomes 1.
 
     Raises:
         UnsupportedError: another size is open.
     """
-    dims = value.type.tensor_type.shape.dim
-    # Some exporters write an open size as 0 or -1.
-    sizes = [d.dim_value if d.dim_value > 0 else d.dim_param or "?" for d in dims]
-    if sizes and not isinstance(sizes[0], int):
-        sizes[0] = 1
-    known = tuple(size for size in sizes if isinstance(size, int))
-    if len(known) == len(sizes) and value.type.tensor_type.HasField("shape"):
-        return known
-    example = tuple(size if isinstance(size, int) else 224 for size in sizes) or (1, 3, 224, 224)
+    sizes = given_sizes(value)
+    shape = usual_shape(sizes)
+    if shape is not None:
+        return shape
     raise UnsupportedError(
-        f"the size {'x'.join(map(str, sizes))} of input {value.name!r} is open: export "
-        f"the model with fixed sizes, or give, for example, shapes={{{value.name!r}: {example}}} "
-        f"in Python, `--shape {value.name}={'x'.join(map(str, example))}` to plan and run "
-        "(docs/faq.md)"
+        f"sizes of input {value.name!r} are open, {sizes_text(sizes)}: give "
+        f"{advice(value.name, sizes)}"
     )
+
+
+def model_inputs(model: onnx.ModelProto) -> tuple[dict[str, Sizes | None], tuple[str, ...]]:
+    """The sizes of the inputs that nodes or outputs read, and the names of the other inputs."""
+    graph = model.graph
+    read = names_read(live_nodes(graph)).union(v.name for v in graph.output)
+    weights = {w.name for w in graph.initializer}
+    inputs = [v for v in graph.input if v.name not in weights]
+    sizes = {v.name: given_sizes(v) for v in inputs if v.name in read}
+    return sizes, tuple(v.name for v in inputs if v.name not in read)
 
 
 def array(tensor: onnx.TensorProto) -> Array:

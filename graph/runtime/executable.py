@@ -15,7 +15,8 @@ from fastrun.graph.build.steps import Arrangement, Port, Step
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array
 from fastrun.graph.plan.plan import Plan
-from fastrun.graph.runtime.weights import Block, Weights
+from fastrun.graph.runtime.inputs import check_arrays, check_shape, unknown_input
+from fastrun.graph.runtime.weights import Block, Common, Weights
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.forks import renewed_in_children
@@ -68,7 +69,13 @@ class _Model:
 
     @classmethod
     def load(
-        cls, arrangement: Arrangement, cpu: Cpu, threads: int, plan: Plan, packed: Packed
+        cls,
+        arrangement: Arrangement,
+        cpu: Cpu,
+        threads: int,
+        plan: Plan,
+        packed: Packed,
+        common: Common | None,
     ) -> _Model:
         """Compile the kernels that the object cache lacks; pack the weights in the order of use."""
         cache, libraries = ObjectCache(), dict[str, Library]()
@@ -79,7 +86,7 @@ class _Model:
                 symbols = [stage.symbol for stage in program.stages]
                 libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
         offsets, arena = _arena(arrangement)
-        block = Weights()
+        block = Weights(common)
         pairs = []
         for step in arrangement.steps:
             weights = packed(step)
@@ -142,13 +149,14 @@ class Executable:
         threads: int,
         plan: Plan,
         packed: Packed = Step.packed,
+        common: Common | None = None,
     ) -> Executable:
-        """Compile, pack and allocate.
+        """Compile, pack and allocate. Packed weights that are in `common` already are used there.
 
         Raises:
             CompileError: LLVM refuses a kernel.
         """
-        return cls(_Model.load(arrangement, cpu, threads, plan, packed))
+        return cls(_Model.load(arrangement, cpu, threads, plan, packed, common))
 
     def _renew(self) -> None:
         """Reset the lock: the threads that may have held it do not exist in a forked process."""
@@ -176,6 +184,18 @@ class Executable:
         constants = self._model.arrangement.constants.items()
         computed = {port.name: port.shape for port in self._model.arrangement.outputs}
         return {name: value.shape for name, value in constants} | computed
+
+    def at(self, shapes: Mapping[str, Sequence[int]] | None = None) -> Executable:
+        """This network, if its inputs have these shapes: as `DynamicExecutable.at`.
+
+        Raises:
+            InputError: there is no such input, or it has another shape.
+        """
+        for name, shape in (shapes or {}).items():
+            if name not in self.inputs:
+                raise unknown_input(name, self.inputs)
+            check_shape(name, tuple(shape), self.inputs[name])
+        return self
 
     def clone(self) -> Executable:
         """The same network with activations of its own."""
@@ -313,17 +333,10 @@ class Executable:
         return np.ndarray(shape, dtype.numpy, self._arena.bytes, start, strides)
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
-        for name in inputs:
-            if name not in self._inputs and name not in self._model.arrangement.unread:
-                known = ", ".join(self._inputs)
-                raise InputError(f"there is no input {name!r}: the network's inputs are {known}")
-        for name, (port, _) in self._inputs.items():
-            if name not in inputs:
-                raise InputError(f"input {name!r} is missing: give an array of {port.shape}")
+        ports = {name: port.shape for name, (port, _) in self._inputs.items()}
+        check_arrays(inputs, ports, self._model.arrangement.unread)
+        for name, shape in ports.items():
             x = inputs[name]
-            if not isinstance(x, np.ndarray):
-                raise InputError(f"input {name!r} is a {type(x).__name__}, not a numpy array")
             if x.dtype not in (np.float32, self._types.get(name, np.float32)):
                 raise InputError(f"input {name!r} is {x.dtype}: give it as float32")
-            if x.shape != port.shape:
-                raise InputError(f"input {name!r} has shape {x.shape} instead of {port.shape}")
+            check_shape(name, x.shape, shape)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import weakref
+
 import numpy as np
 
 from fastrun.graph.core.model import Array
@@ -24,14 +27,44 @@ class Block:
         self.bytes = np.frombuffer(self._map, np.uint8, size, self.address - start)
 
 
+class Common:
+    """The packed weights of several executables of a network. Equal ones lie in memory once."""
+
+    def __init__(self) -> None:
+        self._places = weakref.WeakValueDictionary[bytes, _Place]()
+
+    @property
+    def size(self) -> int:
+        """Bytes that all of them take."""
+        return sum(place.size for place in self._places.values())
+
+    def find(self, digest: bytes) -> _Place | None:
+        """Where weights of this digest lie, if they do."""
+        return self._places.get(digest)
+
+    def add(self, digest: bytes, place: _Place) -> None:
+        """Weights of this digest lie there as long as somebody holds the place."""
+        self._places[digest] = place
+
+
+class _Place:
+    """An address in a block, which lives as long as the place."""
+
+    def __init__(self, block: Block, address: int, size: int) -> None:
+        self._block, self.address, self.size = block, address, size
+
+
 class Weights:
     """Packed weights one behind the other, in few large blocks; `size` is what they take in bytes.
 
     Weights are copied as soon as they are packed. Packing the next ones then reuses warm memory.
+    Those that are in `common` already are not copied.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, common: Common | None = None) -> None:
         self.size = 0
+        self._common = common
+        self._shared: list[_Place] = []
         self._blocks: list[Block] = []
         self._left = 0  # bytes at the end of the last block
 
@@ -40,6 +73,19 @@ class Weights:
         if values is None or not values.size:
             return 0
         taken = -(-(values.nbytes + F32.bytes(READ_SLACK)) // CACHE_LINE) * CACHE_LINE
+        self.size += taken
+        if self._common is None:
+            return self._copy(values, taken)[1]
+        digest = hashlib.sha256(values.view(np.uint8).data).digest()
+        place = self._common.find(digest)
+        if place is None:
+            place = _Place(*self._copy(values, taken), taken)
+            self._common.add(digest, place)
+        self._shared.append(place)
+        return place.address
+
+    def _copy(self, values: Array, taken: int) -> tuple[Block, int]:
+        """Copy the values to `taken` bytes of a block. Returns the block, and their address."""
         if taken > self._left:
             self._left = max(_CHUNK, taken)
             self._blocks.append(Block(self._left))
@@ -47,5 +93,4 @@ class Weights:
         start = len(block.bytes) - self._left
         block.bytes[start : start + values.nbytes] = values.view(np.uint8)
         self._left -= taken
-        self.size += taken
-        return block.address + start
+        return block, block.address + start

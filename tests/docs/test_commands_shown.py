@@ -35,6 +35,7 @@ SHORT = {
     **dict.fromkeys(("efficientnet-lite0.plan", "squeezenet.plan"), "small.plan"),
     "NAME": "direct",
     "3x3": "64@56",
+    "x=1x3x640x640": "x=1x3x16x16",
 }
 """What is taken for a word of a command; `show` has the names of built-in networks as they are."""
 
@@ -119,7 +120,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         node("GlobalAveragePool", "r", "p"),
         node("Flatten", "p", "y"),
     ]
-    onnx.save(model(nodes, {"v": normal(8, 3, 3, 3)}, shape=(1, 3, 16, 16)), made / SMALL)
+    weights = {"v": normal(8, 3, 3, 3)}
+    onnx.save(model(nodes, weights, shape=(1, 3, 16, 16)), made / SMALL)
+    onnx.save(model(nodes, weights, shape=("N", 3, "H", "W")), made / "detector.onnx")
     for name in ("x.png", "coffee.png", "photo.jpg"):
         Image.new("RGB", (20, 18), (90, 120, 200)).save(made / name)
     shutil.copytree(made, made / "pictures", ignore=shutil.ignore_patterns("*.onnx", "pictures"))

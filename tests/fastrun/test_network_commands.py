@@ -181,6 +181,23 @@ def test_the_middle_is_kept_in_proportion(tmp_path: Path) -> None:
     assert np.array_equal(found[0, 0], wide[:, 100:150])
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        (("N", 3, "H", "W"), (1, 3, 30, 100)),
+        ((1, 3, 12, "W"), (1, 3, 12, 40)),
+        ((1, 3, "H", 50), (1, 3, 15, 50)),
+    ],
+)
+def test_open_sizes_of_a_picture_follow_from_its_own(
+    sizes: tuple[int | str, ...], shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    Image.new("RGB", (100, 30), (10, 20, 30)).save(tmp_path / "x.png")
+    found = read_picture(tmp_path / "x.png", sizes, PLAIN)
+    assert found.shape == shape
+    assert found[0, :, 5, 5].tolist() == [10, 20, 30]
+
+
 def test_pictures_stand_upright_and_opaque(tmp_path: Path) -> None:
     turned = Image.new("L", (8, 8))
     turned.paste(255, (0, 0, 8, 4))
@@ -243,7 +260,7 @@ def test_show_of_a_network_without_convolutions(run: Run, pair: Path) -> None:
         (["run", "{classifier}", "--input", "{0}/other.npz"], "no input 'w'"),
         (["run", "{pair}", "--input", "{0}/small.npy"], "name the input, as in NAME="),
         (["run", "{pair}", "--input", "x={0}/small.npy"], "input 'z' is missing"),
-        (["run", "{pair}", "--input", "x={0}/dot.png"], "no picture is 2x3"),
+        (["run", "{pair}", "--input", "x={0}/dot.png"], "no picture is (2, 3)"),
         (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/y.npy"], "2 outputs"),
         (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/y.txt"], "no format"),
         (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/no/y.npz"], "No such file"),

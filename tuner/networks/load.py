@@ -9,19 +9,24 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.build.steps import Arrangement
-from fastrun.graph.core.model import Graph
+from fastrun.graph.core.model import Graph, Shape
 from fastrun.graph.core.problems import convolutions
-from fastrun.graph.networks import load_network
+from fastrun.graph.core.sizes import is_open
+from fastrun.graph.frontend.file import given_sizes, model_inputs
+from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import carried_out, follow_plan, make_plan
+from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
+from fastrun.graph.runtime.weights import Common
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import roundings
@@ -54,10 +59,15 @@ def load(
     max_error: float | None = None,
     max_workspace: int | None = None,
     seconds: float = 60.0,
-) -> Executable:
+    kept_shapes: int = 16,
+) -> Executable | DynamicExecutable:
     """A built-in network by name, an ONNX file or an ONNX model, ready to run.
 
-    `shapes` gives or overrides the shapes of inputs. With "auto" there are as many `threads` as
+    `shapes` gives or overrides the shapes of inputs. If sizes stay open after that, the network is
+    a `DynamicExecutable`: it takes inputs of any sizes, plans for them when they first come, and
+    remembers that for the `kept_shapes` last ones. Otherwise it is an `Executable`, planned here.
+
+    With "auto" there are as many `threads` as
     cores that this process may use, or fewer if its CPU time is limited. The policy decides what
     runs:
 
@@ -83,7 +93,7 @@ def load(
     With `plan`, a Plan or the path of its file, nothing is chosen. If this machine cannot build a
     part of it, the heuristic chooses for this part, and a warning says so. A plan of another
     machine is first compared with the heuristic's plan on normal inputs, and refused if its outputs
-    differ.
+    differ. A plan is for the shapes that it names, so the network's sizes are fixed by it.
 
     Raises:
         GraphError: the model or the plan cannot be used, or no schedule is within the limits.
@@ -94,32 +104,68 @@ def load(
         raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
     threads = thread_number(threads)
     check_threads(threads)
-    cpu = Cpu.host()
-    graph = optimise(load_network(source, shapes))
+    model, given = find_model(source), dict(shapes or {})
     if plan is not None:
-        network, remark = _by_plan(graph, plan, cpu, threads)
+        cpu, whole = Cpu.host(), plan if isinstance(plan, Plan) else Plan.load(plan)
+        graph = optimise(load_network(model, {**whole.inputs, **given}))
+        network, remark = _by_plan(graph, whole, cpu, threads)
         if remark:
             warnings.warn(remark, stacklevel=2)
         return network
-    limits = Limits(max_error, max_workspace)
-    found, remark = None, ""
-    planned = 1 if policy == "reproducible" else threads
-    if policy != "heuristic":
-        tuning = seconds if policy == "profile" else 0.0
-        found, remark = _by_database(graph, database, cpu, planned, limits, tuning)
+    loading = _Loading(
+        model, given, threads, database, policy, Limits(max_error, max_workspace), seconds
+    )
+    inputs, unread = model_inputs(model)
+    if any(is_open(sizes) for name, sizes in inputs.items() if name not in given):
+        inputs |= {name: tuple(shape) for name, shape in given.items()}
+        outputs = {v.name: given_sizes(v) for v in model.graph.output}
+        return DynamicExecutable(loading, inputs, outputs, unread, kept_shapes)
+    network, remark = loading.network({})
     if remark:
         warnings.warn(remark, stacklevel=2)
-    made, arrangement = found or _planned(
-        graph, guessed_choices(cpu, planned, limits), cpu, planned, limits
-    )
-    return Executable.of(arrangement, cpu, threads, made)
+    return network
 
 
-def _by_plan(
-    graph: Graph, plan: Plan | str | Path, cpu: Cpu, threads: int
-) -> tuple[Executable, str]:
+@dataclass(frozen=True)
+class _Loading:
+    """What `load` was asked for. Called with shapes, it gives the network for them."""
+
+    model: onnx.ModelProto
+    shapes: Mapping[str, Sequence[int]]
+    threads: int
+    database: Database | str | Path | None
+    policy: str
+    limits: Limits
+    seconds: float
+    said: list[str] = field(default_factory=list)
+
+    def __call__(self, shapes: Mapping[str, Shape], common: Common) -> Executable:
+        """The network for these shapes. Only the first remark is a warning: others are alike."""
+        network, remark = self.network(shapes, common)
+        if remark and not self.said:
+            self.said.append(remark)
+            warnings.warn(remark, stacklevel=2)
+        return network
+
+    def network(
+        self, shapes: Mapping[str, Shape], common: Common | None = None
+    ) -> tuple[Executable, str]:
+        """The network for these shapes, and a remark."""
+        cpu, limits = Cpu.host(), self.limits
+        graph = optimise(load_network(self.model, {**self.shapes, **shapes}))
+        planned = 1 if self.policy == "reproducible" else self.threads
+        found, remark = None, ""
+        if self.policy != "heuristic":
+            tuning = self.seconds if self.policy == "profile" else 0.0
+            found, remark = _by_database(graph, self.database, cpu, planned, limits, tuning)
+        plan, arrangement = found or _planned(
+            graph, guessed_choices(cpu, planned, limits), cpu, planned, limits
+        )
+        return Executable.of(arrangement, cpu, self.threads, plan, common=common), remark
+
+
+def _by_plan(graph: Graph, given: Plan, cpu: Cpu, threads: int) -> tuple[Executable, str]:
     """The network by a plan, which is first compared if it is of another machine; and a remark."""
-    given = plan if isinstance(plan, Plan) else Plan.load(plan)
     arrangement = follow_plan(graph, given, cpu, _moving(threads))
     done = carried_out(given, arrangement)
     changed = [name for name, form in done.forms.items() if form != given.forms[name]]

@@ -1,0 +1,46 @@
+"""Checks the arrays that are given to a network."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fastrun.graph.core.errors import InputError
+from fastrun.graph.core.model import Shape
+from fastrun.graph.core.sizes import Sizes, fits, sizes_text
+
+
+def check_arrays(
+    inputs: Mapping[str, Any], wanted: Mapping[str, Sizes | None], unread: Container[str]
+) -> None:
+    """Check that there is an array for every input that is `wanted`, and none for an unknown one.
+
+    Raises:
+        InputError: an input is missing, unknown or not an array.
+    """
+    for name in inputs:
+        if name not in wanted and name not in unread:
+            raise unknown_input(name, wanted)
+    for name, sizes in wanted.items():
+        if name not in inputs:
+            raise InputError(f"input {name!r} is missing: give an array of {sizes_text(sizes)}")
+        if not isinstance(inputs[name], np.ndarray):
+            kind = type(inputs[name]).__name__
+            raise InputError(f"input {name!r} is a {kind}, not a numpy array")
+
+
+def check_shape(name: str, shape: Shape, sizes: Sizes | None) -> None:
+    """Check that an input may have a shape; it may have any if its `sizes` are not known.
+
+    Raises:
+        InputError: it may not.
+    """
+    if not fits(shape, sizes):
+        raise InputError(f"input {name!r} has shape {shape} instead of {sizes_text(sizes)}")
+
+
+def unknown_input(name: str, known: Iterable[str]) -> InputError:
+    """The error for an input that a network does not have."""
+    return InputError(f"there is no input {name!r}: the network's inputs are {', '.join(known)}")
