@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fastrun.tuner.networks.load import load
     from fastrun.tuner.networks.quantise import quantise
     from fastrun.tuner.networks.tune import tune
+    from fastrun.tuner.pytorch.from_torch import from_torch
     from fastrun.tuner.search.budget import Budget
     from fastrun.tuner.search.fastrun import fast_run
     from fastrun.tuner.search.options import SearchOptions
@@ -50,6 +51,7 @@ __all__ = [
     "__version__",
     "export",
     "fast_run",
+    "from_torch",
     "load",
     "plot",
     "quantise",
@@ -72,6 +74,7 @@ _HOMES = {
     "SearchOptions": "fastrun.tuner.search.options",
     "export": "fastrun.tuner.networks.export",
     "fast_run": "fastrun.tuner.search.fastrun",
+    "from_torch": "fastrun.tuner.pytorch.from_torch",
     "load": "fastrun.tuner.networks.load",
     "quantise": "fastrun.tuner.networks.quantise",
     "tune": "fastrun.tuner.networks.tune",

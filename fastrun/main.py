@@ -17,7 +17,19 @@ from fastrun.tuner.records.affinity import check_threads
 from fastrun.tuner.terminal.exits import MISTAKE, ended, leave
 
 COMMANDS = (
-    *("doctor", "tune", "worker", "best", "verify", "show", "plan", "run", "quantise", "export"),
+    *(
+        "doctor",
+        "tune",
+        "worker",
+        "best",
+        "verify",
+        "show",
+        "plan",
+        "run",
+        "check",
+        "quantise",
+        "export",
+    ),
     *("bench", "compare-search", "report", "db", "dashboard", "demo"),
 )
 """In the order of `fastrun --help`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -12,14 +13,12 @@ from fastrun.graph import zoo
 from fastrun.graph.core.errors import ModelFileError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.problems import DistinctProblem, to_tune
-from fastrun.graph.frontend.file import current, read_model
+from fastrun.graph.frontend.file import SharedModel, Source, current, read_model
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 
 
-def load_network(
-    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Graph:
+def load_network(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """The graph, not yet optimised, of a built-in network, an ONNX file, or an ONNX model.
 
     `shapes` gives or overrides the shapes of inputs. If a file has the name of a built-in
@@ -32,12 +31,14 @@ def load_network(
     return import_onnx(find_model(source), shapes)
 
 
-def find_model(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
+def find_model(source: Source) -> onnx.ModelProto | SharedModel:
     """The model that a name, a path or a model means, in an opset that the importer knows.
 
     Raises:
         GraphError: as `load_network`, as far as the file is concerned.
     """
+    if isinstance(source, SharedModel):
+        return replace(source, proto=current(source.proto))
     if not isinstance(source, onnx.ModelProto):
         if str(source) in zoo.NAMES:
             source = zoo.build(str(source))
@@ -58,7 +59,7 @@ def _no_such_model(name: str) -> str:
 
 
 def network_problems(
-    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
+    source: Source, shapes: Mapping[str, Sequence[int]] | None = None
 ) -> list[DistinctProblem]:
     """The convolutions of the optimised graph of `load_network(source, shapes)`.
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-import zipfile
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import InputError
-from fastrun.options import count, pictures, preparation
+from fastrun.inputs import read_inputs
+from fastrun.options import count, pictures
 from fastrun.options import network as network_options
 from fastrun.tuner.records.units import duration, plural, significant
 
 if TYPE_CHECKING:
     from fastrun.graph.core.model import Array
-    from fastrun.graph.core.sizes import Sizes
 
 
 def options(parser: ArgumentParser) -> None:
@@ -48,7 +47,7 @@ def run(arguments: Namespace) -> int:
 
     with remarks():
         any_size = opened(arguments)
-        inputs = _inputs(any_size.inputs, arguments)
+        inputs = read_inputs(any_size.inputs, arguments)
         shapes = {name: x.shape for name, x in inputs.items() if name in any_size.inputs}
         network = any_size.at(shapes)
     _check_output(arguments.output, len(network.outputs))
@@ -67,50 +66,6 @@ def run(arguments: Namespace) -> int:
     if arguments.output:
         _write(arguments.output, outputs)
     return 0
-
-
-def _inputs(shapes: Mapping[str, Sizes | None], arguments: Namespace) -> dict[str, Array]:
-    """The arrays for the inputs, each from its own file or all from one .npz file."""
-    found: dict[str, Array] = {}
-    for text in arguments.input:
-        known = ", ".join(shapes)
-        name, separator, file = text.partition("=")
-        if separator and not Path(text).exists():
-            if name not in shapes:
-                raise InputError(f"there is no input {name!r}: the network's inputs are {known}")
-        elif text.endswith(".npz"):
-            found |= _archive(Path(text))
-            continue
-        elif len(shapes) == 1:
-            name, file = known, text
-        else:
-            raise InputError(f"{text}: name the input, as in NAME={text}; the inputs are {known}")
-        found[name] = _array(Path(file), shapes[name], arguments)
-    return found
-
-
-def _array(path: Path, sizes: Sizes | None, arguments: Namespace) -> Array:
-    import numpy as np
-
-    if path.suffix == ".npy":
-        try:
-            loaded: Array = np.load(path)
-        except (ValueError, EOFError) as error:
-            raise InputError(f"{path}: not an array: {error}") from None
-        return loaded
-    from fastrun.tuner.networks.pictures import read_picture
-
-    return read_picture(path, sizes, preparation(arguments))
-
-
-def _archive(path: Path) -> dict[str, Array]:
-    import numpy as np
-
-    try:
-        with np.load(path) as archive:
-            return dict(archive)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not an archive of arrays: {error}") from None
 
 
 def _check_output(path: Path | None, outputs: int) -> None:

@@ -29,6 +29,16 @@ from fastrun.kernels.ops import halo, movement
 
 
 @dataclass(frozen=True)
+class Port:
+    """Where a tensor lies, and its shape in the graph."""
+
+    name: str
+    shape: tuple[int, ...]
+    buffer: int
+    placement: Placement
+
+
+@dataclass(frozen=True)
 class Step:
     """A program and the buffers it works on, by number; None is an operand that it does not have.
 
@@ -37,7 +47,8 @@ class Step:
     the next step may begin before this one ends. If the program gathers its input channels,
     `gathered` has for each the number of its buffer and its offset there in floats, less the
     offset of the first channel of `src`. `forms` are the forms of the tasks done, by output, with
-    the algorithms that could be built.
+    the algorithms that could be built. `result` is where `output` lies after a step that computes
+    all of it.
     """
 
     name: str
@@ -55,6 +66,7 @@ class Step:
     joins: bool = True
     gathered: tuple[tuple[int, int], ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
+    result: Port | None = None
 
     @property
     def computes(self) -> bool:
@@ -69,16 +81,6 @@ class Step:
         return np.ascontiguousarray(self.program.pack_weights(np.ascontiguousarray(given))).reshape(
             -1
         )
-
-
-@dataclass(frozen=True)
-class Port:
-    """Where an input or output of the network lies, and its shape in the model."""
-
-    name: str
-    shape: tuple[int, ...]
-    buffer: int
-    placement: Placement
 
 
 @dataclass(frozen=True)
@@ -288,6 +290,7 @@ class _Writer:
             bias=kernel.bias,
             seconds=item.form.seconds,
             forms={item.task.output: _as_built(item, kernel)},
+            result=self.port(item.task.output, item.dst),
         )
 
     def lifetimes(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import graphlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,33 @@ from fastrun.graph.frontend.external import embed
 
 OLDEST_OPSET = 7
 LARGEST_FILE = 2**31
+
+
+@dataclass(frozen=True)
+class SharedModel:
+    """An ONNX model in memory whose initializers lie elsewhere: arrays that graphs share."""
+
+    proto: onnx.ModelProto
+    weights: Mapping[str, Array]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The names of the inputs in their order."""
+        return [v.name for v in self.proto.graph.input]
+
+    @property
+    def outputs(self) -> list[str]:
+        """The names of the outputs in their order."""
+        return [v.name for v in self.proto.graph.output]
+
+
+Source = str | Path | onnx.ModelProto | SharedModel
+"""Where a model comes from: a file, or memory."""
+
+
+def proto_of(model: onnx.ModelProto | SharedModel) -> onnx.ModelProto:
+    """The model without the weights that it shares."""
+    return model.proto if isinstance(model, SharedModel) else model
 
 
 def read_model(path: Path) -> onnx.ModelProto:

@@ -27,6 +27,8 @@ from fastrun.graph.frontend.composed import composition
 from fastrun.graph.frontend.constants import COMPUTED_BY_ONNX, by_onnx, by_reference
 from fastrun.graph.frontend.file import (
     OLDEST_OPSET,
+    SharedModel,
+    Source,
     array,
     constant_value,
     convolves,
@@ -64,9 +66,7 @@ FROM_FLOAT = {"FLOAT16", "DOUBLE"}
 MOST_INLINED = 2**17
 
 
-def import_onnx(
-    source: str | Path | onnx.ModelProto, shapes: Mapping[str, Sequence[int]] | None = None
-) -> Graph:
+def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """The graph of an ONNX file or model.
 
     `shapes` gives or overrides the shapes of inputs by name. A batch size that the model leaves
@@ -80,9 +80,12 @@ def import_onnx(
         UnsupportedError: an input's size is open, or its type is not a tensor.
         GraphError: the model contradicts itself: cyclic, missing weights, impossible shapes.
     """
+    weights: Mapping[str, Array] = {}
+    if isinstance(source, SharedModel):
+        source, weights = source.proto, source.weights
     model = source if isinstance(source, onnx.ModelProto) else read_model(Path(source))
     try:
-        return _Importer(current(model), dict(shapes or {})).graph()
+        return _Importer(current(model), dict(shapes or {}), weights).graph()
     except UnicodeDecodeError as error:
         raise ModelFileError(f"the model is damaged: a name is not text: {error}") from None
 
@@ -109,9 +112,11 @@ class _Opsets:
 
 
 class _Importer:
-    def __init__(self, model: onnx.ModelProto, shapes: dict[str, Sequence[int]]) -> None:
+    def __init__(
+        self, model: onnx.ModelProto, shapes: dict[str, Sequence[int]], weights: Mapping[str, Array]
+    ) -> None:
         self._model = model
-        self._shapes = shapes
+        self._shapes, self._weights = shapes, weights
         self._opsets = _Opsets(model.opset_import, model.ir_version)
         self._functions = {
             Key(own_domain(f.domain), f.name, f.overload): f for f in model.functions
@@ -150,7 +155,8 @@ class _Importer:
         for initializer in graph.initializer:
             self._define(initializer.name)
             if initializer.name in self._read:
-                self._constants[initializer.name] = array(initializer)
+                given = self._weights.get(initializer.name)
+                self._constants[initializer.name] = array(initializer) if given is None else given
         inputs = self._add_inputs([v for v in graph.input if v.name not in self._known])
         self._push(in_order(nodes, self._known), self._opsets)
         while self._pending:

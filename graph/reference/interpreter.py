@@ -5,7 +5,7 @@ Integers stay integers. Tensors of a quantised network are rounded to their grid
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,6 +64,26 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
         GraphError: an input is missing or has another shape.
         UnsupportedError: the graph contains a foreign operator.
     """
+    values = _values(graph, inputs, {*graph.outputs})
+    values |= {name: graph.constants[name] for name in graph.outputs if name in graph.constants}
+    for name in graph.outside.keys() & values.keys():
+        values[name] = values[name].astype(graph.outside[name])
+    return {name: _widen(values[name]) for name in graph.outputs}
+
+
+def every_value(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """The values of all tensors of a graph by name, in float64; raises as `run` does."""
+    return _values(graph, inputs, graph.tensors.keys())
+
+
+def result(graph: Graph, node: Node, operands: Sequence[Array | None]) -> Array:
+    """What a node of a graph computes of these operands in float64; raises as `run` does."""
+    value = evaluate(node, operands, graph.tensor(node.output))
+    return _rounded(graph, node.output, value)
+
+
+def _values(graph: Graph, inputs: Mapping[str, Array], kept: Container[str]) -> dict[str, Array]:
+    """The values of the tensors to be `kept`; the others go after their last use."""
     values: dict[str, Array] = {}
     last_use = {x: i for i, node in enumerate(graph.nodes) for x in node.inputs}
     for name in graph.inputs:
@@ -78,15 +98,11 @@ def run(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
             _widen(graph.constants[x]) if x in graph.constants else values.get(x)
             for x in node.inputs
         ]
-        value = evaluate(node, operands, graph.tensor(node.output))
-        values[node.output] = _rounded(graph, node.output, value)
+        values[node.output] = result(graph, node, operands)
         for name in {*node.inputs}:
-            if last_use[name] == index and name not in graph.outputs:
+            if last_use[name] == index and name not in kept:
                 values.pop(name, None)
-    values |= {name: graph.constants[name] for name in graph.outputs if name in graph.constants}
-    for name in graph.outside.keys() & values.keys():
-        values[name] = values[name].astype(graph.outside[name])
-    return {name: _widen(values[name]) for name in graph.outputs}
+    return values
 
 
 def _rounded(graph: Graph, name: str, value: Array) -> Array:

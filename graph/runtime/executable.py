@@ -131,6 +131,7 @@ class Executable:
         first = self._arena.address + size
         self._local = tuple(first + local * i for i in range(model.threads))
         native, self._owners = self._native(len(buffers))
+        self._stages = native
         # If all outputs are views of inputs, there is nothing to run.
         self._script = Script(native, model.threads, self._local) if native else None
         self._alone = Team(1)
@@ -214,8 +215,7 @@ class Executable:
         self._check(inputs)
 
         def work() -> dict[str, Array]:
-            for name, (_, view) in self._inputs.items():
-                view[...] = inputs[name].reshape(view.shape)
+            self._fill(inputs)
             self._walk()
             constants = self._model.arrangement.constants.items()
             return {name: np.array(value) for name, value in constants} | {
@@ -224,6 +224,27 @@ class Executable:
             }
 
         return self._in_turn(work)
+
+    def trace(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+        """The result of every step that computes, by the name of the tensor, as it is stored.
+
+        Inputs and errors are those of `run`. The steps are those of a run, one at a time.
+        """
+        self._check(inputs)
+        found = dict[str, Array]()
+
+        def work() -> None:
+            self._fill(inputs)
+            for i, step in enumerate(self.steps):
+                stages = [
+                    s for s, owner in zip(self._stages, self._owners, strict=True) if owner == i
+                ]
+                self._run(Script(stages, self._model.threads, self._local))
+                if port := step.result:
+                    found[port.name] = self._stored(port)
+
+        self._in_turn(work)
+        return found
 
     def seconds(self, repeats: int = 1) -> float:
         """Seconds of `repeats` runs of the last inputs, without Python between the runs."""
@@ -296,11 +317,16 @@ class Executable:
                 self._running = False
 
     def _walk(self, repeats: int = 1, stamps: int = 0, meet: bool = False) -> float:
-        if self._script is None:
-            return 0.0
+        return self._run(self._script, repeats, stamps, meet) if self._script else 0.0
+
+    def _run(self, script: Script, repeats: int = 1, stamps: int = 0, meet: bool = False) -> float:
         threads = self._model.threads
         workers = team(threads) if threads > 1 else self._alone
-        return workers.run(self._script, repeats, stamps=stamps, meet=meet)
+        return workers.run(script, repeats, stamps=stamps, meet=meet)
+
+    def _fill(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+        for name, (_, view) in self._inputs.items():
+            view[...] = inputs[name].reshape(view.shape)
 
     def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
         """The native steps, one for each stage, and the index of each one's step."""
@@ -331,6 +357,13 @@ class Executable:
         steps = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
         shape, strides = (where.n, where.c, where.h, where.w), tuple(map(dtype.bytes, steps))
         return np.ndarray(shape, dtype.numpy, self._arena.bytes, start, strides)
+
+    def _stored(self, port: Port) -> Array:
+        """A copy of a tensor in the arena, in any layout, in its shape in the graph."""
+        where, start = port.placement, self._at[port.buffer] - self._arena.address
+        size = where.dtype.bytes(where.size)
+        buffer = self._arena.bytes[start : start + size].view(where.dtype.numpy)
+        return where.unpack(buffer).reshape(port.shape)
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
         ports = {name: port.shape for name, (port, _) in self._inputs.items()}

@@ -31,7 +31,8 @@ FOLDERS = (
     *("graph/core", "graph/reference", "graph/frontend", "graph/zoo", "graph/to_onnx"),
     *("graph/passes", "graph/plan", "graph/build", "graph/runtime", "graph", "graph/quantise"),
     *("tuner/records", "tuner/measure", "tuner/store", "tuner/machine", "tuner/search"),
-    *("tuner/remote", "tuner/networks", "tuner/precision", "tuner/terminal", "tuner/report"),
+    *("tuner/remote", "tuner/networks", "tuner/pytorch", "tuner/precision", "tuner/terminal"),
+    "tuner/report",
     "tuner",
     "benchmarks",
     "fastrun",
@@ -57,6 +58,7 @@ ONLY_HERE = {
     "matplotlib": {f"tuner/report/{name}.py" for name in ("style", "plots", "layer_plots")}
                   | {"benchmarks/accuracy/rendered.py"},
     "rich": {f"tuner/terminal/{x}.py" for x in ("display", "board", "phases")},
+    "onnx_ir": {"tuner/pytorch/conversion.py"},
     "threadpoolctl": {"tuner/measure/cores.py"},
     "jinja2": {"tuner/report/page.py"},
     "PIL": {"tuner/networks/pictures.py", "benchmarks/accuracy/rendered.py",

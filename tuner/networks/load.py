@@ -17,7 +17,7 @@ from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.model import Graph, Shape
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.core.sizes import is_open
-from fastrun.graph.frontend.file import given_sizes, model_inputs
+from fastrun.graph.frontend.file import given_sizes, model_inputs, proto_of
 from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choose
@@ -40,6 +40,7 @@ from fastrun.tuner.records.units import plural
 if TYPE_CHECKING:
     import onnx
 
+    from fastrun.graph.frontend.file import SharedModel, Source
     from fastrun.tuner.store.database import Database
 
 # Seconds to wait for a lock of the database before the heuristic chooses.
@@ -49,7 +50,7 @@ POLICIES = ("cached", "heuristic", "reproducible", "profile")
 
 
 def load(
-    source: str | Path | onnx.ModelProto,
+    source: Source,
     threads: Threads = 1,
     database: Database | str | Path | None = None,
     policy: str = "cached",
@@ -67,9 +68,8 @@ def load(
     a `DynamicExecutable`: it takes inputs of any sizes, plans for them when they first come, and
     remembers that for the `kept_shapes` last ones. Otherwise it is an `Executable`, planned here.
 
-    With "auto" there are as many `threads` as
-    cores that this process may use, or fewer if its CPU time is limited. The policy decides what
-    runs:
+    With "auto" there are as many `threads` as cores that this process may use, or fewer if its CPU
+    time is limited. The policy decides what runs:
 
     `cached`: the plan stored in `database` for the network on this machine with this number of
     threads. Without one, the planner uses the measured times of layers, and the heuristic for the
@@ -115,10 +115,11 @@ def load(
     loading = _Loading(
         model, given, threads, database, policy, Limits(max_error, max_workspace), seconds
     )
-    inputs, unread = model_inputs(model)
+    proto = proto_of(model)
+    inputs, unread = model_inputs(proto)
     if any(is_open(sizes) for name, sizes in inputs.items() if name not in given):
         inputs |= {name: tuple(shape) for name, shape in given.items()}
-        outputs = {v.name: given_sizes(v) for v in model.graph.output}
+        outputs = {v.name: given_sizes(v) for v in proto.graph.output}
         return DynamicExecutable(loading, inputs, outputs, unread, kept_shapes)
     network, remark = loading.network({})
     if remark:
@@ -130,7 +131,7 @@ def load(
 class _Loading:
     """What `load` was asked for. Called with shapes, it gives the network for them."""
 
-    model: onnx.ModelProto
+    model: onnx.ModelProto | SharedModel
     shapes: Mapping[str, Sequence[int]]
     threads: int
     database: Database | str | Path | None

@@ -29,14 +29,15 @@ def normal_inputs(graph: Graph) -> Mapping[str, NDArray[np.float32]]:
 
 
 def difference(truth: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """The largest rms difference of an output, relative to the output's rms.
+    """The largest `distance` of an output from its true value."""
+    return max((distance(value, found[name]) for name, value in truth.items()), default=0.0)
+
+
+def distance(truth: Array, found: Array) -> float:
+    """The rms difference of an array from its true value, relative to the rms of that.
 
     Values that are not finite must be equal; otherwise the difference is infinite.
     """
-    return max((_difference(value, found[name]) for name, value in truth.items()), default=0.0)
-
-
-def _difference(truth: Array, found: Array) -> float:
     finite = np.isfinite(truth)
     if not np.array_equal(finite, np.isfinite(found)):
         return np.inf
