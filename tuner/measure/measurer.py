@@ -118,10 +118,10 @@ class Measurer:
             self._operands[problem] = Operands.make(problem, self._scratch)
         return self._operands[problem]
 
-    def forget(self) -> None:
-        """Delete the operands of all problems."""
-        while self._operands:
-            self._operands.popitem()[1].discard()
+    def forget(self, *problems: ConvProblem) -> None:
+        """Delete the operands of these problems; of all if none is given."""
+        for problem in problems or [*self._operands]:
+            self._operands.pop(problem).discard()
 
     def compile(
         self, problem: ConvProblem, schedule: str, code: bytes | None = None

@@ -20,6 +20,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.job import Compiled, Job, Result
 from fastrun.tuner.measure.measurer import DISTURBED, RETRIES, Measurer
 from fastrun.tuner.measure.races import FINAL, RACE, Format, race
+from fastrun.tuner.model.cost_model import shipped_proposals
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.provenance import Run
 from fastrun.tuner.records.record import PROTOCOL, Outcome, Record, Stage
@@ -43,6 +44,9 @@ SLOW_BASELINE_SECONDS = 0.5
 
 # Trials between two exchanges of incumbents among related problems.
 EXCHANGE_EVERY = 25
+
+# Schedules that the cost model proposes first for each problem.
+PROPOSALS = 6
 
 # Trials between two estimates of the time that races will need.
 ESTIMATE_EVERY = 10
@@ -190,7 +194,8 @@ class _Tuning:
             )
             self.known += search.replay(stored)
             ranking = self.database.ranking(problem, conditions)
-            for schedule in first_guesses(problem, ranking, winners, cpu):
+            guesses = first_guesses(problem, ranking, winners, cpu)
+            for schedule in [*guesses, *shipped_proposals(problem, cpu, PROPOSALS)]:
                 search.suggest(schedule)
             self.by_problem[str(problem)] = search
 

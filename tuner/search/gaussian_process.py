@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from optuna import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.search.samplers import SpaceSampler
-from fastrun.tuner.search.untried import Untried
 
 Floats = NDArray[np.float64]
 

@@ -15,10 +15,10 @@ import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 
+from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.search.errors import SamplerError
 from fastrun.tuner.search.gaussian_process import GaussianProcessSampler
 from fastrun.tuner.search.samplers import ListedSampler, LocalSampler, NeighbourSampler
-from fastrun.tuner.search.untried import Untried
 
 # Random schedules that are measured before TPE models, as many as before the Gaussian process.
 _FIRST = 5

@@ -15,9 +15,9 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.search.errors import SamplerError
 from fastrun.tuner.search.parameters import Parameters
-from fastrun.tuner.search.untried import Untried
 
 
 class SpaceSampler(BaseSampler):

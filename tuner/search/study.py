@@ -16,11 +16,11 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from fastrun.search_spaces.space import Space
+from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.search.errors import SamplerError
 from fastrun.tuner.search.parameters import Parameters
 from fastrun.tuner.search.sampler_choice import SAMPLERS, Sampler, make_sampler
 from fastrun.tuner.search.samplers import proposed
-from fastrun.tuner.search.untried import Untried
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 

@@ -15,9 +15,9 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.registry import parse_schedule
 from fastrun.search_spaces.space import Space, space_for
+from fastrun.search_spaces.untried import rings
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Record
-from fastrun.tuner.search.untried import rings
 
 # Old winners of a problem that are measured again.
 _OLD = 8

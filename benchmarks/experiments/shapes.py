@@ -1,0 +1,152 @@
+"""Measures some schedules of many shapes, as data for models of their times.
+
+    python -m fastrun.benchmarks.experiments.shapes TARGET ... --db FILE [--seconds S] [--avx2]
+
+Each convolution of the targets gets the schedules of `candidates`, which race each other in one
+process. Shapes come in random order, those that the database has are left out, and no new one
+begins after `--seconds`, so that the same command continues. With `--avx2` the code is that of a
+processor with AVX2 and the caches of this one.
+"""
+
+from __future__ import annotations
+
+import random
+from argparse import ArgumentParser
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+
+from fastrun.benchmarks import report
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import applicable, heuristic_choice
+from fastrun.search_spaces.space import space_for
+from fastrun.search_spaces.untried import Untried
+from fastrun.tuner.measure.job import Compiled, Result
+from fastrun.tuner.measure.measurer import Measurer
+from fastrun.tuner.measure.timing import Protocol
+from fastrun.tuner.networks.targets import merged, read_target
+from fastrun.tuner.records.provenance import Run
+from fastrun.tuner.records.record import Record, Stage
+from fastrun.tuner.records.units import plural
+from fastrun.tuner.search.transfer import suggestions
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.terminal.exits import ended, leave
+
+# How many schedules of the heuristic's algorithm are neighbours of it, and how many random; how
+# many other algorithms have their heuristic's schedule; how many come from other shapes.
+_NEIGHBOURS, _RANDOM, _ALGORITHMS, _TRANSFERRED = 3, 2, 3, 2
+
+_ROUNDS = 5
+
+# A call that takes longer than the operations at these per second and lane is the only one.
+_SLOW = 1e9
+
+# Shapes that are compiled while one races.
+_AHEAD = 3
+
+
+def candidates(
+    p: ConvProblem, cpu: Cpu, winners: Mapping[ConvProblem, str], seed: int = 0
+) -> list[str]:
+    """The heuristics' schedules, neighbours of the first, random ones, winners of near shapes."""
+    draw = random.Random(f"{p} {seed}")
+    best, first = heuristic_choice(p, cpu)
+    others = [t for t in applicable(p, cpu) if not t.baseline and t is not best]
+    others.sort(key=lambda t: t.rank(p, cpu), reverse=True)
+    untried = Untried(space_for(best.name, p, cpu), draw.randrange(1 << 30))
+    found = [best.text(first)]
+    found += [t.text(t.heuristic(p, cpu)) for t in others[:_ALGORITHMS]]
+    found += [text for _, text in islice(suggestions(p, winners, cpu), _TRANSFERRED)]
+    found += [best.text(s) for s in islice(untried.neighbours(first), _NEIGHBOURS)]
+    found += [best.text(s) for s in untried.sample(_RANDOM)[:_RANDOM]]
+    return list(dict.fromkeys(found))
+
+
+def raced(
+    measurer: Measurer, entries: Mapping[ConvProblem, Sequence[str]], seconds: float
+) -> Iterator[Record]:
+    """A record of each entry of the problems whose race begins within `seconds`."""
+    begin, todo = monotonic(), iter(entries.items())
+    ahead = deque[tuple[ConvProblem, dict[str, Future[Compiled | Result]]]]()
+
+    def compile_next() -> None:
+        for p, schedules in islice(todo, 1):
+            ahead.append((p, {text: measurer.compile(p, text) for text in schedules}))
+
+    for _ in range(_AHEAD):
+        compile_next()
+    while ahead and monotonic() - begin < seconds:
+        p, compiling = ahead.popleft()
+        compile_next()
+        made = {text: future.result() for text, future in compiling.items()}
+        yield from _race(measurer, p, made)
+        measurer.forget(p)
+    for _, compiling in ahead:
+        for future in compiling.values():
+            future.cancel()
+
+
+def _race(
+    measurer: Measurer, p: ConvProblem, made: Mapping[str, Compiled | Result]
+) -> Iterator[Record]:
+    programs = {text: program for text, program in made.items() if isinstance(program, Compiled)}
+    protocol = Protocol(slow=max(2e-3, p.flops / (_SLOW * measurer.cpu.lanes)))
+    jobs = [measurer.job(p, program, protocol=protocol) for program in programs.values()]
+    results = measurer.sandbox.race(jobs, _ROUNDS).result()
+    for (text, program), result in zip(programs.items(), results, strict=True):
+        yield measurer.record(p, text, result, program, Stage.SCREEN)
+        program.discard()
+    for text, failed in made.items():
+        if not isinstance(failed, Compiled):
+            yield measurer.record(p, text, failed, None, Stage.SCREEN)
+
+
+def narrowed(cpu: Cpu) -> Cpu:
+    """The processor as one with AVX2 and no more, whose code it can run."""
+    return replace(Cpu.avx2(), model=cpu.model, l1=cpu.l1, l2=cpu.l2, l3=cpu.l3, cores=cpu.cores)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure and store."""
+    parser = ArgumentParser(
+        prog="python -m fastrun.benchmarks.experiments.shapes",
+        description=str(__doc__).split("\n")[0],
+    )
+    parser.add_argument("targets", nargs="+", metavar="TARGET")
+    parser.add_argument("--db", type=Path, required=True, metavar="FILE", help="add records here")
+    parser.add_argument("--seconds", type=float, default=100.0, help="(default 100)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default 1)")
+    parser.add_argument("--avx2", action="store_true", help="measure code for AVX2")
+    arguments = parser.parse_args(words)
+    report.introduce((), {})
+    cpu = narrowed(Cpu.host()) if arguments.avx2 else Cpu.host()
+    problems = [p for p, _ in merged([read_target(text) for text in arguments.targets])]
+    random.Random(0).shuffle(problems)
+    with (
+        Database(arguments.db) as database,
+        Measurer(arguments.threads, cpu=cpu) as measurer,
+    ):
+        best = database.best_all(measurer.conditions)
+        winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
+        known = {r.problem for r in database.records(machine=cpu.fingerprint)}
+        entries = {
+            p: candidates(p, cpu, winners) for p in problems if str(p) not in known and not p.types
+        }
+        database.add_run(
+            Run(name=measurer.run, command="shapes", timing=f"{_ROUNDS} rounds of 1 ms blocks")
+        )
+        done = set()
+        for record in raced(measurer, entries, arguments.seconds):
+            database.add(record)
+            done.add(record.problem)
+    print(f"{plural(len(done), 'shape')} measured, {len(entries) - len(done)} left")
+    return 0
+
+
+if __name__ == "__main__":
+    leave(ended("shapes", main))

@@ -1,0 +1,212 @@
+"""How good schedules are that a cost model chooses for shapes without any measurement.
+
+    python -m fastrun.benchmarks.experiments.zero_shot NETWORK ... --data DB ... --db FILE
+        [--choices FILE] [--seconds S] [--avx2] [--csv FOLDER]
+
+Each network in turn is left out: a model learns from the records of `--data` without its shapes,
+and chooses a schedule for each of them. So do the heuristic, the nearest other shape's winner, and
+chance. All choices for a shape race each other and the best schedule known, that of a tuning or a
+sample. Where the data has records of another processor, two more models choose: one that knows
+only the other processor, and one that knows both. `--choices` keeps the choices in a file; races
+go to the database `--db`. So the same command continues after `--seconds` of races.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from argparse import ArgumentParser
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fastrun.benchmarks import report
+from fastrun.benchmarks.experiments.command import show, write_csv
+from fastrun.benchmarks.experiments.shapes import narrowed, raced
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import heuristic_choice
+from fastrun.search_spaces.space import space_for
+from fastrun.search_spaces.untried import Untried
+from fastrun.tuner.measure.measurer import Measurer, heuristic_text
+from fastrun.tuner.model.cost_model import CostModel, Times, times
+from fastrun.tuner.networks.targets import read_target
+from fastrun.tuner.records.record import Record
+from fastrun.tuner.records.statistics import mean_interval
+from fastrun.tuner.records.units import interval, plural
+from fastrun.tuner.search.transfer import distance, suggestions
+from fastrun.tuner.store.database import Database
+from fastrun.tuner.terminal.exits import ended, leave
+
+KNOWN, HEURISTIC, MODEL, NEAREST, RANDOM = "best known", "heuristic", "model", "nearest", "random"
+OTHER, BOTH = "model of the other processor", "model of both"
+
+# Shapes no further apart than by their epilogues are the same shape.
+_SAME = 1.0
+
+Choices = dict[str, dict[str, str]]
+"""For each problem's text the schedule of each way to choose."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Choose, race and print."""
+    parser = ArgumentParser(
+        prog="python -m fastrun.benchmarks.experiments.zero_shot",
+        description=str(__doc__).split("\n")[0],
+    )
+    parser.add_argument("networks", nargs="+", metavar="NETWORK")
+    parser.add_argument("--data", nargs="+", required=True, metavar="DB", help="learn from these")
+    parser.add_argument("--db", required=True, metavar="FILE", help="add the races here")
+    parser.add_argument("--choices", type=Path, metavar="FILE", help="keep the choices here")
+    parser.add_argument("--seconds", type=float, default=100.0, help="of races (default 100)")
+    parser.add_argument("--avx2", action="store_true", help="choose and measure code for AVX2")
+    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
+    arguments = parser.parse_args(words)
+    report.introduce((), {})
+    host = Cpu.host()
+    cpus = [narrowed(host), host] if arguments.avx2 else [host, narrowed(host)]
+    kept: Path | None = arguments.choices
+    if kept and kept.exists():
+        chosen: Choices = json.loads(kept.read_text())
+    else:
+        networks = {text: [p for p, _ in read_target(text).problems] for text in arguments.networks}
+        chosen = choices(_records(arguments.data), networks, cpus)
+        if kept:
+            kept.write_text(json.dumps(chosen, indent=1) + "\n")
+    with Database(arguments.db) as database:
+        known = {r.problem for r in database.records(machine=cpus[0].fingerprint)}
+        entries = {
+            ConvProblem.parse(text): list(dict.fromkeys(ways.values()))
+            for text, ways in chosen.items()
+            if text not in known
+        }
+        with Measurer(cpu=cpus[0]) as measurer:
+            for record in raced(measurer, entries, arguments.seconds):
+                database.add(record)
+        found = database.records(machine=cpus[0].fingerprint)
+    table = compared(chosen, found)
+    if table.empty:
+        report.notice("nothing was raced: give more --seconds")
+        return 1
+    _print(table)
+    write_csv(arguments.csv, "zero_shot", table)
+    return 0
+
+
+def choices(
+    records: Sequence[Record],
+    networks: Mapping[str, Sequence[ConvProblem]],
+    cpus: Sequence[Cpu],
+) -> Choices:
+    """The choices for each shape of the networks that was measured on the first processor.
+
+    A shape of several networks counts for the first of them, whose shapes are all left out.
+    """
+    cpu = cpus[0]
+    data = times(records, cpus)
+    known = {group.problem: group for group in data if group.cpu is cpu}
+    found: Choices = {}
+    for problems in networks.values():
+        wanted = [p for p in problems if p in known and str(p) not in found]
+        if not wanted:
+            continue
+        rest = [g for g in data if all(distance(g.problem, p) >= _SAME for p in problems)]
+        own, other = ([g for g in rest if (g.cpu is cpu) == mine] for mine in (True, False))
+        models = {MODEL: own, OTHER: other, BOTH: rest} if other else {MODEL: own}
+        learnt = {name: CostModel.learnt(part) for name, part in models.items()}
+        winners = {group.problem: _best(group) for group in own}
+        for p in wanted:
+            first = heuristic_text(p, cpu)
+            near = next((text for _, text in suggestions(p, winners, cpu)), first)
+            found[str(p)] = {
+                KNOWN: _best(known[p]),
+                HEURISTIC: first,
+                **{name: model.choice(p, cpu, first) for name, model in learnt.items()},
+                NEAREST: near,
+                RANDOM: _any(p, cpu),
+            }
+    return found
+
+
+def compared(chosen: Choices, records: Sequence[Record]) -> pd.DataFrame:
+    """A row for each shape that was raced: the seconds of each way, infinite for a failure.
+
+    `best` is the least of all, `label` the problem's text.
+    """
+    took = {(r.problem, r.schedule): r.seconds_per_call for r in records}
+    rows = []
+    for text, ways in chosen.items():
+        seconds = {way: took[text, schedule] for way, schedule in ways.items()
+                   if (text, schedule) in took}  # fmt: skip
+        if len(seconds) == len(ways):
+            rows.append({"problem": text, **seconds, "best": min(seconds.values())})
+    return pd.DataFrame(rows)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """A row for each way: how near the best it comes, and how it compares with the heuristic.
+
+    `share` is the geometric mean of best / seconds, `low_share` its fifth percentile; `gain` the
+    geometric mean of the heuristic's time over its own, with its 95 % interval over shapes; `over`
+    and `under` count the shapes that are faster or slower than by the heuristic by 3 %.
+    """
+    rows = []
+    for way in [name for name in table if name not in ("problem", "best")]:
+        ran = table[np.isfinite(table[way])]
+        shares = np.log(ran["best"] / ran[way])
+        gains = np.log(ran[HEURISTIC] / ran[way]).to_numpy()
+        low, high = mean_interval(gains)
+        rows.append(
+            {
+                "way": way,
+                "shapes": len(ran),
+                "share": float(np.exp(shares.mean())),
+                "low_share": float(np.exp(shares.quantile(0.05))),
+                "gain": float(np.exp(gains.mean())),
+                "low": float(np.exp(low)),
+                "high": float(np.exp(high)),
+                "over": int((gains > np.log(1.03)).sum()),
+                "under": int((gains < -np.log(1.03)).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _print(table: pd.DataFrame) -> None:
+    print(f"{plural(len(table), 'shape')}, each of a network that was left out")
+    show(
+        {
+            "way": lambda r: r.way,
+            "best / way,\ngeom. mean>": lambda r: f"{r.share:.3f}",
+            "5th\npercentile>": lambda r: f"{r.low_share:.3f}",
+            "heuristic\n/ way>": lambda r: f"{r.gain:.3f}",
+            "95 %\ninterval>": lambda r: interval(r.low, r.high, 3),
+            "faster\nby 3 %>": lambda r: str(r.over),
+            "slower\nby 3 %>": lambda r: str(r.under),
+        }
+    )(summary(table))
+
+
+def _records(urls: Sequence[str]) -> list[Record]:
+    found: list[Record] = []
+    for url in urls:
+        with Database(url, read_only=True) as database:
+            found += database.records(threads=1, regime="hot")
+    return found
+
+
+def _best(group: Times) -> str:
+    return min(zip(group.seconds, group.schedules, strict=True))[1]
+
+
+def _any(p: ConvProblem, cpu: Cpu) -> str:
+    """A random schedule of the heuristic's algorithm."""
+    template, first = heuristic_choice(p, cpu)
+    drawn = Untried(space_for(template.name, p, cpu), random.Random(str(p)).randrange(1 << 30))
+    return template.text(drawn.any() or first)
+
+
+if __name__ == "__main__":
+    leave(ended("zero_shot", main))

@@ -1,0 +1,134 @@
+"""The cost model: what it learns from records, and what it proposes for other shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
+from fastrun.search_spaces.space import space_for
+from fastrun.tuner.model.cost_model import CostModel, Times, times
+from fastrun.tuner.model.features import ALGORITHMS, NAMES, rows
+from fastrun.tuner.model.trees import Growth
+from fastrun.tuner.records.record import Outcome, Stage
+from tests.support.records import record
+
+CPU = Cpu.avx512()
+parse = ConvProblem.parse
+SHAPES = [parse(f"conv 1x{c}x{s}x{s} {c}x1x1 s1 p0 bias") for c in (32, 64, 128) for s in (7, 14)]
+NEW = parse("conv 1x96x28x28 96x1x1 s1 p0 bias")
+FEW = Growth(trees=60, depth=4)
+
+
+def law(p: ConvProblem, text: str) -> float:
+    """Seconds that fall with the unrolling, and are most in NHWC."""
+    _, s = parse_schedule(text)
+    return p.flops / 1e11 * (1 + 1 / s.unroll) * (1.5 if s.layout == "NHWC" else 1.0)
+
+
+def by_law(p: ConvProblem) -> Times:
+    template, _ = heuristic_choice(p, CPU)
+    spaces = list(islice(iter(space_for(template.name, p, CPU)), 0, 4000, 37))
+    texts = [template.text(s) for s in spaces]
+    return Times(p, CPU, texts, [law(p, text) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def model() -> CostModel:
+    return CostModel.learnt([by_law(p) for p in SHAPES], FEW)
+
+
+def test_it_proposes_what_is_fast_on_other_shapes(model: CostModel) -> None:
+    found = model.proposals(NEW, CPU, 3)
+    assert len(found) == 3
+    for text in found:
+        name, s = parse_schedule(text)
+        assert name.name in ALGORITHMS
+        assert space_for(name.name, NEW, CPU).broken_rule(s) is None
+    best = parse_schedule(found[0])[1]
+    assert best.unroll >= 16
+    assert best.layout != "NHWC"
+
+
+def test_expected_seconds_scale_with_the_operations(model: CostModel) -> None:
+    texts = by_law(NEW).schedules[:50]
+    expected = model.seconds(NEW, texts, CPU)
+    true = np.array([law(NEW, text) for text in texts])
+    assert np.exp(np.abs(np.log(expected / true)).mean()) < 1.15
+
+
+def test_the_heuristic_s_choice_stays_unless_a_gain_is_expected(model: CostModel) -> None:
+    template, s = heuristic_choice(NEW, CPU)
+    slow = template.text(replace(s, unroll=1, layout="NHWC"))
+    assert model.choice(NEW, CPU, slow) != slow
+    best = model.proposals(NEW, CPU, 1)[0]
+    assert model.choice(NEW, CPU, best) == best
+
+
+def test_other_types_have_no_proposals(model: CostModel) -> None:
+    assert model.proposals(replace(NEW, types="u8s8>u8"), CPU) == []
+
+
+def test_every_feature_is_finite_for_every_algorithm_and_processor() -> None:
+    shapes = (
+        "conv 1x3x9x9 8x3x3 s2 p1",
+        "conv 1x24x5x5 24x3x3 s1 p1 g24 relu",
+        "conv 2x16x7x7 40x1x1 s1 p0 bias add",
+        "conv 1x12x6x6 12x3x3 s1 p2 d2 g3",
+    )
+    for cpu in (CPU, Cpu.avx2(), Cpu.neon()):
+        for p in map(parse, shapes):
+            for name in ALGORITHMS:
+                template = templates()[name]
+                if template.refusal(p, cpu) is None:
+                    schedules = [template.heuristic(p, cpu)]
+                    schedules += islice(iter(space_for(name, p, cpu)), 20)
+                    found = rows(p, [(name, s) for s in schedules], cpu)
+                    assert found.shape == (len(schedules), len(NAMES))
+                    assert np.isfinite(found).all()
+
+
+def test_the_newest_record_of_the_highest_stage_counts() -> None:
+    p = SHAPES[0]
+    template, s = heuristic_choice(p, CPU)
+    text, other = template.text(s), template.text(replace(s, unroll=1))
+    usual = {"problem": str(p), "machine": CPU.fingerprint, "threads": 1}
+    records = [
+        record(**usual, schedule=text, samples=(3e-6,), stage=Stage.RACE),
+        record(**usual, schedule=text, samples=(2e-6,)),
+        record(**usual, schedule=other, samples=(4e-6,)),
+        record(**{**usual, "threads": 2}, schedule=other, samples=(1e-6,)),
+        record(**usual, schedule=template.text(replace(s, unroll=2)), samples=(),
+               outcome=Outcome.TIMEOUT),
+        record(**{**usual, "machine": "0" * 16}, schedule=text, samples=(1e-6,)),
+        record(**usual, schedule="pointwise(gone=1)", samples=(1e-6,)),
+    ]  # fmt: skip
+    [found] = times(records, [CPU])
+    assert dict(zip(found.schedules, found.seconds, strict=True)) == {text: 3e-6, other: 4e-6}
+
+
+def test_a_model_of_other_features_is_refused(model: CostModel, tmp_path: Path) -> None:
+    file = tmp_path / "model.npz"
+    model.save(file)
+    assert CostModel.load(file).seconds(NEW, [model.proposals(NEW, CPU, 1)[0]], CPU) > 0
+    with np.load(file) as arrays:
+        changed = {**arrays, "names": np.array(["other"])}
+    np.savez(file, **changed)
+    with pytest.raises(ValueError, match="other features"):
+        CostModel.load(file)
+
+
+def test_the_shipped_model_tells_good_schedules_from_bad_ones() -> None:
+    p = parse("conv 1x64x56x56 64x3x3 s1 p1 bias relu")
+    template, s = heuristic_choice(p, CPU)
+    bad = replace(s, mh=1, mw=2, nr_tiles=8, layout="NHWC")
+    good, worse = CostModel.shipped().seconds(p, [template.text(s), template.text(bad)], CPU)
+    assert 1.2 * good < worse
+    assert math.isfinite(worse)
