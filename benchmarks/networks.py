@@ -24,6 +24,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.reference import interpreter as reference
 from fastrun.tuner.networks.load import load
+from fastrun.tuner.networks.targets import Shapes
 
 ROUNDS = 10
 """Samples of each engine, by default."""
@@ -32,7 +33,9 @@ WRONG = 1e-3
 """A network with a larger rms error, relative to its output, is not timed."""
 
 
-def check(name: str, threads: Sequence[int], database: str | None) -> None:
+def check(
+    name: str, threads: Sequence[int], database: str | None, shapes: Shapes | None = None
+) -> None:
     """Plan a network as `races` does, so that mistakes appear before any engine is timed.
 
     Raises:
@@ -41,18 +44,25 @@ def check(name: str, threads: Sequence[int], database: str | None) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `races` turns them into notes
         for count in threads:
-            load(name, count, database)
+            load(name, count, database, shapes=shapes).at()
 
 
 def races(
-    name: str, threads: Sequence[int], engines: Sequence[str], rounds: int, database: str | None
+    name: str,
+    threads: Sequence[int],
+    engines: Sequence[str],
+    rounds: int,
+    database: str | None,
+    shapes: Shapes | None = None,
 ) -> list[EngineRace]:
     """A race of all engines on one network for each number of threads.
+
+    `shapes` gives or overrides the shapes of its inputs.
 
     Raises:
         GraphError: as `check`.
     """
-    graph = load_network(name)
+    graph = load_network(name, shapes)
     model = zoo.build(name) if name in zoo.NAMES else onnx.load(name)
     _fix_shapes(model, graph)
     inputs, truth = _truth(graph)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
+from fastrun.options import shapes_of
 from fastrun.tuner.networks.load import load
 
 
@@ -26,7 +27,7 @@ def opened(arguments: Namespace) -> Executable | DynamicExecutable:
         arguments.threads,
         arguments.db,
         arguments.policy,
-        dict(arguments.shape),
+        shapes_of(arguments),
         arguments.plan,
         max_error=arguments.max_error,
         max_workspace=arguments.max_workspace,

@@ -6,6 +6,7 @@ A type reads the text of one argument and raises `argparse.ArgumentTypeError` if
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -104,6 +105,28 @@ def shapes(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=1x3x224x224",
         help="the shape of an input; needed where the model leaves a size open",
     )
+
+
+def shapes_of(arguments: argparse.Namespace) -> dict[str, tuple[int, ...]]:
+    """The shapes that are given, by the names of the inputs.
+
+    Raises:
+        InputError: an input has two.
+    """
+    sets = shape_sets(arguments)
+    if len(sets) > 1:
+        from fastrun.graph.core.errors import InputError
+
+        raise InputError(f"{len(sets)} shapes of inputs are given: this command takes one")
+    return sets[0]
+
+
+def shape_sets(arguments: argparse.Namespace) -> list[dict[str, tuple[int, ...]]]:
+    """All combinations of the shapes that are given, by the names of the inputs."""
+    given: dict[str, list[tuple[int, ...]]] = {}
+    for name, sizes in arguments.shape:
+        given.setdefault(name, []).append(sizes)
+    return [dict(zip(given, one, strict=True)) for one in itertools.product(*given.values())]
 
 
 def thread_count(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,7 @@ import pandas as pd
 
 from fastrun.graph.runtime.executable import Executable
 from fastrun.tuner.machine.probe import probe
-from fastrun.tuner.networks.targets import Targets, read_target, read_targets
+from fastrun.tuner.networks.targets import Shapes, Targets, read_target, read_targets
 from fastrun.tuner.precision.kept import kept_front
 from fastrun.tuner.records.record import Conditions, Outcome
 from fastrun.tuner.records.units import plural
@@ -55,10 +55,11 @@ __all__ = [
 
 
 class Where(TypedDict, total=False):
-    """The conditions of the measurements."""
+    """The conditions of the measurements, and the shapes of the networks' inputs."""
 
     threads: int
     regime: str
+    shapes: Shapes
 
 
 def speedups(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:
@@ -142,7 +143,9 @@ def steps(network: Executable, repeats: int = 20) -> Figure:
 
 
 def _facts(database: Database, targets: Targets, where: Where) -> Facts:
-    return gather(database, read_targets(targets), probe(), Conditions.here(**where))
+    asked = read_targets(targets, where.get("shapes"))
+    here = Conditions.here(where.get("threads", 1), where.get("regime", "hot"))
+    return gather(database, asked, probe(), here)
 
 
 def _best(facts: Facts) -> pd.DataFrame:

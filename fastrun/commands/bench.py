@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import GraphError
-from fastrun.options import count, thread_counts
+from fastrun.options import count, shapes, shapes_of, thread_counts
 from fastrun.options import database as database_option
 from fastrun.tuner.networks.targets import is_problem
 from fastrun.tuner.records.units import plural
@@ -50,6 +50,7 @@ def options(parser: ArgumentParser) -> None:
         help="number of samples of each engine (default 15 for layers, 10 for networks)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    shapes(parser)
     database_option(parser)
 
 
@@ -65,10 +66,11 @@ def run(arguments: Namespace) -> int:
         if not single:
             raise GraphError(f"no layer's description has {arguments.layers!r} in it")
     names = [text for text in arguments.targets if not is_problem(text)]
+    given = shapes_of(arguments)
     if not single:
         names = names or list(zoo.NAMES)
     for name in names:  # before anything is timed: a mistake in the last name would cost hours
-        networks.check(name, arguments.threads, arguments.db)
+        networks.check(name, arguments.threads, arguments.db, given)
     if arguments.json:
         arguments.json.open("a").close()
     installed = report.usable(peers.NAMES if arguments.peers is None else arguments.peers)
@@ -87,7 +89,9 @@ def run(arguments: Namespace) -> int:
         for name in names:
             report.notice(name)
             rounds = arguments.rounds or networks.ROUNDS
-            of_networks += networks.races(name, arguments.threads, engines, rounds, arguments.db)
+            of_networks += networks.races(
+                name, arguments.threads, engines, rounds, arguments.db, given
+            )
             _keep(arguments.json, of_layers + of_networks)
     finally:  # also if the benchmark ends early
         if of_layers:

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastrun.options import conditions, limits_of
+from fastrun.options import conditions, limits_of, shapes, shapes_of
 from fastrun.tuner.networks.targets import Target, read_target
 from fastrun.tuner.records.units import UNKNOWN, finite, ms, ratio, size
 
@@ -26,6 +26,7 @@ def options(parser: ArgumentParser) -> None:
         help="print the fastest schedule, and slower ones with less workspace or a smaller error; "
         "of a network also the front of its precisions, after `fastrun tune --calibrate`",
     )
+    shapes(parser)
     conditions(parser)
 
 
@@ -34,7 +35,7 @@ def run(arguments: Namespace) -> int:
     from fastrun.choices import print_choices
     from fastrun.tuner.store.database import existing
 
-    target = read_target(arguments.target)
+    target = read_target(arguments.target, shapes_of(arguments))
     with existing(arguments.db) as database:
         if arguments.pareto:
             return _print_fronts(target, database, arguments)

@@ -6,7 +6,7 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from fastrun.options import database, shapes, thread_count
+from fastrun.options import database, shapes, shapes_of, thread_count
 
 
 def options(parser: ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> int:
     from fastrun.tuner.networks.export import export
     from fastrun.tuner.records.units import plural, size
 
-    given = dict(arguments.shape)
+    given = shapes_of(arguments)
     exported = export(
         arguments.model,
         arguments.out,

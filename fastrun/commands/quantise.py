@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from fastrun.graph.core.errors import InputError
-from fastrun.options import count, pictures, preparation, shapes
+from fastrun.options import count, pictures, preparation, shapes, shapes_of
 from fastrun.tuner.records.units import duration, percent, plural
 
 
@@ -79,7 +79,7 @@ def run(arguments: Namespace) -> int:
             ranges=arguments.range,
             rounding=arguments.rounding,
             keep=arguments.keep,
-            shapes=dict(arguments.shape),
+            shapes=shapes_of(arguments),
             pictures=preparation(arguments),
             samples=arguments.samples,
             progress=progress,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrun.options import conditions
+from fastrun.options import conditions, shape_sets, shapes
 from fastrun.tuner.networks.targets import Target, read_target
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def options(parser: ArgumentParser) -> None:
         metavar="DIR",
         help="write into this folder (default: the machine's folder in results/)",
     )
+    shapes(parser)
     conditions(parser)
 
 
@@ -31,7 +32,9 @@ def run(arguments: Namespace) -> int:
     """Write the report."""
     from fastrun.tuner.store.database import existing
 
-    targets = [read_target(text) for text in arguments.targets]
+    targets = [
+        read_target(text, given) for text in arguments.targets for given in shape_sets(arguments)
+    ]
     with existing(arguments.db) as database:
         return write(targets, database, arguments, arguments.out)
 

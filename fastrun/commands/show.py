@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastrun.options import conditions
+from fastrun.options import conditions, shapes, shapes_of
 from fastrun.tuner.networks.targets import is_problem
 from fastrun.tuner.records.units import percent, plural, significant
 
@@ -36,6 +36,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument("--ir", action="store_true", help="print only the LLVM IR")
     parser.add_argument("--asm", action="store_true", help="print only the assembly")
     parser.add_argument("--measure", action="store_true", help="check and time the kernel now")
+    shapes(parser)
     conditions(parser)
 
 
@@ -114,7 +115,7 @@ def _show_network(arguments: Namespace) -> int:
     from fastrun.graph.passes.pipeline import PASSES
     from fastrun.tuner.terminal.display import grid, screen
 
-    graph = load_network(arguments.target)
+    graph = load_network(arguments.target, shapes_of(arguments))
     print(f"{graph.summary()}\n")
     if graph.notes:
         print("\n".join(graph.notes) + "\n")

@@ -20,6 +20,9 @@ from fastrun.options import (
     pictures,
     preparation,
     sampler,
+    shape_sets,
+    shapes,
+    shapes_of,
     share,
 )
 from fastrun.tuner.networks.targets import Target, merged, read_target
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("targets", nargs="+", metavar="TARGET")
     budget(parser)
+    shapes(parser)
     conditions(parser, both=True, several=True)
     parser.add_argument(
         "--policy",
@@ -131,7 +135,8 @@ def run(arguments: Namespace) -> int:
 
     if arguments.calibrate:
         return _mixed(arguments)
-    targets = [read_target(text) for text in arguments.targets]
+    sets = shape_sets(arguments)
+    targets = [read_target(text, given) for text in arguments.targets for given in sets]
     also: list[str] = []
     if arguments.regime == "both":
         arguments.regime, *also = REGIMES
@@ -168,7 +173,7 @@ def _mixed(arguments: Namespace) -> int:
     if output and (output.suffix != ".onnx" or not output.parent.is_dir()):
         raise InputError(f"{output}: give a file that ends in .onnx, in a folder that exists")
     (one,), (name,) = _runs(arguments), arguments.targets
-    graph = optimise(load_network(name))
+    graph = optimise(load_network(name, shapes_of(arguments)))
     if graph.grids:
         raise InputError(f"{name} is quantised already: give the model of float32")
     data, labels = examples(graph, arguments.calibrate, preparation(arguments))
@@ -222,6 +227,8 @@ def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
         same += f" --db {shlex.quote(given)}"
     regime = "" if arguments.regime == "hot" else f" --regime {arguments.regime}"
     name = shlex.quote(target.name)
+    for given, sizes in target.shapes.items():
+        name += f" --shape {shlex.quote(given)}={'x'.join(map(str, sizes))}"
     if target.lacks:
         look = f"`fastrun best {name}{regime}{same}` lists the schedules"
     elif target.is_network:
@@ -295,7 +302,7 @@ class _Tuning:
             print(warning)
         for target in self._targets:
             if target.lacks:
-                print(f"only the convolutions of {target.name} are tuned: {target.lacks}")
+                print(f"only the convolutions of {target.title} are tuned: {target.lacks}")
 
     def search(self) -> Summary:
         """Search the schedules of all problems, with a board that shows how it goes."""
@@ -338,7 +345,7 @@ class _Tuning:
     def _title(self) -> str:
         arguments, budget = self._arguments, self._budget
         return (
-            f"{', '.join(target.name for target in self._targets)}: "
+            f"{', '.join(target.title for target in self._targets)}: "
             f"{plural(len(self._problems), 'problem')}, {plural(arguments.threads, 'thread')}, "
             f"{' and '.join([arguments.regime, *self._also])}, "
             f"{_budget_text(budget.seconds, budget.trials)}"
@@ -406,10 +413,10 @@ class _Tuning:
             if limit is not None:
                 left = limit - (monotonic() - self._begin)
             if left <= 0:
-                print(f"left out, because time ran out: the final of {target.name}")
+                print(f"left out, because time ran out: the final of {target.title}")
                 continue
             seconds = left / (len(self._networks) - n)
-            print(f"final of the plans of {target.name}, for some {duration(seconds)}")
+            print(f"final of the plans of {target.title}, for some {duration(seconds)}")
             self._final(target, seconds, summary.run, naive)
         if limit is not None:
             print(f"{duration(monotonic() - self._begin)} of {duration(limit)} taken")
@@ -424,12 +431,12 @@ class _Tuning:
         from fastrun.tuner.networks.stored_plans import store_plan
         from fastrun.tuner.terminal.display import final_table, screen
 
-        graph = optimise(load_network(target.name))
+        graph = optimise(load_network(target.name, target.shapes))
         threads, strict = self._arguments.threads, self._arguments.seconds is not None
         try:
             record = store_plan(graph, self._database, threads, seconds, self._limits, run, strict)
         except (UnsupportedError, WorkerDied, NoTimeError) as error:
-            print(f"{target.name} has no final: {error}")
+            print(f"{target.title} has no final: {error}")
             return
         final_table(screen(), record, naive)
 

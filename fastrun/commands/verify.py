@@ -11,7 +11,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastrun.options import conditions
+from fastrun.options import conditions, shapes, shapes_of
 from fastrun.tuner.networks.targets import read_target
 from fastrun.tuner.records.units import UNKNOWN, finite, interval, ms, plural, ratio
 
@@ -24,6 +24,7 @@ LOST = 1
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("target", metavar="TARGET")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    shapes(parser)
     conditions(parser, limited=False)
 
 
@@ -32,7 +33,7 @@ def run(arguments: Namespace) -> int:
     from fastrun.tuner.search.verify_winners import verify
     from fastrun.tuner.store.database import Database
 
-    target = read_target(arguments.target)
+    target = read_target(arguments.target, shapes_of(arguments))
     problems = [p for p, _ in target.problems]
     with Database(arguments.db) as database:
         found = list(verify(database, problems, threads=arguments.threads, regime=arguments.regime))

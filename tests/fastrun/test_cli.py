@@ -343,7 +343,7 @@ def test_mistakes_take_one_line(run: Run, files: Path, command: list[str], words
 
 
 def test_defects_keep_their_trace(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(text: str) -> Target:
+    def broken(text: str, shapes: object) -> Target:
         raise KeyError(text)
 
     monkeypatch.setattr("fastrun.commands.best.read_target", broken)

@@ -315,3 +315,58 @@ def test_show_says_which_layers_stay_in_float32(run: Run, tmp_path: Path) -> Non
     assert code == 0
     assert "quantised: 2 tensors and 0 weights in 8 bits" in out
     assert out.count("node 'conv' (Conv) runs in float32: its weights are asymmetric") == 1
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> Path:
+    """A network of open sizes that is computed by a convolution."""
+    nodes = [node("Conv", "x w", "c", kernel_shape=[3, 3], strides=[2, 2]), node("Relu", "c", "y")]
+    path = tmp_path / "detector.onnx"
+    onnx.save(model(nodes, {"w": normal(8, 3, 3, 3)}, shape=("N", 3, "H", "W")), path)
+    return path
+
+
+SMALL = ("--shape", "x=1x3x9x11")
+
+
+def test_every_command_takes_the_shape_of_an_input(
+    run: Run, detector: Path, tmp_path: Path
+) -> None:
+    db = ("--db", tmp_path / "small.db")
+    sizes = (*SMALL, "--shape", "x=1x3x13x7")
+    code, out, err = run("tune", detector, *sizes, "--trials", "1", *db)
+    assert code == 0, err
+    for size in ("1x3x9x11", "1x3x13x7"):
+        assert f"{detector} at {size}, all 1 convolution" in out
+    assert f"`fastrun plan {detector} --shape x=1x3x13x7 --db" in out
+    for words in (
+        ("plan", detector),
+        ("best", detector),
+        ("show", detector),
+        ("report", detector, "--out", tmp_path / "page"),
+        ("bench", detector, "--peers", "none", "--rounds", "1"),
+    ):
+        further = () if words[0] == "show" else db
+        code, out, err = run(*words, *SMALL, *further)
+        assert code == 0, err
+        assert words[0] in ("bench", "report", "plan") or "conv 1x3x9x11 8x3x3 s2" in out
+        code, _, err = run(*words, *further)
+        assert (code, err.count("sizes of input 'x' are open, (N, 3, H, W)")) == (2, 1), words
+
+
+def test_arrays_and_pictures_give_the_sizes_that_a_model_leaves_open(
+    run: Run, detector: Path, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x.npy", normal(2, 3, 9, 11))
+    Image.new("RGB", (15, 7)).save(tmp_path / "x.png")
+    for name, shape in (("x.npy", "2x8x4x5"), ("x.png", "1x8x3x7")):
+        words = ("run", detector, "--input", tmp_path / name, "--policy", "heuristic")
+        code, out, err = run(*words)
+        assert code == 0, err
+        assert f"y: {shape}" in out
+
+
+def test_one_command_takes_one_shape(run: Run, detector: Path) -> None:
+    code, _, err = run("plan", detector, *SMALL, "--shape", "x=1x3x13x7")
+    assert code == 2
+    assert "2 shapes of inputs are given: this command takes one" in err

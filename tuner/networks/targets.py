@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastrun.kernels.core.problem import ConvProblem
@@ -14,19 +14,29 @@ Name = str | Path | ConvProblem
 Targets = Name | Sequence[Name]
 """One or several: built-in networks, ONNX files, problems or their texts."""
 
+Shapes = Mapping[str, Sequence[int]]
+"""Shapes of a network's inputs by name."""
+
 
 @dataclass(frozen=True)
 class Target:
     """A name and its distinct problems, each with its number of occurrences.
 
     `graph` is the `Graph.digest` of the optimised network, '' for a problem. `lacks` is the reason
-    why a network cannot be run as a whole, '' if it can.
+    why a network cannot be run as a whole, '' if it can. `shapes` are those given for its inputs.
     """
 
     name: str
     problems: tuple[tuple[ConvProblem, int], ...]
     graph: str = ""
     lacks: str = ""
+    shapes: Shapes = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """The name with the shapes that were given."""
+        sizes = ", ".join("x".join(map(str, shape)) for shape in self.shapes.values())
+        return f"{self.name} at {sizes}" if sizes else self.name
 
     @property
     def is_network(self) -> bool:
@@ -39,8 +49,8 @@ def is_problem(text: str) -> bool:
     return text.split()[:1] == ["conv"]
 
 
-def read_target(text: str) -> Target:
-    """The target of a text.
+def read_target(text: str, shapes: Shapes | None = None) -> Target:
+    """The target of a text. `shapes` gives or overrides the shapes of a network's inputs.
 
     Raises:
         ProblemError: it begins like the text of a problem, but is none.
@@ -55,23 +65,24 @@ def read_target(text: str) -> Target:
     from fastrun.graph.networks import load_network
     from fastrun.graph.passes.pipeline import optimise
 
-    graph = optimise(load_network(text))
+    given = shapes or {}
+    graph = optimise(load_network(text, given))
     problems = tuple((p, count) for p, count, _ in to_tune(graph))
     try:
         graph.check_supported()
     except UnsupportedError as error:
-        return Target(text, problems, graph.digest, str(error))
-    return Target(text, problems, graph.digest)
+        return Target(text, problems, graph.digest, str(error), given)
+    return Target(text, problems, graph.digest, shapes=given)
 
 
-def read_targets(targets: Targets) -> list[Target]:
-    """All targets that are named.
+def read_targets(targets: Targets, shapes: Shapes | None = None) -> list[Target]:
+    """All targets that are named, the networks with inputs of these `shapes`.
 
     Raises:
         As `read_target`.
     """
     names = [targets] if isinstance(targets, Name) else targets
-    return [read_target(str(name)) for name in names]
+    return [read_target(str(name), shapes) for name in names]
 
 
 def merged(

@@ -17,7 +17,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import roundings
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.networks.stored_plans import FINALS, store_plan
-from fastrun.tuner.networks.targets import Target, Targets, merged, read_targets
+from fastrun.tuner.networks.targets import Shapes, Target, Targets, merged, read_targets
 from fastrun.tuner.records.affinity import Threads, thread_number
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import Conditions, Limits
@@ -49,6 +49,7 @@ def tune(
     budget: Budget | None = None,
     *,
     threads: Threads = 1,
+    shapes: Shapes | None = None,
     regime: str = "hot",
     sampler: Sampler = "gp",
     options: SearchOptions | None = None,
@@ -60,7 +61,8 @@ def tune(
     `ConvProblem` or its text. All outcomes go into `database` (a Database, path or URL; by default
     the one in the cache folder); what it holds already is not measured again. The default budget
     is 8 seconds for each distinct convolution. The times are those of `threads` threads ("auto": as
-    many as this process can keep busy) and choose nothing for other numbers.
+    many as this process can keep busy) and choose nothing for other numbers. `shapes` gives or
+    overrides the shapes of the networks' inputs; it is needed where a model leaves sizes open.
 
     A share of the budget goes to a final of each network's plans; a final takes some seconds at
     least. A network that cannot be run has no final, only its convolutions are tuned. `regime` is
@@ -78,14 +80,14 @@ def tune(
         WorkerDied: not even the heuristic's plan of a network could be run.
         DatabaseError: the database cannot be used, or an outcome cannot be stored.
     """
-    asked = read_targets(targets)
+    asked = read_targets(targets, shapes)
     options = options or SearchOptions()
     problems = merged(asked, roundings(options.limits.error, Cpu.host()))
     if budget is None:
         effort = EFFORTS["normal"]
         budget = Budget((effort.seconds or 0.0) * len(problems), worth=effort.worth)
     whole = [target.name for target in asked if target.is_network and not target.lacks]
-    graphs = {name: optimise(load_network(name)) for name in whole}
+    graphs = {name: optimise(load_network(name, shapes)) for name in whole}
     threads = thread_number(threads)
     with ExitStack() as opened:
         if isinstance(database, Database):

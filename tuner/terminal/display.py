@@ -72,7 +72,7 @@ def network_sums(console: Console, target: Target, found: Sequence[Standing]) ->
     own = of_network(found, target.problems)
     naive, heuristic, best = network_seconds(own)
     console.print(
-        f"[bold]{escape(target.name)}[/], all {plural(sum(s.count for s in own), 'convolution')}: "
+        f"[bold]{escape(target.title)}[/], all {plural(sum(s.count for s in own), 'convolution')}: "
         f"naive {ms(naive)} ms, heuristic {ms(heuristic)} ms, "
         f"[bold green]best {ms(best)} ms[/]: {ratio(naive / best)} over naive, "
         f"{ratio(heuristic / best)} over the heuristic"
