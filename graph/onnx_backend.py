@@ -55,6 +55,12 @@ class Prepared(BackendRep):
         if len(inputs) != len(self._names):
             raise InputError(f"{len(inputs)} inputs are given: the model has {len(self._names)}")
         values = {name: np.asarray(x) for name, x in zip(self._names, inputs, strict=True)}
+        if self._executable and not self._bound:
+            known = self._executable.inputs
+            shapes = {x: value.shape for x, value in values.items() if x in known}
+            if shapes != known:  # the model leaves sizes open
+                self._shapes = shapes
+                self._executable = self._load()
         if self._executable is None or self._is_other(values):
             self._shapes = {self._names[0]: values[self._names[0]].shape}
             self._bound = {name: values[name] for name in self._names[1:]}

@@ -130,8 +130,27 @@ def _show_network(arguments: Namespace) -> int:
     grid(screen(), ("pass", "nodes>", "takes out", "puts in"), rows)
     print(f"\n{graph.summary()}\n")
     _print_problems(arguments.target, convolutions(graph))
+    _print_by_numpy(graph)
     _print_floats(graph)
     return 0
+
+
+def _print_by_numpy(graph: Graph) -> None:
+    """The nodes without a kernel, with the times that NumPy takes for them."""
+    from fastrun.graph.runtime.numpy_costs import numpy_costs
+    from fastrun.tuner.records.units import duration
+    from fastrun.tuner.terminal.display import grid, screen
+
+    found = [*numpy_costs(graph)]
+    if not found:
+        return
+    known = sum(seconds or 0 for _, seconds in found)
+    print(
+        f"\n{plural(len(found), 'node')} without a kernel, computed by NumPy between kernels in "
+        f"{duration(known)}:"
+    )
+    rows = [(node.label, duration(s) if s else "depends on data") for node, s in found]
+    grid(screen(), ("node", "takes>"), rows)
 
 
 def _print_floats(graph: Graph) -> None:

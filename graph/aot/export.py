@@ -23,7 +23,7 @@ from fastrun.graph.aot.interface import (
     interface_ir,
 )
 from fastrun.graph.aot.processors import NAMES, needs, target
-from fastrun.graph.build.steps import Arrangement
+from fastrun.graph.build.steps import Arrangement, NumpyStep
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.plan.choices import heuristic_choices
@@ -81,7 +81,7 @@ def export(
 
     Raises:
         ExportError: a target is unknown or of another architecture than the first, the name is no
-            identifier of C, or the weights are too large to be embedded.
+            identifier of C, the weights are too large to be embedded, or NumPy computes a node.
         GraphError: the network cannot be run, or the plan is another network's.
         OSError: the folder cannot be written.
     """
@@ -142,6 +142,13 @@ def export(
 def _built(graph: Graph, name: str, number: int, plan: Plan | None, threads: int) -> Built:
     cpu = target(name)
     made, arrangement = _arranged(graph, cpu, plan, threads)
+    by_numpy = [step for step in arrangement.steps if isinstance(step, NumpyStep)]
+    if by_numpy:
+        others = f" (and {len(by_numpy) - 1} more)" if by_numpy[1:] else ""
+        raise ExportError(
+            f"node {by_numpy[0].node.label}{others} has no kernel and is computed by NumPy, "
+            "which a library lacks: replace it before export"
+        )
     done = carried_out(made, arrangement)
     replaced = sum(made.forms[x].algorithm != form.algorithm for x, form in done.forms.items())
     return Built(name, cpu, done, image(arrangement, cpu, f"isa{number}"), replaced)

@@ -41,7 +41,7 @@ def image(arrangement: Arrangement, cpu: Cpu, tag: str) -> Image:
     The inputs are copied in and the outputs copied out by steps of their own, so that the caller's
     arrays may lie anywhere.
     """
-    steps = arrangement.steps
+    steps = arrangement.kernels
     shared = [Lifetime(s.program.shared_bytes, i, i) for i, s in enumerate(steps)]
     offsets, arena = allocate([*arrangement.buffers, *shared])
     packed, rows, programs = _Packed(), list[str](), dict[str, int]()

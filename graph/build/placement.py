@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.ops import Concat, Conv, Identity, Reshape, Slice, Transpose
+from fastrun.graph.core.ops import Concat, Conv, Identity, Numpy, Reshape, Slice, Transpose
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import Shape4, is_range, same_memory, shape4
@@ -130,6 +130,19 @@ class Piece:
 
 
 @dataclass
+class Calculate:
+    """Let NumPy compute a node from tensors in the arena and from others, which are not in it.
+
+    `reads` and `results` have those in the arena, by name.
+    """
+
+    task: Task
+    form: Form
+    reads: dict[str, Placed]
+    results: dict[str, Placed]
+
+
+@dataclass
 class Placer:
     """Places the tensors of a network, task by task.
 
@@ -139,7 +152,7 @@ class Placer:
 
     graph: Graph
     there: dict[str, list[Placed]] = field(default_factory=dict)
-    work: list[Move | Compute | Piece] = field(default_factory=list)
+    work: list[Move | Compute | Piece | Calculate] = field(default_factory=list)
 
     def new(self, name: str, layout: Layout, given: bool = False) -> Placed:
         """A tensor in a buffer of its own."""
@@ -181,6 +194,11 @@ class Placer:
         wanted = zip(task.reads, form.reads, strict=True)
         reads = [self.in_layout(x, layout) for x, layout in wanted]
         match task.node.op:
+            case Numpy():
+                written = filter(self.graph.is_native, task.node.outputs)
+                results = {x: self.new(x, form.writes) for x in written}
+                named = dict(zip(task.reads, reads, strict=True))
+                self.work.append(Calculate(task, form, named, results))
             case Slice(starts=starts) if is_range(self.graph, task.node):
                 self._slice(task, form, reads[0], starts[1])
             case Concat(axis=1) if len(reads) == len(task.node.inputs):

@@ -15,8 +15,8 @@ from fastrun.graph.build.built import Built
 from fastrun.graph.build.kernels import build
 from fastrun.graph.build.memory import Lifetime
 from fastrun.graph.build.moves import moving, piece
-from fastrun.graph.build.placement import Compute, Move, Piece, Placed, Placer
-from fastrun.graph.core.model import Array
+from fastrun.graph.build.placement import Calculate, Compute, Move, Piece, Placed, Placer
+from fastrun.graph.core.model import Array, Node, Tensor
 from fastrun.graph.core.ops import Conv
 from fastrun.graph.plan.bands import partners
 from fastrun.graph.plan.forms import Form, Forms, layouts_text
@@ -73,6 +73,12 @@ class Step:
         """Whether the step is a node's own work and does not only move data for it."""
         return self.work not in ("reorder", "halo")
 
+    @property
+    def buffers(self) -> Sequence[int]:
+        """The numbers of its buffers."""
+        named = (self.src, self.add, self.dst, *(buffer for buffer, _ in self.gathered))
+        return [x for x in named if x is not None]
+
     def packed(self) -> Array:
         """The weights as the program reads them, flat; empty if it reads none."""
         given = np.zeros(0, np.float32) if self.weights is None else self.weights
@@ -84,25 +90,72 @@ class Step:
 
 
 @dataclass(frozen=True)
+class NumpyStep:
+    """A node that NumPy computes between programs.
+
+    `reads` has those of its operands that lie in buffers, `writes` those of its results, by name.
+    Other values are arrays of any type and shape that pass from one such step to the next;
+    `constants` has those that are constant, `last` names those that no later step reads.
+    `tensors` describes the results as far as they are known. The other fields are those of `Step`.
+    """
+
+    name: str
+    work: str
+    layouts: str
+    output: str
+    node: Node
+    reads: Mapping[str, Port]
+    writes: Mapping[str, Port]
+    constants: Mapping[str, Array]
+    tensors: Mapping[str, Tensor]
+    last: tuple[str, ...] = ()
+    seconds: float = 0.0
+    forms: Mapping[str, Form] = field(default_factory=dict)
+    algorithm: str = "numpy"
+    computes: bool = True
+
+    @property
+    def buffers(self) -> Sequence[int]:
+        """The numbers of its buffers."""
+        return [port.buffer for port in (*self.reads.values(), *self.writes.values())]
+
+    @property
+    def result(self) -> Port | None:
+        """Where `output` lies after the step, if it is in a buffer."""
+        return self.writes.get(self.output)
+
+
+@dataclass(frozen=True)
 class Arrangement:
     """A network as a list of steps over buffers, and its inputs and outputs in their order.
+
+    `inputs` and `outputs` are those in buffers, `loose_inputs` and `loose_outputs` those that only
+    NumPy reads or computes: arrays of any element type. The shape of a loose output may be unknown:
+    None.
 
     `constants` are the outputs that depend on no input, `unread` the inputs that nothing reads,
     `outside` the model's element types of the inputs and outputs that are not float32 there.
     """
 
-    steps: tuple[Step, ...]
+    steps: tuple[Step | NumpyStep, ...]
     buffers: tuple[Lifetime, ...]
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     constants: Mapping[str, Array]
     unread: tuple[str, ...] = ()
     outside: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
+    loose_inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    loose_outputs: Mapping[str, Tensor | None] = field(default_factory=dict)
+
+    @property
+    def kernels(self) -> tuple[Step, ...]:
+        """The steps that are programs."""
+        return tuple(step for step in self.steps if isinstance(step, Step))
 
     @property
     def ir_hash(self) -> str:
         """Thirty-two hex digits that identify the code of all steps."""
-        code = "".join(step.program.ir_hash for step in self.steps)
+        code = "".join(step.program.ir_hash for step in self.kernels)
         return hashlib.sha256(code.encode()).hexdigest()[:32]
 
 
@@ -114,34 +167,54 @@ def arrange(forms: Forms, chosen: Mapping[str, Form], cpu: Cpu) -> Arrangement:
     """
     graph = forms.graph
     placer = Placer(graph)
-    for name in graph.inputs:
+    for name in filter(graph.is_native, graph.inputs):
         placer.new(name, NCHW, given=True)
     behind = partners(graph, forms.tasks)
     for task in forms.tasks:
         form = chosen[task.output]
         placer.task(task, form if task.output in behind else replace(form, rows=0))
     constants = {x: graph.constants[x] for x in graph.outputs if x in graph.constants}
-    computed = [x for x in graph.outputs if x not in constants]
-    outputs = [placer.in_layout(x, NCHW) for x in computed]
-    inputs = [placer.there[x][0] for x in graph.inputs]
-    writer, steps = _Writer(forms, cpu), list[Step]()
-    for tensor in inputs:
-        steps += writer.zeroed(tensor)
-    if steps:
-        steps[-1] = replace(steps[-1], joins=True)
+    outputs = {x: placer.in_layout(x, NCHW) for x in graph.outputs if graph.is_native(x)}
+    inputs = {x: placer.there[x][0] for x in graph.inputs if graph.is_native(x)}
+    writer = _Writer(forms, cpu)
+    zeroed = [step for tensor in inputs.values() for step in writer.zeroed(tensor)]
+    if zeroed:
+        zeroed[-1] = replace(zeroed[-1], joins=True)
+    steps: list[Step | NumpyStep] = [*zeroed]
     for item in placer.work:
-        if item.dst.root.number < 0:
-            steps += writer.zeroed(item.dst.root)
+        written = item.results.values() if isinstance(item, Calculate) else [item.dst]
+        for tensor in written:
+            if tensor.root.number < 0:
+                steps += writer.zeroed(tensor.root)
         steps += writer.steps(item)
+    computed = [x for x in graph.outputs if x not in constants]
     return Arrangement(
-        tuple(steps),
-        writer.lifetimes(steps, inputs, outputs),
-        tuple(writer.port(x, t) for x, t in zip(graph.inputs, inputs, strict=True)),
-        tuple(writer.port(x, t) for x, t in zip(computed, outputs, strict=True)),
+        tuple(_forgetting(steps, graph.outputs)),
+        writer.lifetimes(steps, inputs.values(), outputs.values()),
+        tuple(writer.port(x, tensor) for x, tensor in inputs.items()),
+        tuple(writer.port(x, tensor) for x, tensor in outputs.items()),
         constants,
         graph.unread,
         graph.outside,
+        {x: graph.tensors[x] for x in graph.inputs if x not in inputs},
+        {x: graph.tensors.get(x) for x in computed if x not in outputs},
     )
+
+
+def _forgetting(
+    steps: Sequence[Step | NumpyStep], kept: Iterable[str]
+) -> Iterable[Step | NumpyStep]:
+    """The steps; those of NumPy know which values outside of buffers nothing reads after them."""
+    seen = {*kept}
+    found: list[Step | NumpyStep] = []
+    for step in reversed(steps):
+        if isinstance(step, NumpyStep):
+            names = {*step.node.inputs, *step.node.outputs}
+            loose = names - step.reads.keys() - step.writes.keys() - step.constants.keys() - {""}
+            step = replace(step, last=tuple(sorted(loose - seen)))
+            seen |= loose
+        found.append(step)
+    return reversed(found)
 
 
 class _Writer:
@@ -172,8 +245,10 @@ class _Writer:
             layouts = f"{where.layout}>{where.layout}"
             yield Step("", "halo", "zero", layouts, "", program, number, None, number, joins=False)
 
-    def steps(self, item: Move | Compute | Piece) -> list[Step]:
+    def steps(self, item: Move | Compute | Piece | Calculate) -> Sequence[Step | NumpyStep]:
         """One step for an item of work; two if a pair of tasks cannot be one kernel."""
+        if isinstance(item, Calculate):
+            return [self._calculated(item)]
         if isinstance(item, Move):
             return [self._move(item)]
         if isinstance(item, Piece):
@@ -226,6 +301,22 @@ class _Writer:
             add=None,
             dst=self._number(item.dst),
             weights=kernel.weights,
+        )
+
+    def _calculated(self, item: Calculate) -> NumpyStep:
+        node, graph = item.task.node, self._graph
+        return NumpyStep(
+            name=node.name,
+            work=node.work,
+            layouts=layouts_text(item.form),
+            output=node.output,
+            node=node,
+            reads={x: self.port(x, tensor) for x, tensor in item.reads.items()},
+            writes={x: self.port(x, tensor) for x, tensor in item.results.items()},
+            constants={x: graph.constants[x] for x in node.inputs if x in graph.constants},
+            tensors={x: graph.tensors[x] for x in node.outputs if x in graph.tensors},
+            seconds=item.form.seconds,
+            forms={node.output: item.form},
         )
 
     def _alone(self, item: Compute) -> Step:
@@ -294,14 +385,20 @@ class _Writer:
         )
 
     def lifetimes(
-        self, steps: Sequence[Step], inputs: Sequence[Placed], outputs: Sequence[Placed]
+        self,
+        steps: Sequence[Step | NumpyStep],
+        inputs: Iterable[Placed],
+        outputs: Iterable[Placed],
     ) -> tuple[Lifetime, ...]:
         """The lifetimes of all buffers, from the first step that writes each to its last reader."""
-        spans = {self._number(x): (0, 0) for x in inputs}
+        # NumPy refuses what no input can be, such as an index that is too large. Inputs stay, so
+        # that a second run of the same inputs computes the same.
+        stay = len(steps) if any(isinstance(step, NumpyStep) for step in steps) else 0
+        spans = {self._number(x): (0, stay) for x in inputs}
         for i, step in enumerate(steps):
-            for x in (step.src, step.add, step.dst, *(buffer for buffer, _ in step.gathered)):
-                if x is not None:
-                    spans[x] = spans.get(x, (i, i))[0], i
+            for x in step.buffers:
+                first, last = spans.get(x, (i, i))
+                spans[x] = first, max(last, i)
         for x in map(self._number, outputs):
             spans[x] = spans[x][0], len(steps)
         places = (root.placement for root in self._roots)

@@ -15,7 +15,18 @@ from numpy.typing import NDArray
 
 from fastrun.graph.core.errors import GraphError, UnsupportedError
 from fastrun.graph.core.grid import Grid
-from fastrun.graph.core.ops import Activating, Binary, Conv, Foreign, Op, Pool, Reduce, Unary
+from fastrun.graph.core.ops import (
+    Activating,
+    Binary,
+    Conv,
+    Foreign,
+    Numpy,
+    Onnx,
+    Op,
+    Pool,
+    Reduce,
+    Unary,
+)
 
 Array = NDArray[Any]
 Shape = tuple[int, ...]
@@ -56,7 +67,7 @@ class Node:
 
     @property
     def output(self) -> str:
-        """The first output; the only one unless the operator is foreign."""
+        """The first output; the only one unless the operator is ONNX's."""
         return self.outputs[0]
 
     def input(self, index: int) -> str:
@@ -66,8 +77,9 @@ class Node:
     @property
     def label(self) -> str:
         """The node's name in messages: `'layer1.0.conv1' (Conv)`."""
-        op = self.op
-        return f"{self.name!r} ({op.operator if isinstance(op, Foreign) else type(op).__name__})"
+        op = self.op.op if isinstance(self.op, Numpy) else self.op
+        own = op.operator if isinstance(op, Foreign | Onnx) else type(op).__name__
+        return f"{self.name!r} ({own})"
 
     @property
     def work(self) -> str:
@@ -77,6 +89,10 @@ class Node:
                 return f"{function} pool"
             case Foreign(operator=operator):
                 return f"{operator} (unsupported)"
+            case Numpy(op):
+                return f"{replace(self, op=op).work} (NumPy)"
+            case Onnx(operator):
+                return operator
             case Unary() | Binary() | Reduce():
                 name = self.op.function
             case _:
@@ -90,10 +106,11 @@ class Node:
 class Graph:
     """A network.
 
-    `tensors` describes the inputs and the values that nodes compute; only values that depend on a
-    foreign operator may be missing. `constants` holds weights and parameters. `unread` are
-    further inputs of the model, which nothing reads. `outside` has the model's element types of
-    inputs and outputs that are float32 here: the model converts them first or last of all.
+    `tensors` describes the inputs and the values that nodes compute; only values whose shape
+    depends on data, or on a foreign operator, may be missing. `constants` holds weights and
+    parameters. `unread` are further inputs of the model, which nothing reads. `outside` has the
+    model's element types of inputs and outputs that are float32 here: the model converts them first
+    or last of all.
     `grids` has the tensors of a quantised network: a computed one is rounded to its grid, weights
     lie on theirs. `notes` are lines that say which parts of a quantised network run in float32
     although the model has integers there, and why.
@@ -163,7 +180,8 @@ class Graph:
         """Shape and type of a value or constant.
 
         Raises:
-            UnsupportedError: it depends on an unsupported operator, which the message names.
+            UnsupportedError: it depends on data, or on an unsupported operator, which the message
+                names.
         """
         if name in self.constants:
             return Tensor(self.constants[name].shape, self.constants[name].dtype)
@@ -174,6 +192,14 @@ class Graph:
     def shape(self, name: str) -> Shape:
         """The shape of a value or constant; raises as `tensor` does."""
         return self.tensor(name).shape
+
+    def is_native(self, name: str) -> bool:
+        """Whether a name is that of a computed value or an input that kernels can read and write.
+
+        They need float32, and a known shape without a size of 0.
+        """
+        tensor = None if name in self.constants else self.tensors.get(name)
+        return tensor is not None and tensor.dtype == np.float32 and 0 not in tensor.shape
 
     @cached_property
     def digest(self) -> str:
@@ -249,8 +275,9 @@ class Graph:
             unknown = [x for x in node.inputs if x and x not in self.constants]
             unknown = [x for x in unknown if x not in self.tensors and x not in seen]
             if not unknown:
-                need = node.op.need if isinstance(node.op, Foreign) else "it"
-                return f"node {node.label} needs {need}"
+                if isinstance(node.op, Foreign):
+                    return f"node {node.label} needs {node.op.need}"
+                return f"that of the result of node {node.label} depends on data"
             seen.update(unknown)
             pending += unknown
         return "nothing computes it"

@@ -1,9 +1,9 @@
 """The operators of a graph and their parameters. ONNX's several forms of an operator become one.
 
 A tuple over space has one entry per spatial axis; padding lists all begins, then all ends. Every
-operator has one output, and the graph knows its shape: `Reshape` therefore also stands for
-flatten, squeeze and unsqueeze. Operators of `Activating` may apply an `activation` to their
-result: one of `kernels.core.problem.ACTIVATIONS`, or "" for none.
+operator but `Onnx` and `Foreign` has one output, and the graph knows its shape: `Reshape` therefore
+also stands for flatten, squeeze and unsqueeze. Operators of `Activating` may apply an `activation`
+to their result: one of `kernels.core.problem.ACTIVATIONS`, or "" for none.
 """
 
 from __future__ import annotations
@@ -160,6 +160,34 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Onnx:
+    """An ONNX operator that the operators here do not express.
+
+    `model` is a serialised ONNX model of one node. It reads the k-th input of our node by the name
+    `operand(k)`; outer values that graphs inside the node read are further inputs. Its outputs are
+    those of our node: the ones that are read.
+    """
+
+    operator: str
+    model: bytes
+
+
+def operand(index: int) -> str:
+    """The name by which the model of an `Onnx` operator reads an input of our node."""
+    return f"operand {index}"
+
+
+@dataclass(frozen=True)
+class Numpy:
+    """`op`, computed by NumPy between kernels, because there is no kernel for this use of it.
+
+    Its inputs and outputs may have any element type, and shapes that depend on data.
+    """
+
+    op: Op
+
+
+@dataclass(frozen=True)
 class Foreign:
     """An ONNX operator, or a use of one, that this package lacks.
 
@@ -174,7 +202,7 @@ class Foreign:
 Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | Unary | Clip | Binary | Softmax | Gemm
     | MatMul | Reduce | Concat | Slice | Pad | Transpose | ChannelShuffle | Reshape | Expand
-    | Gather | Resize | Cast | Identity | Foreign
+    | Gather | Resize | Cast | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

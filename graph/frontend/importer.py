@@ -22,9 +22,20 @@ from onnx import helper, numpy_helper
 
 from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
 from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
-from fastrun.graph.core.ops import Foreign, Identity
+from fastrun.graph.core.ops import (
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    Foreign,
+    Gather,
+    Gemm,
+    Identity,
+    Numpy,
+    Op,
+)
+from fastrun.graph.frontend.as_onnx import kept
 from fastrun.graph.frontend.composed import composition
-from fastrun.graph.frontend.constants import COMPUTED_BY_ONNX, by_onnx, by_reference
+from fastrun.graph.frontend.constants import by_onnx, by_reference
 from fastrun.graph.frontend.file import (
     OLDEST_OPSET,
     SharedModel,
@@ -51,8 +62,9 @@ from fastrun.graph.frontend.inline import (
     own_domain,
 )
 from fastrun.graph.frontend.lowering import Site, Unsupported, lower
-from fastrun.graph.frontend.qoperators import DYNAMIC, Writing, computes_integers
+from fastrun.graph.frontend.qoperators import Writing, computes_integers, scales_read
 from fastrun.graph.frontend.quantised import Quantised, Stored
+from fastrun.graph.reference.by_onnx import is_known
 from fastrun.kernels.core.cgroup import usable_memory
 
 # Shape inference reads the values of small constants (a target shape, axes), never of weights.
@@ -62,6 +74,14 @@ LARGEST_TENSOR = 2**40
 # Types that the caller may convert from and to: every conversion gives the same result.
 TO_FLOAT = {"UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "FLOAT16", "DOUBLE"}
 FROM_FLOAT = {"FLOAT16", "DOUBLE"}
+# The inputs that kernels need as constants.
+_FIXED: Mapping[type[Op], Sequence[int]] = {
+    Conv: (1, 2),
+    ConvTranspose: (1, 2),
+    BatchNorm: (1, 2, 3, 4),
+    Gemm: (2,),
+    Gather: (1,),
+}
 # Nodes of functions and branches written out; more come from files that are made to be endless.
 MOST_INLINED = 2**17
 
@@ -134,6 +154,7 @@ class _Importer:
         self._outside: dict[str, np.dtype[Any]] = {}
         self._pending: list[tuple[onnx.NodeProto, _Opsets]] = []
         self._inlined = self._computed = 0
+        self._integers: dict[str, str] = {}  # of quantised values, for NumPy
         self._quantised = Quantised(self._tensors, self._constants, self._known, self._fresh)
 
     def graph(self) -> Graph:
@@ -203,8 +224,6 @@ class _Importer:
             raise GraphError(f"input {value.name!r} cannot have shape {given!r}") from None
         if min(shape, default=1) < 0 or math.prod(shape) > LARGEST_TENSOR:
             raise GraphError(f"input {value.name!r} cannot have shape {shape}")
-        if 0 in shape:
-            raise UnsupportedError(f"input {value.name!r} is empty: its shape is {shape}")
         element = described.elem_type
         if _is_one_of(element, TO_FLOAT) and self._is_converted(value.name):
             kind = np.dtype(helper.tensor_dtype_to_np_dtype(element))
@@ -305,6 +324,8 @@ class _Importer:
         values = self._quantised
         try:
             if computes_integers(node):
+                if not all(x in self._constants for x in scales_read(node)):
+                    raise Unsupported("constant scales")
                 operands = self._constants, values.integers_of, values.constant, self._fresh
                 writing = Writing(node, *operands)
                 self._write_out(writing.written(opsets[""]), opsets)
@@ -313,7 +334,9 @@ class _Importer:
         except Unsupported as need:
             for name in filter(None, node.output):
                 self._define(name)
-            self._add_foreign(node, self._label(node), node.output, str(need))
+            node = self._of_integers(node)
+            self._infer(node, opsets)
+            self._keep(node, self._label(node), node.output, opsets, str(need))
             return True
         if meaning is None:
             return False
@@ -401,9 +424,7 @@ class _Importer:
         names = [x for x in node.input if x]
         # ONNX's own inference of Slice aborts the process if a size is 0.
         empty = [x for x in names if 0 in (self._shape(x) or ())]
-        if computed := [x for x in empty if x not in self._constants]:
-            raise UnsupportedError(f"node {label(node)}: its input {computed[0]!r} is empty")
-        if schema.deprecated or names[:1] == empty[:1] != []:
+        if schema.deprecated or (node.op_type == "Slice" and empty):
             return
         values = {x: self._constants[x] for x in names if x in self._constants}
         if node.op_type == "Range":  # a list of one number counts as the number
@@ -438,7 +459,9 @@ class _Importer:
         try:
             node = self._quantised.moved(node)
         except Unsupported as need:
-            self._add_foreign(node, self._label(node), node.output, str(need))
+            node = self._of_integers(node)
+            self._infer(node, opsets)
+            self._keep(node, self._label(node), node.output, opsets, str(need))
             return
         self._infer(node, opsets)
         # Many exporters name outputs that nothing reads, such as the mask of a dropout.
@@ -459,13 +482,8 @@ class _Importer:
                 self._known.difference_update(node.output)
                 inner = _Opsets(function.opset_import or opsets.ids, opsets.ir_version)
                 self._write_out(function_nodes(function, node, name, self._fresh), inner)
-            elif constant and not node.domain and node.op_type in COMPUTED_BY_ONNX:
-                self._check_size(node.output)
-                self._constants |= by_onnx(node, self._tensors, feeds, opsets.ids)
             else:
-                dynamic = "scales known beforehand: quantise the model with calibration data"
-                text = dynamic if node.op_type in DYNAMIC else str(need)
-                self._add_foreign(node, name, outputs, text)
+                self._keep(node, name, outputs, opsets, str(need))
             return
         for result, tensor in site.tensors.items():
             self._set_type(result, _type_of(tensor))
@@ -475,7 +493,54 @@ class _Importer:
             for moved in site.nodes:
                 self._quantised.weights.follow(moved)
         else:
-            self._nodes += site.nodes
+            self._nodes += [self._with_kernel(lowered) for lowered in site.nodes]
+
+    def _keep(
+        self, node: onnx.NodeProto, name: str, outputs: Sequence[str], opsets: _Opsets, need: str
+    ) -> None:
+        """Add a node as it is, for NumPy; one of constants is computed now.
+
+        If nothing computes it, it becomes a foreign node with this `need`.
+        """
+        if unknown := _unknown(node, opsets):
+            inside = f": {unknown} inside it is unknown" if unknown != node.op_type else ""
+            self._add_foreign(node, name, outputs, f"{need}{inside}")
+            return
+        captured = sorted((names_read([node]) - {*node.input}) & self._known)
+        inputs = (*node.input, *captured)
+        op = kept(node, inputs, outputs, opsets.ids)
+        added = Node(name, op, inputs, tuple(filter(None, outputs)))
+        if all(x in self._constants for x in inputs if x):
+            self._check_size(node.output)
+            found = by_onnx(added, self._tensors, self._constants)
+            if all(isinstance(value, np.ndarray) for value in found.values()):
+                self._constants |= found
+                return
+        self._nodes.append(replace(added, op=Numpy(op)))  # sequences are no constants
+
+    def _of_integers(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The node reading integers as the model has them, where the graph has their numbers."""
+        stored = {x: self._quantised.stored[x] for x in node.input if x in self._quantised.stored}
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for name, value in stored.items():
+            if name not in self._integers:
+                integers = self._integers[name] = self._fresh(f"{name}.integers")
+                self._define(integers)
+                self._nodes += self._quantised.integers(name, integers)
+                self._set_type(integers, _type_of(replace(self._tensors[name], dtype=value.dtype)))
+        for i, name in enumerate(node.input):
+            copy.input[i] = self._integers.get(name, name)
+        return copy
+
+    def _with_kernel(self, node: Node) -> Node:
+        """The node, left to NumPy if no kernel computes it."""
+        values = [x for x in (*node.inputs, *node.outputs) if x and x not in self._constants]
+        tensors = [self._tensors[x] for x in values]
+        native = all(t.dtype == np.float32 and 0 not in t.shape for t in tensors)
+        fixed = [node.input(i) for i in _FIXED.get(type(node.op), ())]
+        native = native and all(not x or x in self._constants for x in fixed)
+        return node if native else replace(node, op=Numpy(node.op))
 
     def _check_size(self, names: Iterable[str]) -> None:
         """Refuse constants that would fill the memory, together with earlier ones."""
@@ -499,6 +564,15 @@ class _Importer:
         name = unused(base, self._labels)
         self._labels.add(name)
         return name
+
+
+def _unknown(node: onnx.NodeProto, opsets: _Opsets) -> str:
+    """The first operator that nothing computes, the node's own or one inside it; "" if none."""
+    if not is_known(node.op_type, node.domain, opsets[node.domain]):
+        return node.op_type
+    bodies = (a.g.node for a in node.attribute if a.type == a.GRAPH)
+    inside = (_unknown(inner, opsets) for body in bodies for inner in body)
+    return next(filter(None, inside), "")
 
 
 def _is_one_of(kind: int, names: set[str]) -> bool:

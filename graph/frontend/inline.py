@@ -131,7 +131,7 @@ def _inlined(
     known = {**names, **{x: y for x, y in results.items() if x in names}}
     copies = []
     for node in body:
-        copy = _renamed(node, known, given)
+        copy = renamed(node, known, given)
         for i, y in enumerate(node.output):
             if y:
                 known[y] = copy.output[i] = results.get(y) or define(y)
@@ -142,7 +142,7 @@ def _inlined(
     return copies
 
 
-def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: _Attributes) -> onnx.NodeProto:
+def renamed(node: onnx.NodeProto, names: Mapping[str, str], given: _Attributes) -> onnx.NodeProto:
     """A copy of a node, and of the graphs in it, that reads values by other names.
 
     Attributes that refer to attributes of the function are taken from `given`.
@@ -166,12 +166,12 @@ def _renamed(node: onnx.NodeProto, names: Mapping[str, str], given: _Attributes)
 
 
 def _rename_inside(graph: onnx.GraphProto, names: Mapping[str, str], given: _Attributes) -> None:
-    """As `_renamed`, for a graph inside a node. Its own values hide outer ones of the same name."""
+    """As `renamed`, for a graph inside a node. Its own values hide outer ones of the same name."""
     own = names_defined(graph)
     seen = {x: name for x, name in names.items() if x not in own}
-    renamed = [_renamed(node, seen, given) for node in graph.node]
+    nodes = [renamed(node, seen, given) for node in graph.node]
     del graph.node[:]
-    graph.node.extend(renamed)
+    graph.node.extend(nodes)
     for value in graph.output:
         value.name = seen.get(value.name, value.name)
 

@@ -29,20 +29,17 @@ _UNARY = {
 _BINARY = {"QLinearAdd": "Add", "QLinearMul": "Mul"}
 _OWN = {"QLinearConv", "QLinearMatMul"}  # of ONNX's own domain
 _MICROSOFT = {*_UNARY, *_BINARY, "QGemm", "QLinearConcat", "MatMulNBits"}
-# They quantise by scales that depend on the data.
-DYNAMIC = {
-    "ConvInteger",
-    "DynamicQuantizeLinear",
-    "DynamicQuantizeMatMul",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-}
 _OPTIONS = {"channels_last", "opset"}
 
 
 def computes_integers(node: onnx.NodeProto) -> bool:
     """Whether a node is one of these operators."""
     return node.op_type in {"": _OWN, "com.microsoft": _MICROSOFT}.get(node.domain, ())
+
+
+def scales_read(node: onnx.NodeProto) -> list[str]:
+    """The scales and zero points that one of ONNX's own operators of this kind reads."""
+    return [] if node.domain else [x for i, x in enumerate(node.input) if x and i not in (0, 3, 8)]
 
 
 class Writing:

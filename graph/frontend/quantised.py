@@ -17,7 +17,7 @@ from onnx import helper
 from fastrun.graph.core.errors import GraphError, UnsupportedError
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Node, Tensor
-from fastrun.graph.core.ops import Binary, Unary
+from fastrun.graph.core.ops import Binary, Cast, Numpy, Unary
 from fastrun.graph.frontend.file import label
 from fastrun.graph.frontend.lowering.site import Unsupported
 from fastrun.graph.frontend.steps import Steps, is_whole, read_steps
@@ -163,15 +163,28 @@ class Quantised:
                 for names in (node.inputs, node.outputs)
             )
             nodes[i] = replace(node, inputs=inputs, outputs=outputs)
-        scale, zero = stored.steps.scale, stored.steps.zero.astype(np.float32)
-        quotient, whole = (self._fresh(f"{name}.{step}") for step in ("quotient", "whole"))
+        nodes += self._rounded(numbers, stored.steps, name)
+
+    def integers(self, name: str, output: str) -> list[Node]:
+        """The nodes that compute the integers of a stored value, as NumPy reads them."""
+        stored, nodes, whole = self.stored[name], list[Node](), name
+        if stored.steps and not stored.raw:
+            whole = self._fresh(f"{name}.steps")
+            nodes = self._rounded(name, stored.steps, whole)
+        return [*nodes, Node(output, Numpy(Cast()), (whole,), (output,))]
+
+    def _rounded(self, numbers: str, steps: Steps, output: str) -> list[Node]:
+        """The nodes that compute the integers, as float32, that stand for numbers."""
+        nodes, zero = list[Node](), steps.zero.astype(np.float32)
+        quotient, whole = (self._fresh(f"{output}.{step}") for step in ("quotient", "whole"))
         for op, x, operand, y in (
-            (Binary("div"), numbers, self.constant(name, scale), quotient),
+            (Binary("div"), numbers, self.constant(output, steps.scale), quotient),
             (Unary("round"), quotient, "", whole),
-            (Binary("add"), whole, self.constant(name, zero), name),
+            (Binary("add"), whole, self.constant(output, zero), output),
         ):
             nodes.append(Node(y, op, (x, operand) if operand else (x,), (y,)))
-            self._tensors[y] = self._tensors[name]
+            self._tensors[y] = self._tensors[numbers]
+        return nodes
 
     def _parameter(self, node: onnx.NodeProto, index: int) -> Array | None:
         name = node.input[index] if index < len(node.input) else ""

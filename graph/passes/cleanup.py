@@ -13,6 +13,7 @@ from fastrun.graph.core.ops import (
     Expand,
     Foreign,
     Identity,
+    Numpy,
     Op,
     Pad,
     Pool,
@@ -68,7 +69,8 @@ def fold_constants(graph: Graph) -> Graph:
     """Compute nodes whose inputs are all constant."""
     edit = Edit(graph)
     for node in edit:
-        if isinstance(node.op, Foreign) or any(x and x not in edit.constants for x in node.inputs):
+        known = all(x in edit.constants for x in node.inputs if x)
+        if not known or isinstance(node.op, Foreign | Numpy):
             continue
         value = evaluate(
             node, [edit.constants.get(x) for x in node.inputs], graph.tensor(node.output)

@@ -55,10 +55,12 @@ def assign(
     A tensor that is moved from float32 to u8 costs its seconds of `rounding` more.
     """
     last_use = {x: i for i, task in enumerate(tasks) for x in task.reads}
-    computed = [x for x in graph.outputs if x not in graph.constants]
+    computed = [x for x in graph.outputs if graph.is_native(x)]
     last_use |= dict.fromkeys(computed, len(tasks))
-    shapes = {x: shape4(graph.shape(x)) for task in tasks for x in (*task.reads, task.output)}
-    shapes |= {x: shape4(graph.shape(x)) for x in graph.inputs}
+    inputs = [x for x in graph.inputs if graph.is_native(x)]
+    written = {task.output: list(filter(graph.is_native, task.node.outputs)) for task in tasks}
+    names = {*inputs, *last_use, *(x for task in tasks for x in written[task.output])}
+    shapes = {x: shape4(graph.shape(x)) for x in names}
 
     def moved(live: Live, wanted: Sequence[tuple[str, Layout]]) -> tuple[Live, float]:
         """The layouts after the moves to those wanted, and the seconds that the moves take."""
@@ -75,7 +77,7 @@ def assign(
                 live |= {(name, layout)}
         return live, seconds
 
-    states = [_State(0.0, frozenset((x, NCHW) for x in graph.inputs))]
+    states = [_State(0.0, frozenset((x, NCHW) for x in inputs))]
     for i, task in enumerate(tasks):
         best: dict[Live, _State] = {}
         for state in states:
@@ -83,8 +85,7 @@ def assign(
                 wanted = list(zip(task.reads, form.reads, strict=True))
                 live, seconds = moved(state.live, wanted)
                 live = frozenset(t for t in live if last_use.get(t[0], -1) > i)
-                if last_use.get(task.output, -1) > i:
-                    live |= {(task.output, form.writes)}
+                live |= {(x, form.writes) for x in written[task.output] if last_use.get(x, -1) > i}
                 total = state.seconds + seconds + form.seconds
                 if live not in best or total < best[live].seconds:
                     best[live] = _State(total, live, form, state)

@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     Conv,
     Gemm,
     Identity,
+    Numpy,
     Pad,
     Pool,
     Reduce,
@@ -45,6 +46,9 @@ from fastrun.kernels.registry import parse_schedule
 STREAMING = 15e9  # bytes per second, read and written, with their order kept
 REORDERING = 8e9  # the same, with their order changed
 STEP = 1e-6  # seconds of a barrier, which every step has
+# Guesses for NumPy, between kernels.
+NUMPY_CALL = 50e-6  # seconds of a call, copies included
+NUMPY_STREAMING = 1e9  # bytes per second
 
 
 @dataclass(frozen=True)
@@ -180,11 +184,19 @@ class Forms:
         """All forms of a task; there may be none."""
         if isinstance(task.node.op, Conv):
             return self._convolutions(task)
+        if isinstance(task.node.op, Numpy):
+            return [self._by_numpy(task)]
         if is_view(self.graph, task):
             return self._views(task)
         floats, kernels = self._floats(task), [*byte_kernels(self.graph, task)]
         typed = (self._typed(task, form, kernel) for form in floats for kernel in kernels)
         return [*(self._quantised(task, form) for form in floats), *filter(None, typed)]
+
+    def _by_numpy(self, task: Task) -> Form:
+        """The form of a task that NumPy computes: it reads and writes in ONNX's order of axes."""
+        values = {*task.node.inputs, *task.node.outputs} & self.graph.tensors.keys()
+        seconds = NUMPY_CALL + sum(map(self._bytes, sorted(values))) / NUMPY_STREAMING
+        return Form((NCHW,) * len(task.reads), NCHW, task.node.work, seconds)
 
     def _floats(self, task: Task) -> list[Form]:
         """The forms of an operator's kernels of float32."""

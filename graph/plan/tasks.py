@@ -7,19 +7,18 @@ node's result, it is no task.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import ChannelShuffle, Concat, Conv, Gemm, Reshape, Slice
+from fastrun.graph.core.ops import ChannelShuffle, Concat, Conv, Gemm, Numpy, Reshape, Slice
 from fastrun.graph.core.precision import byte_grid
 
 
 @dataclass(frozen=True)
 class Task:
-    """A node and the computed tensors that it reads.
+    """A node and the computed tensors that kernels write and it reads.
 
     These may be others than the inputs of the node. A dense layer reads the tensor before a
     reshape that flattens it. A channel shuffle or a 1x1 convolution may read the inputs of a
@@ -32,7 +31,7 @@ class Task:
 
     @property
     def output(self) -> str:
-        """The tensor that is computed."""
+        """The tensor that is computed, the first one if there are several."""
         return self.node.output
 
 
@@ -40,34 +39,34 @@ def tasks(graph: Graph) -> list[Task]:
     """The tasks in topological order.
 
     Raises:
-        UnsupportedError: a node is foreign, or an input or a computed tensor is not float32.
+        UnsupportedError: a node is foreign, or has no kernel and is not left to NumPy.
     """
     graph.check_supported()
-    for name in graph.inputs:
-        _check_computable(graph, f"input {name!r}", name)
     spread = _spread(graph)
     found = []
     for node in graph.nodes:
+        if isinstance(node.op, Numpy):
+            found.append(Task(node, tuple(dict.fromkeys(filter(graph.is_native, node.inputs)))))
+            continue
         for name in (*node.inputs, node.output):
-            if name and name not in graph.constants:
-                _check_computable(graph, f"node {node.label}: {name!r}", name)
+            if name and name not in graph.constants and not graph.is_native(name):
+                raise UnsupportedError(
+                    f"node {node.label}: {name!r} is {graph.tensor(name)}; kernels compute float32"
+                )
         found.append(_task(graph, node, spread))
-    uses = Counter([*graph.outputs, *(x for task in found for x in task.reads)])
+    uses = Counter([*graph.outputs, *(x for task in found for x in _read(task))])
     kept = []
     for task in reversed(found):
-        if uses[task.output]:
+        if any(uses[x] for x in task.node.outputs):
             kept.append(task)
         else:
-            uses.subtract(task.reads)
+            uses.subtract(_read(task))
     return kept[::-1]
 
 
-def _check_computable(graph: Graph, what: str, name: str) -> None:
-    tensor = graph.tensor(name)
-    if tensor.dtype != np.float32:
-        raise UnsupportedError(
-            f"{what} is {tensor.dtype}; only float32 can be computed: convert the model"
-        )
+def _read(task: Task) -> Sequence[str]:
+    """The values that a task reads; NumPy reads those, too, that no kernel writes."""
+    return task.node.inputs if isinstance(task.node.op, Numpy) else task.reads
 
 
 def _task(graph: Graph, node: Node, spread: set[str]) -> Task:

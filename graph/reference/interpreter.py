@@ -6,6 +6,7 @@ Integers stay integers. Tensors of a quantised network are rounded to their grid
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,13 @@ from fastrun.graph.core.ops import (
     Conv,
     ConvTranspose,
     Expand,
+    Foreign,
     Gather,
     Gemm,
     Identity,
     MatMul,
+    Numpy,
+    Onnx,
     Pad,
     Pool,
     Reduce,
@@ -39,6 +43,7 @@ from fastrun.graph.core.ops import (
     Transpose,
     Unary,
 )
+from fastrun.graph.reference.by_onnx import compute
 from fastrun.graph.reference.numerics import (
     BINARY,
     REDUCTIONS,
@@ -76,10 +81,10 @@ def every_value(graph: Graph, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return _values(graph, inputs, graph.tensors.keys())
 
 
-def result(graph: Graph, node: Node, operands: Sequence[Array | None]) -> Array:
-    """What a node of a graph computes of these operands in float64; raises as `run` does."""
-    value = evaluate(node, operands, graph.tensor(node.output))
-    return _rounded(graph, node.output, value)
+def rounded_results(graph: Graph, node: Node, operands: Sequence[Any]) -> dict[str, Array]:
+    """What a node of a graph computes of these operands in float64, by name; raises as `run`."""
+    found = results(node, operands, graph.tensors)
+    return {name: _rounded(graph, name, _widen(value)) for name, value in found.items()}
 
 
 def _values(graph: Graph, inputs: Mapping[str, Array], kept: Container[str]) -> dict[str, Array]:
@@ -98,7 +103,7 @@ def _values(graph: Graph, inputs: Mapping[str, Array], kept: Container[str]) -> 
             _widen(graph.constants[x]) if x in graph.constants else values.get(x)
             for x in node.inputs
         ]
-        values[node.output] = result(graph, node, operands)
+        values |= rounded_results(graph, node, operands)
         for name in {*node.inputs}:
             if last_use[name] == index and name not in kept:
                 values.pop(name, None)
@@ -111,12 +116,37 @@ def _rounded(graph: Graph, name: str, value: Array) -> Array:
     return grid.rounded(value) if grid and grid.exact else value
 
 
+def results(node: Node, operands: Sequence[Any], tensors: Mapping[str, Tensor]) -> dict[str, Array]:
+    """The outputs of a node by name; absent operands are None, `tensors` describes the outputs.
+
+    ONNX's operators compute in the types of their operands, others in float64.
+
+    Raises:
+        GraphError: the operator does not fit its operands.
+        UnsupportedError: the operator is foreign.
+    """
+    op = node.op.op if isinstance(node.op, Numpy) else node.op
+    if not isinstance(op, Onnx):
+        return {node.output: evaluate(node, operands, tensors[node.output])}
+    try:
+        found = dict(zip(node.outputs, compute(op, operands), strict=True))
+    except GraphError as error:
+        raise GraphError(f"node {node.label}: {error}") from error
+    for name, value in found.items():
+        known = tensors.get(name)
+        if known and isinstance(value, np.ndarray) and value.shape != known.shape:
+            raise GraphError(f"node {node.label} gives {value.shape} instead of {known.shape}")
+    return found
+
+
 def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Array:
-    """The result of one node; absent inputs are None.
+    """The result of one node of one output, in float64; absent inputs are None.
 
     Raises:
         UnsupportedError: the operator is foreign.
     """
+    if isinstance(node.op, Numpy):
+        node = replace(node, op=node.op.op)
     x, *rest = [None if a is None else _widen(a) for a in inputs]
     assert x is not None
     value: Array = _value(node, x, rest, result)
@@ -182,9 +212,12 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return _widen(x.astype(result.dtype))
         case Identity():
             return x
-        case _:
-            raise UnsupportedError(f"node {node.label} needs {op.need}")
+        case Foreign(need=need):
+            raise UnsupportedError(f"node {node.label} needs {need}")
+    raise UnsupportedError(f"node {node.label} has several results")
 
 
-def _widen(values: Array) -> Array:
-    return values.astype(np.float64) if values.dtype.kind == "f" else values
+def _widen(values: Any) -> Any:
+    """Floating-point values in float64; others, sequences of arrays too, as they are."""
+    is_float = isinstance(values, np.ndarray) and values.dtype.name.startswith(("float", "bfloat"))
+    return values.astype(np.float64) if is_float else values

@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.graph.build.memory import Lifetime, allocate
-from fastrun.graph.build.steps import Arrangement, Port, Step
+from fastrun.graph.build.steps import Arrangement, NumpyStep, Port, Step
 from fastrun.graph.core.errors import InputError
-from fastrun.graph.core.model import Array
+from fastrun.graph.core.model import Array, Shape, Tensor
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.runtime.inputs import check_arrays, check_shape, unknown_input
+from fastrun.graph.runtime.segments import Calculation, Native, own
 from fastrun.graph.runtime.weights import Block, Common, Weights
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -79,16 +80,20 @@ class _Model:
     ) -> _Model:
         """Compile the kernels that the object cache lacks; pack the weights in the order of use."""
         cache, libraries = ObjectCache(), dict[str, Library]()
-        precompile([step.program.ir for step in arrangement.steps], cpu, cache)
-        for step in arrangement.steps:
-            program = step.program
+        precompile([step.program.ir for step in arrangement.kernels], cpu, cache)
+        for kernel in arrangement.kernels:
+            program = kernel.program
             if program.ir not in libraries:
                 symbols = [stage.symbol for stage in program.stages]
                 libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
         offsets, arena = _arena(arrangement)
         block = Weights(common)
-        pairs = []
+        pairs, light = [], list[Step | NumpyStep]()
         for step in arrangement.steps:
+            if isinstance(step, NumpyStep):
+                pairs.append((0, 0))
+                light.append(step)
+                continue
             weights = packed(step)
             if step.gathered:
                 src, size = offsets[step.src], program.io.src.dtype.bytes()
@@ -97,15 +102,17 @@ class _Model:
                 weights = np.concatenate([table, weights])
             bias = None if step.bias is None else pack_bias(step.bias)
             pairs.append((block.put(weights), block.put(bias)))
-        light = (replace(step, weights=None, bias=None) for step in arrangement.steps)
+            light.append(replace(step, weights=None, bias=None))
         arrangement = replace(arrangement, steps=tuple(light))
         return cls(arrangement, threads, offsets, arena, libraries, block, pairs, plan)
 
 
 def _arena(arrangement: Arrangement) -> tuple[list[int], int]:
     """Offsets of the buffers and of the steps' workspaces, and the size of the arena in bytes."""
-    steps = enumerate(arrangement.steps)
-    shared = [Lifetime(step.program.shared_bytes, i, i) for i, step in steps]
+    shared = [
+        Lifetime(step.program.shared_bytes if isinstance(step, Step) else 0, i, i)
+        for i, step in enumerate(arrangement.steps)
+    ]
     return allocate([*arrangement.buffers, *shared])
 
 
@@ -122,22 +129,27 @@ class Executable:
     def __init__(self, model: _Model) -> None:
         self._model = model
         self.plan = model.plan
-        steps, buffers = model.arrangement.steps, model.arrangement.buffers
+        arrangement = model.arrangement
         offsets, size = model.offsets, model.arena
-        local = max((s.program.local_bytes for s in steps), default=0)
+        local = max((s.program.local_bytes for s in arrangement.kernels), default=0)
         local = -(-(local + F32.bytes(READ_SLACK)) // _PAGE) * _PAGE
         self._arena = Block(size + local * model.threads)
         self._at = [self._arena.address + offset for offset in offsets]
         first = self._arena.address + size
         self._local = tuple(first + local * i for i in range(model.threads))
-        native, self._owners = self._native(len(buffers))
-        self._stages = native
         # If all outputs are views of inputs, there is nothing to run.
-        self._script = Script(native, model.threads, self._local) if native else None
+        self._segments = self._cut()
         self._alone = Team(1)
-        self._inputs = {p.name: (p, self._view(p)) for p in model.arrangement.inputs}
-        self._types = model.arrangement.outside
-        self._outputs = {p.name: (p, self._view(p)) for p in model.arrangement.outputs}
+        self._inputs = {p.name: (p, self._view(p)) for p in arrangement.inputs}
+        self._types = arrangement.outside
+        self._outputs = {p.name: (p, self._view(p)) for p in arrangement.outputs}
+        # Inputs of NumPy steps alone, and what those leave for each other and as outputs.
+        loose = arrangement.loose_inputs.items()
+        self._given: dict[str, Array] = {x: np.zeros(t.shape, t.dtype) for x, t in loose}
+        self._values: dict[str, Any] = {}
+        f32 = np.dtype(np.float32)
+        self._wanted = {p.name: (p.shape, f32) for p in arrangement.inputs}
+        self._wanted |= {x: (t.shape, t.dtype) for x, t in loose}
         self.memory = MemoryUse(size, model.weights.size, local * model.threads)
         self._renew()
         renewed_in_children(self, Executable._renew)
@@ -170,21 +182,28 @@ class Executable:
         )
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[Step | NumpyStep, ...]:
         """The steps in the order of running. Their weights are packed elsewhere: None here."""
         return self._model.arrangement.steps
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs by name. Arrays of float32 fit every input."""
-        return {port.name: port.shape for port in self._model.arrangement.inputs}
+        """Shapes of the inputs by name. Arrays of float32 fit every input but the loose ones."""
+        loose = {x: tensor.shape for x, tensor in self.loose_inputs.items()}
+        return {port.name: port.shape for port in self._model.arrangement.inputs} | loose
 
     @property
-    def outputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the outputs by name."""
-        constants = self._model.arrangement.constants.items()
-        computed = {port.name: port.shape for port in self._model.arrangement.outputs}
-        return {name: value.shape for name, value in constants} | computed
+    def loose_inputs(self) -> Mapping[str, Tensor]:
+        """The inputs that only NumPy steps read, which have another element type than float32."""
+        return self._model.arrangement.loose_inputs
+
+    @property
+    def outputs(self) -> dict[str, Shape | None]:
+        """Shapes of the outputs by name; None where the shape depends on data."""
+        arrangement = self._model.arrangement
+        found: dict[str, Shape | None] = {x: a.shape for x, a in arrangement.constants.items()}
+        found |= {port.name: port.shape for port in arrangement.outputs}
+        return found | {x: t.shape if t else None for x, t in arrangement.loose_outputs.items()}
 
     def at(self, shapes: Mapping[str, Sequence[int]] | None = None) -> Executable:
         """This network, if its inputs have these shapes: as `DynamicExecutable.at`.
@@ -207,9 +226,11 @@ class Executable:
 
         Inputs that the model never reads may be missing, or be anything. Inputs that the model
         itself converts to float32, such as pictures of bytes, may also have the model's type.
+        Inputs that only NumPy steps read, such as indices, have the model's type.
 
         Raises:
-            InputError: an input is missing, unknown, of the wrong shape or not float32.
+            InputError: an input is missing, unknown, or of the wrong shape or type.
+            GraphError: a NumPy step cannot compute with these inputs.
             RuntimeError: a signal handler calls this during a run in the same thread.
         """
         self._check(inputs)
@@ -218,10 +239,12 @@ class Executable:
             self._fill(inputs)
             self._walk()
             constants = self._model.arrangement.constants.items()
-            return {name: np.array(value) for name, value in constants} | {
+            loose = self._model.arrangement.loose_outputs
+            found = {name: np.array(value) for name, value in constants} | {
                 name: np.array(view, self._types.get(name)).reshape(port.shape)
                 for name, (port, view) in self._outputs.items()
             }
+            return found | {name: own(self._values[name]) for name in loose}
 
         return self._in_turn(work)
 
@@ -235,19 +258,20 @@ class Executable:
 
         def work() -> None:
             self._fill(inputs)
-            for i, step in enumerate(self.steps):
-                stages = [
-                    s for s, owner in zip(self._stages, self._owners, strict=True) if owner == i
-                ]
-                self._run(Script(stages, self._model.threads, self._local))
-                if port := step.result:
+            values = dict(self._given)
+            for part in self._cut(apart=True):
+                if isinstance(part, Calculation):
+                    found.update((x, own(value)) for x, value in part.results(values).items())
+                    continue
+                self._team.run(part.script)
+                if port := self.steps[part.owners[0]].result:
                     found[port.name] = self._stored(port)
 
         self._in_turn(work)
         return found
 
     def seconds(self, repeats: int = 1) -> float:
-        """Seconds of `repeats` runs of the last inputs, without Python between the runs."""
+        """Seconds of `repeats` runs of the last inputs, without Python between native steps."""
         return self._in_turn(lambda: self._walk(repeats, meet=True))
 
     def profile(self, repeats: int = 10) -> list[dict[str, Any]]:
@@ -285,23 +309,32 @@ class Executable:
 
     def _thread_times(self, repeats: int) -> NDArray[np.float64]:
         """Seconds of working and of waiting: (run, thread, step, 2)."""
-        threads, stages = self._model.threads, len(self._owners)
+        threads = self._model.threads
         times = np.zeros((repeats, threads, len(self.steps), 2))
-        if not stages:
-            return times
-        stamps = np.zeros((threads, stages, 2), np.int64)
 
         def work() -> None:
             for row in times:
-                whole = self._walk(stamps=stamps.ctypes.data, meet=True)
-                # A run starts when all threads have met; no stamp marks that moment.
-                start = stamps[0, -1, 1] - round(whole * 1e9)
-                for mine, seen in zip(row, stamps, strict=True):
-                    moments = np.maximum(np.concatenate([[start], seen.reshape(-1)]), start)
-                    np.add.at(mine, self._owners, np.diff(moments).reshape(-1, 2) * 1e-9)
+                self._values = dict(self._given)
+                for part in self._segments:
+                    if isinstance(part, Calculation):
+                        # One thread works, the others wait.
+                        row[0, part.owner, 0] = seconds = part.run(self._values)
+                        row[1:, part.owner, 1] = seconds
+                    else:
+                        self._stamp(part, row)
 
         self._in_turn(work)
         return times
+
+    def _stamp(self, part: Native, row: NDArray[np.float64]) -> None:
+        """Walk native steps once; add their seconds to a row of `_thread_times`."""
+        stamps = np.zeros((self._model.threads, len(part.owners), 2), np.int64)
+        whole = self._team.run(part.script, stamps=stamps.ctypes.data, meet=True)
+        # A run starts when all threads have met; no stamp marks that moment.
+        start = stamps[0, -1, 1] - round(whole * 1e9)
+        for mine, seen in zip(row, stamps, strict=True):
+            moments = np.maximum(np.concatenate([[start], seen.reshape(-1)]), start)
+            np.add.at(mine, part.owners, np.diff(moments).reshape(-1, 2) * 1e-9)
 
     def _in_turn(self, work: Callable[[], T]) -> T:
         with self._lock:
@@ -316,25 +349,54 @@ class Executable:
             finally:
                 self._running = False
 
-    def _walk(self, repeats: int = 1, stamps: int = 0, meet: bool = False) -> float:
-        return self._run(self._script, repeats, stamps, meet) if self._script else 0.0
+    def _walk(self, repeats: int = 1, meet: bool = False) -> float:
+        """Run all segments `repeats` times; seconds of all."""
+        match self._segments:
+            case [Native(script)]:
+                return self._team.run(script, repeats, meet=meet)
+        seconds = 0.0
+        for _ in range(repeats):
+            self._values = dict(self._given)
+            for part in self._segments:
+                if isinstance(part, Calculation):
+                    seconds += part.run(self._values)
+                else:
+                    seconds += self._team.run(part.script, meet=meet)
+        return seconds
 
-    def _run(self, script: Script, repeats: int = 1, stamps: int = 0, meet: bool = False) -> float:
-        threads = self._model.threads
-        workers = team(threads) if threads > 1 else self._alone
-        return workers.run(script, repeats, stamps=stamps, meet=meet)
-
-    def _fill(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
+    def _fill(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
         for name, (_, view) in self._inputs.items():
             view[...] = inputs[name].reshape(view.shape)
+        self._given = {name: np.array(inputs[name]) for name in self._given}
 
-    def _native(self, buffers: int) -> tuple[list[NativeStep], list[int]]:
-        """The native steps, one for each stage, and the index of each one's step."""
-        model, found, owners = self._model, list[NativeStep](), list[int]()
+    @property
+    def _team(self) -> Team:
+        threads = self._model.threads
+        return team(threads) if threads > 1 else self._alone
+
+    def _cut(self, apart: bool = False) -> list[Native | Calculation]:
+        """The native steps between NumPy steps, one for each stage, and the NumPy steps.
+
+        With `apart` every part is one step of the network.
+        """
+        buffers = len(self._model.arrangement.buffers)
+        model, parts = self._model, list[Native | Calculation]()
+        native, owners = list[NativeStep](), list[int]()
+
+        def end() -> None:
+            if native:
+                parts.append(Native(Script(native, model.threads, self._local), [*owners]))
+            native.clear()
+            owners.clear()
+
         for i, step in enumerate(model.arrangement.steps):
+            if isinstance(step, NumpyStep):
+                end()
+                parts.append(Calculation(step, i, self._view))
+                continue
             weights, bias = model.packed[i]
             for stage in step.program.stages:
-                found.append(
+                native.append(
                     NativeStep(
                         model.libraries[step.program.ir].address(stage.symbol),
                         stage.tasks,
@@ -348,7 +410,10 @@ class Executable:
                     )
                 )
                 owners.append(i)
-        return found, owners
+            if apart:
+                end()
+        end()
+        return parts
 
     def _view(self, port: Port) -> Array:
         """The pixels of an input or output in the arena, as (n, c, h, w)."""
@@ -366,10 +431,10 @@ class Executable:
         return where.unpack(buffer).reshape(port.shape)
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
-        ports = {name: port.shape for name, (port, _) in self._inputs.items()}
-        check_arrays(inputs, ports, self._model.arrangement.unread)
-        for name, shape in ports.items():
+        shapes = {name: shape for name, (shape, _) in self._wanted.items()}
+        check_arrays(inputs, shapes, self._model.arrangement.unread)
+        for name, (shape, dtype) in self._wanted.items():
             x = inputs[name]
-            if x.dtype not in (np.float32, self._types.get(name, np.float32)):
-                raise InputError(f"input {name!r} is {x.dtype}: give it as float32")
+            if x.dtype not in (dtype, self._types.get(name, dtype)):
+                raise InputError(f"input {name!r} is {x.dtype}: give it as {dtype}")
             check_shape(name, x.shape, shape)

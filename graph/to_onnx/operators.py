@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
+import onnx
 from onnx import helper
 
+from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Node, Shape
 from fastrun.graph.core.ops import (
     LRN,
@@ -26,6 +29,8 @@ from fastrun.graph.core.ops import (
     Gemm,
     Identity,
     MatMul,
+    Numpy,
+    Onnx,
     Pad,
     Pool,
     Reduce,
@@ -35,7 +40,9 @@ from fastrun.graph.core.ops import (
     Softmax,
     Transpose,
     Unary,
+    operand,
 )
+from fastrun.graph.frontend.inline import renamed
 from fastrun.graph.to_onnx.nodes import Nodes
 from fastrun.kernels.core.problem import slope
 
@@ -50,7 +57,11 @@ _INT64_MIN = np.iinfo(np.int64).min
 def write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
     """Write a node that reads the values `inputs`, "" for an absent one, and computes `output`."""
     op = node.op
-    if isinstance(op, Activating) and op.activation:
+    if isinstance(op, Numpy) and isinstance(op.op, Onnx):
+        _as_it_was(to, node, op.op, inputs, [output, *node.outputs[1:]])
+    elif isinstance(op, Numpy):
+        write(to, replace(node, op=op.op), inputs, output)
+    elif isinstance(op, Activating) and op.activation:
         linear = to.fresh(f"{node.output}.linear")
         _write(to, node, inputs, linear)
         _activate(to, f"{node.name}.{op.activation}", op.activation, linear, output)
@@ -265,3 +276,34 @@ def _reshape(to: Nodes, name: str, x: str, shape: Shape, output: str = "") -> st
 
 def _sizes(to: Nodes, name: str, shape: Shape) -> str:
     return to.constant(f"{name}.shape", np.array(shape, np.int64))
+
+
+def _as_it_was(
+    to: Nodes, node: Node, op: Onnx, inputs: Sequence[str], outputs: Sequence[str]
+) -> None:
+    """Write a node of ONNX again.
+
+    Raises:
+        UnsupportedError: its operator means something else in the opset that is written.
+    """
+    model = onnx.load_from_string(op.model)
+    names = {operand(i): x for i, x in enumerate(inputs) if x}
+    copy = renamed(model.graph.node[0], names, {})
+    for opset in model.opset_import:
+        if opset.domain == copy.domain and _since(copy, opset.version) != _since(copy, OPSET):
+            raise UnsupportedError(
+                f"node {node.label} of opset {opset.version} cannot be written in opset {OPSET}"
+            )
+    left = iter(outputs)
+    for i, y in enumerate(copy.output):
+        copy.output[i] = next(left) if y else ""
+    copy.name = node.name
+    to.nodes.append(copy)
+
+
+def _since(node: onnx.NodeProto, opset: int) -> int:
+    """The opset in which a node's operator got the form that it has in `opset`; 0 for none."""
+    try:
+        return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
+    except onnx.defs.SchemaError:
+        return 0

@@ -197,12 +197,12 @@ def test_network_that_cannot_run_is_refused_before_any_is_timed(
     good, bad, out = tmp_path / "good.onnx", tmp_path / "bad.onnx", tmp_path / "out.json"
     model = _small()
     onnx.save(model, good)
-    model.graph.node.add(op_type="Det", name="det", input=["y"], output=["z"])
+    model.graph.node.add(op_type="Bernoulli", name="det", input=["y"], output=["z"])
     model.graph.output[0].name = "z"
     onnx.save(model, bad)
     assert bench(good, bad, "--peers", "none", "--rounds", "1", "--json", out) == 2
     printed = capsys.readouterr()
-    assert "'det' (Det)" in printed.err
+    assert "'det' (Bernoulli)" in printed.err
     assert printed.err.count("\n") == 1
     assert not printed.out
     assert not out.exists()

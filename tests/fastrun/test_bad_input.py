@@ -74,7 +74,7 @@ def too_large(folder: Path) -> Path:
 
 
 def unsupported(folder: Path) -> Path:
-    return saved(folder, model([node("Det", "x", "y")]))
+    return saved(folder, model([node("Bernoulli", "x", "y")]))
 
 
 def open_size(folder: Path) -> Path:
@@ -91,7 +91,7 @@ def open_size(folder: Path) -> Path:
         (without_external_data, "/data"),
         (with_short_external_data, "external weights are unusable"),
         (too_large, "larger than the 2 GB"),
-        (unsupported, "'y' (Det) needs an operator that is not supported"),
+        (unsupported, "'y' (Bernoulli) needs an operator that is not supported"),
         (open_size, "'x' has shape (1, 4, 8, 8) instead of (1, 3, height, 8)"),
     ],
 )
@@ -111,11 +111,11 @@ def test_bad_models_take_one_line(
 def test_what_cannot_run_as_a_whole_is_said_before_tuning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    nodes = [conv("x", "c", "w"), node("Det", "c", "y")]
+    nodes = [conv("x", "c", "w"), node("Bernoulli", "c", "y")]
     path = saved(tmp_path, model(nodes, {"w": weights(8, 4, 1)}))
     assert main(["tune", str(path), "--trials", "1", "--db", str(tmp_path / "x.db")]) == 0
     *lines, last = capsys.readouterr().out.splitlines()
-    said = next(n for n, line in enumerate(lines) if "(Det) needs an operator" in line)
+    said = next(n for n, line in enumerate(lines) if "(Bernoulli) needs an operator" in line)
     assert lines[said].startswith(f"only the convolutions of {path} are tuned: ")
     assert all("best" not in line for line in lines[:said])
     assert f"`fastrun best {path} --db " in last

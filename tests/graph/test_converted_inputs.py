@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import fastrun
-from fastrun.graph.core.errors import InputError, UnsupportedError
+from fastrun.graph.core.errors import InputError
 from tests.support.graph_models import model, node, normal
 
 W = {"w": normal(6, 4, 1, 1)}
@@ -35,14 +35,18 @@ def test_the_caller_may_give_the_type_of_the_model_or_floats(kind: type, result:
         executable.run({"x": x.astype(np.int16)})
 
 
-def test_what_is_read_in_another_way_too_is_refused() -> None:
+def test_what_is_read_in_another_way_too_stays_as_it_is() -> None:
     nodes = [node("Cast", "x", "f", to=TensorProto.FLOAT), node("Cast", "x", "d", to=11),
              node("Cast", "d", "e", to=1), node("Add", "f e", "y")]  # fmt: skip
-    with pytest.raises(UnsupportedError, match="input 'x' is uint8"):
-        fastrun.load(model(nodes, dtype=TensorProto.UINT8), policy="heuristic")
-    for to in (TensorProto.UINT8, TensorProto.INT64):  # beyond its range anything may come out
-        with pytest.raises(UnsupportedError, match=r"'y' is u?int"):
-            fastrun.load(converting(TensorProto.UINT8, to), policy="heuristic")
+    executable = fastrun.load(model(nodes, dtype=TensorProto.UINT8), policy="heuristic")
+    x = np.arange(256, dtype=np.uint8).reshape(1, 4, 8, 8)
+    np.testing.assert_array_equal(executable.run({"x": x})["y"], 2 * x.astype(np.float32))
+    with pytest.raises(InputError, match="'x' is float32: give it as uint8"):
+        executable.run({"x": x.astype(np.float32)})
+    for to in (np.uint8, np.int64):
+        kind = helper.np_dtype_to_tensor_dtype(np.dtype(to))
+        executable = fastrun.load(converting(TensorProto.UINT8, kind), policy="heuristic")
+        assert executable.run({"x": x})["y"].dtype == to
 
 
 def test_what_nothing_reads_need_not_be_given() -> None:

@@ -22,10 +22,16 @@ pytestmark = pytest.mark.slow
 
 # How many cases at least are computed, and not refused as unsupported. The nine networks of the
 # category Real are left out: all their weights are equal, so that they prove next to nothing.
-LEAST = {"Node": 517, "Simple": 6, "PyTorchConverted": 67, "PyTorchOperator": 25}
+LEAST = {"Node": 1825, "Simple": 20, "PyTorchConverted": 76, "PyTorchOperator": 35}
 
-# The length of an axis is not rounded before it is used, unlike in the tensor that results.
-WRONG_IN_ONNX = "resize_downsample_scales_linear_align_corners"
+WRONG_IN_ONNX = (
+    # The length of an axis is not rounded before it is used, unlike in the tensor that results.
+    "resize_downsample_scales_linear_align_corners",
+    # Every step is rounded to 11 bits there; the last bit is then chance.
+    "attention_4d_causal_fp16_expanded",
+    # The reference implementation gives float32.
+    "dequantizelinear_e4m3fn_float16",
+)
 
 
 @contextlib.contextmanager
@@ -62,7 +68,7 @@ def cases() -> dict[str, type[unittest.TestCase]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         runner = onnx.backend.test.BackendTest(SkippingBackend, __name__)
-    found: dict[str, type[unittest.TestCase]] = runner.exclude(WRONG_IN_ONNX).test_cases
+    found: dict[str, type[unittest.TestCase]] = runner.exclude("|".join(WRONG_IN_ONNX)).test_cases
     return found
 
 
@@ -122,10 +128,10 @@ def test_a_single_node() -> None:
 
 
 def test_what_cannot_be_run_is_said_at_once() -> None:
-    unsupported = model([node("Det", "x", "y")], shape=(3, 3))
+    unsupported = model([node("Bernoulli", "x", "y")], shape=(3, 3))
     assert not Backend.is_compatible(unsupported)
     assert Backend.is_compatible(double(2, 3))
-    with pytest.raises(UnsupportedError, match="'y' \\(Det\\)"):
+    with pytest.raises(UnsupportedError, match="'y' \\(Bernoulli\\)"):
         Backend.prepare(unsupported)
     with pytest.raises(UnsupportedError, match="no device 'CUDA'"):
         Backend.prepare(double(2, 3), "CUDA")

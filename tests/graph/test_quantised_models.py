@@ -12,6 +12,7 @@ import onnx
 import pytest
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 import fastrun
 from fastrun.graph.core.errors import GraphError, UnsupportedError
@@ -206,22 +207,27 @@ def test_unusable_scales_and_zero_points(changed: dict[str, Any], message: str) 
         fastrun.load(layer(**changed), policy="heuristic")
 
 
-def test_scales_that_are_computed_are_refused() -> None:
+def test_scales_may_be_computed() -> None:
     nodes = [
         node("DynamicQuantizeLinear", "x", "q s z"), node("DequantizeLinear", "q s z", "y"),
     ]  # fmt: skip
     for some in (nodes, [node("ReduceMax", "x", "s", keepdims=0), node("QuantizeLinear", "x s",
                  "q"), node("DequantizeLinear", "q s", "y")]):  # fmt: skip
-        with pytest.raises(UnsupportedError, match="calibration data"):
-            import_onnx(model(some, {})).check_supported()
+        source, x = model(some, {}), np.abs(normal(1, 4, 6, 6))
+        (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+        found = fastrun.load(source, policy="heuristic").run({"x": x})["y"]
+        np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_arithmetic_on_integers_is_refused() -> None:
+def test_arithmetic_on_integers_is_numpys() -> None:
     nodes = [node("QuantizeLinear", "x s z", "q"), node("Add", "q q", "a"),
              node("DequantizeLinear", "a s z", "y")]  # fmt: skip
-    numbers = {"s": np.float32(0.1), "z": np.uint8(3)}
-    with pytest.raises(UnsupportedError, match=r"'a' .Add. needs kernels for integers"):
-        import_onnx(model(nodes, numbers)).check_supported()
+    source = model(nodes, {"s": np.float32(0.1), "z": np.uint8(3)})
+    x = normal(1, 4, 6, 6)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    network = fastrun.load(source, policy="heuristic")
+    np.testing.assert_allclose(network.run({"x": x})["y"], expected, atol=1e-6)
+    assert "Add (NumPy)" in [step["work"] for step in network.profile(1)]
 
 
 NUMBERS = {

@@ -138,4 +138,4 @@ def test_inputs_and_outputs_keep_the_types_of_the_model() -> None:
 
 def test_a_foreign_operator_is_refused() -> None:
     with pytest.raises(UnsupportedError, match="needs"):
-        export_onnx(import_onnx(model([node("Det", "x", "y")])))
+        export_onnx(import_onnx(model([node("Bernoulli", "x", "y")])))

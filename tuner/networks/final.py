@@ -216,7 +216,7 @@ class _Final:
     def _ready(self, plan: Plan) -> Plan:
         """The plan as this machine can build it; its kernels are compiled on all cores."""
         arrangement = follow_plan(self.graph, plan, self.cpu)
-        precompile([step.program.ir for step in arrangement.steps], self.cpu, ObjectCache())
+        precompile([step.program.ir for step in arrangement.kernels], self.cpu, ObjectCache())
         return carried_out(plan, arrangement)
 
     @property

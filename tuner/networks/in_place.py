@@ -103,7 +103,7 @@ def _loaded(network: PickledNetwork, plans: Sequence[str]) -> list[Executable]:
     # On one core nothing is compiled by other processes, which must not be started here.
     pin(network.cores[:1])
     executables = [_executable(network, plan) for plan in plans]
-    kept = {_identity(step) for step in executables[0].steps}
+    kept = {_identity(step) for step in executables[0].steps if isinstance(step, Step)}
     for key in _weights.keys() - kept:
         del _weights[key]
     pin(network.cores)

@@ -97,7 +97,7 @@ class _Shaken:
         packed: dict[int, Array] = {}
 
         def made(change: Callable[[Step], Step]) -> Executable:
-            steps = tuple(map(change, arrangement.steps))
+            steps = tuple(change(x) if isinstance(x, Step) else x for x in arrangement.steps)
             own = {id(step) for step in arrangement.steps}
 
             def pack(step: Step) -> Array:

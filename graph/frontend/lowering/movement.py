@@ -84,6 +84,9 @@ def _expand(site: Site) -> None:
 
 @lowers("Cast")
 def _cast(site: Site) -> None:
+    kinds = site.tensor(0).dtype, site.result.dtype
+    if any(kind.isbuiltin != 1 or kind.kind not in "biuf" for kind in kinds):
+        raise Unsupported("elements that are numbers of 8 bits or more")
     site.finish(Cast(), site.inputs[0])
 
 
@@ -95,7 +98,8 @@ def _transpose(site: Site) -> None:
 
 @lowers("Concat")
 def _concat(site: Site) -> None:
-    site.finish(Concat(site.axis(0)), *site.inputs)
+    parts = [x for i, x in enumerate(site.inputs) if 0 not in site.shape(i)]
+    site.finish(Concat(site.axis(0)), *(parts or site.inputs))
 
 
 @lowers("Split")
