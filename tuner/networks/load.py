@@ -32,10 +32,15 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import roundings
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.networks.first_use import verified
-from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
+from fastrun.tuner.networks.measured_choices import (
+    guessed_choices,
+    pretuned_choices,
+    stored_choices,
+)
 from fastrun.tuner.records.affinity import Threads, check_threads, thread_number
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.records.units import plural
+from fastrun.tuner.store.pretuned import kind
 
 if TYPE_CHECKING:
     import onnx
@@ -73,7 +78,9 @@ def load(
 
     `cached`: the plan stored in `database` for the network on this machine with this number of
     threads. Without one, the planner uses the measured times of layers, and the heuristic for the
-    other layers. `database` is a Database, path or URL; the default is that of the cache folder.
+    other layers, or winners that come with the package for this kind of processor
+    (`tuner.store.pretuned`). `database` is a Database, path or URL; the default is that of the
+    cache folder.
     `heuristic`: the heuristic chooses, and no database is read.
     `reproducible`: as `cached` for one thread, whatever `threads` is. So the result has the same
     bits for all numbers of threads.
@@ -193,7 +200,7 @@ def _by_database(
     """The plan by the database, None if it cannot be read; and a remark."""
     own = database is None
     if own and not tuning and not os.path.exists(cache_root() / "fastrun.db"):
-        return None, "nothing is tuned here: running by heuristics (`fastrun tune` measures)"
+        return _by_package(graph, cpu, threads, limits)
     # A plan in a file, or the heuristic, does not need SQL.
     from fastrun.tuner.store.database import Database, DatabaseError
 
@@ -208,6 +215,23 @@ def _by_database(
             return _by_store(graph, store, cpu, threads, limits, tuning)
     except DatabaseError as error:
         return None, f"{error}; running by heuristics"
+
+
+def _by_package(
+    graph: Graph, cpu: Cpu, threads: int, limits: Limits
+) -> tuple[tuple[Plan, Arrangement], str]:
+    """The plan by what comes with the package where nothing was tuned; and a remark."""
+    known = set[ConvProblem]()
+    choose = pretuned_choices(cpu, threads, limits, used=known.add)
+    made = _planned(graph, choose, cpu, threads, limits)
+    wanted = {p for p, _, _ in convolutions(graph)}
+    running = "running by heuristics"
+    if known & wanted:
+        running = (
+            f"{len(known & wanted)} of {plural(len(wanted), 'convolution')} of {graph.name} run by "
+            f"winners that come with the package for {kind(cpu)}, the others by heuristics"
+        )
+    return made, f"nothing is tuned here: {running} (`fastrun tune` measures)"
 
 
 def _by_store(

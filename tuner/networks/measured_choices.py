@@ -43,6 +43,36 @@ def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
     return choose
 
 
+def pretuned_choices(
+    cpu: Cpu,
+    threads: int,
+    limits: Limits,
+    used: Callable[[ConvProblem], object] = lambda p: None,
+) -> Choose:
+    """The heuristics' choices, of which winners that come with the package replace some.
+
+    A winner replaces the heuristic's schedule in the same layouts, with a time that is shorter by
+    as much as it was in the final. `used` is called for problems with such a winner.
+    """
+    from fastrun.tuner.store.pretuned import pretuned
+
+    guess = guessed_choices(cpu, threads, limits)
+
+    def choose(p: ConvProblem) -> list[Choice]:
+        found = list(guess(p))
+        for i, choice in enumerate(found):
+            better = pretuned(p, cpu, threads, choice.schedule)
+            if better and limits.allow(better[1]):
+                gain = better[1].seconds_per_call / better[0].seconds_per_call
+                found[i] = replace(
+                    choice, schedule=better[1].schedule, seconds=choice.seconds * gain
+                )
+                used(p)
+        return found
+
+    return choose
+
+
 def stored_choices(
     store: Database,
     cpu: Cpu,
@@ -54,10 +84,10 @@ def stored_choices(
     """The `each` best measured schedules for each pair of layouts; guesses for the other pairs.
 
     Times on another number of threads say little: they know neither how tasks divide nor the caches
-    and the bus that threads share. So without measurements on `threads` the heuristic chooses.
-    `missing` is called for problems without any measurement.
+    and the bus that threads share. So without measurements on `threads` the heuristic chooses, or
+    what comes with the package. `missing` is called for problems without any measurement.
     """
-    guess = guessed_choices(cpu, threads, limits)
+    guess, shipped = guessed_choices(cpu, threads, limits), pretuned_choices(cpu, threads, limits)
 
     def choose(p: ConvProblem) -> list[Choice]:
         tried = (_measured(store, q, cpu, threads, limits, each) for q in (p, *_alike(p)))
@@ -65,7 +95,7 @@ def stored_choices(
         if not known:
             if not rounds_weights(p.precision):  # which is never needed
                 missing(p)
-            return list(guess(p))
+            return list(shipped(p))
         try:
             guesses = guess(p)
         except UnsupportedError:
