@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
@@ -53,8 +54,11 @@ _PAIRS, _FEWER_BYTES = 0.6, 0.9
 _OTHER_BLOCKS = 1.05
 
 
-def heuristic_choices(cpu: Cpu) -> Choose:
-    """Every algorithm's heuristic schedule, in its layout and in NHWC, with guessed seconds."""
+def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
+    """Every algorithm's heuristic schedule, in its layout and in NHWC, with guessed seconds.
+
+    Algorithms without a schedule whose expected error is at most `max_error` are left out.
+    """
 
     def choose(p: ConvProblem) -> list[Choice]:
         found, templates = list[Choice](), applicable(p, cpu)
@@ -67,11 +71,12 @@ def heuristic_choices(cpu: Cpu) -> Choose:
         elif p.types:
             guess *= _of_rounded(p, preferred, cpu)
         for template in templates:
-            if not template.baseline:
+            schedule = template.heuristic_within(p, cpu, max_error)
+            if schedule is not None and not template.baseline:
                 # A lower rank is worse; the preferred one has the highest.
                 behind = preferred.rank(p, cpu) - template.rank(p, cpu)
                 factor = _SECOND_BEST ** (behind + (template is not preferred))
-                found += _variants(template, p, cpu, guess * factor)
+                found += _variants(template, schedule, guess * factor)
         return found
 
     return choose
@@ -96,8 +101,7 @@ def _of_rounded(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     return _FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0
 
 
-def _variants(template: KernelTemplate, p: ConvProblem, cpu: Cpu, seconds: float) -> list[Choice]:
-    schedule = template.heuristic(p, cpu)
+def _variants(template: KernelTemplate, schedule: Any, seconds: float) -> list[Choice]:
     src, dst = layout_pair(schedule.layout)
     found = [Choice(template.text(schedule), src, dst, seconds, guessed=True)]
     if dst.blocked:

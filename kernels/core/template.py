@@ -91,7 +91,8 @@ class KernelTemplate:
     float32 only. Without `rows_alike` the bits of an output row depend on which
     others are computed with it; `grain` is the number of rows best computed together. `error` is
     the rms error to expect on normal data, relative to the output's rms, or in steps of an output
-    that is u8.
+    that is u8. `careful` is the heuristic of an algorithm that can trade speed for a smaller error:
+    its schedule with an expected error of at most the given one, or the most exact one.
     """
 
     name: str
@@ -106,6 +107,7 @@ class KernelTemplate:
     rows_alike: bool = True
     grain: Callable[[ConvProblem, Any], int] = lambda p, schedule: 1
     error: Callable[[ConvProblem, Any], float] = summation_error
+    careful: Callable[[ConvProblem, Cpu, float], Any] | None = None
 
     def __post_init__(self) -> None:
         # Notebooks show a schedule under its algorithm's name, which it does not know itself.
@@ -120,6 +122,15 @@ class KernelTemplate:
         if not self.takes(p.precision, cpu):
             return f"it does not compute {p.types or 'f32'} on this processor"
         return self.why_not(p, cpu)
+
+    def heuristic_within(self, p: ConvProblem, cpu: Cpu, max_error: float | None) -> Any:
+        """The heuristic's schedule with an expected error of at most `max_error`, None without."""
+        schedule = self.heuristic(p, cpu)
+        if max_error is None or self.error(p, schedule) <= max_error:
+            return schedule
+        if self.careful is not None:
+            schedule = self.careful(p, cpu, max_error)
+        return schedule if self.error(p, schedule) <= max_error else None
 
     def build(self, p: ConvProblem, schedule: Any, cpu: Cpu, io: Io) -> Program:
         """The kernel for operands that lie as `io` says.

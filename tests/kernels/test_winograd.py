@@ -184,3 +184,16 @@ def test_the_heuristic_prefers_tiles_that_are_exact_enough(channels: int) -> Non
     chosen = winograd.template.heuristic(p, Cpu.host())
     assert expected_error(p, (chosen.mh, chosen.mw)) <= 2e-5
     assert expected_error(p, (7, 7)) > 2e-5
+
+
+@pytest.mark.parametrize("limit", [2e-6, 6e-7])
+def test_a_limit_of_the_error_is_met_by_smaller_tiles(limit: float) -> None:
+    p = ConvProblem.parse("conv 1x64x26x26 32x3x3 s1 p1")
+    usual, within = (winograd.template.heuristic_within(p, CPU, e) for e in (None, limit))
+    assert 2 <= within.mh < usual.mh
+    assert rms_error(p, winograd.template, within) < limit < rms_error(p, winograd.template, usual)
+
+
+def test_there_may_be_no_tile_within_a_limit() -> None:
+    p = ConvProblem.parse("conv 1x64x26x26 32x3x3 s1 p1")
+    assert winograd.template.heuristic_within(p, CPU, 1e-8) is None

@@ -32,7 +32,7 @@ _DISTRUST = 1.3
 
 def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
     """The heuristics' choices that are expected to be within `limits`."""
-    guess = heuristic_choices(cpu)
+    guess = heuristic_choices(cpu, limits.error)
 
     def choose(p: ConvProblem) -> Sequence[Choice]:
         found = [c for c in guess(p) if _within(p, c.schedule, cpu, threads, limits)]

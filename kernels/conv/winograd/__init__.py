@@ -58,7 +58,12 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    return heuristic_with_tile(p, cpu, *_best_sizes(p))
+    return heuristic_with_tile(p, cpu, *_best_sizes(p, _careful(p)))
+
+
+def careful(p: ConvProblem, cpu: Cpu, max_error: float) -> Schedule:
+    """The heuristic's schedule among tiles with an expected error of at most `max_error`."""
+    return heuristic_with_tile(p, cpu, *_best_sizes(p, min(max_error, _careful(p))))
 
 
 def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
@@ -116,8 +121,8 @@ def _best_cols(tiles: int, vectors: int, cpu: Cpu, further: int) -> int:
     return max(range(min(narrowest, vectors), min(4, vectors) + 1), key=accumulators)
 
 
-def _best_sizes(p: ConvProblem) -> tuple[int, int]:
-    """The tile with the lowest cost, in multiplications, whose expected error is small enough.
+def _best_sizes(p: ConvProblem, limit: float) -> tuple[int, int]:
+    """The tile with the lowest cost, in multiplications, whose expected error is within `limit`.
 
     A transform costs about 6 multiplications per element and channel; a weight, which streams from
     L3, about 5, or 2 if it is int16. Integers get a tile whose input transform is exact.
@@ -133,7 +138,7 @@ def _best_sizes(p: ConvProblem) -> tuple[int, int]:
     sizes = sorted((m for m in _sizes(p) if m != (1, 1)), key=cost)
     if p.precision.integer:
         sizes = [m for m in sizes if input_is_exact(p, m)] or sizes
-    limit, errors = _careful(p), (_error(p, m, *_exact_enough(p, m)) for m in sizes)
+    errors = (_error(p, m, *_exact_enough(p, m)) for m in sizes)
     cheapest = next((m for m, error in zip(sizes, errors, strict=True) if error <= limit), None)
     return cheapest or min(sizes, key=lambda m: _error(p, m, *_exact_enough(p, m)))
 
@@ -251,4 +256,5 @@ template = KernelTemplate(
     grain=grain,
     takes=lambda types, cpu: types.src is F32 or (types.integer and bool(dots(Types.pairs(), cpu))),
     error=lambda p, s: _error(p, (s.mh, s.mw), s.points, s.chunk),
+    careful=careful,
 )
