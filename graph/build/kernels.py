@@ -25,6 +25,7 @@ from fastrun.graph.core.ops import (
     Clip,
     Conv,
     Gemm,
+    LayerNorm,
     Pool,
     Reduce,
     Unary,
@@ -45,7 +46,7 @@ from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
-from fastrun.kernels.ops import dense, elementwise, pool, shuffle
+from fastrun.kernels.ops import dense, elementwise, layer_norm, pool, shuffle
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
 
@@ -93,6 +94,11 @@ def build(
                 return Built(program, "dense", weights, bias)
             case Pool():
                 built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
+            case LayerNorm():
+                pair = np.zeros((2, dst.c), np.float32)
+                for i, _ in enumerate(filter(None, node.inputs[1:])):
+                    pair[i] = constant(graph, task, i + 1).reshape(-1)
+                built = Built(layer_norm.build(op, cpu, src, dst), "layer_norm", pair)
             case Reduce() if is_global_pool(graph, task):
                 whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
                 built = Built(pool.build(whole, cpu, src, dst), "pool")

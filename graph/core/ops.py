@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fastrun.kernels.ops.elementwise import Binary as Binary
 from fastrun.kernels.ops.elementwise import Clip as Clip
 from fastrun.kernels.ops.elementwise import Unary as Unary
+from fastrun.kernels.ops.layer_norm import LayerNorm as LayerNorm
 from fastrun.kernels.ops.lrn import LRN as LRN
 from fastrun.kernels.ops.movement import Pad as Pad
 from fastrun.kernels.ops.reduce import Reduce as Reduce
@@ -200,9 +201,10 @@ class Foreign:
 
 
 Op = (
-    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | Unary | Clip | Binary | Softmax | Gemm
-    | MatMul | Reduce | Concat | Slice | Pad | Transpose | ChannelShuffle | Reshape | Expand
-    | Gather | Resize | Cast | Identity | Onnx | Numpy | Foreign
+    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Unary | Clip | Binary
+    | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose | ChannelShuffle
+    | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx | Numpy
+    | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

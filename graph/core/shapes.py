@@ -27,6 +27,7 @@ from fastrun.graph.core.ops import (
     Gemm,
     Identity,
     Ints,
+    LayerNorm,
     MatMul,
     Op,
     Pad,
@@ -83,8 +84,8 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (
-            Affine() | BatchNorm() | LRN() | Unary() | Clip() | Softmax() | Cast() | Identity()
-            | ChannelShuffle()
+            Affine() | BatchNorm() | LRN() | LayerNorm() | Unary() | Clip() | Softmax() | Cast()
+            | Identity() | ChannelShuffle()
         ):  # fmt: skip
             return x
     return None

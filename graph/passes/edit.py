@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from fastrun.graph.core.grid import Grid
-from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
-from fastrun.graph.core.ops import Identity
+from fastrun.graph.core.model import Array, Graph, Node, Shape, Tensor, unused
+from fastrun.graph.core.ops import Identity, Op
 
 
 class Edit:
@@ -99,6 +99,14 @@ class Edit:
         self._nodes = dict([*nodes[:at], (new.output, new), *nodes[at:]])
         self._tensors[new.output] = tensor
         self._count(new, 1)
+
+    def put(self, node: Node, op: Op, inputs: tuple[str, ...], shape: Shape) -> str:
+        """Add a node of the element type of `node` in front of it. Returns its result's name."""
+        kind = type(op).__name__.lower()
+        name = self.fresh(f"{node.output}.{kind}")
+        tensor = Tensor(shape, self.tensor(node.output).dtype)
+        self.insert(Node(f"{node.name}.{kind}", op, inputs, (name,)), tensor, node)
+        return name
 
     def merge(self, first: Node, second: Node, merged: Node) -> None:
         """Replace two nodes by one in the place of `second`, the only reader of `first`."""

@@ -6,8 +6,21 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
+
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import Binary, ChannelShuffle, Op, Reshape, Transpose, Unary
+from fastrun.graph.core.ops import (
+    Affine,
+    Binary,
+    ChannelShuffle,
+    LayerNorm,
+    Op,
+    Reduce,
+    Reshape,
+    Transpose,
+    Unary,
+)
+from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
 from fastrun.graph.passes.edit import Edit
 
 
@@ -22,6 +35,45 @@ def recognise_gates(graph: Graph) -> Graph:
             for x, y in (terms, terms[::-1]):
                 if _near(factor, expected) and gate(edit, y) == x:
                     edit.replace(node, replace(node, op=Unary(function), inputs=(x,)))
+    return edit.done()
+
+
+def recognise_layer_norm(graph: Graph) -> Graph:
+    """Write the normalisation of the last axis, as exporters write it out, as one operator.
+
+    The axis becomes that of the channels between two transposes.
+    """
+    edit = Edit(graph)
+    for node in edit:
+        x, epsilon = _normalised(edit, node)
+        shape = edit.shape(node.output) or ()
+        if not x or len(shape) not in CHANNELS_LAST:
+            continue
+        order = CHANNELS_FIRST[len(shape)]
+        turned = tuple(shape[axis] for axis in order)
+        scale = edit.constant(f"{node.name}.scale", np.ones(shape[-1], np.float32))
+        before = edit.put(node, Transpose(order), (x,), turned)
+        normal = edit.put(node, LayerNorm(epsilon), (before, scale), turned)
+        edit.replace(node, replace(node, op=Transpose(CHANNELS_LAST[len(shape)]), inputs=(normal,)))
+    return edit.done()
+
+
+def fold_into_layer_norm(graph: Graph) -> Graph:
+    """Let a layer normalisation scale and shift its channels itself."""
+    edit = Edit(graph)
+    for node in edit:
+        norm = edit.private_producer(node.inputs[0]) if isinstance(node.op, Affine) else None
+        if norm is None or not isinstance(norm.op, LayerNorm) or node.op != Affine():
+            continue
+        scale, shift = (edit.constants[x].reshape(-1) for x in node.inputs[1:])
+        own = edit.constants[norm.inputs[1]].reshape(-1)
+        if norm.input(2):
+            shift = shift + scale * edit.constants[norm.inputs[2]].reshape(-1)
+        names = (
+            edit.constant(f"{node.name}.{x}", v)
+            for x, v in (("scale", own * scale), ("shift", shift))
+        )
+        edit.merge(norm, node, replace(node, op=norm.op, inputs=(norm.inputs[0], *names)))
     return edit.done()
 
 
@@ -47,18 +99,21 @@ def recognise_channel_shuffle(graph: Graph) -> Graph:
 
 
 def merge_moves(graph: Graph) -> Graph:
-    """Merge two reshapes in a row, and two transposes in a row."""
+    """Merge two reshapes in a row, and two transposes in a row.
+
+    The first transpose may have other readers: it stays for them.
+    """
     edit = Edit(graph)
     for node in edit:
-        before = edit.private_producer(node.inputs[0]) if node.inputs else None
-        if before is None:
+        before = edit.producer(node.inputs[0]) if node.inputs else None
+        if before is None or edit.exact(before.output):
             continue
         match before.op, node.op:
-            case Reshape(), Reshape():
+            case Reshape(), Reshape() if edit.is_private(before.output):
                 edit.merge(before, node, replace(node, inputs=before.inputs))
             case Transpose(order=first), Transpose(order=second):
                 op = Transpose(tuple(first[axis] for axis in second))
-                edit.merge(before, node, replace(node, op=op, inputs=before.inputs))
+                edit.replace(node, replace(node, op=op, inputs=before.inputs))
     return edit.done()
 
 
@@ -83,6 +138,35 @@ def _product(edit: Edit, node: Node) -> tuple[float, list[str]]:
         factor *= some
         found += terms or [x]
     return factor, found
+
+
+def _normalised(edit: Edit, node: Node) -> tuple[str, float]:
+    """x and epsilon, if `node` is (x - mean) / sqrt(variance + epsilon) along the last axis."""
+    if node.op != Binary("div"):
+        return "", 0.0
+    centred, root = edit.producer(node.inputs[0]), edit.private_producer(node.inputs[1])
+    under = edit.private_producer(root.inputs[0]) if root and root.op == Unary("sqrt") else None
+    if centred is None or centred.op != Binary("sub") or not under or under.op != Binary("add"):
+        return "", 0.0
+    epsilon = edit.number(under.inputs[1])
+    x, mean = centred.inputs
+    square = edit.private_producer(_mean(edit, under.inputs[0]))
+    squared = square and (
+        square.op == Unary("pow", 2.0)
+        or (square.op == Binary("mul") and len(set(square.inputs)) == 1)
+        or (square.op == Binary("pow") and edit.number(square.inputs[1]) == 2)
+    )
+    same = squared and square and square.inputs[0] == centred.output and _mean(edit, mean) == x
+    return (x, epsilon) if same and epsilon > 0 else ("", 0.0)
+
+
+def _mean(edit: Edit, name: str) -> str:
+    """The value of which `name` is the mean along the last axis, which stays; "" if it is none."""
+    node = edit.private_producer(name)
+    shape = edit.shape(node.inputs[0]) if node else None
+    if not node or not shape or edit.shape(name) != (*shape[:-1], 1):
+        return ""
+    return node.inputs[0] if node.op == Reduce("mean", (len(shape) - 1,)) else ""
 
 
 def _near(a: float, b: float) -> bool:

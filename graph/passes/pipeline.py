@@ -10,11 +10,18 @@ from fastrun.graph.passes.cleanup import drop_identities, fold_constants, fold_p
 from fastrun.graph.passes.fold_affine import fold_affine, fold_input_scale, normalise_affine
 from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
 from fastrun.graph.passes.merge_parallel import merge_parallel
-from fastrun.graph.passes.patterns import merge_moves, recognise_channel_shuffle, recognise_gates
+from fastrun.graph.passes.patterns import (
+    fold_into_layer_norm,
+    merge_moves,
+    recognise_channel_shuffle,
+    recognise_gates,
+    recognise_layer_norm,
+)
 from fastrun.graph.passes.products import (
     convolve_dense,
     convolve_products,
     densify,
+    separate_rows,
     sink_transposes,
 )
 from fastrun.graph.passes.rounding import (
@@ -35,13 +42,16 @@ PASSES: tuple[Pass, ...] = (
     recognise_channel_shuffle,
     merge_moves,
     recognise_gates,
+    recognise_layer_norm,
     fuse_bias,
+    separate_rows,
     convolve_products,
     sink_transposes,
     merge_moves,
     drop_identities,
     fold_padding,
     normalise_affine,
+    fold_into_layer_norm,
     fold_affine,
     fold_input_scale,
     merge_parallel,

@@ -11,10 +11,34 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrun.graph.core.model import Graph, Node, Shape, Tensor
-from fastrun.graph.core.ops import Binary, Clip, Conv, Gemm, MatMul, Op, Reshape, Transpose, Unary
+from fastrun.graph.core.model import Graph, Shape
+from fastrun.graph.core.ops import Binary, Clip, Conv, Gemm, MatMul, Reshape, Transpose, Unary
 from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
 from fastrun.graph.passes.edit import Edit
+
+# Rows from which a dense layer is a convolution: its kernel for a few reads weights every six rows.
+MANY_ROWS = 16
+
+
+def separate_rows(graph: Graph) -> Graph:
+    """Write dense layers of many rows (m, k) as products of a (1, m, k) tensor."""
+    edit = Edit(graph)
+    for node in edit:
+        op, shape = node.op, edit.shape(node.inputs[0]) or () if node.inputs else ()
+        plain = isinstance(op, Gemm) and not op.transpose_a and op.alpha == op.beta == 1
+        matrix, bias = edit.constants.get(node.input(1)), edit.constants.get(node.input(2))
+        if not plain or len(shape) != 2 or shape[0] < MANY_ROWS or matrix is None:
+            continue
+        assert isinstance(op, Gemm)
+        grid, outputs = edit.grids.get(node.inputs[1]), edit.tensor(node.output).shape[1]
+        if grid or (node.input(2) and (bias is None or bias.size != outputs)):
+            continue  # grids belong to the matrix as it is stored
+        weights = edit.constant(node.inputs[1], matrix.T) if op.transpose_b else node.inputs[1]
+        rows = edit.put(node, Reshape(), node.inputs[:1], (1, *shape))
+        inputs = (rows, weights, *node.inputs[2:])
+        product = edit.put(node, MatMul(op.activation), inputs, (1, shape[0], outputs))
+        edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
+    return edit.done()
 
 
 def convolve_products(graph: Graph) -> Graph:
@@ -37,15 +61,14 @@ def convolve_products(graph: Graph) -> Graph:
         if bias:
             inputs.append(edit.constant(f"{node.name}.bias", edit.constants[bias].reshape(-1)))
         op = Conv(space, (0,) * 2 * len(space), space, activation=node.op.activation)
-        x = _put(
-            edit,
+        x = edit.put(
             node,
             Transpose(CHANNELS_FIRST[len(shape)]),
             (x,),
             (shape[0], shape[-1], *shape[1:-1]),
         )
         out = (shape[0], matrix.shape[1], *shape[1:-1])
-        product = _put(edit, node, op, (x, *inputs), out)
+        product = edit.put(node, op, (x, *inputs), out)
         back = Transpose(CHANNELS_LAST[len(shape)])
         edit.replace(node, replace(node, op=back, inputs=(product,)))
     return edit.done()
@@ -54,35 +77,40 @@ def convolve_products(graph: Graph) -> Graph:
 def sink_transposes(graph: Graph) -> Graph:
     """Move transposes that bring channels last behind arithmetic on single values.
 
-    Transposes may then cancel each other, and scales may fold into weights.
+    Transposes may then cancel each other, scales may fold into weights, and a residual may be added
+    by the convolution in front. Where another operand is no transpose, one that brings channels
+    first is put in front of it: in NHWC neither of the two moves anything.
     """
     edit = Edit(graph)
     for node in edit:
         if not isinstance(node.op, Unary | Clip | Binary):
             continue
         computed = [x for x in node.inputs if x not in edit.constants]
-        moves = [edit.private_producer(x) for x in computed]
-        orders = {move.op.order for move in moves if move and isinstance(move.op, Transpose)}
-        if len(orders) != 1 or not all(m and isinstance(m.op, Transpose) for m in moves):
-            continue
-        order, shape = orders.pop(), edit.tensor(node.output).shape
-        if order != CHANNELS_LAST.get(len(order)):
+        shape = edit.tensor(node.output).shape
+        order = CHANNELS_LAST.get(len(shape))
+        if order is None or not any(_turned(edit, x) == order for x in computed):
             continue
         if any(edit.shape(x) != shape for x in computed):
             continue
         back = tuple(int(axis) for axis in np.argsort(order))
-        inputs = {x: move.inputs[0] for x, move in zip(computed, moves, strict=True) if move}
-        for x in set(node.inputs) - set(inputs):
-            values = edit.constants[x]
-            wide = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
-            inputs[x] = edit.constant(x, wide.transpose(back))
         before = tuple(shape[axis] for axis in back)
-        inner = _put(edit, node, node.op, tuple(inputs[x] for x in node.inputs), before)
-        after = replace(node, op=Transpose(order), inputs=(inner,))
-        for move in moves:
-            assert move
-            edit.merge(move, edit.producer(node.output) or node, after)
+        inputs = {}
+        for x in dict.fromkeys(node.inputs):
+            if x in edit.constants:
+                values = edit.constants[x]
+                wide = values.reshape((1,) * (len(shape) - values.ndim) + values.shape)
+                inputs[x] = edit.constant(x, wide.transpose(back))
+            else:
+                inputs[x] = edit.put(node, Transpose(back), (x,), before)
+        inner = edit.put(node, node.op, tuple(inputs[x] for x in node.inputs), before)
+        edit.replace(node, replace(node, op=Transpose(order), inputs=(inner,)))
     return edit.done()
+
+
+def _turned(edit: Edit, name: str) -> Shape:
+    """The order of a transpose that only one node reads; () for any other value."""
+    node = edit.private_producer(name)
+    return node.op.order if node and isinstance(node.op, Transpose) else ()
 
 
 def densify(graph: Graph) -> Graph:
@@ -103,9 +131,9 @@ def densify(graph: Graph) -> Graph:
             continue  # dense layers have no integers
         rows = shape[0], math.prod(shape[1:])
         matrix = edit.constant(f"{node.name}.matrix", weights.reshape(len(weights), -1), grid)
-        flat = _put(edit, node, Reshape(), node.inputs[:1], rows)
+        flat = edit.put(node, Reshape(), node.inputs[:1], rows)
         op = Gemm(transpose_b=True, activation=node.op.activation)
-        product = _put(edit, node, op, (flat, matrix, *node.inputs[2:]), (shape[0], len(weights)))
+        product = edit.put(node, op, (flat, matrix, *node.inputs[2:]), (shape[0], len(weights)))
         edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
     return edit.done()
 
@@ -130,19 +158,11 @@ def convolve_dense(graph: Graph) -> Graph:
         inputs = [edit.constant(f"{node.name}.filters", filters[..., None, None], grid)]
         if bias:
             inputs.append(edit.constant(f"{node.name}.bias", edit.constants[bias].reshape(-1)))
-        pixel = _put(edit, node, Reshape(), (x,), (rows, filters.shape[1], 1, 1))
+        pixel = edit.put(node, Reshape(), (x,), (rows, filters.shape[1], 1, 1))
         conv = Conv((1, 1), (0,) * 4, (1, 1), activation=op.activation)
-        product = _put(edit, node, conv, (pixel, *inputs), (rows, outputs, 1, 1))
+        product = edit.put(node, conv, (pixel, *inputs), (rows, outputs, 1, 1))
         edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
         for old, new in ((x, pixel), (node.output, product)):
             if old in edit.grids:
                 edit.grids[new] = edit.grids[old]
     return edit.done()
-
-
-def _put(edit: Edit, node: Node, op: Op, inputs: tuple[str, ...], shape: Shape) -> str:
-    """Add a node in front of `node`. Returns the name of its result."""
-    name = edit.fresh(f"{node.output}.{type(op).__name__.lower()}")
-    edit.insert(Node(f"{node.name}.{type(op).__name__.lower()}", op, inputs, (name,)),
-                Tensor(shape, edit.tensor(node.output).dtype), node)  # fmt: skip
-    return name

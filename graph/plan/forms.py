@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     Conv,
     Gemm,
     Identity,
+    LayerNorm,
     Numpy,
     Pad,
     Pool,
@@ -235,6 +236,9 @@ class Forms:
                 return across(2 * streaming)
             case Pool() | Reduce() | Unary() | Clip() | Affine():
                 return alike(self.layouts)
+            case LayerNorm():
+                single = shape4(self.graph.shape(task.output))[2:] == (1, 1)
+                return alike([x for x in self.layouts if single or x != NCHW])
             case Binary():
                 return alike(self._broadcastable(task))
             case ChannelShuffle() if len(task.reads) == 2:

@@ -30,6 +30,7 @@ from fastrun.graph.core.ops import (
     Gather,
     Gemm,
     Identity,
+    LayerNorm,
     MatMul,
     Numpy,
     Onnx,
@@ -174,6 +175,10 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return x * scale + shift
         case LRN():
             return lrn(op, x)
+        case LayerNorm(epsilon=epsilon):
+            scale, shift = (along_channels(p.reshape(-1), x) for p in (*rest, np.zeros(1))[:2])
+            deviation = np.sqrt(x.var(1, keepdims=True) + epsilon)
+            return (x - x.mean(1, keepdims=True)) / deviation * scale + shift
         case Unary():
             return UNARY[op.function](x, op.alpha, op.beta)
         case Clip():

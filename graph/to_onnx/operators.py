@@ -28,6 +28,7 @@ from fastrun.graph.core.ops import (
     Gather,
     Gemm,
     Identity,
+    LayerNorm,
     MatMul,
     Numpy,
     Onnx,
@@ -85,6 +86,14 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
                 values = to.graph.constants[parameter]
                 factor = to.constant(f"{parameter}.wide", values.reshape(-1, *wide))
                 x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
+        case LayerNorm(epsilon=epsilon):
+            rank = len(shape)
+            last, first = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+            rows = to.put(name, "Transpose", x, perm=last)
+            constants = ((x, to.graph.constants[x].reshape(-1)) for x in filter(None, inputs[1:]))
+            flat = [to.constant(x, values) for x, values in constants]
+            normal = to.put(name, "LayerNormalization", rows, *flat, axis=-1, epsilon=epsilon)
+            to.put(name, "Transpose", normal, output=output, perm=first)
         case LRN(size, alpha, beta, bias):
             kept = {"size": size, "alpha": alpha, "beta": beta, "bias": bias}
             to.put(name, "LRN", x, output=output, **kept)

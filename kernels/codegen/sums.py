@@ -7,7 +7,9 @@ terms. The sums of runs are added to totals, which keep what was rounded off.
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Tile
+from collections.abc import Callable
+
+from fastrun.kernels.codegen.builder import Buffer, Kernel, Tile, Vec
 from fastrun.kernels.codegen.elementary import compare
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.tiling import cut
@@ -71,3 +73,11 @@ def add_products(
                 totals.take_in()
     if totals:
         totals.finish()
+
+
+def across(value: Vec, join: Callable[[Vec, Vec], Vec]) -> Vec:
+    """All lanes of a vector joined in pairs, as one number."""
+    while value.lanes > 1:
+        half = value.lanes // 2
+        value = join(*(value.k.shuffle(value, value, range(i, i + half)) for i in (0, half)))
+    return value

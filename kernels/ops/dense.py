@@ -53,7 +53,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     check(src.n == dst.n, f"dense cannot turn {src.n} images into {dst.n}")
     single = (dst.h, dst.w, dst.halo) == (1, 1, (0, 0, 0, 0))
     check(single, "dense writes images of one pixel without a halo")
-    lanes, depth = cpu.lanes, src.n_stride
+    lanes, (begin, depth) = cpu.lanes, _span(src)
     images = cover(src.n, IMAGES)
     streams = min(STREAMS, (cpu.registers - 1) // (images[0].size + 1))
     panels = channel_panels(dst.c, lanes, streams, split_tail=True)
@@ -74,7 +74,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                         early = spec.bias and not scales
                         for i, j in acc:
                             acc[i, j] = bias.load(first + j) if early else k.const(0.0)
-                        x = k.argument("src", src.n_stride, 1).at(image)
+                        x = k.argument("src", src.n_stride, 1, offset=begin).at(image)
                         add_products(k, acc, x, packed, depth, UNROLL)
                         for i, j in acc:
                             at = (image + i, first + j)
@@ -97,14 +97,30 @@ def pack(weights: Array, src: Placement, lanes: int, dtype: DType = F32) -> NDAr
 
     Halo and padding channels have weights of zero. Scales of f16 lie in front.
     """
-    outputs, one = len(weights), replace(src, n=1)
-    numbers = np.arange(1, src.c * src.h * src.w + 1, dtype=np.float32)
-    feature = one.pack(numbers.reshape(1, src.c, src.h, src.w)).astype(np.int64) - 1
+    outputs, (begin, depth) = len(weights), _span(src)
+    feature = _features(src)[begin : begin + depth]
     places = np.flatnonzero(feature >= 0)
-    packed = np.zeros((-(-outputs // lanes), one.size, lanes), dtype.numpy)
+    packed = np.zeros((-(-outputs // lanes), depth, lanes), dtype.numpy)
     rows, scales = encoded(weights.reshape(outputs, -1), dtype, packed.shape[0] * lanes)
     # One panel at a time: caches hold it while its rows become columns.
     for panel, first in zip(packed, range(0, outputs, lanes), strict=True):
         some = rows[first : first + lanes].take(feature[places], axis=1)
         panel[places, : len(some)] = some.T
     return joined(scales, packed.reshape(-1))
+
+
+def _features(src: Placement) -> NDArray[np.int64]:
+    """The number of the feature at each place of an image, -1 where there is none."""
+    numbers = np.arange(1, src.c * src.h * src.w + 1, dtype=np.float32)
+    return replace(src, n=1).pack(numbers.reshape(1, src.c, src.h, src.w)).astype(np.int64) - 1
+
+
+def _span(src: Placement) -> tuple[int, int]:
+    """Where in an image the features of a part begin, and over how many places they reach.
+
+    Weights for all of a larger tensor would mostly be zeros.
+    """
+    if not src.whole:
+        return 0, src.n_stride
+    places = np.flatnonzero(_features(src) >= 0)
+    return int(places[0]), int(places[-1] - places[0] + 1)

@@ -24,7 +24,7 @@ from fastrun.kernels.codegen.strided_loops import (
     singly,
     store_row,
 )
-from fastrun.kernels.codegen.sums import RUN, Totals
+from fastrun.kernels.codegen.sums import RUN, Totals, across
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Io, Program
@@ -216,10 +216,7 @@ class _Walk:
         totals = [acc[cell] for cell in acc]
         if not self.inward:
             return totals
-        value = functools.reduce(kind.join, totals)
-        while value.lanes > 1:
-            half = value.lanes // 2
-            value = kind.join(*(k.shuffle(value, value, range(i, i + half)) for i in (0, half)))
+        value = across(functools.reduce(kind.join, totals), kind.join)
         return [k.splat(value, self.lanes)] * UNROLL
 
     def _take_in(

@@ -203,3 +203,25 @@ def test_the_gate_of_squeeze_and_excite_stays() -> None:
     assert [n.work for n in optimised.nodes] == ["average pool", "hardsigmoid", "mul"]
     assert optimised.nodes[1].op == Unary("hardsigmoid", pytest.approx(1 / 6), 0.5)
     assert_equal_results(graph, optimised)
+
+
+@pytest.mark.parametrize("square", ["Pow", "Mul"])
+def test_layer_normalisation_written_out(square: str) -> None:
+    """As PyTorch exports it before opset 17; the scale and shift behind join it."""
+    nodes = [
+        node("ReduceMean", "x", "m", axes=[-1]),
+        node("Sub", "x m", "d"),
+        node("Pow", "d two", "s") if square == "Pow" else node("Mul", "d d", "s"),
+        node("ReduceMean", "s", "v", axes=[-1]),
+        node("Add", "v epsilon", "a"),
+        node("Sqrt", "a", "r"),
+        node("Div", "d r", "n"),
+        node("Mul", "n scale", "p"),
+        node("Add", "p shift", "y"),
+    ]
+    weights: Weights = {"two": np.float32(2), "epsilon": np.float32(1e-5), "scale": normal(5),
+                        "shift": normal(5)}  # fmt: skip
+    graph = import_onnx(model(nodes, weights, opset=13, shape=(2, 3, 5)))
+    done = optimise(graph)
+    assert [n.work for n in done.nodes if n.work != "Transpose"] == ["LayerNorm"]
+    assert_equal_results(graph, done)

@@ -109,22 +109,32 @@ def test_arithmetic_comes_before_what_brings_channels_last(function: str) -> Non
 @pytest.mark.parametrize(
     "nodes",
     [
-        # Two that read it, another order, a tensor that was not turned, and one that widens.
+        # Two that read it, and a tensor that widens.
         [node("Relu", "t", "a"), node("Add", "a t", "y")],
-        [node("Add", "t other", "y")],
         [node("Add", "t wide", "y")],
     ],
 )
 def test_where_a_transpose_has_to_stay(nodes: list[onnx.NodeProto]) -> None:
     turn = node("Transpose", "x", "t", perm=[0, 2, 3, 1])
-    other = node("Reshape", "x shape", "other")
-    weights = {"shape": np.array([2, 3, 5, 4]), "wide": normal(3, 2, 3, 5, 4)}
-    graph = import_onnx(model([turn, other, *nodes], weights, shape=(2, 4, 3, 5)))
+    graph = import_onnx(model([turn, *nodes], {"wide": normal(3, 2, 3, 5, 4)}, shape=(2, 4, 3, 5)))
     sunk = sink_transposes(graph)
     x = normal(2, 4, 3, 5)
     results = (reference.run(g, {"x": x})["y"] for g in (graph, sunk))
     np.testing.assert_array_equal(*results)
     assert not isinstance(sunk.nodes[-1].op, Transpose)
+
+
+def test_a_residual_in_another_order_is_added_by_the_convolution() -> None:
+    """As in a transformer: the stream is (n, tokens, c), and several nodes read it."""
+    nodes = [
+        node("Relu", "x", "s"), node("MatMul", "s v", "p"), node("Add", "p s", "r"),
+        node("MatMul", "r w", "q"), node("Add", "r q", "y"),
+    ]  # fmt: skip
+    weights = {"v": normal(6, 6), "w": normal(6, 6)}
+    graph = import_onnx(model(nodes, weights, shape=(2, 5, 6)))
+    done, x = optimise(graph), normal(2, 5, 6)
+    np.testing.assert_allclose(*(reference.run(g, {"x": x})["y"] for g in (graph, done)))
+    assert [n.work for n in done.nodes if n.work != "Transpose"] == ["relu", *["Conv + add"] * 2]
 
 
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 5)])
@@ -144,3 +154,26 @@ def test_other_convolutions_stay(attributes: dict[str, object]) -> None:
     nodes = [node("Conv", "x w", "y", **attributes)]
     graph = import_onnx(model(nodes, {"w": normal(4, channels, 3, 3)}, shape=(1, 6, 3, 3)))
     assert densify(graph).nodes == graph.nodes
+
+
+def test_many_rows_of_a_dense_layer_are_pixels() -> None:
+    """`nn.MultiheadAttention` flattens tokens; its products are tuned as convolutions."""
+    nodes = [node("Gemm", "x w b", "h", transB=1), node("Relu", "h", "r"), node("Gemm", "r v", "y")]
+    weights = {"w": normal(7, 6), "b": normal(7), "v": normal(7, 5)}
+    source = model(nodes, weights, shape=(40, 6))
+    done = optimise(import_onnx(source))
+    works = [n.work for n in done.nodes if n.work not in ("Transpose", "Reshape")]
+    assert works == ["Conv + relu", "Conv"]
+    ran(source, (40, 6))
+
+
+def test_layer_norm_between_products_moves_nothing() -> None:
+    nodes = [
+        node("MatMul", "x v", "p"), node("LayerNormalization", "p g b", "n", axis=-1),
+        node("MatMul", "n w", "q"), node("Add", "q p", "y"),
+    ]  # fmt: skip
+    weights = {"v": normal(6, 20), "g": normal(20), "b": normal(20), "w": normal(20, 20)}
+    source = model(nodes, weights, opset=17, shape=(2, 5, 6))
+    ran(source, (2, 5, 6))
+    network = load(source, policy="heuristic")
+    assert [s.work for s in network.steps if s.computes] == ["Conv", "LayerNorm", "Conv + add"]

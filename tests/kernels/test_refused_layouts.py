@@ -21,7 +21,7 @@ from fastrun.graph.plan.forms import Form, Forms
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.layout import NHWC, Layout, Placement
+from fastrun.kernels.core.layout import NCHW, NHWC, Layout, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.template import ScheduleError
@@ -113,3 +113,14 @@ def test_a_dense_layer_writes_a_part_where_it_lies() -> None:
     found = execute(dense.build(dense.Dense(), Cpu.host(), src, dst), {"x": x, "weights": weights})
     truth = x[:, :, 0, 0].astype(np.float64) @ weights.T
     assert relative_error(found[:, :, 0, 0], truth) < 1e-5
+
+
+def test_a_dense_layer_reads_a_part_alone() -> None:
+    """A class token: the first of many rows. Weights for the others would be zeros."""
+    src, dst = Placement(NCHW, 1, 1, 1, 24, whole=50, first=3), Placement(NHWC, 1, 9, 1, 1)
+    x, weights = normal(1, 1, 1, 24), normal(9, 24)
+    program = dense.build(dense.Dense(), Cpu.host(), src, dst)
+    found = execute(program, {"x": x, "weights": weights})
+    truth = x[:, 0, 0, :].astype(np.float64) @ weights.T
+    assert relative_error(found[:, :, 0, 0], truth) < 1e-5
+    assert program.pack_weights(weights).size == 24 * Cpu.host().lanes * -(-9 // Cpu.host().lanes)

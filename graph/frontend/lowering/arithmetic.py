@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fastrun.graph.core.ops import (
     Binary,
     Clip,
     Gemm,
     Identity,
+    LayerNorm,
     MatMul,
     Reduce,
     Reshape,
     Softmax,
+    Transpose,
     Unary,
 )
-from fastrun.graph.frontend.lowering.site import Site, lowers
+from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
+from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
 
 # Functions of one value by ONNX's names; ours are the same in lower case.
 _FUNCTIONS = """
@@ -156,3 +161,20 @@ def _reduce(site: Site) -> None:
     sizes = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
     op = Reduce(site.operator.removeprefix("Reduce").lower(), axes)
     site.finish(op, site.inputs[0], shape=tuple(sizes))
+
+
+@lowers("LayerNormalization")
+def _layer_normalization(site: Site) -> None:
+    """The last axis becomes that of the channels; several last axes become one first."""
+    shape, axis = site.shape(0), site.axis(-1)
+    outer, size = shape[:axis], math.prod(shape[axis:])
+    given = [site.constant(i, "scale and shift") for i in (1, 2) if site.has(i)]
+    if any(values.size != size or values.dtype != np.float32 for values in given):
+        raise Unsupported("a scale and a shift for every value")
+    op, names = LayerNorm(float(site.attribute("epsilon", 1e-5))), site.inputs[1:]
+    if axis == len(shape) - 1 and len(shape) in CHANNELS_LAST:
+        x = site.emit(Transpose(CHANNELS_FIRST[len(shape)]), site.inputs[0])
+        site.finish(Transpose(CHANNELS_LAST[len(shape)]), site.emit(op, x, *names))
+        return
+    x = site.emit(Reshape(), site.inputs[0], shape=(math.prod(outer), size))
+    site.finish(Reshape(), site.emit(op, x, *names), shape=shape)
