@@ -78,7 +78,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _targets(text: str) -> tuple[str, ...]:
-    from fastrun.graph.aot.processors import NAMES
+    from fastrun.kernels.core.processors import NAMES
 
     names = tuple(text.split(","))
     if unknown := [name for name in names if name not in NAMES]:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastrun.graph.aot import texts
-from fastrun.graph.aot.compile import compile_all
 from fastrun.graph.aot.image import Image, image
 from fastrun.graph.aot.interface import (
     FUNCTIONS,
@@ -22,7 +21,6 @@ from fastrun.graph.aot.interface import (
     Variant,
     interface_ir,
 )
-from fastrun.graph.aot.processors import NAMES, needs, target
 from fastrun.graph.build.steps import Arrangement, NumpyStep
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
@@ -30,6 +28,8 @@ from fastrun.graph.plan.choices import heuristic_choices
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import carried_out, follow_plan, make_plan
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.processors import NAMES, needs, target
+from fastrun.kernels.native.apart import compile_all
 from fastrun.kernels.native.compile import llvm_version
 from fastrun.kernels.native.elf import archive
 from fastrun.kernels.native.shared import imports, link

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastrun.graph.aot.processors import Needs
+from fastrun.kernels.core.processors import Needs
 from fastrun.kernels.native.driver import COUNTERS, JOB_WORDS, TALLY, TEAM_BYTES, driver_ir
 
 MOST_THREADS = 64

@@ -40,13 +40,13 @@ class ObjectCache:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_root() / "objects"
 
-    def object(self, ir: str, cpu: Cpu) -> bytes:
-        """Machine code of `ir` for `cpu`, from the cache if it is there.
+    def object(self, ir: str, cpu: Cpu, portable: bool = False) -> bytes:
+        """Machine code of `ir` for `cpu`, as `compile_object`, from the cache if it is there.
 
         Raises:
             CompileError: the IR does not parse or verify.
         """
-        path = self.path(ir, cpu)
+        path = self.path(ir, cpu, portable)
         cached = self._read(path)
         if cached is not None:
             return cached
@@ -55,13 +55,14 @@ class ObjectCache:
             cached = self._read(path)
             if cached is not None:
                 return cached
-            built = compile_object(ir, cpu)
+            built = compile_object(ir, cpu, portable)
             self._write(path, built)
             return built
 
-    def path(self, ir: str, cpu: Cpu) -> Path:
+    def path(self, ir: str, cpu: Cpu, portable: bool = False) -> Path:
         """The file for this IR, processor and LLVM version."""
-        parts = (ir, cpu.triple, cpu.name, cpu.features, llvm_version(), PIPELINE)
+        pipeline = f"{PIPELINE}, portable" if portable else PIPELINE
+        parts = (ir, cpu.triple, cpu.name, cpu.features, llvm_version(), pipeline)
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.root / key[:2] / f"{key}.o"
 

@@ -20,30 +20,17 @@ def llvm_version() -> str:
     return ".".join(map(str, llvm.llvm_version_info))
 
 
-def compile_object(ir: str, cpu: Cpu) -> bytes:
+def compile_object(ir: str, cpu: Cpu, portable: bool = False) -> bytes:
     """Machine code (an ELF object) of `ir` for `cpu`, uncached.
 
-    Raises:
-        CompileError: the IR does not parse or verify.
-    """
-    with ONCE:
-        machine = _target_machine(cpu)
-        return bytes(machine.emit_object(_optimised(ir, machine)))
-
-
-def compile_position_independent(ir: str, cpu: Cpu) -> bytes:
-    """An object of the small code model, which can be linked into a shared library.
-
-    LLVM may end the process over code for other processors.
+    With `portable` it is of the small code model and can be linked to run elsewhere. LLVM may end
+    the process over code for other processors.
 
     Raises:
         CompileError: the IR does not parse or verify.
     """
     with ONCE:
-        if cpu.triple == llvm.get_process_triple():
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmparser()
-        machine = _target_machine(cpu, "small")
+        machine = _target_machine(cpu, "small" if portable else "jitdefault")
         return bytes(machine.emit_object(_optimised(ir, machine)))
 
 
@@ -62,6 +49,7 @@ def _target_machine(cpu: Cpu, model: str = "jitdefault") -> llvm.TargetMachine:
     if cpu.triple == llvm.get_process_triple():
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
+        llvm.initialize_native_asmparser()
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()

@@ -6,7 +6,7 @@ Formats: System V ABI, its supplements for x86-64 and AArch64, and the common `a
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 X86_64, AARCH64 = 62, 183
@@ -112,6 +112,22 @@ def read(data: bytes) -> Object:
                     Relocation(offset, info & 0xFFFFFFFF, target, addend)
                 )
     return Object(machine, list(loaded.values()), symbols)
+
+
+def definitions(parts: Iterable[Object]) -> dict[str, Symbol]:
+    """The symbols that objects define for others, by name.
+
+    Raises:
+        ElfError: one is defined twice.
+    """
+    defined = dict[str, Symbol]()
+    for part in parts:
+        for symbol in part.symbols:
+            if symbol.section is not None and not symbol.local and symbol.name:
+                if symbol.name in defined:
+                    raise ElfError(f"{symbol.name} is defined twice")
+                defined[symbol.name] = symbol
+    return defined
 
 
 def _text(strings: bytes, at: int) -> str:

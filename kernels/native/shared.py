@@ -8,38 +8,21 @@ it is loaded.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 
 from fastrun.kernels.native.elf import (
-    AARCH64,
     ALLOC,
     EXECUTE,
     WRITE,
-    X86_64,
     ElfError,
-    Relocation,
     Section,
     Symbol,
+    definitions,
     read,
 )
+from fastrun.kernels.native.relocations import MACHINES, WORDS, Machine, lay_out, up
 
 _READ, _RUN, _CHANGE = 4, 5, 6  # flags of segments
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """What relocations of a machine mean, and the largest `page` that its systems have.
-
-    Dynamic kinds: an address, one of a symbol.
-    """
-
-    page: int
-    relative: int
-    absolute: int
-    stub_size: int
-    stub: Callable[[int, int], bytes]
-    apply: Callable[[bytearray, int, Relocation, int], bool]
 
 
 def link(
@@ -60,18 +43,12 @@ def link(
     """
     parts = [read(data) for data in objects]
     machines = {part.machine for part in parts}
-    if len(machines) != 1 or not machines <= set(_MACHINES):
+    if len(machines) != 1 or not machines <= set(MACHINES):
         raise ElfError("objects of one machine, x86-64 or AArch64, can be linked")
-    machine = _MACHINES[machines.pop()]
+    machine = MACHINES[machines.pop()]
     extra = [Section(f".rodata.{x}", ALLOC, b, len(b), 4096) for x, b in (blobs or {}).items()]
-    defined = {s.section.name[8:]: s for s in (Symbol(x.name, x, 0, False) for x in extra)
-               if s.section is not None}  # fmt: skip
-    for part in parts:
-        for symbol in part.symbols:
-            if symbol.section is not None and not symbol.local and symbol.name:
-                if symbol.name in defined:
-                    raise ElfError(f"{symbol.name} is defined twice")
-                defined[symbol.name] = symbol
+    defined = definitions(parts)
+    defined |= {x.name[8:]: Symbol(x.name, x, 0, False) for x in extra}
     if missing := [x for x in exports if x not in defined]:
         raise ElfError(f"nothing defines {missing[0]}")
     sections = [s for part in parts for s in part.sections if s.size] + extra
@@ -98,7 +75,7 @@ class _Library:
     def __init__(
         self,
         name: str,
-        machine: _Machine,
+        machine: Machine,
         sections: Sequence[Section],
         defined: Mapping[str, Symbol],
         exports: Sequence[str],
@@ -121,32 +98,32 @@ class _Library:
         strings, places = _strings([*self._wanted, *self._exports, self._name])
         symbols = [*self._wanted, *self._exports]
         at = 64 + 56 * 5
-        symbols_at = at = _up(at, 8)
+        symbols_at = at = up(at, 8)
         at += 24 * (len(symbols) + 1)
-        hash_at = at = _up(at, 8)
+        hash_at = at = up(at, 8)
         at += 4 * (2 + 1 + len(symbols) + 1)
         strings_at = at
         at += len(strings)
-        relocations_at = at = _up(at, 8)
+        relocations_at = at = up(at, 8)
         relocation_count = len(self._wanted) + len(pointers)
         at += 24 * relocation_count
         head_end = at
-        at = _place(self._constant, at)
+        at = lay_out(self._constant, at)
         constant_end = at
-        code_at = at = _up(at, page)
-        at = _place(self._code, at)
-        stubs_at = at = _up(at, 16)
+        code_at = at = up(at, page)
+        at = lay_out(self._code, at)
+        stubs_at = at = up(at, 16)
         at += self._machine.stub_size * len(self._wanted)
         code_end = at
-        data_at = at = _up(at, page)
+        data_at = at = up(at, page)
         dynamic_at = at
         at += 16 * dynamic_count
         table_at = at
         at += 8 * len(self._wanted)
         held = [s for s in self._changing if s.data]
-        at = _place(held, _up(at, 64))
+        at = lay_out(held, up(at, 64))
         file_end = at
-        at = _place([s for s in self._changing if not s.data], at)
+        at = lay_out([s for s in self._changing if not s.data], at)
         memory_end = at
 
         image = bytearray(file_end)
@@ -174,7 +151,7 @@ class _Library:
                     raise ElfError(f"relocation {r.kind} in {section.name} is not supported")
         for section in self._changing:
             for r in section.relocations:
-                if r.kind not in _WORDS:
+                if r.kind not in WORDS:
                     raise ElfError(f"relocation {r.kind} in {section.name} is not supported")
                 dynamic.append(
                     (
@@ -237,26 +214,14 @@ class _Library:
             head = (at_names[part], kind, flags, start, start, size, link_, info, align, unit)
             sections.append(struct.pack("<IIQQQQIIQQ", *head))
         names_at = len(image)
-        table = _up(names_at + len(names), 8)
+        table = up(names_at + len(names), 8)
         head = (at_names[".shstrtab"], 3, 0, 0, names_at, len(names), 0, 0, 1, 0)
         sections.append(struct.pack("<IIQQQQIIQQ", *head))
         image += names + b"\0" * (table - names_at - len(names)) + b"".join(sections)
-        number = next(n for n, m in _MACHINES.items() if m is self._machine)
+        number = next(n for n, m in MACHINES.items() if m is self._machine)
         struct.pack_into("<16sHHIQQQIHHHHHH", image, 0, b"\x7fELF\x02\x01\x01", 3, number, 1, 0,
                          64, table, 0, 64, 56, 5, 64, len(sections), len(sections) - 1)  # fmt: skip
         return bytes(image)
-
-
-def _up(at: int, align: int) -> int:
-    return -(-at // align) * align
-
-
-def _place(sections: Sequence[Section], at: int) -> int:
-    """Give the sections addresses from `at` on; returns where they end."""
-    for section in sections:
-        section.address = _up(at, section.align)
-        at = section.address + section.size
-    return at
 
 
 def _strings(names: Sequence[str]) -> tuple[bytes, dict[str, int]]:
@@ -266,57 +231,3 @@ def _strings(names: Sequence[str]) -> tuple[bytes, dict[str, int]]:
         places[name] = len(table)
         table += name.encode() + b"\0"
     return table, places
-
-
-# R_X86_64_64 and R_AARCH64_ABS64.
-_WORDS = {1, 257}
-
-
-def _x86_64(image: bytearray, place: int, r: Relocation, target: int) -> bool:
-    if r.kind not in (2, 4):  # R_X86_64_PC32, R_X86_64_PLT32
-        return False
-    struct.pack_into("<i", image, place, target + r.addend - place)
-    return True
-
-
-def _x86_64_stub(at: int, slot: int) -> bytes:
-    return b"\xff\x25" + struct.pack("<i", slot - at - 6) + b"\xcc\xcc"  # jmp *slot(%rip)
-
-
-# Bits by which loads and stores scale their offsets, by kind of relocation.
-_SCALES = {277: 0, 278: 0, 284: 1, 285: 2, 286: 3, 299: 4}
-
-
-def _aarch64(image: bytearray, place: int, r: Relocation, target: int) -> bool:
-    (word,) = struct.unpack_from("<I", image, place)
-    value = target + r.addend
-    if r.kind in (282, 283):  # R_AARCH64_JUMP26, R_AARCH64_CALL26
-        word |= (value - place >> 2) & 0x3FFFFFF
-    elif r.kind == 275:  # R_AARCH64_ADR_PREL_PG_HI21
-        word |= _pages((value >> 12) - (place >> 12))
-    elif r.kind in _SCALES:  # R_AARCH64_ADD_ABS_LO12_NC, R_AARCH64_LDST*_ABS_LO12_NC
-        word |= ((value & 0xFFF) >> _SCALES[r.kind]) << 10
-    elif r.kind == 261:  # R_AARCH64_PREL32
-        struct.pack_into("<i", image, place, value - place)
-        return True
-    else:
-        return False
-    struct.pack_into("<I", image, place, word)
-    return True
-
-
-def _pages(count: int) -> int:
-    """The bits of `adrp` for a distance in pages."""
-    return (count & 3) << 29 | (count >> 2 & 0x7FFFF) << 5
-
-
-def _aarch64_stub(at: int, slot: int) -> bytes:
-    page = _pages((slot >> 12) - (at >> 12))
-    load = 0xF9400210 | ((slot & 0xFFF) >> 3) << 10
-    return struct.pack("<III", 0x90000010 | page, load, 0xD61F0200)  # adrp, ldr, br x16
-
-
-_MACHINES = {
-    X86_64: _Machine(1 << 12, 8, 1, 8, _x86_64_stub, _x86_64),
-    AARCH64: _Machine(1 << 16, 1027, 257, 12, _aarch64_stub, _aarch64),
-}

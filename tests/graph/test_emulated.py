@@ -17,7 +17,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from fastrun.graph.aot.export import export
-from fastrun.graph.aot.processors import target
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.networks import load_network
@@ -29,6 +28,7 @@ from fastrun.graph.reference import interpreter
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import layout_pair
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.processors import target
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.registry import applicable
 from fastrun.search_spaces.space import space_for

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 import fastrun
-from fastrun.graph.aot import processors
 from fastrun.graph.aot.check import check
 from fastrun.graph.aot.export import ExportError, export
 from fastrun.graph.aot.interface import SERVES, code
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference import interpreter
+from fastrun.kernels.core import processors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native import elf, shared
 from tests.support.execution import relative_error

@@ -1,4 +1,4 @@
-"""The processors that a network can be exported for, and what each needs at run time.
+"""Processors other than this one: levels to export for, what code needs, what a device has.
 
 A level is an agreed set of instructions, not the set of one machine: an exported network runs on
 every processor of the level. Bits are those of CPUID (Intel's and AMD's manuals) and of HWCAP
@@ -7,7 +7,9 @@ every processor of the level. Bits are those of CPUID (Intel's and AMD's manuals
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
 
@@ -24,6 +26,7 @@ _WORDS: tuple[dict[str, int], ...] = (
     {"lzcnt": 5},
 )  # fmt: skip
 _HWCAP = {"neon": 1, "fullfp16": 10, "dotprod": 20}
+_HWCAP2 = {"i8mm": 13, "bf16": 14}
 
 # Registers that the system must save: of 256 bits, and of 512 bits with their masks.
 _YMM, _ZMM = 0x06, 0xE6
@@ -83,6 +86,43 @@ def needs(name: str, cpu: Cpu) -> Needs:
     words = [sum(1 << bit for f, bit in word.items() if f in held) for word in _WORDS]
     state = _ZMM if "avx512f" in held else _YMM if "avx" in held else 0
     return Needs(x86=(words[0], words[1], words[2], words[3], words[4], state))
+
+
+LEAVES = ((1, 0, 2), (7, 0, 1), (7, 0, 2), (7, 1, 0), (0x80000001, 0, 2))
+"""Leaf, sub-leaf and register (EAX to EDX) of each word of CPUID."""
+
+
+def x86_64(words: Sequence[int], state: int, **facts: Any) -> Cpu:
+    """The processor whose CPUID gives these words; `state` is what its system saves (XGETBV).
+
+    `facts` are the model, sizes of caches and number of cores.
+    """
+    held = {f for word, bits in zip(words, _WORDS, strict=True) for f, b in bits.items()
+            if word >> b & 1}  # fmt: skip
+    if state & _ZMM != _ZMM:
+        held = {f for f in held if not f.startswith("avx512")}
+    if state & _YMM != _YMM:
+        held -= {"avx", "avx2", "f16c", "fma", "avxvnni"}
+    level, has = "x86-64", set[str]()
+    for name, features in _LEVELS.items():
+        if not held >= set(features):
+            break
+        level, has = name, has | set(features)
+    more = sorted(f for f in held - has if level >= "x86-64-v3" or not f.startswith(("avx", "f")))
+    start = ["-prefer-256-bit"] if level == "x86-64-v4" else []
+    cpu = target(level if level in NAMES else "x86-64-v2")
+    return replace(cpu, name=level, features=",".join([*start, *(f"+{f}" for f in more)]), **facts)
+
+
+def aarch64(features: Sequence[str], **facts: Any) -> Cpu:
+    """The processor with these features of LLVM's, beside those that all have; see `x86_64`."""
+    return replace(target("aarch64"), features=",".join(f"+{f}" for f in sorted(features)), **facts)
+
+
+def aarch64_features(hwcap: int, hwcap2: int) -> list[str]:
+    """The features that the system promises; a device may lack one all the same."""
+    promised = [f for f, bit in _HWCAP.items() if hwcap >> bit & 1 and f != "neon"]
+    return promised + [f for f, bit in _HWCAP2.items() if hwcap2 >> bit & 1]
 
 
 def _known_features(cpu: Cpu) -> Cpu:

@@ -1,6 +1,6 @@
 """Compiles modules for other processors in a process of its own, which LLVM may end.
 
-`python -m fastrun.graph.aot.compile` reads pickled (IR, processor) pairs and writes the objects.
+`python -m fastrun.kernels.native.apart` reads pickled (IR, processor) pairs and writes the objects.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.native.compile import CompileError, compile_position_independent
+from fastrun.kernels.native.compile import CompileError, compile_object
 
 
 def compile_all(modules: Sequence[tuple[str, Cpu]]) -> list[bytes]:
@@ -23,7 +23,7 @@ def compile_all(modules: Sequence[tuple[str, Cpu]]) -> list[bytes]:
     """
     path = os.pathsep.join(entry or os.curdir for entry in sys.path)
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "fastrun.graph.aot.compile"],
+        [sys.executable, "-P", "-m", "fastrun.kernels.native.apart"],
         env={**os.environ, "PYTHONPATH": path},
         input=pickle.dumps(list(modules)),
         capture_output=True,
@@ -38,4 +38,4 @@ def compile_all(modules: Sequence[tuple[str, Cpu]]) -> list[bytes]:
 
 if __name__ == "__main__":
     given: list[tuple[str, Cpu]] = pickle.load(sys.stdin.buffer)
-    sys.stdout.buffer.write(pickle.dumps([compile_position_independent(*one) for one in given]))
+    sys.stdout.buffer.write(pickle.dumps([compile_object(*one, portable=True) for one in given]))
