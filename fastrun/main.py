@@ -100,7 +100,7 @@ def _check_threads(parser: Parser, arguments: argparse.Namespace) -> None:
     """Refuse more threads than cores, unless other machines measure."""
     given = vars(arguments)
     threads = given.get("threads", 1)
-    if given.get("workers"):
+    if given.get("workers") or given.get("device"):
         return
     for number in [threads] if isinstance(threads, int) else threads:
         try:

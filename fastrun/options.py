@@ -148,6 +148,17 @@ def threads(text: str) -> int:
     return thread_number("auto") if text == "auto" else count(text)
 
 
+def core_list(text: str) -> tuple[int, ...]:
+    """Numbers of cores, such as 0,2 or 4-7."""
+    found = list[int]()
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        if not (first.isdigit() and (last or first).isdigit()):
+            raise argparse.ArgumentTypeError(f"{text!r} names no cores: give numbers such as 4-7")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(dict.fromkeys(found))
+
+
 def thread_counts(text: str) -> tuple[int, ...]:
     """Numbers of threads, such as 1,2: each once."""
     return tuple(dict.fromkeys(map(threads, text.split(","))))

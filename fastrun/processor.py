@@ -12,7 +12,7 @@ def features(cpu: Cpu) -> set[str]:
 
 def shortcoming(cpu: Cpu) -> str:
     """What makes every kernel slow on this processor; '' if nothing does."""
-    if not cpu.triple.startswith("x86_64") or "fma" in features(cpu):
+    if cpu.fma:
         return ""
     return (
         "no fused multiply-add (machines with AVX2 have it): results are right, but all kernels "

@@ -11,6 +11,7 @@ from fastrun.options import conditions, shape_sets, shapes
 from fastrun.tuner.networks.targets import Target, read_target
 
 if TYPE_CHECKING:
+    from fastrun.tuner.machine.probe import MachineReport
     from fastrun.tuner.store.database import Database
 
 
@@ -25,6 +26,12 @@ def options(parser: ArgumentParser) -> None:
         help="write into this folder (default: the machine's folder in results/)",
     )
     shapes(parser)
+    parser.add_argument(
+        "--machine",
+        metavar="FINGERPRINT",
+        help="report on the machine or device whose CPU fingerprint begins with this (default: "
+        "this machine)",
+    )
     conditions(parser)
 
 
@@ -47,15 +54,34 @@ def write(
     Raises:
         OSError: the folder cannot be written.
     """
-    from fastrun.tuner.machine.probe import probe
     from fastrun.tuner.report.page import write_report
 
+    machine = _machine(arguments.machine)
     try:
         page = write_report(
-            database, targets, out, probe(), threads=arguments.threads, regime=arguments.regime
+            database, targets, out, machine, threads=arguments.threads, regime=arguments.regime
         )
     except OSError as error:
         advice = f"{error.strerror}; `fastrun report --out DIR` writes it elsewhere"
         raise OSError(error.errno, advice, error.filename) from error
     print(f"report: {page}")
     return 0
+
+
+def _machine(fingerprint: str | None) -> MachineReport:
+    """What was measured of the machine that is reported on."""
+    from fastrun.graph.core.errors import InputError
+    from fastrun.tuner.machine.probe import known_machines, probe
+
+    if fingerprint is None:
+        return probe()
+    found = known_machines(fingerprint)
+    kinds = {report.machine: report.model for report in found}
+    if len(kinds) == 1:
+        return found[-1]
+    if kinds:
+        listed = ", ".join(map(" ".join, kinds.items()))
+        raise InputError(f"several machines begin with {fingerprint}: {listed}")
+    raise InputError(
+        f"no machine or device whose fingerprint begins with {fingerprint} was measured from here"
+    )

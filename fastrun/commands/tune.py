@@ -15,6 +15,7 @@ from fastrun.options import (
     algorithms,
     budget,
     conditions,
+    core_list,
     limits_of,
     objectives,
     pictures,
@@ -125,6 +126,19 @@ def options(parser: ArgumentParser) -> None:
         metavar="FINGERPRINT",
         help="use only workers whose CPU fingerprint (see `fastrun doctor`) begins with this",
     )
+    elsewhere.add_argument(
+        "--device",
+        metavar="NAME",
+        help="measure on a device without Python: ssh:user@board, adb:SERIAL, or exec:COMMAND, "
+        "which runs the program whose path is put in the place of {} or at the end",
+    )
+    elsewhere.add_argument(
+        "--device-cores",
+        type=core_list,
+        default=(),
+        metavar="4-7",
+        help="cores of the device, all of one type (default: those of its fastest type)",
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -148,10 +162,12 @@ def run(arguments: Namespace) -> int:
             return max(print_choices(targets, database, one) for one in runs)
     with Database(arguments.db) as database:
         for one in runs:
-            code = profile(targets, database, one, also)
+            tuning = _Tuning(targets, database, one, also)
+            code = tuning.profile()
             if code:
                 return code
-    _say_what_next(targets[-1], runs[-1], database.name)
+        machine = tuning.device
+    _say_what_next(targets[-1], runs[-1], database.name, machine)
     return 0
 
 
@@ -218,7 +234,7 @@ def _runs(arguments: Namespace) -> list[Namespace]:
     ]
 
 
-def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
+def _say_what_next(target: Target, arguments: Namespace, database: str, machine: str) -> None:
     """Print what can be done with what was found, under the conditions it was found under."""
     same = "" if arguments.threads == 1 else f" --threads {arguments.threads}"
     if arguments.db is not None:
@@ -229,6 +245,9 @@ def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
     name = shlex.quote(target.name)
     for given, sizes in target.shapes.items():
         name += f" --shape {shlex.quote(given)}={'x'.join(map(str, sizes))}"
+    if machine:
+        print(f"next: `fastrun report {name}{regime}{same} --machine {machine}` writes a page")
+        return
     if target.lacks:
         look = f"`fastrun best {name}{regime}{same}` lists the schedules"
     elif target.is_network:
@@ -236,7 +255,7 @@ def _say_what_next(target: Target, arguments: Namespace, database: str) -> None:
     else:
         look = f"`fastrun show {name}{regime}{same}` takes the kernel apart"
     cores = len(usable_cores())
-    if arguments.threads == 1 < cores and arguments.workers is None:
+    if arguments.threads == 1 < cores and not (arguments.workers or arguments.device):
         print(
             f"these times are of one thread and say little of others: `--threads {cores}` tunes "
             f"for {cores}"
@@ -251,16 +270,7 @@ def profile(
     also: Sequence[str] = (),
 ) -> int:
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
-    tuning = _Tuning(targets, database, arguments, also)
-    tuning.print_warnings()
-    summary = tuning.search()
-    found = tuning.print_standings()
-    tuning.print_summary(summary)
-    if summary.interrupted:
-        print("interrupted: run the same command again to continue")
-        return INTERRUPTED
-    tuning.run_finals(summary, found)
-    return 0
+    return _Tuning(targets, database, arguments, also).profile()
 
 
 class _Tuning:
@@ -288,8 +298,26 @@ class _Tuning:
         self._budget = Budget(limit, arguments.trials, self._effort.worth)
         # Other machines measure layers only.
         tunable = [t for t in targets if t.is_network and not t.lacks]
-        self._networks = [] if arguments.workers else tunable
+        self._elsewhere = bool(arguments.workers or arguments.device)
+        self._networks = [] if self._elsewhere else tunable
         self._finals_share = FINALS if self._networks else 0.0
+
+    @property
+    def device(self) -> str:
+        """The beginning of the fingerprint of the device that measured, if one did."""
+        return self._measurer.cpu.fingerprint[:8] if self._arguments.device else ""
+
+    def profile(self) -> int:
+        """Do it all, and show what has come of it."""
+        self.print_warnings()
+        summary = self.search()
+        found = self.print_standings()
+        self.print_summary(summary)
+        if summary.interrupted:
+            print("interrupted: run the same command again to continue")
+            return INTERRUPTED
+        self.run_finals(summary, found)
+        return 0
 
     def print_warnings(self) -> None:
         """What makes measurements on this machine worse, and what cannot be tuned."""
@@ -297,8 +325,10 @@ class _Tuning:
         from fastrun.tuner.machine.noise import others
         from fastrun.tuner.measure.confine import unconfined
 
-        here = () if self._arguments.workers else (unconfined(), others())
-        for warning in filter(None, (shortcoming(self._measurer.cpu), *here)):
+        warnings = getattr(self._measurer, "warnings", ())
+        if not self._elsewhere:
+            warnings = (unconfined(), others())
+        for warning in filter(None, (shortcoming(self._measurer.cpu), *warnings)):
             print(warning)
         for target in self._targets:
             if target.lacks:
@@ -443,6 +473,16 @@ class _Tuning:
 
 def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:
     """What measures, here or elsewhere, and what that machine can do."""
+    from fastrun.graph.core.errors import InputError
+
+    if arguments.device and arguments.workers:
+        raise InputError("--device and --workers are two ways to measure elsewhere: choose one")
+    if arguments.device:
+        from fastrun.tuner.device.device import Device
+
+        on = arguments.device_cores
+        device = Device(arguments.device, arguments.threads, arguments.regime, on=on)
+        return device, device.report
     if arguments.workers is None:
         from fastrun.tuner.machine.probe import probe
         from fastrun.tuner.measure.measurer import Measurer

@@ -31,7 +31,8 @@ FOLDERS = (
     *("graph/core", "graph/reference", "graph/frontend", "graph/zoo", "graph/to_onnx"),
     *("graph/passes", "graph/plan", "graph/build", "graph/runtime", "graph", "graph/quantise"),
     *("tuner/records", "tuner/measure", "tuner/store", "tuner/machine", "tuner/model"),
-    *("tuner/search", "tuner/remote", "tuner/networks", "tuner/pytorch", "tuner/precision"),
+    *("tuner/search", "tuner/remote", "tuner/device", "tuner/networks", "tuner/pytorch"),
+    "tuner/precision",
     *("tuner/terminal", "tuner/report"),
     "tuner",
     "benchmarks",
@@ -42,7 +43,7 @@ FOLDERS = (
 EXCEPTIONS = {("fastrun.tuner", "fastrun")}
 """`import tuner` in a script offers the names of `fastrun`, each imported when it is used."""
 
-NOT_OF_NETWORKS = ("records", "measure", "store", "machine", "model", "search", "remote")
+NOT_OF_NETWORKS = ("records", "measure", "store", "machine", "model", "search", "remote", "device")
 """Folders of `tuner` that can tune other things than networks: they import nothing of `graph`."""
 
 ONLY_HERE = {

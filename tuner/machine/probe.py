@@ -6,6 +6,7 @@ and virtual machines share caches.
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
@@ -82,14 +83,30 @@ def probe(refresh: bool = False) -> MachineReport:
     if stored:
         return stored
     report = _measure(Cpu.host())
-    _save(_path(), report)
+    save(report)
     return report
 
 
 def on_file() -> MachineReport | None:
     """The report from the file; None if there is none."""
+    cpu = Cpu.host()
+    return of_machine(cpu.fingerprint, cpu.cores)
+
+
+def of_machine(fingerprint: str, cores: int) -> MachineReport | None:
+    """The report of a kind of machine from its file; None if there is none."""
+    return _stored(_path(fingerprint, cores))
+
+
+def known_machines(fingerprint: str) -> list[MachineReport]:
+    """The reports on file of machines whose fingerprint begins so, other machines' too."""
+    paths = sorted(cache_root().glob(f"machine-{glob.escape(fingerprint)}*.json"))
+    return [report for report in map(_stored, paths) if report]
+
+
+def _stored(path: Path) -> MachineReport | None:
     try:
-        stored = json.loads(_path().read_text())
+        stored = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     names = {f.name for f in fields(MachineReport)}
@@ -98,9 +115,8 @@ def on_file() -> MachineReport | None:
     return MachineReport(**stored)
 
 
-def _path() -> Path:
-    cpu = Cpu.host()
-    return cache_root() / f"machine-{cpu.fingerprint}-{cpu.cores}.json"
+def _path(fingerprint: str, cores: int) -> Path:
+    return cache_root() / f"machine-{fingerprint}-{cores}.json"
 
 
 def _measure(cpu: Cpu) -> MachineReport:
@@ -111,9 +127,9 @@ def _measure(cpu: Cpu) -> MachineReport:
         # This thread is thread 0. The other threads get the other cores.
         order = [cores[-1], *cores[:-1]]
         noise = sorted(canary() for _ in range(50))[45]
-        levels = _levels(cpu)
-        memory = _lines(max(levels.values()))
-        sizes = [4 * floats for floats in levels.values()]
+        floats = levels(cpu)
+        memory = _lines(max(floats.values()))
+        sizes = [4 * count for count in floats.values()]
         return MachineReport(
             machine=cpu.fingerprint,
             model=cpu.model,
@@ -121,9 +137,9 @@ def _measure(cpu: Cpu) -> MachineReport:
             peak=peak_flops(cpu, order[:1]),
             peak_all=peak_flops(cpu, order),
             dots=dot_rates(cpu, order[:1]),
-            read={level: read_rate(cpu, memory[:n], 1) for level, n in levels.items()},
+            read={level: read_rate(cpu, memory[:n], 1) for level, n in floats.items()},
             read_streams={
-                level: read_rate(cpu, memory[:n], STREAMS) for level, n in levels.items()
+                level: read_rate(cpu, memory[:n], STREAMS) for level, n in floats.items()
             },
             moves=move_rates(cpu, sizes, order[:1]),
             moves_all=move_rates(cpu, sizes, order),
@@ -134,15 +150,15 @@ def _measure(cpu: Cpu) -> MachineReport:
         os.sched_setaffinity(0, before)
 
 
-def _levels(cpu: Cpu) -> dict[str, int]:
+def levels(cpu: Cpu) -> dict[str, int]:
     """Numbers of floats that fit each cache but no nearer one, and one that exceeds all caches."""
-    levels = {"L1": cpu.l1 // 2, "L2": cpu.l2 // 2}
+    sizes = {"L1": cpu.l1 // 2, "L2": cpu.l2 // 2}
     if cpu.l3:
         # A share of it, because other cores and other virtual machines use the cache too.
-        levels["L3"] = max(2 * cpu.l2, cpu.l3 // 4)
-    levels["DRAM"] = max(4 * cpu.l3, 8 * cpu.l2, 64 << 20)
+        sizes["L3"] = max(2 * cpu.l2, cpu.l3 // 4)
+    sizes["DRAM"] = max(4 * cpu.l3, 8 * cpu.l2, 64 << 20)
     unit = cpu.lanes * _LOADS
-    return {level: size // 4 // unit * unit for level, size in levels.items()}
+    return {level: size // 4 // unit * unit for level, size in sizes.items()}
 
 
 def peak_flops(cpu: Cpu, cores: Sequence[int]) -> float:
@@ -152,14 +168,24 @@ def peak_flops(cpu: Cpu, cores: Sequence[int]) -> float:
     src = np.repeat(np.array([0.5, 1.0], np.float32), cpu.lanes)
     chains = _chains(cpu)
     loop = _Loop(fma_loop(cpu, tasks), src, chains * cpu.lanes, cores)
-    return 2 * tasks * _FMA_STEPS * chains * cpu.lanes / loop.seconds()
+    return fma_operations(cpu, tasks) / loop.seconds()
+
+
+def fma_operations(cpu: Cpu, tasks: int) -> int:
+    """The operations of a call of `fma_loop`."""
+    return 2 * tasks * _FMA_STEPS * _chains(cpu) * cpu.lanes
 
 
 def read_rate(cpu: Cpu, memory: Array, streams: int) -> float:
     """Bytes/s of one core that reads `memory` from end to end, at `streams` places in turn."""
-    passes = math.ceil(_READ_ONCE / memory.size)
+    passes = read_passes(memory.size)
     loop = _Loop(read_loop(cpu, memory.size, streams, passes), memory, _LOADS * cpu.lanes)
     return 4 * memory.size * passes / loop.seconds()
+
+
+def read_passes(floats: int) -> int:
+    """How often a call reads so many floats, so that the call itself does not count."""
+    return math.ceil(_READ_ONCE / floats)
 
 
 def fma_loop(cpu: Cpu, tasks: int) -> Module:
@@ -237,7 +263,9 @@ def _lines(floats: int) -> Array:
     return whole[skipped : skipped + floats]
 
 
-def _save(path: Path, report: MachineReport) -> None:
+def save(report: MachineReport) -> None:
+    """Keep a report in the file of its machine, if the folder can be written."""
+    path = _path(report.machine, report.cores)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

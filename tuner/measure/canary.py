@@ -12,7 +12,7 @@ from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.library import Library
 from fastrun.tuner.measure.timing import calibrate
 
-_CANARY_SECONDS = 2e-4
+CANARY_SECONDS = 2e-4
 
 
 def canary() -> float:
@@ -34,8 +34,15 @@ def runnable() -> int:
     return max(0, int(running.partition("/")[0]) - 1)
 
 
-# `spin` is a chain of multiply-adds, each of which needs the result of the one before. `walk` reads
-# one number of every cache line.
+def canary_ir(triple: str) -> str:
+    """The loops of the canary.
+
+    `spin` is a chain of multiply-adds, each of which needs the result of the one before. `walk`
+    reads one number of every cache line.
+    """
+    return _CODE.format(triple=triple)
+
+
 _CODE = """target triple = "{triple}"
 
 define i64 @spin(ptr %memory, i64 %count) nounwind {{
@@ -77,10 +84,10 @@ _KIND = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
 class _Canary:
     def __init__(self) -> None:
         cpu = Cpu.host()
-        object_ = ObjectCache().object(_CODE.format(triple=cpu.triple), cpu)
+        object_ = ObjectCache().object(canary_ir(cpu.triple), cpu)
         self._library = Library(object_, ["spin", "walk"])
         self._spin, self._walk = (_KIND(self._library.address(name)) for name in ("spin", "walk"))
-        self._count, _ = calibrate(self._spinning, _CANARY_SECONDS)
+        self._count, _ = calibrate(self._spinning, CANARY_SECONDS)
         self._memory = (ctypes.c_int64 * (4 * cpu.l2 // 8))()
         # Pages that were never written are all the same page, which the nearest cache would hold.
         ctypes.memset(self._memory, 1, ctypes.sizeof(self._memory))

@@ -28,12 +28,12 @@ GUARD = 1024  # bytes on either side of every buffer
 
 # Guards hold a float that is large, so that an output shows its use, and finite, because a kernel
 # may multiply it by zero.
-_PATTERN = np.frombuffer(np.float32(1.25e20).tobytes(), np.uint8)
+PATTERN = np.frombuffer(np.float32(1.25e20).tobytes(), np.uint8)
 
-_INPUTS = ("src", "weights", "bias", "add")
-_BUFFERS = (*_INPUTS, "dst", "shared", "local")
+INPUTS = ("src", "weights", "bias", "add")
+BUFFERS = (*INPUTS, "dst", "shared", "local")
 
-STRAYS = tuple([f"wrote outside {b}" for b in _BUFFERS] + [f"wrote into {b}" for b in _INPUTS])
+STRAYS = tuple([f"wrote outside {b}" for b in BUFFERS] + [f"wrote into {b}" for b in INPUTS])
 """What `Subject.stray` and `Subject.spoilt` may find; they return an index into this."""
 
 
@@ -82,7 +82,20 @@ class Arena:
 @functools.lru_cache(8)
 def guarding(count: int) -> NDArray[np.uint8]:
     """So many bytes of what guards hold."""
-    return np.resize(_PATTERN, count)
+    return np.resize(PATTERN, count)
+
+
+def judged(job: Job, found: NDArray[Any]) -> tuple[Errors, str | None]:
+    """The error of what a job's kernel left in dst, and the reason in one line if it is wrong."""
+    dst = job.program.io.dst
+    template, schedule = parse_schedule(job.program.schedule)
+    expected = template.error(ConvProblem.parse(job.program.problem), schedule)
+    errors, wrong = job.operands.compare(dst.unpack(found), expected, job.limits.error)
+    if wrong is None and any(dst.halo) and dst.halo_of(found).any():
+        wrong = "wrote into the halo of dst"
+    if wrong is None and not np.isfinite(dst.dtype.decode(found)).all():
+        wrong = "padding channels of dst are not finite"
+    return errors, wrong
 
 
 class Subject:
@@ -130,7 +143,7 @@ class Subject:
         self._dst[:] = operands.poison(io.dst)
         self._checked = self._dst
         self._buffers = Buffers(
-            **{name: arena.address(name) for name in (*_INPUTS, "dst", "shared")},
+            **{name: arena.address(name) for name in (*INPUTS, "dst", "shared")},
             local=tuple(map(arena.address, locals_)),
         )
 
@@ -143,27 +156,19 @@ class Subject:
         damaged = self._arena.damaged()
         if (self._slack.view(np.uint8) != guarding(self._slack.nbytes)).any():
             damaged = "weights"
-        return None if damaged is None else _BUFFERS.index(damaged.split()[0])
+        return None if damaged is None else BUFFERS.index(damaged.split()[0])
 
     def spoilt(self) -> int | None:
         """Index in `STRAYS` of a write into an input."""
         for i, (name, original) in enumerate(self._inputs.items()):
             if self._arrays[name][: original.size].tobytes() != original.tobytes():
-                return len(_BUFFERS) + i
+                return len(BUFFERS) + i
         return None
 
     def check(self) -> tuple[Errors, str | None]:
-        """The output's error against float64, and the reason in one line if it is wrong."""
-        job, dst = self._job, self._job.program.io.dst
+        """As `judged`, of the output as it is now."""
         self._checked = self._dst.copy()
-        template, schedule = parse_schedule(job.program.schedule)
-        expected = template.error(ConvProblem.parse(job.program.problem), schedule)
-        errors, wrong = job.operands.compare(dst.unpack(self._dst), expected, job.limits.error)
-        if wrong is None and any(dst.halo) and dst.halo_of(self._dst).any():
-            wrong = "wrote into the halo of dst"
-        if wrong is None and not np.isfinite(dst.dtype.decode(self._dst)).all():
-            wrong = "padding channels of dst are not finite"
-        return errors, wrong
+        return judged(self._job, self._dst)
 
     def stable(self) -> bool:
         """Whether the output still has the same bits as when it was checked."""

@@ -138,23 +138,31 @@ class Sandbox(_Context):
             found = self._workers.call(work, arguments, timeout)
             if len(found) == count:
                 return found
-            result = _death_result(Garbled(f"{len(found)} results for {count} jobs"))
+            result = death_result(Garbled(f"{len(found)} results for {count} jobs"))
         except TimeoutError:
             result = Result(Outcome.TIMEOUT, f"stopped after {timeout:.1f} s")
         except (Died, Garbled) as death:
-            result = _death_result(death)
+            result = death_result(death)
         except MemoryError as error:
             result = Result(Outcome.RUNTIME, f"out of memory: {error}{small_limits()}")
         return [result] * count
 
 
 class Compiler(_Context):
-    """Processes on the compiling cores that build, compile and pack weights. A context manager."""
+    """Processes on the compiling cores that build, compile and pack weights. A context manager.
+
+    With `portable` the code can be linked to run elsewhere.
+    """
 
     def __init__(
-        self, cores: Cores, cpu: Cpu, limits: ProcessLimits | None = None, timeout: float = 30.0
+        self,
+        cores: Cores,
+        cpu: Cpu,
+        limits: ProcessLimits | None = None,
+        timeout: float = 30.0,
+        portable: bool = False,
     ) -> None:
-        self._cores, self._cpu, self._timeout = cores, cpu, timeout
+        self._cores, self._cpu, self._timeout, self._portable = cores, cpu, timeout, portable
         memory = (limits or ProcessLimits()).memory
         self._workers = _Workers(len(cores.compiling), (cores.compiling, memory, False))
 
@@ -170,15 +178,14 @@ class Compiler(_Context):
     def _compile(self, operands: Operands, schedule: str, code: bytes | None) -> Compiled | Result:
         with self._cores.compile_turn() as core:
             try:
-                return self._workers.call(
-                    worker.compile_on, (core, operands, schedule, self._cpu, code), self._timeout
-                )
+                asked = core, operands, schedule, self._cpu, code, self._portable
+                return self._workers.call(worker.compile_on, asked, self._timeout)
             except ScheduleError as error:
                 return Result(Outcome.CONSTRAINTS, str(error))
             except TimeoutError:
                 return Result(Outcome.COMPILE, f"stopped after {self._timeout:.1f} s")
             except (Died, Garbled) as death:
-                return Result(Outcome.COMPILE, _death_result(death).reason)
+                return Result(Outcome.COMPILE, death_result(death).reason)
             except (CompileError, MemoryError, *_DEFECTS) as error:
                 return Result(Outcome.COMPILE, f"{type(error).__name__}: {error}")
 
@@ -307,7 +314,8 @@ def _why(error: Exception | None) -> str:
     return f"{type(error).__name__}: {error}" if error else "for an unknown reason"
 
 
-def _death_result(death: Died | Garbled) -> Result:
+def death_result(death: Died | Garbled) -> Result:
+    """The result of a job that ended its process, or made it say something else."""
     code = death.code if isinstance(death, Died) else 0
     if worker.STRAY <= code < worker.STRAY + len(STRAYS):
         return Result(Outcome.CORRECTNESS, STRAYS[code - worker.STRAY])

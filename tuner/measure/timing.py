@@ -58,11 +58,30 @@ class Timing:
     waited: float = 0.0
 
 
-def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = math.inf) -> Timing:
+def waited() -> float:
+    """Seconds in which threads of this process waited for a core, from their start until now.
+
+    It is zero if the system does not count them.
+    """
+    total = 0
+    for task in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended, or the system does not count
+            total += int((task / "schedstat").read_text().split()[1])
+    return 1e-9 * total
+
+
+def measure(
+    calls: Calls,
+    protocol: Protocol,
+    first: float,
+    incumbent: float = math.inf,
+    waiting: Callable[[], float] | None = None,
+) -> Timing:
     """Time one kernel whose first, cold call took `first` seconds.
 
     It is given up as soon as its best block is more than `protocol.give_up` times as long as
-    `incumbent`, the best time so far in seconds per call.
+    `incumbent`, the best time so far in seconds per call. `waiting` is `waited`, of the process
+    that runs the kernel.
     """
     if first >= protocol.slow:
         return Timing((first,), 1)
@@ -75,7 +94,7 @@ def measure(calls: Calls, protocol: Protocol, first: float, incumbent: float = m
     for _ in range(protocol.blocks):
         if min([last, *samples]) > limit:
             return Timing(tuple(samples or [last]), repeats, False, longest)
-        share, seconds = _undisturbed(calls, repeats)
+        share, seconds = _undisturbed(calls, repeats, waiting or waited)
         samples.append(seconds)
         longest = max(longest, share)
     return Timing(tuple(samples), repeats, waited=longest)
@@ -93,14 +112,19 @@ def calibrate(calls: Calls, block: float) -> tuple[int, float]:
 
 
 def interleave(
-    kernels: Sequence[Calls], rounds: int, protocol: Protocol, seed: int, drop_every: int = 0
+    kernels: Sequence[Calls],
+    rounds: int,
+    protocol: Protocol,
+    seed: int,
+    drop_every: int = 0,
+    waiting: Callable[[], float] | None = None,
 ) -> list[Timing]:
     """Time several kernels against each other: in every round each of them runs one block.
 
     The order within a round is random. Some calls before every block bring the kernel's data back
     into the caches. Sample i of every kernel is from round i, so that a disturbance meets all
     samples of a round and ratios can be taken in pairs. After every `drop_every` rounds (0: never)
-    kernels leave that are surely slower than the fastest.
+    kernels leave that are surely slower than the fastest. `waiting` is as for `measure`.
     """
     order = random.Random(seed)
     repeats = [calibrate(calls, protocol.block)[0] for calls in kernels]
@@ -110,7 +134,7 @@ def interleave(
     for done in range(1, rounds + 1):
         for i in order.sample(running, len(running)):
             kernels[i](math.ceil(protocol.rewarm * repeats[i]))
-            share, seconds = _undisturbed(kernels[i], repeats[i])
+            share, seconds = _undisturbed(kernels[i], repeats[i], waiting or waited)
             samples[i].append(seconds)
             longest[i] = max(longest[i], share)
         if running and drop_every and done % drop_every == 0 and done < rounds:
@@ -122,16 +146,16 @@ def interleave(
     ]
 
 
-def _undisturbed(calls: Calls, repeats: int) -> tuple[float, float]:
+def _undisturbed(calls: Calls, repeats: int, waiting: Callable[[], float]) -> tuple[float, float]:
     """One block: the share of its time in which the process waited for a core, seconds per call.
 
     A block that waited too long is repeated, twice at most. The least disturbed one counts.
     """
     tries = []
     for _ in range(_TRIES):
-        before = waited()
+        before = waiting()
         seconds = calls(repeats)
-        share = (waited() - before) / seconds
+        share = (waiting() - before) / seconds
         tries.append((share, seconds / repeats))
         if share <= _WAITED:
             break
@@ -146,15 +170,3 @@ def weight_copies(weight_bytes: int, cpu: Cpu) -> int:
     """The number of copies of the weights that calls take in turn, so that none is cached."""
     cache = max(cpu.l3, cpu.l2, 8 << 20)
     return 1 + math.ceil(2 * cache / max(weight_bytes, 1))
-
-
-def waited() -> float:
-    """Seconds in which threads of this process waited for a core, from their start until now.
-
-    It is zero if the system does not count them.
-    """
-    total = 0
-    for task in Path("/proc/self/task").iterdir():
-        with contextlib.suppress(OSError):  # the thread has ended, or the system does not count
-            total += int((task / "schedstat").read_text().split()[1])
-    return 1e-9 * total

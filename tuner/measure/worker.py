@@ -103,17 +103,29 @@ def run_race(
 
 
 def compile_on(
-    core: int, operands: Operands, schedule: str, cpu: Cpu, code: bytes | None = None
+    core: int,
+    operands: Operands,
+    schedule: str,
+    cpu: Cpu,
+    code: bytes | None = None,
+    portable: bool = False,
 ) -> Compiled:
     """`compile_one`, on this core."""
     pin([core])
-    return compile_one(operands, schedule, cpu, code)
+    return compile_one(operands, schedule, cpu, code, portable)
 
 
-def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None = None) -> Compiled:
+def compile_one(
+    operands: Operands,
+    schedule: str,
+    cpu: Cpu,
+    code: bytes | None = None,
+    portable: bool = False,
+) -> Compiled:
     """Build, compile through the object cache, and pack the operands' weights if they are here.
 
-    `code` is the compiled object if another process has made it already.
+    `code` is the compiled object if another process has made it already. With `portable` it can be
+    linked to run elsewhere.
 
     Raises:
         ScheduleError: the schedule does not fit the problem.
@@ -123,7 +135,7 @@ def compile_one(operands: Operands, schedule: str, cpu: Cpu, code: bytes | None 
     template, parsed = parse_schedule(schedule)
     program = template.program(ConvProblem.parse(operands.problem), parsed, cpu)
     clock.append(time.perf_counter())
-    code = code or ObjectCache().object(program.ir, cpu)
+    code = code or ObjectCache().object(program.ir, cpu, portable)
     clock.append(time.perf_counter())
     weights = Path()
     if operands.here:

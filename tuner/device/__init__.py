@@ -1,0 +1,1 @@
+"""Measurements on devices that have no Python: boards and phones."""
