@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrun.inputs import read_inputs
-from fastrun.options import between, pictures
+from fastrun.options import between, pictures, shapes_of
 from fastrun.options import network as network_options
 from fastrun.tuner.records.units import UNKNOWN, plural
 
@@ -55,7 +55,7 @@ def run(arguments: Namespace) -> int:
     from fastrun.tuner.networks.check import check_steps, first_beyond, names_before
     from fastrun.tuner.networks.outputs import distance, limit, normal_inputs
 
-    original = load_network(arguments.model, dict(arguments.shape))
+    original = load_network(arguments.model, shapes_of(arguments))
     graph = optimise(original)
     network = loaded(arguments)
     inputs = read_inputs(network.inputs, arguments) if arguments.input else normal_inputs(graph)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +19,7 @@ from fastrun.graph.build.moves import moving, piece
 from fastrun.graph.build.placement import Calculate, Compute, Move, Piece, Placed, Placer
 from fastrun.graph.core.model import Array, Node, Tensor
 from fastrun.graph.core.ops import Conv
+from fastrun.graph.core.work import flops
 from fastrun.graph.plan.bands import partners
 from fastrun.graph.plan.forms import Form, Forms, layouts_text
 from fastrun.kernels.core.cpu import Cpu
@@ -48,7 +50,8 @@ class Step:
     `gathered` has for each the number of its buffer and its offset there in floats, less the
     offset of the first channel of `src`. `forms` are the forms of the tasks done, by output, with
     the algorithms that could be built. `result` is where `output` lies after a step that computes
-    all of it.
+    all of it. `flops` are the operations of the direct method, 0 for work
+    other than products; `nbytes` what is read and written at least: operands, weights and result.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Step:
     gathered: tuple[tuple[int, int], ...] = ()
     forms: Mapping[str, Form] = field(default_factory=dict)
     result: Port | None = None
+    flops: int = 0
+    nbytes: int = 0
 
     @property
     def computes(self) -> bool:
@@ -113,6 +118,8 @@ class NumpyStep:
     forms: Mapping[str, Form] = field(default_factory=dict)
     algorithm: str = "numpy"
     computes: bool = True
+    flops: int = 0
+    nbytes: int = 0
 
     @property
     def buffers(self) -> Sequence[int]:
@@ -275,6 +282,7 @@ class _Writer:
             bias=kernel.bias,
             seconds=seconds,
             joins=item.joins,
+            nbytes=_bytes(before, dst),
         )
 
     def _piece(self, item: Piece) -> Step:
@@ -301,6 +309,7 @@ class _Writer:
             add=None,
             dst=self._number(item.dst),
             weights=kernel.weights,
+            nbytes=2 * part.dtype.bytes(math.prod(shape)),
         )
 
     def _calculated(self, item: Calculate) -> NumpyStep:
@@ -349,6 +358,7 @@ class _Writer:
                 work=" then ".join(task.node.work for task in tasks),
                 layouts=f"{layouts_text(first.form)}>{second.form.writes}",
                 seconds=first.form.seconds + second.form.seconds,
+                flops=sum(flops(self._graph, task.node) for task in tasks),
                 forms={item.task.output: _as_built(item, kernel) for item, kernel in parts},
             )
         ]
@@ -382,6 +392,9 @@ class _Writer:
             seconds=item.form.seconds,
             forms={item.task.output: _as_built(item, kernel)},
             result=self.port(item.task.output, item.dst),
+            flops=flops(self._graph, item.task.node),
+            nbytes=_bytes(src.placement, item.dst.placement, *(x.placement for x in others))
+            + (0 if kernel.weights is None else kernel.weights.nbytes),
         )
 
     def lifetimes(
@@ -404,6 +417,11 @@ class _Writer:
         places = (root.placement for root in self._roots)
         sizes = (place.dtype.bytes(place.size + READ_SLACK) for place in places)
         return tuple(Lifetime(size, *spans[x]) for x, size in enumerate(sizes))
+
+
+def _bytes(*places: Placement) -> int:
+    """The bytes of tensors, without halos."""
+    return sum(x.dtype.bytes(x.n * x.c * x.h * x.w) for x in places)
 
 
 def _as_built(item: Compute, kernel: Built) -> Form:

@@ -31,6 +31,9 @@ from fastrun.kernels.native.team import Step as NativeStep
 
 T = TypeVar("T")
 
+# What a timeline tells of each step.
+_TOLD = ("name", "work", "algorithm", "layouts", "output", "flops", "nbytes")
+
 # Threads' workspaces begin at multiples of so many bytes.
 _PAGE = 4096
 
@@ -307,34 +310,67 @@ class Executable:
         """Seconds of every step in each of `repeats` runs (a row), as means over the threads."""
         return self._thread_times(repeats).sum(axis=-1).mean(axis=1)  # type: ignore[no-any-return]
 
+    def timeline(self, repeats: int = 10) -> list[dict[str, Any]]:
+        """What every thread did when, in the run of `repeats` that took the median time.
+
+        A row for every thread and stage: `thread`, `stage` (counted in the order of running),
+        `step` (the index of its step) and that step's name, work, algorithm, layouts, output,
+        `flops` and `nbytes`; in seconds from the start of the run, `start`; in seconds, `working`,
+        and `waiting` for the other threads behind it.
+        """
+        runs: list[tuple[float, list[dict[str, Any]]]] = []
+
+        def work() -> None:
+            for _ in range(repeats):
+                rows, clock, stage = list[dict[str, Any]](), 0.0, 0
+                self._values = dict(self._given)
+                for part in self._segments:
+                    moments = self._moments(part)
+                    owners = [part.owner] if isinstance(part, Calculation) else part.owners
+                    for thread, seen in enumerate(moments + clock):
+                        for k, i in enumerate(owners):
+                            begin, done, end = map(float, seen[2 * k : 2 * k + 3])
+                            row = {key: getattr(self.steps[i], key) for key in _TOLD}
+                            row |= {"thread": thread, "step": i, "stage": stage + k}
+                            row |= {"start": begin, "working": done - begin, "waiting": end - done}
+                            rows.append(row)
+                    clock, stage = clock + float(moments.max()), stage + len(owners)
+                runs.append((clock, rows))
+
+        self._in_turn(work)
+        return sorted(runs, key=lambda run: run[0])[len(runs) // 2][1]
+
     def _thread_times(self, repeats: int) -> NDArray[np.float64]:
         """Seconds of working and of waiting: (run, thread, step, 2)."""
-        threads = self._model.threads
-        times = np.zeros((repeats, threads, len(self.steps), 2))
+        times = np.zeros((repeats, self._model.threads, len(self.steps), 2))
 
         def work() -> None:
             for row in times:
                 self._values = dict(self._given)
                 for part in self._segments:
-                    if isinstance(part, Calculation):
-                        # One thread works, the others wait.
-                        row[0, part.owner, 0] = seconds = part.run(self._values)
-                        row[1:, part.owner, 1] = seconds
-                    else:
-                        self._stamp(part, row)
+                    owners = [part.owner] if isinstance(part, Calculation) else part.owners
+                    for mine, seen in zip(row, self._moments(part), strict=True):
+                        np.add.at(mine, owners, np.diff(seen).reshape(-1, 2))
 
         self._in_turn(work)
         return times
 
-    def _stamp(self, part: Native, row: NDArray[np.float64]) -> None:
-        """Walk native steps once; add their seconds to a row of `_thread_times`."""
-        stamps = np.zeros((self._model.threads, len(part.owners), 2), np.int64)
+    def _moments(self, part: Native | Calculation) -> NDArray[np.float64]:
+        """Run a part once. Seconds from its start, a row for each thread.
+
+        The first moment is the start; each stage has two, the end of its work and of its waiting.
+        """
+        threads = self._model.threads
+        if isinstance(part, Calculation):
+            found = np.full((threads, 3), [0.0, 0.0, part.run(self._values)])
+            found[0, 1] = found[0, 2]  # one thread works, the others wait
+            return found
+        stamps = np.zeros((threads, len(part.owners), 2), np.int64)
         whole = self._team.run(part.script, stamps=stamps.ctypes.data, meet=True)
         # A run starts when all threads have met; no stamp marks that moment.
         start = stamps[0, -1, 1] - round(whole * 1e9)
-        for mine, seen in zip(row, stamps, strict=True):
-            moments = np.maximum(np.concatenate([[start], seen.reshape(-1)]), start)
-            np.add.at(mine, part.owners, np.diff(moments).reshape(-1, 2) * 1e-9)
+        seen = np.maximum(stamps.reshape(threads, -1) - start, 0) * 1e-9
+        return np.concatenate([np.zeros((threads, 1)), seen], axis=1)
 
     def _in_turn(self, work: Callable[[], T]) -> T:
         with self._lock:

@@ -14,27 +14,35 @@ from fastrun.graph.to_onnx.nodes import Nodes
 from fastrun.graph.to_onnx.operators import OPSET, write
 
 IR_VERSION = 9
+IR_OF_NOTES = 10
+"""The first version in which nodes have metadata."""
 
 _LARGEST_BIAS = 2**31 - 1
 
 
-def export_onnx(graph: Graph, metadata: Mapping[str, str] | None = None) -> onnx.ModelProto:
+def export_onnx(
+    graph: Graph,
+    metadata: Mapping[str, str] | None = None,
+    notes: Mapping[str, Mapping[str, str]] | None = None,
+) -> onnx.ModelProto:
     """The graph as an ONNX model of fixed shapes, with QuantizeLinear and DequantizeLinear (QDQ).
 
     Nodes and values keep their names. A tensor that is rounded to a grid is quantised and
     dequantised behind its producer; weights with a grid are stored as 8-bit integers, and the
     biases of the layers that read both as 32-bit integers. Advised grids are left out.
 
+    `notes` are metadata of nodes, by the values that they compute in the graph. Viewers show them.
+
     Raises:
         UnsupportedError: the graph contains a foreign operator.
     """
     graph.check_supported()
-    return _Export(graph).model(metadata or {})
+    return _Export(graph, notes or {}).model(metadata or {})
 
 
 class _Export:
-    def __init__(self, graph: Graph) -> None:
-        self._graph = graph
+    def __init__(self, graph: Graph, notes: Mapping[str, Mapping[str, str]]) -> None:
+        self._graph, self._notes = graph, notes
         self._to = Nodes(graph)
         self._grids = {name: grid for name, grid in graph.grids.items() if grid.exact}
         # What the readers of a value read instead.
@@ -45,14 +53,18 @@ class _Export:
         graph, to = self._graph, self._to
         inputs = [self._input(name) for name in graph.inputs]
         for node in graph.nodes:
+            before = len(to.nodes)
             self._add(node)
+            for written in to.nodes[before:]:
+                for key, value in self._notes.get(node.output, {}).items():
+                    written.metadata_props.add(key=key, value=value)
         outputs = [self._described(to.read(name)) for name in graph.outputs]
         used = {*graph.outputs, *(name for node in to.nodes for name in node.input)}
         weights = [tensor for name, tensor in to.initializers.items() if name in used]
         model: onnx.ModelProto = helper.make_model(
             helper.make_graph(to.nodes, graph.name, inputs, outputs, weights),
             opset_imports=[helper.make_opsetid("", OPSET)],
-            ir_version=IR_VERSION,
+            ir_version=IR_OF_NOTES if self._notes else IR_VERSION,
             producer_name="fastrun-toolkit",
         )
         helper.set_model_props(model, dict(metadata))

@@ -1,0 +1,25 @@
+"""How many floating-point operations a node takes by the direct method."""
+
+from __future__ import annotations
+
+import math
+
+from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.ops import Conv, ConvTranspose, Gemm, MatMul
+
+
+def flops(graph: Graph, node: Node) -> int:
+    """Two for each multiply-add of a convolution or product; 0 for every other node."""
+    match node.op:
+        case Conv():
+            weights = graph.shape(node.inputs[1])
+            return 2 * math.prod(graph.shape(node.output)) * math.prod(weights[1:])
+        case ConvTranspose():
+            weights = graph.shape(node.inputs[1])
+            return 2 * math.prod(graph.shape(node.inputs[0])) * math.prod(weights[1:])
+        case Gemm(transpose_a=transposed):
+            depth = graph.shape(node.inputs[0])[0 if transposed else 1]
+            return 2 * math.prod(graph.shape(node.output)) * depth
+        case MatMul():
+            return 2 * math.prod(graph.shape(node.output)) * graph.shape(node.inputs[0])[-1]
+    return 0
