@@ -62,9 +62,7 @@ def compensated(weights: Array, scales: Array, moments: Array, patches: int, lar
     order = np.argsort(-diagonal, kind="stable", axis=-1)
     each = np.arange(groups)[:, None]
     sorted_moments = damped[each[..., None], order[:, :, None], order[:, None, :]]
-    # Row k of this triangle spreads the error of value k over the later ones.
-    factor = np.linalg.cholesky(np.linalg.inv(sorted_moments))
-    spread = factor.transpose(0, 2, 1).astype(np.float32)
+    spread = _triangle(sorted_moments).astype(np.float32)
     left = np.take_along_axis(weights / scales[..., None], order[:, None], -1).astype(np.float32)
     integers = np.empty_like(left)
     for first in range(0, depth, _BLOCK):
@@ -78,3 +76,26 @@ def compensated(weights: Array, scales: Array, moments: Array, patches: int, lar
         left[:, :, last:] -= errors @ spread[:, first:last, last:]
     back = np.argsort(order, axis=-1)[:, None]
     return np.take_along_axis(integers, back, -1)
+
+
+def _triangle(moments: Array) -> Array:
+    """The upper triangle T whose row k spreads the error of value k over the later ones.
+
+    T' T is the inverse of the moments. If these are J R R' J, where J reverses the order and R is
+    a lower triangle, then T is J R^-1 J. That costs a third of inverting them.
+    """
+    factor = np.linalg.cholesky(moments[:, ::-1, ::-1])
+    return _inverse(factor)[:, ::-1, ::-1]
+
+
+def _inverse(lower: Array) -> Array:
+    """The inverse of lower triangles, by halves."""
+    size = lower.shape[-1]
+    if size <= _BLOCK:
+        return np.linalg.inv(lower)
+    half, found = size // 2, np.zeros_like(lower)
+    first, last = slice(half), slice(half, size)
+    found[:, first, first] = _inverse(lower[:, first, first])
+    found[:, last, last] = _inverse(lower[:, last, last])
+    found[:, last, first] = -found[:, last, last] @ lower[:, last, first] @ found[:, first, first]
+    return found

@@ -7,7 +7,8 @@ the fastest to float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fastrun.graph.core.advised import Advised
@@ -25,27 +26,37 @@ from fastrun.tuner.precision.sensitivity import Losses
 
 # Prices of the whole loss, as multiples of the time of the plan in float32.
 _PRICES = (0.0, *(10 ** (i / 4) for i in range(-12, 17)))
+# How much more than the highest price one between float32 and the next plan may be.
+_BEYOND = 100.0
+# So many prices between those of two plans are tried to find another plan between them.
+_HALVINGS = 6
 
 
 @dataclass(frozen=True)
 class Point:
-    """A plan, the loss and the seconds that are expected of it, and its layers in integers."""
+    """A plan, the loss and the seconds that are expected of it, and its layers in integers.
+
+    `price` is that of the loss in seconds at which it is the cheapest.
+    """
 
     plan: Plan
     loss: float
     seconds: float
     layers: int
+    price: float
 
 
 @dataclass(frozen=True)
 class Front:
     """The plans from float32 to the fastest.
 
-    `whole` has all layers in 8 bits that can be, whether they are faster so or not.
+    `whole` has all layers in 8 bits that can be, whether they are faster so or not. `between` looks
+    for another plan between two neighbours.
     """
 
     points: Sequence[Point]
     whole: Point
+    between: Callable[[Point, Point], Point | None]
 
 
 def front(
@@ -65,7 +76,7 @@ def front(
     forms = {task.output: [*dict.fromkeys(x for f in every for x in f.of(task))] for task in todo}
     search = _Search(advised.graph, todo, costs, found)
     plain = {output: [x for x in own if not x.touches_bytes] for output, own in forms.items()}
-    base = search.point(plain)
+    base = replace(search.point(plain), price=math.inf)
     scale = base.seconds / max(found.whole, 1e-12)
     points = [base]
     for i, price in enumerate(_PRICES):
@@ -76,9 +87,20 @@ def front(
     for point in points:
         if not kept or point.seconds < kept[-1].seconds:
             kept.append(point)
+
+    def between(low: Point, high: Point) -> Point | None:
+        cheap = max(high.price, _PRICES[1] * scale)
+        dear = min(low.price, _BEYOND * max(cheap, _PRICES[-1] * scale))
+        for _ in range(_HALVINGS):
+            point = search.point(forms, price := math.sqrt(cheap * dear))
+            if low.loss < point.loss < high.loss and point.seconds < low.seconds:
+                return point
+            cheap, dear = (price, dear) if point.loss >= high.loss else (cheap, price)
+        return None
+
     whole = {task.output: every[0].of(task) for task in todo}
     whole = {x: [y for y in own if y.integers] or own for x, own in whole.items()}
-    return Front(kept, search.point(whole))
+    return Front(kept, search.point(whole), between)
 
 
 @dataclass(frozen=True)
@@ -102,7 +124,7 @@ class _Search:
         loss = self._total(found)
         seconds = total - price * loss
         plan = Plan(self.graph.name, input_shapes(self.graph), found, seconds)
-        return Point(plan, loss, seconds, sum(form.integers for form in found.values()))
+        return Point(plan, loss, seconds, sum(x.integers for x in found.values()), price)
 
     def _loss(self, task: Task, form: Form) -> float:
         """The loss by what a form rounds itself: its weights, and its result."""

@@ -28,7 +28,7 @@ from fastrun.tuner.precision.front import Point, front
 from fastrun.tuner.precision.sensitivity import Batch, Losses
 from fastrun.tuner.records.statistics import typical
 
-VALIDATED = 5
+VALIDATED = 6
 """So many plans between float32 and the fastest are validated as whole networks, at most."""
 
 _ROUNDS = 30
@@ -104,7 +104,8 @@ def choose_precision(
     """The fastest network within a limit of the loss, for a network that may be rounded.
 
     Float32, 8 bits wherever possible and the fastest plan are validated, and plans between them by
-    bisection: a plan that keeps the limit is followed by a faster one.
+    bisection: a plan that keeps the limit is followed by a faster one. Where the front has no plan
+    between the last that keeps it and the first that does not, another is looked for.
 
     Raises:
         UnsupportedError: a node cannot be run.
@@ -115,7 +116,7 @@ def choose_precision(
     if labels is not None and len(labels) != sum(_count(batch) for batch in data):
         raise InputError(f"{len(labels)} labels do not fit the examples: give one for each")
     plans = front(advised, found, choose, costs, progress)
-    points = plans.points
+    points = [*plans.points]
     judge = _Judge(advised, data, labels, choose, costs, cpu, threads)
     for i, point in enumerate((points[0], plans.whole, points[-1])):
         progress("whole networks validated", i, VALIDATED + 3)
@@ -124,6 +125,9 @@ def choose_precision(
     if judge.lost(points[-1]) <= limit:
         low = high
     for turn in range(VALIDATED):
+        if high - low == 1 and (new := plans.between(points[low], points[high])):
+            points.insert(high, new)
+            high += 1
         if high - low < 2:
             break
         middle = (low + high) // 2

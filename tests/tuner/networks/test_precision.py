@@ -101,7 +101,12 @@ def test_a_front_goes_from_float32_to_the_fastest_and_its_losses_add_up() -> Non
     assert {x.types[:4] for x in found.whole.plan.forms.values() if x.integers} == {"u8s8"}
     for point, faster in pairwise(points):
         assert (point.loss, -point.seconds) < (faster.loss, -faster.seconds)
-    for point in points:
+    first, *_, last = points
+    another = found.between(first, last)
+    assert another
+    assert first.loss < another.loss < last.loss
+    assert first.seconds > another.seconds > last.seconds
+    for point in (*points, another):
         exact = settled(network, point.plan)
         bytes_ = {x for x, form in point.plan.forms.items() if form.writes.dtype is U8}
         assert bytes_ <= exact.grids.keys()
