@@ -17,6 +17,9 @@ from fastrun.graph.frontend.file import SharedModel, Source, current, read_model
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 
+# What exporters call a graph that nobody has named.
+_NAMELESS = {"", "main_graph", "torch_jit", "torch-jit-export", "tf2onnx", "onnx_graph", "graph"}
+
 
 def load_network(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
     """The graph, not yet optimised, of a built-in network, an ONNX file, or an ONNX model.
@@ -43,7 +46,10 @@ def find_model(source: Source) -> onnx.ModelProto | SharedModel:
         if str(source) in zoo.NAMES:
             source = zoo.build(str(source))
         elif Path(source).exists():
-            source = read_model(Path(source))
+            path = Path(source)
+            source = read_model(path)
+            if source.graph.name in _NAMELESS:
+                source.graph.name = path.stem
         else:
             raise ModelFileError(_no_such_model(str(source)))
     return current(source)

@@ -1,24 +1,22 @@
 """Measure, search, remember, report; load and run.
 
-`import fastrun.tuner` is light: what is named here is imported when it is first used.
+It offers the names of `fastrun`, each imported when it is first used.
 """
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
-_HOMES = {
-    "Budget": "fastrun.tuner.search.budget",
-    "Database": "fastrun.tuner.store.database",
-    "fast_run": "fastrun.tuner.search.fastrun",
-    "load": "fastrun.tuner.networks.load",
-}
+import fastrun
 
-__all__ = ["Budget", "Database", "fast_run", "load"]
+__all__ = [name for name in fastrun.__all__ if name != "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(fastrun, name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

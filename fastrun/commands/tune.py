@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fastrun.tuner.machine.probe import MachineReport
     from fastrun.tuner.measure.measurer import Measurer
     from fastrun.tuner.search.budget import Effort
-    from fastrun.tuner.search.fastrun import Summary
+    from fastrun.tuner.search.summary import Summary
     from fastrun.tuner.store.database import Database
     from fastrun.tuner.store.standing import Standing
 
@@ -337,8 +337,9 @@ class _Tuning:
     def search(self) -> Summary:
         """Search the schedules of all problems, with a board that shows how it goes."""
         from fastrun.tuner.records.provenance import command_line
-        from fastrun.tuner.search.fastrun import Progress, fast_run
+        from fastrun.tuner.search.fastrun import fast_run
         from fastrun.tuner.search.options import SearchOptions
+        from fastrun.tuner.search.progress import Progress
         from fastrun.tuner.search.storage import journal
         from fastrun.tuner.terminal.board import Board
         from fastrun.tuner.terminal.display import screen

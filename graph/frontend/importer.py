@@ -53,6 +53,7 @@ from fastrun.graph.frontend.file import (
     names_read,
     read_model,
 )
+from fastrun.graph.frontend.floats import in_float32, is_network, is_other, to_float32
 from fastrun.graph.frontend.inline import (
     Key,
     branch_nodes,
@@ -73,7 +74,6 @@ LARGEST_SHAPE_PARAMETER = 1024
 LARGEST_TENSOR = 2**40
 # Types that the caller may convert from and to: every conversion gives the same result.
 TO_FLOAT = {"UINT8", "INT8", "UINT16", "INT16", "INT32", "INT64", "FLOAT16", "DOUBLE"}
-FROM_FLOAT = {"FLOAT16", "DOUBLE"}
 # The inputs that kernels need as constants.
 _FIXED: Mapping[type[Op], Sequence[int]] = {
     Conv: (1, 2),
@@ -154,6 +154,7 @@ class _Importer:
         self._outside: dict[str, np.dtype[Any]] = {}
         self._pending: list[tuple[onnx.NodeProto, _Opsets]] = []
         self._inlined = self._computed = 0
+        self._float32 = is_network(model.graph) or bool(model.functions)
         self._integers: dict[str, str] = {}  # of quantised values, for NumPy
         self._quantised = Quantised(self._tensors, self._constants, self._known, self._fresh)
 
@@ -185,6 +186,7 @@ class _Importer:
         for name in self._quantised.stored.keys() & {*outputs}:
             self._outside[name] = self._quantised.stored[name].dtype
             self._quantised.returned(name, self._nodes)
+        self._keep_types_of_outputs()
         rounded = self._quantised.grids
         weights, notes = self._quantised.weights.grids(self._nodes)
         whole = Graph(
@@ -225,7 +227,10 @@ class _Importer:
         if min(shape, default=1) < 0 or math.prod(shape) > LARGEST_TENSOR:
             raise GraphError(f"input {value.name!r} cannot have shape {shape}")
         element = described.elem_type
-        if _is_one_of(element, TO_FLOAT) and self._is_converted(value.name):
+        if is_other(element) and self._float32:
+            self._outside[value.name] = np.dtype(helper.tensor_dtype_to_np_dtype(element))
+            element = onnx.TensorProto.FLOAT
+        elif _is_one_of(element, TO_FLOAT) and self._is_converted(value.name):
             kind = np.dtype(helper.tensor_dtype_to_np_dtype(element))
             self._outside[value.name] = kind
             if kind.kind in "ui":
@@ -233,12 +238,19 @@ class _Importer:
             element = onnx.TensorProto.FLOAT
         self._set_type(value.name, helper.make_tensor_type_proto(element, shape))
 
+    def _keep_types_of_outputs(self) -> None:
+        """Let outputs have the floating-point types that the model declares."""
+        for value in self._model.graph.output if self._float32 else ():
+            declared, known = value.type.tensor_type.elem_type, self._tensors.get(value.name)
+            if is_other(declared) and known is not None and known.dtype == np.float32:
+                self._outside[value.name] = np.dtype(helper.tensor_dtype_to_np_dtype(declared))
+
     def _is_converted(self, name: str) -> bool:
         """Whether the model only converts an input to float32, or to quantised numbers."""
         graph = self._model.graph
         readers = [node for node in live_nodes(graph) if name in names_read([node])]
         return name not in {v.name for v in graph.output} and all(
-            (node.op_type == "Cast" and _target(node) == onnx.TensorProto.FLOAT)
+            (node.op_type == "Cast" and _target(to_float32(node)) == onnx.TensorProto.FLOAT)
             or node.op_type == "DequantizeLinear"
             or computes_integers(node)
             for node in readers
@@ -307,6 +319,7 @@ class _Importer:
         ):  # fmt: skip
             self._choose(node, opsets)
             return
+        node = self._in_float32(node)
         if self._quantise(node, opsets):
             return
         for name in filter(None, node.output):
@@ -317,7 +330,21 @@ class _Importer:
         elif node.op_type == "Constant" and not node.domain:
             self._constants[node.output[0]] = constant_value(node)
         else:
-            self._lower(self._unconverted(node), opsets)
+            self._lower(node, opsets)
+
+    def _in_float32(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Make what a node computes, and the constants that it computes with, float32.
+
+        Nodes of constants alone keep the types of the model, unless these are quantised weights.
+        """
+        names = [x for x in node.input if x]
+        constants = [x for x in names if x in self._constants]
+        quantises = node.op_type in ("QuantizeLinear", "DequantizeLinear")
+        if not self._float32 or (constants == names and not quantises):
+            return node
+        for x in constants:
+            self._constants[x] = in_float32(self._constants[x])
+        return self._unconverted(to_float32(node), node)
 
     def _quantise(self, node: onnx.NodeProto, opsets: _Opsets) -> bool:
         """Add a node that quantises, or computes with quantised integers; False for any other."""
@@ -352,17 +379,22 @@ class _Importer:
             self._set_type(y, _type_of(self._tensors[x]))
         return True
 
-    def _unconverted(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """An `Identity` for a `Cast` of an output that nothing reads: the caller converts it."""
+    def _unconverted(self, node: onnx.NodeProto, given: onnx.NodeProto) -> onnx.NodeProto:
+        """An `Identity` for a `Cast` from float32 to itself; it was `given` with the model's type.
+
+        The caller converts an output to that type.
+        """
         names = [*node.input, *node.output]
         if node.op_type != "Cast" or node.domain or len(names) != 2:
             return node
-        before, kind = self._tensors.get(names[0]), _target(node)
-        if names[1] not in self._results or before is None or before.dtype != np.float32:
+        before = self._tensors.get(names[0])
+        if before is None or before.dtype != np.float32 or names[0] in self._quantised.stored:
             return node
-        if not _is_one_of(kind, FROM_FLOAT):
+        if _target(node) != onnx.TensorProto.FLOAT:
             return node
-        self._outside[node.output[0]] = np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+        if names[1] in self._results and is_other(_target(given)):
+            kind = helper.tensor_dtype_to_np_dtype(_target(given))
+            self._outside[names[1]] = np.dtype(kind)
         return helper.make_node("Identity", node.input, node.output, name=node.name)
 
     def _shape(self, name: str) -> tuple[int, ...] | None:

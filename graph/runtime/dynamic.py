@@ -15,7 +15,13 @@ from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.sizes import Sizes, advice, sizes_text, usual_shape
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.runtime.executable import Executable, MemoryUse
-from fastrun.graph.runtime.inputs import check_arrays, check_shape, unknown_input
+from fastrun.graph.runtime.inputs import (
+    by_name,
+    check_arrays,
+    check_shape,
+    only_or_all,
+    unknown_input,
+)
 from fastrun.graph.runtime.weights import Common
 from fastrun.kernels.core.forks import renewed_in_children
 
@@ -123,13 +129,22 @@ class DynamicExecutable:
         for one in several:
             self.at(one)
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
+    def __call__(self, inputs: Mapping[str, Array] | Array) -> Any:
+        """As `Executable.__call__`, for any legal sizes."""
+        return only_or_all(self.run(inputs))
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(f"{x} {sizes_text(sizes)}" for x, sizes in self._inputs.items())
+        return f"<network of any size: {inputs}; {len(self._there)} of {self._most} shapes kept>"
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]] | Array) -> dict[str, Array]:
         """The outputs by name for the inputs by name, as `Executable.run`; of any legal sizes.
 
         Raises:
             InputError: an input is missing or unknown, or cannot have its shape or type.
             GraphError: the model cannot be used, at these sizes or at all.
         """
+        inputs = by_name(inputs, self._inputs)
         check_arrays(inputs, self._inputs, self._unread)
         return self._at(tuple(inputs[name].shape for name in self._inputs)).run(inputs)
 

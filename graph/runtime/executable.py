@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,20 @@ from fastrun.graph.build.steps import Arrangement, NumpyStep, Port, Step
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array, Shape, Tensor
 from fastrun.graph.plan.plan import Plan
-from fastrun.graph.runtime.inputs import check_arrays, check_shape, unknown_input
+from fastrun.graph.runtime.inputs import (
+    by_name,
+    check_arrays,
+    check_shape,
+    only_or_all,
+    unknown_input,
+)
 from fastrun.graph.runtime.segments import Calculation, Native, own
 from fastrun.graph.runtime.weights import Block, Common, Weights
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.forks import renewed_in_children
 from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.program import pack_bias, pack_channels
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.library import Library
@@ -37,6 +44,8 @@ _TOLD = ("name", "work", "algorithm", "layouts", "output", "flops", "nbytes")
 # Threads' workspaces begin at multiples of so many bytes.
 _PAGE = 4096
 
+Reload = Callable[[Plan], "Executable"]
+
 # Gives the packed weights of a step. Several plans of a network may share them.
 Packed = Callable[[Step], Array]
 
@@ -50,8 +59,13 @@ class MemoryUse:
     workspace: int
 
     def __str__(self) -> str:
-        sizes = (f"{name} {size / 1e6:.1f} MB" for name, size in vars(self).items())
-        return ", ".join(sizes)
+        return ", ".join(f"{name} {size}" for name, size in self._sizes().items())
+
+    def _sizes(self) -> dict[str, str]:
+        return {name: f"{size / 1e6:.1f} MB" for name, size in vars(self).items()}
+
+    def _repr_html_(self) -> str:
+        return card("memory of a network", self._sizes())
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,13 @@ class Executable:
 
     Runs of one executable take turns. A clone shares the weights and has activations of its own:
     on one thread clones run at the same time, on several threads they take turns. A forked
-    process may use an executable of its parent, even if it was running at the fork.
+    process may use an executable of its parent, even if it was running at the fork. One that was
+    loaded from a model is pickled as the model and the plan, so that another process gets the same
+    network; copies are clones.
     """
+
+    reload: Reload | None = None
+    """What makes the same network again of its plan; it is pickled with the model inside."""
 
     def __init__(self, model: _Model) -> None:
         self._model = model
@@ -178,11 +197,35 @@ class Executable:
         """Reset the lock: the threads that may have held it do not exist in a forked process."""
         self._lock, self._running = threading.RLock(), False
 
-    def __reduce__(self) -> NoReturn:
-        raise TypeError(
-            "an Executable is code and memory of this process and cannot be pickled or copied: "
-            "load the model there (with `plan=` its plan), or clone() it here"
-        )
+    def __reduce__(self) -> tuple[Reload, tuple[Plan]]:
+        """Its model and its plan: what another process needs to load the same again."""
+        if self.reload is None:
+            raise TypeError(
+                "this Executable was not loaded from a model, and is code and memory of this "
+                "process: it cannot be pickled; clone() it here"
+            )
+        return self.reload, (self.plan,)
+
+    def __copy__(self) -> Executable:
+        return self.clone()
+
+    def __deepcopy__(self, _: object) -> Executable:
+        return self.clone()
+
+    def __repr__(self) -> str:
+        threads = f"{self._model.threads} thread{'s' * (self._model.threads > 1)}"
+        expected = f"{1e3 * self.plan.seconds:.3g} ms expected"
+        return f"<{self.plan.network}: {len(self.steps)} steps, {threads}, {expected}>"
+
+    def _repr_html_(self) -> str:
+        def listed(shapes: Mapping[str, Shape | None]) -> str:
+            known = {x: "?" if s is None else "x".join(map(str, s)) for x, s in shapes.items()}
+            return ", ".join(f"{x} {text}" for x, text in known.items())
+
+        facts = {"inputs": listed(self.inputs), "outputs": listed(self.outputs)}
+        facts |= {"steps": str(len(self.steps)), "threads": str(self._model.threads)}
+        facts |= {"expected": f"{1e3 * self.plan.seconds:.3g} ms", "memory": str(self.memory)}
+        return card(f"network {self.plan.network}", facts)
 
     @property
     def steps(self) -> tuple[Step | NumpyStep, ...]:
@@ -222,10 +265,19 @@ class Executable:
 
     def clone(self) -> Executable:
         """The same network with activations of its own."""
-        return Executable(self._model)
+        other = Executable(self._model)
+        other.reload = self.reload
+        return other
 
-    def run(self, inputs: Mapping[str, NDArray[np.float32]]) -> dict[str, Array]:
-        """The outputs by name for the inputs by name.
+    def __call__(self, inputs: Mapping[str, NDArray[np.float32]] | Array) -> Any:
+        """The output for the inputs, or all outputs by name if the network has several.
+
+        Inputs and errors are those of `run`.
+        """
+        return only_or_all(self.run(inputs))
+
+    def run(self, inputs: Mapping[str, NDArray[np.float32]] | Array) -> dict[str, Array]:
+        """The outputs by name for the inputs by name. A single input needs no name.
 
         Inputs that the model never reads may be missing, or be anything. Inputs that the model
         itself converts to float32, such as pictures of bytes, may also have the model's type.
@@ -236,6 +288,7 @@ class Executable:
             GraphError: a NumPy step cannot compute with these inputs.
             RuntimeError: a signal handler calls this during a run in the same thread.
         """
+        inputs = by_name(inputs, self._wanted)
         self._check(inputs)
 
         def work() -> dict[str, Array]:
@@ -247,7 +300,7 @@ class Executable:
                 name: np.array(view, self._types.get(name)).reshape(port.shape)
                 for name, (port, view) in self._outputs.items()
             }
-            return found | {name: own(self._values[name]) for name in loose}
+            return found | {name: self._typed(name, own(self._values[name])) for name in loose}
 
         return self._in_turn(work)
 
@@ -399,6 +452,10 @@ class Executable:
                 else:
                     seconds += self._team.run(part.script, meet=meet)
         return seconds
+
+    def _typed(self, name: str, value: Any) -> Any:
+        """An output in the model's element type, if that is another one than here."""
+        return value.astype(self._types[name]) if name in self._types else value
 
     def _fill(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
         for name, (_, view) in self._inputs.items():

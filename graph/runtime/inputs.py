@@ -31,6 +31,28 @@ def check_arrays(
             raise InputError(f"input {name!r} is a {kind}, not a numpy array")
 
 
+def by_name(inputs: Any, wanted: Iterable[str]) -> Mapping[str, Any]:
+    """Inputs by name; one that is not in a mapping is the network's only input.
+
+    Raises:
+        InputError: the network has several.
+    """
+    if isinstance(inputs, Mapping):
+        return inputs
+    names = [*wanted]
+    if len(names) != 1:
+        raise InputError(
+            f"the network has {len(names)} inputs: give a dictionary of arrays by the names "
+            f"{', '.join(names)}"
+        )
+    return {names[0]: np.asarray(inputs)}
+
+
+def only_or_all(outputs: dict[str, Any]) -> Any:
+    """The output of a network that has one; else all of them by name."""
+    return next(iter(outputs.values())) if len(outputs) == 1 else outputs
+
+
 def check_shape(name: str, shape: Shape, sizes: Sizes | None) -> None:
     """Check that an input may have a shape; it may have any if its `sizes` are not known.
 

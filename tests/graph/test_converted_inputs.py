@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.numpy_helper
 import pytest
 from onnx import TensorProto, helper
 
@@ -36,7 +37,7 @@ def test_the_caller_may_give_the_type_of_the_model_or_floats(kind: type, result:
 
 
 def test_what_is_read_in_another_way_too_stays_as_it_is() -> None:
-    nodes = [node("Cast", "x", "f", to=TensorProto.FLOAT), node("Cast", "x", "d", to=11),
+    nodes = [node("Cast", "x", "f", to=TensorProto.FLOAT), node("Cast", "x", "d", to=6),
              node("Cast", "d", "e", to=1), node("Add", "f e", "y")]  # fmt: skip
     executable = fastrun.load(model(nodes, dtype=TensorProto.UINT8), policy="heuristic")
     x = np.arange(256, dtype=np.uint8).reshape(1, 4, 8, 8)
@@ -58,3 +59,59 @@ def test_what_nothing_reads_need_not_be_given() -> None:
     x = normal(1, 4, 8, 8)
     for more in ({}, {"ids": np.zeros(2, np.int64)}, {"ids": np.zeros(3)}):
         assert executable.run({"x": x, **more})["s"].tolist() == [2]
+
+
+def in_floats(m: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    """The same model with weights, constants, inputs and outputs of another type."""
+    other = onnx.ModelProto()
+    other.CopyFrom(m)
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    constants = [a.t for n in other.graph.node if n.op_type == "Constant" for a in n.attribute]
+    for tensor in (*other.graph.initializer, *constants):
+        if tensor.data_type == TensorProto.FLOAT:
+            values = onnx.numpy_helper.to_array(tensor).astype(dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in (*other.graph.input, *other.graph.output):
+        value.type.tensor_type.elem_type = kind
+    return other
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE])
+def test_files_of_other_floats_compute_in_float32_and_keep_their_types_outside(kind: int) -> None:
+    half = helper.make_tensor("value", TensorProto.FLOAT, (), [0.5])
+    nodes = [
+        node("Constant", "", "h", value=half),
+        node("Mul", "x h", "s"),
+        node("Conv", "s w b", "c", pads=[1] * 4),
+        node("Clip", "c low high", "r"),
+        node("Cast", "r", "f", to=TensorProto.FLOAT),  # as mixed precision has it
+        node("Softmax", "f", "p", axis=1),
+        node("Cast", "p", "q", to=kind),
+        node("Mul", "q r", "y"),
+    ]
+    weights = {
+        "w": normal(6, 4, 3, 3).astype(np.float16).astype(np.float32),
+        "b": normal(6).astype(np.float16).astype(np.float32),
+        "low": np.float32(-1), "high": np.float32(6),
+    }  # fmt: skip
+    plain = model(nodes, weights)
+    other = in_floats(plain, kind)
+    dtype = helper.tensor_dtype_to_np_dtype(kind)
+    rounded = {x: a.astype(dtype).astype(np.float32) for x, a in weights.items()}
+    expected = fastrun.load(model(nodes, rounded), policy="heuristic")
+    network = fastrun.load(other, policy="heuristic")
+    x = normal(1, 4, 8, 8).astype(dtype)
+    y, truth = (
+        n.run({"x": given})["y"] for n, given in ((network, x), (expected, x.astype(np.float32)))
+    )
+    assert y.dtype == dtype
+    np.testing.assert_array_equal(y, truth.astype(dtype))
+    np.testing.assert_array_equal(network.run({"x": x.astype(np.float32)})["y"], y)
+
+
+def test_what_numpy_computes_has_the_model_s_type_outside_too() -> None:
+    nodes = [node("Conv", "x w", "c"), node("CumSum", "c one", "y")]
+    m = in_floats(model(nodes, {**W, "one": np.int64(1)}), TensorProto.FLOAT16)
+    network = fastrun.load(m, policy="heuristic")
+    assert "numpy" in {step.algorithm for step in network.steps}
+    assert network(normal(1, 4, 8, 8)).dtype == np.float16

@@ -227,7 +227,17 @@ time.sleep(1)
     assert done.returncode == 0
 
 
-@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_an_executable_stays_in_its_process(way: Callable[[object], object]) -> None:
-    with pytest.raises(TypeError, match=r"cannot be pickled or copied: load .* clone\(\)"):
-        way(loaded(1))
+def test_what_was_not_loaded_stays_in_its_process() -> None:
+    network = loaded(1)
+    network.reload = None
+    with pytest.raises(TypeError, match=r"cannot be pickled; clone\(\)"):
+        pickle.dumps(network)
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
+def test_copies_share_weights(way: Callable[[Executable], Executable]) -> None:
+    network = loaded(1)
+    other = way(network)
+    assert other is not network
+    assert other.memory.weights == network.memory.weights
+    np.testing.assert_array_equal(run(other), run(network))

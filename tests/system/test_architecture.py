@@ -40,8 +40,13 @@ FOLDERS = (
 )
 """The folders of the toolkit, lowest first. A file imports from its own folder and lower ones."""
 
-EXCEPTIONS = {("fastrun.tuner", "fastrun")}
-"""`import tuner` in a script offers the names of `fastrun`, each imported when it is used."""
+EXCEPTIONS = {
+    # `import tuner` in a script offers the names of `fastrun`, each imported when it is used.
+    ("fastrun.tuner", "fastrun"),
+    # `summary.plot()`: a summary draws itself.
+    ("fastrun.tuner.search.summary", "fastrun.tuner.report.plots"),
+    ("fastrun.tuner.search.summary", "fastrun.tuner.report.style"),
+}
 
 NOT_OF_NETWORKS = ("records", "measure", "store", "machine", "model", "search", "remote", "device")
 """Folders of `tuner` that can tune other things than networks: they import nothing of `graph`."""
@@ -66,7 +71,7 @@ ONLY_HERE = {
             "benchmarks/accuracy/photos.py"},
 }  # fmt: skip
 
-OPTIONAL = {"timm"}
+OPTIONAL = {"timm", "ipython"}
 """Libraries that are used where they are installed, and that no extra asks for."""
 
 

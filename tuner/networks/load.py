@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastrun.graph.build.steps import Arrangement
+from fastrun.graph.core.errors import ModelFileError
 from fastrun.graph.core.model import Graph, Shape
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.core.sizes import is_open
@@ -118,6 +119,7 @@ def load(
         network, remark = _by_plan(graph, whole, cpu, threads)
         if remark:
             warnings.warn(remark, stacklevel=2)
+        network.reload = _Reload.of(source, whole.inputs, threads)
         return network
     loading = _Loading(
         model, given, threads, database, policy, Limits(max_error, max_workspace), seconds
@@ -131,7 +133,53 @@ def load(
     network, remark = loading.network({})
     if remark:
         warnings.warn(remark, stacklevel=2)
+    network.reload = _Reload.of(source, network.plan.inputs, threads)
     return network
+
+
+@dataclass(frozen=True)
+class _Reload:
+    """Loads a model by a plan. It is pickled with the model in it, as other machines lack the file.
+
+    `stamp` is the size and the time of the file when it was loaded.
+    """
+
+    source: Source
+    shapes: Mapping[str, Shape]
+    threads: int
+    stamp: tuple[int, int] | None = None
+
+    @classmethod
+    def of(cls, source: Source, shapes: Mapping[str, Shape], threads: int) -> _Reload:
+        """What loads a network again; `source` is what it was loaded from."""
+        if isinstance(source, str | Path) and Path(source).exists():
+            source = Path(source).absolute()
+            return cls(source, shapes, threads, _stamp(source))
+        return cls(source, shapes, threads)
+
+    def __call__(self, plan: Plan) -> Executable:
+        network = load(self.source, self.threads, plan=plan, shapes=self.shapes)
+        assert isinstance(network, Executable)  # its shapes are given
+        return network
+
+    def __reduce__(self) -> tuple[type[_Reload], tuple[Any, ...]]:
+        source = self.source
+        if isinstance(source, Path):
+            if _stamp(source) != self.stamp:
+                raise ModelFileError(
+                    f"{source} is another file than the one that was loaded: load it again"
+                )
+            source = find_model(source)
+        return _Reload, (source, self.shapes, self.threads)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """The size and the time of a file; None if there is none any more."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from fastrun.tuner.records.affinity import Threads, thread_number
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import Conditions, Limits
 from fastrun.tuner.search.budget import EFFORTS, Budget
-from fastrun.tuner.search.fastrun import Progress, Summary, fast_run
+from fastrun.tuner.search.fastrun import fast_run
 from fastrun.tuner.search.options import SearchOptions
+from fastrun.tuner.search.progress import Progress
 from fastrun.tuner.search.sampler_choice import Sampler
+from fastrun.tuner.search.summary import Summary
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.standing import Standing, standings
 
@@ -54,6 +56,7 @@ def tune(
     sampler: Sampler = "gp",
     options: SearchOptions | None = None,
     observe: Callable[[Progress], None] | None = None,
+    quiet: bool = False,
 ) -> Tuned:
     """Tune networks or single convolutions on this machine, as `fastrun tune` does.
 
@@ -66,7 +69,8 @@ def tune(
 
     A share of the budget goes to a final of each network's plans; a final takes some seconds at
     least. A network that cannot be run has no final, only its convolutions are tuned. `regime` is
-    "hot" or "cold-weights"; `sampler`, `options` and `observe` are those of `fastrun.fast_run`.
+    "hot" or "cold-weights"; `sampler`, `options`, `observe` and `quiet` are those of
+    `fastrun.fast_run`.
 
     An interrupt (Ctrl-C) ends the search in order, and there are no finals then; one during a final
     raises KeyboardInterrupt. What was measured until then is stored.
@@ -96,7 +100,15 @@ def tune(
             store = opened.enter_context(Database(database))
         measurer = Measurer(threads, regime)
         search, finals = _tune(
-            problems, graphs, store, budget, measurer, options, sampler=sampler, observe=observe
+            problems,
+            graphs,
+            store,
+            budget,
+            measurer,
+            options,
+            sampler=sampler,
+            observe=observe,
+            quiet=quiet,
         )
         conditions = Conditions.here(threads, regime)
         return Tuned(search, standings(store, problems, conditions, options.limits), finals)

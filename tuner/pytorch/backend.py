@@ -17,7 +17,14 @@ from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.pytorch.conversion import Tensors, converted
-from fastrun.tuner.pytorch.graphs import Inference, Roles, name_of, returns_tensors
+from fastrun.tuner.pytorch.graphs import (
+    Inference,
+    Roles,
+    array_of,
+    name_of,
+    returns_tensors,
+    tensor_of,
+)
 from fastrun.tuner.records.affinity import thread_number
 
 # How often a graph follows a change of its weights.
@@ -110,8 +117,8 @@ class _Compiled:
             self._load(inputs, weights, stamp)
         assert self._network is not None
         given = zip(self._inputs, inputs, strict=True)
-        results = self._network.run({name: x.detach().numpy() for name, x in given})
-        return tuple(torch.from_numpy(results[name]) for name in self._outputs)
+        results = self._network.run({name: array_of(x) for name, x in given})
+        return tuple(tensor_of(results[name]) for name in self._outputs)
 
     def _load(self, inputs: Tensors, weights: Sequence[torch.Tensor], stamp: Sequence[int]) -> None:
         """Make the network, again if the weights are no longer what it was made of."""

@@ -98,3 +98,16 @@ def name_of(module: fx.GraphModule) -> str:
     traces = (node.stack_trace for node in module.graph.nodes if node.stack_trace)
     place = re.search(r'File "([^"]+)", line (\d+)', next(traces, ""))
     return f"the graph at {Path(place[1]).name}:{place[2]}" if place else "a graph"
+
+
+def array_of(tensor: torch.Tensor) -> Any:
+    """A numpy array on the memory of a tensor; of bfloat16, which numpy lacks, a float32 copy."""
+    plain = tensor.detach()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+
+
+def tensor_of(array: Any) -> torch.Tensor:
+    """A tensor on the memory of a numpy array."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view("int16")).view(torch.bfloat16)
+    return torch.from_numpy(array)

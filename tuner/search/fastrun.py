@@ -29,7 +29,9 @@ from fastrun.tuner.search import budget as costs
 from fastrun.tuner.search.budget import DECISIVE, RACES, Budget, Races
 from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.problem_search import ProblemSearch, Trial, next_search, related
+from fastrun.tuner.search.progress import Progress, default_observer
 from fastrun.tuner.search.sampler_choice import Sampler, sampler_name
+from fastrun.tuner.search.summary import Summary
 from fastrun.tuner.search.transfer import first_guesses
 from fastrun.tuner.store.database import Database
 
@@ -52,40 +54,6 @@ PROPOSALS = 6
 ESTIMATE_EVERY = 10
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What an observer is told after every outcome.
-
-    `stage` is search, final or done; `record` the newest outcome; `left` the seconds of the
-    budget that remain, below 0 where it is overrun.
-    """
-
-    stage: str
-    searches: Sequence[ProblemSearch]
-    record: Record | None
-    trials: int
-    elapsed: float
-    left: float | None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a run did. `trials` counts outcomes of this run, `known` those it found stored.
-
-    `settled` are the problems whose search ended before its budget: they had levelled off, or
-    nothing was left to try. `left_out` says in words what the budget had no time for.
-    """
-
-    run: str
-    searches: Sequence[ProblemSearch]
-    trials: int
-    known: int
-    seconds: float
-    interrupted: bool
-    settled: Sequence[ConvProblem] = ()
-    left_out: Sequence[str] = ()
-
-
 def fast_run(
     problems: Sequence[tuple[ConvProblem, int]],
     database: Database,
@@ -95,6 +63,7 @@ def fast_run(
     options: SearchOptions | None = None,
     measurer: Measurer | None = None,
     observe: Callable[[Progress], None] | None = None,
+    quiet: bool = False,
     command: str = "",
 ) -> Summary:
     """Tune distinct `problems`, each with the number of times its network has it.
@@ -102,8 +71,9 @@ def fast_run(
     `sampler` proposes the schedules: a name such as `gp`, or any sampler of Optuna, as
     `tuner.search.sampler_choice.make_sampler` says. `measurer` says where, on how many threads and
     in which regime trials are measured: on one thread of this machine unless it is given; it is
-    used up. `observe` is called after every outcome. `command` is what the records are said to come
-    from, this call if it is empty.
+    used up. `observe` is called after every outcome. Without it, a line in the terminal or under
+    the notebook's cell shows how far the search is, unless it is `quiet`. `command` is what the
+    records are said to come from, this call if it is empty.
 
     What the database holds of the same conditions and toolchain is learnt and not measured again.
     An interrupt (Ctrl-C) ends the run in order: all outcomes so far are stored, and the summary
@@ -117,6 +87,8 @@ def fast_run(
     """
     begin = monotonic()
     options = options or SearchOptions()
+    if observe is None and not quiet:
+        observe = default_observer(budget)
     with measurer or Measurer() as measurer:
         run = _Tuning(begin, database, budget, sampler, options, measurer, observe)
         call = (

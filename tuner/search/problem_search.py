@@ -11,11 +11,13 @@ from typing import Any
 from optuna import Study
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate, ScheduleError
 from fastrun.kernels.registry import applicable, heuristic_choice, parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.records.record import Outcome, Record
+from fastrun.tuner.records.units import ms, plural, ratio
 from fastrun.tuner.search.options import OBJECTIVES, SearchOptions
 from fastrun.tuner.search.sampler_choice import Sampler
 from fastrun.tuner.search.study import ScheduleStudy
@@ -101,6 +103,27 @@ class ProblemSearch:
         self.outcomes = Counter[Outcome]()
         self.naive = self.heuristic_seconds = math.inf
         self.incumbent: Record | None = None
+
+    def __repr__(self) -> str:
+        return f"<search of {self}>"
+
+    def __str__(self) -> str:
+        trials = plural(self.outcomes.total(), "trial")
+        best = f", best {ms(self.best)} ms by {self.incumbent.algorithm}" if self.incumbent else ""
+        over = (
+            f", {ratio(self.naive / self.best)} over naive"
+            if self.naive < math.inf > self.best
+            else ""
+        )
+        return f"{self.problem}: {trials}{best}{over}"
+
+    def _repr_html_(self) -> str:
+        counts = (f"{n} {outcome}" for outcome, n in self.outcomes.most_common())
+        times = {"naive": self.naive, "heuristic": self.heuristic_seconds, "best": self.best}
+        facts: dict[str, object] = {"occurrences": self.occurrences, "trials": ", ".join(counts)}
+        facts |= {name: f"{ms(t)} ms" for name, t in times.items() if t < math.inf}
+        facts["schedule"] = self.incumbent.schedule if self.incumbent else ""
+        return card(str(self.problem), facts)
 
     @property
     def studies(self) -> dict[str, Study]:

@@ -18,8 +18,8 @@ from fastrun.tuner.records.units import UNKNOWN, clock, ms, plural, ratio
 
 if TYPE_CHECKING:  # these load Optuna, which a table does not need
     from fastrun.tuner.search.budget import Budget
-    from fastrun.tuner.search.fastrun import Progress
     from fastrun.tuner.search.problem_search import ProblemSearch
+    from fastrun.tuner.search.progress import Progress
 from fastrun.tuner.terminal.display import HEARTBEAT, add_column, new_table
 
 

@@ -131,3 +131,16 @@ def test_weights_are_shared_with_the_module() -> None:
     model = converted(module, (torch.randn(1, 3, 8, 8),), None, "Small")
     assert np.shares_memory(model.weights["conv.weight"], module.conv.weight.detach().numpy())
     assert not model.proto.graph.initializer[0].raw_data
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_its_type(dtype) -> None:
+    module, image = Small().eval().to(dtype), torch.randn(1, 3, 8, 8, dtype=dtype)
+    compiled = torch.compile(module, backend=backend)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="fastrun leaves")
+        found = compiled(image)
+        truth = module.float()(image.float())
+    for a, b in zip(found, truth, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a.float(), b, rtol=1e-2, atol=1e-2)

@@ -18,9 +18,10 @@ from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import FINAL
 from fastrun.tuner.records.record import PROTOCOL, Conditions, Limits, Outcome, Stage
 from fastrun.tuner.search.budget import Budget
-from fastrun.tuner.search.fastrun import Progress, fast_run
+from fastrun.tuner.search.fastrun import fast_run
 from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.problem_search import ProblemSearch, next_search, related
+from fastrun.tuner.search.progress import Progress
 from fastrun.tuner.store.database import Database
 from tests.support.records import record
 
