@@ -1,14 +1,15 @@
 """How good schedules are that a cost model chooses for shapes without any measurement.
 
     python -m fastrun.benchmarks.experiments.zero_shot NETWORK ... --data DB ... --db FILE
-        [--choices FILE] [--seconds S] [--avx2] [--csv FOLDER]
+        [--choices FILE] [--folds N] [--seconds S] [--avx2] [--csv FOLDER]
 
-Each network in turn is left out: a model learns from the records of `--data` without its shapes,
-and chooses a schedule for each of them. So do the heuristic, the nearest other shape's winner, and
-chance. All choices for a shape race each other and the best schedule known, that of a tuning or a
-sample. Where the data has records of another processor, two more models choose: one that knows
-only the other processor, and one that knows both. `--choices` keeps the choices in a file; races
-go to the database `--db`. So the same command continues after `--seconds` of races.
+Each network in turn is left out, or with `--folds` several at once: a model learns from the records
+of `--data` without their shapes, and chooses a schedule for each of them. So do the heuristic, the
+nearest other shape's winner, and chance. All choices for a shape race each other and the best
+schedule known, that of a tuning or a sample. Where the data has records of another processor, two
+more models choose: one that knows only the other processor, and one that knows both. `--choices`
+keeps the choices in a file; races go to the database `--db`. So the same command continues after
+`--seconds` of races.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import json
 import random
 from argparse import ArgumentParser
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,9 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", nargs="+", required=True, metavar="DB", help="learn from these")
     parser.add_argument("--db", required=True, metavar="FILE", help="add the races here")
     parser.add_argument("--choices", type=Path, metavar="FILE", help="keep the choices here")
+    parser.add_argument(
+        "--folds", type=int, metavar="N", help="leave out networks in N groups (default: singly)"
+    )
     parser.add_argument("--seconds", type=float, default=100.0, help="of races (default 100)")
     parser.add_argument("--avx2", action="store_true", help="choose and measure code for AVX2")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
@@ -71,8 +75,11 @@ def main(words: Sequence[str] | None = None) -> int:
     if kept and kept.exists():
         chosen: Choices = json.loads(kept.read_text())
     else:
-        networks = {text: [p for p, _ in read_target(text).problems] for text in arguments.networks}
-        chosen = choices(_records(arguments.data), networks, cpus)
+        groups = arguments.folds or len(arguments.networks)
+        folds: list[list[ConvProblem]] = [[] for _ in range(groups)]
+        for number, text in enumerate(arguments.networks):
+            folds[number % groups] += [p for p, _ in read_target(text).problems]
+        chosen = choices(_records(arguments.data), folds, cpus)
         if kept:
             kept.write_text(json.dumps(chosen, indent=1) + "\n")
     with Database(arguments.db) as database:
@@ -96,19 +103,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def choices(
-    records: Sequence[Record],
-    networks: Mapping[str, Sequence[ConvProblem]],
-    cpus: Sequence[Cpu],
+    records: Sequence[Record], folds: Sequence[Sequence[ConvProblem]], cpus: Sequence[Cpu]
 ) -> Choices:
-    """The choices for each shape of the networks that was measured on the first processor.
+    """The choices for each shape that was measured on the first processor.
 
-    A shape of several networks counts for the first of them, whose shapes are all left out.
+    All shapes of its fold are left out; one of several folds counts for the first of them.
     """
     cpu = cpus[0]
     data = times(records, cpus)
     known = {group.problem: group for group in data if group.cpu is cpu}
     found: Choices = {}
-    for problems in networks.values():
+    for problems in folds:
         wanted = [p for p in problems if p in known and str(p) not in found]
         if not wanted:
             continue
@@ -138,9 +143,8 @@ def compared(chosen: Choices, records: Sequence[Record]) -> pd.DataFrame:
     took = {(r.problem, r.schedule): r.seconds_per_call for r in records}
     rows = []
     for text, ways in chosen.items():
-        seconds = {way: took[text, schedule] for way, schedule in ways.items()
-                   if (text, schedule) in took}  # fmt: skip
-        if len(seconds) == len(ways):
+        if all((text, schedule) in took for schedule in ways.values()):
+            seconds = {way: took[text, schedule] for way, schedule in ways.items()}
             rows.append({"problem": text, **seconds, "best": min(seconds.values())})
     return pd.DataFrame(rows)
 

@@ -28,6 +28,10 @@ Entries = Mapping[ConvProblem, Sequence[str]]
 Key = tuple[ConvProblem, str]
 
 
+# Disturbed races are repeated if they are at most this share, or a single one.
+_REPEATED = 0.4
+
+
 @dataclass(frozen=True)
 class Format:
     """The form of a race: `rounds` interleaved rounds in each of `processes` processes.
@@ -76,10 +80,10 @@ def race(
 ) -> Iterator[Record]:
     """Race the schedules of each problem; a record of each entry that was raced.
 
-    A race that was disturbed by the canary's reading is repeated after those of the other problems;
-    the quieter of the two counts. `left` returns the seconds that remain. No race begins when none
-    are left, and no process begins when the one before took longer than that. KeyboardInterrupt is
-    raised after the records of what was measured until then.
+    A race that was disturbed by the canary's reading is repeated after those of the other problems,
+    unless many were; the quieter of the two counts. `left` returns the seconds that remain. No race
+    begins when none are left, and no process begins when the one before took longer than that.
+    KeyboardInterrupt is raised after the records of what was measured until then.
     """
     compiling: dict[Key, Future[Compiled | Result]] = {}
     programs: dict[Key, Compiled] = {}
@@ -105,13 +109,15 @@ def race(
                 break
             if form.processes > 1:
                 measurer.sandbox.restart()
-            disturbed = []
+            disturbed, races = [], 0
             for begun in _process_races(measurer, entries, programs, form, process, left):
+                races += 1
                 for key, result in begun.results().items():
                     results.setdefault(key, {})[process] = result
                 if begun.noise > DISTURBED:
                     disturbed.append(begun)
-            for begun in disturbed:
+            # Where most races are disturbed, the next ones would be too.
+            for begun in disturbed if len(disturbed) <= max(1, _REPEATED * races) else ():
                 before = begun.noise
                 if left() > 0:
                     again = begun.again()

@@ -133,18 +133,20 @@ class CostModel:
         """Expected seconds per call of schedules, given by their texts."""
         return self._seconds(p, [_parsed(text) for text in schedules], cpu)
 
-    def proposals(self, p: ConvProblem, cpu: Cpu, most: int = 8, seed: int = 0) -> list[str]:
+    def proposals(
+        self, p: ConvProblem, cpu: Cpu, most: int = 8, seed: int = 0, layout: str = ""
+    ) -> list[str]:
         """Schedules for `p` that should be fastest, the best first; none for other types than f32.
 
         The heuristics' schedules compete with a sample of each algorithm's space, and the best
-        continue to their neighbours.
+        continue to their neighbours. With `layout` all have this layout.
         """
         if p.types:
             return []
-        known = _Pool(self, p, cpu)
-        templates = [t for t in applicable(p, cpu) if t.name in ALGORITHMS]
+        known = _Pool(self, p, cpu, layout)
+        templates = [t for t in applicable(p, cpu) if t.name in ALGORITHMS and known.has(t)]
         templates.sort(key=lambda t: t.rank(p, cpu), reverse=True)
-        known.add((t, t.heuristic(p, cpu)) for t in templates)
+        known.add((t, s) for t in templates if known.fits(s := t.heuristic(p, cpu)))
         for template in templates[:_ALGORITHMS]:
             known.add((template, s) for s in known.space(template, seed).sample(_SAMPLE))
         for _ in range(_STEPS):
@@ -181,8 +183,8 @@ def shipped_proposals(p: ConvProblem, cpu: Cpu, most: int) -> Sequence[str]:
 class _Pool:
     """The schedules of a problem whose expected seconds are known."""
 
-    def __init__(self, model: CostModel, p: ConvProblem, cpu: Cpu) -> None:
-        self._model, self._p, self._cpu = model, p, cpu
+    def __init__(self, model: CostModel, p: ConvProblem, cpu: Cpu, layout: str) -> None:
+        self._model, self._p, self._cpu, self._layout = model, p, cpu, layout
         self._expected: dict[tuple[KernelTemplate, Any], float] = {}
         self._spaces: dict[str, Untried] = {}
         self.explored: set[tuple[KernelTemplate, Any]] = set()
@@ -190,8 +192,19 @@ class _Pool:
     def space(self, template: KernelTemplate, seed: int) -> Untried:
         if template.name not in self._spaces:
             space = space_for(template.name, self._p, self._cpu)
+            if self._layout:
+                space = space.pinned(f"{template.name}(layout={self._layout})")
             self._spaces[template.name] = Untried(space, seed)
         return self._spaces[template.name]
+
+    def has(self, template: KernelTemplate) -> bool:
+        """Whether the algorithm has schedules of the layout."""
+        layouts = space_for(template.name, self._p, self._cpu).domains["layout"]
+        return not self._layout or self._layout in layouts
+
+    def fits(self, schedule: Any) -> bool:
+        """Whether a schedule has the layout."""
+        return not self._layout or schedule.layout == self._layout
 
     def add(self, found: Iterable[tuple[KernelTemplate, Any]]) -> None:
         new = [key for key in dict.fromkeys(found) if key not in self._expected]

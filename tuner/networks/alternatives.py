@@ -39,6 +39,15 @@ ONE_LAYOUT: Mapping[str, Callable[[Choice], bool]] = {
 """The choices that plans of one layout allow, by the name of the plan."""
 
 
+Propose = Callable[[ConvProblem, str], Sequence[str]]
+"""Schedules for a problem in a layout, the most promising first."""
+
+
+def nothing_proposed(p: ConvProblem, layout: str) -> Sequence[str]:
+    """No schedules but measured ones."""
+    return ()
+
+
 FLOAT32 = "float32 weights"
 """The name of the plan by layer times that rounds no weights."""
 
@@ -49,7 +58,7 @@ class PlanInputs:
 
     `guessed` are the heuristic's choices. `known` is the best measured choice for each pair of
     layouts, `several` the best few. `costs` are those of moves. `rounded` says which weights may
-    be rounded.
+    be rounded. `proposed` gives schedules of a layout that were not measured and should be fast.
     """
 
     guessed: Choose
@@ -57,6 +66,7 @@ class PlanInputs:
     several: Choose
     costs: Costs
     rounded: Roundings = no_rounding
+    proposed: Propose = nothing_proposed
 
 
 def plans(graph: Graph, inputs: PlanInputs, cpu: Cpu, threads: int) -> dict[str, Plan]:
@@ -98,7 +108,9 @@ def apart(plan: Plan) -> Plan:
     return replace(plan, forms={x: replace(form, rows=0) for x, form in plan.forms.items()})
 
 
-def variants(graph: Graph, plan: Plan, several: Choose, cpu: Cpu) -> Iterator[Plan]:
+def variants(
+    graph: Graph, plan: Plan, several: Choose, cpu: Cpu, proposed: Propose = nothing_proposed
+) -> Iterator[Plan]:
     """The plan with other schedules in the same layouts: the second choice of each node, and so on.
 
     A node without a further choice keeps that of the plan.
@@ -111,7 +123,7 @@ def variants(graph: Graph, plan: Plan, several: Choose, cpu: Cpu) -> Iterator[Pl
             problem = typed_problem(graph, task, form)
             key = problem, replace(form, seconds=0.0)
             if key not in cached:
-                cached[key] = _others(problem, form, several, cpu)
+                cached[key] = _others(problem, form, several, cpu, proposed)
             others[task.output] = cached[key]
     for turn in zip_longest(*others.values()):
         changed = {name: text for name, text in zip(others, turn, strict=True) if text}
@@ -122,7 +134,7 @@ def variants(graph: Graph, plan: Plan, several: Choose, cpu: Cpu) -> Iterator[Pl
         yield replace(plan, forms=forms)
 
 
-def _others(p: ConvProblem, form: Form, several: Choose, cpu: Cpu) -> list[str]:
+def _others(p: ConvProblem, form: Form, several: Choose, cpu: Cpu, proposed: Propose) -> list[str]:
     """Other schedules for a problem in a form's layouts, the most promising first."""
     pair = source_layout(form).order, form.writes.order
     choices = [c for c in several(p) if (c.src, c.dst) == pair]
@@ -130,7 +142,8 @@ def _others(p: ConvProblem, form: Form, several: Choose, cpu: Cpu) -> list[str]:
     near = [c.schedule for c in choices if c.seconds <= TRY_WITHIN * fastest]
     prefetching = _prefetching(p, form.algorithm, cpu)
     second = near[:1] if near[:1] != [form.algorithm] else near[1:2]
-    ordered = dict.fromkeys(chain(second, prefetching, near))
+    new = proposed(p, str(parse_schedule(form.algorithm)[1].layout))
+    ordered = dict.fromkeys(chain(second, new[:2], prefetching, near, new))
     return [text for text in ordered if text != form.algorithm]
 
 

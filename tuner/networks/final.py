@@ -140,7 +140,8 @@ class _Final:
         for name, plan in named.items():
             if name != LAYERS:
                 yield name, apart(plan)
-        for plan in variants(self.graph, base, self.inputs.several, self.cpu):
+        inputs = self.inputs
+        for plan in variants(self.graph, base, inputs.several, self.cpu, inputs.proposed):
             yield "", plan
 
     def _compare(self, base: Plan, other: Plan) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.errors import GraphError
@@ -12,15 +14,24 @@ from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import no_rounding, roundings
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.network_record import NetworkRecord
-from fastrun.tuner.records.record import Limits
+from fastrun.tuner.records.record import NO_LIMITS, Limits
 from fastrun.tuner.store.database import Database
 
-FINALS = 0.15
-"""The share of a budget for the finals of whole networks."""
+if TYPE_CHECKING:
+    from fastrun.tuner.networks.alternatives import Propose
+
+FINALS = 0.4
+"""The share of a budget for the finals of whole networks.
+
+What a layer gains alone says little of what a network gains, so schedules are timed in place."""
+
+PROPOSALS = 6
+"""Schedules of the cost model that are timed in place for each layer."""
 
 
 def store_plan(
@@ -56,6 +67,7 @@ def store_plan(
         ),
         costs=costs(probe(), threads),
         rounded=no_rounding if limits.error is None else roundings(limits.error, cpu),
+        proposed=functools.cache(_within(limits, cpu)),
     )
     final = network_final(graph, inputs, cpu, threads, seconds, strict)
     plan = final.plans[final.kept]
@@ -74,6 +86,19 @@ def store_plan(
     )
     database.add_network(record)
     return record
+
+
+def _within(limits: Limits, cpu: Cpu) -> Propose:
+    """What the cost model proposes in a layout; nothing if there are limits, which it ignores."""
+
+    from fastrun.tuner.model.cost_model import CostModel
+
+    def propose(p: ConvProblem, layout: str) -> Sequence[str]:
+        if limits != NO_LIMITS:
+            return ()
+        return CostModel.shipped().proposals(p, cpu, PROPOSALS, layout=layout)
+
+    return propose
 
 
 def stored_plan(

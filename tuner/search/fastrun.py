@@ -50,6 +50,9 @@ EXCHANGE_EVERY = 25
 # Schedules that the cost model proposes first for each problem.
 PROPOSALS = 6
 
+# Disturbed trials are not repeated if more than this share of so many recent ones were disturbed.
+_USUAL, _RECENT = 0.4, 20
+
 # Trials between two estimates of the time that races will need.
 ESTIMATE_EVERY = 10
 
@@ -137,6 +140,7 @@ class _Tuning:
         self._reserved, self._reserved_at = 0.0, 0
         self._for_baselines = costs.BASELINES * self._left
         self._proposed = Counter[ConvProblem]()
+        self._disturbances = Disturbances()
         # Where compiling must pause for timing, it pauses for several trials at once.
         cores = self.measurer.cores
         self._batch = 2 * len(cores.compiling) if cores.shared else 1
@@ -207,7 +211,9 @@ class _Tuning:
             for timed in [f for f in timing if f.done()]:
                 for (trial, program), result in zip(timing.pop(timed), timed.result(), strict=True):
                     once = trial.template.baseline  # it is not searched, and the final has it
-                    if not once and _disturbed(result) and retries[trial] < RETRIES:
+                    noisy = _disturbed(result)
+                    worth = not once and self._disturbances.unusual(noisy)
+                    if noisy and worth and retries[trial] < RETRIES:
                         retries[trial] += 1
                         disturbed[trial] = result
                         ready.append((trial, program))
@@ -445,6 +451,23 @@ class _Tuning:
     @property
     def _elapsed(self) -> float:
         return monotonic() - self.begin
+
+
+@dataclass
+class Disturbances:
+    """Whether a disturbance is an accident that a repetition helps, or how the machine is now.
+
+    With a neighbour that never rests every trial is disturbed. Repeating all of them would cost two
+    thirds of the search. Their times are all too long, still tell which schedules are fast, and
+    races decide.
+    """
+
+    recent: deque[bool] = field(default_factory=lambda: deque(maxlen=_RECENT))
+
+    def unusual(self, disturbed: bool) -> bool:
+        """Take note of a measurement; whether most of the recent ones were undisturbed."""
+        self.recent.append(disturbed)
+        return sum(self.recent) <= _USUAL * max(len(self.recent), _RECENT // 2)
 
 
 def _disturbed(result: Result) -> bool:

@@ -72,6 +72,12 @@ def test_the_heuristic_s_choice_stays_unless_a_gain_is_expected(model: CostModel
     assert model.choice(NEW, CPU, best) == best
 
 
+def test_proposals_of_one_layout(model: CostModel) -> None:
+    found = model.proposals(NEW, CPU, 5, layout="NHWC")
+    assert {parse_schedule(text)[1].layout for text in found} == {"NHWC"}
+    assert model.proposals(NEW, CPU, layout="NCHW16c>NCHW8c") == []
+
+
 def test_other_types_have_no_proposals(model: CostModel) -> None:
     assert model.proposals(replace(NEW, types="u8s8>u8"), CPU) == []
 

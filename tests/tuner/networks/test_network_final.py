@@ -125,6 +125,25 @@ def test_variants_give_every_node_its_next_choice(graph: Graph) -> None:
             assert all(parse_schedule(text)[0].name == "direct" for text in found)
 
 
+def test_variants_try_what_is_proposed_in_the_plan_s_layouts(graph: Graph) -> None:
+    base, _ = make_plan(graph, lambda p: [Choice(in_nhwc(p, 1), NHWC, NHWC, 1.0)], CPU)
+    asked = set()
+
+    def proposed(p: ConvProblem, layout: str) -> list[str]:
+        asked.add(layout)
+        return [in_nhwc(p, 7)]
+
+    made = list(variants(graph, base, lambda p: [], CPU, proposed))
+    assert asked == {"NHWC"}
+    assert task_rows(made[0], graph) == [7] * len(task_rows(made[0], graph))
+
+
+def task_rows(plan: Plan, graph: Graph) -> list[int]:
+    """The rows that a task of each convolution of a plan has."""
+    outputs = [t.output for t in tasks(graph) if t.node.work.startswith("Conv")]
+    return [parse_schedule(plan.forms[x].algorithm)[1].rows for x in outputs]
+
+
 # Finals
 
 

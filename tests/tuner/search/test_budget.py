@@ -173,3 +173,19 @@ def test_an_interrupt_at_any_time_keeps_all(
     if len(seen) == outcome:
         assert summary.interrupted
         assert len(stored) == sum(sum(s.outcomes.values()) for s in summary.searches)
+
+
+def test_a_neighbour_that_never_rests_costs_few_repetitions(clock: Clock) -> None:
+    quiet, noisy = (
+        tuned(LIGHT, Database("sqlite://"), Budget(60), SimulatedMeasurer(clock, noise=noise))
+        for noise in (0.0, 1.0)
+    )
+    assert noisy.trials > 0.8 * quiet.trials
+
+
+def test_an_accident_is_repeated_and_a_noisy_minute_is_not() -> None:
+    disturbances = fastrun.Disturbances()
+    accidents = [disturbances.unusual(i % 5 == 4) for i in range(40)]
+    assert all(accidents)
+    assert not any([disturbances.unusual(True) for _ in range(20)][8:])
+    assert all([disturbances.unusual(False) for _ in range(30)][-10:])
