@@ -217,7 +217,18 @@ class _Loading:
         plan, arrangement = found or _planned(
             graph, guessed_choices(cpu, planned, limits), cpu, planned, limits
         )
-        return Executable.of(arrangement, cpu, self.threads, plan, common=common), remark
+        remarks = filter(None, (remark, _in_float32(graph)))
+        network = Executable.of(arrangement, cpu, self.threads, plan, common=common)
+        return network, "; ".join(remarks)
+
+
+def _in_float32(graph: Graph) -> str:
+    """Which node of a quantised network runs in float32, and why; "" if there is none."""
+    if not graph.notes:
+        return ""
+    first, *others = graph.notes
+    more = f"; so do {plural(len(others), 'node')} more: `fastrun show MODEL` lists them"
+    return first + more * bool(others)
 
 
 def _by_plan(graph: Graph, given: Plan, cpu: Cpu, threads: int) -> tuple[Executable, str]:

@@ -28,6 +28,7 @@ from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.store.database import Database
 from tests.graph.test_networks_run import residual
+from tests.graph.test_quantised_models import UNFIT, layer
 from tests.support.graph_models import normal
 from tests.support.records import record
 
@@ -224,3 +225,8 @@ def test_each_thread_has_a_core(
     for plan in (None, path.parent / "no.plan"):
         with pytest.raises(ValueError, match=reason):
             load(residual(), threads, path, policy, plan=plan)
+
+
+def test_a_layer_that_stays_in_float_is_named_before_anything_runs() -> None:
+    with pytest.warns(UserWarning, match=r"node 'conv' \(Conv\) runs in float32: .* axis 1"):
+        load(layer(**UNFIT["another axis"]), policy="heuristic")
