@@ -10,7 +10,16 @@ from typing import Any
 
 import onnx
 
-_BY_ONNX = {"GroupNormalization", "LayerNormalization", "RMSNormalization"}
+_BY_ONNX = {
+    "Attention",
+    "GroupNormalization",
+    "LayerNormalization",
+    "MeanVarianceNormalization",
+    "RMSNormalization",
+    "RotaryEmbedding",
+    "SwiGLU",
+    "Swish",
+}
 
 _INSTANCE_NORMALIZATION = """
 <domain: "", opset_import: ["" : OPSET]>
@@ -54,6 +63,8 @@ def composition(
         function.ParseFromString(
             schema.get_context_dependent_function_with_opset_version(since_by_type[-1], *known)
         )
+    defaults = (a.default_value for a in schema.attributes.values())
+    function.attribute_proto.extend(a for a in defaults if a.type != a.UNDEFINED)
     return function
 
 

@@ -32,6 +32,7 @@ from fastrun.graph.core.ops import (
     Identity,
     Numpy,
     Op,
+    Pool,
 )
 from fastrun.graph.frontend.as_onnx import kept
 from fastrun.graph.frontend.composed import composition
@@ -519,6 +520,9 @@ class _Importer:
             return
         for result, tensor in site.tensors.items():
             self._set_type(result, _type_of(tensor))
+        self._constants |= site.constants
+        self._known |= site.constants.keys()
+        feeds |= site.constants
         if constant:
             self._check_size(site.tensors)
             self._constants |= by_reference(node, site.nodes, site.tensors, feeds)
@@ -572,6 +576,8 @@ class _Importer:
         native = all(t.dtype == np.float32 and 0 not in t.shape for t in tensors)
         fixed = [node.input(i) for i in _FIXED.get(type(node.op), ())]
         native = native and all(not x or x in self._constants for x in fixed)
+        if isinstance(node.op, ConvTranspose | Pool):  # of images
+            native = native and len(self._tensors[node.output].shape) < 5
         return node if native else replace(node, op=Numpy(node.op))
 
     def _check_size(self, names: Iterable[str]) -> None:

@@ -68,6 +68,7 @@ _SINCE = {
     "Celu": 12,
     "ImageDecoder": 20,
     "Scan": 9,
+    "Scatter": 9,
 }
 _MACHINE_LEARNING = """
 ArrayFeatureExtractor Binarizer DictVectorizer FeatureVectorizer Imputer LabelEncoder

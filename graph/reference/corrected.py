@@ -11,6 +11,8 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from fastrun.graph.core.model import Array
+from fastrun.graph.reference.recurrent import GRU, LSTM, RNN
+from fastrun.graph.reference.sampled import GridSample, NonMaxSuppression
 
 
 class _WithBody(OpRun):
@@ -93,4 +95,20 @@ class NonZero(OpRun):
         return (np.vstack(np.nonzero(np.atleast_1d(x))).astype(np.int64),)
 
 
-CORRECTED: tuple[type[OpRun], ...] = (Loop, Scan, NonZero)
+class Scatter(OpRun):
+    """The name of ScatterElements before opset 11, which ONNX's own lacks."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, updates: Array, **given: Any) -> tuple[Array]:
+        axis = int(given.get("axis") or getattr(self, "axis", None) or 0)
+        places: list[Array] = [*np.indices(indices.shape)]
+        found = x.copy()
+        places[axis] = np.where(indices < 0, indices + x.shape[axis], indices)
+        found[tuple(places)] = updates
+        return (found,)
+
+
+CORRECTED: tuple[type[OpRun], ...] = (
+    Loop, Scan, NonZero, Scatter, RNN, GRU, LSTM, GridSample, NonMaxSuppression
+)  # fmt: skip

@@ -51,6 +51,7 @@ EXCLUDED = (
     "_opt",
     "sequence",
     "resize_downsample_scales_linear_align_corners",
+    "resize_downsample_scales_cubic_align_corners",
 )
 
 

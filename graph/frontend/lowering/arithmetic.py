@@ -150,7 +150,59 @@ def _matmul(site: Site) -> None:
     site.finish(Reshape(), product, shape=(*batch, *rows, *columns))
 
 
-@lowers("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2")
+@lowers("Einsum")
+def _einsum(site: Site) -> None:
+    """One matrix product of two tensors: axes are summed, reordered and joined before and after."""
+    text = site.attribute("equation", "").replace(" ", "")
+    given, _, result = text.partition("->")
+    terms = given.split(",")
+    plain = "->" in text and "." not in text and len(terms) == len(site.inputs) <= 2
+    if not plain or any(len({*term}) < len(term) for term in (*terms, result)):
+        raise Unsupported("a sum of products of one or two tensors, each axis named once")
+    shapes = [site.shape(i) for i in range(len(terms))]
+    if any(len(term) != len(shape) for term, shape in zip(terms, shapes, strict=True)):
+        raise site.impossible(f"{text} of tensors of shapes {shapes}")
+    sizes: dict[str, int] = {}
+    for term, shape in zip(terms, shapes, strict=True):
+        for x, n in zip(term, shape, strict=True):
+            if sizes.setdefault(x, n) != n:
+                raise Unsupported("tensors of equal sizes, not broadcast ones")
+    operands = []
+    for i, (term, name) in enumerate(zip(terms, site.inputs, strict=True)):
+        others = {*result, *(terms[1 - i] if len(terms) == 2 else "")}
+        summed = tuple(axis for axis, x in enumerate(term) if x not in others)
+        term = "".join(x for x in term if x in others)
+        if summed:
+            shape = tuple(sizes[x] for x in term)
+            name = site.emit(Reduce("sum", summed), name, shape=shape)
+        operands.append((name, term))
+    if len(operands) == 1:
+        ((name, term),) = operands
+        site.finish(Transpose(tuple(map(term.index, result))), name)
+        return
+    (a, left), (b, right) = operands
+    both = [x for x in left if x in right]
+    batch, inner = [x for x in both if x in result], [x for x in both if x not in result]
+    rows = [x for x in result if x in left and x not in right]
+    columns = [x for x in result if x in right and x not in left]
+
+    def arranged(name: str, term: str, *groups: list[str]) -> str:
+        order = tuple(term.index(x) for group in (batch, *groups) for x in group)
+        name = site.emit(Transpose(order), name)
+        ends = tuple(math.prod(sizes[x] for x in group) for group in groups)
+        return site.emit(Reshape(), name, shape=(*(sizes[x] for x in batch), *ends))
+
+    product = site.emit(
+        MatMul(), arranged(a, left, rows, inner), arranged(b, right, inner, columns)
+    )
+    made = [*batch, *rows, *columns]
+    apart = site.emit(Reshape(), product, shape=tuple(sizes[x] for x in made))
+    site.finish(Transpose(tuple(map(made.index, result))), apart)
+
+
+@lowers(
+    "ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare"
+)  # fmt: skip
 def _reduce(site: Site) -> None:
     shape = site.shape(0)
     axes = site.ints("axes", 1, "axes")
@@ -159,8 +211,12 @@ def _reduce(site: Site) -> None:
     axes = tuple(sorted({site.from_front(axis) for axis in axes}))
     keep = site.attribute("keepdims", 1) == 1
     sizes = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
-    op = Reduce(site.operator.removeprefix("Reduce").lower(), axes)
-    site.finish(op, site.inputs[0], shape=tuple(sizes))
+    x, function = site.inputs[0], site.operator.removeprefix("Reduce").lower()
+    if function == "l1":
+        x, function = site.emit(Unary("abs"), x), "sum"
+    if function == "sumsquare":
+        x, function = site.emit(Binary("mul"), x, x), "sum"
+    site.finish(Reduce(function, axes), x, shape=tuple(sizes))
 
 
 @lowers("LayerNormalization")

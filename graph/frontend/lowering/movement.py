@@ -82,12 +82,44 @@ def _expand(site: Site) -> None:
     site.finish(Expand(), site.inputs[0], shape=shape)
 
 
+@lowers("Tile")
+def _tile(site: Site) -> None:
+    """Every repeated axis gets a new one in front of it, along which it is broadcast."""
+    shape, repeats = site.shape(0), tuple(map(int, site.constant(1, "repeats").reshape(-1)))
+    if len(repeats) != len(shape) or min(repeats, default=1) < 0:
+        raise site.impossible(f"repeats {repeats} of {shape}")
+    several = [repeat != 1 for repeat in repeats]
+    narrow = [k for n, new in zip(shape, several, strict=True) for k in [1] * new + [n]]
+    wide = [k for n, r in zip(shape, repeats, strict=True) for k in [r] * (r != 1) + [n]]
+    x = site.emit(Reshape(), site.inputs[0], shape=tuple(narrow))
+    x = site.emit(Expand(), x, shape=tuple(wide))
+    site.finish(Reshape(), x, shape=tuple(n * r for n, r in zip(shape, repeats, strict=True)))
+
+
 @lowers("Cast")
 def _cast(site: Site) -> None:
     kinds = site.tensor(0).dtype, site.result.dtype
     if any(kind.isbuiltin != 1 or kind.kind not in "biuf" for kind in kinds):
         raise Unsupported("elements that are numbers of 8 bits or more")
     site.finish(Cast(), site.inputs[0])
+
+
+@lowers("Where")
+def _where(site: Site) -> None:
+    """A constant condition that always holds, or never, chooses one operand."""
+    condition = site.constant(0, "condition")
+    if condition.all() or not condition.any():
+        site.finish(Expand(), site.inputs[1 if condition.all() else 2], shape=site.result.shape)
+        return
+    raise Unsupported("a condition that is the same for all elements")
+
+
+@lowers("CastLike")
+def _cast_like(site: Site) -> None:
+    kinds = site.tensor(0).dtype, site.tensor(1).dtype
+    if any(kind.isbuiltin != 1 or kind.kind not in "biuf" for kind in kinds):
+        raise Unsupported("elements that are numbers of 8 bits or more")
+    site.finish(Cast() if kinds[0] != kinds[1] else Identity(), site.inputs[0])
 
 
 @lowers("Transpose")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from fastrun.graph.core.model import Shape
-from fastrun.graph.core.ops import Ints, Resize
+from fastrun.graph.core.ops import Identity, Ints, MatMul, Resize
+from fastrun.graph.frontend.lowering.filters import Filters
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
 
 _COORDINATES = (
@@ -69,12 +70,34 @@ def _interpolate(
 ) -> None:
     """Finish with an interpolation of x to `shape`, by default the scaled shape of x."""
     mode = site.attribute("mode", "nearest")
-    if mode not in ("nearest", "linear"):
-        raise Unsupported("interpolation other than nearest and linear")
-    if site.attribute("antialias", 0):
-        raise Unsupported("resizing without antialiasing")
+    if mode not in ("nearest", "linear", "cubic"):
+        raise site.impossible(f"mode {mode!r}")
+    if mode == "cubic" or (mode == "linear" and site.attribute("antialias", 0)):
+        _by_products(site, x, scales, coordinates, shape or _scaled(site.shape_of(x), scales))
+        return
     op = Resize(mode, tuple(map(float, scales)), coordinates, rounding if mode == "nearest" else "")
     site.finish(op, x, shape=shape or _scaled(site.shape_of(x), scales))
+
+
+def _by_products(site: Site, x: str, scales: _Scales, coordinates: str, shape: Shape) -> None:
+    """Finish with a product for each of the last two axes: its matrix has the filter's weights."""
+    before = site.shape_of(x)
+    axes = [i for i, scale in enumerate(scales) if before[i] != shape[i] or scale != 1]
+    if any(axis < len(shape) - 2 for axis in axes) or len(shape) < 2:
+        raise Unsupported("cubic or antialiased resizing of the last two axes alone")
+    for axis in axes:
+        filters = Filters(
+            site.attribute("mode", "nearest"),
+            coordinates,
+            float(site.attribute("cubic_coeff_a", -0.75)),
+            bool(site.attribute("antialias", 0)),
+            bool(site.attribute("exclude_outside", 0)),
+        )
+        matrix = filters.matrix(before[axis], shape[axis], float(scales[axis])).astype(np.float32)
+        last = axis == len(shape) - 1
+        operands = (x, site.put(matrix.T.copy())) if last else (site.put(matrix), x)
+        x = site.emit(MatMul(), *operands)
+    site.finish(Identity(), x)
 
 
 def _all_axes(site: Site) -> Ints:

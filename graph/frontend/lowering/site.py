@@ -45,6 +45,7 @@ class Site:
         self.outputs = outputs
         self.nodes: list[Node] = []
         self.tensors: dict[str, Tensor] = {}
+        self.constants: dict[str, Array] = {}
         self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         self._results = tuple(node.output)
         self._known = tensors
@@ -156,6 +157,12 @@ class Site:
         self.nodes.append(Node(name, op, inputs, (output,)))
         return output
 
+    def put(self, values: Array) -> str:
+        """Add a constant for emitted nodes. Returns its name."""
+        name = self._fresh(f"{self.outputs[0]}.constant")
+        self.constants[name] = values
+        return name
+
     def finish(self, op: Op, *inputs: str, shape: Shape | None = None) -> None:
         """Add the node that computes the first output."""
         if extra := next(filter(None, self.outputs[1:]), ""):
@@ -169,7 +176,9 @@ class Site:
         return known.dtype if known else self.tensor(0).dtype
 
     def shape_of(self, name: str) -> Shape:
-        """The shape of an input or of an emitted result."""
+        """The shape of an input, of an emitted result, or of a constant that was put."""
+        if name in self.constants:
+            return self.constants[name].shape
         if name in self.tensors:
             return self.tensors[name].shape
         return self.shape(self.inputs.index(name))

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from fastrun.graph.core.model import Shape
 from fastrun.graph.core.ops import LRN, BatchNorm, Conv, ConvTranspose, Ints, Pool
 from fastrun.graph.core.shapes import full_size, sees_pixels, spans
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
+from fastrun.graph.frontend.lowering.volumes import convolve_volume, pool_volume
 
 # Pixels of a pool's window. Larger ones come from damaged files: no picture has so many.
 _LARGEST_WINDOW = 2**28
@@ -24,7 +27,13 @@ def _conv(site: Site) -> None:
         raise site.impossible(f"weights {weights} in {groups} groups do not fit {x[1]} channels")
     _check_bias(site, weights[0])
     padding = _padding(site, x[2:], kernel, stride, dilation)
-    site.finish(Conv(stride, padding, dilation, groups), *site.inputs)
+    op = Conv(stride, padding, dilation, groups)
+    if len(kernel) == 3 and groups == 1 and site.is_constant(1):
+        convolve_volume(site, op)
+    elif len(kernel) > 2:
+        raise Unsupported("one or two spatial axes, or three in one group of constant weights")
+    else:
+        site.finish(op, *site.inputs)
 
 
 @lowers("ConvTranspose")
@@ -89,9 +98,17 @@ def _pool(site: Site) -> None:
         ceil=site.attribute("ceil_mode", 0) == 1,
         count_padding=bool(site.attribute("count_include_pad", 0)),
     )
-    site.finish(op, site.inputs[0])
-    if not sees_pixels(op, x[2:]):
+    by_planes = len(kernel) == 3 and site.tensor(0).dtype == np.float32
+    if not by_planes:
+        site.finish(op, site.inputs[0])
+    try:
+        sees = sees_pixels(op, x[2:])
+    except ValueError as error:
+        raise site.impossible(str(error)) from None
+    if not sees:
         raise Unsupported("windows each of which has a pixel of the input")
+    if by_planes:
+        pool_volume(site, op)
 
 
 @lowers("GlobalMaxPool", "GlobalAveragePool")
@@ -132,8 +149,6 @@ def _steps(site: Site, attribute: str, x: Shape) -> Ints:
     """Strides or dilations: one per spatial axis, 1 unless given."""
     if len(x) < 3:
         raise site.impossible(f"an input of shape {x} has no spatial axes")
-    if len(x) > 4:
-        raise Unsupported(f"one or two spatial axes instead of {len(x) - 2}")
     steps = tuple(site.attribute(attribute, ())) or (1,) * (len(x) - 2)
     if len(steps) != len(x) - 2 or min(steps) < 1:
         raise site.impossible(f"{attribute} {steps} for an input of shape {x}")

@@ -1,0 +1,157 @@
+"""Operators that are composed of others: products of any axes, volumes, filters, repetitions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+import fastrun
+from fastrun.graph.core.model import Array
+from fastrun.graph.core.ops import Numpy
+from fastrun.graph.frontend.importer import import_onnx
+from fastrun.graph.passes.pipeline import optimise
+from tests.support.graph_models import model, node, normal
+
+
+def agrees(source: onnx.ModelProto, expected: Array, *, kernels: bool = True, **x: Array) -> None:
+    """The network computes what is expected, by kernels alone."""
+    graph = optimise(import_onnx(source))
+    assert any(isinstance(n.op, Numpy) for n in graph.nodes) is not kernels
+    found = fastrun.load(source, policy="heuristic").run(x)["y"]
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("equation", "first", "second"),
+    [
+        ("bhwc,hkc->bhwk", (2, 3, 4, 5), (3, 6, 5)),
+        ("bhwc,wkc->bhwk", (2, 3, 4, 5), (4, 6, 5)),
+        ("bhqd,bhkd->bhqk", (2, 2, 3, 4), (2, 2, 5, 4)),
+        ("bchw,bdhw->bcd", (2, 3, 4, 4), (2, 5, 4, 4)),
+        ("ij,kj->ki", (3, 4), (5, 4)),
+        ("ij,k->ikj", (3, 4), (5,)),
+        ("abc,ade->bd", (2, 3, 4), (2, 5, 6)),
+        ("i,i->", (7,), (7,)),
+        ("bij->bji", (2, 3, 4), None),
+        ("bij->j", (2, 3, 4), None),
+    ],
+)
+@pytest.mark.parametrize("constant", [False, True])
+def test_einsum_is_a_matrix_product(
+    equation: str, first: tuple[int, ...], second: tuple[int, ...] | None, constant: bool
+) -> None:
+    x, w = normal(*first), normal(*second or (1,), seed=1)
+    operands = [x] if second is None else [x, w]
+    source = model(
+        [node("Einsum", "x w" if second else "x", "y", equation=equation)],
+        {"w": w} if constant and second else {},
+        shape=first,
+    )
+    given = {"x": x}
+    if second and not constant:
+        source.graph.input.append(helper.make_tensor_value_info("w", 1, second))
+        given["w"] = w
+    agrees(source, np.einsum(equation, *operands), **given)
+
+
+@pytest.mark.parametrize("equation", ["bii->bi", "...ij->...ji", "ij,jk"])
+def test_other_sums_of_products_are_numpys(equation: str) -> None:
+    shape = (3, 3) if "," in equation else (2, 3, 3)
+    x, w = normal(*shape), normal(3, 4, seed=1)
+    operands = [x, w] if "," in equation else [x]
+    names = "x w" if "," in equation else "x"
+    source = model([node("Einsum", names, "y", equation=equation)], {"w": w}, shape=shape)
+    agrees(source, np.einsum(equation, *operands), kernels=False, x=x)
+
+
+@pytest.mark.parametrize("repeats", [(1, 2, 1, 3), (2, 1, 1, 1), (1, 1, 1, 1), (3, 2, 2, 2)])
+def test_tile(repeats: tuple[int, ...]) -> None:
+    x = normal(1, 4, 3, 5)
+    source = model([node("Tile", "x r", "y")], {"r": np.int64(repeats)}, shape=x.shape)
+    agrees(source, np.tile(x, repeats), x=x)
+
+
+VOLUMES: list[dict[str, Any]] = [
+    {},
+    {"pads": [1, 1, 1, 1, 1, 1]},
+    {"strides": [2, 1, 2], "pads": [0, 1, 2, 1, 0, 1]},
+    {"dilations": [2, 1, 1]},
+]
+
+
+@pytest.mark.parametrize("attributes", VOLUMES)
+@pytest.mark.parametrize("depth", [1, 3])
+def test_convolutions_of_volumes(attributes: dict[str, Any], depth: int) -> None:
+    x, w, b = normal(2, 3, 7, 6, 8), normal(5, 3, depth, 3, 2), normal(5)
+    source = model([node("Conv", "x w b", "y", **attributes)], {"w": w, "b": b}, shape=x.shape)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    agrees(source, expected, x=x)
+
+
+@pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("attributes", [*VOLUMES, {"ceil_mode": 1, "strides": [2, 2, 3]}])
+def test_pools_of_volumes(operator: str, attributes: dict[str, Any]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x = normal(2, 3, 7, 6, 8)
+    pool = node(operator, "x", "y", kernel_shape=[2, 3, 3], **attributes)
+    source = model([pool], shape=x.shape, opset=19)
+    session = onnxruntime.InferenceSession(source.SerializeToString())
+    (expected,) = session.run(None, {"x": x})
+    agrees(source, expected, x=x)
+
+
+def test_transposed_convolutions_of_volumes_are_numpys() -> None:
+    x, w = normal(1, 3, 3, 4, 2), normal(3, 2, 2, 2, 2)
+    pooling = node("ConvTranspose", "x w", "y", strides=[2, 2, 2])
+    source = model([pooling], {"w": w}, shape=x.shape)
+    expected = np.einsum("ncdhw,coijk->nodihjwk", x, w).reshape(1, 2, 6, 8, 4)
+    agrees(source, expected, kernels=False, x=x)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners", "asymmetric"])
+@pytest.mark.parametrize("sizes", [(6, 14), (3, 4)])
+@pytest.mark.parametrize("outside", [0, 1])
+def test_filters_of_resizing(
+    mode: str, coordinates: str, sizes: tuple[int, int], outside: int
+) -> None:
+    x = normal(1, 2, 5, 7)
+    attributes = {
+        "mode": mode, "coordinate_transformation_mode": coordinates, "exclude_outside": outside,
+        "antialias": int(sizes[0] < 5), "cubic_coeff_a": -0.5,
+    }  # fmt: skip
+    resize = node("Resize", "x _ _ sizes", "y", **attributes)
+    source = model([resize], {"sizes": np.int64([1, 2, *sizes])}, shape=x.shape, opset=19)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    agrees(source, expected, x=x)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "opset"),
+    [
+        ([node("Swish", "x", "y", alpha=1.5)], 24),
+        ([node("RMSNormalization", "x scale", "y", axis=-1)], 23),
+        ([node("GroupNormalization", "x channel channel", "y", num_groups=2)], 21),
+        ([node("LayerNormalization", "x scale", "y", axis=-1)], 17),
+        ([node("Attention", "x x x", "y", scale=0.5, is_causal=1)], 23),
+        ([node("RotaryEmbedding", "x cos sin", "y")], 23),
+        ([node("ReduceSumSquare", "x", "y", keepdims=0)], 18),
+    ],
+)
+def test_newer_operators_are_written_out(nodes: list[onnx.NodeProto], opset: int) -> None:
+    weights = {
+        "scale": normal(8), "channel": normal(4),
+        "cos": normal(1, 8, 4), "sin": normal(1, 8, 4, seed=1),
+    }  # fmt: skip
+    used = {name for n in nodes for name in n.input}
+    source = model(nodes, {k: v for k, v in weights.items() if k in used}, opset=opset)
+    source.ir_version = 11
+    x = normal(1, 4, 8, 8)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    agrees(source, np.asarray(expected), x=x)
