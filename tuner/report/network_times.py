@@ -18,7 +18,7 @@ import pandas as pd
 from fastrun.tuner.precision.kept import Front
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
 from fastrun.tuner.records.record import RecordError
-from fastrun.tuner.records.units import ms, plural
+from fastrun.tuner.records.units import ms, plural, ratio
 from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.style import (
     COLOURS,
@@ -79,24 +79,49 @@ def benched(folder: Path, machine: str, threads: int, name: str) -> list[Mapping
         ) from error
 
 
+@dataclass(frozen=True)
+class Beside:
+    """Seconds of fastrun and of the fastest other engine in one run of `fastrun bench`."""
+
+    ours: float
+    engine: str
+    theirs: float
+
+
+def beside(network: NetworkTimes) -> Beside | None:
+    """Fastrun and the best other engine, if both ran."""
+    times = {str(r["engine"]): float(r["seconds"]) for r in network.benched}
+    ours = times.pop(_OURS, None)
+    if ours is None or not times:
+        return None
+    best = min(times, key=times.__getitem__)
+    return Beside(ours, best, times[best])
+
+
 def times_frame(networks: Sequence[NetworkTimes]) -> pd.DataFrame:
     """A row for each sum of layers, plan and engine.
 
     Columns `network`, `who` (what was timed), `seconds`, `over_heuristic` (speed-up over the
     heuristic's plan of the same race, else NaN) with its 95 % interval `low` to `high`, `source`
-    (`SUM`, `RACED` or `BENCH`), `samples`, and `kept` for the plan that won.
+    (`SUM`, `RACED` or `BENCH`), `samples`, `kept` for the plan that won, and `over_peer`: the
+    speed-up over the best other engine in the same run of `fastrun bench`, else NaN.
     """
     found = [{"network": n.title, **row} for n in networks for row in _rows_of(n)]
     return pd.DataFrame(found, columns=["network", *_COLUMNS])
 
 
-_COLUMNS = ("who", "seconds", "over_heuristic", "low", "high", "source", "samples", "kept")
+_COLUMNS = (
+    *("who", "seconds", "over_heuristic", "low", "high", "source", "samples", "kept"),
+    "over_peer",
+)
 
 
 def _rows_of(network: NetworkTimes) -> Iterator[dict[str, object]]:
     def row(who: str, seconds: float, source: str, samples: int = 0, kept: bool = False,
-            over: Sequence[float] = (math.nan,) * 3) -> dict[str, object]:  # fmt: skip
-        return dict(zip(_COLUMNS, (who, seconds, *over, source, samples, kept), strict=True))
+            over: Sequence[float] = (math.nan,) * 3, over_peer: float = math.nan,
+            ) -> dict[str, object]:  # fmt: skip
+        values = who, seconds, *over, source, samples, kept, over_peer
+        return dict(zip(_COLUMNS, values, strict=True))
 
     names = "layers: naive loops", "layers: heuristic", "layers: tuned"
     sums = zip(names, network_seconds(network.layers), strict=True)
@@ -106,9 +131,11 @@ def _rows_of(network: NetworkTimes) -> Iterator[dict[str, object]]:
             seconds = final.seconds(name)
             over = (final.seconds(HEURISTIC) / seconds, *final.interval(name))
             yield row(f"plan: {name}", seconds, RACED, len(times), name == final.kept, over)
+    both = beside(network)
     for r in network.benched:
         who = "fastrun, beside them" if r["engine"] == _OURS else r["engine"]
-        yield row(who, r["seconds"], BENCH, len(r["samples"]))
+        gain = both.theirs / r["seconds"] if both else math.nan
+        yield row(who, r["seconds"], BENCH, len(r["samples"]), over_peer=gain)
 
 
 def explanation(network: NetworkTimes) -> str:
@@ -131,6 +158,11 @@ def explanation(network: NetworkTimes) -> str:
             f"Other engines are from `{BENCHED}`, which is another run: compare them only with "
             "the fastrun of that run."
         )
+    if both := beside(network):
+        parts.append(
+            f"There fastrun took {ms(both.ours)} ms and {both.engine}, the best of them, "
+            f"{ms(both.theirs)} ms: {ratio(both.theirs / both.ours)}."
+        )
     return " ".join(parts)
 
 
@@ -141,12 +173,13 @@ def figure(table: pd.DataFrame) -> Figure:
     with layer_canvas(table.assign(layer=table["who"]), title, "ms, logarithmic") as (page, axes):
         axes.set_xscale("log")
         low = 1e3 * table["seconds"].min() / 2
-        for y, row in enumerate(rows(table)):
+        for y, row in enumerate(rows(table)):  # dots, as a logarithmic axis has no zero for bars
             took = 1e3 * row.seconds
-            axes.barh(y, took - low, left=low, height=0.62, color=colours[row.source])
-            note(axes, took, y, f"{ms(row.seconds)}{' (kept)' * row.kept}")
+            axes.hlines(y, low, took, color=FAINT, linewidth=0.6)
+            axes.plot(took, y, "o", markersize=7, color=colours[row.source])
+            note(axes, 1.08 * took, y, f"{ms(row.seconds)}{' (kept)' * row.kept}")
         axes.set_xlim(low, 4e3 * table["seconds"].max())
         plain_log(axes)
         present = [source for source in colours if source in set(table["source"])]
-        legend(page, [mark("s", colours[source], source) for source in present])
+        legend(page, [mark("o", colours[source], source) for source in present])
     return page

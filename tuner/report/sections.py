@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,7 @@ from fastrun.tuner.report.frames import (
     rows,
 )
 from fastrun.tuner.report.summary import Facts
-from fastrun.tuner.store.standing import seconds
+from fastrun.tuner.store.standing import network_seconds, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,13 +46,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report; its files have the name `name`."""
+    """A part of the report; its files have the name `name`.
+
+    A section is as wide as the page if it has no figure, or goes `across`.
+    """
 
     name: str
     title: str
     text: str
     figure: look.Figure | None = None
     table: Table | None = None
+    across: bool = False
 
 
 def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
@@ -144,7 +148,16 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
 
 
 def _networks(facts: Facts) -> Iterator[Section]:
-    """A section for each network as a whole."""
+    """A table of several networks, and a section for each network as a whole."""
+    if len(facts.networks) > 1:
+        yield Section(
+            "networks",
+            "Networks",
+            "Sums of their convolutions, each timed alone; the plan that won the final, timed as a "
+            "whole network; and the speed of fastrun over that of the best other engine in one "
+            "run of `fastrun bench`.",
+            table=_networks_table(facts.networks),
+        )
     for n, network in enumerate(facts.networks, 1):
         table = network_times.times_frame([network])
         if len(table):
@@ -154,6 +167,7 @@ def _networks(facts: Facts) -> Iterator[Section]:
                 network_times.explanation(network),
                 network_times.figure(table),
                 _network_table(table),
+                across=True,
             )
         if network.precision:
             measured = precision_frame(network.precision)
@@ -191,14 +205,40 @@ def _precision_table(table: pd.DataFrame) -> Table:
     return Table(("layers in 8 bits", "ms>", "over float32>", "lost>", "rms error>"), tuple(lines))
 
 
+def _networks_table(networks: Sequence[network_times.NetworkTimes]) -> Table:
+    """A row for each network."""
+    lines = []
+    for network in networks:
+        naive, heuristic, best = network_seconds(network.layers)
+        final, both = network.final, network_times.beside(network)
+        lines.append(
+            (
+                network.title,
+                *map(ms, (naive, heuristic, best)),
+                *(ratio(naive / best), ratio(heuristic / best)),
+                ms(final.seconds(final.kept)) if final else UNKNOWN,
+                f"{ratio(both.theirs / both.ours)} {both.engine}" if both else UNKNOWN,
+            )
+        )
+    heads = (
+        *("network", "naive ms>", "heuristic ms>", "tuned ms>", "over naive>", "over heuristic>"),
+        *("kept plan ms>", "over best engine>"),
+    )
+    return Table(heads, tuple(lines))
+
+
 def _network_table(table: pd.DataFrame) -> Table:
-    heads = ("what", "ms>", "how it was measured", "over heuristic's plan>", "95 % interval>")
+    heads = (
+        *("what", "ms>", "how it was measured", "over heuristic's plan>", "95 % interval>"),
+        "over best other engine>",
+    )
     lines = (
         (
             *(row.who + " (kept)" * row.kept, ms(row.seconds)),
             row.source + (f", {plural(row.samples, 'sample')}" if row.samples else ""),
             ratio(row.over_heuristic),
             interval(row.low, row.high),
+            ratio(row.over_peer),
         )
         for row in rows(table)
     )

@@ -14,7 +14,7 @@ from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.record import Conditions, Record, Stage
 from fastrun.tuner.records.units import ms, plural, ratio
-from fastrun.tuner.report.network_times import NetworkTimes
+from fastrun.tuner.report.network_times import NetworkTimes, beside
 from fastrun.tuner.store.standing import Standing, network_seconds, of_network
 
 IDLE = "not searched", "not measured"
@@ -68,9 +68,14 @@ def tiles(facts: Facts) -> Iterator[tuple[str, str]]:
             yield ratio(naive / best), "faster than the naive loop"
         if heuristic == heuristic:
             yield ratio(heuristic / best), "faster than the heuristic"
+    for network in facts.networks[:1]:
+        if both := beside(network):
+            words = f"the speed of {both.engine}, the best other engine, on {network.title}"
+            yield ratio(both.theirs / both.ours), words
     verdicts = [s.verdict for s in facts.found if s.verdict not in IDLE]
     which = "layers" if len(verdicts) == len(facts.found) else "searched layers"
-    yield f"{verdicts.count('faster')} of {len(verdicts)}", f"{which} surely faster by tuning"
+    if verdicts:
+        yield f"{verdicts.count('faster')} of {len(verdicts)}", f"{which} surely faster by tuning"
 
 
 def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -104,9 +109,9 @@ def summary(facts: Facts, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
 
 
 def _networks(facts: Facts) -> Iterator[str]:
-    """A sentence for each network about all its convolutions, one after the other.
+    """A sentence about all convolutions of the first network that was measured whole.
 
-    The first sentence is explicit, the others are shorter.
+    The table of networks has the others. Those that lack measurements are named.
     """
     explained = False
     for target in (target for target in facts.targets if target.is_network):
@@ -122,18 +127,12 @@ def _networks(facts: Facts) -> Iterator[str]:
             )
         elif not explained:
             explained = True
-            slowest = f"{ratio(naive / best)} faster than the naive loop ({ms(naive)} ms), "
+            slowest = f"{ratio(naive / best)} faster than the naive loop, "
             yield (
                 f"The {plural(count, 'convolution')} of {target.name} take {ms(best)} ms "
                 f"one after the other: {slowest if naive == naive else ''}"
                 f"{ratio(heuristic / best)} faster than the heuristic, which "
-                f"chooses without measuring ({ms(heuristic)} ms)."
-            )
-        else:
-            yield (
-                f"The {count} of {target.name}: {ms(best)} ms, "
-                f"{f'{ratio(naive / best)} and ' if naive == naive else ''}"
-                f"{ratio(heuristic / best)} faster."
+                "chooses without measuring."
             )
         if slow := sum(s.naive is None for s in own):
             yield f"The naive loop of {slow} of {plural(len(own), 'problem')} was not measured."

@@ -44,7 +44,7 @@ from fastrun.tuner.report.network_times import (
 )
 from fastrun.tuner.report.page import machine_slug, write_report
 from fastrun.tuner.report.sections import sections
-from fastrun.tuner.report.summary import Facts, summary
+from fastrun.tuner.report.summary import Facts, summary, tiles
 from fastrun.tuner.store.database import Database, DatabaseError
 from fastrun.tuner.store.frame import frame
 from fastrun.tuner.store.staleness import is_current
@@ -337,7 +337,7 @@ def test_the_page_says_what_matters_first(page: Path, found: list[Standing]) -> 
 
 
 def test_the_summary_of_many_networks_is_short(database: Database, found: list[Standing]) -> None:
-    """The first sentence is explicit, the others are short; only some of many layers are named."""
+    """A table has the sums of all networks; only some of many layers are named."""
     none = [replace(s, best=None) for s in found]
     targets = [NETWORK, replace(NETWORK, name="second"), replace(NETWORK, name="third")]
     records = database.records()
@@ -348,7 +348,7 @@ def test_the_summary_of_many_networks_is_short(database: Database, found: list[S
 
     many = said([*none, *none, *found])
     assert many["How much faster"].count("naive loop") == 1
-    assert "of second: " in many["How much faster"]
+    assert "second" not in many["How much faster"]
     assert "Not measured: 10 layers" in many["What did not get faster"]
     assert "and 4 more." in many["What did not get faster"]
     assert "5 of 5 problems of second have no measurement" in said(none)["How much faster"]
@@ -406,6 +406,23 @@ def test_a_network_without_a_final_says_so(found: list[Standing]) -> None:
     assert list(times_frame([network])["source"]) == [SUM] * 3
     assert network.title == "net"
     assert "No plan was timed as a whole" in explanation(network)
+
+
+def test_several_networks_have_a_table(found: list[Standing]) -> None:
+    race = [
+        {"engine": "ours", "seconds": 2e-3, "samples": [2e-3]},
+        {"engine": "slow", "seconds": 4e-3, "samples": [4e-3]},
+        {"engine": "peer", "seconds": 3e-3, "samples": [3e-3]},
+    ]
+    networks = [NetworkTimes(name, found, None, race[:n], None) for name, n in (("a", 3), ("b", 1))]
+    assert list(times_frame(networks[:1])["over_peer"].dropna()) == [1.5, 0.75, 1.0]
+    facts = Facts(MACHINE, [], [NETWORK], Conditions(HERE), found, [], [], {}, networks)
+    assert ("1.50x", "the speed of peer, the best other engine, on a") in [*tiles(facts)]
+    section = next(iter(sections(facts, best_frame(found, PEAK))))
+    assert section.table
+    assert [row[0] for row in section.table.rows] == ["a", "b"]
+    assert [row[-1] for row in section.table.rows] == ["1.50x peer", "-"]
+    assert "peer, the best of them, 3.00 ms: 1.50x" in explanation(networks[0])
 
 
 def test_precisions_of_a_network_have_a_section(found: list[Standing]) -> None:
