@@ -18,6 +18,9 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
+# Input channels that give an output few products.
+FEW_CHANNELS = 24
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -45,10 +48,17 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     dot = usual_dot(p, cpu)
     vectors, depth = -(-p.group_oc // lanes), dot.groups(p.group_c)
     _, rows, cols = best_tile(1, p.h * p.w, vectors, cpu, depth, further=dot.registers)
+    # Pixels of eight steps would spill where there are 28 sums. With few products for each output
+    # a small tile lets the next one begin while it is stored. It may have a single vector where
+    # FMAs broadcast their operand from memory (AVX-512).
+    broadcasts = cpu.lanes == 16 and not p.types
+    unroll = 4 if broadcasts else 8
+    if broadcasts and p.group_c <= FEW_CHANNELS and cols > 1:
+        return Schedule(block, min(9, p.h * p.w), 1, unroll, tiles=4, oc_outer=False, dot=dot.name)
     # The pixels of a task fit half of L2, while the panels of weights stream through.
     row = p.precision.src.bytes(p.group_c * rows)
     tiles = tiles_per_task(-(-p.h * p.w // rows), cpu.l2 // 2 // row, cpu)
-    return Schedule(block, rows, cols, unroll=8, tiles=tiles, oc_outer=False, dot=dot.name)
+    return Schedule(block, rows, cols, unroll, tiles=tiles, oc_outer=False, dot=dot.name)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
