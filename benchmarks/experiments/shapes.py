@@ -28,7 +28,6 @@ from fastrun.search_spaces.space import space_for
 from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.measure.job import Compiled, Result
 from fastrun.tuner.measure.measurer import Measurer
-from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.networks.targets import merged, read_target
 from fastrun.tuner.records.provenance import Run
 from fastrun.tuner.records.record import Record, Stage
@@ -42,9 +41,6 @@ from fastrun.tuner.terminal.exits import ended, leave
 _NEIGHBOURS, _RANDOM, _ALGORITHMS, _TRANSFERRED = 3, 2, 3, 2
 
 _ROUNDS = 5
-
-# A call that takes longer than the operations at these per second and lane is the only one.
-_SLOW = 1e9
 
 # Shapes that are compiled while one races.
 _AHEAD = 3
@@ -95,8 +91,7 @@ def _race(
     measurer: Measurer, p: ConvProblem, made: Mapping[str, Compiled | Result]
 ) -> Iterator[Record]:
     programs = {text: program for text, program in made.items() if isinstance(program, Compiled)}
-    protocol = Protocol(slow=max(2e-3, p.flops / (_SLOW * measurer.cpu.lanes)))
-    jobs = [measurer.job(p, program, protocol=protocol) for program in programs.values()]
+    jobs = [measurer.job(p, program) for program in programs.values()]
     results = measurer.sandbox.race(jobs, _ROUNDS).result()
     for (text, program), result in zip(programs.items(), results, strict=True):
         yield measurer.record(p, text, result, program, Stage.SCREEN)

@@ -1,14 +1,15 @@
-"""Open data: parts of six spaces, measured completely, in T4 files for replays of searches.
+"""Open data: ten spaces or parts of them, measured completely, in T4 files for replays.
 
     python -m fastrun.benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL]
         [--out FOLDER]
 
-The layers are from published networks, on one thread with warm caches. Some fields of a schedule
-are pinned, so that the remaining part of the space can be measured completely. The metadata of a
-file has these fields and the share of the space. Schedules that break a rule of the space are left
-out. Schedules close to the fastest are measured in several passes through the space, minutes
-apart; else the optimum of a thousand noisy times would be decided by luck. A file is written when
-its space is complete. With a database, an interrupted run can be continued.
+The layers are from published networks, on one thread with warm caches. Small spaces are measured
+whole. Of others some fields of a schedule are pinned, so that the remaining part can be measured
+completely. The metadata of a file has these fields and the share of the space. Schedules that break
+a rule of the space are left out. Schedules close to the fastest are measured in several passes
+through the space, minutes apart; else the optimum of a thousand noisy times would be decided by
+luck. A file is written when its space is complete. With a database, an interrupted run can be
+continued.
 """
 
 from __future__ import annotations
@@ -99,8 +100,18 @@ GROUNDS = {
     "depthwise-mobilenetv2-14x14": Ground(
         "conv 1x384x14x14 384x3x3 s1 p1 g384 bias relu6", "depthwise(layout=NHWC|NCHW8c)"
     ),
+    "direct-resnet-28x28": Ground(
+        "conv 1x64x56x56 128x3x3 s2 p1 bias relu",
+        "direct(layout=NCHW16c, unroll=8, oc_outer=no, prefetch=0)",
+    ),
+    "pointwise-shufflenet-28x28": Ground(
+        "conv 1x24x28x28 58x1x1 s1 p0 bias relu",
+        "pointwise(layout=NCHW|NCHW16c, unroll=8, tiles=1|4|16|64, prefetch=0)",
+    ),
+    "planar-first-32x32": Ground("conv 1x3x32x32 16x5x5 s1 p2 bias relu", "planar()"),
+    "planar-grouped-28x28": Ground("conv 1x272x28x28 68x1x1 s1 p0 g4 bias relu", "planar()"),
 }
-"""The spaces by the names of their files, with 900 to 1800 schedules each."""
+"""The spaces by the names of their files. Pins without fields leave the whole space."""
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """How good schedules are that a cost model chooses for shapes without any measurement.
 
     python -m fastrun.benchmarks.experiments.zero_shot NETWORK ... --data DB ... --db FILE
-        [--choices FILE] [--folds N] [--seconds S] [--avx2] [--csv FOLDER]
+        [--choices FILE] [--folds N] [--seconds S] [--avx2] [--csv FOLDER] [--model FILE]
 
 Each network in turn is left out, or with `--folds` several at once: a model learns from the records
 of `--data` without their shapes, and chooses a schedule for each of them. So do the heuristic, the
@@ -65,12 +65,18 @@ def main(words: Sequence[str] | None = None) -> int:
         "--folds", type=int, metavar="N", help="leave out networks in N groups (default: singly)"
     )
     parser.add_argument("--seconds", type=float, default=100.0, help="of races (default 100)")
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="learn from all data, write that and no more"
+    )
     parser.add_argument("--avx2", action="store_true", help="choose and measure code for AVX2")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
     arguments = parser.parse_args(words)
     report.introduce((), {})
     host = Cpu.host()
     cpus = [narrowed(host), host] if arguments.avx2 else [host, narrowed(host)]
+    if arguments.model:
+        CostModel.learnt(times(_records(arguments.data), cpus)).save(arguments.model)
+        return 0
     kept: Path | None = arguments.choices
     if kept and kept.exists():
         chosen: Choices = json.loads(kept.read_text())

@@ -50,12 +50,20 @@ def options(parser: ArgumentParser) -> None:
         help="number of samples of each engine (default 15 for layers, 10 for networks)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument(
+        "--paper",
+        metavar="NAME",
+        help="measure the layers of a paper, and print both sides as shares of their peaks: "
+        "tvm-winograd",
+    )
     shapes(parser)
     database_option(parser)
 
 
 def run(arguments: Namespace) -> int:
     """Check every engine, race them, print which is faster."""
+    if arguments.paper:
+        return _paper(arguments.paper, arguments.db)
     from fastrun.benchmarks import layers, networks, ours, peers, race, report
     from fastrun.graph import zoo
     from fastrun.tuner.machine.probe import probe
@@ -101,6 +109,17 @@ def run(arguments: Namespace) -> int:
             for note in dict.fromkeys(x.note for h in of_networks for x in h.entries if x.samples):
                 if note:
                     print(f"{ours.NAME}: {note}")
+    return 0
+
+
+def _paper(name: str, url: str | None) -> int:
+    """Measure the layers of a paper, and print its table beside ours."""
+    from fastrun.benchmarks import papers
+
+    if name not in papers.PAPERS:
+        raise GraphError(f"no paper {name!r}: there are {', '.join(papers.PAPERS)}")
+    paper = papers.PAPERS[name]
+    papers.show(paper, papers.rows(paper, url))
     return 0
 
 

@@ -72,12 +72,13 @@ def times(records: Iterable[Record], cpus: Sequence[Cpu]) -> list[Times]:
     """What records of these processors say, by problem and processor, on one thread in f32.
 
     The newest record of the highest stage says how long a schedule takes. Left out are baselines,
-    failures, and schedules with other fields than today's.
+    failures, schedules with other fields than today's, and those that were called once, which may
+    have been a cold call.
     """
     known = {cpu.fingerprint: cpu for cpu in cpus}
     found: defaultdict[tuple[str, str], dict[str, Record]] = defaultdict(dict)
     for record in sorted(records, key=lambda r: (not r.screened, r.time)):
-        usable = record.samples and record.threads == 1 and record.machine in known
+        usable = len(record.samples) > 1 and record.threads == 1 and record.machine in known
         if usable and _has_features(record.schedule):
             found[record.problem, record.machine][record.schedule] = record
     parsed = {text: ConvProblem.parse(text) for text, _ in found}

@@ -107,14 +107,15 @@ def test_the_newest_record_of_the_highest_stage_counts() -> None:
     text, other = template.text(s), template.text(replace(s, unroll=1))
     usual = {"problem": str(p), "machine": CPU.fingerprint, "threads": 1}
     records = [
-        record(**usual, schedule=text, samples=(3e-6,), stage=Stage.RACE),
-        record(**usual, schedule=text, samples=(2e-6,)),
-        record(**usual, schedule=other, samples=(4e-6,)),
-        record(**{**usual, "threads": 2}, schedule=other, samples=(1e-6,)),
+        record(**usual, schedule=text, samples=(3e-6, 3e-6), stage=Stage.RACE),
+        record(**usual, schedule=text, samples=(2e-6, 2e-6)),
+        record(**usual, schedule=other, samples=(4e-6, 4e-6)),
+        record(**{**usual, "threads": 2}, schedule=other, samples=(1e-6, 1e-6)),
         record(**usual, schedule=template.text(replace(s, unroll=2)), samples=(),
                outcome=Outcome.TIMEOUT),
-        record(**{**usual, "machine": "0" * 16}, schedule=text, samples=(1e-6,)),
-        record(**usual, schedule="pointwise(gone=1)", samples=(1e-6,)),
+        record(**usual, schedule=template.text(replace(s, unroll=4)), samples=(9e-6,)),
+        record(**{**usual, "machine": "0" * 16}, schedule=text, samples=(1e-6, 1e-6)),
+        record(**usual, schedule="pointwise(gone=1)", samples=(1e-6, 1e-6)),
     ]  # fmt: skip
     [found] = times(records, [CPU])
     assert dict(zip(found.schedules, found.seconds, strict=True)) == {text: 3e-6, other: 4e-6}
