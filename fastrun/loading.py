@@ -31,6 +31,7 @@ def opened(arguments: Namespace) -> Executable | DynamicExecutable:
         arguments.plan,
         max_error=arguments.max_error,
         max_workspace=arguments.max_workspace,
+        max_weights=arguments.max_weights,
     )
 
 

@@ -41,7 +41,19 @@ def network(parser: argparse.ArgumentParser) -> None:
     )
     shapes(parser)
     limits(parser)
+    max_weights(parser)
     database(parser)
+
+
+def max_weights(parser: argparse.ArgumentParser) -> None:
+    """How much memory the packed weights of a network may take."""
+    parser.add_argument(
+        "--max-weights",
+        type=size,
+        metavar="SIZE",
+        help="let the packed weights of the network take at most SIZE bytes, such as 64M: Winograd "
+        "packs a multiple of the model's, and runs where it gains most (default: no limit)",
+    )
 
 
 def pictures(parser: argparse.ArgumentParser) -> None:

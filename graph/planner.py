@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fastrun.graph.build.steps import Arrangement, arrange
-from fastrun.graph.core.errors import PlanError
+from fastrun.graph.build.steps import Arrangement, Step, arrange
+from fastrun.graph.core.errors import PlanError, UnsupportedError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Gemm
 from fastrun.graph.plan.assign import assign
@@ -16,9 +16,12 @@ from fastrun.graph.plan.following import check_forms, own_choices
 from fastrun.graph.plan.forms import GUESSED, Costs, Form, Forms, MoveCost
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
+from fastrun.graph.plan.weight_limit import lighter, within
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.rounding import Roundings, no_rounding, rounds_weights
 from fastrun.kernels.core.types import Types
+
+_ATTEMPTS = 4  # to keep to a limit of the packed weights, whose sizes are first estimated
 
 
 def make_plan(
@@ -28,23 +31,68 @@ def make_plan(
     costs: Costs = GUESSED,
     threads: int = 0,
     rounded: Roundings = no_rounding,
+    max_weights: int | None = None,
 ) -> tuple[Plan, Arrangement]:
     """Choose a form for every task so that the expected time of the whole network is least.
 
     If `threads` is not 0, tasks also run in bands where a gain is expected with so many threads.
-    `rounded` says which convolutions and dense layers may round their weights.
+    `rounded` says which convolutions and dense layers may round their weights. The packed weights
+    take at most `max_weights` bytes, if that is given.
 
     Raises:
-        UnsupportedError: a node cannot be run; the message names it.
+        UnsupportedError: a node cannot be run; the message names it. Or the weights take more than
+            `max_weights` in every plan.
     """
     todo = tasks(graph)
+    if max_weights is not None:
+        forms = Forms(graph, todo, choose, costs, rounded, several=True)
+        return _light_plan(graph, todo, forms, cpu, costs.move, threads, max_weights)
     forms = Forms(graph, todo, choose, costs, rounded)
     plan = cheapest_plan(graph, todo, {task.output: forms.of(task) for task in todo}, costs.move)
+    return _arranged(graph, todo, plan, forms, cpu, threads)
+
+
+def _arranged(
+    graph: Graph, todo: Sequence[Task], plan: Plan, forms: Forms, cpu: Cpu, threads: int
+) -> tuple[Plan, Arrangement]:
     plan = replace(plan, machine=cpu.fingerprint)
     if threads:
         plan = replace(plan, forms=in_bands(graph, todo, plan.forms, cpu, threads))
     arrangement = arrange(forms, plan.forms, cpu)
     return carried_out(plan, arrangement), arrangement
+
+
+def _light_plan(
+    graph: Graph,
+    todo: Sequence[Task],
+    forms: Forms,
+    cpu: Cpu,
+    move: MoveCost,
+    threads: int,
+    max_weights: int,
+) -> tuple[Plan, Arrangement]:
+    """The fastest plan found whose packed weights take `max_weights` bytes at most."""
+    possible = {task.output: lighter(graph, task, forms.of(task)) for task in todo}
+    target = float(max_weights)
+    for _ in range(_ATTEMPTS):
+        chosen = within(graph, todo, possible, lambda some: assign(graph, todo, some, move), target)
+        only = {output: [form] for output, form in chosen.items()}
+        plan = cheapest_plan(graph, todo, only, move)
+        found = _arranged(graph, todo, plan, forms, cpu, threads)
+        taken = packed_bytes(found[1])
+        if taken <= max_weights:
+            return found
+        # Panels are filled up, and dense layers have weights too.
+        target -= taken - max_weights
+    raise UnsupportedError(
+        f"the packed weights of {graph.name} take {taken / 1e6:.1f} MB in the lightest plan: allow "
+        f"more than {max_weights / 1e6:.1f} MB"
+    )
+
+
+def packed_bytes(arrangement: Arrangement) -> int:
+    """Bytes of the packed weights of all steps. They are packed for it, which takes a while."""
+    return sum(step.packed().nbytes for step in arrangement.steps if isinstance(step, Step))
 
 
 def carried_out(plan: Plan, arrangement: Arrangement) -> Plan:

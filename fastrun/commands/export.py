@@ -6,7 +6,7 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from fastrun.options import database, shapes, shapes_of, thread_count
+from fastrun.options import database, max_weights, shapes, shapes_of, thread_count
 
 
 def options(parser: ArgumentParser) -> None:
@@ -33,6 +33,7 @@ def options(parser: ArgumentParser) -> None:
         "--embed", action="store_true", help="put the weights into the library, up to 64 MB"
     )
     thread_count(parser)
+    max_weights(parser)
     shapes(parser)
     database(parser)
 
@@ -56,6 +57,7 @@ def run(arguments: Namespace) -> int:
         shapes=given,
         name=arguments.name,
         embed=arguments.embed,
+        max_weights=arguments.max_weights,
     )
     for name, count in exported.files.items():
         print(f"{size(count):>9}  {arguments.out / name}")

@@ -216,7 +216,7 @@ def _save_plan(model: Path, arguments: Namespace) -> None:
     """Save the plan of a file beside it: its tensors have other names than before the export."""
     from fastrun.loading import loaded
 
-    asked = {"model": model, "policy": "cached", "shape": (), "plan": None}
+    asked = {"model": model, "policy": "cached", "shape": (), "plan": None, "max_weights": None}
     file = model.with_suffix(".plan")
     loaded(Namespace(**{**vars(arguments), **asked})).plan.save(file)
     words = ["fastrun", "run", str(model), "--plan", str(file)]

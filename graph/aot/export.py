@@ -26,7 +26,7 @@ from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.plan.choices import heuristic_choices
 from fastrun.graph.plan.plan import Plan
-from fastrun.graph.planner import carried_out, follow_plan, make_plan
+from fastrun.graph.planner import carried_out, follow_plan, make_plan, packed_bytes
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.processors import NAMES, needs, target
 from fastrun.kernels.native.apart import compile_all
@@ -72,16 +72,19 @@ def export(
     name: str | None = None,
     embed: bool = False,
     threads: int = 1,
+    max_weights: int | None = None,
 ) -> Export:
     """Write an optimised graph into `folder` as a library for the `targets`, the best one first.
 
-    The `plans` of targets are followed where the target can; heuristics choose all else.
+    The `plans` of targets are followed where the target can; heuristics choose all else, so that
+    the packed weights of a target take at most `max_weights` bytes.
     `name` is the prefix of all functions and files, by default the network's. With `embed` the
     weights lie in the library. The same arguments give the same bytes.
 
     Raises:
         ExportError: a target is unknown or of another architecture than the first, the name is no
-            identifier of C, the weights are too large to be embedded, or NumPy computes a node.
+            identifier of C, the weights are too large, for the library or for `max_weights`, or
+            NumPy computes a node.
         GraphError: the network cannot be run, or the plan is another network's.
         OSError: the folder cannot be written.
     """
@@ -92,7 +95,7 @@ def export(
         raise ExportError(f"unknown target {unknown[0]!r}: use {', '.join(NAMES)}")
     plans = plans or {}
     named = list(dict.fromkeys(targets))
-    built = [_built(graph, t, i, plans.get(t), threads) for i, t in enumerate(named)]
+    built = [_built(graph, t, i, plans.get(t), threads, max_weights) for i, t in enumerate(named)]
     triples = {b.cpu.triple for b in built}
     if len(triples) > 1:
         raise ExportError("targets of one export have one architecture: export twice")
@@ -139,9 +142,16 @@ def export(
     return Export(prefix, folder, sizes, tuple(built), tuple(sorted(outside)))
 
 
-def _built(graph: Graph, name: str, number: int, plan: Plan | None, threads: int) -> Built:
+def _built(
+    graph: Graph,
+    name: str,
+    number: int,
+    plan: Plan | None,
+    threads: int,
+    max_weights: int | None,
+) -> Built:
     cpu = target(name)
-    made, arrangement = _arranged(graph, cpu, plan, threads)
+    made, arrangement = _arranged(graph, cpu, plan, threads, max_weights)
     by_numpy = [step for step in arrangement.steps if isinstance(step, NumpyStep)]
     if by_numpy:
         others = f" (and {len(by_numpy) - 1} more)" if by_numpy[1:] else ""
@@ -151,12 +161,21 @@ def _built(graph: Graph, name: str, number: int, plan: Plan | None, threads: int
         )
     done = carried_out(made, arrangement)
     replaced = sum(made.forms[x].algorithm != form.algorithm for x, form in done.forms.items())
+    if plan and max_weights is not None and packed_bytes(arrangement) > max_weights:
+        raise ExportError(
+            f"the plan for {name} packs more than {max_weights / 1e6:.1f} MB of weights: plan "
+            "again with this limit"
+        )
     return Built(name, cpu, done, image(arrangement, cpu, f"isa{number}"), replaced)
 
 
-def _arranged(graph: Graph, cpu: Cpu, plan: Plan | None, threads: int) -> tuple[Plan, Arrangement]:
+def _arranged(
+    graph: Graph, cpu: Cpu, plan: Plan | None, threads: int, max_weights: int | None
+) -> tuple[Plan, Arrangement]:
     if plan is None:
-        return make_plan(graph, heuristic_choices(cpu), cpu, threads=threads)
+        return make_plan(
+            graph, heuristic_choices(cpu), cpu, threads=threads, max_weights=max_weights
+        )
     return plan, follow_plan(graph, plan, cpu)
 
 

@@ -134,7 +134,8 @@ class Forms:
 
     `choose` is called once for each distinct problem. Layouts with blocks are considered only if
     a convolution uses them. `rounded` says for a convolution of float32, or a dense layer seen as
-    one, as which types it may also run.
+    one, as which types it may also run. With `several` a convolution has all choices for its
+    layouts, not only the fastest.
     """
 
     def __init__(
@@ -144,8 +145,10 @@ class Forms:
         choose: Choose,
         costs: Costs = GUESSED,
         rounded: Roundings = no_rounding,
+        several: bool = False,
     ) -> None:
         self.graph, self.tasks, self._costs, self._rounded = graph, tasks, costs, rounded
+        self._several = several
         self._choices: dict[ConvProblem, list[Choice]] = {}
         for task in tasks:
             if isinstance(task.node.op, Conv):
@@ -315,7 +318,7 @@ class Forms:
 
     def _convolutions(self, task: Task) -> list[Form]:
         """The fastest choice for each pair of layouts and each choice of element types."""
-        found: dict[tuple[str, Layout, Layout], Form] = {}
+        found: dict[tuple[str, ...], Form] = {}
         problems = self.problems(task)
         # Guessed times are not compared with measured ones of other types.
         measured = [p for p in problems if not all(c.guessed for c in self._choices[p])]
@@ -324,7 +327,9 @@ class Forms:
                 gathers = task.parts > 1 and choice.src == NHWC and not problem.types
                 if gathers and not parse_schedule(choice.schedule)[0].gathers:
                     continue
-                key = problem.types, choice.src, choice.dst
+                key: tuple[str, ...] = (problem.types, str(choice.src), str(choice.dst))
+                if self._several:
+                    key = (*key, choice.schedule)
                 if key not in found:
                     found[key] = self.convolution(task, choice, problem.precision)
         return list(found.values())

@@ -103,20 +103,33 @@ def x86_64(words: Sequence[int], state: int, **facts: Any) -> Cpu:
         held = {f for f in held if not f.startswith("avx512")}
     if state & _YMM != _YMM:
         held -= {"avx", "avx2", "f16c", "fma", "avxvnni"}
-    level, has = "x86-64", set[str]()
+    level, has = "x86-64", {"sse2"}
     for name, features in _LEVELS.items():
         if not held >= set(features):
             break
         level, has = name, has | set(features)
-    more = sorted(f for f in held - has if level >= "x86-64-v3" or not f.startswith(("avx", "f")))
+    # Below AVX2 kernels have four lanes, whatever else there is.
+    named = held if level >= "x86-64-v3" else has
     start = ["-prefer-256-bit"] if level == "x86-64-v4" else []
     cpu = target(level if level in NAMES else "x86-64-v2")
-    return replace(cpu, name=level, features=",".join([*start, *(f"+{f}" for f in more)]), **facts)
+    text = ",".join([*start, *(f"+{f}" for f in sorted(named))])
+    return replace(cpu, name=level, features=text, **facts)
 
 
 def aarch64(features: Sequence[str], **facts: Any) -> Cpu:
     """The processor with these features of LLVM's, beside those that all have; see `x86_64`."""
-    return replace(target("aarch64"), features=",".join(f"+{f}" for f in sorted(features)), **facts)
+    named = ",".join(f"+{f}" for f in sorted({"neon", *features}))
+    return replace(target("aarch64"), features=named, **facts)
+
+
+def vectors(features: str) -> tuple[bool, int]:
+    """Whether a feature string is of AArch64, and its lanes of float32."""
+    held = {f[1:] for f in features.split(",") if f.startswith("+")}
+    if held & {"neon", "fp-armv8"}:
+        return True, 4
+    if held >= {"avx512f", "avx512vl"}:
+        return False, 16
+    return False, 8 if "avx2" in held else 4
 
 
 def aarch64_features(hwcap: int, hwcap2: int) -> list[str]:

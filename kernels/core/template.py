@@ -93,6 +93,7 @@ class KernelTemplate:
     the rms error to expect on normal data, relative to the output's rms, or in steps of an output
     that is u8. `careful` is the heuristic of an algorithm that can trade speed for a smaller error:
     its schedule with an expected error of at most the given one, or the most exact one.
+    `expansion` is how many times as many numbers the packed weights are as the weights.
     """
 
     name: str
@@ -108,6 +109,7 @@ class KernelTemplate:
     grain: Callable[[ConvProblem, Any], int] = lambda p, schedule: 1
     error: Callable[[ConvProblem, Any], float] = summation_error
     careful: Callable[[ConvProblem, Cpu, float], Any] | None = None
+    expansion: Callable[[ConvProblem, Any], float] = lambda p, schedule: 1.0
 
     def __post_init__(self) -> None:
         # Notebooks show a schedule under its algorithm's name, which it does not know itself.

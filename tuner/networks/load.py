@@ -24,7 +24,7 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
-from fastrun.graph.planner import carried_out, follow_plan, make_plan
+from fastrun.graph.planner import carried_out, follow_plan, make_plan, packed_bytes
 from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.runtime.weights import Common
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
 # Seconds to wait for a lock of the database before the heuristic chooses.
 _LOCK_SECONDS = 2.0
 
+# Schedules for each pair of layouts, where the planner chooses by the size of weights too.
+ALL = 1000
+
 POLICIES = ("cached", "heuristic", "reproducible", "profile")
 
 
@@ -65,6 +68,7 @@ def load(
     *,
     max_error: float | None = None,
     max_workspace: int | None = None,
+    max_weights: int | None = None,
     seconds: float = 60.0,
     kept_shapes: int = 16,
 ) -> Executable | DynamicExecutable:
@@ -98,6 +102,10 @@ def load(
     of its own: to f16 from 2e-4 on, to bf16 (and its input too, if the processor multiplies pairs
     of bf16) from 2.3e-3 on.
 
+    The packed weights of the network take at most `max_weights` bytes. Winograd's are a multiple of
+    the model's; under the limit, it runs where it gains most time for its bytes. A stored plan with
+    more of them is not used.
+
     With `plan`, a Plan or the path of its file, nothing is chosen. If this machine cannot build a
     part of it, the heuristic chooses for this part, and a warning says so. A plan of another
     machine is first compared with the heuristic's plan on normal inputs, and refused if its outputs
@@ -122,7 +130,13 @@ def load(
         network.reload = _Reload.of(source, whole.inputs, threads)
         return network
     loading = _Loading(
-        model, given, threads, database, policy, Limits(max_error, max_workspace), seconds
+        model,
+        given,
+        threads,
+        database,
+        policy,
+        Limits(max_error, max_workspace, max_weights),
+        seconds,
     )
     proto = proto_of(model)
     inputs, unread = model_inputs(proto)
@@ -306,10 +320,12 @@ def _by_store(
 
         tune_network(graph, store, threads, tuning, limits)
         stored = stored_plan(graph, store, cpu, threads, limits, moving)
-    if stored:
+    light = limits.weights is None or (stored and packed_bytes(stored[1]) <= limits.weights)
+    if stored and light:
         return stored, ""
     missing = set[ConvProblem]()
-    choose = stored_choices(store, cpu, threads, limits, missing=missing.add)
+    each = 1 if limits.weights is None else ALL
+    choose = stored_choices(store, cpu, threads, limits, each, missing.add)
     return _planned(graph, choose, cpu, threads, limits), _remark(
         graph, store.name, missing, threads
     )
@@ -319,7 +335,7 @@ def _planned(
     graph: Graph, choose: Choose, cpu: Cpu, threads: int, limits: Limits
 ) -> tuple[Plan, Arrangement]:
     rounded = roundings(limits.error, cpu)
-    return make_plan(graph, choose, cpu, _moving(threads), threads, rounded)
+    return make_plan(graph, choose, cpu, _moving(threads), threads, rounded, limits.weights)
 
 
 def _moving(threads: int) -> Costs:

@@ -80,17 +80,20 @@ def stored_choices(
     limits: Limits,
     each: int = 1,
     missing: Callable[[ConvProblem], object] = lambda p: None,
+    machine: str = "",
 ) -> Choose:
     """The `each` best measured schedules for each pair of layouts; guesses for the other pairs.
 
     Times on another number of threads say little: they know neither how tasks divide nor the caches
     and the bus that threads share. So without measurements on `threads` the heuristic chooses, or
     what comes with the package. `missing` is called for problems without any measurement.
+    `machine` is the fingerprint of the records, by default that of `cpu`.
     """
+    where = machine or cpu.fingerprint
     guess, shipped = guessed_choices(cpu, threads, limits), pretuned_choices(cpu, threads, limits)
 
     def choose(p: ConvProblem) -> list[Choice]:
-        tried = (_measured(store, q, cpu, threads, limits, each) for q in (p, *_alike(p)))
+        tried = (_measured(store, q, where, threads, limits, each) for q in (p, *_alike(p)))
         known = next(filter(None, tried), [])
         if not known:
             if not rounds_weights(p.precision):  # which is never needed
@@ -125,7 +128,7 @@ def _alike(p: ConvProblem) -> Iterator[ConvProblem]:
 
 
 def _measured(
-    store: Database, p: ConvProblem, cpu: Cpu, threads: int, limits: Limits, each: int
+    store: Database, p: ConvProblem, machine: str, threads: int, limits: Limits, each: int
 ) -> list[Choice]:
     """The best measured schedules for each pair of layouts, of current records.
 
@@ -135,7 +138,7 @@ def _measured(
 
     for regime in _REGIMES:
         found: defaultdict[object, list[Choice]] = defaultdict(list)
-        for record in store.ranking(p, Conditions(cpu.fingerprint, threads, regime), limits):
+        for record in store.ranking(p, Conditions(machine, threads, regime), limits):
             try:
                 _, schedule = parse_schedule(record.schedule)
             except ScheduleError:

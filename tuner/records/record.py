@@ -80,10 +80,13 @@ class Limits:
     """What a schedule may cost besides time; None is no limit.
 
     `error` limits the rms error, relative to the rms of the output; `workspace` is in bytes.
+    `weights` are the bytes that the packed weights of a whole network may take; it is no limit of a
+    single schedule.
     """
 
     error: float | None = None
     workspace: int | None = None
+    weights: int | None = None
 
     def allow(self, record: Record) -> bool:
         """Whether a record is within the limits. One without errors fails any limit of error."""

@@ -257,4 +257,7 @@ template = KernelTemplate(
     takes=lambda types, cpu: types.src is F32 or (types.integer and bool(dots(Types.pairs(), cpu))),
     error=lambda p, s: _error(p, (s.mh, s.mw), s.points, s.chunk),
     careful=careful,
+    expansion=lambda p, s: math.prod(
+        (m + k - 1) / k for m, k in zip((s.mh, s.mw), p.kernel, strict=True)
+    ),
 )

@@ -308,14 +308,16 @@ def test_what_a_processor_says_becomes_a_target() -> None:
     needs = processors.needs("x86-64-v4+vnni", processors.target("x86-64-v4+vnni")).x86
     cpu = processors.x86_64(needs[:5], 0xE6, **facts)
     assert (cpu.name, cpu.lanes, cpu.registers) == ("x86-64-v4", 16, 32)
-    assert cpu.features == "-prefer-256-bit,+avx512vnni"
+    assert {"-prefer-256-bit", "+avx512vnni", "+avx512f"} <= set(cpu.features.split(","))
+    assert processors.vectors(cpu.features) == (False, 16)
     kept_off = processors.x86_64(needs[:5], 0x06, **facts)
     assert (kept_off.name, kept_off.lanes) == ("x86-64-v3", 8), "the system saves no wide registers"
     assert "avx512" not in kept_off.features
     old = processors.x86_64(needs[:5], 0, **facts)
     assert (old.name, old.fma) == ("x86-64-v2", False)
     arm = processors.aarch64(processors.aarch64_features(1 << 20 | 2, 1 << 13), **facts)
-    assert arm.features == "+dotprod,+i8mm"
+    assert arm.features == "+dotprod,+i8mm,+neon"
+    assert processors.vectors(arm.features) == (True, 4)
     assert arm.model == "a model"
 
 
