@@ -141,7 +141,7 @@ MISTAKES = (
     ("d.npz", lambda: np.savez("d.npz", x=np.full((1, 3, 12, 16), "a")), "has the type <U1"),
     ("d.npz", lambda: np.savez("d.npz"), "nothing for input 'x'"),
     ("pictures", strange_file, "pictures/readme.txt: no picture that can be read"),
-    ("pictures", pictures_of_many_channels, "no picture is 1x4x8x8"),
+    ("pictures", pictures_of_many_channels, "no picture is (1, 4, 8, 8)"),
 )
 
 

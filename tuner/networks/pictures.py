@@ -44,7 +44,8 @@ def read_picture(path: Path, sizes: Sizes | None, how: Preparation) -> NDArray[n
     batch, channels, height, width = sizes if sizes and len(sizes) == 4 else (0, 0, 0, 0)
     if not (batch == 1 or isinstance(batch, str)) or channels not in _MODES:
         raise InputError(
-            f"{path}: no picture is {sizes_text(sizes)}, only 1x3xHxW or 1x1xHxW: pass an array"
+            f"{path}: no picture is {sizes_text(sizes)}, only (1, 3, H, W) or (1, 1, H, W): "
+            "pass an array"
         )
     if {len(how.mean), len(how.std)} - {1, channels}:
         raise InputError(f"the input has {channels} channels: give as many means and deviations")
