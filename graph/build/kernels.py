@@ -20,6 +20,7 @@ from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Array, Graph, Tensor
 from fastrun.graph.core.ops import (
     Affine,
+    Attention,
     Binary,
     ChannelShuffle,
     Clip,
@@ -46,7 +47,7 @@ from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
-from fastrun.kernels.ops import dense, elementwise, layer_norm, pool, shuffle
+from fastrun.kernels.ops import attention, dense, elementwise, layer_norm, pool, shuffle
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
 
@@ -94,6 +95,11 @@ def build(
                 return Built(program, "dense", weights, bias)
             case Pool():
                 built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
+            case Attention():
+                mask = constant(graph, task, 2) if node.input(2) else None
+                context, shape = (*reads[1:], None)[0], () if mask is None else mask.shape
+                program = attention.build(op, cpu, src, dst, context, shape)
+                built = Built(program, "attention", mask)
             case LayerNorm():
                 pair = np.zeros((2, dst.c), np.float32)
                 for i, _ in enumerate(filter(None, node.inputs[1:])):

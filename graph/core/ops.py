@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 # Operators whose parameters are those of their kernel.
+from fastrun.kernels.ops.attention import Attention as Attention
+from fastrun.kernels.ops.attention import Heads as Heads
 from fastrun.kernels.ops.elementwise import Binary as Binary
 from fastrun.kernels.ops.elementwise import Clip as Clip
 from fastrun.kernels.ops.elementwise import Unary as Unary
@@ -201,10 +203,9 @@ class Foreign:
 
 
 Op = (
-    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Unary | Clip | Binary
-    | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose | ChannelShuffle
-    | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx | Numpy
-    | Foreign
+    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Unary | Clip
+    | Binary | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose
+    | ChannelShuffle | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

@@ -15,6 +15,7 @@ from fastrun.graph.core.model import Graph, Node, Shape
 from fastrun.graph.core.ops import (
     LRN,
     Affine,
+    Attention,
     BatchNorm,
     Binary,
     Cast,
@@ -81,6 +82,8 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             if sorted(order) != list(range(len(x))):
                 raise ValueError(f"{order} is not an order of {len(x)} axes")
             return tuple(x[axis] for axis in order)
+        case Attention(heads=heads, v=v):
+            return (x[0], heads * v.size, *x[2:])
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import Conv, ConvTranspose, Gemm, MatMul
+from fastrun.graph.core.ops import Attention, Conv, ConvTranspose, Gemm, MatMul
 
 
 def flops(graph: Graph, node: Node) -> int:
-    """Two for each multiply-add of a convolution or product; 0 for every other node."""
+    """Two for each multiply-add of a convolution, product or attention; 0 for every other node."""
     match node.op:
         case Conv():
             weights = graph.shape(node.inputs[1])
@@ -22,4 +22,8 @@ def flops(graph: Graph, node: Node) -> int:
             return 2 * math.prod(graph.shape(node.output)) * depth
         case MatMul():
             return 2 * math.prod(graph.shape(node.output)) * graph.shape(node.inputs[0])[-1]
+        case Attention(heads=heads, k=k, v=v):
+            images, _, *pixels = graph.shape(node.output)
+            keys = math.prod(graph.shape(node.input(1) or node.inputs[0])[2:])
+            return 2 * images * heads * math.prod(pixels) * keys * (k.size + v.size)
     return 0

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.model import Graph, Node, Shape
 from fastrun.graph.core.ops import (
     Affine,
     Binary,
@@ -101,10 +101,14 @@ def recognise_channel_shuffle(graph: Graph) -> Graph:
 def merge_moves(graph: Graph) -> Graph:
     """Merge two reshapes in a row, and two transposes in a row.
 
-    The first transpose may have other readers: it stays for them.
+    The first transpose may have other readers: it stays for them. A transpose that only moves axes
+    of one element is a reshape, unless it brings channels first or last.
     """
     edit = Edit(graph)
     for node in edit:
+        if isinstance(node.op, Transpose) and _only_renames(node.op, edit.shape(node.inputs[0])):
+            node = replace(node, op=Reshape())
+            edit.replace(node, node)
         before = edit.producer(node.inputs[0]) if node.inputs else None
         if before is None or edit.exact(before.output):
             continue
@@ -115,6 +119,15 @@ def merge_moves(graph: Graph) -> Graph:
                 op = Transpose(tuple(first[axis] for axis in second))
                 edit.replace(node, replace(node, op=op, inputs=before.inputs))
     return edit.done()
+
+
+def _only_renames(op: Transpose, shape: Shape | None) -> bool:
+    """Whether all values stay in their row-major order."""
+    rank = len(op.order)
+    if shape is None or op.order in (CHANNELS_FIRST.get(rank), CHANNELS_LAST.get(rank)):
+        return False
+    kept = [axis for axis in op.order if shape[axis] != 1]
+    return kept == sorted(kept)
 
 
 def _product(edit: Edit, node: Node) -> tuple[float, list[str]]:

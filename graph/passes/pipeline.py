@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from fastrun.graph.core.model import Graph
 from fastrun.graph.passes.absorb_shuffles import absorb_shuffles
+from fastrun.graph.passes.attention import recognise_attention
 from fastrun.graph.passes.cleanup import drop_identities, fold_constants, fold_padding
 from fastrun.graph.passes.fold_affine import fold_affine, fold_input_scale, normalise_affine
 from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
@@ -45,7 +46,10 @@ PASSES: tuple[Pass, ...] = (
     recognise_layer_norm,
     fuse_bias,
     separate_rows,
+    recognise_attention,
     convolve_products,
+    merge_moves,
+    drop_identities,
     sink_transposes,
     merge_moves,
     drop_identities,

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrun.graph.core.model import Graph, Shape
+from fastrun.graph.core.model import Graph, Node, Shape
 from fastrun.graph.core.ops import Binary, Clip, Conv, Gemm, MatMul, Reshape, Transpose, Unary
 from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
 from fastrun.graph.passes.edit import Edit
@@ -21,9 +21,16 @@ MANY_ROWS = 16
 
 
 def separate_rows(graph: Graph) -> Graph:
-    """Write dense layers of many rows (m, k) as products of a (1, m, k) tensor."""
+    """Write products of many rows (m, k) or (m, 1, k) and constants as those of (1, m, k)."""
     edit = Edit(graph)
     for node in edit:
+        if _single_rows(edit, node):
+            count, _, k = edit.shape(node.inputs[0]) or (0, 0, 0)
+            x = edit.put(node, Reshape(), node.inputs[:1], (1, count, k))
+            size = (1, count, edit.tensor(node.output).shape[-1])
+            product = edit.put(node, node.op, (x, *node.inputs[1:]), size)
+            edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
+            continue
         op, shape = node.op, edit.shape(node.inputs[0]) or () if node.inputs else ()
         plain = isinstance(op, Gemm) and not op.transpose_a and op.alpha == op.beta == 1
         matrix, bias = edit.constants.get(node.input(1)), edit.constants.get(node.input(2))
@@ -39,6 +46,18 @@ def separate_rows(graph: Graph) -> Graph:
         product = edit.put(node, MatMul(op.activation), inputs, (1, shape[0], outputs))
         edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
     return edit.done()
+
+
+def _single_rows(edit: Edit, node: Node) -> bool:
+    """Whether a node multiplies (m, 1, k) by constants, as `nn.MultiheadAttention` does."""
+    if not isinstance(node.op, MatMul):
+        return False
+    x, weights, bias = (node.input(i) for i in range(3))
+    shape, matrix = edit.shape(x) or (), edit.constants.get(weights)
+    if x in edit.constants or len(shape) != 3 or shape[1] != 1 or shape[0] < MANY_ROWS:
+        return False
+    flat = not bias or (bias in edit.constants and edit.constants[bias].ndim < 2)
+    return matrix is not None and matrix.ndim == 2 and flat
 
 
 def convolve_products(graph: Graph) -> Graph:

@@ -11,6 +11,7 @@ from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import (
     Affine,
+    Attention,
     Binary,
     ChannelShuffle,
     Clip,
@@ -239,6 +240,8 @@ class Forms:
                 return across(2 * streaming)
             case Pool() | Reduce() | Unary() | Clip() | Affine():
                 return alike(self.layouts)
+            case Attention():
+                return alike([NHWC], 2 * streaming)
             case LayerNorm():
                 single = shape4(self.graph.shape(task.output))[2:] == (1, 1)
                 return alike([x for x in self.layouts if single or x != NCHW])

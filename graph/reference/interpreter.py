@@ -17,6 +17,7 @@ from fastrun.graph.core.ops import (
     LRN,
     Activating,
     Affine,
+    Attention,
     BatchNorm,
     Binary,
     Cast,
@@ -50,6 +51,7 @@ from fastrun.graph.reference.numerics import (
     REDUCTIONS,
     UNARY,
     along_channels,
+    attention,
     conv,
     conv_transpose,
     gemm,
@@ -175,6 +177,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return x * scale + shift
         case LRN():
             return lrn(op, x)
+        case Attention():
+            return attention(op, x, *(*rest, None, None)[:2])
         case LayerNorm(epsilon=epsilon):
             scale, shift = (along_channels(p.reshape(-1), x) for p in (*rest, np.zeros(1))[:2])
             deviation = np.sqrt(x.var(1, keepdims=True) + epsilon)

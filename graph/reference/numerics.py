@@ -13,7 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.graph.core.model import Array, Shape
-from fastrun.graph.core.ops import LRN, Conv, ConvTranspose, Gemm, Ints, Pad, Pool, Resize, Softmax
+from fastrun.graph.core.ops import (
+    LRN,
+    Attention,
+    Conv,
+    ConvTranspose,
+    Gemm,
+    Ints,
+    Pad,
+    Pool,
+    Resize,
+    Softmax,
+)
 from fastrun.graph.core.problems import problem_of
 from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate, convolve, erf
@@ -243,6 +254,26 @@ def _source(coordinates: str, size: int, out: int, scale: float) -> F64:
         case _:
             at = (x + half) / by - half
     return at.astype(np.float64)
+
+
+def attention(op: Attention, x: Array, context: Array | None, mask: Array | None) -> Array:
+    """Attention, head by head."""
+    n, *space = x.shape[0], *x.shape[2:]
+    beside = x if context is None else context
+    flat = (x.reshape(*x.shape[:2], -1), *[beside.reshape(*beside.shape[:2], -1)] * 2)
+    found = []
+    for i in range(op.heads):
+        starts = (of.start + i * of.step for of in (op.q, op.k, op.v))
+        q, k, v = (
+            a[:, first : first + of.size]
+            for a, of, first in zip(flat, (op.q, op.k, op.v), starts, strict=True)
+        )
+        scores = op.scale * matmul(q.swapaxes(1, 2), k)
+        if mask is not None:
+            scores += np.tile(mask[:, i % mask.shape[1]], (n // len(mask), 1, 1))
+        powers = np.exp(scores - scores.max(-1, keepdims=True))
+        found.append(matmul(v, (powers / powers.sum(-1, keepdims=True)).swapaxes(1, 2)))
+    return np.concatenate(found, 1).reshape(n, -1, *space)
 
 
 def along_channels(values: Array, x: Array) -> Array:

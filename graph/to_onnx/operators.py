@@ -16,6 +16,7 @@ from fastrun.graph.core.ops import (
     LRN,
     Activating,
     Affine,
+    Attention,
     BatchNorm,
     Binary,
     Cast,
@@ -86,6 +87,8 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
                 values = to.graph.constants[parameter]
                 factor = to.constant(f"{parameter}.wide", values.reshape(-1, *wide))
                 x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
+        case Attention():
+            _attention(to, node, op, inputs, output)
         case LayerNorm(epsilon=epsilon):
             rank = len(shape)
             last, first = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
@@ -316,3 +319,29 @@ def _since(node: onnx.NodeProto, opset: int) -> int:
         return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
     except onnx.defs.SchemaError:
         return 0
+
+
+def _attention(to: Nodes, node: Node, op: Attention, inputs: Sequence[str], output: str) -> None:
+    """Products and a softmax of opset 19; the heads' channels are gathered."""
+    name, shape = node.name, to.graph.shape(node.output)
+    x, context, mask = (*inputs, "", "")[:3]
+    parts = []
+    for of, source in ((op.q, x), (op.k, context or x), (op.v, context or x)):
+        before = to.graph.shape(node.inputs[int(bool(source != x))])
+        pixels = math.prod(before[2:])
+        channels = np.arange(op.heads)[:, None] * of.step + of.start + np.arange(of.size)
+        given = to.constant(f"{name}.channels", channels.reshape(-1))
+        picked = to.put(name, "Gather", source, given, axis=1)
+        sizes = to.constant(f"{name}.heads", np.array((shape[0], op.heads, of.size, pixels)))
+        parts.append(to.put(name, "Reshape", picked, sizes))
+    q, k, v = parts
+    scores = to.put(name, "MatMul", to.put(name, "Transpose", q, perm=(0, 1, 3, 2)), k)
+    scores = to.put(name, "Mul", scores, to.number(name, op.scale))
+    if mask:
+        values = to.graph.constants[node.inputs[2]]
+        tiled = np.tile(values, (shape[0] // len(values), 1, 1, 1))
+        scores = to.put(name, "Add", scores, to.constant(f"{name}.mask", tiled))
+    powers = to.put(name, "Softmax", scores, axis=-1)
+    found = to.put(name, "MatMul", v, to.put(name, "Transpose", powers, perm=(0, 1, 3, 2)))
+    whole = to.constant(f"{name}.shape", np.array(shape))
+    to.put(name, "Reshape", found, whole, output=output)

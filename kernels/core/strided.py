@@ -90,6 +90,29 @@ class Strided:
         shape = (*self.shape[:axis], size, *self.shape[axis + 1 :])
         return replace(self, shape=shape, offset=self.offset + start * self.strides[axis])
 
+    def reshaped(self, shape: Ints) -> Strided | None:
+        """The elements in row-major order in another shape; None if that needs a copy."""
+        if self.size != math.prod(shape) or not self.size:
+            return None
+        # The axes whose elements are not yet used up, outermost first.
+        mine = [(n, s) for n, s in zip(self.shape, self.strides, strict=True) if n != 1]
+        strides, left = list[int](), list(shape)
+        while left:
+            n = left.pop(0)
+            if n == 1:
+                strides.append(0)
+                continue
+            count, step = mine.pop(0)
+            while count % n and mine and step == mine[0][0] * mine[0][1]:
+                inner, step = mine.pop(0)
+                count *= inner
+            if count % n:
+                return None
+            strides.append(step * (count // n))
+            if count > n:
+                mine.insert(0, (count // n, step))
+        return replace(self, shape=tuple(shape), strides=tuple(strides))
+
     def split(self, axis: int, sizes: Ints) -> Strided:
         """One axis as several whose sizes multiply to its size; the last is closest together."""
         if math.prod(sizes) != self.shape[axis]:

@@ -1,0 +1,249 @@
+"""A pass that recognises attention as exporters write it: two products with a softmax between.
+
+Queries, keys and values are followed through reshapes, transposes and slices to the tensors of
+which they are ranges of channels, so all these moves disappear.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from fastrun.graph.core.model import Array, Graph, Node, Shape
+from fastrun.graph.core.ops import (
+    Attention,
+    Binary,
+    Concat,
+    Heads,
+    Identity,
+    MatMul,
+    Reshape,
+    Slice,
+    Softmax,
+    Transpose,
+)
+from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
+from fastrun.graph.passes.edit import Edit
+from fastrun.kernels.core.strided import Strided
+
+
+class _Scores(NamedTuple):
+    """What softmax reads: `factor * a @ b + mask`; the mask is None if there is none."""
+
+    a: str
+    b: str
+    factor: float
+    mask: Array | None
+
+
+class _Operand(NamedTuple):
+    """Queries, keys or values: heads of the tensor `source`, times a factor.
+
+    The channels of the source are its last axis, or axis 1 if they are `first`.
+    """
+
+    source: str
+    first: bool
+    heads: Heads
+    factor: float
+
+
+def recognise_attention(graph: Graph) -> Graph:
+    """Write softmax(scale * q @ k^T + mask) @ v as one operator. Masks are constants."""
+    edit = Edit(graph)
+    for node in edit:
+        softmax = edit.private_producer(node.inputs[0]) if node.op == MatMul() else None
+        shape = edit.shape(node.output) or ()
+        if softmax is None or len(node.inputs) != 2 or len(shape) not in (3, 4):
+            continue
+        if softmax.op != Softmax(len(shape) - 1):
+            continue
+        scores = _scores(edit, softmax.inputs[0])
+        if scores:
+            _rewrite(edit, node, scores, shape)
+    return edit.done()
+
+
+def _rewrite(edit: Edit, node: Node, scores: _Scores, shape: Shape) -> None:
+    keys = edit.shape(scores.b)
+    last = len(shape) - 1
+    turned = (*range(last - 1), last, last - 1)
+    q = _operand(edit, scores.a)
+    k = _operand(edit, scores.b, turned)
+    v = _operand(edit, node.inputs[1])
+    if not q or not k or not v or not keys:
+        return
+    heads, mask = shape[-3], scores.mask
+    images = 1 if len(shape) == 3 else shape[0]
+    if mask is not None:
+        mask = _groups(mask, images, (heads, shape[-2], keys[-1]))
+        if mask is None:
+            return
+    x = _channels_first(edit, node, q)
+    context = ""
+    if not q.source == k.source == v.source:
+        context = _channels_first(edit, node, k)
+        if k.source != v.source:
+            other = _channels_first(edit, node, v)
+            own, more = edit.shape(context), edit.shape(other)
+            if not own or not more or own[2:] != more[2:]:
+                return
+            whole = (own[0], own[1] + more[1], *own[2:])
+            v = v._replace(heads=replace(v.heads, start=v.heads.start + own[1]))
+            context = edit.put(node, Concat(1), (context, other), whole)
+    scale = scores.factor * q.factor * k.factor
+    op = Attention(heads, scale, q.heads, k.heads, v.heads)
+    inputs = [x, context]
+    if mask is not None:
+        inputs.append(edit.constant(f"{node.name}.mask", mask.astype(np.float32)))
+    before = edit.shape(x)
+    assert before
+    result = (before[0], heads * v.heads.size, *before[2:])
+    found = edit.put(node, op, tuple(inputs), result)
+    rank = len(result)
+    rows = (result[0], *result[2:], result[1])
+    found = edit.put(node, Transpose(CHANNELS_LAST[rank]), (found,), rows)
+    # As the readers of the product expect it: they turn it back.
+    order = (0, 2, 1, 3) if len(shape) == 4 else (1, 0, 2)
+    apart = tuple(shape[axis] for axis in order)
+    found = edit.put(node, Reshape(), (found,), apart)
+    if v.factor != 1:
+        number = edit.constant(f"{node.name}.factor", np.array(v.factor, np.float32))
+        found = edit.put(node, Binary("mul"), (found, number), apart)
+    edit.replace(node, replace(node, op=Transpose(order), inputs=(found,)))
+
+
+def _scores(edit: Edit, name: str) -> _Scores | None:
+    """What softmax reads, if it is a product with factors and masks."""
+    factor, mask = 1.0, np.zeros(())
+    masked = False
+    while node := edit.private_producer(name):
+        if node.op == MatMul() and len(node.inputs) == 2:
+            return _Scores(*node.inputs, factor, mask if masked else None)
+        scaled, added = _factor(edit, node), _added(edit, node)
+        if scaled:
+            factor, name = factor * scaled, node.inputs[_computed(edit, node)]
+        elif added is not None:
+            mask, masked, name = mask + factor * added, True, node.inputs[_computed(edit, node)]
+        elif isinstance(node.op, Reshape | Identity):
+            before, after = edit.shape(node.inputs[0]), edit.shape(name)
+            # Groups of images become an axis of their own.
+            if not before or not after or before[-3:] != after[-3:]:
+                return None
+            name = node.inputs[0]
+        else:
+            return None
+    return None
+
+
+def _groups(mask: Array, images: int, tail: Shape) -> Array | None:
+    """A mask as (groups, heads or 1, queries, keys); None if it does not repeat over groups."""
+    mask = mask.reshape((1,) * max(0, 4 - mask.ndim) + mask.shape)
+    lead = math.prod(mask.shape[:-3])
+    if mask.shape[:-4] != (1,) * (mask.ndim - 4) or images % lead or mask.shape[-3] not in (
+        1, tail[0],
+    ):  # fmt: skip
+        return None
+    wanted = (lead, mask.shape[-3], *tail[1:])
+    flat = mask.reshape(lead, *mask.shape[-3:])
+    if any(a not in (1, b) for a, b in zip(flat.shape, wanted, strict=True)):
+        return None
+    return np.ascontiguousarray(np.broadcast_to(flat, wanted))
+
+
+def _computed(edit: Edit, node: Node) -> int:
+    """Which of two operands is computed."""
+    return int(node.inputs[0] in edit.constants)
+
+
+def _factor(edit: Edit, node: Node) -> float:
+    """The number by which a node multiplies; 0 if it does not."""
+    if node.op == Binary("div"):
+        number = edit.number(node.inputs[1])
+        return 1 / number if number else 0.0
+    if node.op != Binary("mul"):
+        return 0.0
+    return edit.number(node.inputs[1 - _computed(edit, node)])
+
+
+def _added(edit: Edit, node: Node) -> Array | None:
+    """The constant that a node adds, if the result has the shape of the other operand."""
+    if node.op != Binary("add"):
+        return None
+    place = _computed(edit, node)
+    same = edit.shape(node.inputs[place]) == edit.shape(node.output)
+    return edit.constants.get(node.inputs[1 - place]) if same else None
+
+
+def _operand(edit: Edit, name: str, turned: Sequence[int] = ()) -> _Operand | None:
+    """The heads that a tensor (images, heads, pixels, values), or one without images, has.
+
+    It is `turned` first.
+    """
+    moves, factor = list[Node](), 1.0
+    while (node := edit.producer(name)) and not edit.exact(name):
+        scaled = _factor(edit, node)
+        if scaled:
+            factor, name = factor * scaled, node.inputs[_computed(edit, node)]
+            continue
+        if not isinstance(node.op, Reshape | Transpose | Slice | Identity):
+            break
+        moves.append(node)
+        name = node.inputs[0]
+    shape = edit.shape(name)
+    if name in edit.constants or not shape or len(shape) not in CHANNELS_LAST:
+        return None
+    for first in (False, True):
+        order = CHANNELS_FIRST[len(shape)] if first else tuple(range(len(shape)))
+        rows = tuple(shape[axis] for axis in CHANNELS_LAST[len(shape)]) if first else shape
+        view: Strided | None = Strided.row_major(rows).transpose(order)
+        for node in reversed(moves):
+            view = _moved(view, node, edit.shape(node.output) or ())
+        if view and turned:
+            view = view.transpose(tuple(turned))
+        if view and (heads := _heads(view, rows)):
+            return _Operand(name, first, heads, factor)
+    return None
+
+
+def _moved(view: Strided | None, node: Node, shape: Shape) -> Strided | None:
+    """The view after a node that moves values; None if strides cannot express it."""
+    if view is None:
+        return None
+    match node.op:
+        case Transpose(order=order):
+            return view.transpose(order)
+        case Slice(starts=starts, sizes=sizes, steps=steps):
+            return view.slice(starts, sizes, steps)
+        case Reshape():
+            return view.reshaped(shape)
+    return view
+
+
+def _heads(view: Strided, rows: Shape) -> Heads | None:
+    """The heads of a view (images, heads, pixels, values) of a tensor (images, ..., channels)."""
+    images, pixels, channels = rows[0], math.prod(rows[1:-1]), rows[-1]
+    shape, strides = view.shape, view.strides
+    if len(shape) == 3:
+        shape, strides = (1, *shape), (0, *strides)
+    (n, heads, m, size), (image, step, pixel, value) = shape, strides
+    right = (n, m) == (images, pixels) and (n == 1 or image == pixels * channels)
+    right = right and (m == 1 or pixel == channels) and (size == 1 or value == 1)
+    step = step if heads > 1 else 0
+    inside = view.offset >= 0 and step >= 0 and view.offset + (heads - 1) * step + size <= channels
+    return Heads(view.offset, step, size) if right and inside else None
+
+
+def _channels_first(edit: Edit, node: Node, operand: _Operand) -> str:
+    """The operand's tensor with channels as axis 1."""
+    shape = edit.shape(operand.source)
+    assert shape
+    if operand.first:
+        return operand.source
+    order = CHANNELS_FIRST[len(shape)]
+    turned = tuple(shape[axis] for axis in order)
+    return edit.put(node, Transpose(order), (operand.source,), turned)

@@ -1,0 +1,148 @@
+"""Attention as exporters write it becomes one operator, and nothing else does."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+
+from fastrun.graph.core.model import Graph
+from fastrun.graph.frontend.importer import import_onnx
+from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.reference import interpreter as reference
+from fastrun.graph.to_onnx.model import export_onnx
+from fastrun.tuner.networks.load import load
+from tests.support.execution import relative_error
+from tests.support.graph_models import Weights, model, node, normal
+
+HEADS, SIZE = 2, 6
+WIDTH = HEADS * SIZE
+
+
+def packed(images: int = 2, masks: bool = False) -> onnx.ModelProto:
+    """timm's attention: queries, keys and values from one product; masks of groups of images."""
+    shapes: Weights = {
+        "w": normal(WIDTH, 3 * WIDTH), "b": normal(3 * WIDTH), "p": normal(WIDTH, WIDTH),
+        "apart": np.array([images, 10, 3, HEADS, SIZE]), "one": np.array([1]),
+        "each": np.array([images, HEADS, 10, SIZE]), "whole": np.array([images, 10, WIDTH]),
+        "scale": np.float32(SIZE**-0.5), "bias": normal(1, HEADS, 10, 10),
+        "grouped": np.array([images // 2, 2, HEADS, 10, 10]), "mask": normal(1, 2, 1, 10, 10),
+        "back": np.array([images, HEADS, 10, 10]),
+    }  # fmt: skip
+    parts = [
+        line
+        for i, name in enumerate("qkv")
+        for line in (
+            node("Slice", f"t at{i} at{i + 1} first", f"{name}x"),
+            node("Reshape", f"{name}x each", name),
+        )
+    ]
+    shapes |= {f"at{i}": np.array([i]) for i in range(4)} | {"first": np.array([0])}
+    scores = [node("Mul", "q scale", "qs"), node("Transpose", "k", "kt", perm=[0, 1, 3, 2]),
+              node("MatMul", "qs kt", "s0")]  # fmt: skip
+    if masks:
+        scores += [node("Add", "s0 bias", "s1"), node("Reshape", "s1 grouped", "s2"),
+                   node("Add", "s2 mask", "s3"), node("Reshape", "s3 back", "s")]  # fmt: skip
+    else:
+        scores += [node("Identity", "s0", "s")]
+    nodes = [
+        node("MatMul", "x w", "m"), node("Add", "m b", "a"), node("Reshape", "a apart", "r"),
+        node("Transpose", "r", "t", perm=[2, 0, 3, 1, 4]), *parts, *scores,
+        node("Softmax", "s", "e", axis=-1), node("MatMul", "e v", "o"),
+        node("Transpose", "o", "u", perm=[0, 2, 1, 3]), node("Reshape", "u whole", "h"),
+        node("MatMul", "h p", "z"), node("Add", "x z", "y"),
+    ]  # fmt: skip
+    return model(nodes, shapes, opset=17, shape=(images, 10, WIDTH))
+
+
+def multihead() -> onnx.ModelProto:
+    """`nn.MultiheadAttention`: rows first, heads in the place of images, one index a part."""
+    shapes: Weights = {
+        "w": normal(WIDTH, 3 * WIDTH), "p": normal(WIDTH, WIDTH), "zero": np.array([0]),
+        "apart": np.array([20, 1, 3, WIDTH]), "each": np.array([20, HEADS, SIZE]),
+        "flat": np.array([20, WIDTH]), "whole": np.array([20, 1, WIDTH]),
+        "scale": np.float32(SIZE**-0.5), "last": np.array([-2]),
+    }  # fmt: skip
+    shapes |= {f"at{i}": np.array(i) for i in range(3)}
+    parts = [
+        line
+        for i, name in enumerate("qkv")
+        for line in (
+            node("Gather", f"t at{i}", f"{name}g", axis=0),
+            node("Reshape", f"{name}g each", f"{name}r"),
+        )
+    ]
+    nodes = [
+        node("Transpose", "x", "l", perm=[1, 0, 2]), node("MatMul", "l w", "m"),
+        node("Reshape", "m apart", "r"), node("Transpose", "r", "t", perm=[2, 0, 1, 3]), *parts,
+        node("Transpose", "qr", "q", perm=[1, 0, 2]), node("Mul", "q scale", "qs"),
+        node("Transpose", "kr", "kt", perm=[1, 2, 0]), node("Transpose", "vr", "v", perm=[1, 0, 2]),
+        node("MatMul", "qs kt", "s"), node("Softmax", "s", "e", axis=-1),
+        node("MatMul", "e v", "o"), node("Transpose", "o", "u", perm=[1, 0, 2]),
+        node("Reshape", "u flat", "f"), node("Gemm", "f p", "g"), node("Reshape", "g whole", "h"),
+        node("Transpose", "h", "z", perm=[1, 0, 2]), node("Add", "x z", "y"),
+    ]  # fmt: skip
+    return model(nodes, shapes, opset=17, shape=(1, 20, WIDTH))
+
+
+def crossed() -> onnx.ModelProto:
+    """Three products of two tensors, as a decoder has them: keys and values are put together."""
+    shapes: Weights = {x: normal(WIDTH, WIDTH) for x in ("wq", "wk", "wv")}
+    shapes |= {"each": np.array([1, 20, HEADS, SIZE]), "scale": np.float32(3)}
+    parts = [
+        line
+        for name, x in (("q", "x"), ("k", "c"), ("v", "x"))
+        for line in (
+            node("MatMul", f"{x} w{name}", f"{name}m"),
+            node("Reshape", f"{name}m each", f"{name}r"),
+            node("Transpose", f"{name}r", name, perm=[0, 2, 3, 1] if name == "k" else [0, 2, 1, 3]),
+        )
+    ]
+    nodes = [
+        node("Relu", "x", "c"), *parts, node("MatMul", "q k", "s"), node("Div", "s scale", "d"),
+        node("Softmax", "d", "e", axis=-1), node("MatMul", "e v", "y"),
+    ]  # fmt: skip
+    return model(nodes, shapes, opset=17, shape=(1, 20, WIDTH))
+
+
+def works(graph: Graph) -> list[str]:
+    return [n.work for n in graph.nodes if n.work not in ("Transpose", "Reshape")]
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (packed(), ["Conv", "Attention", "Conv + add"]),
+        (packed(4, masks=True), ["Conv", "Attention", "Conv + add"]),
+        (multihead(), ["Conv", "Attention", "Conv + add"]),
+        (crossed(), ["relu", "Conv", "Conv", "Conv", "Concat", "Attention"]),
+    ],
+    ids=["packed", "masked", "multihead", "crossed"],
+)
+def test_what_exporters_write(source: onnx.ModelProto, expected: list[str]) -> None:
+    graph = import_onnx(source)
+    done, x = optimise(graph), normal(*graph.shape("x"))
+    assert sorted(works(done)) == sorted(expected)
+    truth = reference.run(graph, {"x": x})["y"]
+    for again in (done, import_onnx(export_onnx(done))):
+        np.testing.assert_allclose(reference.run(again, {"x": x})["y"], truth, rtol=1e-5, atol=1e-5)
+    network = load(source, threads=2, policy="heuristic")
+    assert relative_error(network.run({"x": x})["y"], truth) < 1e-4
+    assert not {"Transpose", "Slice", "reorder"} & {s.work for s in network.steps[:-1]}
+
+
+def test_what_resembles_it() -> None:
+    """A softmax over queries, scores that others read, and a mask that is computed."""
+    base = packed()
+    for change in ("axis", "read", "mask"):
+        m = onnx.ModelProto()
+        m.CopyFrom(base)
+        nodes = {n.output[0]: n for n in m.graph.node}
+        if change == "axis":
+            nodes["e"].attribute[0].i = 2
+        elif change == "read":
+            m.graph.output.append(onnx.helper.make_tensor_value_info("e", 1, [2, HEADS, 10, 10]))
+        else:
+            nodes["s"].CopyFrom(node("Add", "s0 s0", "s"))
+        done = optimise(import_onnx(m))
+        assert "Attention" not in works(done)
