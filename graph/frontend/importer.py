@@ -60,7 +60,9 @@ from fastrun.graph.frontend.inline import (
     branch_nodes,
     check_calls,
     function_nodes,
+    goes_on,
     key,
+    loop_nodes,
     own_domain,
 )
 from fastrun.graph.frontend.lowering import Site, Unsupported, lower
@@ -85,6 +87,8 @@ _FIXED: Mapping[type[Op], Sequence[int]] = {
 }
 # Nodes of functions and branches written out; more come from files that are made to be endless.
 MOST_INLINED = 2**17
+# Nodes of all iterations of a loop that is written out.
+MOST_UNROLLED = 2**12
 
 
 def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
@@ -321,6 +325,10 @@ class _Importer:
             self._choose(node, opsets)
             return
         node = self._in_float32(node)
+        if trips := self._trips(node):
+            fresh, constant = self._fresh, self._quantised.constant
+            self._write_out(loop_nodes(node, trips, opsets[""], fresh, constant), opsets)
+            return
         if self._quantise(node, opsets):
             return
         for name in filter(None, node.output):
@@ -422,6 +430,22 @@ class _Importer:
         if branch is None:
             raise GraphError(f"node {label(node)} is impossible: it has no {taken}")
         self._write_out(branch_nodes(branch, node, self._fresh), opsets)
+
+    def _trips(self, node: onnx.NodeProto) -> int:
+        """The iterations of a loop that is written out; 0 for other nodes.
+
+        Their number is constant and small, and nothing ends it before.
+        """
+        if node.op_type != "Loop" or node.domain or not all(node.input[2:]):
+            return 0
+        trips = self._constants.get(node.input[0]) if node.input else None
+        condition = node.input[1] if len(node.input) > 1 else ""
+        holds = not condition or bool(self._constants.get(condition, np.array(False)).all())
+        body = next((a.g for a in node.attribute if a.name == "body"), None)
+        if trips is None or trips.size != 1 or not holds or body is None or not goes_on(body):
+            return 0
+        count = int(trips.reshape(()))
+        return count if count * len(body.node) <= MOST_UNROLLED else 0
 
     def _call(self, function: onnx.FunctionProto, node: onnx.NodeProto) -> None:
         """Put a function, with the opsets that it imports, in the place of a call."""

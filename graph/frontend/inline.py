@@ -1,4 +1,4 @@
-"""Writes out a function, or a branch of an `If`, in the place of the node that calls it.
+"""Writes out a function, a branch of an `If` or a `Loop`, in the place of the node that calls it.
 
 Every value in the body gets a new name. Bodies may use any names, also names of the model and of
 other bodies, and a function may be called several times.
@@ -11,14 +11,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from fastrun.graph.core.errors import GraphError
+from fastrun.graph.core.model import Array
 from fastrun.graph.frontend.file import label, names_defined, names_read
 
 # Gives a name like its argument that no value has.
 Fresh = Callable[[str], str]
+# Adds a constant of a name like its first argument.
+Constant = Callable[[str, Array], str]
 _Attributes = Mapping[str, onnx.AttributeProto]
 
 
@@ -90,9 +94,11 @@ def function_nodes(
 
 
 def branch_nodes(
-    branch: onnx.GraphProto, choice: onnx.NodeProto, fresh: Fresh
+    branch: onnx.GraphProto, choice: onnx.NodeProto, fresh: Fresh, names: Mapping[str, str] = {}
 ) -> list[onnx.NodeProto]:
     """The nodes of a branch of `choice`. A branch also sees the values around it.
+
+    `names` has those of values that it sees by other names.
 
     Raises:
         GraphError: the branch has another number of outputs, or contradicts itself.
@@ -105,7 +111,63 @@ def branch_nodes(
         for w in branch.sparse_initializer
     ]
     outputs = [v.name for v in branch.output]
-    return _inlined([*weights, *branch.node], outputs, choice, {}, {}, fresh)
+    return _inlined([*weights, *branch.node], outputs, choice, names, {}, fresh)
+
+
+def goes_on(body: onnx.GraphProto) -> bool:
+    """Whether a loop's body never changes the condition, or always says that it holds."""
+    values = {w.name: w for w in body.initializer}
+    made = {y: node for node in body.node for y in node.output}
+    name = body.output[0].name
+    while name in made and made[name].op_type in ("Identity", "Cast"):
+        name = made[name].input[0]
+    if name in made and made[name].op_type == "Constant":
+        for attribute in made[name].attribute:
+            if attribute.name == "value":
+                values[name] = attribute.t
+    return name == body.input[1].name or (
+        name in values and bool(numpy_helper.to_array(values[name]).all())
+    )
+
+
+def loop_nodes(
+    loop: onnx.NodeProto, trips: int, opset: int, fresh: Fresh, constant: Constant
+) -> list[onnx.NodeProto]:
+    """The nodes of all iterations of a loop, one after another; there is at least one.
+
+    `constant` adds a constant of a name like its first argument, and returns its name.
+
+    Raises:
+        GraphError: the body does not fit the loop, or contradicts itself.
+    """
+    body = next(a.g for a in loop.attribute if a.name == "body")
+    carried = list(loop.input[2:])
+    count = len(carried)
+    if len(body.input) != count + 2 or len(body.output) != len(loop.output) + 1:
+        raise GraphError(f"node {label(loop)} is impossible: its body has other operands")
+    first, going, *states = (v.name for v in body.input)
+    nodes, scanned = list[onnx.NodeProto](), [list[str]() for _ in loop.output[count:]]
+    holds, axis = constant(going, np.array(True)), constant("axis", np.array([0]))
+    for i in range(trips):
+        names = {first: constant(first, np.array(i)), going: holds}
+        names |= dict(zip(states, carried, strict=True))
+        results = [fresh(f"{v.name}.{i}") for v in body.output]
+        call = helper.make_node("Loop", [], results, loop.name)
+        nodes += branch_nodes(body, call, fresh, names)
+        carried = results[1 : count + 1]
+        for rows, result in zip(scanned, results[count + 1 :], strict=True):
+            rows.append(fresh(f"{result}.row"))
+            if opset < 13:
+                nodes.append(helper.make_node("Unsqueeze", [result], rows[-1:], axes=[0]))
+            else:
+                nodes.append(helper.make_node("Unsqueeze", [result, axis], rows[-1:]))
+    for outer, inner in zip(loop.output, carried, strict=False):
+        if outer:
+            nodes.append(helper.make_node("Identity", [inner], [outer]))
+    for outer, rows in zip(loop.output[count:], scanned, strict=True):
+        if outer:
+            nodes.append(helper.make_node("Concat", rows, [outer], axis=0))
+    return nodes
 
 
 def _inlined(

@@ -161,8 +161,8 @@ def test_a_condition_may_depend_on_data() -> None:
         assert_runs(source, x=sign * np.abs(normal(1, 4, 8, 8)))
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-def test_loops_join_their_results_along_a_new_axis(shape: tuple[int, ...]) -> None:
+def loop(shape: tuple[int, ...], trips: str) -> onnx.ModelProto:
+    """Adds x to itself so many times, and returns every sum as well."""
     body = helper.make_graph(
         [node("Add", "s x", "t"), node("Identity", "going", "on"), node("Identity", "t", "part")],
         "body",
@@ -173,13 +173,28 @@ def test_loops_join_their_results_along_a_new_axis(shape: tuple[int, ...]) -> No
         ],
         [helper.make_empty_tensor_value_info(name) for name in ("on", "t", "part")],
     )
-    loop = helper.make_node("Loop", ["n", "", "x"], ["last", "y"], body=body)
-    source = model([loop], {}, shape=shape)
+    made = helper.make_node("Loop", [trips, "", "x"], ["last", "y"], body=body)
+    return model([made], {"three": np.array(3)}, shape=shape)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
+def test_loops_join_their_results_along_a_new_axis(shape: tuple[int, ...]) -> None:
+    source, x = loop(shape, "n"), normal(*shape)
     source.graph.input.append(helper.make_tensor_value_info("n", TensorProto.INT64, ()))
-    x, network = normal(*shape), fastrun.load(source, policy="heuristic")
+    network = fastrun.load(source, policy="heuristic")
     for n in (1, 3):
         y = network.run({"x": x, "n": np.array(n)})["y"]
         np.testing.assert_allclose(y, np.stack([(2 + i) * x for i in range(n)]), rtol=1e-5)
+
+
+def test_loops_of_a_known_length_are_written_out() -> None:
+    source, x = loop((2, 3), "three"), normal(2, 3)
+    source.graph.output.append(helper.make_empty_tensor_value_info("last"))
+    network = fastrun.load(source, policy="heuristic")
+    assert not any(isinstance(step, NumpyStep) for step in network.steps)
+    found = network.run({"x": x})
+    np.testing.assert_allclose(found["y"], np.stack([2 * x, 3 * x, 4 * x]), rtol=1e-5)
+    np.testing.assert_allclose(found["last"], 4 * x, rtol=1e-5)
 
 
 def test_what_numpy_computes_is_not_exported(tmp_path: Path) -> None:
