@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastrun.benchmarks import ours
 from fastrun.benchmarks.peers import Array
-from fastrun.benchmarks.race import Entry, calls_of, checked, peer, race_engines
+from fastrun.benchmarks.race import Begin, Entry, calls_of, checked, peer, race_engines
 from fastrun.benchmarks.report import EngineRace
 from fastrun.graph import zoo
 from fastrun.graph.core.model import Graph
@@ -25,6 +25,8 @@ from fastrun.graph.networks import load_network
 from fastrun.graph.reference import interpreter as reference
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.targets import Shapes
+from fastrun.tuner.records.record import NO_LIMITS, Limits
+from fastrun.tuner.records.units import size
 
 ROUNDS = 10
 """Samples of each engine, by default."""
@@ -34,7 +36,11 @@ WRONG = 1e-3
 
 
 def check(
-    name: str, threads: Sequence[int], database: str | None, shapes: Shapes | None = None
+    name: str,
+    threads: Sequence[int],
+    database: str | None,
+    shapes: Shapes | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> None:
     """Plan a network as `races` does, so that mistakes appear before any engine is timed.
 
@@ -44,7 +50,14 @@ def check(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # `races` turns them into notes
         for count in threads:
-            load(name, count, database, shapes=shapes).at()
+            load(
+                name,
+                count,
+                database,
+                shapes=shapes,
+                max_error=limits.error,
+                max_workspace=limits.workspace,
+            ).at()
 
 
 def races(
@@ -54,10 +67,11 @@ def races(
     rounds: int,
     database: str | None,
     shapes: Shapes | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> list[EngineRace]:
     """A race of all engines on one network for each number of threads.
 
-    `shapes` gives or overrides the shapes of its inputs.
+    `shapes` gives or overrides the shapes of its inputs, `limits` bind the schedules of fastrun.
 
     Raises:
         GraphError: as `check`.
@@ -69,7 +83,7 @@ def races(
     found = []
     for count in threads:
         entries = [
-            _ours(model, inputs, truth, count, database)
+            _ours(model, inputs, truth, count, database, limits)
             if engine == ours.NAME
             else peer(engine, model, inputs, truth, count, wrong=WRONG)
             for engine in engines
@@ -105,10 +119,15 @@ def _ours(
     truth: Sequence[NDArray[Any]],
     threads: int,
     database: str | None,
+    limits: Limits,
 ) -> Entry:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        session = ours.NetworkSession(model, threads, database)
-    note = "; ".join(str(w.message) for w in said)
-    entry = Entry(ours.NAME, calls_of(session), note=note)
-    return checked(entry, session.run(inputs), truth, WRONG)
+        begin = Begin()
+        session = ours.NetworkSession(model, threads, database, limits)
+        found = session.run(inputs)
+        start, memory = begin.seconds(), begin.memory()
+    notes = [*(str(w.message) for w in said), f"packed weights of {size(session.packed)}"]
+    note = "; ".join(notes)
+    entry = Entry(ours.NAME, calls_of(session), note=note, start=start, memory=memory)
+    return checked(entry, found, truth, WRONG)

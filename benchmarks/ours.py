@@ -19,7 +19,7 @@ from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.timing import Calls
 from fastrun.tuner.measure.worker import compile_one
 from fastrun.tuner.networks.load import load
-from fastrun.tuner.records.record import REGIMES, Conditions
+from fastrun.tuner.records.record import NO_LIMITS, REGIMES, Conditions, Limits
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.staleness import is_current
 
@@ -76,12 +76,23 @@ def _blocks(subject: Subject, core: int) -> Calls:
 class NetworkSession:
     """A network as `fastrun.load` plans it. A call writes the inputs and reads the outputs.
 
+    `packed` are the bytes of its packed weights.
+
     Raises:
         GraphError: fastrun cannot run the model.
     """
 
-    def __init__(self, model: onnx.ModelProto, threads: int, database: str | None) -> None:
-        self._executable = load(model, threads, database)
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        threads: int,
+        database: str | None,
+        limits: Limits = NO_LIMITS,
+    ) -> None:
+        self._executable = load(
+            model, threads, database, max_error=limits.error, max_workspace=limits.workspace
+        )
+        self.packed = self._executable.memory.weights
         self._outputs = [v.name for v in model.graph.output]
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:

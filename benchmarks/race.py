@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import onnx
@@ -42,7 +45,8 @@ class Entry:
     """An engine that can be timed; if it cannot, `calls` is None and `note` says why.
 
     `overhead` are the seconds of a call from Python. They are subtracted from times, but at most
-    half of a time.
+    half of a time. `start` are the seconds of loading and the first run, `memory` the bytes by
+    which the process then had grown.
     """
 
     engine: str
@@ -50,6 +54,8 @@ class Entry:
     errors: Errors | None = None
     overhead: float = 0.0
     note: str = ""
+    start: float = math.nan
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,15 @@ class EntryTimes:
     errors: Errors | None
     overhead: float
     note: str
+    start: float = math.nan
+    memory: int = 0
+
+    @property
+    def against_itself(self) -> float:
+        """The time in every second round over that in the others: 1 without noise (A/A test)."""
+        if len(self.samples) < 2:
+            return math.nan
+        return typical(self.samples[::2]) / typical(self.samples[1::2])
 
     @property
     def seconds(self) -> float:
@@ -83,7 +98,7 @@ def race_engines(
     by_engine = dict(zip(fit, timings, strict=True))
     nothing = Timing((), 0)
     return [
-        EntryTimes(e.engine, t.samples, t.repeats, e.errors, e.overhead, e.note)
+        EntryTimes(e.engine, t.samples, t.repeats, e.errors, e.overhead, e.note, e.start, e.memory)
         for e in entries
         for t in [by_engine.get(e.engine, nothing)]
     ]
@@ -112,11 +127,35 @@ def peer(
 ) -> Entry:
     """Another engine with this model, checked against float64 outputs."""
     try:
+        begin = Begin()
         session = engine(name).load(model, threads, inner)
         found = session.run(inputs)
+        start, memory = begin.seconds(), begin.memory()
     except LoadError as error:
         return Entry(name, None, note=str(error))
-    return checked(Entry(name, calls_of(session), overhead=overhead), found, truth, wrong)
+    entry = Entry(name, calls_of(session), overhead=overhead, start=start, memory=memory)
+    return checked(entry, found, truth, wrong)
+
+
+class Begin:
+    """The moment before an engine loads a network."""
+
+    def __init__(self) -> None:
+        self._resident, self._time = _resident(), time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds since then."""
+        return time.perf_counter() - self._time
+
+    def memory(self) -> int:
+        """Bytes by which the process has grown since then; memory that it had freed is reused."""
+        return max(0, _resident() - self._resident)
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def checked(
@@ -127,7 +166,7 @@ def checked(
     calls, note = entry.calls, entry.note
     if worst.rms > wrong:
         calls, note = None, f"wrong or of low precision: rms error {worst.rms:.1e}"
-    return Entry(entry.engine, calls, worst, entry.overhead, note)
+    return replace(entry, calls=calls, errors=worst, note=note)
 
 
 def calls_of(session: Session) -> Calls:

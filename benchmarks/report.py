@@ -18,7 +18,7 @@ from fastrun.tuner.machine.noise import others
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.record import Errors
-from fastrun.tuner.records.units import UNKNOWN, duration, finite, ms, plural, ratio
+from fastrun.tuner.records.units import UNKNOWN, duration, finite, ms, plural, ratio, size
 from fastrun.tuner.terminal.display import grid, screen
 
 ENGINES = (ours.NAME, *peers.NAMES)
@@ -100,6 +100,32 @@ def times_table(
     grid(screen(), list(columns), rows)
 
 
+def engines_table(races: Sequence[EngineRace]) -> None:
+    """Print of every engine the error, the A/A ratio, the first run and the memory."""
+    heads = [
+        "",
+        "engine",
+        "rms\nerror>",
+        "A/A\nratio>",
+        "load and\nfirst run>",
+        "memory\ngrown by>",
+    ]
+    rows = [
+        [
+            raced.subject,
+            entry.engine,
+            f"{entry.errors.rms:.1e}" if entry.errors else UNKNOWN,
+            f"{entry.against_itself:.3f}",
+            duration(entry.start),
+            size(entry.memory),
+        ]
+        for raced in races
+        for entry in raced.entries
+        if entry.samples
+    ]
+    grid(screen(), heads, rows)
+
+
 def means_table(races: Sequence[EngineRace]) -> None:
     """Print geometric means of the speed-ups of fastrun, per group and over all."""
     engines = [e for e in _engines(races) if e != ours.NAME]
@@ -166,6 +192,8 @@ def race_rows(races: Sequence[EngineRace]) -> list[dict[str, Any]]:
             "samples": entry.samples,
             "errors": entry.errors and entry.errors.to_dict(),
             "note": entry.note,
+            "start": finite(entry.start),
+            "memory": entry.memory,
         }
         for raced in races
         for entry in raced.entries
@@ -187,6 +215,8 @@ def read_races(data: Mapping[str, Any]) -> list[EngineRace]:
             errors=r["errors"] and Errors.from_dict(r["errors"]),
             overhead=r["overhead"],
             note=r["note"],
+            start=math.nan if r.get("start") is None else r["start"],
+            memory=r.get("memory", 0),
         )
         entries.setdefault((r["subject"], r["group"], r["threads"]), []).append(entry)
     return [EngineRace(*key, tuple(members)) for key, members in entries.items()]

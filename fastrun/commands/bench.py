@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import GraphError
-from fastrun.options import count, shapes, shapes_of, thread_counts
+from fastrun.options import count, limits, limits_of, shapes, shapes_of, thread_counts
 from fastrun.options import database as database_option
 from fastrun.tuner.networks.targets import is_problem
 from fastrun.tuner.records.units import plural
@@ -57,6 +57,7 @@ def options(parser: ArgumentParser) -> None:
         "tvm-winograd",
     )
     shapes(parser)
+    limits(parser)
     database_option(parser)
 
 
@@ -67,6 +68,7 @@ def run(arguments: Namespace) -> int:
     from fastrun.benchmarks import layers, networks, ours, peers, race, report
     from fastrun.graph import zoo
     from fastrun.tuner.machine.probe import probe
+    from fastrun.tuner.records.record import NO_LIMITS
 
     single = [layers.given(text) for text in arguments.targets if is_problem(text)]
     if arguments.layers is not None:
@@ -74,11 +76,13 @@ def run(arguments: Namespace) -> int:
         if not single:
             raise GraphError(f"no layer's description has {arguments.layers!r} in it")
     names = [text for text in arguments.targets if not is_problem(text)]
-    given = shapes_of(arguments)
+    given, bounds = shapes_of(arguments), limits_of(arguments)
+    if single and bounds != NO_LIMITS:
+        raise GraphError("--max-error and --max-workspace are for networks, not for layers")
     if not single:
         names = names or list(zoo.NAMES)
     for name in names:  # before anything is timed: a mistake in the last name would cost hours
-        networks.check(name, arguments.threads, arguments.db, given)
+        networks.check(name, arguments.threads, arguments.db, given, bounds)
     if arguments.json:
         arguments.json.open("a").close()
     installed = report.usable(peers.NAMES if arguments.peers is None else arguments.peers)
@@ -98,7 +102,7 @@ def run(arguments: Namespace) -> int:
             report.notice(name)
             rounds = arguments.rounds or networks.ROUNDS
             of_networks += networks.races(
-                name, arguments.threads, engines, rounds, arguments.db, given
+                name, arguments.threads, engines, rounds, arguments.db, given, bounds
             )
             _keep(arguments.json, of_layers + of_networks)
     finally:  # also if the benchmark ends early
@@ -106,6 +110,9 @@ def run(arguments: Namespace) -> int:
             _print(of_layers, arguments.threads, layers.columns(single, probe()))
         if of_networks:
             _print(of_networks, arguments.threads)
+            for number in arguments.threads:
+                print(f"\n{plural(number, 'thread')}, every engine")
+                report.engines_table([h for h in of_networks if h.threads == number])
             for note in dict.fromkeys(x.note for h in of_networks for x in h.entries if x.samples):
                 if note:
                     print(f"{ours.NAME}: {note}")

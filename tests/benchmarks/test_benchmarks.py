@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fastrun.benchmarks import layers, networks, ours, peers, race, report
 from fastrun.benchmarks.one_layer import one_layer
 from fastrun.benchmarks.peers import Array, LoadError
 from fastrun.benchmarks.race import Entry, EntryTimes
-from fastrun.benchmarks.report import EngineRace
+from fastrun.benchmarks.report import EngineRace, read_races
 from fastrun.graph.core.errors import GraphError
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
@@ -235,6 +236,32 @@ def test_what_was_timed_outlives_a_later_failure(
     printed = capsys.readouterr()
     assert "first" in printed.out
     assert ("no memory" if code == 2 else "interrupted") in printed.err
+
+
+def test_an_engine_is_compared_with_itself() -> None:
+    def ratio(*samples: float) -> float:
+        return EntryTimes("ort", samples, 1, None, 0.0, "").against_itself
+
+    assert ratio(3.0, 2.0, 3.0, 2.0) == 1.5
+    assert math.isnan(ratio(3.0))
+
+
+def test_networks_within_limits_show_error_start_and_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnx.save(_small(), tmp_path / "small.onnx")
+    out = tmp_path / "out.json"
+    words = "--peers", "none", "--rounds", "2", "--max-error", "2e-6", "--json", out
+    assert bench(tmp_path / "small.onnx", *words) == 0
+    [result] = json.loads(out.read_text())["results"]
+    assert result["errors"]["rms"] < 2e-6
+    assert result["start"] > 0
+    [entry] = read_races({"results": [result]})[0].entries
+    assert (entry.start, entry.memory) == (result["start"], result["memory"])
+    assert f"{result['errors']['rms']:.1e}" in (printed := capsys.readouterr().out)
+    assert "packed weights of" in printed
+    assert bench("conv 1x8x8x8 8x1x1", "--max-error", "2e-6", "--peers", "none") == 2
+    assert "for networks, not for layers" in capsys.readouterr().err
 
 
 def test_network_file_with_an_open_batch_size(
