@@ -12,15 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastrun.graph.aot import texts
+from fastrun.graph.aot.functions import FUNCTIONS
 from fastrun.graph.aot.image import Image, image
-from fastrun.graph.aot.interface import (
-    FUNCTIONS,
-    HEAD_BYTES,
-    SERVES,
-    WEIGHTS_ALIGN,
-    Variant,
-    interface_ir,
-)
+from fastrun.graph.aot.interface import SERVES, interface_ir
+from fastrun.graph.aot.layout import HEAD_BYTES, WEIGHTS_ALIGN, Variant
 from fastrun.graph.build.steps import Arrangement, NumpyStep
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrun.graph.aot.interface import ARENA, ENTRY, INPUT, KIND_BITS, NONE, OUTPUT, WEIGHTS
+from fastrun.graph.aot.layout import ARENA, ENTRY, INPUT, KIND_BITS, NONE, OUTPUT, WEIGHTS
 from fastrun.graph.build import strided
 from fastrun.graph.build.memory import Lifetime, allocate
 from fastrun.graph.build.steps import Arrangement, Port, Step

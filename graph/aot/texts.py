@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from fastrun.graph.aot.interface import ERRORS, MOST_THREADS
+from fastrun.graph.aot.layout import ERRORS, MOST_THREADS
 from fastrun.graph.core.model import Graph
 
 

@@ -16,7 +16,8 @@ import pytest
 import fastrun
 from fastrun.graph.aot.check import check
 from fastrun.graph.aot.export import ExportError, export
-from fastrun.graph.aot.interface import SERVES, code
+from fastrun.graph.aot.interface import SERVES
+from fastrun.graph.aot.layout import code
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference import interpreter

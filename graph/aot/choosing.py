@@ -1,0 +1,108 @@
+"""Which of a library's kinds of code runs: the first that the processor and its system support."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastrun.graph.aot.layout import Variant
+
+
+def supported(triple: str, variants: Sequence[Variant]) -> str:
+    """Whether the processor has what variant `%number` needs."""
+    if triple.startswith("x86_64"):
+        return _x86_supported(variants)
+    asks = "\n".join(
+        f"  %held{i} = and i64 %word, {v.needs.hwcap}\n"
+        f"  %has{i} = icmp eq i64 %held{i}, {v.needs.hwcap}\n"
+        f"  %here{i} = icmp eq i64 %number, {i}\n"
+        f"  %ok{i} = select i1 %here{i}, i1 %has{i}, i1 {f'%ok{i - 1}' if i else 'false'}"
+        for i, v in enumerate(variants)
+    )
+    return f"""declare i64 @getauxval(i64)
+
+define internal i1 @supported(i64 %number) nounwind {{
+  %word = call i64 @getauxval(i64 16)
+{asks}
+  ret i1 %ok{len(variants) - 1}
+}}"""
+
+
+def _x86_supported(variants: Sequence[Variant]) -> str:
+    """CPUID leaf by leaf, and XGETBV: the system must keep the registers of wide vectors."""
+    rows = ", ".join(
+        f"[6 x i32] [{', '.join(f'i32 {word - (1 << 32) * (word >> 31)}' for word in v.needs.x86)}]"
+        for v in variants
+    )
+    fields = ((1, 0, 2), (7, 0, 1), (7, 0, 2), (7, 1, 0), (0x80000001 - (1 << 32), 0, 2))
+    lines = ["  %most = call { i32, i32, i32, i32 } @cpuid(i32 0, i32 0)"]
+    lines.append("  %leaves = extractvalue { i32, i32, i32, i32 } %most, 0")
+    for i, (leaf, sub, register) in enumerate(fields):
+        lines += [
+            f"  %leaf{i} = call {{ i32, i32, i32, i32 }} @cpuid(i32 {leaf}, i32 {sub})",
+            f"  %raw{i} = extractvalue {{ i32, i32, i32, i32 }} %leaf{i}, {register}",
+            f"  %there{i} = icmp uge i32 %leaves, {leaf if 0 < leaf < 8 else 0}",
+            f"  %word{i} = select i1 %there{i}, i32 %raw{i}, i32 0",
+        ]
+    checks = []
+    for i in range(6):
+        checks += [
+            f"  %need{i}.at = getelementptr [6 x i32], ptr @needs, i64 %number, i64 {i}",
+            f"  %need{i} = load i32, ptr %need{i}.at, align 4",
+            f"  %held{i} = and i32 %need{i}, %{'state' if i == 5 else f'word{i}'}",
+            f"  %has{i} = icmp eq i32 %held{i}, %need{i}",
+            f"  %all{i} = and i1 %has{i}, {f'%all{i - 1}' if i else 'true'}",
+        ]
+    body = "\n".join(lines)
+    return f"""@needs = internal constant [{len(variants)} x [6 x i32]] [{rows}]
+
+define internal {{ i32, i32, i32, i32 }} @cpuid(i32 %leaf, i32 %sub) nounwind {{
+  %found = call {{ i32, i32, i32, i32 }} asm
+      "cpuid", "={{ax}},={{bx}},={{cx}},={{dx}},{{ax}},{{cx}}"(i32 %leaf, i32 %sub)
+  ret {{ i32, i32, i32, i32 }} %found
+}}
+
+define internal i1 @supported(i64 %number) nounwind {{
+entry:
+{body}
+  %saved.bit = and i32 %word0, 134217728
+  %saved = icmp ne i32 %saved.bit, 0
+  br i1 %saved, label %ask, label %asked
+ask:
+  %pair = call {{ i32, i32 }} asm "xgetbv", "={{ax}},={{dx}},{{cx}}"(i32 0)
+  %kept = extractvalue {{ i32, i32 }} %pair, 0
+  br label %asked
+asked:
+  %state = phi i32 [ 0, %entry ], [ %kept, %ask ]
+{chr(10).join(checks)}
+  ret i1 %all5
+}}"""
+
+
+def choose(count: int) -> str:
+    """The variant wanted, or the first that the processor supports; -1 if there is none."""
+    return f"""define internal i64 @choose(i32 %wanted) nounwind {{
+entry:
+  %asked = icmp sge i32 %wanted, 0
+  %known = icmp slt i32 %wanted, {count}
+  %number = sext i32 %wanted to i64
+  br i1 %asked, label %named, label %look
+named:
+  br i1 %known, label %try, label %none
+try:
+  %runs = call i1 @supported(i64 %number)
+  br i1 %runs, label %this, label %none
+this:
+  ret i64 %number
+look:
+  %i = phi i64 [ 0, %entry ], [ %next, %other ]
+  %fits = call i1 @supported(i64 %i)
+  br i1 %fits, label %first, label %other
+first:
+  ret i64 %i
+other:
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, {count}
+  br i1 %more, label %look, label %none
+none:
+  ret i64 -1
+}}"""

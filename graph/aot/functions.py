@@ -1,0 +1,292 @@
+"""The functions of an exported library that other programs call.
+
+A struct of options has 48 bytes.
+"""
+
+from __future__ import annotations
+
+from fastrun.graph.aot.layout import (
+    COUNT_AT,
+    INPUT,
+    JOB_AT,
+    KIND_BITS,
+    MAPPED_AT,
+    MAPPED_SIZE_AT,
+    MOST_THREADS,
+    OUTPUT,
+    OWN_AT,
+    STEP_BYTES,
+    STEPS_AT,
+    TEAM_AT,
+    THREADS_AT,
+    VARIANT_AT,
+    WEIGHTS_AT,
+    code,
+    word,
+)
+
+FUNCTIONS = ("open", "memory", "run", "clone", "close", "isa")
+"""The functions of the interface, behind the prefix."""
+
+
+def functions(prefix: str, embed: str) -> str:
+    """All of them; `embed` is the symbol of weights in the library, "" if there are none."""
+    others = (_memory, _run, _clone, _close, _isa)
+    return "\n\n".join([_BEGIN, _open(prefix, embed), *(f(prefix) for f in others)])
+
+
+_BEGIN = f"""define internal i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights,
+                           ptr %given, i64 %given.size, ptr %mapped, i64 %mapped.size) nounwind {{
+entry:
+  %size = call i64 @whole(i64 %number, i64 %threads)
+  %own = icmp eq ptr %given, null
+  br i1 %own, label %ask, label %check
+ask:
+  %new = call ptr @mmap(ptr null, i64 %size, i32 3, i32 34, i32 -1, i64 0)
+  %address = ptrtoint ptr %new to i64
+  %failed = icmp eq i64 %address, -1
+  br i1 %failed, label %short, label %fill
+check:
+  %enough = icmp uge i64 %given.size, %size
+  %place = ptrtoint ptr %given to i64
+  %low = and i64 %place, 4095
+  %aligned = icmp eq i64 %low, 0
+  %usable = and i1 %enough, %aligned
+  br i1 %usable, label %clear, label %short
+clear:
+  call void @llvm.memset.p0.i64(ptr %given, i8 0, i64 %size, i1 false)
+  br label %fill
+fill:
+  %context = phi ptr [ %new, %ask ], [ %given, %clear ]
+  %owned = phi i64 [ %size, %ask ], [ 0, %clear ]
+{word(OWN_AT, "%owned")}
+{word(MAPPED_AT, "%mapped", "ptr")}
+{word(MAPPED_SIZE_AT, "%mapped.size")}
+  %refused = call i32 @make(ptr %context, i64 %number, i64 %threads, ptr %weights)
+  %made = icmp eq i32 %refused, 0
+  br i1 %made, label %good, label %bad
+good:
+  store ptr %context, ptr %out, align 8
+  ret i32 0
+bad:
+  br i1 %own, label %return, label %leave
+return:
+  %returned = call i32 @munmap(ptr %context, i64 %size)
+  br label %leave
+leave:
+  ret i32 %refused
+short:
+  ret i32 {code("MEMORY")}
+}}"""
+"""Make a context in memory of its own or of the caller's."""
+
+
+def _open(p: str, embed: str) -> str:
+    """Read the options, choose the code, map the weights, make a context."""
+    embedded = f"ptr @{embed}" if embed else "ptr null"
+    return f"""define i32 @{p}_open(ptr %out, ptr %options) nounwind {{
+entry:
+  store ptr null, ptr %out, align 8
+  %size = load i64, ptr %options, align 8
+  %known = icmp uge i64 %size, 48
+  br i1 %known, label %read, label %bad
+read:
+  %path.at = getelementptr i8, ptr %options, i64 8
+  %path = load ptr, ptr %path.at, align 8
+  %threads.at = getelementptr i8, ptr %options, i64 16
+  %threads.given = load i32, ptr %threads.at, align 4
+  %isa.at = getelementptr i8, ptr %options, i64 20
+  %isa.given = load i32, ptr %isa.at, align 4
+  %isa = sub i32 %isa.given, 1
+  %memory.at = getelementptr i8, ptr %options, i64 24
+  %memory = load ptr, ptr %memory.at, align 8
+  %memory.size.at = getelementptr i8, ptr %options, i64 32
+  %memory.size = load i64, ptr %memory.size.at, align 8
+  %default = icmp eq i32 %threads.given, 0
+  %number.of = select i1 %default, i32 1, i32 %threads.given
+  %positive = icmp sgt i32 %number.of, 0
+  %few = icmp sle i32 %number.of, {MOST_THREADS}
+  %possible = and i1 %positive, %few
+  br i1 %possible, label %choose, label %bad
+choose:
+  %threads = sext i32 %number.of to i64
+  %number = call i64 @choose(i32 %isa)
+  %runs = icmp sge i64 %number, 0
+  br i1 %runs, label %source, label %unsupported
+source:
+  %named = icmp ne ptr %path, null
+  br i1 %named, label %file, label %inside
+inside:
+  %embedded = icmp ne {embedded}, null
+  br i1 %embedded, label %begin, label %lacking
+file:
+  %mapped = call {{ i32, ptr }} @map_weights(ptr %path)
+  %refused = extractvalue {{ i32, ptr }} %mapped, 0
+  %start = extractvalue {{ i32, ptr }} %mapped, 1
+  %fine = icmp eq i32 %refused, 0
+  br i1 %fine, label %begin, label %no.weights
+begin:
+  %weights = phi ptr [ @{embed or "head"}, %inside ], [ %start, %file ]
+  %freed = phi ptr [ null, %inside ], [ %start, %file ]
+  %freed.size = phi i64 [ 0, %inside ], [ FILE_SIZE, %file ]
+  %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr %memory,
+                            i64 %memory.size, ptr %freed, i64 %freed.size)
+  %opened = icmp eq i32 %result, 0
+  %nothing = icmp eq ptr %freed, null
+  %keep = or i1 %opened, %nothing
+  br i1 %keep, label %answer, label %unmap
+unmap:
+  %unmapped = call i32 @munmap(ptr %freed, i64 %freed.size)
+  br label %answer
+answer:
+  ret i32 %result
+no.weights:
+  ret i32 %refused
+lacking:
+  ret i32 {code("WEIGHTS_MISSING")}
+unsupported:
+  ret i32 {code("PROCESSOR")}
+bad:
+  ret i32 {code("OPTIONS")}
+}}"""
+
+
+def _memory(p: str) -> str:
+    """The bytes of a context."""
+    return f"""define i64 @{p}_memory(i32 %threads, i32 %isa.given) nounwind {{
+entry:
+  %isa = sub i32 %isa.given, 1
+  %number = call i64 @choose(i32 %isa)
+  %runs = icmp sge i64 %number, 0
+  %positive = icmp sgt i32 %threads, 0
+  %few = icmp sle i32 %threads, {MOST_THREADS}
+  %some = and i1 %positive, %few
+  %fine = and i1 %runs, %some
+  br i1 %fine, label %ask, label %none
+ask:
+  %number.of = sext i32 %threads to i64
+  %size = call i64 @whole(i64 %number, i64 %number.of)
+  ret i64 %size
+none:
+  ret i64 0
+}}"""
+
+
+def _run(p: str) -> str:
+    """Put the caller's arrays into the steps, and walk them."""
+    return f"""define i32 @{p}_run(ptr %context, ptr %inputs, ptr %outputs) nounwind {{
+entry:
+  %number.at = getelementptr i8, ptr %context, i64 {VARIANT_AT}
+  %number = load i64, ptr %number.at, align 8
+  %table.at = getelementptr %variant, ptr @variants, i64 %number
+  %table = load ptr, ptr %table.at, align 8
+  %count.at = getelementptr i8, ptr %context, i64 {COUNT_AT}
+  %count = load i64, ptr %count.at, align 8
+  %steps = getelementptr i8, ptr %context, i64 {STEPS_AT}
+  br label %step
+step:
+  %i = phi i64 [ 0, %entry ], [ %next, %stepped ]
+  %src.at = getelementptr %entry, ptr %table, i64 %i, i32 2, i64 0
+  %dst.at = getelementptr %entry, ptr %table, i64 %i, i32 2, i64 4
+  %src = load i64, ptr %src.at, align 8
+  %dst = load i64, ptr %dst.at, align 8
+  %offset = mul i64 %i, {STEP_BYTES}
+  %place = getelementptr i8, ptr %steps, i64 %offset
+  %src.kind = lshr i64 %src, {KIND_BITS}
+  %reads = icmp eq i64 %src.kind, {INPUT}
+  br i1 %reads, label %read, label %perhaps
+read:
+  %which = and i64 %src, {(1 << KIND_BITS) - 1}
+  %in.at = getelementptr ptr, ptr %inputs, i64 %which
+  %in = load ptr, ptr %in.at, align 8
+  %in.missing = icmp eq ptr %in, null
+  br i1 %in.missing, label %bad, label %take
+take:
+  %in.place = getelementptr ptr, ptr %place, i64 2
+  store ptr %in, ptr %in.place, align 8
+  br label %perhaps
+perhaps:
+  %dst.kind = lshr i64 %dst, {KIND_BITS}
+  %writes = icmp eq i64 %dst.kind, {OUTPUT}
+  br i1 %writes, label %write, label %stepped
+write:
+  %whose = and i64 %dst, {(1 << KIND_BITS) - 1}
+  %out.at = getelementptr ptr, ptr %outputs, i64 %whose
+  %out = load ptr, ptr %out.at, align 8
+  %out.missing = icmp eq ptr %out, null
+  br i1 %out.missing, label %bad, label %give
+give:
+  %out.place = getelementptr ptr, ptr %place, i64 6
+  store ptr %out, ptr %out.place, align 8
+  br label %stepped
+stepped:
+  %next = add i64 %i, 1
+  %more = icmp ult i64 %next, %count
+  br i1 %more, label %step, label %run
+run:
+  %team = getelementptr i8, ptr %context, i64 {TEAM_AT}
+  %job = getelementptr i8, ptr %context, i64 {JOB_AT}
+  %elapsed = call i64 @lead(ptr %team, ptr %job)
+  ret i32 0
+bad:
+  ret i32 {code("OPTIONS")}
+}}"""
+
+
+def _clone(p: str) -> str:
+    """Another context with the same weights."""
+    return f"""define i32 @{p}_clone(ptr %out, ptr %context) nounwind {{
+  store ptr null, ptr %out, align 8
+  %threads.at = getelementptr i8, ptr %context, i64 {THREADS_AT}
+  %threads = load i64, ptr %threads.at, align 8
+  %number.at = getelementptr i8, ptr %context, i64 {VARIANT_AT}
+  %number = load i64, ptr %number.at, align 8
+  %weights.at = getelementptr i8, ptr %context, i64 {WEIGHTS_AT}
+  %weights = load ptr, ptr %weights.at, align 8
+  %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr null, i64 0,
+                            ptr null, i64 0)
+  ret i32 %result
+}}"""
+
+
+def _close(p: str) -> str:
+    """Let the threads end, and free what the context owns."""
+    return f"""define void @{p}_close(ptr %context) nounwind {{
+entry:
+  %there = icmp ne ptr %context, null
+  br i1 %there, label %end, label %out
+end:
+  %threads.at = getelementptr i8, ptr %context, i64 {THREADS_AT}
+  %threads = load i64, ptr %threads.at, align 8
+  call void @dismiss(ptr %context, i64 %threads)
+  %mapped.at = getelementptr i8, ptr %context, i64 {MAPPED_AT}
+  %mapped = load ptr, ptr %mapped.at, align 8
+  %mapped.size.at = getelementptr i8, ptr %context, i64 {MAPPED_SIZE_AT}
+  %mapped.size = load i64, ptr %mapped.size.at, align 8
+  %own.at = getelementptr i8, ptr %context, i64 {OWN_AT}
+  %own = load i64, ptr %own.at, align 8
+  %file = icmp ne ptr %mapped, null
+  br i1 %file, label %unmap, label %perhaps
+unmap:
+  %unmapped = call i32 @munmap(ptr %mapped, i64 %mapped.size)
+  br label %perhaps
+perhaps:
+  %owned = icmp ne i64 %own, 0
+  br i1 %owned, label %free, label %out
+free:
+  %freed = call i32 @munmap(ptr %context, i64 %own)
+  br label %out
+out:
+  ret void
+}}"""
+
+
+def _isa(p: str) -> str:
+    """The name of the code that runs."""
+    return f"""define ptr @{p}_isa(ptr %context) nounwind {{
+  %number.at = getelementptr i8, ptr %context, i64 {VARIANT_AT}
+  %number = load i64, ptr %number.at, align 8
+  %name.at = getelementptr %variant, ptr @variants, i64 %number, i32 5
+  %name = load ptr, ptr %name.at, align 8
+  ret ptr %name
+}}"""
