@@ -125,6 +125,8 @@ def export(
         f"{prefix}.h": texts.header(prefix, graph, named, embed).encode(),
         "example.c": texts.example(prefix, graph, embed).encode(),
         "Makefile": texts.makefile(prefix, triple).encode(),
+        f"{prefix}.pc": texts.pkg_config(prefix, graph).encode(),
+        f"{prefix}-config.cmake": texts.cmake(prefix).encode(),
         f"{prefix}.py": texts.loader(prefix, graph, embed).encode(),
         f"{prefix}.plan": str(built[0].plan).encode(),
     }

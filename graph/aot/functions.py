@@ -15,6 +15,7 @@ from fastrun.graph.aot.layout import (
     MOST_THREADS,
     OUTPUT,
     OWN_AT,
+    SHARED_BYTES,
     STEP_BYTES,
     STEPS_AT,
     TEAM_AT,
@@ -122,13 +123,14 @@ inside:
 file:
   %mapped = call {{ i32, ptr }} @map_weights(ptr %path)
   %refused = extractvalue {{ i32, ptr }} %mapped, 0
-  %start = extractvalue {{ i32, ptr }} %mapped, 1
+  %room = extractvalue {{ i32, ptr }} %mapped, 1
+  %start = getelementptr i8, ptr %room, i64 {SHARED_BYTES}
   %fine = icmp eq i32 %refused, 0
   br i1 %fine, label %begin, label %no.weights
 begin:
   %weights = phi ptr [ @{embed or "head"}, %inside ], [ %start, %file ]
-  %freed = phi ptr [ null, %inside ], [ %start, %file ]
-  %freed.size = phi i64 [ 0, %inside ], [ FILE_SIZE, %file ]
+  %freed = phi ptr [ null, %inside ], [ %room, %file ]
+  %freed.size = phi i64 [ 0, %inside ], [ ROOM_SIZE, %file ]
   %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr %memory,
                             i64 %memory.size, ptr %freed, i64 %freed.size)
   %opened = icmp eq i32 %result, 0
@@ -243,8 +245,20 @@ def _clone(p: str) -> str:
   %number = load i64, ptr %number.at, align 8
   %weights.at = getelementptr i8, ptr %context, i64 {WEIGHTS_AT}
   %weights = load ptr, ptr %weights.at, align 8
+  %mapped.at = getelementptr i8, ptr %context, i64 {MAPPED_AT}
+  %mapped = load ptr, ptr %mapped.at, align 8
+  %mapped.size.at = getelementptr i8, ptr %context, i64 {MAPPED_SIZE_AT}
+  %mapped.size = load i64, ptr %mapped.size.at, align 8
   %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr null, i64 0,
-                            ptr null, i64 0)
+                            ptr %mapped, i64 %mapped.size)
+  %made = icmp eq i32 %result, 0
+  %counted = icmp ne ptr %mapped, null
+  %shares = and i1 %made, %counted
+  br i1 %shares, label %share, label %out.here
+share:
+  %before = atomicrmw add ptr %mapped, i64 1 monotonic
+  br label %out.here
+out.here:
   ret i32 %result
 }}"""
 
@@ -266,7 +280,11 @@ end:
   %own.at = getelementptr i8, ptr %context, i64 {OWN_AT}
   %own = load i64, ptr %own.at, align 8
   %file = icmp ne ptr %mapped, null
-  br i1 %file, label %unmap, label %perhaps
+  br i1 %file, label %leave, label %perhaps
+leave:
+  %shared = atomicrmw sub ptr %mapped, i64 1 acq_rel
+  %last = icmp eq i64 %shared, 1
+  br i1 %last, label %unmap, label %perhaps
 unmap:
   %unmapped = call i32 @munmap(ptr %mapped, i64 %mapped.size)
   br label %perhaps

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from fastrun.graph.aot.choosing import choose, supported
 from fastrun.graph.aot.context import MAKE, MAP_WEIGHTS, SIZES, START
 from fastrun.graph.aot.functions import functions
-from fastrun.graph.aot.layout import ENTRY, Variant
+from fastrun.graph.aot.layout import ENTRY, SHARED_BYTES, Variant
 from fastrun.kernels.native.driver import driver_ir
 
 SERVES = (
@@ -31,6 +31,7 @@ def interface_ir(
     the library, "" if there are none.
     """
     rows, texts = [], []
+    size, room = str(file_size), str(file_size + SHARED_BYTES)
     for i, v in enumerate(variants):
         texts.append(f"@{v.steps} = external hidden constant [{v.count} x {ENTRY}]")
         name = v.name.encode() + b"\0"
@@ -54,10 +55,10 @@ def interface_ir(
         supported(triple, variants),
         choose(len(variants)),
         SIZES,
-        MAP_WEIGHTS.replace("FILE_SIZE", str(file_size)),
+        MAP_WEIGHTS.replace("FILE_SIZE", size).replace("ROOM_SIZE", room),
         START,
         MAKE,
-        functions(prefix, embed).replace("FILE_SIZE", str(file_size)),
+        functions(prefix, embed).replace("ROOM_SIZE", room),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

@@ -26,6 +26,9 @@ ERRORS = {
 HEAD_BYTES = 64  # of a file of weights: what identifies it
 WEIGHTS_ALIGN = 4096
 
+# Bytes in front of mapped weights, whole pages of any system: how many contexts share them.
+SHARED_BYTES = 1 << 16
+
 ENTRY = "{ ptr, i64, [6 x i64], i64 }"
 """A step as exported: its function, tasks, operands and whether it joins."""
 

@@ -80,7 +80,7 @@ size_t {prefix}_memory(int threads, int isa);
 /* in[i] and out[i] point to {upper}_INPUTi_SIZE and {upper}_OUTPUTi_SIZE numbers. */
 int {prefix}_run({prefix}_net *net, const float *const in[], float *const out[]);
 
-/* A further context that shares the weights. Close clones before the context they are of. */
+/* A further context that shares the weights. Both are closed, in any order. */
 int {prefix}_clone({prefix}_net **copy, const {prefix}_net *net);
 
 void {prefix}_close({prefix}_net *net);
@@ -166,6 +166,33 @@ example: example.c {prefix}.h lib{prefix}.so
 
 static: example.c {prefix}.h lib{prefix}.a
 \t$(CC) -std=c99 -O2 -o example example.c lib{prefix}.a -lpthread
+"""
+
+
+def pkg_config(prefix: str, graph: Graph) -> str:
+    """A .pc file for the folder that it lies in."""
+    return f"""folder=${{pcfiledir}}
+
+Name: {prefix}
+Description: {graph.name}, exported by fastrun
+Version: 1
+Cflags: -I${{folder}}
+Libs: -L${{folder}} -l{prefix} -Wl,-rpath,${{folder}} -lpthread
+"""
+
+
+def cmake(prefix: str) -> str:
+    """A package for CMake's find_package, of the folder that it lies in."""
+    return f"""# find_package({prefix} CONFIG REQUIRED PATHS this/folder)
+# target_link_libraries(app PRIVATE {prefix}::{prefix})
+if(NOT TARGET {prefix}::{prefix})
+  find_package(Threads REQUIRED)
+  add_library({prefix}::{prefix} SHARED IMPORTED)
+  set_target_properties({prefix}::{prefix} PROPERTIES
+      IMPORTED_LOCATION "${{CMAKE_CURRENT_LIST_DIR}}/lib{prefix}.so"
+      INTERFACE_INCLUDE_DIRECTORIES "${{CMAKE_CURRENT_LIST_DIR}}"
+      INTERFACE_LINK_LIBRARIES Threads::Threads)
+endif()
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import runpy
 import shutil
@@ -119,6 +120,40 @@ def test_a_c_program_links_both_libraries(graph: Any, truth: np.ndarray, tmp_pat
 
 
 @X86
+def test_the_example_is_clean_under_sanitizers(graph: Any, tmp_path: Path) -> None:
+    """What the program reads, writes, frees and leaks is checked; code of kernels is not."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no gcc")
+    export(graph, tmp_path, ["native"], name="net")
+    checks = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+    built = subprocess.run(["make", "-s", "-B", "static", f"CC={compiler} {checks}"], cwd=tmp_path)
+    if built.returncode:
+        pytest.skip("gcc has no sanitizers")
+    ran = subprocess.run(["./example", "2"], cwd=tmp_path, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@X86
+def test_build_systems_find_the_library(graph: Any, tmp_path: Path) -> None:
+    export(graph, tmp_path / "out", ["x86-64-v2"], name="net")
+    if shutil.which("pkg-config"):
+        asked = ["pkg-config", "--cflags", "--libs", "net"]
+        place = {**os.environ, "PKG_CONFIG_PATH": str(tmp_path / "out")}
+        said = subprocess.run(asked, env=place, check=True, capture_output=True, text=True).stdout
+        assert f"-L{tmp_path}/out -lnet" in said
+    if shutil.which("cmake"):
+        (tmp_path / "CMakeLists.txt").write_text(
+            "cmake_minimum_required(VERSION 3.10)\nproject(app C)\n"
+            "find_package(net CONFIG REQUIRED PATHS out NO_DEFAULT_PATH)\n"
+            "add_executable(app out/example.c)\ntarget_link_libraries(app PRIVATE net::net m)\n"
+        )
+        for words in (["cmake", "-S", ".", "-B", "build"], ["cmake", "--build", "build"]):
+            subprocess.run(words, cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(["../build/app"], cwd=tmp_path / "out", check=True, capture_output=True)
+
+
+@X86
 def test_weights_may_lie_in_the_library(graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
     export(graph, tmp_path, ["x86-64-v2"], name="net", embed=True)
     assert not (tmp_path / "net.weights").exists()
@@ -159,9 +194,14 @@ def test_errors_are_codes(graph: Any, tmp_path: Path) -> None:
     assert library.net_clone(ctypes.byref(copy), net) == 0
     inputs = (ctypes.c_void_p * 1)(None)
     assert library.net_run(copy, inputs, inputs) == code("OPTIONS")
-    library.net_close(copy)
     library.net_close(net)
+    x, y = normal(1, 3, 19, 17, seed=3), np.zeros((1, 10), np.float32)
+    given = [(ctypes.c_void_p * 1)(array.ctypes.data) for array in (x, y)]
+    assert library.net_run(copy, *given) == 0, "a clone outlives the context that it is of"
+    assert np.isfinite(y).all()
+    library.net_close(copy)
     library.net_close(None)
+    assert "net.weights" not in Path("/proc/self/maps").read_text()
 
 
 @X86

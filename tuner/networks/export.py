@@ -53,7 +53,7 @@ def export(
     `max_weights` bytes.
 
     What is written: lib`name`.so, lib`name`.a, `name`.h, `name`.weights, example.c, Makefile,
-    `name`.py (a loader that needs numpy only) and `name`.plan.
+    `name`.pc, `name`-config.cmake, `name`.py (a loader that needs numpy only) and `name`.plan.
 
     Raises:
         ExportError: a target is unknown or of another architecture than the first, the name is no
