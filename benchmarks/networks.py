@@ -21,7 +21,7 @@ from fastrun.benchmarks.race import Begin, Entry, calls_of, checked, peer, race_
 from fastrun.benchmarks.report import EngineRace
 from fastrun.graph import zoo
 from fastrun.graph.core.model import Graph
-from fastrun.graph.networks import load_network
+from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.reference import interpreter as reference
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.targets import Shapes
@@ -77,7 +77,8 @@ def races(
         GraphError: as `check`.
     """
     graph = load_network(name, shapes)
-    model = zoo.build(name) if name in zoo.NAMES else onnx.load(name)
+    model = find_model(name)
+    assert isinstance(model, onnx.ModelProto)
     _fix_shapes(model, graph)
     inputs, truth = _truth(graph)
     found = []

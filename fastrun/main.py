@@ -82,7 +82,9 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         description="Autotuned convolution kernels for the CPU at hand. New here? `fastrun demo` "
         "tunes a network and writes a report; `fastrun doctor` describes this machine.",
         epilog="A TARGET is a built-in network (resnet18, resnet50, mobilenetv2, shufflenetv2, "
-        "vgg16, squeezenet1.1), an ONNX file, or the text of a problem in quotes, such as "
+        "vgg16, squeezenet1.1, with random weights; efficientnet-lite0, ppocr-detector, "
+        "ppocr-recogniser, ppocr-angle, with published weights from a package that is installed "
+        "beside), an ONNX file, or the text of a problem in quotes, such as "
         "'conv 1x64x56x56 64x3x3 s1 p1 bias relu'.",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -16,6 +16,7 @@ from fastrun.graph.core.problems import DistinctProblem, to_tune
 from fastrun.graph.frontend.file import SharedModel, Source, current, read_model
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.zoo.published import PUBLISHED, published
 
 # What exporters call a graph that nobody has named.
 _NAMELESS = {"", "main_graph", "torch_jit", "torch-jit-export", "tf2onnx", "onnx_graph", "graph"}
@@ -45,6 +46,8 @@ def find_model(source: Source) -> onnx.ModelProto | SharedModel:
     if not isinstance(source, onnx.ModelProto):
         if str(source) in zoo.NAMES:
             source = zoo.build(str(source))
+        elif str(source) in PUBLISHED:
+            source = published(str(source))
         elif Path(source).exists():
             path = Path(source)
             source = read_model(path)
@@ -58,10 +61,11 @@ def find_model(source: Source) -> onnx.ModelProto | SharedModel:
 def _no_such_model(name: str) -> str:
     folder = Path(name).parent
     files = [str(path) for path in folder.glob("*.onnx")] if folder.is_dir() else []
-    close = difflib.get_close_matches(name, [*zoo.NAMES, *files], n=2)
+    close = difflib.get_close_matches(name, [*zoo.NAMES, *PUBLISHED, *files], n=2)
     if close:
         return f"no network or file called {name!r}: did you mean {' or '.join(close)}?"
-    return f"no file called {name!r}; the built-in networks are {', '.join(zoo.NAMES)}"
+    known = ", ".join([*zoo.NAMES, *PUBLISHED])
+    return f"no file called {name!r}; the built-in networks are {known}"
 
 
 def network_problems(

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
-import onnx
-
 from fastrun.benchmarks.accuracy.rendered import as_input, picture, random_text
 from fastrun.benchmarks.accuracy.task import (
     CALIBRATION,
@@ -19,8 +17,8 @@ from fastrun.benchmarks.accuracy.task import (
     classified,
     draws,
     fix_shape,
-    folder,
 )
+from fastrun.graph.zoo.published import published
 
 packages = ("rapidocr",)
 
@@ -30,7 +28,7 @@ _CALIBRATION = 48  # strings
 
 
 def load() -> Task:
-    model = onnx.load(folder("rapidocr") / "models" / "ch_ppocr_mobile_v2.0_cls_mobile.onnx")
+    model = published("ppocr-angle")
     name = fix_shape(model, (1, 3, HEIGHT, WIDTH))
 
     def sample(kind: int, i: int) -> Sample:

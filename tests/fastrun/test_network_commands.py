@@ -370,3 +370,15 @@ def test_one_command_takes_one_shape(run: Run, detector: Path) -> None:
     code, _, err = run("plan", detector, *SMALL, "--shape", "x=1x3x13x7")
     assert code == 2
     assert "2 shapes of inputs are given: this command takes one" in err
+
+
+def test_classes_have_the_names_of_a_file(run: Run, classifier: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", normal(1, 3, 12, 16))
+    words = ("run", classifier, "--input", tmp_path / "x.npy", "--policy", "heuristic")
+    _, out, _ = run(*words)
+    classes = load_network(classifier).shape("y")[-1]
+    best = re.findall(r"^ *(\d+) ", out, re.MULTILINE)[0]
+    (tmp_path / "names.txt").write_text("\n".join(f"kind {i}" for i in range(classes)))
+    code, out, err = run(*words, "--labels", tmp_path / "names.txt")
+    assert code == 0, err
+    assert re.search(rf"^ *{best} +kind {best} ", out, re.MULTILINE)

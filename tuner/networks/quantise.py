@@ -8,10 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from fastrun.graph import zoo
 from fastrun.graph.core.model import Graph
-from fastrun.graph.frontend.file import read_model
-from fastrun.graph.networks import load_network
+from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.quantise.network import BITS, ROUNDINGS, Progress, silent
 from fastrun.graph.quantise.network import quantise as quantise_graph
@@ -101,8 +99,6 @@ def quantise(
 
 def _metadata(source: str | Path | onnx.ModelProto) -> dict[str, str]:
     """What a model says about itself, such as the characters of its classes."""
-    if not isinstance(source, onnx.ModelProto):
-        if str(source) in zoo.NAMES:
-            return {}
-        source = read_model(Path(source))
-    return {entry.key: entry.value for entry in source.metadata_props}
+    found = find_model(source)
+    proto = found if isinstance(found, onnx.ModelProto) else found.proto
+    return {entry.key: entry.value for entry in proto.metadata_props}
