@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastrun.kernels.core.notebook import card
@@ -20,6 +20,9 @@ GRAMMAR = (
     "conv NxCxHxW OCxKHxKW [s<stride>] [p<padding>] [d<dilation>] [g<groups>] [bias] [add] "
     f"[{'|'.join(ACTIVATIONS)}] [{TYPES}]"
 )
+
+PRODUCT_GRAMMAR = f"matmul [NxMxK or MxK] KxN [bias] [add] [{'|'.join(ACTIVATIONS)}] [{TYPES}]"
+"""The text of a product with a constant matrix, which is read as a 1x1 convolution."""
 
 
 def slope(activation: str) -> float | None:
@@ -174,23 +177,39 @@ class ConvProblem:
 
     @classmethod
     def parse(cls, text: str) -> ConvProblem:
-        """Read the text form.
+        """Read the text form, or that of a product with a constant matrix.
+
+        `matmul 1x196x768 768x3072 bias gelu` multiplies 196 rows of 768 by a matrix of 768x3072:
+        the rows are the pixels of a 1x1 convolution, `conv 1x768x1x196 3072x1x1 s1 p0 bias gelu`.
 
         Raises:
             ProblemError: naming the first token that is wrong and what was expected there.
         """
         words = text.split()
+        if words[:1] == ["matmul"]:
+            return cls._product(words[1:], text)
         if len(words) < 3 or words[0] != "conv":
             raise ProblemError(f"not a problem: {text!r}; expected {GRAMMAR}")
         n, c, h, w = _numbers(words[1], 4, "NxCxHxW", text)
         oc, kh, kw = _numbers(words[2], 3, "OCxKHxKW", text)
-        found: dict[str, object] = {}
-        for word in words[3:]:
-            name, value = _option(word, text)
-            if name in found:
-                raise _bad_token(word, f"{name} to be given once", text)
-            found[name] = value
+        found = _options(words[3:], text, GRAMMAR.partition("OCxKHxKW ")[2])
         return cls(n, c, h, w, oc, (kh, kw), **found)  # type: ignore[arg-type]
+
+    @classmethod
+    def _product(cls, words: Sequence[str], text: str) -> ConvProblem:
+        if len(words) < 2:
+            raise ProblemError(f"not a problem: {text!r}; expected {PRODUCT_GRAMMAR}")
+        several = words[0].count("x") == 2
+        form = "NxMxK" if several else "MxK"
+        *images, rows, depth = _numbers(words[0], 2 + several, form, text)
+        inner, columns = _numbers(words[1], 2, "KxN", text)
+        if inner != depth:
+            raise _bad_token(words[1], f"a matrix of {depth} rows", text)
+        found = _options(words[2:], text, PRODUCT_GRAMMAR.partition("KxN ")[2])
+        if other := {"stride", "padding", "dilation", "groups"} & found.keys():
+            raise ProblemError(f"problem text {text!r}: a product has no {min(other)}")
+        n = images[0] if images else 1
+        return cls(n, depth, 1, rows, columns, (1, 1), **found)  # type: ignore[arg-type]
 
 
 def _pair_text(pair: tuple[int, int]) -> str:
@@ -240,8 +259,18 @@ _OPTIONS: list[tuple[str, str, Callable[[str], object]]] = [
 ]
 
 
-def _option(word: str, text: str) -> tuple[str, object]:
+def _options(words: Sequence[str], text: str, expected: str) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for word in words:
+        name, value = _option(word, text, expected)
+        if name in found:
+            raise _bad_token(word, f"{name} to be given once", text)
+        found[name] = value
+    return found
+
+
+def _option(word: str, text: str, expected: str) -> tuple[str, object]:
     for pattern, name, read in _OPTIONS:
         if match := re.fullmatch(pattern, word):
             return name, read(match[1])
-    raise _bad_token(word, GRAMMAR.partition("OCxKHxKW ")[2], text)
+    raise _bad_token(word, expected, text)

@@ -91,3 +91,31 @@ def test_reference_against_the_definition(room: int, monkeypatch: pytest.MonkeyP
                     x[n, oc // p.group_oc * p.group_c + c, iy, ix] * w[oc, c, ky, kx]
                 )
     np.testing.assert_allclose(convolve(p, x, w), y, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "conv"),
+    [
+        ("matmul 1x196x768 768x3072 bias gelu", "conv 1x768x1x196 3072x1x1 s1 p0 bias gelu"),
+        ("matmul 49x64 64x10 bias add", "conv 1x64x1x49 10x1x1 s1 p0 bias add"),
+        ("matmul 4x7x16 16x16 u8s8>u8", "conv 4x16x1x7 16x1x1 s1 p0 u8s8>u8"),
+    ],
+)
+def test_a_product_is_a_convolution(text: str, conv: str) -> None:
+    assert str(ConvProblem.parse(text)) == conv
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("matmul 4x8", "expected matmul"),
+        ("matmul 4x8 9x3", "at '9x3' expected a matrix of 8 rows"),
+        ("matmul 4x8x1x2 2x3", "expected MxK"),
+        ("matmul 4x8 8x3 s2", "a product has no stride"),
+        ("matmul 4x8 8x3 bias bias", "bias to be given once"),
+        ("matmul 4x8 8x3 swish", "at 'swish' expected .bias"),
+    ],
+)
+def test_impossible_products(text: str, why: str) -> None:
+    with pytest.raises(ProblemError, match=why):
+        ConvProblem.parse(text)

@@ -46,7 +46,7 @@ class Target:
 
 def is_problem(text: str) -> bool:
     """Whether a text begins like that of a problem."""
-    return text.split()[:1] == ["conv"]
+    return text.split()[:1] in (["conv"], ["matmul"])
 
 
 def read_target(text: str, shapes: Shapes | None = None) -> Target:
