@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import platform
+import random
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +17,13 @@ import pytest
 
 from fastrun.kernels.codegen.builder import ARGUMENTS
 from fastrun.kernels.core import processors
+from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Stage
+from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.native.apart import compile_all
-from fastrun.kernels.registry import parse_schedule
+from fastrun.kernels.registry import applicable, parse_schedule
+from fastrun.search_spaces.space import space_for
 from fastrun.tuner.device.bench import DeviceBench
 from fastrun.tuner.device.cache_sizes import levels
 from fastrun.tuner.device.channel import Channel, Operations
@@ -71,6 +75,16 @@ class Lab:
         return self.bench.submit_all([self.job(program)]).result(timeout=300)[0]
 
 
+def compiled(operands: Operands, schedules: Sequence[str], cpu: Cpu) -> list[Compiled]:
+    """The schedules, compiled in one process, which LLVM may end."""
+    p = ConvProblem.parse(operands.problem)
+    parsed = [parse_schedule(text) for text in schedules]
+    codes = compile_all([(t.program(p, s, cpu).ir, cpu) for t, s in parsed])
+    return [
+        compile_one(operands, text, cpu, code) for text, code in zip(schedules, codes, strict=True)
+    ]
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param("native", marks=NATIVE), pytest.param("emulated", marks=EMULATED)],
@@ -81,7 +95,7 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     identity = identify(session)
     with Scratch() as scratch:
         operands = Operands.make(PROBLEM, scratch)
-        good = compile_one(operands, SCHEDULE, identity.cpu, portable=True)
+        (good,) = compiled(operands, [SCHEDULE], identity.cpu)
         bench = DeviceBench(start, session, identity.cpu, identity.cores[-1:])
         with bench:
             yield Lab(session, identity, bench, operands, good)
@@ -350,6 +364,51 @@ def test_a_hot_board_is_waited_for() -> None:
     climate = Climate(0)
     assert climate.drift(moving, climate.clock(moving)) == pytest.approx(0.2)
     assert climate.drift(Board(), 0) == 0
+
+
+ODD = [
+    "conv 1x8x7x6 12x3x3 s1 p1 bias add relu",
+    "conv 1x12x9x7 12x3x3 s2 p1 g12 bias hardswish",
+    "conv 1x24x5x7 20x1x1 s1 p0 bias sigmoid",
+    "conv 1x6x10x9 7x5x3 s1 p2 d2 bias",
+    "conv 1x16x6x5 12x3x3 s1 p1 bias relu u8s8>u8",
+]
+
+
+def drawn(p: ConvProblem, cpu: Cpu, draw: random.Random) -> list[str]:
+    """A schedule of every algorithm, within its space and no baseline."""
+    found = []
+    for template in applicable(p, cpu):
+        space = space_for(template.name, p, cpu)
+        sizes = [len(values) for values in space.domains.values()]
+        for _ in range(0 if template.baseline else 50):
+            schedule = space.at(tuple(draw.randrange(n) for n in sizes))
+            try:
+                template.program(p, schedule, cpu)
+            except ScheduleError:
+                continue
+            found.append(template.text(schedule))
+            break
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ODD)
+def test_random_schedules_are_right_on_a_device(text: str, lab: Lab) -> None:
+    """All algorithms, as the device's processor runs them: AArch64 where it is emulated."""
+    p, cpu, draw = ConvProblem.parse(text), lab.identity.cpu, random.Random(len(text))
+    schedules = drawn(p, cpu, draw)
+    assert len(schedules) > 1
+    with Scratch() as scratch:
+        operands = Operands.make(p, scratch)
+        limits = ProcessLimits(call=5.0)
+        jobs = [
+            Job(program, operands, protocol=QUICK, limits=limits)
+            for program in compiled(operands, schedules, cpu)
+        ]
+        results = lab.bench.submit_all(jobs).result(timeout=300)
+    wrong = {s: r.reason for s, r in zip(schedules, results, strict=True) if r.reason}
+    assert not wrong
 
 
 @EMULATED
