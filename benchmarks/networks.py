@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -24,6 +23,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.reference import interpreter as reference
 from fastrun.tuner.networks.load import load
+from fastrun.tuner.networks.outputs import normal_inputs
 from fastrun.tuner.networks.targets import Shapes
 from fastrun.tuner.records.record import NO_LIMITS, Limits
 from fastrun.tuner.records.units import size
@@ -106,10 +106,7 @@ def _fix_shapes(model: onnx.ModelProto, graph: Graph) -> None:
 
 def _truth(graph: Graph) -> tuple[dict[str, Array], list[NDArray[Any]]]:
     """Random inputs of a fixed seed, and the outputs in float64."""
-    draw = np.random.default_rng(0)
-    inputs = {
-        name: draw.standard_normal(graph.shape(name), dtype=np.float32) for name in graph.inputs
-    }
+    inputs = dict(normal_inputs(graph))
     found = reference.run(graph, inputs)
     return inputs, [found[name] for name in graph.outputs]
 

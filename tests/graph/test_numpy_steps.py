@@ -22,6 +22,7 @@ from fastrun.graph.plan.plan import Plan
 from fastrun.graph.reference import interpreter
 from fastrun.graph.to_onnx.model import export_onnx
 from fastrun.main import main
+from fastrun.tuner.networks.outputs import difference, normal_inputs
 from tests.support.graph_models import model, node, normal
 
 W = {"w": normal(6, 4, 3, 3), "v": normal(5, 6, 1, 1), "k": np.int64([2])}
@@ -135,6 +136,20 @@ def test_integers_in_and_booleans_out() -> None:
         network.run({"ids": ids.astype(np.float32)})
     with pytest.raises(GraphError, match=r"^node 'words' .*Gather.* cannot be computed: "):
         network.run({"ids": ids + 100})
+
+
+def test_plans_are_compared_on_inputs_of_the_models_types() -> None:
+    nodes = [node("Gather", "table x", "words"), node("ArgMax", "words", "y", axis=-1)]
+    source = model(nodes, {"table": normal(10, 8)}, shape=(2, 5), dtype=TensorProto.INT64)
+    graph = optimise(import_onnx(source))
+    inputs = normal_inputs(graph)
+    assert inputs["x"].dtype == np.int64
+    found = fastrun.load(source, policy="heuristic").run(inputs)["y"]
+    assert difference({"y": found}, {"y": found}) == 0
+    other = found.copy()
+    other[0, 0] += 1
+    assert difference({"y": found}, {"y": other}) == 0.1
+    assert difference({"y": found}, {"y": found[:1]}) == np.inf
 
 
 def branches(*operators: str) -> dict[str, onnx.GraphProto]:

@@ -134,7 +134,7 @@ _weights: dict[tuple[str, str], Array] = {}
 
 
 @functools.cache
-def _inputs(file: Path) -> Mapping[str, NDArray[np.float32]]:
+def _inputs(file: Path) -> Mapping[str, Array]:
     return normal_inputs(_graph(file))
 
 

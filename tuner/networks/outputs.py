@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastrun.graph.core.model import Array, Graph
 from fastrun.tuner.records.record import Errors
@@ -22,10 +21,15 @@ def limit(graph: Graph) -> float:
     return WRONG_QUANTISED if any(x in graph.tensors for x in graph.grids) else WRONG
 
 
-def normal_inputs(graph: Graph) -> Mapping[str, NDArray[np.float32]]:
-    """Normal values for every input, the same in every process."""
-    draw = np.random.default_rng(0)
-    return {x: draw.standard_normal(graph.shape(x), np.float32) for x in graph.inputs}
+def normal_inputs(graph: Graph) -> Mapping[str, Array]:
+    """Normal values for every input, the same in every process; 0 for inputs that are no floats."""
+    draw, found = np.random.default_rng(0), dict[str, Array]()
+    for name in graph.inputs:
+        tensor = graph.tensor(name)
+        found[name] = np.zeros(tensor.shape, tensor.dtype)
+        if tensor.dtype.kind == "f":
+            found[name] = draw.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
+    return found
 
 
 def difference(truth: Mapping[str, Array], found: Mapping[str, Array]) -> float:
@@ -36,8 +40,12 @@ def difference(truth: Mapping[str, Array], found: Mapping[str, Array]) -> float:
 def distance(truth: Array, found: Array) -> float:
     """The rms difference of an array from its true value, relative to the rms of that.
 
-    Values that are not finite must be equal; otherwise the difference is infinite.
+    Values that are not finite must be equal; otherwise the difference is infinite. For values that
+    are no floating-point numbers it is the share of those that differ.
     """
+    if not isinstance(truth, np.ndarray) or truth.dtype.kind != "f":
+        same = np.shape(truth) == np.shape(found)
+        return float(np.mean(np.asarray(truth) != np.asarray(found))) if same else np.inf
     finite = np.isfinite(truth)
     if not np.array_equal(finite, np.isfinite(found)):
         return np.inf
