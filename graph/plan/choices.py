@@ -46,6 +46,9 @@ _PEAK = 4 * 3e9  # operations per second and lane: two fused multiply-adds a cyc
 # Products of integers in the time of one of float32, by the kind of dot product.
 _RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
 
+# Time of depthwise layers whose bytes must be widened: 1.4 to 2.3 times that of float32.
+_WIDENED = 2.0
+
 # Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
 _PAIRS, _FEWER_BYTES = 0.6, 0.9
 
@@ -88,6 +91,8 @@ def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     Kernels of float32 may use a better algorithm for it.
     """
     dot = dots(p.precision, cpu)[0]
+    if p.group_c == 1 and dot.name not in _RATES:
+        return _WIDENED
     used = min(1.0, p.group_c / dot.group)
     best, _ = heuristic_choice(replace(p, types=""), cpu)
     behind = max(0, best.rank(p, cpu) - preferred.rank(p, cpu))

@@ -286,3 +286,11 @@ def test_moves_are_expected_to_take_their_time() -> None:
         moves = [step.seconds for step in steps if step.work == "reorder"]
         assert moves
         assert set(moves) == {1.25e-6}
+
+
+def test_guesses_know_what_widening_bytes_costs() -> None:
+    p = ConvProblem.parse("conv 1x32x14x14 32x3x3 s1 p1 g32")
+    q = replace(p, types="u8s8>u8")
+    for cpu, widens in ((Cpu.avx2(), True), (replace(Cpu.avx2(), features="+avxvnni"), False)):
+        seconds, of_bytes = (min(c.seconds for c in heuristic_choices(cpu)(x)) for x in (p, q))
+        assert (of_bytes > seconds) == widens

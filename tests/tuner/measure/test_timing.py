@@ -67,6 +67,12 @@ def test_a_slow_kernel_is_not_called_again() -> None:
     assert (timing.samples, timing.repeats, kernel.log) == ((3.1,), 1, [])
 
 
+def test_a_first_call_in_which_the_machine_stood_still_does_not_count() -> None:
+    timing = measure(Simulated(1e-4), Protocol(), first=0.3)
+    assert timing.samples == pytest.approx([1e-4] * 3)
+    assert measure(Simulated(0.2), Protocol(), first=0.3).samples == (0.2,)
+
+
 def test_a_kernel_far_behind_the_incumbent_is_given_up_at_once() -> None:
     kernel = Simulated(1e-2)
     timing = measure(kernel, Protocol(), first=1e-2, incumbent=1e-3)
