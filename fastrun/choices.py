@@ -9,6 +9,7 @@ from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.options import limits_of
+from fastrun.tuner.model.cost_model import CostModel
 from fastrun.tuner.networks.measured_choices import guessed_choices
 from fastrun.tuner.networks.targets import Target, merged
 from fastrun.tuner.records.record import Conditions
@@ -21,7 +22,10 @@ from fastrun.tuner.terminal.display import grid, screen
 def print_choices(
     targets: Sequence[Target], database: Database | None, arguments: Namespace
 ) -> int:
-    """Print the best stored schedule of each convolution, or the heuristic's if there is none."""
+    """Print the best stored schedule of each convolution, or the heuristic's if there is none.
+
+    Without a database the policy `model` prints what the cost model chooses.
+    """
     cpu, problems = Cpu.host(), merged(targets)
     if database is None:
         found = [Standing(p, count, None, None, None) for p, count in problems]
@@ -34,7 +38,7 @@ def print_choices(
     rows = [
         (
             *(str(s.problem), str(s.count), _choice(s, cpu, arguments)),
-            *(_source(s), ms(seconds(s.best)), interval(*s.over_runner_up)),
+            *(_source(s, arguments), ms(seconds(s.best)), interval(*s.over_runner_up)),
             f"{s.gflops:.1f}" if s.best else UNKNOWN,
         )
         for s in found
@@ -54,9 +58,9 @@ def not_measured(problems: int, arguments: Namespace) -> str:
     )
 
 
-def _source(s: Standing) -> str:
+def _source(s: Standing, arguments: Namespace) -> str:
     if s.best is None:
-        return "heuristic"
+        return "cost model" if _by_model(arguments) else "heuristic"
     return "measured, not searched" if s.verdict == "not searched" else "measured"
 
 
@@ -64,7 +68,12 @@ def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
     if s.best:
         return s.best.schedule
     guesses = guessed_choices(cpu, arguments.threads, limits_of(arguments))(s.problem)
-    return min(guesses, key=lambda choice: choice.seconds).schedule
+    usual = min(guesses, key=lambda choice: choice.seconds).schedule
+    return CostModel.shipped().choice(s.problem, cpu, usual) if _by_model(arguments) else usual
+
+
+def _by_model(arguments: Namespace) -> bool:
+    return getattr(arguments, "policy", "") == "model"
 
 
 def _document(

@@ -47,11 +47,11 @@ def options(parser: ArgumentParser) -> None:
     conditions(parser, both=True, several=True)
     parser.add_argument(
         "--policy",
-        choices=("profile", "cached", "heuristic"),
+        choices=("profile", "cached", "heuristic", "model"),
         default="profile",
         help="profile: measure schedules (default). cached: print stored results, and the "
         "heuristic's choice where there are none. heuristic: print the heuristic's choice only. "
-        "Only profile measures",
+        "model: print the cost model's. Only profile measures",
     )
     parser.add_argument(
         "--algorithms",
@@ -155,7 +155,7 @@ def run(arguments: Namespace) -> int:
     if arguments.regime == "both":
         arguments.regime, *also = REGIMES
     runs = _runs(arguments)
-    if arguments.policy == "heuristic":
+    if arguments.policy in ("heuristic", "model"):
         return max(print_choices(targets, None, one) for one in runs)
     if arguments.policy == "cached":
         with existing(arguments.db) as database:

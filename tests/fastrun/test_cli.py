@@ -133,6 +133,9 @@ def test_policies_that_do_not_measure(run: Run, cache: Path) -> None:
     assert code == 0
     assert re.search(rf"{P} .* measured", out)
     assert re.search(rf"{OTHER} .* heuristic ", out)
+    code, out, _ = run("tune", P, "--policy", "model")
+    assert code == 0
+    assert "cost model" in out
     code, out, _ = run("tune", P, "--policy", "heuristic")
     assert code == 0
     assert re.search(rf"{P} .* heuristic ", out)
