@@ -184,6 +184,8 @@ def _mixed(arguments: Namespace) -> int:
     from fastrun.tuner.terminal.phases import Phases
 
     output = arguments.output
+    if arguments.device:
+        raise InputError("precision is chosen by running whole networks, which devices do not")
     if len(arguments.targets) > 1 or len(arguments.threads) > 1 or arguments.regime == "both":
         raise InputError("precision is chosen for one network, thread count and regime at a time")
     if output and (output.suffix != ".onnx" or not output.parent.is_dir()):

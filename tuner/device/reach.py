@@ -83,7 +83,8 @@ class _Exec:
                 continue
             self._machines = (machine,)
             return channel
-        raise DeviceError(f"no runner answers to {shlex.join(self._words)} ({'; '.join(refusals)})")
+        asked = shlex.join(self._words).replace("'{}'", "RUNNER")
+        raise DeviceError(f"no runner answers to `{asked}` ({'; '.join(refusals)})")
 
 
 @dataclass(frozen=True)
