@@ -25,12 +25,17 @@ _WEIGHTY = ("Conv", "Gemm", "MatMul", "LSTM", "GRU")
 def is_network(graph: onnx.GraphProto) -> bool:
     """Whether a convolution or product has weights that the model stores."""
     stored = {x.name for x in graph.initializer}
-    stored |= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    stored |= {y for node in graph.node if node.op_type == "Constant" for y in node.output}
     # Quantised weights and transposed ones come of these nodes.
     moving = ("DequantizeLinear", "Transpose", "Cast", "Identity")
-    stored |= {n.output[0] for n in graph.node if n.op_type in moving and n.input[0] in stored}
+    stored |= {
+        node.output[0]
+        for node in graph.node
+        if node.op_type in moving and node.output and not stored.isdisjoint(node.input[:1])
+    }
     return any(
-        any(kind in node.op_type for kind in _WEIGHTY) and not stored.isdisjoint(node.input[1:])
+        any(kind in str(node.op_type) for kind in _WEIGHTY)  # bytes in damaged files
+        and not stored.isdisjoint(node.input[1:])
         for node in graph.node
     )
 

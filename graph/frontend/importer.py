@@ -545,7 +545,7 @@ class _Importer:
         for result, tensor in site.tensors.items():
             self._set_type(result, _type_of(tensor))
         self._constants |= site.constants
-        self._known |= site.constants.keys()
+        self._known.update(site.constants)  # it is shared
         feeds |= site.constants
         if constant:
             self._check_size(site.tensors)
