@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
+from fastrun.graph.zoo import NAMES
 from fastrun.options import shapes_of
 from fastrun.tuner.networks.load import load
 
@@ -22,6 +23,12 @@ def loaded(arguments: Namespace) -> Executable:
 
 def opened(arguments: Namespace) -> Executable | DynamicExecutable:
     """The network; for all sizes that its model leaves open and no option gives."""
+    if str(arguments.model) in NAMES:
+        warnings.warn(
+            f"{arguments.model} is built in and has random weights: its times are real, its "
+            "results mean nothing",
+            stacklevel=2,
+        )
     return load(
         arguments.model,
         arguments.threads,

@@ -8,29 +8,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import os
 import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from fastrun import __version__
 from fastrun.tuner.records.affinity import check_threads
 from fastrun.tuner.terminal.exits import MISTAKE, ended, leave
 
 COMMANDS = (
-    *(
-        "doctor",
-        "tune",
-        "worker",
-        "best",
-        "verify",
-        "show",
-        "plan",
-        "run",
-        "check",
-        "quantise",
-        "export",
-    ),
-    *("bench", "compare-search", "report", "db", "dashboard", "demo"),
+    *("doctor", "tune", "worker", "best", "verify", "show", "plan", "run", "check"),
+    *("quantise", "export", "bench", "compare-search", "report", "db", "dashboard", "demo"),
+    "completion",
 )
 """In the order of `fastrun --help`."""
 
@@ -47,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code, one of those in `tuner.terminal.exits`."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser, names = parsers()
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell that wants to complete a line
+        _complete(parser)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     if not words:
         parser.print_help()
         return 0
@@ -60,6 +55,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         _refuse(strange[0], names.get(words[0], parser))
     _check_threads(parser, arguments)
     return ended("fastrun", lambda: arguments.command(arguments))
+
+
+def _complete(parser: Parser) -> None:
+    """Tell a shell how a command line may go on; ends the program."""
+    import argcomplete
+
+    argcomplete.autocomplete(parser)
 
 
 def program() -> NoReturn:
@@ -85,8 +87,10 @@ def parsers() -> tuple[Parser, dict[str, Parser]]:
         "vgg16, squeezenet1.1, with random weights; efficientnet-lite0, ppocr-detector, "
         "ppocr-recogniser, ppocr-angle, with published weights from a package that is installed "
         "beside), an ONNX file, or the text of a problem in quotes, such as "
-        "'conv 1x64x56x56 64x3x3 s1 p1 bias relu'.",
+        "'conv 1x64x56x56 64x3x3 s1 p1 bias relu'. `fastrun help COMMAND` lists the options of a "
+        "command.",
     )
+    parser.add_argument("--version", action="version", version=f"fastrun {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in COMMANDS:
         module = importlib.import_module(f"fastrun.commands.{name.replace('-', '_')}")

@@ -265,6 +265,16 @@ def between(low: float, high: float, what: str) -> Callable[[str], float]:
     return read
 
 
+def new_file(text: str) -> Path:
+    """A file to be written, in a folder that exists."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder: give the name of a file")
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} for {text!r}")
+    return path
+
+
 def size(text: str) -> int:
     """Bytes, as in 4096, 64K or 2M."""
     number, unit = text[:-1], text[-1:].upper()

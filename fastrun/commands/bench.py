@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import GraphError
-from fastrun.options import count, limits, limits_of, shapes, shapes_of, thread_counts
+from fastrun.options import count, limits, limits_of, new_file, shapes, shapes_of, thread_counts
 from fastrun.options import database as database_option
 from fastrun.tuner.networks.targets import is_problem
 from fastrun.tuner.records.units import plural
@@ -49,7 +49,7 @@ def options(parser: ArgumentParser) -> None:
         metavar="N",
         help="number of samples of each engine (default 15 for layers, 10 for networks)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all samples to FILE")
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--paper",
         metavar="NAME",

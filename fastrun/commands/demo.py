@@ -25,7 +25,8 @@ def run(arguments: Namespace) -> int:
     if arguments.seconds is None and arguments.trials is None:
         arguments.seconds = DEMO_SECONDS
     arguments.seed, arguments.algorithms, arguments.sampler = 0, (), None
-    arguments.workers = arguments.device = None
+    arguments.workers = arguments.device = arguments.machine = None
+    arguments.quiet = arguments.keep_bits = False
     arguments.objectives, arguments.storage = ("time",), None
     with Database(arguments.db) as database:
         code = profile(targets, database, arguments)

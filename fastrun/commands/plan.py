@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrun.options import network as network_options
+from fastrun.options import new_file
 from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def options(parser: ArgumentParser) -> None:
     network_options(parser)
     parser.add_argument(
         "--save",
-        type=Path,
+        type=new_file,
         metavar="FILE",
         help="write the plan to FILE; with it the network runs on any machine, without a database",
     )
@@ -28,19 +29,19 @@ def options(parser: ArgumentParser) -> None:
     pictures = parser.add_argument_group("pictures of a run")
     pictures.add_argument(
         "--trace",
-        type=Path,
+        type=new_file,
         metavar="FILE",
         help="write what each thread did when, for chrome://tracing or ui.perfetto.dev (.json)",
     )
     pictures.add_argument(
         "--svg",
-        type=Path,
+        type=new_file,
         metavar="FILE",
         help="draw the graph with the times of its nodes (.svg)",
     )
     pictures.add_argument(
         "--annotate",
-        type=Path,
+        type=new_file,
         metavar="FILE",
         help="write the optimised network with algorithm, layouts and microseconds as metadata of "
         "its nodes, which Netron shows (.onnx)",

@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from fastrun.graph.core.errors import InputError
-from fastrun.options import count, pictures, preparation, shapes, shapes_of
+from fastrun.options import count, new_file, pictures, preparation, shapes, shapes_of
 from fastrun.tuner.records.units import duration, percent, plural
 
 
@@ -22,7 +22,12 @@ def options(parser: ArgumentParser) -> None:
         ".npz file with an array for each input, whose first axis counts samples",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE", help="the file to write (.onnx)"
+        "-o",
+        "--output",
+        type=new_file,
+        required=True,
+        metavar="FILE",
+        help="the file to write (.onnx)",
     )
     parser.add_argument(
         "--bits",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import InputError
 from fastrun.inputs import read_inputs
-from fastrun.options import count, pictures
+from fastrun.options import count, new_file, pictures
 from fastrun.options import network as network_options
 from fastrun.tuner.records.units import duration, plural, significant
 
@@ -29,13 +30,14 @@ def options(parser: ArgumentParser) -> None:
         "together: a file of named arrays (.npz)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="write the outputs to FILE: .npy or .npz"
+        "--output", type=new_file, metavar="FILE", help="write the outputs to FILE: .npy or .npz"
     )
     parser.add_argument(
         "--labels",
         type=Path,
         metavar="FILE",
-        help="names of the classes, one on each line (networks with published weights know theirs)",
+        help="names of the classes: a text file with a line for each, or JSON, a list or a "
+        "dictionary by number (networks with published weights know theirs)",
     )
     parser.add_argument(
         "--top",
@@ -97,8 +99,18 @@ def _names(arguments: Namespace) -> Sequence[str]:
 
     if arguments.labels is None:
         return labels(arguments.model)
-    text: str = arguments.labels.read_text(encoding="utf-8")
-    return text.splitlines()
+    path: Path = arguments.labels
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix != ".json":
+            return text.splitlines()
+        found = json.loads(text)
+        if isinstance(found, dict):
+            found = [found[str(n)] for n in range(len(found))]
+        # ImageNet's usual file has [synset, name] for each number.
+        return [x if isinstance(x, str) else ", ".join(map(str, x)) for x in found]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: no list of names: {error}") from None
 
 
 def _print_top(scores: Array, count: int, names: Sequence[str]) -> None:

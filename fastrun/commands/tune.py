@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shlex
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastrun.kernels.core.rounding import roundings
 from fastrun.options import (
@@ -17,6 +20,7 @@ from fastrun.options import (
     conditions,
     core_list,
     limits_of,
+    new_file,
     objectives,
     pictures,
     preparation,
@@ -28,10 +32,11 @@ from fastrun.options import (
 )
 from fastrun.tuner.networks.targets import Target, merged, read_target
 from fastrun.tuner.records.affinity import usable_cores
-from fastrun.tuner.records.units import duration, percent, plural
+from fastrun.tuner.records.units import duration, finite, percent, plural
 from fastrun.tuner.terminal.exits import INTERRUPTED
 
 if TYPE_CHECKING:
+    from fastrun.graph.plan.plan import Plan
     from fastrun.tuner.machine.probe import MachineReport
     from fastrun.tuner.measure.measurer import Measurer
     from fastrun.tuner.search.budget import Effort
@@ -85,9 +90,23 @@ def options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--storage",
-        type=Path,
+        type=new_file,
         metavar="FILE",
         help="keep the Optuna studies of the search in this journal file, for `fastrun dashboard`",
+    )
+    parser.add_argument(
+        "--keep-bits",
+        action="store_true",
+        help="keep the results of networks to the bit: compare only plans that compute the same "
+        "bits as the stored one",
+    )
+    parser.add_argument(
+        "--quiet", action="store_true", help="do not show how the search goes, on standard error"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the results as JSON, and all else on standard error",
     )
     precision = parser.add_argument_group("mixed precision of one network")
     precision.add_argument(
@@ -109,7 +128,7 @@ def options(parser: ArgumentParser) -> None:
     precision.add_argument(
         "-o",
         "--output",
-        type=Path,
+        type=new_file,
         metavar="FILE",
         help="write the chosen network (.onnx, QDQ), and its plan beside it (.plan)",
     )
@@ -143,6 +162,17 @@ def options(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Search for the best schedules of the targets, or print what a policy would use."""
+    if not arguments.json or arguments.policy != "profile":
+        return _run(arguments, [])
+    documents: list[dict[str, Any]] = []
+    with redirect_stdout(sys.stderr):
+        code = _run(arguments, documents)
+    print(json.dumps({"interrupted": code == INTERRUPTED, "runs": documents}, indent=1))
+    return code
+
+
+def _run(arguments: Namespace, documents: list[dict[str, Any]]) -> int:
+    """As `run`; what was found is appended to the `documents`."""
     from fastrun.choices import print_choices
     from fastrun.tuner.records.record import REGIMES
     from fastrun.tuner.store.database import Database, existing
@@ -164,6 +194,7 @@ def run(arguments: Namespace) -> int:
         for one in runs:
             tuning = _Tuning(targets, database, one, also)
             code = tuning.profile()
+            documents.append(tuning.document)
             if code:
                 return code
         machine = tuning.device
@@ -251,6 +282,7 @@ def _say_what_next(target: Target, arguments: Namespace, database: str, machine:
         print(f"next: `fastrun report {name}{regime}{same} --machine {machine}` writes a page")
         return
     if target.lacks:
+        print(f"{target.title} cannot be run as a whole: {target.lacks}")
         look = f"`fastrun best {name}{regime}{same}` lists the schedules"
     elif target.is_network:
         look = f"`fastrun plan {name}{same}` says what runs"
@@ -291,6 +323,11 @@ class _Tuning:
         self._begin = monotonic()
         self._targets, self._database, self._arguments = targets, database, arguments
         self._also, self._limits = also, limits_of(arguments)
+        self.document: dict[str, Any] = {
+            "targets": [target.title for target in targets],
+            "threads": arguments.threads,
+            "unsupported": {t.title: t.lacks for t in targets if t.lacks},
+        }
         self._measurer, self._report = _measurer(arguments)
         self._problems = merged(targets, roundings(self._limits.error, self._measurer.cpu))
         self._effort = _effort(arguments)
@@ -302,6 +339,7 @@ class _Tuning:
         tunable = [t for t in targets if t.is_network and not t.lacks]
         self._elsewhere = bool(arguments.workers or arguments.device)
         self._networks = [] if self._elsewhere else tunable
+        self._kept = {target.title: self._stored(target) for target in self._networks}
         self._finals_share = FINALS if self._networks else 0.0
 
     @property
@@ -320,6 +358,25 @@ class _Tuning:
             return INTERRUPTED
         self.run_finals(summary, found)
         return 0
+
+    def _stored(self, target: Target) -> Plan | None:
+        """The plan whose bits are to be kept, if any are."""
+        if not self._arguments.keep_bits:
+            return None
+        from fastrun.graph.core.errors import PlanError
+        from fastrun.graph.networks import load_network
+        from fastrun.graph.passes.pipeline import optimise
+        from fastrun.tuner.networks.stored_plans import stored_plan
+
+        graph, threads = optimise(load_network(target.name, target.shapes)), self._arguments.threads
+        cpu = self._measurer.cpu
+        found = stored_plan(graph, self._database, cpu, threads, self._limits)
+        if found is None:
+            raise PlanError(
+                f"there are no bits to keep: no current plan of {target.title} is stored for "
+                f"{plural(threads, 'thread')}; tune without --keep-bits first"
+            )
+        return found[0]
 
     def print_warnings(self) -> None:
         """What makes measurements on this machine worse, and what cannot be tuned."""
@@ -347,7 +404,10 @@ class _Tuning:
         from fastrun.tuner.terminal.display import screen
 
         arguments, budget = self._arguments, self._budget
-        with Board(screen(), self._title(), budget) as board:
+        console = screen(progress=True)
+        if arguments.quiet:
+            console.quiet = True
+        with Board(console, self._title(), budget) as board:
             before = monotonic() - self._begin
             if budget.seconds is not None:
                 share = 1 - self._finals_share
@@ -394,6 +454,7 @@ class _Tuning:
         for regime in (self._arguments.regime, *self._also):
             conditions = Conditions(self._measurer.cpu.fingerprint, threads, regime)
             found = standings(self._database, self._problems, conditions, self._limits)
+            self.document.setdefault("problems", {})[regime] = [_standing(one) for one in found]
             if self._also:
                 print(regime)
             standings_table(console, found, self._report.peak_of(threads))
@@ -412,6 +473,15 @@ class _Tuning:
         start = monotonic() - self._begin - summary.seconds
         rate = summary.trials / summary.seconds if summary.seconds else 0.0
         noise = noise_of(self._database.records(run=summary.run))
+        self.document |= {
+            "run": summary.run,
+            "trials": summary.trials,
+            "known": summary.known,
+            "seconds": summary.seconds,
+            "noise": finite(noise),
+            "left_out": list(summary.left_out),
+            "database": self._database.name,
+        }
         if noise >= NOISY:
             print(f"noise {amount(noise)}; {in_words(noise)}")
         print(
@@ -461,17 +531,41 @@ class _Tuning:
         from fastrun.graph.passes.pipeline import optimise
         from fastrun.tuner.measure.sandbox import WorkerDied
         from fastrun.tuner.networks.final import NoTimeError
+        from fastrun.tuner.networks.same_bits import BitsError
         from fastrun.tuner.networks.stored_plans import store_plan
         from fastrun.tuner.terminal.display import final_table, screen
 
         graph = optimise(load_network(target.name, target.shapes))
         threads, strict = self._arguments.threads, self._arguments.seconds is not None
+        database, limits, kept = self._database, self._limits, self._kept[target.title]
         try:
-            record = store_plan(graph, self._database, threads, seconds, self._limits, run, strict)
-        except (UnsupportedError, WorkerDied, NoTimeError) as error:
+            record = store_plan(graph, database, threads, seconds, limits, run, strict, kept)
+        except (UnsupportedError, WorkerDied, NoTimeError, BitsError) as error:
             print(f"{target.title} has no final: {error}")
             return
+        self.document.setdefault("networks", []).append(
+            {
+                "network": target.title,
+                "kept": record.kept,
+                "verdict": record.verdict,
+                "seconds": {name: finite(record.seconds(name)) for name in record.samples},
+            }
+        )
         final_table(screen(), record, naive)
+
+
+def _standing(one: Standing) -> dict[str, Any]:
+    """The JSON form of a standing; times in seconds."""
+    from fastrun.tuner.store.standing import seconds
+
+    times = {"naive": one.naive, "heuristic": one.heuristic, "best": one.best}
+    return {
+        "problem": str(one.problem),
+        "count": one.count,
+        **{name: finite(seconds(record)) for name, record in times.items()},
+        "schedule": one.best.schedule if one.best else None,
+        "verdict": one.verdict,
+    }
 
 
 def _measurer(arguments: Namespace) -> tuple[Measurer, MachineReport]:

@@ -86,7 +86,9 @@ def _read(tensor: onnx.TensorProto, folder: Path) -> bytes:
             file.seek(offset)
             return file.read(length)
     except FileNotFoundError:
-        raise ModelFileError(f"a file with its weights is missing: {path}") from None
+        raise ModelFileError(
+            f"a file with its weights is missing: {path}: put it beside the model, under this name"
+        ) from None
     except OSError as error:
         raise _unusable(tensor, f"{path}: {error.strerror}") from None
 

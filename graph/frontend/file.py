@@ -50,12 +50,37 @@ def proto_of(model: onnx.ModelProto | SharedModel) -> onnx.ModelProto:
     return model.proto if isinstance(model, SharedModel) else model
 
 
+_FOREIGN = {
+    **dict.fromkeys(
+        (".pt", ".pth", ".ckpt", ".bin", ".safetensors"),
+        "a file of PyTorch: load the module in Python and give it to `fastrun.from_torch(module, "
+        "example)`, or write it as ONNX by `torch.onnx.export`",
+    ),
+    ".pt2": "a program exported by PyTorch: `torch.onnx.export(torch.export.load(file))` writes it "
+    "as ONNX",
+    ".tflite": "a file of TensorFlow Lite: `python -m tf2onnx.convert --tflite FILE --output "
+    "model.onnx` (package tf2onnx) writes it as ONNX",
+    **dict.fromkeys(
+        (".h5", ".keras", ".pb"),
+        "a file of TensorFlow: `python -m tf2onnx.convert` (package tf2onnx) writes it as ONNX",
+    ),
+    ".xml": "a file of OpenVINO: export the model as ONNX where it was made",
+    ".param": "a file of ncnn: export the model as ONNX where it was made",
+    ".mnn": "a file of MNN: export the model as ONNX where it was made",
+    ".engine": "a file of TensorRT: export the model as ONNX where it was made",
+    ".ort": "a file of onnxruntime's own format: give the ONNX file that it was made of",
+}
+"""Files of other formats by their suffix, and what to do with them."""
+
+
 def read_model(path: Path) -> onnx.ModelProto:
     """The model in a file.
 
     Raises:
         ModelFileError: no such file, or not a whole ONNX model.
     """
+    if path.suffix in _FOREIGN:
+        raise ModelFileError(f"{path} is {_FOREIGN[path.suffix]}")
     if path.is_file() and path.stat().st_size >= LARGEST_FILE:
         raise ModelFileError(
             f"{path}: larger than the 2 GB that an ONNX file can have: save it with external data"

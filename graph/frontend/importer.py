@@ -615,6 +615,10 @@ class _Importer:
         self, node: onnx.NodeProto, name: str, outputs: Sequence[str], need: str
     ) -> None:
         bodies = [a.g for a in node.attribute if a.type == a.GRAPH]
+        if "NMS" in node.op_type or "NonMax" in node.op_type:
+            need += (
+                ": export the model up to its boxes and scores, and choose among boxes behind it"
+            )
         op = Foreign(node.op_type, need, "Conv" in node.op_type or any(map(convolves, bodies)))
         captured = names_read([node]) - {*node.input}
         inputs = (*node.input, *sorted(captured & self._known))

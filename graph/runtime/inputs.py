@@ -60,7 +60,20 @@ def check_shape(name: str, shape: Shape, sizes: Sizes | None) -> None:
         InputError: it may not.
     """
     if not fits(shape, sizes):
-        raise InputError(f"input {name!r} has shape {shape} instead of {sizes_text(sizes)}")
+        advice = _advice(shape, sizes)
+        raise InputError(f"input {name!r} has shape {shape} instead of {sizes_text(sizes)}{advice}")
+
+
+def _advice(shape: Shape, sizes: Sizes | None) -> str:
+    """What to do with an array whose shape is one of the usual mistakes."""
+    whole = (1, *shape)
+    if len(shape) == 4 and fits((shape[0], shape[3], shape[1], shape[2]), sizes):
+        return ": its channels come last, give x.transpose(0, 3, 1, 2)"
+    if len(shape) == 3 and fits(whole, sizes):
+        return ": it has no batch axis, give x[None]"
+    if len(shape) == 3 and fits((1, shape[2], *shape[:2]), sizes):
+        return ": it is a picture whose channels come last, give x.transpose(2, 0, 1)[None]"
+    return ""
 
 
 def unknown_input(name: str, known: Iterable[str]) -> InputError:

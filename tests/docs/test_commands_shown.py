@@ -53,6 +53,7 @@ NOT_HERE = {
     r"fastrun tune .* --calibrate .*": "takes minutes: tests/tuner/networks/test_precision",
     r"fastrun tune .* --workers .*": "needs a scheduler: test_fleet",
     r"fastrun compare-search .*": "needs a space measured whole: test_replay",
+    r"fastrun (--version|help COMMAND|completion \w+)": "test_command_line",
     r"fastrun bench --layers": "all layers: test_benchmarks runs one",
     r"make (demo|docs)": "their commands: test_cli, test_reference",
     r"make (test|check|lint|.venv/test)": "runs this test, or sets up for it",

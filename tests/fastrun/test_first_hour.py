@@ -55,7 +55,7 @@ def test_a_dumb_terminal_gets_plain_lines(capsys: pytest.CaptureFixture[str]) ->
     search.replay(records([ConvProblem.parse(P)], trials=2))
     with Board(console, "a problem", Budget(seconds=9.0)) as board:
         board(Progress("done", [search], None, 5, 9.0, 0.0))
-    told = capsys.readouterr().out + text.getvalue()
+    told = capsys.readouterr().err + text.getvalue()
     assert "done: 5 trials" in told
     assert "\x1b" not in told
 
@@ -101,11 +101,11 @@ def test_a_processor_without_multiply_adds_is_told_of(
 ) -> None:
     old = replace(
         Cpu.host(), triple="x86_64-unknown-linux-gnu", features="+sse4.2,-fma", lanes=4,
-        registers=16,
+        registers=16, fma=False,
     )  # fmt: skip
     assert shortcoming(old).startswith("no fused multiply-add")
     assert not shortcoming(Cpu.neon())
-    assert not shortcoming(replace(old, features="+avx2,+fma"))
+    assert not shortcoming(replace(old, features="+avx2,+fma", fma=True))
     monkeypatch.setattr(Cpu, "host", lambda: old)
     monkeypatch.setattr("fastrun.tuner.machine.probe.probe", lambda refresh: MACHINE)
     assert main(["doctor"]) == 0

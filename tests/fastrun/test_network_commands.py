@@ -263,7 +263,10 @@ def test_show_of_a_network_without_convolutions(run: Run, pair: Path) -> None:
         (["run", "{pair}", "--input", "x={0}/dot.png"], "no picture is (2, 3)"),
         (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/y.npy"], "2 outputs"),
         (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/y.txt"], "no format"),
-        (["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/no/y.npz"], "No such file"),
+        (
+            ["run", "{pair}", "--input", "{0}/good.npz", "--output", "{0}/no/y.npz"],
+            "there is no folder",
+        ),
         (["run", "{classifier}", "--input", "{0}/dot.png", "--mean", "1,2"], "3 channels: give"),
         (["run", "{classifier}", "--input", "{0}/dot.png", "--mean", "x"], "not a number"),
         (["run", "{classifier}", "--input", "{0}/dot.png", "--crop", "2"], "at most 1"),
@@ -272,7 +275,7 @@ def test_show_of_a_network_without_convolutions(run: Run, pair: Path) -> None:
         (["plan", "{classifier}", "--shape", "x=1x3"], "'c' (Conv)"),
         (["plan", "{classifier}", "--shape", "z=1x3"], "no input 'z'"),
         (["plan", "{classifier}", "--shape", "1x3"], "not like NAME="),
-        (["plan", "{classifier}", "--save", "{0}/no/plan"], "No such file"),
+        (["plan", "{classifier}", "--save", "{0}/no/plan"], "there is no folder"),
         (["plan", "resnet81"], "did you mean"),
     ],
 )

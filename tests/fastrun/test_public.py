@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastrun
+import fastrun.tuner
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,6 +23,11 @@ def python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_every_name_is_there_and_says_what_it_is(name: str) -> None:
     assert name in dir(fastrun)
     assert getattr(fastrun, name).__doc__
+
+
+def test_completion_of_the_tuner_lists_the_public_names_alone() -> None:
+    listed = [name for name in dir(fastrun.tuner) if not name.startswith("_")]
+    assert listed == sorted({*fastrun.__all__} - {"__version__"})
 
 
 def test_what_is_not_there_is_an_attribute_error() -> None:

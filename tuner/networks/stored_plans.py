@@ -42,10 +42,14 @@ def store_plan(
     limits: Limits,
     run: str = "",
     strict: bool = False,
+    kept: Plan | None = None,
 ) -> NetworkRecord:
     """Find the fastest plan of an optimised network by a final, and store it.
 
+    With the plan `kept` so far, only plans whose results have the same bits as its are compared.
+
     Raises:
+        BitsError: the fastest plan has other bits than the one kept; nothing is stored.
         NoTimeError: `seconds` are too short, and `strict` is true.
         UnsupportedError: a node cannot be run; the message names it.
         ValueError: there are more threads than cores.
@@ -57,6 +61,7 @@ def store_plan(
     from fastrun.tuner.networks.alternatives import SCHEDULES_PER_LAYOUTS, PlanInputs
     from fastrun.tuner.networks.costs import costs
     from fastrun.tuner.networks.final import network_final
+    from fastrun.tuner.networks.same_bits import BitsError, keeping_bits, same_results
 
     cpu = Cpu.host()
     inputs = PlanInputs(
@@ -69,8 +74,15 @@ def store_plan(
         rounded=no_rounding if limits.error is None else roundings(limits.error, cpu),
         proposed=functools.cache(_within(limits, cpu)),
     )
+    if kept is not None:
+        inputs = keeping_bits(graph, kept, inputs, cpu)
     final = network_final(graph, inputs, cpu, threads, seconds, strict)
     plan = final.plans[final.kept]
+    if kept is not None and not same_results(graph, kept, plan, cpu, threads):
+        raise BitsError(
+            "the fastest plan gives other bits than the one kept so far, which stays: an operator "
+            "other than a convolution adds in another order"
+        )
     record = NetworkRecord(
         network=graph.name,
         graph=graph.digest,

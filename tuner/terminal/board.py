@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
@@ -125,9 +126,9 @@ class Board:
         return [f"new best {ms(took)} ms{gain}: {record.schedule}"]
 
     def _line(self, at: float, text: str) -> None:
-        if not self._lively:
+        if not self._lively and not self._console.quiet:
             self._spoken = at
-            print(f"[{at:6.1f} s] {text}", flush=True)
+            print(f"[{at:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 def _pace(progress: Progress) -> str:

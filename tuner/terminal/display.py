@@ -24,10 +24,15 @@ HEARTBEAT = 10.0
 _PLAIN_WIDTH = 200
 
 
-def screen() -> Console:
-    """Standard output. If it is no terminal, lines are long, so that no table is broken."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PLAIN_WIDTH)
+def screen(progress: bool = False) -> Console:
+    """Standard output, or standard error for what shows `progress`.
+
+    If it is no terminal, lines are long, so that no table is broken.
+    """
+    console = Console(highlight=False, stderr=progress)
+    if console.is_terminal:
+        return console
+    return Console(highlight=False, stderr=progress, width=_PLAIN_WIDTH)
 
 
 def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -56,11 +61,13 @@ def standings_table(console: Console, found: Sequence[Standing], peak: float) ->
         "verdict": lambda s: s.verdict,
     }
     # A narrow terminal lacks columns that follow from others or are in the report.
-    dropped: tuple[str, ...] = ("verdict",) if console.width < 120 else ()
-    dropped += ("heur.\nms>", "GFLOP\n/s>") if console.width < 100 else ()
+    dropped: tuple[str, ...] = ("heur.\nms>", "GFLOP\n/s>") if console.width < 120 else ()
+    dropped += ("naive\nms>", "of\npeak>") if console.width < 100 else ()
+    dropped += ("n>", "over\nnaive>") if console.width < 80 else ()
+    dropped += ("winner",) if console.width < 70 else ()
     shown = {head: column for head, column in columns.items() if head not in dropped}
     grid(console, list(shown), [[column(s) for column in shown.values()] for s in found])
-    if any(s.gflops * 1e9 > peak for s in found if s.best):
+    if "of\npeak>" in shown and any(s.gflops * 1e9 > peak for s in found if s.best):
         console.print(
             "More than 100 % of peak: GFLOP/s count the operations of the direct method, and "
             "Winograd multiplies less."

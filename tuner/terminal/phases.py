@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from typing import Self
 
@@ -22,7 +23,7 @@ class Phases:
     """
 
     def __init__(self) -> None:
-        console = screen()
+        console = screen(progress=True)
         self._live = Live(console=console, auto_refresh=False, transient=True)
         # A dumb terminal cannot replace text.
         self._lively = console.is_terminal and not console.is_dumb_terminal
@@ -47,7 +48,7 @@ class Phases:
         self._doing, self._shown = doing, now
         text = f"{doing} {done + 1} of {of}" if of > 1 else doing
         if not self._lively:
-            print(f"[{now - self._begin:6.1f} s] {text}", flush=True)
+            print(f"[{now - self._begin:6.1f} s] {text}", file=sys.stderr, flush=True)
             return
         line = Table.grid(padding=(0, 2))
         line.add_row(Text(text), ProgressBar(total=of, completed=done, width=24))
