@@ -324,7 +324,7 @@ class _Importer:
         ):  # fmt: skip
             self._choose(node, opsets)
             return
-        node = self._in_float32(node)
+        node = self._in_float32(self._as_cast(node))
         if trips := self._trips(node):
             fresh, constant = self._fresh, self._quantised.constant
             self._write_out(loop_nodes(node, trips, opsets[""], fresh, constant), opsets)
@@ -340,6 +340,18 @@ class _Importer:
             self._constants[node.output[0]] = constant_value(node)
         else:
             self._lower(node, opsets)
+
+    def _as_cast(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """A `Cast` for a `CastLike`, which would make a constant depend on what it is cast like.
+
+        PyTorch casts the zeros of a missing bias so.
+        """
+        if node.op_type != "CastLike" or node.domain or len(node.input) != 2:
+            return node
+        kind = self._type(node.input[1]).tensor_type.elem_type
+        if not kind:
+            return node
+        return helper.make_node("Cast", node.input[:1], node.output, name=node.name, to=kind)
 
     def _in_float32(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """Make what a node computes, and the constants that it computes with, float32.

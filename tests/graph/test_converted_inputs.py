@@ -115,3 +115,14 @@ def test_what_numpy_computes_has_the_model_s_type_outside_too() -> None:
     network = fastrun.load(m, policy="heuristic")
     assert "numpy" in {step.algorithm for step in network.steps}
     assert network(normal(1, 4, 8, 8)).dtype == np.float16
+
+
+def test_a_constant_cast_like_an_input_stays_constant() -> None:
+    nodes = [
+        node("CastLike", "zero x", "z"),
+        node("Expand", "z six", "b"),
+        node("Conv", "x w b", "y"),
+    ]
+    m = model(nodes, {**W, "zero": np.float32(0), "six": np.array([6])}, opset=20)
+    network = fastrun.load(m, policy="heuristic")
+    assert "numpy" not in {step.algorithm for step in network.steps}

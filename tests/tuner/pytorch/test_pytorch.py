@@ -29,7 +29,7 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 16, 3, padding=1)
+        self.conv = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(16)
         self.dense = nn.Linear(16, 5)
         self.register_buffer("factor", torch.full((1, 3, 1, 1), 0.5))
