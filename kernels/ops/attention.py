@@ -29,7 +29,7 @@ from fastrun.kernels.codegen.tiling import (
     start_of,
     tile_count,
 )
-from fastrun.kernels.codegen.transpose import transpose
+from fastrun.kernels.codegen.transpose import cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import NHWC, READ_SLACK, Array, Placement
@@ -147,7 +147,7 @@ class _Work:
 
     @classmethod
     def of(cls, spec: Attention, cpu: Cpu, queries: int, keys: int, pairs: int) -> _Work:
-        lanes = cpu.lanes_for(spec.v.size)
+        lanes = cpu.lanes_for(max(spec.v.size, cell_side(F32)))  # keys are transposed in cells
         _, rows, cols = best_tile(1, queries, -(-spec.v.size // lanes), cpu)
         heights, blocks = cover(queries, rows), cover(keys, KEYS)
         tiles = tile_count(heights)

@@ -48,6 +48,9 @@ CASES = [
      (1, 120, 3, 201), ()),
     (Attention(1, 4.0, Heads(0, 4, 4), Heads(4, 4, 4), Heads(8, 3, 3)), (1, 11, 1, 1100), None,
      (1, 1)),
+    # Heads of one channel and of two.
+    (Attention(2, 1.0, Heads(0, 1, 1), Heads(2, 1, 1), Heads(4, 2, 2)), (1, 8, 1, 5), None, ()),
+    (Attention(2, 1.0, Heads(0, 2, 2), Heads(4, 2, 2), Heads(8, 1, 1)), (1, 10, 1, 5), None, ()),
 ]  # fmt: skip
 
 
