@@ -107,7 +107,7 @@ def export(
     blob = f"{prefix}_weights" if embed else ""
     variants = [
         Variant(b.target, b.image.steps, b.image.count, b.image.arena, b.image.local, start,
-                needs(b.target, b.cpu))
+                needs(b.cpu))
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
     triple = built[0].cpu.triple

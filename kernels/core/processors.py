@@ -73,18 +73,23 @@ def target(name: str) -> Cpu:
     return replace(cpu, features=cpu.features + more)
 
 
-def needs(name: str, cpu: Cpu) -> Needs:
-    """What code for `cpu`, the target of this name, needs of the processor that runs it."""
+def features_of(cpu: Cpu) -> set[str]:
+    """LLVM's features that a processor has: those of its feature string and those of its level."""
+    found = {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
+    if cpu.name in _LEVELS:
+        levels = list(_LEVELS)
+        found |= {f for x in levels[: levels.index(cpu.name) + 1] for f in _LEVELS[x]}
+    return found
+
+
+def needs(cpu: Cpu) -> Needs:
+    """What code for `cpu` needs of the processor that runs it."""
+    has = features_of(cpu)
     if not cpu.triple.startswith("x86_64"):
-        held = {f[1:] for f in cpu.features.split(",") if f.startswith("+")} | {"neon"}
-        return Needs(hwcap=sum(1 << bit for f, bit in _HWCAP.items() if f in held))
-    held = {f[1:] for f in cpu.features.split(",") if f.startswith("+")}
-    levels = list(_LEVELS)
-    base = name.partition("+")[0]
-    if base in levels:
-        held |= {f for level in levels[: levels.index(base) + 1] for f in _LEVELS[level]}
-    words = [sum(1 << bit for f, bit in word.items() if f in held) for word in _WORDS]
-    state = _ZMM if "avx512f" in held else _YMM if "avx" in held else 0
+        has |= {"neon"}
+        return Needs(hwcap=sum(1 << bit for f, bit in _HWCAP.items() if f in has))
+    words = [sum(1 << bit for f, bit in word.items() if f in has) for word in _WORDS]
+    state = _ZMM if "avx512f" in has else _YMM if "avx" in has else 0
     return Needs(x86=(words[0], words[1], words[2], words[3], words[4], state))
 
 

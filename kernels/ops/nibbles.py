@@ -22,6 +22,7 @@ from fastrun.kernels.codegen.values import Vectors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I32, S8, U8
 from fastrun.kernels.core.layout import Placement
+from fastrun.kernels.core.processors import features_of
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
 
@@ -179,7 +180,7 @@ class _Blocks:
 def _weights(words: Vec, number: int) -> Vec:
     """The `number`-th weight of each word as float32."""
     k = words.k
-    if words.lanes == 16 and "+avx512f" in k.cpu.features.split(","):
+    if words.lanes == 16 and "avx512f" in features_of(k.cpu):
         # The instruction reads only the lowest four bits of an index.
         index = k.shifted(words, "lshr", 4 * number) if number else words
         return k.target("llvm.x86.avx512.permvar.sf.512", F32, 16, _table(k), index)

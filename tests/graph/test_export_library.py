@@ -265,7 +265,7 @@ def test_what_cannot_be_exported(
 
 def test_levels_need_what_they_say() -> None:
     v2, v3, v4 = (
-        processors.needs(x, processors.target(x)) for x in ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+        processors.needs(processors.target(x)) for x in ("x86-64-v2", "x86-64-v3", "x86-64-v4")
     )
     assert v2.x86[5] == 0
     assert v3.x86[5] == 0x06

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastrun.kernels.core import processors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Placement
 from fastrun.kernels.core.template import ScheduleError
@@ -56,3 +57,13 @@ def test_features_apart_are_refused() -> None:
     src, dst = Placement(NHWC, 1, 8, 2, 2), Placement(NCHW, 1, 4, 1, 1)
     with pytest.raises(ScheduleError, match="do not follow one another"):
         nibbles.build(Nibbles(32), Cpu.host(), src, dst)
+
+
+def test_a_level_with_avx512_looks_weights_up() -> None:
+    """Its feature string does not name what the level has."""
+    src, dst = Placement(NHWC, 1, 64, 1, 1), Placement(NCHW, 1, 32, 1, 1)
+    for target in ("x86-64-v4", "x86-64-v4+vnni"):
+        program = nibbles.build(Nibbles(32), processors.target(target), src, dst)
+        assert "llvm.x86.avx512.permvar.sf.512" in program.ir
+    for cpu in (processors.target("x86-64-v3"), replace(processors.target("x86-64-v3"), lanes=16)):
+        assert "avx512" not in nibbles.build(Nibbles(32), cpu, src, dst).ir

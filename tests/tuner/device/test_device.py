@@ -319,7 +319,7 @@ def test_cores_that_are_not_there_are_refused(lab: Lab) -> None:
 
 def test_what_a_processor_says_becomes_a_target() -> None:
     facts = {"model": "a model", "l1": 1, "l2": 2, "l3": 3, "cores": 4}
-    needs = processors.needs("x86-64-v4+vnni", processors.target("x86-64-v4+vnni")).x86
+    needs = processors.needs(processors.target("x86-64-v4+vnni")).x86
     cpu = processors.x86_64(needs[:5], 0xE6, **facts)
     assert (cpu.name, cpu.lanes, cpu.registers) == ("x86-64-v4", 16, 32)
     assert {"-prefer-256-bit", "+avx512vnni", "+avx512f"} <= set(cpu.features.split(","))
