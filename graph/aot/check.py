@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fastrun.graph.aot import ports
 from fastrun.graph.aot.export import Export
 from fastrun.graph.core.errors import InputError
-from fastrun.graph.core.model import Array, Graph
+from fastrun.graph.core.model import Graph
 from fastrun.graph.reference import interpreter
 from fastrun.kernels.core.cpu import Cpu
 
@@ -20,13 +22,16 @@ from fastrun.kernels.core.cpu import Cpu
 def check(graph: Graph, exported: Export, threads: int = 1) -> dict[str, float | None]:
     """The largest rms error of an output, relative to its rms, for each target.
 
-    None for a target whose code this processor cannot run. Inputs are normal numbers.
+    None for a target whose code this processor cannot run. Inputs are normal numbers, or integers
+    from 0 to 127.
     """
     if exported.targets[0].cpu.triple != Cpu.host().triple:
         return dict.fromkeys(built.target for built in exported.targets)
     draw = np.random.default_rng(0)
-    inputs = {x: draw.standard_normal(graph.shape(x), np.float32) for x in graph.inputs}
-    truth = interpreter.run(graph, inputs)
+    given = ports.inputs(graph)
+    inputs = {x.name: x.drawn(draw) for x in given}
+    truth = interpreter.run(graph, {x.name: x.numbers(inputs[x.name]) for x in given})
+    truth = {x.name: truth[x.name].astype(np.float64) for x in ports.outputs(graph)}
     net = runpy.run_path(str(exported.folder / f"{exported.name}.py"))["Net"]
     # The system's loader gives a library that is loaded already for one of the same path, which an
     # earlier export of this process may be.
@@ -34,15 +39,16 @@ def check(graph: Graph, exported: Export, threads: int = 1) -> dict[str, float |
         for file in (f"lib{exported.name}.so", f"{exported.name}.weights"):
             if file in exported.files:
                 (Path(folder) / file).symlink_to((exported.folder / file).resolve())
-        return _errors(exported, net, Path(folder), inputs, truth, threads)
+        return _errors(graph, exported, net, Path(folder), inputs, truth, threads)
 
 
 def _errors(
+    graph: Graph,
     exported: Export,
     net: Callable[..., Any],
     folder: Path,
-    inputs: Mapping[str, Array],
-    truth: Mapping[str, Array],
+    inputs: Mapping[str, NDArray[np.generic]],
+    truth: Mapping[str, NDArray[np.float64]],
     threads: int,
 ) -> dict[str, float | None]:
     found = dict[str, float | None]()
@@ -57,7 +63,10 @@ def _errors(
         outputs = context.run(*inputs.values())
         context.close()
         found[built.target] = max(
-            float(np.sqrt(np.square(y - truth[x]).mean() / (np.square(truth[x]).mean() or 1)))
-            for x, y in outputs.items()
+            _error(x.numbers(outputs[x.name]), truth[x.name]) for x in ports.outputs(graph)
         )
     return found
+
+
+def _error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.square(found - truth).mean() / (np.square(truth).mean() or 1)))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastrun.graph.aot import texts
+from fastrun.graph.aot import ports, texts
 from fastrun.graph.aot.functions import FUNCTIONS
 from fastrun.graph.aot.image import Image, image
 from fastrun.graph.aot.interface import SERVES, interface_ir
@@ -78,8 +78,8 @@ def export(
 
     Raises:
         ExportError: a target is unknown or of another architecture than the first, the name is no
-            identifier of C, the weights are too large, for the library or for `max_weights`, or
-            NumPy computes a node.
+            identifier of C, the weights are too large, for the library or for `max_weights`,
+            NumPy computes a node, or the interface lacks an element type.
         GraphError: the network cannot be run, or the plan is another network's.
         OSError: the folder cannot be written.
     """
@@ -113,7 +113,8 @@ def export(
     triple = built[0].cpu.triple
     base = target("aarch64" if triple.startswith("aarch64") else "x86-64-v2")
     head = weights[:HEAD_BYTES]
-    interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob)
+    described = ports.inputs(graph), ports.outputs(graph)
+    interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob, *described)
     objects = compile_all([(interface, base), *((b.image.ir, b.cpu) for b in built)])
     outside = imports(objects, [blob])
     if strange := sorted(outside - set(SERVES)):
@@ -163,7 +164,14 @@ def _built(
             f"the plan for {name} packs more than {max_weights / 1e6:.1f} MB of weights: plan "
             "again with this limit"
         )
-    return Built(name, cpu, done, image(arrangement, cpu, f"isa{number}"), replaced)
+    try:
+        types = {x.name: x.dtype for x in (*ports.inputs(graph), *ports.outputs(graph))}
+    except KeyError as error:
+        raise ExportError(
+            f"an input or output has elements of {error}, which a library cannot take: "
+            "convert it in the model"
+        ) from None
+    return Built(name, cpu, done, image(arrangement, cpu, types, f"isa{number}"), replaced)
 
 
 def _arranged(

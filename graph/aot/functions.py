@@ -26,14 +26,15 @@ from fastrun.graph.aot.layout import (
     word,
 )
 
-FUNCTIONS = ("open", "memory", "run", "clone", "close", "isa")
+FUNCTIONS = ("open", "memory", "run", "clone", "close", "isa", "input", "output")
 """The functions of the interface, behind the prefix."""
 
 
 def functions(prefix: str, embed: str) -> str:
     """All of them; `embed` is the symbol of weights in the library, "" if there are none."""
     others = (_memory, _run, _clone, _close, _isa)
-    return "\n\n".join([_BEGIN, _open(prefix, embed), *(f(prefix) for f in others)])
+    told = [_described(prefix, kind) for kind in ("input", "output")]
+    return "\n\n".join([_BEGIN, _open(prefix, embed), *(f(prefix) for f in others), *told])
 
 
 _BEGIN = f"""define internal i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights,
@@ -307,4 +308,16 @@ def _isa(p: str) -> str:
   %name.at = getelementptr %variant, ptr @variants, i64 %number, i32 5
   %name = load ptr, ptr %name.at, align 8
   ret ptr %name
+}}"""
+
+
+def _described(p: str, kind: str) -> str:
+    """What an input or output is; null if there is none of this number."""
+    return f"""define ptr @{p}_{kind}(i32 %i) nounwind {{
+  %count = load i64, ptr @{kind}s.count, align 8
+  %number = zext i32 %i to i64
+  %known = icmp ult i64 %number, %count
+  %at = getelementptr %tensor, ptr @{kind}s, i64 %number
+  %found = select i1 %known, ptr %at, ptr null
+  ret ptr %found
 }}"""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,10 +14,11 @@ from fastrun.graph.build.memory import Lifetime, allocate
 from fastrun.graph.build.steps import Arrangement, Port, Step
 from fastrun.graph.core.model import Array
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
+from fastrun.kernels.core.dtype import DType
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Program, pack_bias, pack_channels
 from fastrun.kernels.core.strided import Strided
-from fastrun.kernels.ops import movement
+from fastrun.kernels.ops.convert import convert
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Image:
     weights: bytes
 
 
-def image(arrangement: Arrangement, cpu: Cpu, tag: str) -> Image:
-    """The image of a network; its symbols begin with `tag`.
+def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: str) -> Image:
+    """The image of a network whose caller has these `types`; its symbols begin with `tag`.
 
     The inputs are copied in and the outputs copied out by steps of their own, so that the caller's
-    arrays may lie anywhere.
+    arrays may lie anywhere. These steps convert from and to the caller's element types.
     """
     steps = arrangement.kernels
     shared = [Lifetime(s.program.shared_bytes, i, i) for i, s in enumerate(steps)]
@@ -65,7 +66,7 @@ def image(arrangement: Arrangement, cpu: Cpu, tag: str) -> Image:
         return nothing if number is None else _code(ARENA, offsets[number])
 
     for i, port in enumerate(arrangement.inputs):
-        program = movement.copy(cpu, Strided.row_major(port.shape), _view(port))
+        program = convert(cpu, _given(port, types), _view(port))
         last = i == len(arrangement.inputs) - 1
         source = _code(INPUT, i)
         add(program, [source, nothing, nothing, nothing, buffer(port.buffer), nothing], last)
@@ -75,7 +76,7 @@ def image(arrangement: Arrangement, cpu: Cpu, tag: str) -> Image:
         operands = [buffer(step.src), weights, bias, buffer(step.add), buffer(step.dst), workspace]
         add(step.program, operands, step.joins)
     for i, port in enumerate(arrangement.outputs):
-        program = movement.copy(cpu, _view(port), Strided.row_major(port.shape))
+        program = convert(cpu, _view(port), _given(port, types))
         target = _code(OUTPUT, i)
         add(program, [buffer(port.buffer), nothing, nothing, nothing, target, nothing], True)
     table = f"@{tag}_steps = hidden constant [{len(rows)} x {ENTRY}] [{', '.join(rows)}]"
@@ -88,6 +89,10 @@ def image(arrangement: Arrangement, cpu: Cpu, tag: str) -> Image:
 
 def _code(kind: int, value: int) -> int:
     return kind << KIND_BITS | value
+
+
+def _given(port: Port, types: Mapping[str, DType]) -> Strided:
+    return replace(Strided.row_major(port.shape), dtype=types[port.name])
 
 
 def _view(port: Port) -> Strided:

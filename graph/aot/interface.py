@@ -13,6 +13,7 @@ from fastrun.graph.aot.choosing import choose, supported
 from fastrun.graph.aot.context import MAKE, MAP_WEIGHTS, SIZES, START
 from fastrun.graph.aot.functions import functions
 from fastrun.graph.aot.layout import ENTRY, SHARED_BYTES, Variant
+from fastrun.graph.aot.ports import Outer
 from fastrun.kernels.native.driver import driver_ir
 
 SERVES = (
@@ -23,7 +24,14 @@ SERVES = (
 
 
 def interface_ir(
-    prefix: str, triple: str, variants: Sequence[Variant], head: bytes, file_size: int, embed: str
+    prefix: str,
+    triple: str,
+    variants: Sequence[Variant],
+    head: bytes,
+    file_size: int,
+    embed: str,
+    inputs: Sequence[Outer],
+    outputs: Sequence[Outer],
 ) -> str:
     """The module with the driver and the functions `prefix_*`, for the baseline of all variants.
 
@@ -34,8 +42,7 @@ def interface_ir(
     size, room = str(file_size), str(file_size + SHARED_BYTES)
     for i, v in enumerate(variants):
         texts.append(f"@{v.steps} = external hidden constant [{v.count} x {ENTRY}]")
-        name = v.name.encode() + b"\0"
-        texts.append(f'@name{i} = internal constant [{len(name)} x i8] c"{_escaped(name)}"')
+        texts.append(_text(f"name{i}", v.name))
         rows.append(
             f"%variant {{ ptr @{v.steps}, i64 {v.count}, i64 {v.arena}, i64 {v.local}, "
             f"i64 {v.weights}, ptr @name{i} }}"
@@ -51,6 +58,9 @@ def interface_ir(
         f"@variants = internal constant [{len(variants)} x %variant] [{table}]",
         f'@head = internal constant [{len(head)} x i8] c"{_escaped(head)}", align 8',
         f"@{embed} = external hidden constant i8" if embed else "",
+        "%tensor = type { ptr, ptr, ptr, i64, i64 }",
+        _tensors("inputs", inputs),
+        _tensors("outputs", outputs),
         _DECLARATIONS,
         supported(triple, variants),
         choose(len(variants)),
@@ -61,6 +71,27 @@ def interface_ir(
         functions(prefix, embed).replace("ROOM_SIZE", room),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _tensors(table: str, described: Sequence[Outer]) -> str:
+    """A table of what inputs or outputs are: name, type, shape, its length, bytes."""
+    lines, rows = list[str](), list[str]()
+    for i, x in enumerate(described):
+        name = f"{table}{i}"
+        lines += [_text(f"{name}.name", x.name), _text(f"{name}.type", x.type)]
+        sizes = ", ".join(f"i64 {n}" for n in x.shape)
+        lines.append(f"@{name}.shape = internal constant [{len(x.shape)} x i64] [{sizes}]")
+        parts = ", ".join(f"ptr @{name}.{part}" for part in ("name", "type", "shape"))
+        rows.append(f"%tensor {{ {parts}, i64 {len(x.shape)}, i64 {x.dtype.bytes(x.size)} }}")
+    lines.append(f"@{table} = internal constant [{len(rows)} x %tensor] [{', '.join(rows)}]")
+    lines.append(f"@{table}.count = internal constant i64 {len(rows)}")
+    return "\n".join(lines)
+
+
+def _text(symbol: str, text: str) -> str:
+    """A constant that C can read as a string."""
+    data = text.encode() + b"\0"
+    return f'@{symbol} = internal constant [{len(data)} x i8] c"{_escaped(data)}"'
 
 
 def _escaped(data: bytes) -> str:

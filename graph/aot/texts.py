@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from fastrun.graph.aot.layout import ERRORS, MOST_THREADS
+from fastrun.graph.aot.ports import Outer, inputs, outputs
 from fastrun.graph.core.model import Graph
-
-
-def _inputs(graph: Graph) -> list[tuple[str, tuple[int, ...]]]:
-    return [(x, graph.shape(x)) for x in graph.inputs]
-
-
-def _outputs(graph: Graph) -> list[tuple[str, tuple[int, ...]]]:
-    return [(x, graph.shape(x)) for x in graph.outputs if x not in graph.constants]
 
 
 def _shape(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape)) or "one number"
 
 
+def _type(x: Outer) -> str:
+    return x.type if x.c_type in ("float", "double", f"{x.type}_t") else f"{x.type} as {x.c_type}"
+
+
 def header(prefix: str, graph: Graph, targets: Sequence[str], embed: bool) -> str:
     """The C99 interface."""
     upper = prefix.upper()
-    inputs, outputs = _inputs(graph), _outputs(graph)
+    given, found = inputs(graph), outputs(graph)
     sizes = [
-        f"#define {upper}_{kind}{i}_SIZE {math.prod(shape)} /* {name}: {_shape(shape)} */"
-        for kind, ports in (("INPUT", inputs), ("OUTPUT", outputs))
-        for i, (name, shape) in enumerate(ports)
+        f"#define {upper}_{kind}{i}_SIZE {x.size} /* {x.name}: {_shape(x.shape)} {_type(x)} */"
+        for kind, described in (("INPUT", given), ("OUTPUT", found))
+        for i, x in enumerate(described)
     ]
     errors = [
         f"    {upper}_{x} = {i}, /* {text} */" for i, (x, text) in enumerate(ERRORS.items(), 1)
@@ -36,17 +32,18 @@ def header(prefix: str, graph: Graph, targets: Sequence[str], embed: bool) -> st
     isas = [f"   {i}: {name}" for i, name in enumerate(targets, 1)]
     weights = "NULL: those in the library" if embed else f"path of {prefix}.weights"
     return f"""\
-/* {graph.name}, exported by fastrun. Arrays are dense float32 in the model's layout. */
+/* {graph.name}, exported by fastrun. Arrays are dense, in the model's layout. */
 #ifndef {upper}_H
 #define {upper}_H
 #include <stddef.h>
+#include <stdint.h>
 
 #ifdef __cplusplus
 extern "C" {{
 #endif
 
-#define {upper}_INPUTS {len(inputs)}
-#define {upper}_OUTPUTS {len(outputs)}
+#define {upper}_INPUTS {len(given)}
+#define {upper}_OUTPUTS {len(found)}
 {chr(10).join(sizes)}
 
 /* What functions return: 0, or one of these. Nothing prints, exits or runs before `open`. */
@@ -77,8 +74,22 @@ int {prefix}_open({prefix}_net **net, const {prefix}_options *options);
 /* Bytes of a context for so many threads; 0 if this processor is not supported. */
 size_t {prefix}_memory(int threads, int isa);
 
-/* in[i] and out[i] point to {upper}_INPUTi_SIZE and {upper}_OUTPUTi_SIZE numbers. */
-int {prefix}_run({prefix}_net *net, const float *const in[], float *const out[]);
+/* in[i] and out[i] point to {upper}_INPUTi_SIZE and {upper}_OUTPUTi_SIZE elements. */
+int {prefix}_run({prefix}_net *net, const void *const in[], void *const out[]);
+
+/* What an input or output is. Types are called float32, float16, bfloat16, uint8, int64 and so on.
+   Elements of float16 and bfloat16 are the 16 bits of each. */
+typedef struct {{
+    const char *name;
+    const char *type;
+    const size_t *shape;
+    size_t rank;
+    size_t bytes;
+}} {prefix}_tensor;
+
+/* NULL if there is no input or output of this number. */
+const {prefix}_tensor *{prefix}_input(int number);
+const {prefix}_tensor *{prefix}_output(int number);
 
 /* A further context that shares the weights. Both are closed, in any order. */
 int {prefix}_clone({prefix}_net **copy, const {prefix}_net *net);
@@ -96,30 +107,29 @@ const char *{prefix}_isa(const {prefix}_net *net);
 
 
 def example(prefix: str, graph: Graph, embed: bool) -> str:
-    """A program that runs the network on zeros, or on a file of float32 for each input."""
-    upper, inputs, outputs = prefix.upper(), _inputs(graph), _outputs(graph)
+    """A program that runs the network on zeros, or on a file of elements for each input."""
+    upper, given, found = prefix.upper(), inputs(graph), outputs(graph)
     arrays = [
-        *(f"static float in{i}[{upper}_INPUT{i}_SIZE];" for i in range(len(inputs))),
-        *(f"static float out{i}[{upper}_OUTPUT{i}_SIZE];" for i in range(len(outputs))),
+        *(f"static {x.c_type} in{i}[{upper}_INPUT{i}_SIZE];" for i, x in enumerate(given)),
+        *(f"static {x.c_type} out{i}[{upper}_OUTPUT{i}_SIZE];" for i, x in enumerate(found)),
     ]
-    ins = ", ".join(f"in{i}" for i in range(len(inputs)))
-    outs = ", ".join(f"out{i}" for i in range(len(outputs)))
-    in_sizes = ", ".join(f"{upper}_INPUT{i}_SIZE" for i in range(len(inputs)))
-    out_sizes = ", ".join(f"{upper}_OUTPUT{i}_SIZE" for i in range(len(outputs)))
+    ins = ", ".join(f"in{i}" for i in range(len(given)))
+    outs = ", ".join(f"out{i}" for i in range(len(found)))
+    halves = [_HALVES[name] for name in _HALVES if name in {x.type for x in found}]
+    sums = [_sum(prefix, i, x) for i, x in enumerate(found)]
     weights = "NULL" if embed else f'"{prefix}.weights"'
     return f"""\
-/* ./example [threads [a file of float32 for each input]]: prints the outputs' sums. */
+/* ./example [threads [a file of elements for each input]]: prints the outputs' sums. */
 #include <stdio.h>
 #include <stdlib.h>
 #include "{prefix}.h"
 
-{chr(10).join(arrays)}
+{chr(10).join([*arrays, *halves])}
 
 int main(int argc, char **argv) {{
-    const float *const in[] = {{{ins}}};
-    float *const out[] = {{{outs}}};
-    float *const filled[] = {{{ins}}};
-    const size_t in_sizes[] = {{{in_sizes}}}, out_sizes[] = {{{out_sizes}}};
+    const void *const in[] = {{{ins}}};
+    void *const out[] = {{{outs}}};
+    void *const filled[] = {{{ins}}};
     {prefix}_options options = {{0}};
     {prefix}_net *net;
     options.size = sizeof options;
@@ -132,8 +142,9 @@ int main(int argc, char **argv) {{
     }}
     for (int i = 0; i < {upper}_INPUTS && i + 2 < argc; i++) {{
         FILE *file = fopen(argv[i + 2], "rb");
-        if (!file || fread(filled[i], 4, in_sizes[i], file) != in_sizes[i]) {{
-            fprintf(stderr, "%s: not %zu numbers\\n", argv[i + 2], in_sizes[i]);
+        size_t bytes = {prefix}_input(i)->bytes;
+        if (!file || fread(filled[i], 1, bytes, file) != bytes) {{
+            fprintf(stderr, "%s: not %zu bytes\\n", argv[i + 2], bytes);
             return 1;
         }}
         fclose(file);
@@ -144,15 +155,40 @@ int main(int argc, char **argv) {{
         return 1;
     }}
     printf("%s\\n", {prefix}_isa(net));
-    for (int i = 0; i < {upper}_OUTPUTS; i++) {{
-        double sum = 0;
-        for (size_t j = 0; j < out_sizes[i]; j++) sum += out[i][j];
-        printf("output %d: sum %.9g, first %.9g\\n", i, sum, out[i][0]);
-    }}
+{chr(10).join(sums)}
     {prefix}_close(net);
     return 0;
 }}
 """
+
+
+_HALVES = {
+    "float16": """
+static double of_float16(uint16_t bits) {
+    double value = bits & 0x3ff;
+    int exponent = bits >> 10 & 31;
+    if (exponent) value += 1024;
+    for (; exponent > 1; exponent--) value *= 2;
+    return (bits & 0x8000 ? -value : value) / 16777216;
+}""",
+    "bfloat16": """
+static double of_bfloat16(uint16_t bits) {
+    union { uint32_t word; float value; } both = {(uint32_t)bits << 16};
+    return both.value;
+}""",
+}
+"""Functions of C for the finite numbers of types that it lacks."""
+
+
+def _sum(prefix: str, number: int, x: Outer) -> str:
+    call = f"of_{x.type}" if x.type in _HALVES else "(double)"
+    return f"""\
+    {{
+        double sum = 0;
+        for (size_t j = 0; j < {prefix.upper()}_OUTPUT{number}_SIZE; j++)
+            sum += {call}(out{number}[j]);
+        printf("output {number}: sum %.9g, first %.9g\\n", sum, {call}(out{number}[0]));
+    }}"""
 
 
 def makefile(prefix: str, triple: str) -> str:
@@ -198,7 +234,10 @@ endif()
 
 def loader(prefix: str, graph: Graph, embed: bool) -> str:
     """A module that runs the library by ctypes; it needs numpy and nothing of fastrun."""
-    inputs, outputs = _inputs(graph), _outputs(graph)
+    given, found = (
+        {x.name: (x.shape, x.dtype.numpy_name) for x in described}
+        for described in (inputs(graph), outputs(graph))
+    )
     return f'''"""{graph.name}, exported by fastrun: `Net().run(x)` gives the outputs by name."""
 
 import ctypes
@@ -207,8 +246,9 @@ import pathlib
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
-INPUTS = {dict(inputs)!r}
-OUTPUTS = {dict(outputs)!r}
+# Shapes and element types; bfloat16, which numpy lacks, is the uint16 of the same bits.
+INPUTS = {given!r}
+OUTPUTS = {found!r}
 ERRORS = {dict(enumerate(ERRORS.values(), 1))!r}
 
 
@@ -245,11 +285,14 @@ class Net:
         """Outputs by name for the inputs in their order."""
         if len(inputs) != len(INPUTS):
             raise ValueError(f"{{len(INPUTS)}} inputs are needed: {{', '.join(INPUTS)}}")
-        given = [np.ascontiguousarray(x, np.float32) for x in inputs]
-        for x, (name, shape) in zip(given, INPUTS.items()):
+        given = []
+        for x, (name, (shape, kind)) in zip(map(np.asarray, inputs), INPUTS.items()):
             if x.shape != shape:
                 raise ValueError(f"{{name}} has shape {{x.shape}} instead of {{shape}}")
-        found = {{name: np.empty(shape, np.float32) for name, shape in OUTPUTS.items()}}
+            if x.dtype != kind:
+                raise ValueError(f"{{name}} is {{x.dtype}}: give it as {{kind}}")
+            given.append(np.require(x, requirements="C"))
+        found = {{name: np.empty(shape, kind) for name, (shape, kind) in OUTPUTS.items()}}
         pointers = ctypes.c_void_p * len(given), ctypes.c_void_p * len(found)
         self._check(
             self._library.{prefix}_run(

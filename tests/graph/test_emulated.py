@@ -63,8 +63,8 @@ MAIN = """
 #include "net.h"
 static const size_t in_sizes[] = {IN}, out_sizes[] = {OUT};
 int main(void) {
-    const float *in[NET_INPUTS];
-    float *out[NET_OUTPUTS];
+    const void *in[NET_INPUTS];
+    void *out[NET_OUTPUTS];
     net_options options = {0};
     net_net *net;
     options.size = sizeof options;
@@ -77,7 +77,7 @@ int main(void) {
         in[i] = x;
     }
     for (int i = 0; i < NET_OUTPUTS; i++) out[i] = malloc(4 * out_sizes[i]);
-    if (net_open(&net, &options) || net_run(net, in, (float *const *)out)) return 3;
+    if (net_open(&net, &options) || net_run(net, in, out)) return 3;
     for (int i = 0; i < NET_OUTPUTS; i++) fwrite(out[i], 4, out_sizes[i], to);
     net_close(net);
     return fclose(to);

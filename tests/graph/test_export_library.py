@@ -8,11 +8,13 @@ import platform
 import runpy
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto
 
 import fastrun
 from fastrun.graph.aot.check import check
@@ -24,6 +26,7 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference import interpreter
 from fastrun.kernels.core import processors
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16
 from fastrun.kernels.native import elf, shared
 from tests.support.execution import relative_error
 from tests.support.graph_models import model, node, normal
@@ -228,6 +231,96 @@ def test_the_callers_memory_is_used(graph: Any, truth: np.ndarray, tmp_path: Pat
     before, after = start - room.ctypes.data, room.size - (start - room.ctypes.data) - size
     assert (room[:before] == 7).all()
     assert (room[-after:] == 7).all()
+
+
+def converting(given: int, found: int) -> Any:
+    """A model of one convolution that converts its input and output."""
+    nodes = [
+        node("Cast", "x", "f", to=TensorProto.FLOAT),
+        node("Conv", "f w", "c"),
+        node("Cast", "c", "y", to=found),
+    ]
+    return model(nodes, {"w": normal(6, 3, 1, 1)}, shape=(1, 3, 5, 7), dtype=given)
+
+
+@X86
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("uint8", "float16"), ("int64", "float64"), ("float16", "bfloat16"), ("int16", "float32")],
+)
+def test_callers_have_the_element_types_of_the_model(
+    given: str, found: str, tmp_path: Path
+) -> None:
+    names = {"float32": "FLOAT", "float64": "DOUBLE"}
+    kinds = [getattr(TensorProto, names.get(x, x.upper())) for x in (given, found)]
+    graph = optimise(load_network(converting(*kinds)))
+    done = export(graph, tmp_path, ["native", "x86-64-v2"], name="net")
+    assert set(done.imports) <= set(SERVES)
+    x = (20 * np.abs(normal(1, 3, 5, 7))).astype(given)
+    truth = interpreter.run(graph, {"x": x})["y"]
+    net = loaded(tmp_path)(1, 2)
+    y = net.run(x)["y"]
+    assert y.dtype == ("uint16" if found == "bfloat16" else found)
+    y = BF16.decode(y) if found == "bfloat16" else y
+    step = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(found, 2.0**-22)
+    assert np.abs(y - truth).max() <= step * np.abs(truth).max()
+    with pytest.raises(ValueError, match=f"x is uint32: give it as {given}"):
+        net.run(x.astype(np.uint32))
+    net.close()
+    errors = check(graph, done).values()
+    assert all(error is None or error < step for error in errors)
+    library = ctypes.CDLL(str(tmp_path / "libnet.so"))
+    for function, kind, c in ((library.net_input, given, 3), (library.net_output, found, 6)):
+        function.restype = ctypes.POINTER(Described)
+        assert not function(1)
+        assert not function(-1)
+        told = function(0).contents
+        assert told.type.decode() == kind
+        assert told.name == (b"x" if c == 3 else b"y")
+        assert told.shape[: told.rank] == [1, c, 5, 7]
+        size = 2 if kind == "bfloat16" else np.dtype(kind).itemsize
+        assert told.bytes == c * 35 * size
+
+
+class Described(ctypes.Structure):
+    """NAME_tensor of the header."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("type", ctypes.c_char_p),
+        ("shape", ctypes.POINTER(ctypes.c_size_t)),
+        ("rank", ctypes.c_size_t),
+        ("bytes", ctypes.c_size_t),
+    )
+
+
+@X86
+@pytest.mark.parametrize("found", ["float16", "bfloat16"])
+def test_the_c_example_knows_the_types(found: str, tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    kinds = TensorProto.UINT8, getattr(TensorProto, found.upper())
+    graph = optimise(load_network(converting(*kinds)))
+    export(graph, tmp_path, ["x86-64-v2"], name="net")
+    assert "1 x 3 x 5 x 7 uint8 */" in (tmp_path / "net.h").read_text()
+    subprocess.run(["make", "-s", "example", "CC=cc -Werror -Wall"], cwd=tmp_path, check=True)
+    x = np.arange(105, dtype=np.uint8).reshape(1, 3, 5, 7)
+    x.tofile(tmp_path / "x.bin")
+    ran = subprocess.run(
+        ["./example", "1", "x.bin"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    y = interpreter.run(graph, {"x": x})["y"]
+    values = [float(ran.stdout.split(word)[1].split(",")[0]) for word in ("sum ", "first ")]
+    np.testing.assert_allclose(values, [y.sum(), y.flat[0]], rtol=1e-2)
+
+
+@X86
+def test_a_type_that_c_lacks_is_refused(tmp_path: Path) -> None:
+    graph = optimise(load_network(network()))
+    other = replace(graph, outside={"x": np.dtype(np.complex64)})
+    with pytest.raises(ExportError, match="elements of 'complex64', which a library cannot take"):
+        export(other, tmp_path / "out", ["x86-64-v2"])
+    assert not (tmp_path / "out").exists()
 
 
 @ARM
