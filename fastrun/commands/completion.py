@@ -19,7 +19,7 @@ def options(parser: ArgumentParser) -> None:
 
 def run(arguments: Namespace) -> int:
     """Print the shell's code, made by argcomplete."""
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["fastrun"], shell=arguments.shell))
+    print(shellcode(["fastrun"], shell=arguments.shell))
     return 0
