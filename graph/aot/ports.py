@@ -27,7 +27,11 @@ class Outer:
 
     @property
     def dtype(self) -> DType:
-        """The element type in memory."""
+        """The element type in memory.
+
+        Raises:
+            KeyError: a caller cannot have it.
+        """
         return BY_NUMPY_NAME[self.type]
 
     @property
@@ -52,13 +56,8 @@ class Outer:
 
 
 def outer(graph: Graph, name: str) -> Outer:
-    """An input or output of a graph.
-
-    Raises:
-        KeyError: a caller cannot have its element type.
-    """
+    """An input or output of a graph."""
     kind = graph.outside.get(name, np.dtype(np.float32)).name
-    BY_NUMPY_NAME[kind]
     return Outer(name, kind, graph.shape(name))
 
 

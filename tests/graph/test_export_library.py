@@ -294,24 +294,39 @@ class Described(ctypes.Structure):
     )
 
 
+def summed(found: str, target: str, run: list[str], compiler: str, folder: Path) -> None:
+    """Build and run the C example of a network from bytes to a type that C lacks."""
+    kinds = TensorProto.UINT8, getattr(TensorProto, found.upper())
+    graph = optimise(load_network(converting(*kinds)))
+    export(graph, folder, [target], name="net")
+    assert "1 x 3 x 5 x 7 uint8 */" in (folder / "net.h").read_text()
+    built = ["make", "-s", "example", f"CC={compiler} -Werror -Wall -pedantic"]
+    subprocess.run(built, cwd=folder, check=True)
+    x = np.arange(105, dtype=np.uint8).reshape(1, 3, 5, 7)
+    x.tofile(folder / "x.bin")
+    ran = subprocess.run(
+        [*run, "./example", "1", "x.bin"], cwd=folder, check=True, capture_output=True, text=True
+    )
+    y = interpreter.run(graph, {"x": x})["y"]
+    values = [float(ran.stdout.split(word)[1].split(",")[0]) for word in ("sum ", "first ")]
+    np.testing.assert_allclose(values, [y.sum(), y.flat[0]], rtol=1e-2)
+
+
 @X86
 @pytest.mark.parametrize("found", ["float16", "bfloat16"])
 def test_the_c_example_knows_the_types(found: str, tmp_path: Path) -> None:
     if shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
-    kinds = TensorProto.UINT8, getattr(TensorProto, found.upper())
-    graph = optimise(load_network(converting(*kinds)))
-    export(graph, tmp_path, ["x86-64-v2"], name="net")
-    assert "1 x 3 x 5 x 7 uint8 */" in (tmp_path / "net.h").read_text()
-    subprocess.run(["make", "-s", "example", "CC=cc -Werror -Wall"], cwd=tmp_path, check=True)
-    x = np.arange(105, dtype=np.uint8).reshape(1, 3, 5, 7)
-    x.tofile(tmp_path / "x.bin")
-    ran = subprocess.run(
-        ["./example", "1", "x.bin"], cwd=tmp_path, check=True, capture_output=True, text=True
-    )
-    y = interpreter.run(graph, {"x": x})["y"]
-    values = [float(ran.stdout.split(word)[1].split(",")[0]) for word in ("sum ", "first ")]
-    np.testing.assert_allclose(values, [y.sum(), y.flat[0]], rtol=1e-2)
+    summed(found, "x86-64-v2", [], "cc", tmp_path)
+
+
+@ARM
+@pytest.mark.parametrize("found", ["float16", "bfloat16"])
+def test_aarch64_converts_under_emulation(found: str, tmp_path: Path) -> None:
+    assert EMULATOR
+    assert CROSS
+    emulator = [EMULATOR, "-L", "/usr/aarch64-linux-gnu"]
+    summed(found, "aarch64", emulator, CROSS, tmp_path)
 
 
 @X86
