@@ -227,7 +227,7 @@ def test_limits_bind_what_was_never_measured(graph: Graph) -> None:
         assert all(expected_error(p, choice.schedule) <= 8e-7 for choice in exact)
     free = guessed_choices(CPU, 1, NO_LIMITS)(large)
     assert len(small) < len(free)
-    assert len(exact) < len(free)
+    assert {c.schedule for c in exact} != {c.schedule for c in free}
     with pytest.raises(UnsupportedError, match="allow more"):
         guessed_choices(CPU, 1, Limits(error=1e-12))(large)
     with pytest.raises(UnsupportedError, match="allow more"):
@@ -270,7 +270,7 @@ def test_profile_spends_its_budget_on_layers_and_then_on_the_whole(
         loaded = load(residual(), database=path, policy="profile", seconds=40.0, max_workspace=0)
     assert loaded.run({"x": normal(2, 3, 33, 29)})["y"].shape == (2, 10)
     assert spent["layers"] + spent["whole"] == 40
-    assert 0 < spent["whole"] < 10
+    assert 0 < spent["whole"] < spent["layers"]
     assert spent["options"].limits == Limits(workspace=0)
     assert (spent["measurer"].threads, len(spent["problems"])) == (1, 4)
     assert path.exists()

@@ -90,7 +90,7 @@ def test_open_spaces_are_of_a_size_to_measure(name: str) -> None:
     """On any machine: the pinned values must exist in its space."""
     extent = spaces.GROUNDS[name].extent()["extent"]
     assert isinstance(extent, dict)
-    assert 200 <= extent["schedules"] <= 4000
+    assert 100 <= extent["schedules"] <= 4000
     assert extent["schedules"] <= extent["of"]
 
 
