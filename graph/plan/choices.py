@@ -52,6 +52,9 @@ _WIDENED = 2.0
 # Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
 _PAIRS, _FEWER_BYTES = 0.6, 0.9
 
+# The part of whole blocks up to which a tensor in half blocks is worth a try.
+_FILLED = 0.9
+
 # How many times slower a kernel is at most if it reads channels in other blocks than those it was
 # measured with. Input is broadcast or transformed, so its blocks hardly matter.
 _OTHER_BLOCKS = 1.05
@@ -80,6 +83,8 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
                 behind = preferred.rank(p, cpu) - template.rank(p, cpu)
                 factor = _SECOND_BEST ** (behind + (template is not preferred))
                 found += _variants(template, schedule, guess * factor)
+                if template is preferred and cpu.halves and not p.types:
+                    found += _in_half_blocks(p, template, schedule, guess, cpu, max_error)
         return found
 
     return choose
@@ -114,6 +119,45 @@ def _variants(template: KernelTemplate, schedule: Any, seconds: float) -> list[C
         text = template.text(replace(schedule, layout=layout_text(*pair)))
         found.append(Choice(text, *pair, 1.02 * seconds, guessed=True))
     return found
+
+
+def _in_half_blocks(
+    p: ConvProblem,
+    template: KernelTemplate,
+    whole: Any,
+    seconds: float,
+    cpu: Cpu,
+    max_error: float | None,
+) -> list[Choice]:
+    """Choices that read or write blocks of half a vector, where padding fills much of whole ones.
+
+    `whole` is the schedule in whole blocks. Without groups input is broadcast, so the blocks that
+    are written decide how wide vectors are.
+    """
+    half, found = Layout(f"NCHW{cpu.block // 2}c"), list[Choice]()
+    src, dst = layout_pair(whole.layout)
+    if not (src.blocked and dst.blocked):
+        return found
+    if _halved(p.c, cpu) and p.groups == 1:
+        text = template.text(replace(whole, layout=layout_text(half, dst)))
+        found.append(Choice(text, half, dst, seconds, guessed=True))
+    if _halved(p.oc, cpu):
+        narrow = template.heuristic_within(p, replace(cpu, lanes=half.blocked), max_error)
+        if narrow is not None and narrow.layout == half.name:
+            used = _padded(p.oc, half.blocked) / _padded(p.oc, cpu.block)
+            for source in (half, src) if p.groups == 1 else (half,):
+                text = template.text(replace(narrow, layout=layout_text(source, half)))
+                found.append(Choice(text, source, half, used * seconds, guessed=True))
+    return found
+
+
+def _halved(channels: int, cpu: Cpu) -> bool:
+    """Whether a tensor is a tenth smaller in blocks of half a vector, as with 24 channels."""
+    return _padded(channels, cpu.block // 2) <= _FILLED * _padded(channels, cpu.block)
+
+
+def _padded(channels: int, block: int) -> int:
+    return -(-channels // block) * block
 
 
 def crossed(p: ConvProblem, choices: Sequence[Choice]) -> list[Choice]:

@@ -60,13 +60,20 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     return None
 
 
-def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+def usual_layout(p: ConvProblem, cpu: Cpu) -> str:
+    """The layouts of the heuristic's schedule. A first layer reads NCHW."""
     block = cpu.block
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = "NHWC" if grouped or p.precision.src is not F32 else f"NCHW{block}c"
-    first = p.c < block and p.groups == 1 and not p.types
-    if first:
-        layout = f"NCHW>{layout}"
+    return f"NCHW>{layout}" if _first(p, cpu) else layout
+
+
+def _first(p: ConvProblem, cpu: Cpu) -> bool:
+    return p.c < cpu.block and p.groups == 1 and not p.types
+
+
+def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    layout, first = usual_layout(p, cpu), _first(p, cpu)
     lanes = channel_lanes(p.group_oc, layout_pair(layout)[1], cpu, p.precision)
     # A first layer has few terms for each output, so writing along rows matters most.
     height = 1 if first else p.oh

@@ -43,7 +43,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    block = direct.heuristic(p, cpu).layout.rpartition(">")[2]
+    block = direct.usual_layout(p, cpu).rpartition(">")[2]
     lanes = channel_lanes(p.group_oc, Layout(block), cpu, p.precision)
     dot = usual_dot(p, cpu)
     vectors, depth = -(-p.group_oc // lanes), dot.groups(p.group_c)

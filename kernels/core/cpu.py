@@ -44,6 +44,14 @@ class Cpu:
         """Channels of a block that fills vectors, in a layout with blocks."""
         return min(16, max(4, self.lanes))
 
+    @property
+    def halves(self) -> bool:
+        """Whether half a vector takes half of the time: the units compute a vector in two halves.
+
+        Zen 4 does (AMD, Software Optimization Guide for the Zen4 Microarchitecture).
+        """
+        return self.lanes == 16 and self.name == "znver4"
+
     def lanes_for(self, count: int) -> int:
         """Lanes of the narrowest vector for `count` elements, at most all."""
         return min(self.lanes, 1 << (count - 1).bit_length())
