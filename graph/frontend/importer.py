@@ -342,16 +342,20 @@ class _Importer:
             self._lower(node, opsets)
 
     def _as_cast(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """A `Cast` for a `CastLike`, which would make a constant depend on what it is cast like.
+        """A `Cast` for a constant's `CastLike`, which would make it depend on what it is cast like.
 
         PyTorch casts the zeros of a missing bias so.
         """
         if node.op_type != "CastLike" or node.domain or len(node.input) != 2:
             return node
+        if node.input[0] not in self._constants:
+            return node
         kind = self._type(node.input[1]).tensor_type.elem_type
         if not kind:
             return node
-        return helper.make_node("Cast", node.input[:1], node.output, name=node.name, to=kind)
+        cast = helper.make_node("Cast", node.input[:1], node.output, name=node.name, to=kind)
+        cast.attribute.extend(node.attribute)  # both have the same, beside the type
+        return cast
 
     def _in_float32(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """Make what a node computes, and the constants that it computes with, float32.

@@ -52,7 +52,7 @@ NOT_HERE = {
     r"fastrun (dashboard|worker)\b.*": "serves until it is stopped: test_storage, test_fleet",
     r"fastrun tune .* --calibrate .*": "takes minutes: tests/tuner/networks/test_precision",
     r"fastrun tune .* --device .*": "needs a board or an emulator: test_device",
-    r"fastrun report --machine FINGERPRINT": "needs a device's records: test_device",
+    r"fastrun report --machine FINGERPRINT": "needs the records of a device",
     r"fastrun tune .* --workers .*": "needs a scheduler: test_fleet",
     r"fastrun compare-search .*": "needs a space measured whole: test_replay",
     r"fastrun (--version|help COMMAND|completion \w+)": "test_command_line",

@@ -153,6 +153,9 @@ def test_plan_writes_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads((tmp_path / "run.json").read_text())["traceEvents"]
     assert ET.parse(tmp_path / "net.svg").getroot().tag.endswith("svg")
     assert onnx.load(tmp_path / "noted.onnx").graph.node
-    for name, wrong in {"--svg": "no/x.svg", "--trace": "x.txt", "--annotate": path.name}.items():
+    with pytest.raises(SystemExit) as left:
+        main(["plan", str(path), "--svg", str(tmp_path / "no" / "x.svg")])
+    assert left.value.code == 2
+    for name, wrong in {"--trace": "x.txt", "--annotate": path.name}.items():
         assert main(["plan", str(path), name, str(tmp_path / wrong)]) == 2
     assert onnx.load(path).producer_name == residual().producer_name

@@ -67,9 +67,15 @@ def test_what_is_no_journal_is_a_mistake(
     text = tmp_path / "text.db"
     text.write_text("no journal at all\n" * 99)
     (tmp_path / "binary.db").write_bytes(bytes(range(256)))
-    for path in (text, tmp_path / "binary.db", tmp_path / "no" / "x.journal"):
+    nowhere = tmp_path / "no" / "x.journal"
+    with pytest.raises(SystemExit) as left:
+        main(["tune", str(P), "--storage", str(nowhere)])
+    assert left.value.code == 2
+    assert str(nowhere) in capsys.readouterr().err
+    for path in (text, tmp_path / "binary.db"):
         assert main(["tune", str(P), "--storage", str(path), "--db", str(tmp_path / "x.db")]) == 2
         assert str(path) in capsys.readouterr().err
+    for path in (text, tmp_path / "binary.db", nowhere):
         assert main(["dashboard", str(path)]) == 2
         assert str(path) in capsys.readouterr().err
 
