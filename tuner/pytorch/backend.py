@@ -22,7 +22,7 @@ from fastrun.tuner.pytorch.graphs import (
     Roles,
     array_of,
     name_of,
-    returns_tensors,
+    result_types,
     tensor_of,
 )
 from fastrun.tuner.records.affinity import thread_number
@@ -59,7 +59,8 @@ def backend(
         )
     name = name_of(module)
     try:
-        return _Compiled(module, _roles(module.graph, examples), name, given)
+        roles, types = _roles(module.graph, examples), result_types(module.graph)
+        return _Compiled(module, roles, types, name, given)
     except UnsupportedError as error:
         _say(name, error)
         return module.forward  # type: ignore[no-any-return]
@@ -75,8 +76,6 @@ def _roles(graph: fx.Graph, examples: Sequence[Any]) -> Roles:
         )
     if away := [x.device.type for x in tensors if x.device.type != "cpu"]:
         raise UnsupportedError(f"it is on the device {away[0]}, not on the CPU")
-    if not returns_tensors(graph):
-        raise UnsupportedError("it returns more than tensors")
     return Roles.of(graph)
 
 
@@ -89,9 +88,15 @@ class _Compiled:
     """A graph and its network, which is made at the first call."""
 
     def __init__(
-        self, module: fx.GraphModule, roles: Roles, name: str, options: Mapping[str, Any]
+        self,
+        module: fx.GraphModule,
+        roles: Roles,
+        types: Sequence[torch.dtype],
+        name: str,
+        options: Mapping[str, Any],
     ) -> None:
         self._module, self._roles, self._name, self._options = module, roles, name, options
+        self._types = types
         self._inputs: Sequence[str] = ()
         self._outputs: Sequence[str] = ()
         self._network: Executable | DynamicExecutable | None = None
@@ -118,7 +123,9 @@ class _Compiled:
         assert self._network is not None
         given = zip(self._inputs, inputs, strict=True)
         results = self._network.run({name: array_of(x) for name, x in given})
-        return tuple(tensor_of(results[name]) for name in self._outputs)
+        found = zip(self._outputs, self._types, strict=True)
+        # The exporter says that the largest of halves are float32.
+        return tuple(tensor_of(results[name]).to(dtype) for name, dtype in found)
 
     def _load(self, inputs: Tensors, weights: Sequence[torch.Tensor], stamp: Sequence[int]) -> None:
         """Make the network, again if the weights are no longer what it was made of."""

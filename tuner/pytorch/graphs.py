@@ -86,11 +86,17 @@ class Inference(nn.Module):
         return self._graph(*(arguments[i] for i in range(len(arguments))))
 
 
-def returns_tensors(graph: fx.Graph) -> bool:
-    """Whether all that a graph returns are tensors."""
+def result_types(graph: fx.Graph) -> list[torch.dtype]:
+    """The element types of what a graph returns.
+
+    Raises:
+        UnsupportedError: it returns more than tensors.
+    """
     results = next(node.args[0] for node in graph.nodes if node.op == "output")
-    kinds = (x.meta.get("example_value") if isinstance(x, fx.Node) else x for x in results)
-    return all(isinstance(kind, torch.Tensor) for kind in kinds)
+    found = [x.meta.get("example_value") if isinstance(x, fx.Node) else x for x in results]
+    if not all(isinstance(x, torch.Tensor) for x in found):
+        raise UnsupportedError("it returns more than tensors")
+    return [x.dtype for x in found]
 
 
 def name_of(module: fx.GraphModule) -> str:
