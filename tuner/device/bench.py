@@ -185,14 +185,4 @@ def _finish(subject: Subject, result: Result, timing: Timing, noise: float, begi
         found = subject.spoilt()
     if found is not None:
         return replace(result, outcome=Outcome.CORRECTNESS, reason=STRAYS[found], seconds=spent)
-    if not subject.stable():
-        wrong = "a later call gives another output than the first"
-        return replace(result, outcome=Outcome.CORRECTNESS, reason=wrong, seconds=spent)
-    return replace(
-        result,
-        samples=timing.samples,
-        repeats=timing.repeats,
-        complete=timing.complete,
-        noise=max(noise, timing.waited),
-        seconds=spent,
-    )
+    return result.timed(timing, noise, spent, stable=subject.stable())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Stage
 from fastrun.tuner.measure.operands import Operands
-from fastrun.tuner.measure.timing import Protocol
+from fastrun.tuner.measure.timing import Protocol, Timing
 from fastrun.tuner.records.record import REGIMES, Errors, Outcome
 
 
@@ -110,3 +110,22 @@ class Result:
     errors: Errors | None = None
     noise: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict, hash=False)
+
+    def timed(
+        self, timing: Timing, noise: float, seconds: Mapping[str, float], stable: bool
+    ) -> Result:
+        """The whole result, if the timed calls gave the same output as the checked one.
+
+        `noise` is the largest reading of the canary; `stable` says whether they did.
+        """
+        if not stable:
+            wrong = "a later call gives another output than the first"
+            return replace(self, outcome=Outcome.CORRECTNESS, reason=wrong, seconds=seconds)
+        return replace(
+            self,
+            samples=timing.samples,
+            repeats=timing.repeats,
+            complete=timing.complete,
+            noise=max(noise, timing.waited),
+            seconds=seconds,
+        )

@@ -10,7 +10,6 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -186,17 +185,7 @@ def _finish(subject: Subject, result: Result, timing: Timing, noise: float, begi
     spent = {**result.seconds, "measure": time.perf_counter() - begin}
     _exit_if(subject.stray())
     _exit_if(subject.spoilt())
-    if not subject.stable():
-        wrong = "a later call gives another output than the first"
-        return replace(result, outcome=Outcome.CORRECTNESS, reason=wrong, seconds=spent)
-    return replace(
-        result,
-        samples=timing.samples,
-        repeats=timing.repeats,
-        complete=timing.complete,
-        noise=max(noise, timing.waited),
-        seconds=spent,
-    )
+    return result.timed(timing, noise, spent, stable=subject.stable())
 
 
 def _exit_if(found: int | None) -> None:
