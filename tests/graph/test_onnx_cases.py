@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
-
 import numpy as np
 import pytest
-from onnx.backend.test.case import node as node_cases
 from onnx.backend.test.case.test_case import TestCase as NodeCase
 
 from fastrun.graph.onnx_backend import Backend
+from tests.support.onnx_cases import cases_of
 
 # Modules of the cases, called like the operators.
 NAMES = """
@@ -21,20 +18,14 @@ scatternd tile topk trilu unique where
 
 
 def _cases() -> list[NodeCase]:
-    """The cases of these modules, which stay out of the package's list of all."""
-    before = [*node_cases._NodeTestCases]
-    operators = {name.rstrip("_") for name in NAMES.split()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in NAMES.split():
-            importlib.import_module(f"onnx.backend.test.case.node.{name}")
     found = []
-    for case in node_cases._NodeTestCases:
-        first = case.model.graph.node[0].op_type if case.model is not None else ""
-        left_out = "_expanded" in case.name or case.name == "test_scan_sum"  # of opset 8
-        if first.lower() in operators and not left_out:
-            found.append(case)
-    node_cases._NodeTestCases[:] = before
+    for name in NAMES.split():
+        for case in cases_of(name):
+            assert case.model is not None
+            first = case.model.graph.node[0].op_type
+            left_out = "_expanded" in case.name or case.name == "test_scan_sum"  # of opset 8
+            if first.lower() == name.rstrip("_") and not left_out:
+                found.append(case)
     return sorted(found, key=lambda case: case.name)[::2]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +10,6 @@ import onnx
 import onnx.backend.test
 import pytest
 from onnx import numpy_helper
-from onnx.backend.test.case import node as node_cases
 from onnx.backend.test.case.test_case import TestCase as NodeCase
 from onnx.reference import ReferenceEvaluator
 
@@ -23,6 +20,7 @@ from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference.interpreter import run
 from tests.support.graph_models import model, node, normal
+from tests.support.onnx_cases import cases_of
 
 DATA = Path(onnx.backend.test.__file__).parent / "data"
 
@@ -56,12 +54,9 @@ EXCLUDED = (
 
 
 def _cases() -> list[NodeCase]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for operator in OPERATORS:
-            importlib.import_module(f"onnx.backend.test.case.node.{operator}")
-    cases = [c for c in node_cases._NodeTestCases if not any(x in c.name for x in EXCLUDED)]
-    return sorted(cases, key=lambda c: c.name)
+    cases = [case for operator in OPERATORS for case in cases_of(operator)]
+    kept = [c for c in cases if not any(x in c.name for x in EXCLUDED)]
+    return sorted(kept, key=lambda c: c.name)
 
 
 CASES = _cases()
