@@ -14,7 +14,8 @@ from fastrun.graph.core.errors import GraphError, InputError
 from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.sizes import Sizes, advice, sizes_text, usual_shape
 from fastrun.graph.plan.plan import Plan
-from fastrun.graph.runtime.executable import Executable, MemoryUse
+from fastrun.graph.runtime.context import MemoryUse
+from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.runtime.inputs import (
     by_name,
     check_arrays,

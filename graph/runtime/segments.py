@@ -24,10 +24,10 @@ class Native:
 
 
 class Calculation:
-    """A NumPy step, the `owner`-th of all steps, and its operands and results in the arena."""
+    """A NumPy step, and its operands and results in the arena; `owners` has its index."""
 
     def __init__(self, step: NumpyStep, owner: int, view: Callable[[Port], Array]) -> None:
-        self.owner = owner
+        self.owners = [owner]
         self._step = step
         self._reads = {x: (view(port), port.shape) for x, port in step.reads.items()}
         self._writes = {x: view(port) for x, port in step.writes.items()}

@@ -383,7 +383,7 @@ def test_clones_share_weights_and_nothing_else() -> None:
     second.run({"x": other})
     assert np.array_equal(second.run({"x": x})["y"], expected)
     assert first.memory == second.memory
-    assert first._model is second._model
+    assert first._loaded is second._loaded
 
 
 @pytest.mark.parametrize("threads", [1, 2])

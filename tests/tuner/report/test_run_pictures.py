@@ -47,7 +47,7 @@ def network(request: pytest.FixtureRequest, graph: Graph) -> Executable:
 def test_a_timeline_has_no_gaps(network: Executable) -> None:
     rows = network.timeline(3)
     threads = {row["thread"] for row in rows}
-    assert threads == set(range(network._model.threads))
+    assert threads == set(range(network.threads))
     for thread in threads:
         own = [row for row in rows if row["thread"] == thread]
         assert [row["stage"] for row in own] == list(range(len(own)))
@@ -81,7 +81,7 @@ def test_a_trace_has_a_track_for_each_thread(network: Executable) -> None:
     for event in found:
         if event["ph"] == "X":
             tracks[event["tid"]].append(event)
-    assert set(tracks) == set(range(network._model.threads))
+    assert set(tracks) == set(range(network.threads))
     for events in tracks.values():
         for before, after in itertools.pairwise(events):
             assert before["ts"] + before["dur"] <= after["ts"] + 0.01  # microseconds

@@ -1,0 +1,102 @@
+"""Code and packed weights of a network: the part that its clones share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from fastrun.graph.build.memory import Lifetime, allocate
+from fastrun.graph.build.steps import Arrangement, NumpyStep, Step
+from fastrun.graph.core.model import Array
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.runtime.weights import Common, Weights
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.program import pack_bias, pack_channels
+from fastrun.kernels.native.cache import ObjectCache
+from fastrun.kernels.native.library import Library
+from fastrun.kernels.native.precompile import precompile
+
+# Gives the packed weights of a step. Several plans of a network may share them.
+Packed = Callable[[Step], Array]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network's code and packed weights.
+
+    `offsets` are places in an arena of `arena` bytes: of all buffers, then of the workspaces of
+    all steps. `packed` has the addresses of each step's weights and bias, 0 for none.
+    """
+
+    arrangement: Arrangement
+    threads: int
+    offsets: Sequence[int]
+    arena: int
+    libraries: Mapping[str, Library]
+    weights: Weights
+    packed: Sequence[tuple[int, int]]
+    plan: Plan
+
+    @classmethod
+    def of(
+        cls,
+        arrangement: Arrangement,
+        cpu: Cpu,
+        threads: int,
+        plan: Plan,
+        packed: Packed = Step.packed,
+        common: Common | None = None,
+    ) -> Loaded:
+        """Compile the kernels that the object cache lacks; pack the weights in the order of use.
+
+        Packed weights that are in `common` already are used there.
+
+        Raises:
+            CompileError: LLVM refuses a kernel.
+        """
+        libraries = _libraries(arrangement, cpu)
+        offsets, arena = _arena(arrangement)
+        block = Weights(common)
+        pairs, light = [], list[Step | NumpyStep]()
+        for step in arrangement.steps:
+            if isinstance(step, NumpyStep):
+                pairs.append((0, 0))
+                light.append(step)
+                continue
+            weights = packed(step)
+            if step.gathered:
+                weights = np.concatenate([_table(step, offsets).view(weights.dtype), weights])
+            bias = None if step.bias is None else pack_bias(step.bias)
+            pairs.append((block.put(weights), block.put(bias)))
+            light.append(replace(step, weights=None, bias=None))
+        arrangement = replace(arrangement, steps=tuple(light))
+        return cls(arrangement, threads, offsets, arena, libraries, block, pairs, plan)
+
+
+def _libraries(arrangement: Arrangement, cpu: Cpu) -> dict[str, Library]:
+    """The compiled kernels by their IR."""
+    cache, libraries = ObjectCache(), dict[str, Library]()
+    precompile([step.program.ir for step in arrangement.kernels], cpu, cache)
+    for kernel in arrangement.kernels:
+        program = kernel.program
+        if program.ir not in libraries:
+            symbols = [stage.symbol for stage in program.stages]
+            libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
+    return libraries
+
+
+def _table(step: Step, offsets: Sequence[int]) -> Array:
+    """Where the channels lie that a step gathers from several buffers, relative to its input."""
+    src, size = offsets[step.src], step.program.io.src.dtype.bytes()
+    return pack_channels([(offsets[buffer] - src) // size + at for buffer, at in step.gathered])
+
+
+def _arena(arrangement: Arrangement) -> tuple[list[int], int]:
+    """Offsets of the buffers and of the steps' workspaces, and the size of the arena in bytes."""
+    shared = [
+        Lifetime(step.program.shared_bytes if isinstance(step, Step) else 0, i, i)
+        for i, step in enumerate(arrangement.steps)
+    ]
+    return allocate([*arrangement.buffers, *shared])
