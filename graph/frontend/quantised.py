@@ -7,7 +7,7 @@ there is no grid (more than 8 bits, several scales), the steps of rounding are w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,11 +16,12 @@ from onnx import helper
 
 from fastrun.graph.core.errors import GraphError, UnsupportedError
 from fastrun.graph.core.grid import Grid
-from fastrun.graph.core.model import Array, Node, Tensor
+from fastrun.graph.core.model import Array, Node
 from fastrun.graph.core.ops import Binary, Cast, Numpy, Unary
 from fastrun.graph.frontend.file import label
 from fastrun.graph.frontend.lowering.site import Unsupported
 from fastrun.graph.frontend.steps import Steps, is_whole, read_steps
+from fastrun.graph.frontend.values import Values
 from fastrun.graph.frontend.weights import Weights
 
 QUANTISERS = ("QuantizeLinear", "DequantizeLinear")
@@ -60,28 +61,18 @@ class Meaning:
 
 
 class Quantised:
-    """The quantised values of a model that is being read.
+    """The quantised ones among the values of a model that is being read."""
 
-    `tensors` and `constants` are those of the importer; `known` has the names of all values so far,
-    `fresh` gives names that no value has.
-    """
-
-    def __init__(
-        self,
-        tensors: MutableMapping[str, Tensor],
-        constants: MutableMapping[str, Array],
-        known: set[str],
-        fresh: Callable[[str], str],
-    ) -> None:
-        self.weights = Weights(constants)
-        self._tensors = tensors
-        self._constants = constants
-        self._known = known
-        self._fresh = fresh
+    def __init__(self, values: Values) -> None:
+        self.weights = Weights(values.constants)
+        self._values = values
+        self._tensors, self._constants = values.tensors, values.constants
+        self._fresh, self._constant = values.fresh, values.constant
         self.stored: dict[str, Stored] = {}
         self.grids: dict[str, Grid] = {}
         self.notes: list[str] = []
         self._written: set[str] = set()  # results of nodes written here
+        self._integers: dict[str, str] = {}  # of stored values, for NumPy
 
     def meaning(self, node: onnx.NodeProto) -> Meaning | None:
         """The meaning of a quantising or dequantising node, None for any other node.
@@ -165,7 +156,24 @@ class Quantised:
             nodes[i] = replace(node, inputs=inputs, outputs=outputs)
         nodes += self._rounded(numbers, stored.steps, name)
 
-    def integers(self, name: str, output: str) -> list[Node]:
+    def of_integers(self, node: onnx.NodeProto) -> tuple[onnx.NodeProto, list[Node]]:
+        """The node reading integers as the model has them, where the graph has their numbers.
+
+        The nodes beside it compute these integers.
+        """
+        copy, added = onnx.NodeProto(), list[Node]()
+        copy.CopyFrom(node)
+        for i, name in enumerate(node.input):
+            if name in self.stored and name not in self._integers:
+                integers = self._integers[name] = self._fresh(f"{name}.integers")
+                self._values.define(integers)
+                added += self._as_integers(name, integers)
+                kind = self.stored[name].dtype
+                self._values.set_tensor(integers, replace(self._tensors[name], dtype=kind))
+            copy.input[i] = self._integers.get(name, name)
+        return copy, added
+
+    def _as_integers(self, name: str, output: str) -> list[Node]:
         """The nodes that compute the integers of a stored value, as NumPy reads them."""
         stored, nodes, whole = self.stored[name], list[Node](), name
         if stored.steps and not stored.raw:
@@ -178,9 +186,9 @@ class Quantised:
         nodes, zero = list[Node](), steps.zero.astype(np.float32)
         quotient, whole = (self._fresh(f"{output}.{step}") for step in ("quotient", "whole"))
         for op, x, operand, y in (
-            (Binary("div"), numbers, self.constant(output, steps.scale), quotient),
+            (Binary("div"), numbers, self._constant(output, steps.scale), quotient),
             (Unary("round"), quotient, "", whole),
-            (Binary("add"), whole, self.constant(output, zero), output),
+            (Binary("add"), whole, self._constant(output, zero), output),
         ):
             nodes.append(Node(y, op, (x, operand) if operand else (x,), (y,)))
             self._tensors[y] = self._tensors[numbers]
@@ -279,19 +287,12 @@ class Quantised:
             operator, operands = step[0], step[1:]
             last = index == len(steps) - 1
             y = node.output[0] if last else self._fresh(f"{node.output[0]}.{index}")
-            inputs = [x, *(self.constant(y, np.asarray(a)) for a in operands)]
+            inputs = [x, *(self._constant(y, np.asarray(a)) for a in operands)]
             name = f"{node.name or node.output[0]}/{operator}"
             made.append(helper.make_node(operator, inputs, [y], name))
             self._written.add(y)
             x = y
         return made
-
-    def constant(self, like: str, values: Array) -> str:
-        """Add a constant. Returns its name."""
-        name = self._fresh(f"{like}.constant")
-        self._constants[name] = values
-        self._known.add(name)
-        return name
 
     def _number(self, node: onnx.NodeProto, index: int, stored: Stored) -> str:
         """An operand of integers as numbers; an absent one is 0 for a Pad, else it stays absent."""
@@ -304,7 +305,7 @@ class Quantised:
         values = self._constants[name] if name else np.zeros((), stored.dtype)
         steps = None if stored.raw else stored.steps
         found = steps.numbers(values) if steps else values
-        return self.constant(node.output[0], found.astype(np.float32))
+        return self._constant(node.output[0], found.astype(np.float32))
 
 
 def _is_choice(node: onnx.NodeProto) -> bool:

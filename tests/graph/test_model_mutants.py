@@ -14,7 +14,7 @@ import pytest
 
 import fastrun
 from fastrun.graph.core.errors import GraphError
-from fastrun.graph.frontend import importer as onnx_import
+from fastrun.graph.frontend import values
 from fastrun.graph.runtime.executable import Executable
 from tests.support.graph_models import model, node
 from tests.support.model_mutants import bases, mutant
@@ -35,7 +35,7 @@ def loaded(path: Path) -> Executable | None:
 
 
 def test_mutants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnx_import, "usable_memory", lambda: 2**31)  # the same on every machine
+    monkeypatch.setattr(values, "usable_memory", lambda: 2**31)  # the same on every machine
     path, originals, compared = tmp_path / "mutant.onnx", bases(), 0
     for seed in range(MUTANTS):
         draw = random.Random(seed)
