@@ -6,7 +6,6 @@ halo of zeros round every plane, so that a convolution's padding needs no code.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +20,7 @@ Array = NDArray[np.float32]
 READ_SLACK = 64
 
 BLOCKS = (4, 8, 16)
+_BLOCKED = {f"NCHW{b}c": b for b in BLOCKS}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Layout:
     dtype: DType = F32
 
     def __post_init__(self) -> None:
-        if self.name not in ("NCHW", "NHWC", *(f"NCHW{b}c" for b in BLOCKS)):
+        if self.name not in ("NCHW", "NHWC", *_BLOCKED):
             raise ValueError(f"unknown layout {self.name!r}: use NCHW, NHWC, NCHW{BLOCKS}c")
 
     def block(self, c: int) -> int:
@@ -49,8 +49,7 @@ class Layout:
     @property
     def blocked(self) -> int:
         """b of NCHWbc, 0 for the plain layouts."""
-        found = re.fullmatch(r"NCHW(\d+)c", self.name)
-        return int(found[1]) if found else 0
+        return _BLOCKED.get(self.name, 0)
 
     @property
     def order(self) -> Layout:
