@@ -26,6 +26,7 @@ from fastrun.graph.core.ops import (
     MatMul,
     Op,
     Pad,
+    Recurrent,
     Reduce,
     Resize,
     Slice,
@@ -39,7 +40,7 @@ from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
-from fastrun.kernels.ops import conv_transpose, lrn, matmul, movement, reduce, sampling
+from fastrun.kernels.ops import conv_transpose, lrn, matmul, movement, recurrent, reduce, sampling
 
 
 def view(where: Placement, shape: Shape) -> Strided:
@@ -77,6 +78,10 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
     views = [view(x, graph.shape(name)) for x, name in zip(reads, task.reads, strict=True)]
     if isinstance(op, ConvTranspose):
         return _conv_transpose(graph, task, cpu, views[0], out)
+    if isinstance(op, Recurrent):
+        bias = constant(graph, task, 2).reshape(-1) if task.node.input(2) else None
+        program = recurrent.recurrent(op, cpu, views[0], out, (*views[1:], None)[0])
+        return Built(program, "strided", constant(graph, task, 1), bias)
     if isinstance(op, MatMul | Gemm):
         return _product(graph, task, cpu, views, out)
     return Built(_of_one_tensor(graph, task, cpu, views[0], out), "strided")

@@ -19,6 +19,7 @@ from fastrun.kernels.ops.elementwise import Unary as Unary
 from fastrun.kernels.ops.layer_norm import LayerNorm as LayerNorm
 from fastrun.kernels.ops.lrn import LRN as LRN
 from fastrun.kernels.ops.movement import Pad as Pad
+from fastrun.kernels.ops.recurrent import Recurrent as Recurrent
 from fastrun.kernels.ops.reduce import Reduce as Reduce
 from fastrun.kernels.ops.reduce import Softmax as Softmax
 from fastrun.kernels.ops.sampling import Resize as Resize
@@ -203,8 +204,8 @@ class Foreign:
 
 
 Op = (
-    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Unary | Clip
-    | Binary | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose
+    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Recurrent
+    | Unary | Clip | Binary | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose
     | ChannelShuffle | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 

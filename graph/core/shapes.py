@@ -33,6 +33,7 @@ from fastrun.graph.core.ops import (
     Op,
     Pad,
     Pool,
+    Recurrent,
     Slice,
     Softmax,
     Transpose,
@@ -84,6 +85,8 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return tuple(x[axis] for axis in order)
         case Attention(heads=heads, v=v):
             return (x[0], heads * v.size, *x[2:])
+        case Recurrent(backwards=backwards, keeps_cell=keeps_cell):
+            return (x[0] + keeps_cell, len(backwards), x[1], shapes[1][-1])
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import Attention, Conv, ConvTranspose, Gemm, MatMul
+from fastrun.graph.core.ops import Attention, Conv, ConvTranspose, Gemm, MatMul, Recurrent
 
 
 def flops(graph: Graph, node: Node) -> int:
-    """Two for each multiply-add of a convolution, product or attention; 0 for every other node."""
+    """Two for each multiply-add of a product of matrices or more; 0 for every other node."""
     match node.op:
         case Conv():
             weights = graph.shape(node.inputs[1])
@@ -26,4 +26,6 @@ def flops(graph: Graph, node: Node) -> int:
             images, _, *pixels = graph.shape(node.output)
             keys = math.prod(graph.shape(node.input(1) or node.inputs[0])[2:])
             return 2 * images * heads * math.prod(pixels) * keys * (k.size + v.size)
+        case Recurrent():
+            return 2 * math.prod(graph.shape(node.inputs[0])) * graph.shape(node.output)[-1]
     return 0

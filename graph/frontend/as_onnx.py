@@ -21,6 +21,7 @@ from fastrun.graph.core.ops import (
     Onnx,
     Op,
     Pool,
+    Recurrent,
     operand,
 )
 from fastrun.graph.frontend.file import convolves, names_read
@@ -36,6 +37,7 @@ _FIXED: Mapping[type[Op], Sequence[int]] = {
     BatchNorm: (1, 2, 3, 4),
     Gemm: (2,),
     Gather: (1,),
+    Recurrent: (1, 2),
 }
 
 

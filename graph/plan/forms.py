@@ -23,6 +23,7 @@ from fastrun.graph.core.ops import (
     Numpy,
     Pad,
     Pool,
+    Recurrent,
     Reduce,
     Reshape,
     Resize,
@@ -242,6 +243,9 @@ class Forms:
                 return alike(self.layouts)
             case Attention():
                 return alike([NHWC], 2 * streaming)
+            case Recurrent():
+                steps = self.graph.shape(task.reads[0])[0]
+                return alike([NCHW], self._costs.stream(steps * self._weight_bytes(task, "")))
             case LayerNorm():
                 single = shape4(self.graph.shape(task.output))[2:] == (1, 1)
                 return alike([x for x in self.layouts if single or x != NCHW])

@@ -37,6 +37,7 @@ from fastrun.graph.core.ops import (
     Onnx,
     Pad,
     Pool,
+    Recurrent,
     Reduce,
     Reshape,
     Resize,
@@ -61,6 +62,7 @@ from fastrun.graph.reference.numerics import (
     resize,
     softmax,
 )
+from fastrun.graph.reference.recurrence import recurrence
 from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate
 
@@ -179,6 +181,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return lrn(op, x)
         case Attention():
             return attention(op, x, *(*rest, None, None)[:2])
+        case Recurrent():
+            return recurrence(op, x, *(*rest, None, None)[:3])
         case LayerNorm(epsilon=epsilon):
             scale, shift = (along_channels(p.reshape(-1), x) for p in (*rest, np.zeros(1))[:2])
             deviation = np.sqrt(x.var(1, keepdims=True) + epsilon)

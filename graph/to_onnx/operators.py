@@ -35,6 +35,7 @@ from fastrun.graph.core.ops import (
     Onnx,
     Pad,
     Pool,
+    Recurrent,
     Reduce,
     Reshape,
     Resize,
@@ -46,6 +47,7 @@ from fastrun.graph.core.ops import (
 )
 from fastrun.graph.frontend.inline import renamed
 from fastrun.graph.to_onnx.nodes import Nodes
+from fastrun.graph.to_onnx.recurrent import recurrent
 from fastrun.kernels.core.problem import slope
 
 OPSET = 19
@@ -89,6 +91,8 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
                 x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
         case Attention():
             _attention(to, node, op, inputs, output)
+        case Recurrent():
+            recurrent(to, node, op, inputs, output)
         case LayerNorm(epsilon=epsilon):
             rank = len(shape)
             last, first = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))

@@ -5,7 +5,16 @@ The function reads a `Site`, one ONNX node whose output shapes are known, and em
 
 from __future__ import annotations
 
-from fastrun.graph.frontend.lowering import arithmetic, movement, scaling, windows
+from fastrun.graph.frontend.lowering import arithmetic, movement, recurrent, scaling, windows
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lower
 
-__all__ = ["Site", "Unsupported", "arithmetic", "lower", "movement", "scaling", "windows"]
+__all__ = [
+    "Site",
+    "Unsupported",
+    "arithmetic",
+    "lower",
+    "movement",
+    "recurrent",
+    "scaling",
+    "windows",
+]

@@ -1,0 +1,42 @@
+"""Recurrent layers against their steps in float64."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastrun.graph.reference.recurrence import recurrence
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.strided import Strided
+from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.ops.recurrent import GATES, Recurrent, recurrent
+from tests.support.lanes import CPUS, cpus
+from tests.support.strided import CPU, assert_close, normal, run
+
+
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+@pytest.mark.parametrize("cell", GATES)
+def test_every_cell(cell: str, cpu: Cpu) -> None:
+    """Hidden values that are no whole vectors, images that are no whole tiles, both directions."""
+    for batch, hidden, given in ((1, 37, False), (7, 21, True)):
+        op = Recurrent(cell, (False, True), cell == "lstm")
+        rows = op.gates * hidden
+        x, weights = normal(5, batch, 2 * rows), 0.3 * normal(2, rows, hidden)
+        bias = normal(2, hidden) if cell == "gru" else None
+        initial = normal(op.states, 2, batch, hidden) if given else None
+        truth = recurrence(op, x.astype(float), weights.astype(float), bias, initial)
+        dst = Strided.row_major(truth.shape)
+        before = None if initial is None else Strided.row_major(initial.shape)
+        program = recurrent(op, cpu, Strided.row_major(x.shape), dst, before)
+        found = run(program, dst, x, initial, weights, bias)
+        assert_close(found, truth, 16, 3e-6)
+
+
+def test_refusals() -> None:
+    x = Strided.row_major((5, 1, 32))
+    for op, shape in (
+        (Recurrent("lstm"), (6, 1, 1, 8)),
+        (Recurrent("lstm", (True, False)), (5, 2, 1, 4)),
+        (Recurrent("cell"), (5, 1, 1, 8)),
+    ):
+        with pytest.raises(ScheduleError):
+            recurrent(op, CPU, x, Strided.row_major(shape))
