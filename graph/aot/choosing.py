@@ -9,8 +9,11 @@ from fastrun.graph.aot.layout import Variant
 
 def supported(triple: str, variants: Sequence[Variant]) -> str:
     """Whether the processor has what variant `%number` needs."""
-    if triple.startswith("x86_64"):
+    machine = triple.partition("-")[0]
+    if machine == "x86_64":
         return _x86_supported(variants)
+    if machine == "riscv64":
+        return _riscv_supported(variants)
     asks = "\n".join(
         f"  %held{i} = and i64 %word, {v.needs.hwcap}\n"
         f"  %has{i} = icmp eq i64 %held{i}, {v.needs.hwcap}\n"
@@ -24,6 +27,38 @@ define internal i1 @supported(i64 %number) nounwind {{
   %word = call i64 @getauxval(i64 16)
 {asks}
   ret i1 %ok{len(variants) - 1}
+}}"""
+
+
+def _riscv_supported(variants: Sequence[Variant]) -> str:
+    """HWCAP, and then the length of vector registers, which only such a processor can tell."""
+    rows = ", ".join(f"[2 x i64] [i64 {v.needs.hwcap}, i64 {v.needs.vlen}]" for v in variants)
+    return f"""declare i64 @getauxval(i64)
+declare i64 @llvm.vscale.i64()
+
+@needs = internal constant [{len(variants)} x [2 x i64]] [{rows}]
+
+define internal i64 @vlen() nounwind noinline "target-features"="+v" {{
+  %parts = call i64 @llvm.vscale.i64()
+  %bits = mul i64 %parts, 64
+  ret i64 %bits
+}}
+
+define internal i1 @supported(i64 %number) nounwind {{
+  %word = call i64 @getauxval(i64 16)
+  %letters.at = getelementptr [2 x i64], ptr @needs, i64 %number, i64 0
+  %letters = load i64, ptr %letters.at, align 8
+  %held = and i64 %word, %letters
+  %has = icmp eq i64 %held, %letters
+  br i1 %has, label %ask, label %no
+ask:
+  %bits = call i64 @vlen()
+  %least.at = getelementptr [2 x i64], ptr @needs, i64 %number, i64 1
+  %least = load i64, ptr %least.at, align 8
+  %long = icmp uge i64 %bits, %least
+  ret i1 %long
+no:
+  ret i1 false
 }}"""
 
 

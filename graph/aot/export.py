@@ -23,7 +23,7 @@ from fastrun.graph.plan.choices import heuristic_choices
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import carried_out, follow_plan, make_plan, packed_bytes
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.processors import NAMES, needs, target
+from fastrun.kernels.core.processors import NAMES, baseline, needs, target
 from fastrun.kernels.native.apart import compile_all
 from fastrun.kernels.native.compile import llvm_version
 from fastrun.kernels.native.elf import archive
@@ -111,7 +111,7 @@ def export(
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
     triple = built[0].cpu.triple
-    base = target("aarch64" if triple.startswith("aarch64") else "x86-64-v2")
+    base = baseline(built[0].cpu.machine)
     head = weights[:HEAD_BYTES]
     described = ports.inputs(graph), ports.outputs(graph)
     interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob, *described)

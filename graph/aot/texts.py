@@ -193,7 +193,8 @@ def _sum(prefix: str, number: int, x: Outer) -> str:
 
 def makefile(prefix: str, triple: str) -> str:
     """Builds the example against the shared library."""
-    cross = "aarch64-linux-gnu-" if triple.startswith("aarch64") else ""
+    machine = triple.partition("-")[0]
+    cross = "" if machine == "x86_64" else f"{machine}-linux-gnu-"
     return f"""# make: the example with the shared library; make static: with the archive.
 CC ?= {cross}cc
 

@@ -73,6 +73,18 @@ def _fma(types: Types) -> Dot:
     return Dot("", types, 1, spread, read, lambda acc, x, w: fma(x[0], w[0], acc))
 
 
+def _mul(types: Types) -> Dot:
+    """One channel at a time, as int32: what every processor has."""
+
+    def spread(at: Buffer, lanes: int) -> Group:
+        return (at.k.splat(at.load(lanes=1).to(I32), lanes),)
+
+    def read(at: Buffer, lanes: int) -> Group:
+        return (at.load(lanes=lanes).to(I32),)
+
+    return Dot("mul", types, 1, spread, read, lambda acc, x, w: acc + x[0] * w[0])
+
+
 def _word(at: Buffer, lanes: int, dtype: DType, part: int = 0) -> Vec:
     """A word of 32 bits in every lane, seen as a vector of smaller elements."""
     place = at.strided(1).at(part * (_WORD // dtype.bytes()))
@@ -264,7 +276,7 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
 
     If weights are bf16 there is a product of pairs of bf16, which rounds float32 input as well.
     """
-    x86 = cpu.triple.startswith("x86_64")
+    x86 = cpu.machine == "x86_64"
     vnni = has(cpu, "avx512vnni") or has(cpu, "avxvnni")
     if types.src is I16:
         return [*([_vnni16(types)] if vnni else []), *([_wd16(types)] if x86 else [])]
@@ -273,7 +285,8 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
         return [*([_bf16(types)] if native else []), _fma(types)]
     if not x86:
         wider = [_usdot(types)] if has(cpu, "i8mm") else []
-        return [*wider, *([_sdot(types)] if has(cpu, "dotprod") else [])]
+        found = [*wider, *([_sdot(types)] if has(cpu, "dotprod") else [])]
+        return found or [_mul(types)]
     found = [_vnni(types)] if vnni else []
     # 255 * 2 * chain * largest must fit int16.
     chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]

@@ -45,8 +45,8 @@ class Buffer:
         """
         if value.lanes == 2:  # no register class of x86
             value = self.k.shuffle(value, value, [0])
-        kind = "v" if self.k.cpu.triple.startswith("x86_64") else "w"
-        text = f'call ptr asm "", "=r,0,{kind}"(ptr {self.base}, {value.type} {value.ssa})'
+        kind, operand = _for_assembly(value)
+        text = f'call ptr asm "", "=r,0,{kind}"(ptr {self.base}, {operand})'
         return replace(self, base=self.k.emit(text))
 
     def __getitem__(self, i: Int) -> Buffer:
@@ -145,6 +145,22 @@ class Buffer:
 
     def _vector(self, lanes: int) -> str:
         return vector_type(lanes, self.dtype.llvm_name)
+
+
+def _for_assembly(value: Vec) -> tuple[str, str]:
+    """How inline assembly takes a vector: the kind of register, and the vector with its type."""
+    k, kind = value.k, value.dtype
+    if k.cpu.machine != "riscv64":
+        return "v" if k.cpu.machine == "x86_64" else "w", f"{value.type} {value.ssa}"
+    if value.lanes == 1:
+        return "f" if kind.is_float else "r", f"{value.type} {value.ssa}"
+    # LLVM gives RISC-V's vector registers only to types whose length is that of registers.
+    count = max(64 // kind.bits, 2 * value.lanes // k.lanes)
+    whole = f"<vscale x {count} x {kind.llvm_name}>"
+    name = f"llvm.vector.insert.nxv{count}{kind.suffix}.v{value.lanes}{kind.suffix}"
+    k.declare(f"declare {whole} @{name}({whole}, {value.type}, i64)")
+    put = f"call {whole} @{name}({whole} poison, {value.type} {value.ssa}, i64 0)"
+    return "^vr", f"{whole} {k.emit(put)}"
 
 
 class Tile:

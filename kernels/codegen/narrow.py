@@ -20,7 +20,7 @@ def side_by_side(vectors: Sequence[Vec], quads: Sequence[int] = ()) -> Vec:
     k, lanes = first.k, first.lanes
     padded = [vectors[min(i, count - 1)] if count > 2 else vectors[i % count] for i in range(4)]
     kept = 1 << (count - 1).bit_length()
-    if lanes not in _PACKS or not k.cpu.triple.startswith("x86_64"):
+    if lanes not in _PACKS or k.cpu.machine != "x86_64":
         bytes_ = [v.max(0).min(255).to(U8) for v in padded[:kept]]
         while len(bytes_) > 1:
             pairs = zip(bytes_[::2], bytes_[1::2], strict=True)

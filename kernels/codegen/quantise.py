@@ -8,7 +8,7 @@ from __future__ import annotations
 from fastrun.kernels.codegen.builder import Buffer, Vec, constant
 from fastrun.kernels.codegen.dot import has
 from fastrun.kernels.codegen.narrow import side_by_side
-from fastrun.kernels.codegen.values import Vectors
+from fastrun.kernels.codegen.values import Index, Vectors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I16, I32, U8, DType
 from fastrun.kernels.core.scales import TENSORS
@@ -59,6 +59,8 @@ def _scalar(k: Vectors, place: int, lanes: int) -> Vec:
 
 def looked_up(x: Vec) -> Vec:
     """Elements of type u8 replaced by those of the table of 256 bytes in the weights."""
+    if x.k.cpu.machine == "riscv64":
+        return _gathered(x)
     k, width = x.k, table_lanes(x.k.cpu)
     if x.lanes <= width:
         order = [*range(x.lanes), *[0] * (width - x.lanes)]
@@ -98,6 +100,22 @@ def _permuted(x: Vec) -> Vec:
     return k.blend(_negative(x), high, low)
 
 
+def _gathered(x: Vec) -> Vec:
+    """By loads of single bytes."""
+    k, n = x.k, x.lanes
+    if n == 1:
+        index = Index(k, k.emit(f"zext i8 {x.ssa} to i64"))
+        return Buffer(k, "%weights", (1,), U8).load(index, lanes=1)
+    k.declare(
+        f"declare <{n} x i8> @llvm.masked.gather.v{n}i8.v{n}p0(<{n} x ptr>, <{n} x i1>, <{n} x i8>)"
+    )
+    wide = k.emit(f"zext {x.type} {x.ssa} to <{n} x i64>")
+    places = k.emit(f"getelementptr i8, ptr %weights, <{n} x i64> {wide}")
+    all_ = ", ".join(["i1 true"] * n)
+    text = f"<{n} x ptr> align 1 {places}, <{n} x i1> <{all_}>, {x.type} poison"
+    return Vec(k, k.emit(f"call {x.type} @llvm.masked.gather.v{n}i8.v{n}p0({text})"), n, U8)
+
+
 def _blended(x: Vec) -> Vec:
     """By shuffles of 16 bytes in each part of 128 bits, of which bits 4 to 7 choose one."""
     k, table = x.k, Buffer(x.k, "%weights", (1,), U8)
@@ -121,7 +139,7 @@ def _blended(x: Vec) -> Vec:
 def _either(mask: Vec, chosen: Vec, other: Vec) -> Vec:
     """`chosen` where the highest bit of the mask's byte is set."""
     k, lanes = mask.k, mask.lanes
-    if not k.cpu.triple.startswith("x86_64"):
+    if k.cpu.machine != "x86_64":
         return k.blend(_negative(mask), chosen, other)
     # LLVM would compute the mask of a `select` by a comparison first.
     name = {16: "llvm.x86.sse41.pblendvb", 32: "llvm.x86.avx2.pblendvb"}[lanes]
@@ -130,7 +148,7 @@ def _either(mask: Vec, chosen: Vec, other: Vec) -> Vec:
 
 def _shuffled(entries: Vec, index: Vec) -> Vec:
     k, lanes = entries.k, entries.lanes
-    if not k.cpu.triple.startswith("x86_64"):
+    if k.cpu.machine != "x86_64":
         return k.target("llvm.aarch64.neon.tbl1.v16i8", U8, lanes, entries, index)
     name = {16: "llvm.x86.ssse3.pshuf.b.128", 32: "llvm.x86.avx2.pshuf.b"}[lanes]
     return k.target(name, U8, lanes, entries, index)

@@ -40,6 +40,11 @@ class Cpu:
     fma: bool = True
 
     @property
+    def machine(self) -> str:
+        """The architecture: `x86_64`, `aarch64` or `riscv64`."""
+        return self.triple.partition("-")[0]
+
+    @property
     def block(self) -> int:
         """Channels of a block that fills vectors, in a layout with blocks."""
         return min(16, max(4, self.lanes))
@@ -104,6 +109,12 @@ class Cpu:
     def neon(cls) -> Cpu:
         """A generic AArch64 server core, to build for."""
         return _generic("aarch64-unknown-linux-gnu", "neoverse-n1", "+dotprod", 4, 32)
+
+    @classmethod
+    def rvv(cls) -> Cpu:
+        """A generic RISC-V with the vector extension and registers of 128 bits or more."""
+        features = "+m,+a,+f,+d,+c,+v,+zihintpause"
+        return _generic("riscv64-unknown-linux-gnu", "generic-rv64", features, 4, 32)
 
 
 def _generic(triple: str, name: str, features: str, lanes: int, registers: int) -> Cpu:

@@ -27,6 +27,9 @@ _WORDS: tuple[dict[str, int], ...] = (
 )  # fmt: skip
 _HWCAP = {"neon": 1, "fullfp16": 10, "dotprod": 20}
 _HWCAP2 = {"i8mm": 13, "bf16": 14}
+# RISC-V's has a bit for each letter. `zvl256b` says that registers have 256 bits at least.
+_RISCV = {letter: ord(letter) - ord("a") for letter in "mafdcv"}
+_WIDER = {"zvl256b": 256, "zvl512b": 512}
 
 # Registers that the system must save: of 256 bits, and of 512 bits with their masks.
 _YMM, _ZMM = 0x06, 0xE6
@@ -37,16 +40,23 @@ _LEVELS = {
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
 }
 
-NAMES = (*_LEVELS, "x86-64-v4+vnni", "aarch64", "aarch64+dotprod", "native")
+NAMES = (
+    *_LEVELS, "x86-64-v4+vnni", "aarch64", "aarch64+dotprod",
+    "riscv64gcv", "riscv64gcv+zvl256b", "native",
+)  # fmt: skip
 """The names of targets; `native` is this machine."""
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a processor must say of itself: five words of CPUID and the saved state, or HWCAP."""
+    """What a processor must say of itself: five words of CPUID and the saved state, or HWCAP.
+
+    `vlen` are bits of RISC-V's vector registers.
+    """
 
     x86: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
     hwcap: int = 0
+    vlen: int = 0
 
 
 def target(name: str) -> Cpu:
@@ -63,14 +73,26 @@ def target(name: str) -> Cpu:
         raise ValueError(f"unknown target {name!r}: use {', '.join(NAMES)}")
     base, _, extra = name.partition("+")
     if base == "aarch64":
-        features = "+dotprod" if extra else ""
-        return replace(Cpu.neon(), name="generic", model="generic aarch64", features=features)
+        return replace(baseline(base), features="+dotprod" if extra else "")
+    if base == "riscv64gcv":
+        return riscv64(_WIDER.get(extra, 128), model=f"generic {name}")
     if base == "x86-64-v2":
         generic = replace(Cpu.avx2(), name="x86-64-v2", model="generic x86-64-v2", fma=False)
         return replace(generic, lanes=4)
     cpu = Cpu.avx512() if base == "x86-64-v4" else Cpu.avx2()
     more = ",+avx512vnni" if extra else ""
     return replace(cpu, features=cpu.features + more)
+
+
+def baseline(machine: str) -> Cpu:
+    """What every processor of an architecture has, to build what runs before features are asked."""
+    if machine == "aarch64":
+        return replace(Cpu.neon(), name="generic", model="generic aarch64", features="")
+    if machine == "riscv64":
+        without = Cpu.rvv().features.replace(",+v", "")
+        return replace(Cpu.rvv(), model="generic riscv64", features=without)
+    generic = replace(Cpu.avx2(), name="x86-64", model="generic x86-64", fma=False)
+    return replace(generic, lanes=4)
 
 
 def features_of(cpu: Cpu) -> set[str]:
@@ -85,7 +107,10 @@ def features_of(cpu: Cpu) -> set[str]:
 def needs(cpu: Cpu) -> Needs:
     """What code for `cpu` needs of the processor that runs it."""
     has = features_of(cpu)
-    if not cpu.triple.startswith("x86_64"):
+    if cpu.machine == "riscv64":
+        bits = sum(1 << bit for f, bit in _RISCV.items() if f in has)
+        return Needs(hwcap=bits, vlen=32 * cpu.lanes)
+    if cpu.machine == "aarch64":
         has |= {"neon"}
         return Needs(hwcap=sum(1 << bit for f, bit in _HWCAP.items() if f in has))
     words = [sum(1 << bit for f, bit in word.items() if f in has) for word in _WORDS]
@@ -127,14 +152,32 @@ def aarch64(features: Sequence[str], **facts: Any) -> Cpu:
     return replace(target("aarch64"), features=named, **facts)
 
 
-def vectors(features: str) -> tuple[bool, int]:
-    """Whether a feature string is of AArch64, and its lanes of float32."""
+def riscv64(vlen: int, **facts: Any) -> Cpu:
+    """The RISC-V processor whose vector registers have so many bits; see `x86_64`.
+
+    Code uses 512 bits of longer ones.
+    """
+    wider = [f for f, bits in _WIDER.items() if vlen >= bits]
+    cpu = Cpu.rvv()
+    features = ",".join([cpu.features, *(f"+{f}" for f in wider)])
+    return replace(cpu, features=features, lanes=min(vlen, 512) // 32, **facts)
+
+
+def has_vectors(hwcap: int) -> bool:
+    """Whether a RISC-V processor has what all code for it needs, the vector extension too."""
+    return all(hwcap >> bit & 1 for bit in _RISCV.values())
+
+
+def vectors(features: str) -> tuple[str, int]:
+    """The architecture that a feature string is of, and its lanes of float32."""
     held = {f[1:] for f in features.split(",") if f.startswith("+")}
     if held & {"neon", "fp-armv8"}:
-        return True, 4
+        return "aarch64", 4
+    if "v" in held:
+        return "riscv64", max((bits for f, bits in _WIDER.items() if f in held), default=128) // 32
     if held >= {"avx512f", "avx512vl"}:
-        return False, 16
-    return False, 8 if "avx2" in held else 4
+        return "x86_64", 16
+    return "x86_64", 8 if "avx2" in held else 4
 
 
 def aarch64_features(hwcap: int, hwcap2: int) -> list[str]:
@@ -145,7 +188,7 @@ def aarch64_features(hwcap: int, hwcap2: int) -> list[str]:
 
 def _known_features(cpu: Cpu) -> Cpu:
     """The processor without the features that an exported library could not ask for."""
-    if not cpu.triple.startswith("x86_64"):
+    if cpu.machine != "x86_64":
         return cpu
     known = {f for word in _WORDS for f in word} | {"sse", "sse2", "mmx", "fxsr", "cx8", "64bit"}
     kept, off = [], []

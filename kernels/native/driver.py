@@ -20,6 +20,7 @@ _MACHINES = {
         "declare void @llvm.aarch64.hint(i32)",
         "call void @llvm.aarch64.hint(i32 1)",
     ),
+    "riscv64": (98, "declare void @llvm.riscv.pause()", "call void @llvm.riscv.pause()"),
 }
 
 # Futex operations on memory of one process.

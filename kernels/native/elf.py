@@ -1,15 +1,16 @@
 """Relocatable ELF objects: reads what LLVM emits, and packs objects into an archive.
 
-Formats: System V ABI, its supplements for x86-64 and AArch64, and the common `ar` format.
+Formats: System V ABI, its supplements for x86-64, AArch64 and RISC-V, and the common `ar` format.
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-X86_64, AARCH64 = 62, 183
+X86_64, AARCH64, RISCV = 62, 183, 243
 """The machines (e_machine) that can be linked."""
 
 ALLOC, WRITE, EXECUTE = 2, 1, 4  # flags of sections
@@ -43,6 +44,10 @@ class Section:
     align: int
     relocations: list[Relocation] = field(default_factory=list)
     address: int = 0
+
+    def relocated(self, offset: int) -> Relocation:
+        """The first relocation at an offset, which has one."""
+        return self.relocations[bisect_left(self.relocations, offset, key=lambda r: r.offset)]
 
 
 @dataclass(eq=False)

@@ -56,7 +56,7 @@ def flat(objects: Sequence[bytes], stubs: Mapping[str, Stub] | None = None, star
     parts = [read(data) for data in objects]
     machine = parts[0].machine
     if machine not in MACHINES or any(part.machine != machine for part in parts):
-        raise ElfError("objects of one machine, x86-64 or AArch64, can be linked")
+        raise ElfError("objects of one machine, x86-64, AArch64 or RISC-V, can be linked")
     defined = definitions(parts)
     sections = [s for part in parts for s in part.sections if s.size]
     for name, stub in (stubs or {}).items():
@@ -72,12 +72,16 @@ def flat(objects: Sequence[bytes], stubs: Mapping[str, Stub] | None = None, star
     image = bytearray(lay_out(sections, start))
     for section in sections:
         image[section.address : section.address + len(section.data)] = section.data
+
+    def address(symbol: Symbol) -> int:
+        found = symbol if symbol.section is not None else defined.get(symbol.name)
+        if found is None:
+            raise ElfError(f"nothing defines {symbol.name}")
+        return found.address
+
     for section in sections:
         for r in section.relocations:
-            found = r.symbol if r.symbol.section is not None else defined.get(r.symbol.name)
-            if found is None:
-                raise ElfError(f"nothing defines {r.symbol.name}")
-            if not MACHINES[machine].apply(image, section.address + r.offset, r, found.address):
+            if not MACHINES[machine].apply(image, section.address + r.offset, r, address):
                 raise ElfError(f"relocation {r.kind} in {section.name} is not supported")
     return Blob(machine, bytes(image), {name: s.address for name, s in defined.items()})
 
@@ -90,13 +94,13 @@ def program(objects: Sequence[bytes], stubs: Mapping[str, Stub], entry: str) -> 
     """
     start = up(_HEAD, 64)
     blob = flat(objects, stubs, start)
-    page, size = MACHINES[blob.machine].page, len(blob.code)
+    known, size = MACHINES[blob.machine], len(blob.code)
     head = struct.pack(
         "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, blob.machine, 1,
-        _BASE + blob.symbols[entry], 64, 0, 0, 64, 56, 2, 64, 0, 0,
+        _BASE + blob.symbols[entry], 64, 0, known.flags, 64, 56, 2, 64, 0, 0,
     )  # fmt: skip
     segments = [
-        (1, 5, 0, _BASE, _BASE, size, size, page),  # read and executed
+        (1, 5, 0, _BASE, _BASE, size, size, known.page),  # read and executed
         (0x6474E551, 6, 0, 0, 0, 0, 0, 16),  # a stack that is not executed
     ]
     head += b"".join(struct.pack("<IIQQQQQQ", *segment) for segment in segments)

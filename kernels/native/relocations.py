@@ -1,7 +1,7 @@
 """What relocations of a machine mean, and where sections come to lie.
 
-From the supplements of the System V ABI for x86-64 and AArch64. Only those kinds are known that
-compilers emit for position-independent code of the small model.
+From the supplements of the System V ABI for x86-64, AArch64 and RISC-V. Only those kinds are known
+that compilers emit for position-independent code of the small model.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastrun.kernels.native.elf import AARCH64, X86_64, Relocation, Section
+from fastrun.kernels.native.elf import AARCH64, RISCV, X86_64, Relocation, Section, Symbol
+
+Addresses = Callable[[Symbol], int]
+"""The address that code uses for a symbol."""
 
 
 @dataclass(frozen=True)
 class Machine:
     """What relocations of a machine mean, and the largest `page` that its systems have.
 
-    Dynamic kinds: an address, one of a symbol.
+    `relative` and `absolute` are the kinds of words that hold an address when a library is loaded:
+    one in the library, that of a symbol. `flags` are those of the machine's files.
     """
 
     page: int
@@ -25,7 +29,8 @@ class Machine:
     absolute: int
     stub_size: int
     stub: Callable[[int, int], bytes]
-    apply: Callable[[bytearray, int, Relocation, int], bool]
+    apply: Callable[[bytearray, int, Relocation, Addresses], bool]
+    flags: int = 0
 
 
 def up(at: int, align: int) -> int:
@@ -41,14 +46,10 @@ def lay_out(sections: Sequence[Section], at: int) -> int:
     return at
 
 
-WORDS = {1, 257}
-"""The kinds of a word that holds an address: R_X86_64_64 and R_AARCH64_ABS64."""
-
-
-def _x86_64(image: bytearray, place: int, r: Relocation, target: int) -> bool:
+def _x86_64(image: bytearray, place: int, r: Relocation, address: Addresses) -> bool:
     if r.kind not in (2, 4):  # R_X86_64_PC32, R_X86_64_PLT32
         return False
-    struct.pack_into("<i", image, place, target + r.addend - place)
+    struct.pack_into("<i", image, place, address(r.symbol) + r.addend - place)
     return True
 
 
@@ -60,9 +61,9 @@ def _x86_64_stub(at: int, slot: int) -> bytes:
 _SCALES = {277: 0, 278: 0, 284: 1, 285: 2, 286: 3, 299: 4}
 
 
-def _aarch64(image: bytearray, place: int, r: Relocation, target: int) -> bool:
+def _aarch64(image: bytearray, place: int, r: Relocation, address: Addresses) -> bool:
     (word,) = struct.unpack_from("<I", image, place)
-    value = target + r.addend
+    value = address(r.symbol) + r.addend
     if r.kind in (282, 283):  # R_AARCH64_JUMP26, R_AARCH64_CALL26
         word |= (value - place >> 2) & 0x3FFFFFF
     elif r.kind == 275:  # R_AARCH64_ADR_PREL_PG_HI21
@@ -89,8 +90,49 @@ def _aarch64_stub(at: int, slot: int) -> bytes:
     return struct.pack("<III", 0x90000010 | page, load, 0xD61F0200)  # adrp, ldr, br x16
 
 
+def _riscv(image: bytearray, place: int, r: Relocation, address: Addresses) -> bool:
+    if r.kind in (24, 25):  # R_RISCV_PCREL_LO12_I, R_RISCV_PCREL_LO12_S: of the `auipc` named
+        assert r.symbol.section is not None
+        high = r.symbol.section.relocated(r.symbol.value)
+        low = address(high.symbol) + high.addend - r.symbol.address & 0xFFF
+        shifts = ((low, 20),) if r.kind == 24 else ((low >> 5, 25), (low & 31, 7))
+        (word,) = struct.unpack_from("<I", image, place)
+        for bits, shift in shifts:
+            word |= bits << shift
+        struct.pack_into("<I", image, place, word)
+        return True
+    away = address(r.symbol) + r.addend - place
+    if r.kind in (19, 23):  # R_RISCV_CALL_PLT, R_RISCV_PCREL_HI20
+        words = struct.unpack_from("<II", image, place)
+        struct.pack_into("<I", image, place, words[0] | _upper(away))
+        if r.kind == 19:
+            struct.pack_into("<I", image, place + 4, words[1] | (away & 0xFFF) << 20)
+    elif r.kind in (35, 39):  # R_RISCV_ADD32, R_RISCV_SUB32: a difference of two addresses
+        sign = 1 if r.kind == 35 else -1
+        (word,) = struct.unpack_from("<I", image, place)
+        struct.pack_into("<I", image, place, word + sign * (away + place) & 0xFFFFFFFF)
+    elif r.kind == 57:  # R_RISCV_32_PCREL
+        struct.pack_into("<i", image, place, away)
+    else:
+        return False
+    return True
+
+
+def _upper(away: int) -> int:
+    """The bits of `auipc` for a distance whose lower 12 bits are added with their sign."""
+    return away + 0x800 & 0xFFFFF000
+
+
+def _riscv_stub(at: int, slot: int) -> bytes:
+    away = slot - at
+    load = 0x000E3E03 | (away & 0xFFF) << 20
+    return struct.pack("<III", 0x00000E17 | _upper(away), load, 0x000E0067)  # auipc, ld, jr t3
+
+
 MACHINES = {
     X86_64: Machine(1 << 12, 8, 1, 8, _x86_64_stub, _x86_64),
     AARCH64: Machine(1 << 16, 1027, 257, 12, _aarch64_stub, _aarch64),
+    # Instructions of 16 bits, and doubles in registers.
+    RISCV: Machine(1 << 12, 3, 2, 12, _riscv_stub, _riscv, flags=5),
 }
 """Machines by their number in ELF files."""

@@ -20,7 +20,7 @@ from fastrun.kernels.native.elf import (
     definitions,
     read,
 )
-from fastrun.kernels.native.relocations import MACHINES, WORDS, Machine, lay_out, up
+from fastrun.kernels.native.relocations import MACHINES, Machine, lay_out, up
 
 _READ, _RUN, _CHANGE = 4, 5, 6  # flags of segments
 
@@ -44,7 +44,7 @@ def link(
     parts = [read(data) for data in objects]
     machines = {part.machine for part in parts}
     if len(machines) != 1 or not machines <= set(MACHINES):
-        raise ElfError("objects of one machine, x86-64 or AArch64, can be linked")
+        raise ElfError("objects of one machine, x86-64, AArch64 or RISC-V, can be linked")
     machine = MACHINES[machines.pop()]
     extra = [Section(f".rodata.{x}", ALLOC, b, len(b), 4096) for x, b in (blobs or {}).items()]
     defined = definitions(parts)
@@ -147,11 +147,11 @@ class _Library:
         for section in [*self._constant, *self._code]:
             for r in section.relocations:
                 place = section.address + r.offset
-                if not self._machine.apply(image, place, r, target(r.symbol)):
+                if not self._machine.apply(image, place, r, target):
                     raise ElfError(f"relocation {r.kind} in {section.name} is not supported")
         for section in self._changing:
             for r in section.relocations:
-                if r.kind not in WORDS:
+                if r.kind != self._machine.absolute:
                     raise ElfError(f"relocation {r.kind} in {section.name} is not supported")
                 dynamic.append(
                     (
@@ -220,7 +220,8 @@ class _Library:
         image += names + b"\0" * (table - names_at - len(names)) + b"".join(sections)
         number = next(n for n, m in MACHINES.items() if m is self._machine)
         struct.pack_into("<16sHHIQQQIHHHHHH", image, 0, b"\x7fELF\x02\x01\x01", 3, number, 1, 0,
-                         64, table, 0, 64, 56, 5, 64, len(sections), len(sections) - 1)  # fmt: skip
+                         64, table, self._machine.flags, 64, 56, 5, 64, len(sections),
+                         len(sections) - 1)  # fmt: skip
         return bytes(image)
 
 

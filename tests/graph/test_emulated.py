@@ -1,13 +1,8 @@
-"""Kernels for AArch64 really run: many schedules of many problems, in one exported library.
-
-The library is executed by an emulator of the processor, beside a small C program.
-"""
+"""Kernels for other processors really run: many schedules of many problems, in one library."""
 
 from __future__ import annotations
 
 import random
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,16 +27,10 @@ from fastrun.kernels.core.processors import target
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.registry import applicable
 from fastrun.search_spaces.space import space_for
+from tests.support.emulated import EMULATORS, TARGETS, Library, emulated
 from tests.support.execution import rms_error
 
-EMULATOR, CROSS = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-gcc")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (EMULATOR and CROSS), reason="qemu-aarch64 or aarch64-linux-gnu-gcc is not installed"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 # Sizes that fill vectors of four lanes and sizes that do not, strides, groups, dilation.
 PROBLEMS = [
@@ -56,33 +45,6 @@ PROBLEMS = [
 ]
 PER_PROBLEM = 3
 OPERATORS = {"relu": "Relu", "tanh": "Tanh", "sigmoid": "Sigmoid", "hardswish": "HardSwish"}
-
-MAIN = """
-#include <stdio.h>
-#include <stdlib.h>
-#include "net.h"
-static const size_t in_sizes[] = {IN}, out_sizes[] = {OUT};
-int main(void) {
-    const void *in[NET_INPUTS];
-    void *out[NET_OUTPUTS];
-    net_options options = {0};
-    net_net *net;
-    options.size = sizeof options;
-    options.weights = "net.weights";
-    options.threads = 2;
-    FILE *from = fopen("in.bin", "rb"), *to = fopen("out.bin", "wb");
-    for (int i = 0; i < NET_INPUTS; i++) {
-        float *x = malloc(4 * in_sizes[i]);
-        if (fread(x, 4, in_sizes[i], from) != in_sizes[i]) return 2;
-        in[i] = x;
-    }
-    for (int i = 0; i < NET_OUTPUTS; i++) out[i] = malloc(4 * out_sizes[i]);
-    if (net_open(&net, &options) || net_run(net, in, out)) return 3;
-    for (int i = 0; i < NET_OUTPUTS; i++) fwrite(out[i], 4, out_sizes[i], to);
-    net_close(net);
-    return fclose(to);
-}
-"""
 
 
 def convolutions(problems: list[ConvProblem]) -> onnx.ModelProto:
@@ -139,29 +101,22 @@ def drawn(graph: Graph, cpu: Cpu, draw: random.Random) -> Plan:
     return replace(plan, forms=forms)
 
 
-def test_random_schedules_for_aarch64(tmp_path: Path) -> None:
-    assert EMULATOR
-    assert CROSS
+@pytest.mark.parametrize("name", TARGETS)
+def test_random_schedules(name: str, tmp_path: Path) -> None:
     problems = [ConvProblem.parse(text) for text in PROBLEMS for _ in range(PER_PROBLEM)]
     graph = optimise(load_network(convolutions(problems)))
-    cpu = target("aarch64")
-    plan = drawn(graph, cpu, random.Random(7))
-    done = export(graph, tmp_path, ["aarch64"], {"aarch64": plan}, name="net")
+    plan = drawn(graph, target(name), random.Random(7))
+    done = export(graph, tmp_path, [name], {name: plan}, name="net")
     assert done.targets[0].replaced == 0, "a drawn schedule did not run"
     inputs = {
         x: np.random.default_rng(i).standard_normal(graph.shape(x), np.float32)
         for i, x in enumerate(graph.inputs)
     }
-    (tmp_path / "in.bin").write_bytes(b"".join(x.tobytes() for x in inputs.values()))
     truth = interpreter.run(graph, inputs)
-    text = MAIN.replace("IN}", f"{', '.join(str(x.size) for x in inputs.values())}}}")
-    text = text.replace("OUT}", f"{', '.join(str(y.size) for y in truth.values())}}}")
-    (tmp_path / "main.c").write_text(text)
-    subprocess.run(
-        [CROSS, "-O1", "-o", "main", "main.c", "libnet.a", "-lpthread"], cwd=tmp_path, check=True
-    )
-    subprocess.run([EMULATOR, "-L", "/usr/aarch64-linux-gnu", "./main"], cwd=tmp_path, check=True)
-    found = np.fromfile(tmp_path / "out.bin", np.float32)
-    for i, (name, y) in enumerate(truth.items()):
-        mine, found = found[: y.size].reshape(y.shape), found[y.size :]
-        assert rms_error(mine, y) < 1e-4, f"{problems[i]}: {plan.forms[name].algorithm}"
+    with emulated(EMULATORS[name], tmp_path) as session:
+        library = Library(session, tmp_path)
+        sizes = [y.size for y in truth.values()]
+        found = library.run(library.opened(threads=2), list(inputs.values()), sizes)
+    for i, ((y_name, y), mine) in enumerate(zip(truth.items(), found, strict=True)):
+        said = f"{problems[i]}: {plan.forms[y_name].algorithm}"
+        assert rms_error(mine.reshape(y.shape), y) < 1e-4, said

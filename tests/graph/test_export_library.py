@@ -28,6 +28,9 @@ from fastrun.kernels.core import processors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16
 from fastrun.kernels.native import elf, shared
+from fastrun.tuner.device.identity import identify
+from fastrun.tuner.device.reach import DeviceError
+from tests.support.emulated import RISCV_WITH_VECTORS, Library, emulated
 from tests.support.execution import relative_error
 from tests.support.graph_models import model, node, normal
 
@@ -353,6 +356,27 @@ def test_aarch64_under_emulation(
     assert ran.stdout.startswith("aarch64\n")
     total = float(ran.stdout.split("sum ")[1].split(",")[0])
     assert abs(total - truth.sum()) < 1e-4 * np.abs(truth).sum()
+
+
+@pytest.mark.skipif(not shutil.which("qemu-riscv64"), reason="qemu-riscv64 is not installed")
+def test_riscv_under_emulation(graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
+    """The length of vector registers decides which code runs."""
+    targets = ["riscv64gcv+zvl256b", "riscv64gcv"]
+    done = export(graph, tmp_path, targets, name="net")
+    assert set(done.imports) <= set(SERVES)
+    x = normal(1, 3, 19, 17, seed=3)
+    for vlen, number in ((512, 1), (128, 2)):
+        with emulated(f"{RISCV_WITH_VECTORS},vlen={vlen}", tmp_path) as session:
+            library = Library(session, tmp_path)
+            assert library.opened(isa=3 - number) == -code("PROCESSOR") or number == 1
+            net = library.opened(threads=2)
+            assert library.text(library.call("isa", net)) == targets[number - 1]
+            (y,) = library.run(net, [x], [truth.size])
+            assert relative_error(y.reshape(truth.shape), truth) < 1e-5
+    with emulated("qemu-riscv64", tmp_path) as session:
+        assert Library(session, tmp_path).opened() == -code("PROCESSOR"), "no vectors at all"
+        with pytest.raises(DeviceError, match="lacks RISC-V's vector extension"):
+            identify(session)
 
 
 @pytest.mark.parametrize(

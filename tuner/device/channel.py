@@ -94,7 +94,7 @@ class Operations:
 class Channel:
     """A started runner behind a pair of pipes.
 
-    `machine` is what the runner is for: `x86_64` or `aarch64`.
+    `machine` is what the runner is for: `x86_64`, `aarch64` or `riscv64`.
 
     Args:
         command: starts the runner, whose pipes are its standard input and output.

@@ -14,7 +14,7 @@ _ALLOWED = (
     "read", "write", "ppoll", "pread64", "futex", "clock_gettime", "sched_yield", "exit",
     "exit_group", "rt_sigreturn", "mmap", "munmap",
 )  # fmt: skip
-_AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+_AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7, "riscv64": 0xC00000F3}
 _LOAD, _IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _NUMBER, _ARCHITECTURE = 0, 4  # offsets in what the filter sees

@@ -79,8 +79,11 @@ def identify(session: Session, wanted: Sequence[int] = ()) -> Identity:
         "l1": caches.get(1, 32 << 10), "l2": caches.get(2, 512 << 10), "l3": caches.get(3, 0),
         "cores": len(cores),
     }  # fmt: skip
+    refused = list[str]()
     if session.machine == "x86_64":
-        cpu, refused = _x86_64(session, facts), list[str]()
+        cpu = _x86_64(session, facts)
+    elif session.machine == "riscv64":
+        cpu = _riscv64(session, facts)
     else:
         cpu, refused = _aarch64(session, midr, facts)
     warnings += [f"the device advertises {name}, but its instructions trap" for name in refused]
@@ -187,7 +190,7 @@ def _cpuid(session: Session, leaf: int, sub: int) -> bytes:
 
 
 def _aarch64(session: Session, midr: str, facts: dict[str, int]) -> tuple[Cpu, list[str]]:
-    vector = _auxiliary(session)
+    vector = auxiliary(session)
     promised = processors.aarch64_features(vector.get(_AT_HWCAP, 0), vector.get(_AT_HWCAP2, 0))
     refused = [f for f in promised if session.has(f) and not _runs(session, f)]
     word = int(midr, 16) if midr else _midr(session)
@@ -195,6 +198,16 @@ def _aarch64(session: Session, midr: str, facts: dict[str, int]) -> tuple[Cpu, l
     name = _PARTS.get((maker, part), f"AArch64 {maker:#04x} {part:#05x}" if word else "AArch64")
     able = [f for f in promised if f not in refused]
     return processors.aarch64(able, model=name, **facts), refused
+
+
+def _riscv64(session: Session, facts: dict[str, int]) -> Cpu:
+    if not processors.has_vectors(auxiliary(session).get(_AT_HWCAP, 0)):
+        raise DeviceError("the device's processor lacks RISC-V's vector extension, as RV64GCV has")
+    (size,) = session.channel.own(Operations().call(session.function("vlenb")))
+    said = re.search(r"^uarch\s*:\s*(.+)$", session.text("/proc/cpuinfo"), re.MULTILINE)
+    vlen = 8 * cast(int, size)
+    name = f"{said[1] if said else 'RISC-V'}, vectors of {vlen} bits"
+    return processors.riscv64(vlen, model=name, **facts)
 
 
 def _runs(session: Session, function: str) -> bool:
@@ -216,7 +229,7 @@ def _midr(session: Session) -> int:
     return 0
 
 
-def _auxiliary(session: Session) -> dict[int, int]:
+def auxiliary(session: Session) -> dict[int, int]:
     """The auxiliary vector of the runner: behind its arguments and variables."""
     at, size = session.channel.arguments, 1 << 14
     while True:

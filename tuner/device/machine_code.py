@@ -1,7 +1,8 @@
 """Functions that no compiler writes: system calls, the start of a program, a new thread.
 
 They are machine code, because LLVM has no assembler here for processors other than this one. The
-comments are what `objdump` shows of them. A device's processor is `x86_64` or `aarch64`.
+comments are what `objdump` shows of them. A device's processor is `x86_64`, `aarch64` or
+`riscv64`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import struct
 
 from fastrun.kernels.native.flat import Stub
 
-_CALL26, _PLT32 = 283, 4  # relocations of a call, on AArch64 and on x86-64
+# Relocations of a call: on AArch64, on x86-64 and on RISC-V.
+_CALL26, _PLT32, _CALL_PLT = 283, 4, 19
 
 
 def _words(*words: int) -> bytes:
@@ -59,15 +61,36 @@ STUBS: dict[str, dict[str, Stub]] = {
         "i8mm": Stub(_words(0x4E80A400, 0xD65F03C0)),
         "bf16": Stub(_words(0x6E40FC00, 0xD65F03C0)),
     },
+    "riscv64": {
+        # mv a7,a0; mv a0,a1; mv a1,a2; mv a2,a3; mv a3,a4; mv a4,a5; mv a5,a6; ecall; ret
+        "syscall": Stub(
+            _words(0x00050893, 0x00058513, 0x00060593, 0x00068613, 0x00070693, 0x00078713,
+                   0x00080793, 0x00000073, 0x00008067)
+        ),
+        # li s0,0; mv a0,sp; andi sp,sp,-16; call main
+        "start": Stub(
+            _words(0x00000413, 0x00010513, 0xFF017113, 0x00000097, 0x000080E7),
+            {"main": (12, _CALL_PLT, 0)},
+        ),
+        # li a7,220; ecall; bnez a0,out; li s0,0; mv a0,a3; jalr a2; li a7,93; li a0,0; ecall;
+        # out: ret
+        "thread": Stub(
+            _words(0x0DC00893, 0x00000073, 0x00051E63, 0x00000413, 0x00068513, 0x000600E7,
+                   0x05D00893, 0x00000513, 0x00000073, 0x00008067)
+        ),
+        # csrr a0,vlenb; ret
+        "vlenb": Stub(_words(0xC2202573, 0x00008067)),
+    },
 }  # fmt: skip
 """Functions by name: `syscall(number, ...)` answers like the kernel, with -errno for an error.
 
 `start` begins a program and gives `main` the address of its arguments. `thread(flags, stack, f, x)`
-calls f(x) in a new thread. `cpuid(leaf, sub, out)` writes four words. Those with the name of one of
-LLVM's features execute an instruction of that feature.
+calls f(x) in a new thread. `cpuid(leaf, sub, out)` writes four words. `vlenb()` gives the bytes of
+a vector register. Those with the name of one of LLVM's features execute an instruction of that
+feature.
 """
 
-NUMBERS = {
+NUMBERS: dict[str, dict[str, int]] = {
     "x86_64": {
         "read": 0, "write": 1, "close": 3, "mmap": 9, "munmap": 11, "madvise": 28, "exit": 60,
         "pread64": 17, "sched_yield": 24, "wait4": 61, "kill": 62, "rt_sigaction": 13,
@@ -86,3 +109,6 @@ NUMBERS = {
     },
 }  # fmt: skip
 """Numbers of Linux's system calls."""
+
+# Younger processors share their numbers. RISC-V has renameat2 alone, whose flags are 0 here.
+NUMBERS["riscv64"] = {**NUMBERS["aarch64"], "renameat": 276}

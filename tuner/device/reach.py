@@ -18,12 +18,15 @@ from pathlib import Path
 from fastrun.tuner.device.channel import Channel, LostError
 from fastrun.tuner.device.runner import runner
 
-_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+_MACHINES = {
+    "x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64",
+    "riscv64": "riscv64",
+}  # fmt: skip
 _PATIENCE = 20.0  # seconds for a runner to say hello, and for a shell to answer
 
 KINDS = ("exec", "ssh", "adb")
 
-STARTED = ("x86_64", "aarch64")
+STARTED = ("x86_64", "aarch64", "riscv64")
 """The machines that there are runners for."""
 
 Start = Callable[[], Channel]
@@ -62,7 +65,7 @@ def _runner(machine: str) -> bytes:
 class _Exec:
     """A command with `{}` in the place of the runner's path; the first runner that answers counts.
 
-    So `exec:qemu-aarch64` finds out that the other runner is none for it.
+    So `exec:qemu-aarch64` finds out that the other runners are none for it.
     """
 
     def __init__(self, words: Sequence[str], folder: Path) -> None:
@@ -99,7 +102,7 @@ class _Shell:
         if said not in _MACHINES:
             raise DeviceError(
                 f"the device is a {said or 'machine that does not say what it is'}: there are "
-                f"runners for {' and '.join(STARTED)}"
+                f"runners for {', '.join(STARTED)}"
             )
         machine = _MACHINES[said]
         content = _runner(machine)

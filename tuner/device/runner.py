@@ -18,9 +18,7 @@ child.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.processors import baseline
 from fastrun.kernels.native.apart import compile_all
 from fastrun.kernels.native.flat import program
 from fastrun.tuner.device.machine_code import NUMBERS, STUBS
@@ -40,16 +38,9 @@ _LINGER = 20_000
 """Looks of an idle child before it sleeps, so that its core keeps its clock between blocks."""
 
 
-def base(machine: str) -> Cpu:
-    """What every processor of this machine has: `x86_64` or `aarch64`."""
-    if machine == "aarch64":
-        return replace(Cpu.neon(), name="generic", features="")
-    return replace(Cpu.avx2(), name="x86-64", lanes=4, fma=False)
-
-
 def runner(machine: str) -> bytes:
-    """The static program for `x86_64` or `aarch64`; the same bytes each time."""
-    cpu = base(machine)
+    """The static program for `x86_64`, `aarch64` or `riscv64`; the same bytes each time."""
+    cpu = baseline(machine)
     (main,) = compile_all([(_ir(cpu.triple, NUMBERS[machine]), cpu)])
     stubs = {name: STUBS[machine][name] for name in ("syscall", "start")}
     return program([main], stubs, "start")

@@ -5,16 +5,16 @@ It is compiled here for the device's processor and mapped from a file there, lik
 
 from __future__ import annotations
 
+from fastrun.kernels.core.processors import baseline
 from fastrun.kernels.native.apart import compile_all
 from fastrun.kernels.native.driver import driver_ir
 from fastrun.kernels.native.flat import Blob, flat
 from fastrun.tuner.device.machine_code import NUMBERS, STUBS
-from fastrun.tuner.device.runner import base
 from fastrun.tuner.measure.canary import canary_ir
 
 
 def support(machine: str) -> Blob:
-    """The functions for every device of this machine: `x86_64` or `aarch64`.
+    """The functions for every device of this machine: `x86_64`, `aarch64` or `riscv64`.
 
     `lead` and `serve` are the driver's; `live(argument)` binds a thread to cores and serves.
     `fill(address, size, word)` writes a word of four bytes again and again, `unlike` gives the
@@ -23,7 +23,7 @@ def support(machine: str) -> Blob:
     f(a, b), which may be the canary's `spin` and `walk`. `chain(memory, lines, stride)` lays a ring
     of addresses through memory, and `chase(memory, steps)` follows it.
     """
-    cpu = base(machine)
+    cpu = baseline(machine)
     here = _SUPPORT
     for name, number in NUMBERS[machine].items():
         here = here.replace(f"${name},", f"i64 {number},")
@@ -35,7 +35,7 @@ def support(machine: str) -> Blob:
 
 def library(machine: str) -> bytes:
     """An object with all that kernels need of a C library: `memcpy` and `memset`."""
-    cpu = base(machine)
+    cpu = baseline(machine)
     return compile_all([(f'target triple = "{cpu.triple}"\n\n{_LIBRARY}', cpu)])[0]
 
 

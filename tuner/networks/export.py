@@ -94,7 +94,7 @@ def _by_records(
         counts = {
             e.machine: len(wanted & set(store.best_all(Conditions(e.machine, threads))))
             for e in store.environments()
-            if vectors(e.features) == (cpu.triple.startswith("aarch64"), cpu.lanes)
+            if vectors(e.features) == (cpu.machine, cpu.lanes)
         }
         machine = max(counts, key=lambda m: counts[m], default="")
         if not machine or not counts[machine]:

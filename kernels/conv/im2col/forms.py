@@ -35,7 +35,7 @@ def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
 def kinds(p: ConvProblem, cpu: Cpu) -> dict[str, Dot]:
     """The kinds of dot products by name, the best first."""
     found = [dot for dot in dots(p.precision, cpu) if not dot.offset]
-    if p.precision.integer and cpu.triple.startswith("x86_64"):
+    if p.precision.integer and cpu.machine == "x86_64":
         # Better than widening them in the loop.
         found.insert(-1, widened(p.precision))
     return {dot.name: dot for dot in found}

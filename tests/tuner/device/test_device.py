@@ -48,13 +48,18 @@ PROBLEM = ConvProblem.parse("conv 1x5x6x6 7x3x3 s1 p1 bias relu")
 SCHEDULE = "naive(layout=NCHW)"
 LIMITS = ProcessLimits(call=0.2, slack=1.0)
 QUICK = Protocol(block=1e-4, slow=math.inf)
-WAYS = {"native": "exec:env", "emulated": "exec:qemu-aarch64"}
+WAYS = {
+    "native": "exec:env",
+    "aarch64": "exec:qemu-aarch64",
+    "riscv64": "exec:qemu-riscv64 -cpu rv64,v=true,vext_spec=v1.0,vlen=256",
+}
 
 NATIVE = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "aarch64"), reason="there is no runner for this processor"
 )
-EMULATED = pytest.mark.skipif(
-    not shutil.which("qemu-aarch64"), reason="qemu-aarch64 is not installed"
+EMULATED, RISCV = (
+    pytest.mark.skipif(not shutil.which(emulator), reason=f"{emulator} is not installed")
+    for emulator in ("qemu-aarch64", "qemu-riscv64")
 )
 
 
@@ -87,7 +92,11 @@ def compiled(operands: Operands, schedules: Sequence[str], cpu: Cpu) -> list[Com
 
 @pytest.fixture(
     scope="module",
-    params=[pytest.param("native", marks=NATIVE), pytest.param("emulated", marks=EMULATED)],
+    params=[
+        pytest.param("native", marks=NATIVE),
+        pytest.param("aarch64", marks=EMULATED),
+        pytest.param("riscv64", marks=RISCV),
+    ],
 )
 def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     start = way_to(WAYS[request.param], tmp_path_factory.mktemp("device"))
@@ -112,7 +121,7 @@ def hostile(lab: Lab, body: str) -> Compiled:
     return replace(lab.good, code=compile_all([(text, cpu)])[0], stages=(Stage("bad", 1),))
 
 
-@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64", "riscv64"])
 def test_the_runner_is_small_and_the_same_each_time(machine: str) -> None:
     program = runner(machine)
     assert program[:4] == b"\x7fELF"
@@ -323,7 +332,7 @@ def test_what_a_processor_says_becomes_a_target() -> None:
     cpu = processors.x86_64(needs[:5], 0xE6, **facts)
     assert (cpu.name, cpu.lanes, cpu.registers) == ("x86-64-v4", 16, 32)
     assert {"-prefer-256-bit", "+avx512vnni", "+avx512f"} <= set(cpu.features.split(","))
-    assert processors.vectors(cpu.features) == (False, 16)
+    assert processors.vectors(cpu.features) == ("x86_64", 16)
     kept_off = processors.x86_64(needs[:5], 0x06, **facts)
     assert (kept_off.name, kept_off.lanes) == ("x86-64-v3", 8), "the system saves no wide registers"
     assert "avx512" not in kept_off.features
@@ -331,7 +340,7 @@ def test_what_a_processor_says_becomes_a_target() -> None:
     assert (old.name, old.fma) == ("x86-64-v2", False)
     arm = processors.aarch64(processors.aarch64_features(1 << 20 | 2, 1 << 13), **facts)
     assert arm.features == "+dotprod,+i8mm,+neon"
-    assert processors.vectors(arm.features) == (True, 4)
+    assert processors.vectors(arm.features) == ("aarch64", 4)
     assert arm.model == "a model"
 
 
@@ -416,7 +425,7 @@ def test_random_schedules_are_right_on_a_device(text: str, lab: Lab) -> None:
 def test_a_search_on_an_emulated_device(tmp_path: Path) -> None:
     problem = ConvProblem.parse("conv 1x8x6x6 8x3x3 s1 p1 bias relu")
     with Database(tmp_path / "one.db") as database:
-        device = Device(WAYS["emulated"])
+        device = Device(WAYS["aarch64"])
         summary = fast_run([(problem, 1)], database, Budget(trials=1), measurer=device)
         records = database.records()
         (where,) = database.environments(summary.run)
