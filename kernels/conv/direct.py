@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -21,7 +21,7 @@ from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
 from fastrun.kernels.codegen.packing import pack_panels
-from fastrun.kernels.codegen.reduction import Rows, met_rows, reduction
+from fastrun.kernels.codegen.reduction import Taps, met_taps, reduction, share_met
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
 from fastrun.kernels.codegen.tiling import (
     channel_lanes,
@@ -39,6 +39,12 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
 
+# The share of the filter's columns from which on skipping the others takes longer than it saves.
+MET = 0.95
+
+# Columns of output below which a first layer's tiles may have several rows.
+FEW_COLUMNS = 8
+
 # Numbers that a task rounds, if the input must be rounded first.
 ROUNDED = 1 << 13
 
@@ -50,7 +56,7 @@ class Schedule:
     tile_w: int  # output columns of a register tile
     cols: int  # vectors of output channels of a register tile
     unroll: int  # steps of K in the loop body
-    rows: int  # register tiles, one below the other, of a task
+    rows: int  # register tiles of a task: one below the other, side by side in a single row
     oc_outer: bool  # tasks run through the image for each panel of weights, else the reverse
     prefetch: int = 0  # steps of K by which weights are fetched ahead into L2; 0: no prefetch
     dot: str = ""  # the kind of dot product, of those for the types and the processor
@@ -76,30 +82,57 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     layout, first = usual_layout(p, cpu), _first(p, cpu)
     lanes = channel_lanes(p.group_oc, layout_pair(layout)[1], cpu, p.precision)
     # A first layer has few terms for each output, so writing along rows matters most.
-    height = 1 if first else p.oh
+    height = 1 if first and p.ow >= FEW_COLUMNS else p.oh
     shape = height, p.ow, -(-p.group_oc // lanes)
     kind = usual_dot(p, cpu)
     depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
-    share = functools.cache(functools.partial(_share_of_rows, p))
+    share = functools.cache(functools.partial(share_met, p, 0))
     tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.registers)
-    # The input rows of a task fit half of L2, while the panels stream through.
-    fit = cpu.l2 // 2 // p.precision.src.bytes(p.group_c * p.w * p.stride[0] * tile_h)
-    rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu)
+    # The input of a task fits half of L2, while the panels stream through.
+    tiles, pixels = -(-p.oh // tile_h), p.w * p.stride[0] * tile_h
+    if _single_row(p):
+        tiles, pixels = -(-p.ow // tile_w), p.stride[1] * tile_w
+    rows = tiles_per_task(tiles, cpu.l2 // 2 // p.precision.src.bytes(p.group_c * pixels), cpu)
     name = kind.name
     return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first, dot=name)
 
 
-def _share_of_rows(p: ConvProblem, tile_h: int) -> float:
-    """The share of the filter's rows that is left when tiles of this height skip padding."""
-    every = 0, p.kernel[0]
-    tops = range(0, p.oh, tile_h)
-    met = [met_rows(p, top, min(tile_h, p.oh - top)) or every for top in tops]
-    known = cast("list[tuple[int, int]]", met)  # since the tops are known
-    return sum(max(past - first, 0) for first, past in known) / (len(known) * p.kernel[0])
+def _single_row(p: ConvProblem) -> bool:
+    """Whether the image is one row, as sound and text are, so that it can be one column as well."""
+    one = p.h == p.kernel[0] == 1 and p.padding[0] == p.padding[2] == 0
+    return one and not p.precision.integer
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s, "prefetch")
+    if _single_row(p) and not any(x.halo[0] or x.halo[2] for x in (io.src, io.dst, io.add)):
+        return _of_a_row(p, s, cpu, io)
+    return _of_rows(p, s, cpu, io)
+
+
+def _of_a_row(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    """The kernel for an image of one row, as one column: parts of it are tasks, as rows are."""
+    (_, left, _, right), (_, step), (_, apart) = p.padding, p.stride, p.dilation
+    column = replace(
+        p, h=p.w, w=1, kernel=(p.kernel[1], 1), stride=(step, 1), padding=(left, 0, right, 0),
+        dilation=(apart, 1),
+    )  # fmt: skip
+    flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.gathered)
+    program = _of_rows(column, replace(s, tile_h=s.tile_w, tile_w=1), cpu, flat)
+
+    def pack(weights: NDArray[Any]) -> NDArray[Any]:
+        return program.pack_weights(weights.reshape(column.weight_shape))
+
+    return replace(program, io=io, pack_weights=pack)
+
+
+def _column(where: Placement) -> Placement:
+    """The pixels of a row one below the other."""
+    _, left, _, right = where.halo
+    return replace(where, h=where.w, w=1, halo=(left, 0, right, 0))
+
+
+def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     dst_layout = io.dst.layout
     check(dst_layout.name != "NCHW", "direct writes NHWC or NCHWc")
     check(not io.gathered or io.src.layout.name == "NHWC", "channels are gathered from NHWC only")
@@ -119,6 +152,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         check_tile(cpu, y.size * x.size, v.size, min(s.unroll, p.depth), dot.registers)
     row_tasks = -(-tile_count(y_tiles) // s.rows)
     panel_tasks = tile_count(panels)
+    skips = window.kernel == p.kernel and share_met(p, 1, x_tiles[0].size) < MET
 
     module, where = Module(cpu), io.src
     if dot.rounds:
@@ -161,13 +195,14 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 )
                 for y in y_tiles:
                     with y.loop(k, first, first + s.rows) as top:
-                        rows = met_rows(p, top, y.size)
+                        rows = met_taps(p, 0, top, y.size)
                         for x in x_tiles:
                             with x.loop(k) as left:
+                                columns = met_taps(p, 1, left, x.size) if skips else None
                                 acc = k.tile(y.size * x.size, v.size, lanes, p.precision.sums)
                                 outputs.start(acc)
                                 corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
-                                outputs.add_products(acc, corner, x.size, rows)
+                                outputs.add_products(acc, corner, x.size, rows, columns)
                                 outputs.finish(acc, top, left, x.size)
     shared = where.dtype.bytes(where.size + READ_SLACK) if dot.rounds else 0
 
@@ -277,7 +312,9 @@ class _Outputs:
         taken = self.k.argument("weights", self.width, lanes, dtype=sums)
         return value + taken.load(*place, lanes=lanes)
 
-    def add_products(self, acc: Tile, corner: Buffer, width: int, rows: Rows) -> None:
+    def add_products(
+        self, acc: Tile, corner: Buffer, width: int, rows: Taps, columns: Taps
+    ) -> None:
         """Add the whole filter window's products; `corner` is the tile's first input pixel."""
         p, s, io, dot, lanes = self.p, self.s, self.io, self.dot, self.lanes
         (sy, sx), (dy, dx) = p.stride, p.dilation
@@ -312,7 +349,9 @@ class _Outputs:
         far = io.src.blocks > 1 and p.kernel == (1, 1)
         window = self.window
         block = dot.groups(window.block)
-        reduction(self.k, window.steps, block, window.kernel, s.unroll, step, rows, fetch_next)
+        reduction(
+            self.k, window.steps, block, window.kernel, s.unroll, step, rows, columns, fetch_next
+        )
 
     def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
         """Add the residual, apply the activation, store."""

@@ -44,7 +44,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "tile_w": range(1, min(p.ow, cpu.registers - 4) + 1),
             "cols": [1, 2, 3, 4, 6],
             "unroll": [1, 2, 4, 8, 16, 32],
-            "rows": upto(p.oh, 1, 2, 4, 8, 16, 64),
+            "rows": upto(p.ow if p.oh == 1 else p.oh, 1, 2, 4, 8, 16, 64),
             "oc_outer": [False, True],
             "prefetch": prefetch_distances(p, cpu),
             **kinds.domain,

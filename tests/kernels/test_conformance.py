@@ -14,12 +14,13 @@ import pytest
 
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Halo
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.reference import random_operands
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.native.compile import compile_object
-from fastrun.kernels.registry import applicable, templates
+from fastrun.kernels.registry import applicable, heuristic_choice, templates
 from fastrun.search_spaces.space import space_for
 from tests.support.execution import reference, rms_error, run, tolerance
 from tests.support.lanes import EVERY_CPU, RUN_HERE
@@ -60,6 +61,8 @@ PROBLEMS = [
     "conv 1x7x1x9 6x2x2 s1 p1 d2 bias relu",
     "conv 1x7x2x9 6x3x3 s1 p4 d2 bias",
     "conv 1x3x31x27 9x11x11 s4 p2 bias relu",
+    "conv 2x18x1x37 20x1x3 s1x2 p0x1 bias add relu",
+    "conv 1x20x3x9 17x3x3 s1 p5 d5 bias",
 ]
 
 
@@ -128,6 +131,25 @@ def test_output_with_a_halo(name: str, cpu: Cpu) -> None:
     operands = random_operands(p, seed=2)
     error = rms_error(run(p, program, operands), reference(p, operands))
     assert error < tolerance(template, p, schedule)
+
+
+@pytest.mark.parametrize("halo", [(0, 2, 0, 3), (1, 1, 2, 1)])
+def test_one_row_of_pixels_in_halos(halo: Halo) -> None:
+    """Where there is room above and below it, a row cannot be read as one column."""
+    p = ConvProblem.parse("conv 1x20x1x37 24x1x3 s1x2 p0x1 bias relu")
+    template, operands = templates()["direct"], random_operands(p, seed=4)
+    for schedule in schedules("direct", p, CPU):
+        io = Io.of(p, schedule.layout)
+        io = replace(io, src=replace(io.src, halo=halo), dst=replace(io.dst, halo=halo))
+        found = run(p, template.build(p, schedule, CPU, io), operands, threads=2)
+        assert rms_error(found, reference(p, operands)) < tolerance(template, p, schedule)
+
+
+def test_winograd_leaves_wide_dilations_to_direct() -> None:
+    """Most taps lie in padding, and hardly any outputs share work."""
+    narrow, wide = (f"conv 1x320x33x33 256x3x3 s1 p{d} d{d}" for d in (6, 18))
+    assert heuristic_choice(ConvProblem.parse(narrow), CPU)[0].name == "winograd"
+    assert heuristic_choice(ConvProblem.parse(wide), CPU)[0].name == "direct"
 
 
 @pytest.mark.parametrize("target", [Cpu.avx2(), Cpu.avx512(), Cpu.neon()], ids=lambda c: c.name)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fastrun.kernels.codegen.reduction import share_met
 from fastrun.kernels.conv.depthwise import Schedule, Span, template
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NHWC, Layout
@@ -23,6 +24,8 @@ PROBLEMS = [
     "conv 1x17x12x10 17x3x3 s1 p2 d2 g17",
     "conv 1x6x13x14 6x1x1 s3 p0 g6 add",
     "conv 1x5x33x35 5x31x31 s1 p15 g5 bias",
+    "conv 1x5x4x21 5x9x13 s1 p4x6 g5 bias",
+    "conv 1x6x5x5 6x3x5 s1x2 p4x8 d4 g6 bias relu",
     "conv 1x7x6x9 14x3x3 s1 p1 g7 bias",
     "conv 1x12x6x5 6x3x3 s1 p1 g6 bias relu",
     "conv 1x20x7x6 15x3x3 s1 p1 g5 bias hardswish",
@@ -72,8 +75,18 @@ def test_large_filters_are_not_unrolled() -> None:
         template.program(p, schedule, cpu).ir.count("call <16 x float> @llvm.fma")
         for p in (small, large)
     ]
-    assert counts[0] == (1 + 2) * 3 * 3  # tiles of one and of two columns
+    # Tiles of two columns, and a last one, of whose taps a third lie in padding.
+    assert counts[0] == (2 * 3 + 2) * 3
     assert counts[1] == 31 * 2
+
+
+def test_padding_is_not_multiplied() -> None:
+    """A 13x13 filter on 7x7 pixels has 13 taps on each axis, of which 7 meet the image."""
+    p = ConvProblem.parse("conv 1x16x7x7 16x13x13 s1 p6 g16")
+    schedule = Schedule("NHWC", tile_h=1, tile_w=7, vectors=1, rows=7, hold=False)
+    program = template.program(p, schedule, CPUS[2])
+    assert program.ir.count("call <16 x float> @llvm.fma") == 7 * 7  # of a row, in a loop
+    assert share_met(p, 0, 1) == pytest.approx(7 / 13)
 
 
 def test_a_vector_spans_as_many_groups_as_it_holds() -> None:

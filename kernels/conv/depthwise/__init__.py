@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel, fma
 from fastrun.kernels.codegen.dot import Dot, dots
 from fastrun.kernels.codegen.epilogue import finish
-from fastrun.kernels.codegen.tiling import channel_panels, consecutive, cover, tile_count
+from fastrun.kernels.codegen.reduction import met_taps, share_met
+from fastrun.kernels.codegen.tiling import Tiles, channel_panels, consecutive, cover, tile_count
 from fastrun.kernels.conv.depthwise.words import (
     ROWS,
     WordVector,
@@ -43,6 +44,10 @@ from fastrun.kernels.core.types import Types
 
 # Multiply-adds of a tile up to which all rows of the filter are straight code.
 STRAIGHT = 640
+# Where less than this share of the filter meets the image, skipping the rest pays for a loop over
+# the filter's rows, and for code of its own for every tile of a row.
+MET = 0.85
+APART = 8  # tiles of a row that have code of their own, at most
 # Tasks that the heuristic aims at: enough to divide evenly among any number of threads.
 TASKS = 32
 
@@ -157,6 +162,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
     row_tasks = -(-tile_count(y_tiles) // s.rows)
     panel_tasks = tile_count(panels)
+    skips = tile_count(x_tiles) <= APART and share_met(p, 1, x_tiles[0].size) < MET
 
     module = Module(cpu)
     with module.stage("depthwise", p.n * panel_tasks * row_tasks) as (k, task):
@@ -170,14 +176,21 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 begin, end = row * s.rows, row * s.rows + s.rows
                 for y in y_tiles:
                     with y.loop(k, begin, end) as top:
-                        for x in x_tiles:
-                            with x.loop(k) as left:
-                                for some in vectors:
-                                    with some.loop(k) as i:
-                                        kept = (some is vectors[-1] and tail) or span.outputs
-                                        vector = _Vector(k, p, s, io, span, image, i + first, kept)
-                                        vector.tile(y.size, x.size, top, left)
+                        for x, left in _places(k, x_tiles, skips):
+                            for some in vectors:
+                                with some.loop(k) as i:
+                                    kept = (some is vectors[-1] and tail) or span.outputs
+                                    vector = _Vector(k, p, s, io, span, image, i + first, kept)
+                                    vector.tile(y.size, x.size, top, left)
     return module.program(io, lambda w: pack(w, p, span))
+
+
+def _places(k: Kernel, tiles: Sequence[Tiles], straight: bool) -> Iterator[tuple[Tiles, Int]]:
+    """Every tile and where it begins: known numbers, if `straight`, or those of loops."""
+    for some in tiles:
+        with k.each(0, some.count, straight or some.count == 1) as numbers:
+            for number in numbers:
+                yield some, number * some.size + some.start
 
 
 def _build_words(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io, dot: Dot) -> Program:
@@ -242,7 +255,8 @@ class _Vector:
         acc.fill(k.const(0.0, lanes) if types.integer else bias)
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(self.image)
         window = at_channel(src, io.src, number, span.inputs)
-        self._add_products(acc, window.at(0, 0, top * p.stride[0], left * p.stride[1]))
+        corner = window.at(0, 0, top * p.stride[0], left * p.stride[1])
+        self._add_products(acc, corner, top, left)
         dst = self._outputs("dst", io.dst, top, left)
         add = self._outputs("add", io.add, top, left) if p.add else None
         for i, j in acc:
@@ -251,18 +265,23 @@ class _Vector:
             channel = number * span.outputs if types.integer else 0
             dst.store_first(finish(p, total, residual, channel), self.kept, 0, 0, i, j)
 
-    def _add_products(self, acc: Tile, corner: Buffer) -> None:
+    def _add_products(self, acc: Tile, corner: Buffer, top: Int, left: Int) -> None:
         """Add the whole filter window's products; `corner` is the tile's first input pixel."""
         k, p, span, kw, lanes = self.k, self.p, self.span, self.p.kernel[1], acc.lanes
         weights = k.argument("weights", span.lanes * p.depth).at(self.number)
         weights = weights.strided(span.lanes * p.group_c * kw, span.lanes * kw, span.lanes)
         columns = (acc.cols - 1) * p.stride[1] + (kw - 1) * p.dilation[1] + 1
-        with self._input_rows(acc) as rows:
+        # Where a tile's place is known, columns of padding are left out.
+        inside = range(columns)
+        if isinstance(left, int) and not p.precision.integer:
+            before = p.padding[1] - left * p.stride[1]
+            inside = range(max(before, 0), min(before + p.w, columns))
+        with self._input_rows(acc, top) as rows:
             for iy, uses in rows:
                 taps = weights if self.s.hold else weights.opaque()
                 for channel in range(p.group_c):
                     w: dict[tuple[int, int], Vec] = {}
-                    for ix in range(columns):
+                    for ix in inside:
                         found = pairs_at(ix, acc.cols, kw, p.stride[1], p.dilation[1])
                         if not found:
                             continue
@@ -274,18 +293,23 @@ class _Vector:
                             acc[oy, ox] = fma(x, w[oy, kx], acc[oy, ox])
 
     @contextmanager
-    def _input_rows(self, acc: Tile) -> Iterator[Iterable[tuple[Int, Sequence[tuple[int, Int]]]]]:
+    def _input_rows(
+        self, acc: Tile, top: Int
+    ) -> Iterator[Iterable[tuple[Int, Sequence[tuple[int, Int]]]]]:
         """Rows of input with the tile's rows that use each, as (row, its row of the filter).
 
-        They are all in straight code, or those of one row of the filter in a loop.
+        They are all in straight code, or those of one row of the filter in a loop, which leaves
+        out rows of padding.
         """
         p, (kh, step, apart) = self.p, (self.p.kernel[0], self.p.stride[0], self.p.dilation[0])
-        if acc.rows * acc.cols * p.depth <= STRAIGHT:
+        short = acc.rows * acc.cols * p.depth <= STRAIGHT
+        if short and (self.s.hold or share_met(p, 0, acc.rows) >= MET):
             rows = range((acc.rows - 1) * step + (kh - 1) * apart + 1)
             used = ((iy, pairs_at(iy, acc.rows, kh, step, apart)) for iy in rows)
             yield ((iy, uses) for iy, uses in used if uses)
         else:
-            with self.k.loop(kh) as ky:
+            first, end = met_taps(p, 0, top, acc.rows) or (0, kh)
+            with self.k.loop(first, self.k.index(end)) as ky:
                 yield ((ky * apart + oy * step, [(oy, ky)]) for oy in range(acc.rows))
 
     def _outputs(self, name: str, where: Placement, top: Int, left: Int) -> Buffer:

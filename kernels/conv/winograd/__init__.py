@@ -15,6 +15,7 @@ from itertools import product
 
 from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.codegen.reduction import share_met
 from fastrun.kernels.codegen.tiling import channel_lanes, check_groups, cover, tile_count
 from fastrun.kernels.conv.winograd.rounding import OUTPUT_RMS, Rounding, input_is_exact
 from fastrun.kernels.conv.winograd.schedule import Schedule
@@ -42,6 +43,11 @@ AMPLIFIED = 5.0
 
 # The same for integers: an rms in steps of the output, beside that of rounding the output.
 MAX_STEPS = 0.1
+
+# The share of the direct method's cost up to which Winograd is faster, since it moves more data.
+PAYS = 0.95
+# Columns of the direct method's usual tile.
+TILE = 9
 
 # Channels added as int32, if all are too many.
 CHUNKS = (256, 128, 64)
@@ -122,25 +128,35 @@ def _best_cols(tiles: int, vectors: int, cpu: Cpu, further: int) -> int:
 
 
 def _best_sizes(p: ConvProblem, limit: float) -> tuple[int, int]:
-    """The tile with the lowest cost, in multiplications, whose expected error is within `limit`.
+    """The tile with the lowest cost whose expected error is within `limit`.
 
-    A transform costs about 6 multiplications per element and channel; a weight, which streams from
-    L3, about 5, or 2 if it is int16. Integers get a tile whose input transform is exact.
+    Integers get a tile whose input transform is exact.
     """
-    reading = 2 if p.precision.integer else 5
-
-    def cost(m: tuple[int, int]) -> int:
-        tiles = p.n * math.prod(tile_grid(p, m))
-        planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
-        products = p.c * p.group_oc
-        return planes * (tiles * (products + 6 * (p.c + p.oc)) + reading * products)
-
-    sizes = sorted((m for m in _sizes(p) if m != (1, 1)), key=cost)
+    sizes = sorted((m for m in _sizes(p) if m != (1, 1)), key=lambda m: _cost(p, m))
     if p.precision.integer:
         sizes = [m for m in sizes if input_is_exact(p, m)] or sizes
     errors = (_error(p, m, *_exact_enough(p, m)) for m in sizes)
     cheapest = next((m for m, error in zip(sizes, errors, strict=True) if error <= limit), None)
     return cheapest or min(sizes, key=lambda m: _error(p, m, *_exact_enough(p, m)))
+
+
+def _cost(p: ConvProblem, m: tuple[int, int]) -> float:
+    """What tiles of this size cost, in multiplications.
+
+    A transform costs about 6 multiplications per element and channel; a weight, which streams from
+    L3, about 5, or 2 if it is int16.
+    """
+    reading = 2 if p.precision.integer else 5
+    tiles = p.n * math.prod(tile_grid(p, m))
+    planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
+    products = p.c * p.group_oc
+    return planes * (tiles * (products + 6 * (p.c + p.oc)) + reading * products)
+
+
+def _direct_cost(p: ConvProblem) -> float:
+    """The same of the direct method, whose tiles skip padding."""
+    met = share_met(p, 0, 1) * share_met(p, 1, min(p.ow, TILE))
+    return p.c * p.group_oc * math.prod(p.kernel) * (p.n * p.oh * p.ow * met + 5)
 
 
 def largest_error(p: ConvProblem) -> float:
@@ -228,13 +244,16 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     """Preferred with enough channels to pay for the transforms; along one axis they save less.
 
     Products of bytes, where the processor has them, are twice as fast as those of int16: then
-    Winograd saves too little along one axis, or if few tiles share the larger weights.
+    Winograd saves too little along one axis, or if few tiles share the larger weights. Where most
+    taps lie in padding, as with wide dilations, the direct method has less to do.
     """
     least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
     if p.precision.integer and dots(p.precision, cpu)[0].name != "wd":
         tiles = p.n * math.prod(tile_grid(p, (4, 4)))
         pays &= min(p.kernel) > 1 and min(p.group_c, p.group_oc) >= 16 and tiles >= 8
+    if pays and not p.precision.integer:
+        pays = _cost(p, _best_sizes(p, _careful(p))) < PAYS * _direct_cost(p)
     return 5 if pays else 0
 
 
