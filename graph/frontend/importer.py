@@ -24,6 +24,12 @@ from fastrun.graph.frontend.as_onnx import unlowered, with_kernel
 from fastrun.graph.frontend.calls import chosen, unrolled
 from fastrun.graph.frontend.composed import composition
 from fastrun.graph.frontend.constants import by_onnx, by_reference
+from fastrun.graph.frontend.dynamic import (
+    DynamicOperator,
+    is_dynamic,
+    is_nonnegative,
+    sums_of,
+)
 from fastrun.graph.frontend.file import (
     OLDEST_OPSET,
     SharedModel,
@@ -44,8 +50,12 @@ from fastrun.graph.frontend.inline import Key, check_calls, function_nodes, key,
 from fastrun.graph.frontend.lowering import Site, Unsupported, lower
 from fastrun.graph.frontend.opsets import Opsets
 from fastrun.graph.frontend.outside import Outside
-from fastrun.graph.frontend.qoperators import Writing, computes_integers, scales_read
-from fastrun.graph.frontend.quantised import Quantised
+from fastrun.graph.frontend.qoperators import (
+    QuantisedOperator,
+    computes_integers,
+    scales_read,
+)
+from fastrun.graph.frontend.quantised import Quantised, Stored
 from fastrun.graph.frontend.values import Values
 
 # Nodes of functions and branches written out; more come from files that are made to be endless.
@@ -228,9 +238,16 @@ class _Importer:
             if computes_integers(node):
                 if not values.are_constant(scales_read(node)):
                     raise Unsupported("constant scales")
-                names = values.constant, values.fresh
-                writing = Writing(node, values.constants, quantised.integers_of, *names)
+                writing = QuantisedOperator(node, values, quantised.integers_of)
                 self._write_out(writing.written(opsets[""]), opsets)
+                return True
+            if is_dynamic(node):
+                if (sums := sums_of(node)) in {v.name for v in self._model.graph.output}:
+                    raise Unsupported("sums that are scaled: those that are returned are exact")
+                dynamic = DynamicOperator(node, values, quantised.integers_of)
+                self._write_out(dynamic.written(self._is_nonnegative), opsets)
+                if sums:
+                    quantised.stored[sums] = Stored(None, np.dtype(np.int32), raw=True)
                 return True
             meaning = quantised.meaning(node)
         except Unsupported as need:
@@ -251,6 +268,12 @@ class _Importer:
             self._nodes.append(Node(self._label(node), Identity(), (x,), (y,)))
             values.set_tensor(y, values.tensors[x])
         return True
+
+    def _is_nonnegative(self, name: str) -> bool:
+        """Whether the nodes so far show that a tensor has no negative numbers."""
+        return is_nonnegative(
+            name, lambda x: next((n for n in reversed(self._nodes) if x in n.outputs), None)
+        )
 
     def _lower(self, node: onnx.NodeProto, opsets: Opsets) -> None:
         values = self._values

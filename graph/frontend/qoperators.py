@@ -6,17 +6,15 @@ QLinearConv and QLinearMatMul so; the others are onnxruntime's, of the domain co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Array
-from fastrun.graph.frontend.file import label
 from fastrun.graph.frontend.lowering.site import Unsupported
+from fastrun.graph.frontend.writing import Writing
 
 # Operators of onnxruntime of one input, and those that they compute with numbers.
 _UNARY = {
@@ -42,28 +40,8 @@ def scales_read(node: onnx.NodeProto) -> list[str]:
     return [] if node.domain else [x for i, x in enumerate(node.input) if x and i not in (0, 3, 8)]
 
 
-class Writing:
-    """The nodes that take the place of one operator.
-
-    `constants` are those that the model has so far, `types` gives the integers' type of a value,
-    `constant` adds one, and `fresh` gives a name that no value has.
-    """
-
-    def __init__(
-        self,
-        node: onnx.NodeProto,
-        constants: Mapping[str, Array],
-        types: Callable[[str], np.dtype[Any]],
-        constant: Callable[[str, Array], str],
-        fresh: Callable[[str], str],
-    ) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self._node = node
-        self._constants = constants
-        self._types = types
-        self._constant = constant
-        self._fresh = fresh
-        self._given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+class QuantisedOperator(Writing):
+    """The nodes that take the place of one of these operators."""
 
     def written(self, opset: int) -> list[onnx.NodeProto]:
         """The nodes, of an opset of ONNX.
@@ -96,27 +74,6 @@ class Writing:
             case operator:
                 self._finish(_UNARY[operator], [self._scaled(0, 1, 2)], 3, 4, **kept)
         return self.nodes
-
-    def _input(self, index: int, needed: bool = True) -> str:
-        name = self._node.input[index] if index < len(self._node.input) else ""
-        if needed and not name:
-            raise self._impossible(f"its input {index} is missing")
-        return name
-
-    def _impossible(self, why: str) -> GraphError:
-        return GraphError(f"node {label(self._node)} is impossible: {why}")
-
-    def _known(self, index: int, what: str) -> Array:
-        name = self._input(index)
-        if name not in self._constants:
-            raise Unsupported(f"constant {what}")
-        return self._constants[name]
-
-    def _put(self, operator: str, inputs: list[str], output: str = "", **attributes: Any) -> str:
-        output = output or self._fresh(f"{self._node.output[0]}.{len(self.nodes)}")
-        name = f"{self._node.name or self._node.output[0]}/{operator}.{len(self.nodes)}"
-        self.nodes.append(helper.make_node(operator, inputs, [output], name, **attributes))
-        return output
 
     def _scaled(self, x: int, scale: int, zero: int, axis: int | None = None) -> str:
         """The numbers for an input, whose scale and zero point are further inputs."""

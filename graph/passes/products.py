@@ -163,17 +163,20 @@ def convolve_dense(graph: Graph) -> Graph:
     for node in edit:
         op, (x, bias) = node.op, (node.input(0), node.input(2))
         matrix = edit.constants.get(node.input(1))
-        plain = isinstance(op, Gemm) and not op.transpose_a and op.alpha == op.beta == 1
-        if not plain or matrix is None or (bias and bias not in edit.constants):
+        if not isinstance(op, Gemm | MatMul) or matrix is None or matrix.ndim != 2:
             continue
-        assert isinstance(op, Gemm)
+        if len(edit.shape(x) or ()) != 2 or (bias and bias not in edit.constants):
+            continue
+        transposed = isinstance(op, Gemm) and op.transpose_b
+        if isinstance(op, Gemm) and (op.transpose_a or (op.alpha, op.beta) != (1, 1)):
+            continue
         grid = edit.grids.get(node.inputs[1])
         rows, outputs = edit.tensor(node.output).shape
         if not grid or grid.block or x not in edit.grids:
             continue
         if bias and edit.constants[bias].size != outputs:
             continue
-        filters = matrix if op.transpose_b else matrix.T
+        filters = matrix if transposed else matrix.T
         inputs = [edit.constant(f"{node.name}.filters", filters[..., None, None], grid)]
         if bias:
             inputs.append(edit.constant(f"{node.name}.bias", edit.constants[bias].reshape(-1)))

@@ -95,6 +95,18 @@ class NonZero(OpRun):
         return (np.vstack(np.nonzero(np.atleast_1d(x))).astype(np.int64),)
 
 
+class GatherElements(OpRun):
+    """ONNX's own reads only the first index of each row along an axis of more than 64 entries."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, indices: Array, **given: Any) -> tuple[Array]:
+        axis = int(given.get("axis") or getattr(self, "axis", None) or 0)
+        places: list[Array] = [*np.indices(indices.shape)]
+        places[axis] = np.where(indices < 0, indices + x.shape[axis], indices)
+        return (x[tuple(places)],)
+
+
 class Scatter(OpRun):
     """The name of ScatterElements before opset 11, which ONNX's own lacks."""
 
@@ -110,5 +122,5 @@ class Scatter(OpRun):
 
 
 CORRECTED: tuple[type[OpRun], ...] = (
-    Loop, Scan, NonZero, Scatter, RNN, GRU, LSTM, GridSample, NonMaxSuppression
+    Loop, Scan, NonZero, GatherElements, Scatter, RNN, GRU, LSTM, GridSample, NonMaxSuppression
 )  # fmt: skip
