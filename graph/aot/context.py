@@ -8,11 +8,14 @@ from fastrun.graph.aot.layout import (
     COUNT_AT,
     HANDLES_AT,
     HEAD_BYTES,
+    INPUT,
     KIND_BITS,
     LOCALS_AT,
+    OUTPUT,
     SHARED_BYTES,
     STEP_BYTES,
     STEPS_AT,
+    STRIDES_AT,
     TEAM_AT,
     THREADS_AT,
     VARIANT_AT,
@@ -31,7 +34,8 @@ SIZES = f"""define internal {{ i64, i64, i64 }} @sizes(i64 %number, i64 %threads
   %arena = extractvalue %variant %v, 2
   %local = extractvalue %variant %v, 3
   %steps = mul i64 %count, {STEP_BYTES}
-  %steps.end = add i64 %steps, {STEPS_AT + 127}
+  %strides.end = add i64 %steps, STRIDES_SIZE
+  %steps.end = add i64 %strides.end, {STEPS_AT + 127}
   %tally = and i64 %steps.end, -128
   %each = mul i64 %count, {2 * COUNTERS}
   %counters = mul i64 %each, %threads
@@ -57,6 +61,50 @@ define internal i64 @whole(i64 %number, i64 %threads) nounwind {{
   ret i64 %size
 }}"""
 """Offsets of counters, arena and workspaces in a context, and its size, for some threads."""
+
+STRIDES = """define internal void @take_strides(ptr %table, ptr %tensors, i64 %first, i64 %count,
+                                   ptr %given) nounwind {
+entry:
+  %nothing = icmp eq ptr %given, null
+  %some = icmp ne i64 %count, 0
+  br i1 %some, label %port, label %out
+port:
+  %i = phi i64 [ 0, %entry ], [ %i.next, %next ]
+  %number = add i64 %first, %i
+  %own.at = getelementptr ptr, ptr %table, i64 %number
+  store ptr null, ptr %own.at, align 8
+  br i1 %nothing, label %next, label %look
+look:
+  %mine.at = getelementptr ptr, ptr %given, i64 %i
+  %mine = load ptr, ptr %mine.at, align 8
+  %dense = icmp eq ptr %mine, null
+  br i1 %dense, label %next, label %measure
+measure:
+  %slots = getelementptr i8, ptr %table, i64 PORTS_SIZE
+  %far = mul i64 %number, SLOT
+  %slot = getelementptr i8, ptr %slots, i64 %far
+  store ptr %slot, ptr %own.at, align 8
+  %rank.at = getelementptr %tensor, ptr %tensors, i64 %i, i32 3
+  %rank = load i64, ptr %rank.at, align 8
+  %axes = icmp ne i64 %rank, 0
+  br i1 %axes, label %axis, label %next
+axis:
+  %a = phi i64 [ 0, %measure ], [ %a.next, %axis ]
+  %from = getelementptr i64, ptr %mine, i64 %a
+  %stride = load i64, ptr %from, align 8
+  %to = getelementptr i64, ptr %slot, i64 %a
+  store i64 %stride, ptr %to, align 8
+  %a.next = add i64 %a, 1
+  %more.axes = icmp ult i64 %a.next, %rank
+  br i1 %more.axes, label %axis, label %next
+next:
+  %i.next = add i64 %i, 1
+  %more = icmp ult i64 %i.next, %count
+  br i1 %more, label %port, label %out
+out:
+  ret void
+}"""
+"""Copy the caller's strides into a context: a table of their addresses, null for dense arrays."""
 
 MAP_WEIGHTS = f"""define internal {{ i32, ptr }} @map_weights(ptr %path) nounwind {{
 entry:
@@ -179,8 +227,8 @@ bad:
 """Start the other threads of a context, and let them end."""
 
 
-MAKE = f"""define internal i32 @make(ptr %context, i64 %number, i64 %threads,
-                          ptr %weights) nounwind {{
+MAKE = f"""define internal i32 @make(ptr %context, i64 %number, i64 %threads, ptr %weights,
+                          ptr %in.strides, ptr %out.strides) nounwind {{
 entry:
   %variant.at = getelementptr %variant, ptr @variants, i64 %number
   %v = load %variant, ptr %variant.at, align 8
@@ -209,6 +257,14 @@ entry:
 {job_word("repeats", "1")}
 {job_word("copies", "1")}
 {job_word("tally", "%tally", "ptr")}
+  %loose.at = getelementptr %variant, ptr @variants, i64 %number, i32 6
+  %loose = load ptr, ptr %loose.at, align 8
+  %steps.size = mul i64 %count, {STEP_BYTES}
+  %strides = getelementptr i8, ptr %steps, i64 %steps.size
+{word(STRIDES_AT, "%strides", "ptr")}
+  call void @take_strides(ptr %strides, ptr @inputs, i64 0, i64 INPUT_COUNT, ptr %in.strides)
+  call void @take_strides(ptr %strides, ptr @outputs, i64 INPUT_COUNT, i64 OUTPUT_COUNT,
+                          ptr %out.strides)
   br label %workspace
 workspace:
   %t = phi i64 [ 0, %entry ], [ %t.next, %workspace ]
@@ -251,7 +307,37 @@ operand:
   store ptr %address, ptr %place.at, align 8
   %o.next = add i64 %o, 1
   %o.more = icmp ult i64 %o.next, 6
-  br i1 %o.more, label %operand, label %stepped
+  br i1 %o.more, label %operand, label %edge
+edge:
+  %src.at = getelementptr %entry, ptr %entry.at, i64 0, i32 2, i64 0
+  %dst.at = getelementptr %entry, ptr %entry.at, i64 0, i32 2, i64 4
+  %src = load i64, ptr %src.at, align 8
+  %dst = load i64, ptr %dst.at, align 8
+  %src.kind = lshr i64 %src, {KIND_BITS}
+  %dst.kind = lshr i64 %dst, {KIND_BITS}
+  %reads = icmp eq i64 %src.kind, {INPUT}
+  %writes = icmp eq i64 %dst.kind, {OUTPUT}
+  %outside = or i1 %reads, %writes
+  br i1 %outside, label %port, label %stepped
+port:
+  %input = and i64 %src, {(1 << KIND_BITS) - 1}
+  %output = and i64 %dst, {(1 << KIND_BITS) - 1}
+  %behind = add i64 %output, INPUT_COUNT
+  %which = select i1 %reads, i64 %input, i64 %behind
+  %given.at = getelementptr ptr, ptr %strides, i64 %which
+  %strided = load ptr, ptr %given.at, align 8
+  %dense = icmp eq ptr %strided, null
+  br i1 %dense, label %stepped, label %replace
+replace:
+  %other.at = getelementptr %loose, ptr %loose, i64 %which
+  %other = load %loose, ptr %other.at, align 8
+  %other.stage = extractvalue %loose %other, 0
+  %other.tasks = extractvalue %loose %other, 1
+  store ptr %other.stage, ptr %step.at, align 8
+  store i64 %other.tasks, ptr %tasks.at, align 8
+  %strides.operand = getelementptr ptr, ptr %step.at, i64 3
+  store ptr %strided, ptr %strides.operand, align 8
+  br label %stepped
 stepped:
   %i.next = add i64 %i, 1
   %i.more = icmp ult i64 %i.next, %count

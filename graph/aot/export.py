@@ -106,8 +106,8 @@ def export(
         )
     blob = f"{prefix}_weights" if embed else ""
     variants = [
-        Variant(b.target, b.image.steps, b.image.count, b.image.arena, b.image.local, start,
-                needs(b.cpu))
+        Variant(b.target, b.image.steps, b.image.loose, b.image.count, b.image.arena,
+                b.image.local, start, needs(b.cpu))
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
     triple = built[0].cpu.triple

@@ -1,6 +1,6 @@
 """The functions of an exported library that other programs call.
 
-A struct of options has 48 bytes.
+A struct of options has 56 bytes; those of the first version had 48, of which the last 8 were zero.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from fastrun.graph.aot.layout import (
     SHARED_BYTES,
     STEP_BYTES,
     STEPS_AT,
+    STRIDES_AT,
     TEAM_AT,
     THREADS_AT,
     VARIANT_AT,
@@ -38,7 +39,8 @@ def functions(prefix: str, embed: str) -> str:
 
 
 _BEGIN = f"""define internal i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights,
-                           ptr %given, i64 %given.size, ptr %mapped, i64 %mapped.size) nounwind {{
+                           ptr %given, i64 %given.size, ptr %mapped, i64 %mapped.size,
+                           ptr %in.strides, ptr %out.strides) nounwind {{
 entry:
   %size = call i64 @whole(i64 %number, i64 %threads)
   %own = icmp eq ptr %given, null
@@ -64,7 +66,8 @@ fill:
 {word(OWN_AT, "%owned")}
 {word(MAPPED_AT, "%mapped", "ptr")}
 {word(MAPPED_SIZE_AT, "%mapped.size")}
-  %refused = call i32 @make(ptr %context, i64 %number, i64 %threads, ptr %weights)
+  %refused = call i32 @make(ptr %context, i64 %number, i64 %threads, ptr %weights,
+                           ptr %in.strides, ptr %out.strides)
   %made = icmp eq i32 %refused, 0
   br i1 %made, label %good, label %bad
 good:
@@ -104,6 +107,16 @@ read:
   %memory = load ptr, ptr %memory.at, align 8
   %memory.size.at = getelementptr i8, ptr %options, i64 32
   %memory.size = load i64, ptr %memory.size.at, align 8
+  %in.strides.at = getelementptr i8, ptr %options, i64 40
+  %in.strides = load ptr, ptr %in.strides.at, align 8
+  %newer = icmp uge i64 %size, 56
+  br i1 %newer, label %more, label %checked
+more:
+  %out.strides.at = getelementptr i8, ptr %options, i64 48
+  %out.given = load ptr, ptr %out.strides.at, align 8
+  br label %checked
+checked:
+  %out.strides = phi ptr [ null, %read ], [ %out.given, %more ]
   %default = icmp eq i32 %threads.given, 0
   %number.of = select i1 %default, i32 1, i32 %threads.given
   %positive = icmp sgt i32 %number.of, 0
@@ -133,7 +146,8 @@ begin:
   %freed = phi ptr [ null, %inside ], [ %room, %file ]
   %freed.size = phi i64 [ 0, %inside ], [ ROOM_SIZE, %file ]
   %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr %memory,
-                            i64 %memory.size, ptr %freed, i64 %freed.size)
+                            i64 %memory.size, ptr %freed, i64 %freed.size,
+                            ptr %in.strides, ptr %out.strides)
   %opened = icmp eq i32 %result, 0
   %nothing = icmp eq ptr %freed, null
   %keep = or i1 %opened, %nothing
@@ -250,8 +264,11 @@ def _clone(p: str) -> str:
   %mapped = load ptr, ptr %mapped.at, align 8
   %mapped.size.at = getelementptr i8, ptr %context, i64 {MAPPED_SIZE_AT}
   %mapped.size = load i64, ptr %mapped.size.at, align 8
+  %in.strides.at = getelementptr i8, ptr %context, i64 {STRIDES_AT}
+  %in.strides = load ptr, ptr %in.strides.at, align 8
+  %out.strides = getelementptr ptr, ptr %in.strides, i64 INPUT_COUNT
   %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr null, i64 0,
-                            ptr %mapped, i64 %mapped.size)
+                            ptr %mapped, i64 %mapped.size, ptr %in.strides, ptr %out.strides)
   %made = icmp eq i32 %result, 0
   %counted = icmp ne ptr %mapped, null
   %shares = and i1 %made, %counted

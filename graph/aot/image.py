@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrun.graph.aot.layout import ARENA, ENTRY, INPUT, KIND_BITS, NONE, OUTPUT, WEIGHTS
+from fastrun.graph.aot.layout import ARENA, ENTRY, INPUT, KIND_BITS, LOOSE, NONE, OUTPUT, WEIGHTS
 from fastrun.graph.build import strided
 from fastrun.graph.build.memory import Lifetime, allocate
 from fastrun.graph.build.steps import Arrangement, Port, Step
@@ -18,18 +18,20 @@ from fastrun.kernels.core.dtype import DType
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Program, pack_bias, pack_channels
 from fastrun.kernels.core.strided import Strided
-from fastrun.kernels.ops.convert import convert
+from fastrun.kernels.ops.convert import convert, convert_strided
 
 
 @dataclass(frozen=True)
 class Image:
     """What one kind of processor runs: IR, sizes in bytes, and packed weights.
 
-    `steps` is the symbol of the table, which has `count` entries.
+    `steps` is the symbol of the table, which has `count` entries; `loose` that of a table with the
+    steps that copy inputs in and outputs out by strides of the caller's.
     """
 
     ir: str
     steps: str
+    loose: str
     count: int
     arena: int
     local: int
@@ -48,25 +50,30 @@ def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: s
     packed, rows, programs = _Packed(), list[str](), dict[str, int]()
     functions, declared = list[str](), dict[str, None]()
 
-    def add(program: Program, operands: Sequence[int], joins: bool) -> None:
+    def called(program: Program) -> list[str]:
+        """The functions and tasks of a program's stages."""
         if program.ir not in programs:
             programs[program.ir] = len(programs)
             found, lines = _functions(program, f"{tag}_k{programs[program.ir]}")
             functions.extend(found)
             declared.update(dict.fromkeys(lines))
-        for stage in program.stages:
-            codes = ", ".join(f"i64 {operand}" for operand in operands)
-            name = f"{tag}_k{programs[program.ir]}_{stage.symbol}"
-            values = f"ptr @{name}, i64 {stage.tasks}, [6 x i64] [{codes}], i64 {int(joins)}"
-            rows.append(f"{ENTRY} {{ {values} }}")
+        prefix = f"{tag}_k{programs[program.ir]}"
+        return [f"ptr @{prefix}_{stage.symbol}, i64 {stage.tasks}" for stage in program.stages]
+
+    def add(program: Program, operands: Sequence[int], joins: bool) -> None:
+        codes = ", ".join(f"i64 {operand}" for operand in operands)
+        for stage in called(program):
+            rows.append(f"{ENTRY} {{ {stage}, [6 x i64] [{codes}], i64 {int(joins)} }}")
 
     nothing = NONE << KIND_BITS
 
     def buffer(number: int | None) -> int:
         return nothing if number is None else _code(ARENA, offsets[number])
 
+    loose = list[str]()
     for i, port in enumerate(arrangement.inputs):
         program = convert(cpu, _given(port, types), _view(port))
+        loose += called(convert_strided(cpu, _given(port, types), _view(port), "src"))
         last = i == len(arrangement.inputs) - 1
         source = _code(INPUT, i)
         add(program, [source, nothing, nothing, nothing, buffer(port.buffer), nothing], last)
@@ -77,14 +84,17 @@ def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: s
         add(step.program, operands, step.joins)
     for i, port in enumerate(arrangement.outputs):
         program = convert(cpu, _view(port), _given(port, types))
+        loose += called(convert_strided(cpu, _view(port), _given(port, types), "dst"))
         target = _code(OUTPUT, i)
         add(program, [buffer(port.buffer), nothing, nothing, nothing, target, nothing], True)
     table = f"@{tag}_steps = hidden constant [{len(rows)} x {ENTRY}] [{', '.join(rows)}]"
+    pairs = ", ".join(f"{LOOSE} {{ {pair} }}" for pair in loose)
+    others = f"@{tag}_loose = hidden constant [{len(loose)} x {LOOSE}] [{pairs}]"
     head = f'target triple = "{cpu.triple}"'
-    ir = "\n\n".join([head, *functions, *sorted(declared), table]) + "\n"
+    ir = "\n\n".join([head, *functions, *sorted(declared), table, others]) + "\n"
     local = max((s.program.local_bytes for s in steps), default=0)
     local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
-    return Image(ir, f"{tag}_steps", len(rows), arena, local, packed.content())
+    return Image(ir, f"{tag}_steps", f"{tag}_loose", len(rows), arena, local, packed.content())
 
 
 def _code(kind: int, value: int) -> int:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastrun.graph.aot.choosing import choose, supported
-from fastrun.graph.aot.context import MAKE, MAP_WEIGHTS, SIZES, START
+from fastrun.graph.aot.context import MAKE, MAP_WEIGHTS, SIZES, START, STRIDES
 from fastrun.graph.aot.functions import functions
-from fastrun.graph.aot.layout import ENTRY, SHARED_BYTES, Variant
+from fastrun.graph.aot.layout import ENTRY, LOOSE, SHARED_BYTES, Variant
 from fastrun.graph.aot.ports import Outer
 from fastrun.kernels.native.driver import driver_ir
 
@@ -39,21 +39,25 @@ def interface_ir(
     the library, "" if there are none.
     """
     rows, texts = [], []
+    ports = [*inputs, *outputs]
+    slot = 8 * max(len(x.shape) for x in ports)  # bytes for the strides of each
     size, room = str(file_size), str(file_size + SHARED_BYTES)
     for i, v in enumerate(variants):
         texts.append(f"@{v.steps} = external hidden constant [{v.count} x {ENTRY}]")
+        texts.append(f"@{v.loose} = external hidden constant [{len(ports)} x {LOOSE}]")
         texts.append(_text(f"name{i}", v.name))
         rows.append(
             f"%variant {{ ptr @{v.steps}, i64 {v.count}, i64 {v.arena}, i64 {v.local}, "
-            f"i64 {v.weights}, ptr @name{i} }}"
+            f"i64 {v.weights}, ptr @name{i}, ptr @{v.loose} }}"
         )
     table = ", ".join(rows)
     parts = [
         driver_ir(triple)
         .replace("define i64 @lead(", "define internal i64 @lead(")
         .replace("define void @serve(", "define internal void @serve("),
-        "%variant = type { ptr, i64, i64, i64, i64, ptr }",
+        "%variant = type { ptr, i64, i64, i64, i64, ptr, ptr }",
         f"%entry = type {ENTRY}",
+        f"%loose = type {LOOSE}",
         "\n".join(texts),
         f"@variants = internal constant [{len(variants)} x %variant] [{table}]",
         f'@head = internal constant [{len(head)} x i8] c"{_escaped(head)}", align 8',
@@ -64,11 +68,14 @@ def interface_ir(
         _DECLARATIONS,
         supported(triple, variants),
         choose(len(variants)),
-        SIZES,
+        SIZES.replace("STRIDES_SIZE", str(len(ports) * (8 + slot))),
+        STRIDES.replace("PORTS_SIZE", str(8 * len(ports))).replace("SLOT", str(slot)),
         MAP_WEIGHTS.replace("FILE_SIZE", size).replace("ROOM_SIZE", room),
         START,
-        MAKE,
-        functions(prefix, embed).replace("ROOM_SIZE", room),
+        MAKE.replace("INPUT_COUNT", str(len(inputs))).replace("OUTPUT_COUNT", str(len(outputs))),
+        functions(prefix, embed)
+        .replace("ROOM_SIZE", room)
+        .replace("INPUT_COUNT", str(len(inputs))),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 

@@ -32,10 +32,14 @@ SHARED_BYTES = 1 << 16
 ENTRY = "{ ptr, i64, [6 x i64], i64 }"
 """A step as exported: its function, tasks, operands and whether it joins."""
 
+LOOSE = "{ ptr, i64 }"
+"""A step that copies by strides of the caller's: its function and tasks."""
+
 STEP_BYTES = 72
 
 # Where things lie in a context, in bytes from its start.
 THREADS_AT, VARIANT_AT, WEIGHTS_AT, OWN_AT, MAPPED_AT, MAPPED_SIZE_AT, COUNT_AT = range(0, 56, 8)
+STRIDES_AT = 56
 JOB_AT, TEAM_AT, HANDLES_AT = 64, 256, 1024
 ARGUMENTS_AT = HANDLES_AT + 8 * MOST_THREADS
 LOCALS_AT = ARGUMENTS_AT + 16 * MOST_THREADS
@@ -48,11 +52,12 @@ assert LOCALS_AT + 8 * MOST_THREADS <= STEPS_AT
 class Variant:
     """The code for one kind of processor: symbols and sizes in bytes.
 
-    `steps` is the symbol of its table, `weights` where its weights begin in the file.
+    `steps` and `loose` are symbols of its tables, `weights` is where its weights begin in the file.
     """
 
     name: str
     steps: str
+    loose: str
     count: int
     arena: int
     local: int

@@ -32,7 +32,8 @@ def header(prefix: str, graph: Graph, targets: Sequence[str], embed: bool) -> st
     isas = [f"   {i}: {name}" for i, name in enumerate(targets, 1)]
     weights = "NULL: those in the library" if embed else f"path of {prefix}.weights"
     return f"""\
-/* {graph.name}, exported by fastrun. Arrays are dense, in the model's layout. */
+/* {graph.name}, exported by fastrun. Arrays have the model's layout, and are dense unless
+   `options` say otherwise. */
 #ifndef {upper}_H
 #define {upper}_H
 #include <stddef.h>
@@ -62,8 +63,14 @@ typedef struct {{
     int isa;             /* 0: the first that this processor supports, or a number from below */
     void *memory;        /* NULL, or memory of the caller's, aligned to 4096 bytes */
     size_t memory_size;  /* at least {prefix}_memory(threads, isa) */
-    void *reserved;
+    const int64_t *const *input_strides;  /* NULL: all inputs are dense; see below */
+    const int64_t *const *output_strides; /* the same of outputs */
 }} {prefix}_options;
+
+/* Arrays that are not dense are read and written where they are: a part of a larger picture, rows
+   with a pitch, another order of axes. For each input (output) strides for the axes of its shape,
+   in elements, negative ones too, or NULL for a dense one. The pointer given to `run` is that of
+   the element with all indices 0. `open` copies the strides, and clones have them too. */
 
 /* Kinds of processors, by number:
 {chr(10).join(isas)} */
@@ -261,7 +268,8 @@ class Options(ctypes.Structure):
         ("isa", ctypes.c_int),
         ("memory", ctypes.c_void_p),
         ("memory_size", ctypes.c_size_t),
-        ("reserved", ctypes.c_void_p),
+        ("input_strides", ctypes.c_void_p),
+        ("output_strides", ctypes.c_void_p),
     ]
 
 
@@ -271,7 +279,7 @@ class Net:
     def __init__(self, threads=1, isa=0, folder=HERE):
         self._library = ctypes.CDLL(str(pathlib.Path(folder) / "lib{prefix}.so"))
         weights = {"None" if embed else f'str(pathlib.Path(folder) / "{prefix}.weights").encode()'}
-        options = Options(ctypes.sizeof(Options), weights, threads, isa, None, 0, None)
+        options = Options(ctypes.sizeof(Options), weights, threads, isa)
         self._net = ctypes.c_void_p()
         self._check(self._library.{prefix}_open(ctypes.byref(self._net), ctypes.byref(options)))
         self._library.{prefix}_isa.restype = ctypes.c_char_p

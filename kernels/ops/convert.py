@@ -5,7 +5,7 @@ The caller's array may end at the end of its memory: nothing behind it is read o
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import Nest, aligned, operand, rows, singly
 from fastrun.kernels.core.cpu import Cpu
@@ -55,6 +55,38 @@ def convert(cpu: Cpu, src: Strided, dst: Strided) -> Program:
                 b = operand(k, "dst", out).at(*places, x).strided(written)
                 _row(k, a, b, run.size, lanes)
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
+
+
+def convert_strided(cpu: Cpu, src: Strided, dst: Strided, loose: str) -> Program:
+    """As `convert`, where strides of `src` or `dst`, whichever is `loose`, come at run time.
+
+    The weights are these strides: elements as numbers of 64 bits, one for each axis.
+
+    Raises:
+        ScheduleError: as `convert`.
+    """
+    plain = convert(cpu, src, dst).io
+    fixed = dst if loose == "src" else src
+    axes = sorted(range(len(fixed.shape)), key=lambda axis: -abs(fixed.strides[axis]))
+    shape = [fixed.shape[axis] for axis in axes] or [1]  # a single number has no axis
+    module, nest = Module(cpu), Nest(singly(tuple(shape)))
+    with nest.stage(module, "convert") as k:
+        steps = [_stride(k, axis) for axis in axes]
+        with nest.outer() as places, nest.loop(nest.inner[0]) as x:
+            far: Int = 0
+            near: Int = fixed.offset
+            for place, step, axis in zip((*places, x), steps, axes, strict=False):
+                far = place * step + far
+                near = place * fixed.strides[axis] + near
+            a, b = (k.argument(name, 1, dtype=view.dtype).at(far if name == loose else near)
+                    for name, view in (("src", src), ("dst", dst)))  # fmt: skip
+            b.store(_converted(k, a.load(lanes=1), b.dtype))
+    return module.program(plain)
+
+
+def _stride(k: Kernel, axis: int) -> Index:
+    at = k.emit(f"getelementptr i64, ptr %weights, i64 {axis}")
+    return Index(k, k.emit(f"load i64, ptr {at}, align 8"))
 
 
 def _row(k: Kernel, src: Buffer, dst: Buffer, count: int, lanes: int) -> None:

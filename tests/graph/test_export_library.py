@@ -236,6 +236,34 @@ def test_the_callers_memory_is_used(graph: Any, truth: np.ndarray, tmp_path: Pat
     assert (room[-after:] == 7).all()
 
 
+@X86
+@pytest.mark.parametrize("isa", [1, 2])
+def test_arrays_may_have_strides(isa: int, graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
+    """A part of a larger picture with channels last is read, and every other number is written."""
+    export(graph, tmp_path, ["native", "x86-64-v2"], name="net")
+    library = ctypes.CDLL(str(tmp_path / "libnet.so"))
+    options = loaded(tmp_path).__init__.__globals__["Options"]
+    picture = np.full((25, 40, 3), np.nan, np.float32)
+    picture[2:21, 5:22] = normal(1, 3, 19, 17, seed=3)[0].transpose(1, 2, 0)
+    steps = (ctypes.c_int64 * 4)(0, 1, 3 * 40, 3), (ctypes.c_int64 * 2)(0, -2)
+    tables = [(ctypes.c_void_p * 1)(ctypes.addressof(x)) for x in steps]
+    given = options(
+        ctypes.sizeof(options), str(tmp_path / "net.weights").encode(), 2, isa, None, 0,
+        *map(ctypes.addressof, tables),
+    )  # fmt: skip
+    net, copy = ctypes.c_void_p(), ctypes.c_void_p()
+    assert library.net_open(ctypes.byref(net), ctypes.byref(given)) == 0
+    steps[0][1] = 99  # the strides have been copied
+    assert library.net_clone(ctypes.byref(copy), net) == 0
+    library.net_close(net)
+    y = np.full(20, 5, np.float32)
+    places = picture[2:, 5:].ctypes.data, y[18:].ctypes.data
+    assert library.net_run(copy, *((ctypes.c_void_p * 1)(at) for at in places)) == 0
+    assert relative_error(y[18::-2][None], truth) < 1e-5
+    assert (y[1::2] == 5).all()
+    library.net_close(copy)
+
+
 def converting(given: int, found: int) -> Any:
     """A model of one convolution that converts its input and output."""
     nodes = [
