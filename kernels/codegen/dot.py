@@ -24,6 +24,7 @@ from fastrun.kernels.core.types import Types
 Group = tuple[Vec, ...]
 
 _WORD = 4  # bytes that one broadcast brings
+_SPARE = 5  # a tile of 4x2 is left of 16 registers: it is fastest for all kinds (Zen 4)
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Dot:
     `registers` are further ones that a step needs beside the tile, `order` permutes packed weights
     (..., lanes, group) into reading order. `prepare` makes the operand of words of four bytes. If
     it `rounds`, float32 input must be turned into the type of the weights before. Numbers of the
-    input are taken less `offset`, for which a table in front of the weights makes up.
+    input are taken less `offset`, for which a table in front of the weights makes up. Where it
+    `widens`, the operand of four bytes is two vectors of int16: bytes 0 and 2, and bytes 1 and 3.
     """
 
     name: str
@@ -48,6 +50,15 @@ class Dot:
     offset: int = 0
     order: Callable[[NDArray[np.int8]], NDArray[np.int8]] = lambda packed: packed
     prepare: Callable[[Vec], Group] = lambda words: (words,)
+    widens: bool = False
+
+    @property
+    def spare(self) -> int:
+        """Registers that heuristics leave beside the tile: a step of several instructions spills.
+
+        In particular next to other steps, whose order LLVM mixes.
+        """
+        return max(_SPARE, self.registers) if self.registers else 0
 
     def groups(self, channels: int) -> int:
         """Steps for so many channels; the last may reach beyond, where weights are zero."""
@@ -181,7 +192,31 @@ def _wd(types: Types) -> Dot:
         halves = packed.reshape(*packed.shape[:-1], 2, 2)  # (..., lane, pair, parity)
         return np.moveaxis(halves, -1, -3)
 
-    return Dot("wd", types, 4, spread, read, add, registers=2, order=order, prepare=prepare)
+    return Dot(
+        "wd",
+        types,
+        4,
+        spread,
+        read,
+        add,
+        registers=2,
+        order=order,
+        prepare=prepare,
+        widens=True,
+    )
+
+
+def _wdp(types: Types) -> Dot:
+    """As `wd`, with weights that are widened when they are packed: more bytes, less to compute.
+
+    A load that widens takes one of the units that multiply and add (Zen 4).
+    """
+
+    def read(at: Buffer, lanes: int) -> Group:
+        return tuple(_vector(at, lanes, I16, half) for half in (0, 1))
+
+    wide = replace(types, weights=I16)
+    return replace(_wd(types), name="wdp", types=wide, read=read)
 
 
 def widened(types: Types) -> Dot:
@@ -290,7 +325,9 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
     found = [_vnni(types)] if vnni else []
     # 255 * 2 * chain * largest must fit int16.
     chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]
-    return [*found, *(_ubsw(types, n) for n in chains), _wd(types)]
+    # Beside the best kind the one of fewer bytes is enough.
+    packed = [] if vnni else [_wdp(types)]
+    return [*found, *(_ubsw(types, n) for n in chains), *packed, _wd(types)]
 
 
 def usual_dot(p: ConvProblem, cpu: Cpu) -> Dot:

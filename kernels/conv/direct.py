@@ -87,14 +87,20 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     kind = usual_dot(p, cpu)
     depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
     share = functools.cache(functools.partial(share_met, p, 0))
-    tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.registers)
+    tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.spare)
     # The input of a task fits half of L2, while the panels stream through.
     tiles, pixels = -(-p.oh // tile_h), p.w * p.stride[0] * tile_h
     if _single_row(p):
         tiles, pixels = -(-p.ow // tile_w), p.stride[1] * tile_w
     rows = tiles_per_task(tiles, cpu.l2 // 2 // p.precision.src.bytes(p.group_c * pixels), cpu)
     name = kind.name
-    return Schedule(layout, tile_h, tile_w, cols, unroll=8, rows=rows, oc_outer=first, dot=name)
+    unroll = usual_unroll(p, cpu)
+    return Schedule(layout, tile_h, tile_w, cols, unroll, rows=rows, oc_outer=first, dot=name)
+
+
+def usual_unroll(p: ConvProblem, cpu: Cpu) -> int:
+    """Steps of K in a loop body: groups of channels of more would spill where registers are few."""
+    return 2 if p.precision.integer and cpu.registers == 16 else 8
 
 
 def _single_row(p: ConvProblem) -> bool:
@@ -168,9 +174,7 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         width = panels[-1].end * lanes
         strides = (width * terms, lanes * terms)
         table = channel_table(p.c) if io.gathered else offset_room(dot, p.groups * width)
-        weights, scales = weights_at(
-            k, p.precision.weights, p.groups * width, *strides, table=table
-        )
+        weights, scales = weights_at(k, dot.types.weights, p.groups * width, *strides, table=table)
         first = row * s.rows
         for v in panels:
             with v.when(k, panel) as vector:

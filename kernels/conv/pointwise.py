@@ -47,12 +47,12 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = channel_lanes(p.group_oc, Layout(block), cpu, p.precision)
     dot = usual_dot(p, cpu)
     vectors, depth = -(-p.group_oc // lanes), dot.groups(p.group_c)
-    _, rows, cols = best_tile(1, p.h * p.w, vectors, cpu, depth, further=dot.registers)
+    _, rows, cols = best_tile(1, p.h * p.w, vectors, cpu, depth, further=dot.spare)
     # Pixels of eight steps would spill where there are 28 sums. With few products for each output
     # a small tile lets the next one begin while it is stored. It may have a single vector where
     # FMAs broadcast their operand from memory (AVX-512).
     broadcasts = cpu.lanes == 16 and not p.types
-    unroll = 4 if broadcasts else 8
+    unroll = 4 if broadcasts else direct.usual_unroll(p, cpu)
     if broadcasts and p.group_c <= FEW_CHANNELS and cols > 1:
         return Schedule(block, min(9, p.h * p.w), 1, unroll, tiles=4, oc_outer=False, dot=dot.name)
     # The pixels of a task fit half of L2, while the panels of weights stream through.

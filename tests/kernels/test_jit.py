@@ -204,6 +204,16 @@ def test_default_schedules_do_not_spill_on_avx2() -> None:
         assert found.vector_registers <= cpu.registers
 
 
+@pytest.mark.parametrize("bits", [8, 6])
+def test_default_schedules_of_integers_hardly_spill_on_avx2(bits: int) -> None:
+    """A group of channels takes several registers beside the tile."""
+    cpu, p = Cpu.avx2(), ConvProblem.parse(f"conv 1x64x14x14 128x1x1 s1 p0 bias u8s{bits}>u8")
+    template = templates()["pointwise"]
+    found = facts(template.program(p, template.heuristic(p, cpu), cpu), cpu)
+    assert found.fmas
+    assert found.stack_references <= found.fmas / 4, found.hot_loop
+
+
 def test_facts_see_spills() -> None:
     """A tile that needs 30 of 16 registers is found out."""
     module = Module(Cpu.avx2())

@@ -5,6 +5,9 @@ weights of four taps are one instruction. Three rows of a filter and four of the
 output rows, with weights (a, b, c, 0) and (0, a, b, c). Words are made once for each column of a
 tile; columns pass from left to right, and an output is stored as soon as its last column has been
 added, so that few sums are alive.
+
+Where products are of int16 the rows are widened as they are loaded, and words are two vectors of
+two rows each.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Vec, at_channel
 from fastrun.kernels.codegen.dot import Dot, Group
 from fastrun.kernels.codegen.epilogue import finish_scaled, scales_at
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32, I32, U8
+from fastrun.kernels.core.dtype import F32, I16, I32, U8
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 
@@ -86,8 +89,10 @@ def _registers(p: ConvProblem, height: int, cpu: Cpu, hold: bool, dot: Dot, chan
     return (sums + weights + 1) * channels // cpu.lanes + dot.registers + 3
 
 
-def order_of(channels: int) -> list[int]:
-    """The channels in the order in which interleaving leaves them."""
+def order_of(channels: int, dot: Dot) -> list[int]:
+    """The channels in the order in which interleaving leaves them. Widening keeps their order."""
+    if dot.widens:
+        return [*range(channels)]
     parts = range(0, channels, LEAST)
     return [part + quad + i for quad in range(0, LEAST, 4) for part in parts for i in range(4)]
 
@@ -114,12 +119,12 @@ def _packed(
 ) -> NDArray[Any]:  # fmt: skip
     filled = np.zeros((channels, *p.kernel), np.int8)
     filled[: len(filters)] = filters
-    places, none = filled[order_of(channels)], np.zeros((channels, p.kernel[1]), np.int8)
+    places, none = filled[order_of(channels, dot)], np.zeros((channels, p.kernel[1]), np.int8)
     pieces = []
     for taps in (pattern.taps for h in heights for pattern in patterns(p, h)):
         rows = np.stack([places[:, tap] if tap >= 0 else none for tap in taps])
         words = rows.transpose(2, 1, 0).reshape(p.kernel[1], -1, lanes, ROWS)
-        pieces.append(dot.order(words).reshape(-1))
+        pieces.append(dot.order(words).astype(dot.types.weights.numpy).reshape(-1))
     return np.concatenate(pieces)
 
 
@@ -147,7 +152,7 @@ class WordVector:
         """Compute height x width outputs from row `top` and column `left` on."""
         k, p, io, lanes = self.k, self.p, self.io, self.k.lanes
         channels, parts = self.channels, self.channels // lanes
-        order = order_of(channels)
+        order = order_of(channels, self.dot)
         bias = k.argument("bias", self.unit, dtype=I32).load(self.number, lanes=channels)
         scales = scales_at(p, k, self.number * self.unit, channels)
         starts, factors = (self._in_order(x, order) for x in (bias, scales))
@@ -164,7 +169,8 @@ class WordVector:
             if not found:
                 continue
             column = corner.after(after).at(0, 0, 0, ix)
-            operands = [self._interleaved(column, rows, channels) for rows in words]
+            combine = self._widened if self.dot.widens else self._interleaved
+            operands = [combine(column, rows, channels) for rows in words]
             weights = packed if self.hold else packed.opaque()
             for ox, kx in found:
                 for i, pattern in enumerate(used):
@@ -191,7 +197,7 @@ class WordVector:
         place = self.heights.index(height)
         # Those of the vectors before, which are full.
         before = sum(sizes) * self.unit // self.channels
-        whole = self.k.argument("weights", before, dtype=p.precision.weights).at(self.number)
+        whole = self.k.argument("weights", before, dtype=self.dot.types.weights).at(self.number)
         strides = p.kernel[1] * parts * one, parts * one, one
         return whole.strided(1).at(sum(sizes[:place])).strided(*strides)
 
@@ -207,6 +213,18 @@ class WordVector:
             pairs = zip(quarters[::2], quarters[1::2], strict=True)
             quarters = [k.shuffle(x, y, range(x.lanes + y.lanes)) for x, y in pairs]
         return [self.dot.prepare(words) for words in quarters]
+
+    def _widened(self, column: Buffer, rows: Sequence[int], channels: int) -> list[Group]:
+        """The operands of a column of up to four rows as pairs of int16: rows 0 and 2, 1 and 3."""
+        k, lanes = self.k, self.k.lanes
+
+        def pairs(first: int, part: int) -> Vec:
+            words = [column.load(0, 0, row, 0, part, lanes=lanes).to(I32) for row in rows[first::2]]
+            low, *high = words or [k.const(0, lanes, I32)]
+            return (low + k.shifted(high[0], "shl", I16.bits) if high else low).bits_as(I16)
+
+        starts = range(0, channels, lanes)
+        return [(pairs(0, start), pairs(1, start)) for start in starts]
 
     def _store(
         self, totals: list[Vec], scales: list[Vec], order: Sequence[int], y: Int, x: Int

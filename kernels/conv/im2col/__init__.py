@@ -49,7 +49,7 @@ def _of_integers(p: ConvProblem, cpu: Cpu) -> Schedule:
     dot = next(iter(kinds(p, cpu).values()))
     lanes, pixels = channel_lanes(p.group_oc, NHWC, cpu, p.precision), p.oh * p.ow
     vectors = -(-p.group_oc // lanes)
-    _, rows, cols = best_tile(1, pixels, vectors, cpu, p.depth, further=dot.registers)
+    _, rows, cols = best_tile(1, pixels, vectors, cpu, p.depth, further=dot.spare)
     block = max(rows, cpu.l2 // 2 // dot.types.src.bytes(p.depth))
     return Schedule("NHWC", rows, cols, 4, min(block, pixels), p.group_c, True, dot.name)
 

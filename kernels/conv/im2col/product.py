@@ -133,8 +133,8 @@ class Product(ABC):
         self.src = at_channel(src, io.src, group, p.group_c)
         self.dst = at_channel(k.tensor("dst", io.dst).at(image), io.dst, group, p.group_oc)
         self.add = at_channel(k.tensor("add", io.add).at(image), io.add, group, p.group_oc)
-        types, unfolded = p.precision, self.dot.types.src
-        self.bias = k.argument("bias", p.group_oc, 1, dtype=types.sums).at(group)
+        types, unfolded = self.dot.types, self.dot.types.src
+        self.bias = k.argument("bias", p.group_oc, 1, dtype=p.precision.sums).at(group)
         self.weights = k.argument("weights", 1, dtype=types.weights)
         self.packed = k.argument("local", 1, dtype=unfolded)
         self.matrix = k.argument("local", 1, offset=self.matrix_size, dtype=unfolded)

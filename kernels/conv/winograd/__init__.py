@@ -249,7 +249,7 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     """
     least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
-    if p.precision.integer and dots(p.precision, cpu)[0].name != "wd":
+    if p.precision.integer and not dots(p.precision, cpu)[0].widens:
         tiles = p.n * math.prod(tile_grid(p, (4, 4)))
         pays &= min(p.kernel) > 1 and min(p.group_c, p.group_oc) >= 16 and tiles >= 8
     if pays and not p.precision.integer:
