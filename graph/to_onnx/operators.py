@@ -311,8 +311,9 @@ def _as_it_was(
                 f"node {node.label} of opset {opset.version} cannot be written in opset {OPSET}"
             )
     left = iter(outputs)
+    # ONNX lets only optional outputs be absent, so those that nothing reads get names.
     for i, y in enumerate(copy.output):
-        copy.output[i] = next(left) if y else ""
+        copy.output[i] = next(left) if y else to.fresh(f"{node.name}.unread")
     copy.name = node.name
     to.nodes.append(copy)
 

@@ -58,6 +58,15 @@ def test_optimised_networks_keep_their_meaning() -> None:
         assert [(p.key, p.value) for p in written.metadata_props] == [("names", "a, b")]
 
 
+def test_outputs_that_nothing_reads_have_names() -> None:
+    nodes = [node("TopK", "x k", "values indices", axis=1), node("Cast", "indices", "y", to=1)]
+    m = model(nodes, {"k": np.array([2])}, shape=(1, 6))
+    written = export_onnx(optimise(import_onnx(m)))
+    onnx.checker.check_model(written, full_check=True)
+    inputs = {"x": normal(1, 6)}
+    assert_same(by_onnxruntime(written, inputs) or {}, by_onnxruntime(m, inputs) or {})
+
+
 def quantised() -> tuple[Graph, dict[str, np.ndarray]]:
     """A convolution, a residual sum and a dense layer with grids; an input for them."""
     nodes = [
