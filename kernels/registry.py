@@ -44,6 +44,7 @@ def heuristic_choice(p: ConvProblem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
     return best, best.heuristic(p, cpu)
 
 
+@functools.lru_cache(4096)
 def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
     """The template and schedule that `KernelTemplate.text` wrote.
 

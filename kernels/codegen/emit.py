@@ -32,7 +32,8 @@ class Emitter:
 
     def emit(self, text: str) -> str:
         """Append an instruction with a result; returns the result's name."""
-        name = f"%v{self._fresh()}"
+        self._count += 1
+        name = f"%v{self._count}"
         self._lines.append(f"  {name} = {text}")
         return name
 

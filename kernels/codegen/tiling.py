@@ -6,6 +6,7 @@ code for each size; `with` on an entry is a loop or a branch of the machine.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,9 +92,15 @@ def cover(total: int, tile: int) -> list[Tiles]:
 
     49 by 6 is five tiles of 5 after four of 6: a mix wastes less than padding.
     """
+    return [*_cover(total, tile)]
+
+
+@functools.lru_cache(4096)
+def _cover(total: int, tile: int) -> tuple[Tiles, ...]:
+    """As `cover`. Who looks for the best tile tries the same few covers again and again."""
     tiles = -(-total // tile)
     small, larger = divmod(total, tiles)
-    return consecutive((small + 1, larger), (small, tiles - larger))
+    return tuple(consecutive((small + 1, larger), (small, tiles - larger)))
 
 
 def cut(total: int, tile: int) -> list[Tiles]:

@@ -6,6 +6,7 @@ is built stays a Python number as long as possible.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -240,6 +241,16 @@ def operand(x: Int) -> str:
     return str(x) if isinstance(x, int) else x.value
 
 
+@functools.cache
+def _intrinsic(name: str, lanes: int, dtype: DType, operands: int) -> tuple[str, str]:
+    """The declaration of an intrinsic, and a call of it with %s in the place of operands."""
+    kind = vector_type(lanes, dtype.llvm_name)
+    symbol = f"llvm.{name}.{'' if lanes == 1 else f'v{lanes}'}{dtype.suffix}"
+    types = ", ".join([kind] * operands)
+    arguments = ", ".join([f"{kind} %s"] * operands)
+    return f"declare {kind} @{symbol}({types})", f"call {kind} @{symbol}({arguments})"
+
+
 class Vectors(Emitter):
     """Writes the instructions that make vectors."""
 
@@ -286,11 +297,10 @@ class Vectors(Emitter):
 
     def intrinsic(self, name: str, *operands: Vec) -> Vec:
         """An LLVM intrinsic with operands and result of one type."""
-        kind, lanes, dtype = operands[0].type, operands[0].lanes, operands[0].dtype
-        symbol = f"llvm.{name}.{'' if lanes == 1 else f'v{lanes}'}{dtype.suffix}"
-        self.declare(f"declare {kind} @{symbol}({', '.join([kind] * len(operands))})")
-        arguments = ", ".join(f"{kind} {v.ssa}" for v in operands)
-        return Vec(self, self.emit(f"call {kind} @{symbol}({arguments})"), lanes, dtype)
+        lanes, dtype = operands[0].lanes, operands[0].dtype
+        declaration, call = _intrinsic(name, lanes, dtype, len(operands))
+        self.declare(declaration)
+        return Vec(self, self.emit(call % tuple([v.ssa for v in operands])), lanes, dtype)
 
     def target(self, symbol: str, dtype: DType, lanes: int, *operands: Vec) -> Vec:
         """An instruction of the processor by the name of its intrinsic, with a result of `lanes`.
