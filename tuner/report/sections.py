@@ -43,6 +43,16 @@ class Table:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
+    def known(self) -> Table:
+        """The table without the columns in which nothing is known."""
+        kept = [
+            i
+            for i in range(len(self.heads))
+            if not self.rows or any(row[i] != UNKNOWN for row in self.rows)
+        ]
+        lines = (tuple(row[i] for i in kept) for row in self.rows)
+        return Table(tuple(self.heads[i] for i in kept), tuple(lines))
+
 
 @dataclass(frozen=True)
 class Section:
@@ -224,7 +234,7 @@ def _networks_table(networks: Sequence[network_times.NetworkTimes]) -> Table:
         *("network", "naive ms>", "heuristic ms>", "tuned ms>", "over naive>", "over heuristic>"),
         *("kept plan ms>", "over best engine>"),
     )
-    return Table(heads, tuple(lines))
+    return Table(heads, tuple(lines)).known()
 
 
 def _network_table(table: pd.DataFrame) -> Table:
@@ -242,7 +252,7 @@ def _network_table(table: pd.DataFrame) -> Table:
         )
         for row in rows(table)
     )
-    return Table(heads, tuple(lines))
+    return Table(heads, tuple(lines)).known()
 
 
 def _layers_text(facts: Facts) -> str:
@@ -272,7 +282,7 @@ def _layers_table(facts: Facts, best: pd.DataFrame) -> Table:
         )
         for label, s in zip(best["layer"], facts.found, strict=True)
     )
-    return Table(heads, tuple(lines))
+    return Table(heads, tuple(lines)).known()
 
 
 def _failures(facts: Facts) -> Iterator[Section]:

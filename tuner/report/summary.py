@@ -20,7 +20,7 @@ from fastrun.tuner.store.standing import Standing, network_seconds, of_network
 IDLE = "not searched", "not measured"
 """Verdicts on layers that were not tuned."""
 
-_NAMED = 6  # layers that a sentence names, at most; the table has all
+_NAMED = 3  # layers that a sentence names, at most; the table has all
 
 
 @dataclass(frozen=True)
