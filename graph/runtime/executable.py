@@ -54,9 +54,10 @@ class Executable:
         self._context = Context(loaded)
         self.plan, self.memory = loaded.plan, self._context.memory
         arrangement = loaded.arrangement
-        f32 = np.dtype(np.float32)
-        self._wanted = {p.name: (p.shape, f32) for p in arrangement.inputs}
-        self._wanted |= {x: (t.shape, t.dtype) for x, t in arrangement.loose_inputs.items()}
+        self._shapes = self.inputs
+        types = {x: np.dtype(np.float32) for x in self._shapes}
+        types |= {x: tensor.dtype for x, tensor in arrangement.loose_inputs.items()}
+        self._types = {x: (t, arrangement.outside.get(x, t)) for x, t in types.items()}
         self._renew()
         renewed_in_children(self, Executable._renew)
 
@@ -177,7 +178,7 @@ class Executable:
             GraphError: a NumPy step cannot compute with these inputs.
             RuntimeError: a signal handler calls this during a run in the same thread.
         """
-        inputs = by_name(inputs, self._wanted)
+        inputs = by_name(inputs, self._shapes)
         self._check(inputs)
 
         def work() -> dict[str, Array]:
@@ -253,10 +254,10 @@ class Executable:
                 self._running = False
 
     def _check(self, inputs: Mapping[str, NDArray[np.float32]]) -> None:
-        shapes = {name: shape for name, (shape, _) in self._wanted.items()}
-        check_arrays(inputs, shapes, self._loaded.arrangement.unread)
-        for name, (shape, dtype) in self._wanted.items():
-            x = inputs[name]
-            if x.dtype not in (dtype, self._loaded.arrangement.outside.get(name, dtype)):
-                raise InputError(f"input {name!r} is {x.dtype}: give it as {dtype}")
-            check_shape(name, x.shape, shape)
+        check_arrays(inputs, self._shapes, self._loaded.arrangement.unread)
+        for name, shape in self._shapes.items():
+            x, types = inputs[name], self._types[name]
+            if x.dtype not in types:
+                raise InputError(f"input {name!r} is {x.dtype}: give it as {types[0]}")
+            if x.shape != shape:
+                check_shape(name, x.shape, shape)

@@ -6,6 +6,7 @@ FASTRUN_TEST_SCALE multiplies the number of interrupts at random moments.
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import pickle
 import random
@@ -20,7 +21,7 @@ from types import FrameType
 import numpy as np
 import pytest
 
-from fastrun.graph.runtime import executable
+from fastrun.graph.runtime import context, executable
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core import forks
 from fastrun.kernels.native import runner, team
@@ -57,7 +58,9 @@ class Interrupter:
     Those are the starts of functions and the returns from native ones.
     """
 
-    FILES = frozenset(module.__file__ for module in (runner, team, executable, forks, threading))
+    FILES = frozenset(
+        module.__file__ for module in (runner, team, executable, context, forks, threading)
+    )
 
     def __init__(self) -> None:
         self._left = 0
@@ -150,6 +153,7 @@ def test_signals_at_random_moments(threads: int) -> None:
         raise Interrupt
 
     def interrupted() -> bool:
+        gc.disable()  # Python drops an exception in a callback of the garbage collector
         signal.signal(signal.SIGALRM, handler)
         draw = random.Random(threads)
         for _ in range(300 * SCALE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -58,10 +59,12 @@ def serve(address: str, threads: int, tell: Callable[[Station], None]) -> None:
     Raises:
         ConnectionError: there is no scheduler.
         ValueError: there are more threads than cores.
+        KeyboardInterrupt: by SIGINT, after leaving the scheduler.
     """
     station = Station(Cpu.host(), threads, toolchain(), probe())
     with Measurer(threads) as measurer:
-        asyncio.run(_serve(address, BenchPlugin(station, measurer), tell))
+        if not asyncio.run(_serve(address, BenchPlugin(station, measurer), tell)):
+            raise KeyboardInterrupt
 
 
 def measure(work: Work) -> tuple[Environment, list[Result]]:
@@ -112,7 +115,8 @@ class BenchPlugin(WorkerPlugin):  # type: ignore[misc]
         return sandbox.submit_all(jobs).result()
 
 
-async def _serve(address: str, bench: BenchPlugin, tell: Callable[[Station], None]) -> None:
+async def _serve(address: str, bench: BenchPlugin, tell: Callable[[Station], None]) -> bool:
+    """Work until the scheduler ends (true) or SIGINT comes."""
     await reach(address)
     station = bench.station
     worker = await Worker(
@@ -123,11 +127,16 @@ async def _serve(address: str, bench: BenchPlugin, tell: Callable[[Station], Non
         memory_limit=0,
         silence_logs=logging.WARNING,
     )
+    # An exception of a signal handler could end any of the worker's own tasks.
+    interrupted = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
     tell(station)
-    try:
-        await worker.finished()
-    finally:
-        await worker.close()
+    finished = asyncio.create_task(worker.finished())
+    waiting = asyncio.create_task(interrupted.wait())
+    await asyncio.wait((finished, waiting), return_when=asyncio.FIRST_COMPLETED)
+    # A trial that still runs ends with its sandbox.
+    await worker.close(executor_wait=False)
+    return not interrupted.is_set()
 
 
 async def reach(address: str) -> None:
