@@ -61,6 +61,7 @@ UNARY: dict[str, Callable[[Any, float, float], Any]] = {
     "round": lambda x, a, b: np.round(x),
     "sin": lambda x, a, b: np.sin(x),
     "cos": lambda x, a, b: np.cos(x),
+    "pow": lambda x, a, b: _power(x, np.array(a)),
 }
 
 BINARY: dict[str, Callable[[Any, Any], Any]] = {

@@ -225,6 +225,9 @@ def _unary(to: Nodes, name: str, op: Unary, x: str, output: str) -> None:
     if op.function in ("relu6", "silu", "gelu", "gelu_tanh"):
         _composed(to, name, op.function, x, output)
         return
+    if op.function == "pow":
+        to.put(name, "Pow", x, to.number(name, op.alpha), output=output)
+        return
     kept = {"alpha": op.alpha} if op.function in _WITH_ALPHA else {}
     if op.function == "hardsigmoid":
         kept["beta"] = op.beta

@@ -106,6 +106,42 @@ def test_pools_of_volumes(operator: str, attributes: dict[str, Any]) -> None:
     agrees(source, expected, x=x)
 
 
+@pytest.mark.parametrize("operator", ["GlobalMaxPool", "GlobalAveragePool"])
+def test_global_pools_of_volumes(operator: str) -> None:
+    x = normal(2, 3, 5, 6, 4)
+    function = np.max if operator == "GlobalMaxPool" else np.mean
+    source = model([node(operator, "x", "y")], shape=x.shape)
+    agrees(source, function(x, axis=(2, 3, 4), keepdims=True), x=x)
+
+
+@pytest.mark.parametrize(
+    ("space", "attributes"),
+    [
+        ((9, 7), {"pads": [1, 0, 2, 1], "strides": [2, 1], "group": 2}),
+        ((9, 7), {"dilations": [2, 1], "group": 4}),
+        ((11,), {"pads": [2, 0], "strides": [2]}),
+    ],
+)
+def test_convolutions_of_computed_weights(
+    space: tuple[int, ...], attributes: dict[str, Any]
+) -> None:
+    x, kernel = normal(2, 4, *space), (3, 2)[: len(space)]
+    w = normal(8, 4 // attributes.get("group", 1), *kernel)
+    operands = {"x": x, "w": w, "b": normal(8)}
+    source = model([node("Conv", "x w b", "y", **attributes)], shape=x.shape)
+    for name in ("w", "b"):
+        given = helper.make_tensor_value_info(name, 1, operands[name].shape)
+        source.graph.input.append(given)
+    (expected,) = ReferenceEvaluator(source).run(None, operands)
+    agrees(source, expected, **operands)
+    fixed = model([node("Conv", "x w b", "y", **attributes)], {"w": w}, shape=x.shape)
+    fixed.graph.input.append(given)
+    agrees(fixed, expected, x=x, b=operands["b"])
+    turned = model([node("Conv", "v x b", "y", **attributes)], {"v": x, "b": operands["b"]})
+    turned.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", 1, w.shape))
+    agrees(turned, expected, x=w)
+
+
 def test_transposed_convolutions_of_volumes_are_numpys() -> None:
     x, w = normal(1, 3, 3, 4, 2), normal(3, 2, 2, 2, 2)
     pooling = node("ConvTranspose", "x w", "y", strides=[2, 2, 2])

@@ -85,6 +85,11 @@ def _binary(site: Site) -> None:
     """Sum, Max and Min take any number of inputs; a chain of pairs does the same."""
     op = Binary("add" if site.operator == "Sum" else site.operator.lower())
     first, *rest = site.inputs
+    if site.operator == "Pow" and site.is_constant(1) and site.tensor(0).dtype == np.float32:
+        exponent = site.constant(1, "exponent")
+        if exponent.size == 1 and site.result.shape == site.shape(0):
+            site.finish(Unary("pow", float(exponent.reshape(()))), first)
+            return
     if not rest:
         site.finish(Identity(), first)
         return

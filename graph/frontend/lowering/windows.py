@@ -7,8 +7,19 @@ import math
 import numpy as np
 
 from fastrun.graph.core.model import Shape
-from fastrun.graph.core.ops import LRN, BatchNorm, Conv, ConvTranspose, Ints, Pool
+from fastrun.graph.core.ops import (
+    LRN,
+    BatchNorm,
+    Binary,
+    Conv,
+    ConvTranspose,
+    Ints,
+    Pool,
+    Reduce,
+    Reshape,
+)
 from fastrun.graph.core.shapes import full_size, sees_pixels, spans
+from fastrun.graph.frontend.lowering.computed import convolve_computed
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
 from fastrun.graph.frontend.lowering.volumes import convolve_volume, pool_volume
 
@@ -32,6 +43,12 @@ def _conv(site: Site) -> None:
         convolve_volume(site, op)
     elif len(kernel) > 2:
         raise Unsupported("one or two spatial axes, or three in one group of constant weights")
+    elif not site.is_constant(1) and _is_float(site):
+        convolve_computed(site, op)
+    elif site.has(2) and not site.is_constant(2) and _is_float(site):
+        y = site.emit(op, *site.inputs[:2])
+        wide = (weights[0], *(1,) * len(kernel))
+        site.finish(Binary("add"), y, site.emit(Reshape(), site.inputs[2], shape=wide))
     else:
         site.finish(op, *site.inputs)
 
@@ -116,6 +133,11 @@ def _global_pool(site: Site) -> None:
     space = site.shape(0)[2:]
     if not space:
         raise site.impossible(f"an input of shape {site.shape(0)} has no spatial axes")
+    if len(space) > 2 and _is_float(site):
+        axes, whole = tuple(range(2, len(space) + 2)), (*site.shape(0)[:2], *(1,) * len(space))
+        kind = "max" if site.operator == "GlobalMaxPool" else "mean"
+        site.finish(Reduce(kind, axes), site.inputs[0], shape=whole)
+        return
     ones, zeros = (1,) * len(space), (0,) * 2 * len(space)
     function = "max" if site.operator == "GlobalMaxPool" else "average"
     site.finish(Pool(function, space, ones, zeros, ones), site.inputs[0])
@@ -143,6 +165,11 @@ def _lrn(site: Site) -> None:
         float(site.attribute("bias", 1.0)),
     )
     site.finish(op, *site.inputs)
+
+
+def _is_float(site: Site) -> bool:
+    """Whether kernels compute the first input's type."""
+    return site.tensor(0).dtype == np.float32
 
 
 def _steps(site: Site, attribute: str, x: Shape) -> Ints:
