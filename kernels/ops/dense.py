@@ -53,7 +53,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     check(src.n == dst.n, f"dense cannot turn {src.n} images into {dst.n}")
     single = (dst.h, dst.w, dst.halo) == (1, 1, (0, 0, 0, 0))
     check(single, "dense writes images of one pixel without a halo")
-    lanes, (begin, depth) = cpu.lanes, _span(src)
+    lanes, (begin, step, depth) = cpu.lanes, _span(src)
     images = cover(src.n, IMAGES)
     streams = min(STREAMS, (cpu.registers - 1) // (images[0].size + 1))
     panels = channel_panels(dst.c, lanes, streams, split_tail=True)
@@ -74,7 +74,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                         early = spec.bias and not scales
                         for i, j in acc:
                             acc[i, j] = bias.load(first + j) if early else k.const(0.0)
-                        x = k.argument("src", src.n_stride, 1, offset=begin).at(image)
+                        x = k.argument("src", src.n_stride, step, offset=begin).at(image)
                         add_products(k, acc, x, packed, depth, UNROLL)
                         for i, j in acc:
                             at = (image + i, first + j)
@@ -97,8 +97,8 @@ def pack(weights: Array, src: Placement, lanes: int, dtype: DType = F32) -> NDAr
 
     Halo and padding channels have weights of zero. Scales of f16 lie in front.
     """
-    outputs, (begin, depth) = len(weights), _span(src)
-    feature = _features(src)[begin : begin + depth]
+    outputs, (begin, step, depth) = len(weights), _span(src)
+    feature = _features(src)[begin::step][:depth]
     places = np.flatnonzero(feature >= 0)
     packed = np.zeros((-(-outputs // lanes), depth, lanes), dtype.numpy)
     rows, scales = encoded(weights.reshape(outputs, -1), dtype, packed.shape[0] * lanes)
@@ -115,12 +115,14 @@ def _features(src: Placement) -> NDArray[np.int64]:
     return replace(src, n=1).pack(numbers.reshape(1, src.c, src.h, src.w)).astype(np.int64) - 1
 
 
-def _span(src: Placement) -> tuple[int, int]:
-    """Where in an image the features of a part begin, and over how many places they reach.
+def _span(src: Placement) -> tuple[int, int, int]:
+    """Where in an image the features of a part begin, how far apart and how many they are.
 
-    Weights for all of a larger tensor would mostly be zeros.
+    Weights for all of a larger tensor would mostly be zeros: 196 of 197 for one token of many,
+    where neighbouring tokens lie together.
     """
     if not src.whole:
-        return 0, src.n_stride
+        return 0, 1, src.n_stride
     places = np.flatnonzero(_features(src) >= 0)
-    return int(places[0]), int(places[-1] - places[0] + 1)
+    step = int(np.gcd.reduce(np.diff(places))) or 1
+    return int(places[0]), step, int(places[-1] - places[0]) // step + 1

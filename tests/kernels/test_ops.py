@@ -185,6 +185,17 @@ def test_dense(
     assert np.array_equal(found, execute(program, operands, threads=3))
 
 
+@pytest.mark.parametrize("layout", [NCHW, NHWC], ids=str)
+def test_dense_of_one_channel_of_many_packs_its_own_weights(layout: Layout) -> None:
+    """A class token: where tokens are channels in NHWC, its features lie far apart."""
+    src = Placement(layout, 2, 197, 24, 1).part(3, 1)
+    operands = {"x": normal(2, 1, 24, 1), "weights": normal(40, 24)}
+    program = dense.build(Dense(), CPUS[0], src, Placement(NCHW, 2, 40, 1, 1))
+    assert program.pack_weights(operands["weights"]).size <= 48 * 24
+    truth = operands["x"].reshape(2, 24).astype(np.float64) @ operands["weights"].T
+    assert relative_error(execute(program, operands), truth[:, :, None, None]) < 1e-5
+
+
 def test_dense_refuses_what_is_not_a_vector() -> None:
     src = Placement(NHWC, 2, 8, 1, 1)
     with pytest.raises(ScheduleError, match="one pixel"):
