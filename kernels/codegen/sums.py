@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Tile, Vec
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Tile, Vec
 from fastrun.kernels.codegen.elementary import compare
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.tiling import cut
@@ -50,18 +50,25 @@ class Totals:
 
 
 def add_products(
-    k: Kernel, acc: Tile, rows: Buffer, columns: Buffer, depth: int, unroll: int
+    k: Kernel,
+    acc: Tile,
+    rows: Buffer,
+    columns: Buffer,
+    depth: int,
+    unroll: int,
+    before: Callable[[Int], None] = lambda f: None,
 ) -> None:
     """acc[i, j] += the sum of rows[i, f] * columns[f, j] over `depth` terms f.
 
-    `unroll` terms are straight code. A column is a vector, of numbers that may be stored in 16
-    bits.
+    `unroll` terms are straight code, and `before(f)` is emitted in front of them. A column is a
+    vector, of numbers that may be stored in 16 bits.
     """
     totals = Totals(acc) if depth > LONG else None
     for run in cut(depth, PRODUCTS if totals else depth):
         with run.loop(k) as start:
             for steps in cut(run.size, unroll):
                 with steps.unrolled(k) as terms:
+                    before(start + terms[0])
                     for term in terms:
                         f = start + term
                         outer_product(

@@ -75,7 +75,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         across = planar.Schedule("NCHW", s.rows, s.cols, s.unroll, 1, s.oc_outer)
         return replace(planar.build(line, across, cpu, flat), io=io)
     column = replace(p, h=pixels, w=1)
-    flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.gathered)
+    flat = Io(in_column(io.src), in_column(io.dst), in_column(io.add), io.gathered)
     down = direct.Schedule(s.layout, s.rows, 1, s.cols, s.unroll, s.tiles, s.oc_outer, s.prefetch,
                            s.dot)  # fmt: skip
     return replace(direct.build(column, down, cpu, flat), io=io)
@@ -87,7 +87,7 @@ def _line(where: Placement) -> Placement:
     return replace(where, h=1, w=where.h * where.w, halo=(0, top * where.w, 0, bottom * where.w))
 
 
-def _column(where: Placement) -> Placement:
+def in_column(where: Placement) -> Placement:
     """All pixels of a plane one below the other."""
     top, _, bottom, _ = where.halo
     return replace(where, h=where.h * where.w, w=1, halo=(top * where.w, 0, bottom * where.w, 0))

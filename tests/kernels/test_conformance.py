@@ -38,6 +38,8 @@ PROBLEMS = [
     f"conv 2x{L}x6x9 {L}x3x3 s1 p1 bias add relu",
     f"conv 1x{L + 1}x11x13 {L - 1}x3x3 s2 p1 bias add relu6",
     f"conv 1x{2 * L}x9x8 {3 * L}x1x1 s1 p0 bias hardswish",
+    "conv 1x64x5x5 96x1x1 s1 p0 bias add gelu",
+    "conv 3x32x3x7 64x1x1 s1 p0",
     "conv 3x20x5x7 12x1x1 s1 p0 g4 bias add relu",
     "conv 1x17x8x8 19x1x1 s2 p0 add",
     "conv 1x3x23x19 10x7x7 s2 p3 bias relu",

@@ -50,6 +50,7 @@ def takes(name: str, p: ConvProblem, layout: str, wider: tuple[int, int, int, in
         "direct": dst != "NCHW" and whole_blocks,
         "winograd": "NCHW" not in (src, dst) and whole_blocks,
         "depthwise": "NCHW" not in (src, dst),
+        "strassen": "NCHW" not in (src, dst),
     }.get(name, False)
 
 

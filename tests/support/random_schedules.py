@@ -78,6 +78,10 @@ def random_case(seed: str, cpu: Cpu) -> Case:
     p = random_problem(draw)
     while template.why_not(p, cpu) is not None:
         p = random_problem(draw)
+        if p.groups == 1 and draw.random() < 0.1:
+            # Whole vectors in each half of the channels, as Strassen's products need them.
+            c, oc = (2 * cpu.block * draw.randint(1, 2) for _ in "io")
+            p = replace(p, c=c, oc=oc)
     typed = replace(p, types=draw.choice(TYPES))
     if draw.random() < 0.4 and template.refusal(typed, cpu) is None:
         p = typed

@@ -21,10 +21,10 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.registry import heuristic_choice
+from fastrun.kernels.registry import applicable
 
 ALGORITHMS = ("depthwise", "direct", "im2col", "planar", "pointwise", "winograd")
-"""The algorithms whose schedules have features: those that are no baselines."""
+"""The algorithms whose schedules have features: those with which the model was learnt."""
 
 # Fields of schedules. One that a schedule lacks is -1.
 _FIELDS = (
@@ -60,11 +60,13 @@ _CHEAP = ("", "relu", "relu6", "leaky0.1")
 def rows(p: ConvProblem, schedules: Iterable[tuple[str, Any]], cpu: Cpu) -> NDArray[np.float32]:
     """A row of features for each schedule, given with the name of its algorithm.
 
-    `heuristic` says that it is the heuristic's schedule, `usual` that it has its algorithm; fields
-    with `_moved` are how far they are from the heuristic's, as logarithms.
+    `heuristic` says that it is the heuristic's schedule among the `ALGORITHMS`, `usual` that it has
+    its algorithm; fields with `_moved` are how far they are from the heuristic's, as logarithms.
     """
     problem = _of_problem(p, cpu)
-    best, first = heuristic_choice(p, cpu)
+    known = [t for t in applicable(p, cpu) if t.name in ALGORITHMS]
+    best = max(known, key=lambda t: t.rank(p, cpu))
+    first = best.heuristic(p, cpu)
     usual = _fields(first)
     found = []
     for name, schedule in schedules:
