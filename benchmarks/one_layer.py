@@ -36,6 +36,20 @@ _ACTIVATIONS: dict[str, tuple[_Steps, dict[str, float]]] = {
         ],
         {"root": 2**0.5, "one": 1, "half": 0.5},
     ),
+    "gelu_tanh": (
+        [
+            ("square", "Mul", "x x", {}),
+            ("cube", "Mul", "square x", {}),
+            ("share", "Mul", "cube factor", {}),
+            ("sum", "Add", "x share", {}),
+            ("scaled", "Mul", "sum root", {}),
+            ("tanh", "Tanh", "scaled", {}),
+            ("gate", "Add", "tanh one", {}),
+            ("gated", "Mul", "x gate", {}),
+            ("gelu", "Mul", "gated half", {}),
+        ],
+        {"factor": 0.044715, "root": 0.79788456, "one": 1, "half": 0.5},
+    ),
 }
 
 

@@ -48,6 +48,7 @@ _EPILOGUES = {
     "hardsigmoid": '"hardsigmoid", [], ""',
     "silu": '"swish", [], ""',
     "gelu": '"gelu", [], "none"',
+    "gelu_tanh": '"gelu", [], "tanh"',
 }
 _AFTER_ADD = {"": "None, [], None", "relu": '"relu", [], ""'}
 

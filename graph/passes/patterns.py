@@ -216,6 +216,30 @@ def _one_plus_erf(edit: Edit, name: str) -> str:
     return terms[0] if len(terms) == 1 and _near(factor, 0.5**0.5) else ""
 
 
+def _one_plus_tanh(edit: Edit, name: str) -> str:
+    """x, if `name` is 1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))."""
+    scaled = edit.private_producer(_argument(edit, _sum(edit, name, 1), "tanh"))
+    factor, terms = _product(edit, scaled) if scaled else (0.0, [])
+    inner = edit.private_producer(terms[0]) if len(terms) == 1 else None
+    if inner is None or inner.op != Binary("add") or not _near(factor, (2 / math.pi) ** 0.5):
+        return ""
+    for x, y in (inner.inputs, inner.inputs[::-1]):
+        node = edit.private_producer(y)
+        share, cube = _product(edit, node) if node else (0.0, [])
+        if _near(share, 0.044715) and (cube == [x] * 3 or [_cubed(edit, z) for z in cube] == [x]):
+            return x
+    return ""
+
+
+def _cubed(edit: Edit, name: str) -> str:
+    node = edit.private_producer(name)
+    if node is None:
+        return ""
+    to_3 = node.op == Unary("pow", 3.0)
+    to_3 = to_3 or (node.op == Binary("pow") and edit.number(node.inputs[1]) == 3)
+    return node.inputs[0] if to_3 else ""
+
+
 def _hardsigmoid(edit: Edit, name: str) -> str:
     node = edit.private_producer(name)
     return node.inputs[0] if node and is_standard_hardsigmoid(node.op) else ""
@@ -234,5 +258,6 @@ _GATED: tuple[tuple[str, float, Callable[[Edit, str], str]], ...] = (
     ("hardswish", 1 / 6, _relu6_of_plus_3),
     ("silu", 1.0, lambda edit, name: _argument(edit, name, "sigmoid")),
     ("gelu", 0.5, _one_plus_erf),
+    ("gelu_tanh", 0.5, _one_plus_tanh),
     ("mish", 1.0, lambda edit, name: _argument(edit, name, "tanh", "softplus")),
 )

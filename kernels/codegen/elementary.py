@@ -149,6 +149,13 @@ def gelu(x: Vec) -> Vec:
     return fma(y * -1.0, fourth * fourth, x.max(0.0))
 
 
+def gelu_tanh(x: Vec) -> Vec:
+    """The approximation of `gelu` by tanh: x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))."""
+    # 1 + tanh(u) = 2 sigmoid(2 u), which is precise also where tanh is near -1.
+    cubic = x * fma(x * x, _const(x, 0.044715), _const(x, 1.0))
+    return x * sigmoid(cubic * (2 * math.sqrt(2 / math.pi)))
+
+
 def normal_tail(y: Vec) -> Vec:
     """erfc(y / sqrt 2): the normal distribution's mass beyond y on both sides, for y >= 0."""
     y = y.min(_TAIL_END)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
-from fastrun.kernels.codegen.elementary import exp, gelu, sigmoid, tanh
+from fastrun.kernels.codegen.elementary import exp, gelu, gelu_tanh, sigmoid, tanh
 from fastrun.kernels.codegen.narrow import side_by_side
 from fastrun.kernels.codegen.values import Vectors
 from fastrun.kernels.core.dtype import F32, I32, U8, DType
@@ -129,6 +129,8 @@ def activate(x: Vec, activation: str) -> Vec:
         return x / (exp(x * -1.0) + 1.0)
     if activation == "gelu":
         return gelu(x)
+    if activation == "gelu_tanh":
+        return gelu_tanh(x)
     if activation == "tanh":
         return tanh(x)
     if (factor := slope(activation)) is not None:

@@ -10,9 +10,12 @@ from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.types import TYPES, Types
 
 ACTIVATIONS = (
-    "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu", "tanh", "leaky0.1",
+    "relu", "relu6", "hardswish", "sigmoid", "hardsigmoid", "silu", "gelu", "gelu_tanh", "tanh",
+    "leaky0.1",
 )  # fmt: skip
-"""Activations; `leaky0.1` is max(x, 0.1 x), and any other slope below 1 is allowed."""
+"""Activations; `gelu_tanh` approximates GELU by tanh. `leaky0.1` is max(x, 0.1 x), and any other
+slope below 1 is allowed.
+"""
 
 _ACTIVATION = f"{'|'.join(ACTIVATIONS[:-1])}|leaky0[.][0-9]{{1,8}}"
 

@@ -83,6 +83,8 @@ def activate(y: NDArray[Any], activation: str) -> NDArray[Any]:
         result = np.where(y < 0, factor * y, y)
     elif activation == "gelu":
         result = y * (1 + erf(y / math.sqrt(2))) / 2
+    elif activation == "gelu_tanh":
+        result = y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3))) / 2
     return result
 
 

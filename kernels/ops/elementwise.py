@@ -24,6 +24,7 @@ from fastrun.kernels.codegen.elementary import (
     exp,
     expm1_negative,
     gelu,
+    gelu_tanh,
     log,
     maximum,
     minimum,
@@ -268,12 +269,6 @@ def _elu(x: Vec, alpha: float, scale: float = 1.0, slope: float = 1.0) -> Vec:
     return x.k.blend(compare("olt", x, 0.0), bent, x * scale)
 
 
-def _gelu_tanh(x: Vec) -> Vec:
-    # 1 + tanh(u) = 2 sigmoid(2 u), which is precise also where tanh is near -1.
-    cubic = x * fma(x * x, x.k.const(0.044715, x.lanes), x.k.const(1.0, x.lanes))
-    return x * sigmoid(cubic * (2 * math.sqrt(2 / math.pi)))
-
-
 def _mish(x: Vec) -> Vec:
     # tanh(log(1 + e)) = e (e + 2) / (e (e + 2) + 2), which becomes 1 before e overflows.
     e = exp(x.min(20.0))
@@ -319,7 +314,7 @@ UNARY: dict[str, Callable[[Vec, float, float], Vec]] = {
     "tanh": lambda x, a, b: tanh(x),
     "erf": lambda x, a, b: erf(x),
     "gelu": lambda x, a, b: gelu(x),
-    "gelu_tanh": lambda x, a, b: _gelu_tanh(x),
+    "gelu_tanh": lambda x, a, b: gelu_tanh(x),
     "elu": lambda x, a, b: _elu(x, a),
     "selu": lambda x, a, b: _elu(x, a, b),
     "celu": lambda x, a, b: _elu(x, a, 1.0, 1 / a),

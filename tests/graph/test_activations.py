@@ -38,8 +38,21 @@ WRITTEN: dict[str, list[onnx.NodeProto]] = {
         node("Mul", "h g", "t"),
         node("Mul", "t half", "y"),
     ],
+    "gelu_tanh": [
+        node("Pow", "h three", "c"),
+        node("Mul", "c share", "d"),
+        node("Add", "h d", "i"),
+        node("Mul", "i slope", "s"),
+        node("Tanh", "s", "e"),
+        node("Add", "e one", "g"),
+        node("Mul", "h half", "t"),
+        node("Mul", "t g", "y"),
+    ],
 }
 NUMBERS: Weights = {
+    "three": np.float32(3),
+    "share": np.float32(0.044715),
+    "slope": np.float32((2 / np.pi) ** 0.5),
     "zero": np.float32(0),
     "half": np.float32(0.5),
     "one": np.float32(1),
