@@ -34,7 +34,7 @@ FIGURES = [
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
     with Database("sqlite://") as opened:
-        for record in records([ConvProblem.parse(text) for text in LAYERS], trials=60):
+        for record in records([ConvProblem.parse(text) for text in LAYERS], trials=90):
             opened.add(record)
         yield opened
 
