@@ -32,6 +32,12 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--embed", action="store_true", help="put the weights into the library, up to 64 MB"
     )
+    parser.add_argument(
+        "--system",
+        default="linux",
+        choices=("linux", "macos", "windows"),
+        help="for macos and windows objects are written, which the system's own linker takes",
+    )
     thread_count(parser)
     max_weights(parser)
     shapes(parser)
@@ -58,15 +64,19 @@ def run(arguments: Namespace) -> int:
         name=arguments.name,
         embed=arguments.embed,
         max_weights=arguments.max_weights,
+        system=arguments.system,
     )
     for name, count in exported.files.items():
         print(f"{size(count):>9}  {arguments.out / name}")
-    print(f"needs of the C library: {', '.join(exported.imports)}")
+    if exported.imports:
+        print(f"needs of the C library: {', '.join(exported.imports)}")
     errors = check(optimise(load_network(arguments.model, given)), exported, arguments.threads)
     for built in exported.targets:
         error = errors[built.target]
         image = built.image
         checked = "not run: this processor lacks what it needs"
+        if arguments.system != "linux":
+            checked = f"not run: it is for {arguments.system}"
         if error is not None:
             checked = f"rms error {error:.1e} against float64"
         replaced = ""

@@ -16,6 +16,7 @@ from fastrun.graph.aot.functions import FUNCTIONS
 from fastrun.graph.aot.image import Image, image
 from fastrun.graph.aot.interface import SERVES, interface_ir
 from fastrun.graph.aot.layout import HEAD_BYTES, WEIGHTS_ALIGN, Variant
+from fastrun.graph.aot.systems import LINUX, SYSTEMS, glue, with_glue
 from fastrun.graph.build.steps import Arrangement, NumpyStep
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
@@ -68,13 +69,15 @@ def export(
     embed: bool = False,
     threads: int = 1,
     max_weights: int | None = None,
+    system: str = LINUX,
 ) -> Export:
     """Write an optimised graph into `folder` as a library for the `targets`, the best one first.
 
     The `plans` of targets are followed where the target can; heuristics choose all else, so that
     the packed weights of a target take at most `max_weights` bytes.
     `name` is the prefix of all functions and files, by default the network's. With `embed` the
-    weights lie in the library. The same arguments give the same bytes.
+    weights lie in the library. For another `system` than Linux there are objects for its linker
+    instead of libraries. The same arguments give the same bytes.
 
     Raises:
         ExportError: a target is unknown or of another architecture than the first, the name is no
@@ -88,9 +91,18 @@ def export(
         raise ExportError(f"{prefix!r} is no name for C: use a-z, 0-9 and _, a letter first")
     if unknown := [t for t in targets if t not in NAMES]:
         raise ExportError(f"unknown target {unknown[0]!r}: use {', '.join(NAMES)}")
+    other = SYSTEMS.get(system)
+    if other is None and system != LINUX:
+        raise ExportError(f"unknown system {system!r}: use {', '.join((LINUX, *SYSTEMS))}")
+    if other and embed:
+        raise ExportError(f"weights lie in their file on {system}: leave out --embed")
     plans = plans or {}
     named = list(dict.fromkeys(targets))
-    built = [_built(graph, t, i, plans.get(t), threads, max_weights) for i, t in enumerate(named)]
+    cpus = [_on(target(t), system) for t in named]
+    built = [
+        _built(graph, t, cpu, i, plans.get(t), threads, max_weights)
+        for i, (t, cpu) in enumerate(zip(named, cpus, strict=True))
+    ]
     triples = {b.cpu.triple for b in built}
     if len(triples) > 1:
         raise ExportError("targets of one export have one architecture: export twice")
@@ -111,44 +123,64 @@ def export(
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
     triple = built[0].cpu.triple
-    base = baseline(built[0].cpu.machine)
+    base = _on(baseline(built[0].cpu.machine), system)
     head = weights[:HEAD_BYTES]
     described = ports.inputs(graph), ports.outputs(graph)
     interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob, *described)
+    if other:
+        interface = with_glue(interface, prefix)
     objects = compile_all([(interface, base), *((b.image.ir, b.cpu) for b in built)])
-    outside = imports(objects, [blob])
-    if strange := sorted(outside - set(SERVES)):
-        raise ExportError(f"a kernel calls {strange[0]}, which not every C library has")
-    exports = [f"{prefix}_{f}" for f in FUNCTIONS]
-    blobs = {blob: weights} if embed else {}
+    suffix = other.suffix if other else "o"
+    names = [f"interface.{suffix}", *(f"code{i}.{suffix}" for i in range(len(built)))]
     files: dict[str, bytes] = {
-        f"lib{prefix}.so": link(f"lib{prefix}.so", objects, exports, blobs),
         f"{prefix}.h": texts.header(prefix, graph, named, embed).encode(),
         "example.c": texts.example(prefix, graph, embed).encode(),
-        "Makefile": texts.makefile(prefix, triple).encode(),
-        f"{prefix}.pc": texts.pkg_config(prefix, graph).encode(),
-        f"{prefix}-config.cmake": texts.cmake(prefix).encode(),
-        f"{prefix}.py": texts.loader(prefix, graph, embed).encode(),
         f"{prefix}.plan": str(built[0].plan).encode(),
     }
+    if other:
+        outside = set[str]()
+        files |= dict(zip(names, objects, strict=True))
+        files[f"{prefix}_os.c"] = glue(prefix).encode()
+        files["Makefile"] = texts.objects_makefile(prefix, names, other.libraries).encode()
+    else:
+        outside = imports(objects, [blob])
+        if strange := sorted(outside - set(SERVES)):
+            raise ExportError(f"a kernel calls {strange[0]}, which not every C library has")
+        exports = [f"{prefix}_{f}" for f in FUNCTIONS]
+        blobs = {blob: weights} if embed else {}
+        files[f"lib{prefix}.so"] = link(f"lib{prefix}.so", objects, exports, blobs)
+        files["Makefile"] = texts.makefile(prefix, triple).encode()
+        files[f"{prefix}.pc"] = texts.pkg_config(prefix, graph).encode()
+        files[f"{prefix}-config.cmake"] = texts.cmake(prefix).encode()
+        files[f"{prefix}.py"] = texts.loader(prefix, graph, embed).encode()
+        if not embed:
+            files[f"lib{prefix}.a"] = archive(dict(zip(names, objects, strict=True)))
     if not embed:
-        names = ["interface.o", *(f"code{i}.o" for i in range(len(built)))]
-        files[f"lib{prefix}.a"] = archive(dict(zip(names, objects, strict=True)))
         files[f"{prefix}.weights"] = weights
     _write(folder, files)
     sizes = {name: len(data) for name, data in files.items()}
     return Export(prefix, folder, sizes, tuple(built), tuple(sorted(outside)))
 
 
+def _on(cpu: Cpu, system: str) -> Cpu:
+    """A processor under a system."""
+    if system == LINUX:
+        return cpu
+    found = SYSTEMS[system].of(cpu)
+    if found is None:
+        raise ExportError(f"{system} has no objects for {cpu.machine}: export for another target")
+    return found
+
+
 def _built(
     graph: Graph,
     name: str,
+    cpu: Cpu,
     number: int,
     plan: Plan | None,
     threads: int,
     max_weights: int | None,
 ) -> Built:
-    cpu = target(name)
     made, arrangement = _arranged(graph, cpu, plan, threads, max_weights)
     by_numpy = [step for step in arrangement.steps if isinstance(step, NumpyStep)]
     if by_numpy:

@@ -213,6 +213,15 @@ static: example.c {prefix}.h lib{prefix}.a
 """
 
 
+def objects_makefile(prefix: str, objects: Sequence[str], libraries: str) -> str:
+    """Builds the example of objects for another system's linker."""
+    parts = " ".join(objects)
+    return f"""# make: the example, by a C compiler for the system.
+example: example.c {prefix}_os.c {prefix}.h {parts}
+\t$(CC) -O2 -o $@ example.c {prefix}_os.c {parts} {libraries}
+"""
+
+
 def pkg_config(prefix: str, graph: Graph) -> str:
     """A .pc file for the folder that it lies in."""
     return f"""folder=${{pcfiledir}}

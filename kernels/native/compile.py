@@ -53,6 +53,7 @@ def _target_machine(cpu: Cpu, model: str = "jitdefault") -> llvm.TargetMachine:
     else:
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
+        llvm.initialize_native_asmparser()  # for other systems of this architecture
     target = llvm.Target.from_triple(cpu.triple)
     return target.create_target_machine(
         cpu=cpu.name, features=cpu.features, opt=3, reloc="pic", codemodel=model

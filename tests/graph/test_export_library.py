@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import re
 import runpy
 import shutil
 import subprocess
@@ -413,6 +414,9 @@ def test_riscv_under_emulation(graph: Any, truth: np.ndarray, tmp_path: Path) ->
         (["x86-64-v9"], {}, "unknown target 'x86-64-v9'"),
         (["x86-64-v3", "aarch64"], {}, "one architecture"),
         (["x86-64-v3"], {"name": "9 lives"}, "no name for C"),
+        (["x86-64-v3"], {"system": "beos"}, "unknown system 'beos': use linux, macos, windows"),
+        (["x86-64-v3"], {"system": "macos", "embed": True}, "leave out --embed"),
+        (["aarch64"], {"system": "windows"}, "windows has no objects for aarch64"),
     ],
 )
 def test_what_cannot_be_exported(
@@ -421,6 +425,41 @@ def test_what_cannot_be_exported(
     with pytest.raises(ExportError, match=message):
         export(graph, tmp_path / "out", targets, **changes)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "target", "magic"),
+    [
+        ("windows", "x86-64-v2", b"\x64\x86"),
+        ("macos", "x86-64-v2", b"\xcf\xfa\xed\xfe"),
+        ("macos", "aarch64", b"\xcf\xfa\xed\xfe"),
+    ],
+)
+def test_other_systems_get_objects(
+    system: str, target: str, magic: bytes, graph: Any, tmp_path: Path
+) -> None:
+    """All that the objects lack is in the C file beside them, or in every C library."""
+    done = export(graph, tmp_path, [target], name="net", system=system)
+    objects = [x for x in done.files if x.endswith((".o", ".obj"))]
+    assert len(objects) == 2
+    assert not any(x.endswith((".so", ".a")) for x in done.files)
+    glue = (tmp_path / "net_os.c").read_text()
+    given = set(re.findall(r"\b(net_os_\w+)\(", glue)) | {"memcpy", "memset", "bzero", "__bzero"}
+    assert all((tmp_path / x).read_bytes().startswith(magic) for x in objects)
+    if not shutil.which("llvm-readobj"):
+        pytest.skip("llvm-readobj is not installed: only the form of the objects was checked")
+    said = subprocess.run(
+        ["llvm-readobj", "--symbols", *objects], cwd=tmp_path, check=True, capture_output=True
+    ).stdout.decode()
+    blocks = said.split("Symbol {")[1:]
+    known, lacking = set[str](), set[str]()
+    for block in blocks:
+        name = block.split("Name: ")[1].split()[0].removeprefix("_" if system == "macos" else "")
+        undefined = "IMAGE_SYM_UNDEFINED" in block or "Type: Undef (" in block
+        (lacking if undefined else known).add(name)
+    assert {"net_open", "net_run", "net_close"} <= known
+    assert "net_os_mmap" in lacking
+    assert lacking - known <= given
 
 
 def test_levels_need_what_they_say() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from fastrun.graph.aot.export import Export
 from fastrun.graph.aot.export import export as export_graph
+from fastrun.graph.aot.systems import LINUX
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.networks import load_network
@@ -41,6 +42,7 @@ def export(
     name: str | None = None,
     embed: bool = False,
     max_weights: int | None = None,
+    system: str = LINUX,
 ) -> Export:
     """Write a network as a C library that needs neither Python nor a compiler to be made.
 
@@ -50,7 +52,8 @@ def export(
     if one is given, else what the database holds of a machine with vectors of the same kind, such
     as a device that was tuned, else the heuristics. `name` is the prefix of functions and files.
     With `embed` the weights lie in the library. The packed weights of each target take at most
-    `max_weights` bytes.
+    `max_weights` bytes. For the `system` "macos" or "windows" there are objects and a C file to
+    link instead of libraries.
 
     What is written: lib`name`.so, lib`name`.a, `name`.h, `name`.weights, example.c, Makefile,
     `name`.pc, `name`-config.cmake, `name`.py (a loader that needs numpy only) and `name`.plan.
@@ -74,7 +77,9 @@ def export(
             made = _by_records(graph, database, target(level), threads, limits)
             if made:
                 plans[level] = made
-    return export_graph(graph, Path(folder), targets, plans, name, embed, threads, max_weights)
+    return export_graph(
+        graph, Path(folder), targets, plans, name, embed, threads, max_weights, system
+    )
 
 
 def _by_records(
