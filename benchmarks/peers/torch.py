@@ -22,6 +22,7 @@ from fastrun.graph.core.ops import (
     ChannelShuffle,
     Concat,
     Conv,
+    DepthToSpace,
     Gemm,
     Identity,
     Pool,
@@ -32,6 +33,7 @@ from fastrun.graph.core.ops import (
     Transpose,
     Unary,
 )
+from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 
@@ -152,6 +154,12 @@ class Script:
                 return f"{x}.permute({list(order)})"
             case ChannelShuffle(groups=groups):
                 return f"torch.channel_shuffle({x}, {groups})"
+            case DepthToSpace(size=size):
+                n, _, *space = graph.shape(node.inputs[0])
+                shape = graph.shape(node.output)
+                split = [n, *size, shape[1], *space]
+                turned = f"{x}.reshape({split}).permute({list(interleaved(len(size)))})"
+                return f"{turned}.reshape({list(shape)})"
             case Reshape():
                 return f"{x}.reshape({list(graph.shape(node.output))})"
             case Reduce(function="mean", axes=axes):

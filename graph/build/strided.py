@@ -20,6 +20,7 @@ from fastrun.graph.core.ops import (
     LRN,
     ChannelShuffle,
     ConvTranspose,
+    DepthToSpace,
     Expand,
     Gather,
     Gemm,
@@ -33,6 +34,7 @@ from fastrun.graph.core.ops import (
     Softmax,
     Transpose,
 )
+from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
@@ -111,6 +113,12 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
             order = (0, 2, 1, *range(3, len(out.shape) + 1))
             turned = x.split(1, (groups, each)).transpose(order)
             return movement.copy(cpu, turned, out.split(1, (each, groups)))
+        case DepthToSpace(size=size):
+            order = interleaved(len(size))
+            for axis, each in reversed([*enumerate(size, 2)]):
+                out = out.split(axis, (out.shape[axis] // each, each))
+            turned = x.split(1, (*size, out.shape[1])).transpose(order)
+            return movement.copy(cpu, turned, out)
         case Gather(axis=axis):
             indices = graph.constants[node.inputs[1]]
             if indices.ndim != 1:

@@ -137,6 +137,16 @@ class ChannelShuffle:
 
 
 @dataclass(frozen=True)
+class DepthToSpace:
+    """Channels become blocks of `size` pixels: channel (place in the block, c) of x gives c there.
+
+    Places are counted row by row. It is ONNX's operator in its mode DCR, on any number of axes.
+    """
+
+    size: Ints
+
+
+@dataclass(frozen=True)
 class Reshape:
     """The same values in row-major order, in the output's shape."""
 
@@ -206,7 +216,8 @@ class Foreign:
 Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Recurrent
     | Unary | Clip | Binary | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose
-    | ChannelShuffle | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx | Numpy | Foreign
+    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx
+    | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

@@ -24,6 +24,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Gather,
     Gemm,
     Identity,
@@ -83,6 +84,11 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             if sorted(order) != list(range(len(x))):
                 raise ValueError(f"{order} is not an order of {len(x)} axes")
             return tuple(x[axis] for axis in order)
+        case DepthToSpace(size):
+            if x[1] % math.prod(size):
+                raise ValueError(f"{x[1]} channels are no blocks of {'x'.join(map(str, size))}")
+            space = tuple(n * s for n, s in zip(x[2:], size, strict=True))
+            return (x[0], x[1] // math.prod(size), *space)
         case Attention(heads=heads, v=v):
             return (x[0], heads * v.size, *x[2:])
         case Recurrent(backwards=backwards, keeps_cell=keeps_cell):
@@ -95,6 +101,15 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
         ):  # fmt: skip
             return x
     return None
+
+
+def interleaved(rank: int) -> Ints:
+    """The order of axes that moves places of blocks behind the pixels that they split.
+
+    From (n, *places, c, *pixels) to (n, c, pixel, place, pixel, place), for `rank` axes of pixels.
+    """
+    pairs = ((rank + 2 + i, 1 + i) for i in range(rank))
+    return (0, rank + 1, *(axis for pair in pairs for axis in pair))
 
 
 def windows(space: Shape, sizes: Ints, stride: Ints, padding: Ints, ceil: bool = False) -> Shape:

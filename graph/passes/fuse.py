@@ -14,6 +14,7 @@ from fastrun.graph.core.ops import (
     ChannelShuffle,
     Concat,
     Conv,
+    DepthToSpace,
     Gemm,
     MatMul,
     Op,
@@ -82,7 +83,7 @@ def _moves(op: Op, activation: str) -> bool:
     """Whether an activation gives the same result before and after an operator."""
     if isinstance(op, Pool):
         return op.function == "max" and activation in ("relu", "relu6")
-    return isinstance(op, Concat | Reshape | Transpose | ChannelShuffle)
+    return isinstance(op, Concat | Reshape | Transpose | ChannelShuffle | DepthToSpace)
 
 
 def _can_apply(edit: Edit, name: str, activation: str) -> bool:

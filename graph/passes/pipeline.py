@@ -32,6 +32,7 @@ from fastrun.graph.passes.rounding import (
     round_inputs,
     spread_rounding,
 )
+from fastrun.graph.passes.transposed import convolve_transposed
 
 Pass = Callable[[Graph], Graph]
 
@@ -62,6 +63,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_add,
     densify,
     fuse_activation,
+    convolve_transposed,
     absorb_shuffles,
     spread_rounding,
     convolve_dense,
@@ -77,7 +79,8 @@ def optimise(graph: Graph) -> Graph:
     Products become convolutions before scales fold into weights. Scales fold before anything is
     fused, because they fold only into a linear convolution. Added convolutions merge if they can,
     else one becomes the residual of the other. Adds are fused before activations, because the
-    epilogue applies them in this order. Shuffles come last, when their readers are convolutions.
+    epilogue applies them in this order. Transposed convolutions become convolutions when all that
+    follows them is fused. Shuffles come last, when their readers are convolutions.
     What a quantised network rounds is told from its file first, and settled last of all.
     """
     for run in PASSES:

@@ -19,6 +19,7 @@ from fastrun.graph.core.ops import (
     ChannelShuffle,
     Clip,
     Concat,
+    DepthToSpace,
     Expand,
     Gather,
     Identity,
@@ -140,7 +141,10 @@ def _moved(node: Node, edit: Edit) -> tuple[str, ...]:
     Larger values must not become smaller ones, so that rounding gives the same on both sides.
     """
     match node.op:
-        case Reshape() | Transpose() | Slice() | ChannelShuffle() | Expand() | Gather():
+        case (
+            Reshape() | Transpose() | Slice() | ChannelShuffle() | DepthToSpace() | Expand()
+            | Gather()
+        ):  # fmt: skip
             moved = node.inputs[:1]
         case Identity():
             moved = node.inputs[:1]

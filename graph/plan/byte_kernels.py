@@ -16,6 +16,7 @@ from fastrun.graph.core.ops import (
     Clip,
     Concat,
     Conv,
+    DepthToSpace,
     Expand,
     Gather,
     Pad,
@@ -80,7 +81,8 @@ def byte_kernels(graph: Graph, task: Task) -> Iterator[ByteKernel]:
             if grid and all(grids):
                 yield ByteKernel(mixed, U8)
         case (
-            ChannelShuffle() | Gather() | Resize() | Pad() | Transpose() | Slice() | Expand()
+            ChannelShuffle() | DepthToSpace() | Gather() | Resize() | Pad() | Transpose() | Slice()
+            | Expand()
         ):  # fmt: skip
             if grid and all(known == grid for known in grids):
                 yield ByteKernel(mixed, U8)

@@ -16,6 +16,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Expand,
     Gather,
     Gemm,
@@ -137,8 +138,8 @@ def _moves(graph: Graph, node: Node) -> Sequence[str]:
         case Pool(function="max"):
             return node.inputs[:1]
         case (
-            Slice() | Transpose() | ChannelShuffle() | Reshape() | Expand() | Gather() | Resize()
-            | Pad() | Identity()
+            Slice() | Transpose() | ChannelShuffle() | DepthToSpace() | Reshape() | Expand()
+            | Gather() | Resize() | Pad() | Identity()
         ):  # fmt: skip
             return node.inputs[:1]
     return ()

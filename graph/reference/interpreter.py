@@ -26,6 +26,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Expand,
     Foreign,
     Gather,
@@ -46,6 +47,7 @@ from fastrun.graph.core.ops import (
     Transpose,
     Unary,
 )
+from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.reference.by_onnx import compute
 from fastrun.graph.reference.numerics import (
     BINARY,
@@ -213,6 +215,9 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case ChannelShuffle():
             grouped = x.reshape(x.shape[0], op.groups, -1, *x.shape[2:])
             return grouped.swapaxes(1, 2).reshape(x.shape)
+        case DepthToSpace(size):
+            blocks = x.reshape(x.shape[0], *size, -1, *x.shape[2:])
+            return blocks.transpose(interleaved(len(size))).reshape(result.shape)
         case Reshape():
             return x.reshape(result.shape)
         case Expand():

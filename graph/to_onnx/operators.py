@@ -25,6 +25,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthToSpace,
     Expand,
     Gather,
     Gemm,
@@ -45,6 +46,7 @@ from fastrun.graph.core.ops import (
     Unary,
     operand,
 )
+from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.frontend.inline import renamed
 from fastrun.graph.to_onnx.nodes import Nodes
 from fastrun.graph.to_onnx.recurrent import recurrent
@@ -143,6 +145,11 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             split = _reshape(to, name, x, (n, groups, c // groups, *space))
             perm = (0, 2, 1, *range(3, len(space) + 3))
             _reshape(to, name, to.put(name, "Transpose", split, perm=perm), shape, output)
+        case DepthToSpace(size):
+            n, _, *space = to.graph.shape(node.inputs[0])
+            split = _reshape(to, name, x, (n, *size, shape[1], *space))
+            turned = to.put(name, "Transpose", split, perm=interleaved(len(size)))
+            _reshape(to, name, turned, shape, output)
         case Reshape():
             _reshape(to, name, x, shape, output)
         case Expand():
