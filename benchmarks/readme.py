@@ -67,12 +67,11 @@ def section(folder: Path) -> str:
     parts = [
         BEGIN,
         _conditions(single),
-        _table(_layer_rows(single)),
-        "\n".join(_losses(single)),
         f"Whole networks, batch 1, 224x224, milliseconds; {_plans(whole)}:",
         _table(_network_rows(whole)),
         *_engine_part(single, whole),
-        *_precision_part(folder / "precision.json"),
+        *_folded("Single layers, by kind", _table(_layer_rows(single)), "\n".join(_losses(single))),
+        *_folded("In low precision, beside accuracy", *_precision_part(folder / "precision.json")),
         f"All of it, with versions and samples: `{_shown(folder)}`.",
         END,
     ]
@@ -91,11 +90,24 @@ def replaced(page: str, section: str) -> str:
     return pattern.sub(lambda _: section, page)
 
 
+def _folded(title: str, *parts: str) -> list[str]:
+    """Parts that a reader of the page unfolds; nothing if there are none."""
+    begin = f"<details>\n<summary>{title}</summary>"
+    return [begin, *parts, "</details>"] if parts else []
+
+
+def _vectors(features: str) -> str:
+    """The widest vectors of a processor with these features, as a word in brackets."""
+    known = {"avx512f": "AVX-512", "avx2": "AVX2", "neon": "NEON"}
+    return next((f" ({known[x]})" for x in known if f"+{x}" in features.split(",")), "")
+
+
 def _conditions(single: Bench) -> str:
     here, machine = single.data["environment"], single.data["machine"]
     lines = [
-        f"{here['model']}, {plural(here['cores'], 'core')}, float32, {here['time'][:10]}. Measured "
-        f"peak {machine['peak'] / 1e9:.0f} GFLOP/s on one core, noise {percent(machine['noise'])}."
+        f"{here['model']}{_vectors(here.get('features', ''))}, {plural(here['cores'], 'core')} "
+        f"([which](docs/performance.md#the-machines)), float32, {here['time'][:10]}. Measured peak "
+        f"{machine['peak'] / 1e9:.0f} GFLOP/s on one core, noise {percent(machine['noise'])}."
     ]
     if single.engines:
         versions = single.data["engines"].items()

@@ -27,7 +27,10 @@ def entry(subject: str, group: str, threads: int, engine: str, seconds: float) -
 
 def bench(*entries: dict[str, Any]) -> str:
     data = {
-        "environment": {"model": "Some CPU", "cores": 2, "time": "2026-01-02T03:04:05"},
+        "environment": {
+            **{"model": "Some CPU", "cores": 2, "features": "+sse2,+avx2"},
+            "time": "2026-01-02T03:04:05",
+        },
         "machine": {"peak": 100e9, "noise": 0.05},
         "engines": {"ort": "1.2", "ncnn": "3.4"},
         "results": entries,
@@ -55,7 +58,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_section_says_what_the_files_hold(folder: Path) -> None:
     text = readme.section(folder)
-    assert "Some CPU, 2 cores, float32, 2026-01-02. Measured peak 100 GFLOP/s" in text
+    assert "Some CPU (AVX2), 2 cores" in text
+    assert "float32, 2026-01-02. Measured peak 100 GFLOP/s" in text
     assert "onnxruntime 1.2, ncnn 3.4" in text
     assert "| 3x3 | 1 | 0 % | 2.00x | 2.00x |" in text
     assert "| all | 2 | 0 % | 1.00x | 2.00x |" in text
