@@ -31,6 +31,8 @@ class Grid:
     scale. `scale` and `zero` are then arrays (output channels, blocks), the dtype is u8, and the
     stored integers are those of the file, 0 to 15 for four bits. The last block may be
     shorter. They are read by `stored` too; kernels of float32 and of 8 bits do without them.
+    With `rounds` the model allows that what they are multiplied by is rounded to signed bytes, with
+    a scale for each block.
     """
 
     scale: float | NDArray[np.float32]
@@ -38,10 +40,12 @@ class Grid:
     dtype: DType
     exact: bool = True
     block: int = 0
+    rounds: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Grid) and (
             (self.dtype, self.exact, self.block) == (other.dtype, other.exact, other.block)
+            and self.rounds == other.rounds
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero, other.zero)
         )
@@ -49,7 +53,8 @@ class Grid:
     @property
     def text(self) -> str:
         """What a kernel must know of it: the type, whether it is exact, the size of blocks."""
-        return f"{self.dtype.name}{'' if self.exact else '?'}{f'/{self.block}' * (self.block > 0)}"
+        blocks = f"/{self.block}{'r' * self.rounds}" if self.block else ""
+        return f"{self.dtype.name}{'' if self.exact else '?'}{blocks}"
 
     def steps(self, values: Array, axis: int = 0) -> NDArray[np.float64]:
         """The stored integers for values, as float64; `axis` is that of the scales."""

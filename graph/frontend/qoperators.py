@@ -14,7 +14,11 @@ import onnx
 
 from fastrun.graph.core.model import Array
 from fastrun.graph.frontend.lowering.site import Unsupported
+from fastrun.graph.frontend.steps import ROUNDS
 from fastrun.graph.frontend.writing import Writing
+
+# The `accuracy_level` of MatMulNBits that allows input in bytes.
+_BYTES = 4
 
 # Operators of onnxruntime of one input, and those that they compute with numbers.
 _UNARY = {
@@ -140,7 +144,8 @@ class QuantisedOperator(Writing):
         else:
             zero = np.full((n, blocks), 2 ** (bits - 1), np.uint8)
         inputs.append(self._constant("zero", zero))
-        weights = self._put("DequantizeLinear", inputs, axis=1, block_size=size)
+        marks: dict[str, Any] = {ROUNDS: 1} if int(kept.get("accuracy_level", 0)) == _BYTES else {}
+        weights = self._put("DequantizeLinear", inputs, axis=1, block_size=size, **marks)
         weights = self._put("Transpose", [weights], perm=[1, 0])
         bias = self._input(5, needed=False)
         operands, output = [self._input(0), weights], self._node.output[0]

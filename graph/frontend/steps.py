@@ -21,7 +21,8 @@ class Steps:
 
     Without an `axis`, scale and zero point are single numbers. Else there is one for each entry
     of the axis, or for `block` entries of it if that is not 0: `scale` and `zero` have then the
-    tensor's shape but for this axis. `dtype` is the type of the integers in the file.
+    tensor's shape but for this axis. `dtype` is the type of the integers in the file, `rounds`
+    as in `Grid`.
     """
 
     scale: Array
@@ -29,10 +30,12 @@ class Steps:
     dtype: np.dtype[Any]
     axis: int | None = None
     block: int = 0
+    rounds: bool = False
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Steps) and (
             (self.dtype, self.axis, self.block) == (other.dtype, other.axis, other.block)
+            and self.rounds == other.rounds
             and np.array_equal(self.scale, other.scale)
             and np.array_equal(self.zero, other.zero)
         )
@@ -99,7 +102,11 @@ class Steps:
         scale = np.where(self.scale == 0, 1, self.scale).astype(np.float32)
         if axis == 1:
             scale, zero = scale.T, zero.T
-        return Grid(np.array(scale), np.array(zero), U8, block=self.block)
+        return Grid(np.array(scale), np.array(zero), U8, block=self.block, rounds=self.rounds)
+
+
+ROUNDS = "rounds"
+"""Our own attribute of a DequantizeLinear that stands for a part of MatMulNBits: see `Grid`."""
 
 
 def is_whole(dtype: np.dtype[Any]) -> bool:
@@ -136,7 +143,7 @@ def read_steps(
     wanted = (*shape[:axis], length, *shape[axis + 1 :]) if block > 0 else (length,)
     if block < 0 or scale.shape != wanted:
         raise _unusable(node, f"it has {scale.shape} scales for axis {axis} of {shape}")
-    return Steps(scale, zero, dtype, axis, block)
+    return Steps(scale, zero, dtype, axis, block, bool(given.get(ROUNDS, 0)))
 
 
 def _first(scale: Array) -> str:

@@ -72,6 +72,7 @@ def convolve_products(graph: Graph) -> Graph:
             len(shape) not in CHANNELS_LAST
             or matrix.ndim != 2
             or (bias and bias not in edit.constants)
+            or _stays_packed(edit, node)
         ):
             continue
         space = (1,) * (len(shape) - 2)
@@ -91,6 +92,13 @@ def convolve_products(graph: Graph) -> Graph:
         back = Transpose(CHANNELS_LAST[len(shape)])
         edit.replace(node, replace(node, op=back, inputs=(product,)))
     return edit.done()
+
+
+def _stays_packed(edit: Edit, node: Node) -> bool:
+    """Whether a product is to read weights in blocks, of which convolutions know nothing."""
+    grid, shape = edit.grids.get(node.inputs[1]), edit.shape(node.inputs[0]) or ()
+    few = math.prod(shape[:-1]) < MANY_ROWS
+    return bool(grid and grid.block and (grid.rounds or few))
 
 
 def sink_transposes(graph: Graph) -> Graph:
