@@ -108,6 +108,14 @@ GROUNDS = {
         "conv 1x24x28x28 58x1x1 s1 p0 bias relu",
         "pointwise(layout=NCHW|NCHW16c, unroll=8, tiles=1|4|16|64, prefetch=0)",
     ),
+    "pointwise-int8-resnet-14x14": Ground(
+        "conv 1x256x14x14 1024x1x1 s1 p0 bias relu u8s8>u8",
+        "pointwise(layout=NHWC, unroll=4, tiles=1|4|16, oc_outer=no, prefetch=0)",
+    ),
+    "direct-int8-resnet-28x28": Ground(
+        "conv 1x128x28x28 128x3x3 s1 p1 bias relu u8s8>u8",
+        "direct(layout=NHWC, unroll=4, rows=4, oc_outer=no, prefetch=0)",
+    ),
     "planar-first-32x32": Ground("conv 1x3x32x32 16x5x5 s1 p2 bias relu", "planar()"),
     "planar-grouped-28x28": Ground("conv 1x272x28x28 68x1x1 s1 p0 g4 bias relu", "planar()"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
     from fastrun.tuner.search.summary import Summary
     from fastrun.tuner.store.database import Database
     from fastrun.tuner.store.standing import Standing
+
+# The share of the time, behind the calibration, that is for precisions of whole networks.
+_VALIDATION = 0.4
 
 
 def options(parser: ArgumentParser) -> None:
@@ -221,6 +225,7 @@ def _mixed(arguments: Namespace) -> int:
         raise InputError("precision is chosen for one network, thread count and regime at a time")
     if output and (output.suffix != ".onnx" or not output.parent.is_dir()):
         raise InputError(f"{output}: give a file that ends in .onnx, in a folder that exists")
+    begin = monotonic()
     (one,), (name,) = _runs(arguments), arguments.targets
     graph = optimise(load_network(name, shapes_of(arguments)))
     if graph.grids:
@@ -230,13 +235,18 @@ def _mixed(arguments: Namespace) -> int:
         network = advise(graph, data, Cpu.host(), progress)
     problems = problems_of(network)
     target = Target(name, problems, graph.digest, "its precision is chosen after the search")
+    left = math.inf if one.seconds is None else one.seconds - (monotonic() - begin)
+    if one.seconds is not None:
+        one.seconds = (1 - _VALIDATION) * max(left, 1.0)
     with Database(arguments.db) as database:
-        if code := profile([target], database, one):
+        if code := profile([target], database, one, baselines=False):
             return code
         limit, limits = arguments.max_loss, limits_of(one)
+        if one.seconds is not None:
+            left = arguments.seconds - (monotonic() - begin)
         with Phases() as progress:
             done = tune_precision(
-                graph, network, data, labels, limit, database, one.threads, limits, progress
+                graph, network, data, labels, limit, database, one.threads, limits, progress, left
             )
     print_front(done.document())
     if output:
@@ -302,9 +312,10 @@ def profile(
     database: Database,
     arguments: Namespace,
     also: Sequence[str] = (),
+    baselines: bool = True,
 ) -> int:
     """Tune, with finals in the regimes `also` given, and show what has come of it."""
-    return _Tuning(targets, database, arguments, also).profile()
+    return _Tuning(targets, database, arguments, also, baselines).profile()
 
 
 class _Tuning:
@@ -316,13 +327,14 @@ class _Tuning:
         database: Database,
         arguments: Namespace,
         also: Sequence[str],
+        baselines: bool = True,
     ) -> None:
         from fastrun.tuner.networks.stored_plans import FINALS
         from fastrun.tuner.search.budget import Budget
 
         self._begin = monotonic()
         self._targets, self._database, self._arguments = targets, database, arguments
-        self._also, self._limits = also, limits_of(arguments)
+        self._also, self._limits, self._baselines = also, limits_of(arguments), baselines
         self.document: dict[str, Any] = {
             "targets": [target.title for target in targets],
             "threads": arguments.threads,
@@ -429,6 +441,7 @@ class _Tuning:
                     also=self._also,
                     objectives=arguments.objectives,
                     storage=journal(arguments.storage) if arguments.storage else None,
+                    baselines=self._baselines,
                 ),
                 measurer=self._measurer,
                 observe=observe,

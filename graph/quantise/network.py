@@ -143,7 +143,7 @@ def _round(
     done, doing = 0, f"weights rounded{' by GPTQ' if compensating else ''}, layer"
     for layers in _portions(scope):
         progress(doing, done, len(scope.layers))
-        moments = _moments(scope.graph, layers, data, grids, compensating)
+        moments = _moments(scope.graph, layers, data, grids, compensating, progress)
         for node in layers:
             progress(doing, done, len(scope.layers))
             for bits, edit in edits.items():
@@ -181,6 +181,7 @@ def _moments(
     data: Sequence[Batch],
     grids: Mapping[str, Grid],
     second: bool,
+    progress: Progress,
 ) -> dict[str, Moments]:
     """The moments of the patches that layers see in float32, by the layers' outputs."""
     found, filters = dict[str, Moments](), dict[str, Filters]()
@@ -191,7 +192,8 @@ def _moments(
     observer = Observer(graph, [node.inputs[0] for node in layers])
     each = -(-_PATCHES // len(data))
     draw = np.random.default_rng(0)
-    for batch in data:
+    for i, batch in enumerate(data):
+        progress("what layers see, batch", i, len(data))
         values = observer(batch)
         for node in layers:
             x = values[node.inputs[0]]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -100,12 +102,14 @@ def choose_precision(
     cpu: Cpu,
     threads: int,
     progress: Progress = silent,
+    ends: float = math.inf,
 ) -> Precision:
     """The fastest network within a limit of the loss, for a network that may be rounded.
 
     Float32, 8 bits wherever possible and the fastest plan are validated, and plans between them by
     bisection: a plan that keeps the limit is followed by a faster one. Where the front has no plan
-    between the last that keeps it and the first that does not, another is looked for.
+    between the last that keeps it and the first that does not, another is looked for. Further
+    plans are validated as long as that should end before the moment `ends` of `time.monotonic`.
 
     Raises:
         UnsupportedError: a node cannot be run.
@@ -128,7 +132,7 @@ def choose_precision(
         if high - low == 1 and (new := plans.between(points[low], points[high])):
             points.insert(high, new)
             high += 1
-        if high - low < 2:
+        if high - low < 2 or not judge.has_time(ends):
             break
         middle = (low + high) // 2
         progress("whole networks validated", turn + 3, VALIDATED + 3)
@@ -156,17 +160,25 @@ class _Judge:
         self._advised, self._data, self._labels = advised, data, labels
         self._choose, self._costs, self._cpu, self._threads = choose, costs, cpu, threads
         self._seen: dict[int, tuple[Point, Graph, Plan, Executable, list[Array]]] = {}
+        self._longest = 0.0
+
+    def has_time(self, ends: float) -> bool:
+        """Whether one more plan can be looked at, and all be timed, until then."""
+        timed = _ROUNDS * _PROTOCOL.block * (len(self._seen) + 1)
+        return monotonic() + self._longest + 2 * timed < ends
 
     def look(self, point: Point) -> None:
         """Build a plan's network and compute its outputs of all examples."""
         if id(point) in self._seen:
             return
+        begin = monotonic()
         exact = densify(settled(self._advised, point.plan))
         plan, made = make_plan(exact, self._choose, self._cpu, self._costs, self._threads)
         executable = Executable.of(made, self._cpu, self._threads, plan)
         first = exact.outputs[0]
         outputs = [executable.run(batch)[first] for batch in self._data]
         self._seen[id(point)] = point, exact, plan, executable, outputs
+        self._longest = max(self._longest, monotonic() - begin)
 
     def lost(self, point: Point) -> float:
         """The share of examples lost against float32, the first plan that was looked at."""

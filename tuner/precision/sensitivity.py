@@ -6,8 +6,10 @@ different places are nearly independent, so that their squares add up. Each is m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from time import monotonic
 
 import numpy as np
 
@@ -49,17 +51,24 @@ def losses(
     data: Sequence[Batch],
     cpu: Cpu,
     progress: Progress = silent,
+    seconds: float = math.inf,
 ) -> Losses:
     """The losses of all tensors and weights that may be rounded, on examples of inputs.
+
+    Of the examples so many are used as `seconds` allow, and at least one batch.
 
     Raises:
         UnsupportedError: a node cannot be run.
     """
-    graph = advised.graph
+    graph, begin = advised.graph, monotonic()
     names = [x for x in (*graph.inputs, *graph.producers) if byte_grid(graph, x)]
     count = len(names) + len(advised.weights)
     shaken = _Shaken.of(replace(graph, grids={}), names, cpu)
-    truths = [shaken.values(batch) for batch in data]
+    truths = [shaken.values(data[0])]
+    each = shaken.executable.seconds() * count
+    left = seconds - (monotonic() - begin)
+    data = data[: max(1, math.floor(min(left / each, len(data))))]
+    truths += [shaken.values(batch) for batch in data[1:]]
     tensors, weights = dict[str, float](), dict[tuple[str, str], float]()
     for name in names:
         progress("loss by rounding one tensor or weights", len(tensors), count)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,8 @@ from fastrun.tuner.store.database import Database
 _LABELS = "labels"
 # Batches that calibrate, and those on which the loss by each layer is measured.
 _CALIBRATION, _SENSED = 128, 8
+# The share of the time for the loss by each layer; the rest is for whole networks.
+_SENSING = 0.3
 
 
 def examples(
@@ -136,28 +140,31 @@ def tune_precision(
     threads: int,
     limits: Limits,
     progress: Progress = silent,
+    seconds: float = math.inf,
 ) -> Precision:
     """The fastest precision within a limit, by the records of a database; its front is kept.
 
     `advised` says how the network `graph` may be rounded. The loss of each layer is measured on
-    data that calibrated, that of whole networks on the others.
+    data that calibrated, that of whole networks on the others. Where `seconds` are short, the loss
+    is measured on fewer batches, and fewer whole networks are validated: at least float32, 8 bits
+    everywhere and the fastest plan.
 
     Raises:
         UnsupportedError: a node cannot be run.
         InputError: there is not a label for each example.
         DatabaseError: the database cannot be read.
     """
-    cpu = Cpu.host()
+    cpu, ends = Cpu.host(), monotonic() + seconds
     choose = functools.cache(stored_choices(database, cpu, threads, limits))
     calibrating, judging = shared_out(len(data))
     known = [data[calibrating[i]] for i in _spread(len(calibrating), _SENSED)]
-    found = losses(advised, known, cpu, progress)
+    found = losses(advised, known, cpu, progress, _SENSING * seconds)
     moving = costs(probe(), threads)
     others = [data[i] for i in judging]
     if labels is not None:
         labels = labels.reshape(len(data), -1)[judging].reshape(-1)
     done = choose_precision(
-        advised, found, others, labels, limit, choose, moving, cpu, threads, progress
+        advised, found, others, labels, limit, choose, moving, cpu, threads, progress, ends
     )
     done.save(front_file(graph.digest, cpu.fingerprint, threads))
     return done

@@ -11,7 +11,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 from time import monotonic
 from typing import Any
@@ -230,8 +230,11 @@ class _Tuning:
     def finals(self) -> None:
         """Race each problem's fastest, then the best of them with the heuristic and the naive loop.
 
-        Where time is short, the problems come first that take most of the network's time.
+        Where time is short, the problems come first that take most of the network's time. A search
+        without baselines that has no limit of time spends no longer on races than on trials.
         """
+        if self.budget.seconds is None and not self.options.baselines:
+            self.budget = replace(self.budget, seconds=2 * self._elapsed)
         self._say_what_was_not_begun()
         searches = sorted(
             (s for s in self.searches if s.measured),
@@ -307,6 +310,8 @@ class _Tuning:
 
     def _baseline_fits(self, problem: ConvProblem, algorithm: str) -> bool:
         """Whether there is time for a baseline; if so, it is set aside."""
+        if not self.options.baselines:
+            return False
         known = (r for s in self.searches for r in s.measured.values() if r.algorithm == algorithm)
         expected = costs.baseline_seconds(problem, known)
         if expected > min(self._for_baselines, self._search_left):
@@ -324,7 +329,10 @@ class _Tuning:
 
     def _affordable(self, searches: Sequence[ProblemSearch]) -> Races:
         """The fullest races that there is time for."""
-        return next((r for r in RACES if self._race_cost(searches, r) <= self._left), RACES[-1])
+        races = list(RACES)
+        if not self.options.baselines:
+            races = [replace(r, baselines=False, alone=False) for r in races]
+        return next((r for r in races if self._race_cost(searches, r) <= self._left), RACES[-1])
 
     def _race_cost(self, searches: Sequence[ProblemSearch], races: Races) -> float:
         """How many seconds races should take."""
@@ -414,7 +422,7 @@ class _Tuning:
         if idle and self._left < math.inf:
             self.left_out.append(f"{idle} of {plural(len(self.searches), 'problem')}")
         slow = sum(not math.isfinite(s.naive) for s in self.searches if s.history)
-        if slow and self._left < math.inf:
+        if slow and self._left < math.inf and self.options.baselines:
             self.left_out.append(f"the naive loop of {plural(slow, 'problem')}")
 
     def _say_what_was_not_raced(

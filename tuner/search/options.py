@@ -51,3 +51,4 @@ class SearchOptions:
     also: Sequence[str] = ()
     objectives: Sequence[str] = ("time",)
     storage: BaseStorage | None = field(default=None, repr=False)
+    baselines: bool = True

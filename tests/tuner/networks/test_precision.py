@@ -135,6 +135,16 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
         choose_precision(graph, found, [], None, 0.0, CHOOSE, GUESSED, CPU, 1)
 
 
+def test_without_time_the_least_is_measured_and_validated() -> None:
+    graph = advised()
+    found = losses(graph, DATA, CPU, seconds=0)
+    assert found == losses(graph, DATA[:1], CPU)
+    hurried = choose_precision(graph, found, DATA, None, 0.0, CHOOSE, GUESSED, CPU, 1, ends=0)
+    assert 2 <= len(hurried.validated) <= 3
+    assert hurried.validated[0].layers == 0
+    assert hurried.validated[-1].layers == hurried.validated[-1].of
+
+
 X = np.arange(5 * 3 * 33 * 29).reshape(5, 3, 33, 29)
 
 

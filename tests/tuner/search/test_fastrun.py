@@ -81,6 +81,15 @@ def test_the_final_may_be_raced_in_both_regimes(tmp_path: Path) -> None:
     assert other == []
 
 
+def test_without_baselines_only_rivals_are_timed_again(tmp_path: Path) -> None:
+    with Database(tmp_path / "records.db") as database:
+        options = SearchOptions(baselines=False)
+        summary = fast_run([(TINY, 1)], database, Budget(trials=1), options=options)
+        records = database.records(run=summary.run)
+    assert [r.stage for r in records] == ["screen"]
+    assert not records[0].baseline
+
+
 def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
     with Database(tmp_path / "records.db") as database:
         options = SearchOptions(algorithms=["direct"])
