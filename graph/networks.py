@@ -19,7 +19,11 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.zoo.published import PUBLISHED, published
 
 # What exporters call a graph that nobody has named.
-_NAMELESS = {"", "main_graph", "torch_jit", "torch-jit-export", "tf2onnx", "onnx_graph", "graph"}
+_NAMELESS = {
+    "",
+    *("main_graph", "torch_jit", "torch-jit-export", "tf2onnx", "paddle-onnx"),
+    *("PaddlePaddle Graph 0", "onnx_graph", "graph"),
+}
 
 
 def load_network(source: Source, shapes: Mapping[str, Sequence[int]] | None = None) -> Graph:
