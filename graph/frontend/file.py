@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
-from fastrun.graph.core.model import Array, Shape
+from fastrun.graph.core.model import Array, Shape, Tensor
 from fastrun.graph.core.sizes import Sizes, advice, sizes_text, usual_shape
 from fastrun.graph.frontend.external import embed
 
@@ -166,6 +166,16 @@ def model_inputs(model: onnx.ModelProto) -> tuple[dict[str, Sizes | None], tuple
     inputs = [v for v in graph.input if v.name not in weights]
     sizes = {v.name: given_sizes(v) for v in inputs if v.name in read}
     return sizes, tuple(v.name for v in inputs if v.name not in read)
+
+
+def inputs_with_values(model: onnx.ModelProto) -> dict[str, Tensor]:
+    """The inputs for which the model has a value, which a caller may leave out."""
+    inputs = {v.name for v in model.graph.input}
+    return {
+        w.name: Tensor(tuple(w.dims), np.dtype(onnx.helper.tensor_dtype_to_np_dtype(w.data_type)))
+        for w in model.graph.initializer
+        if w.name in inputs
+    }
 
 
 def array(tensor: onnx.TensorProto) -> Array:

@@ -15,6 +15,7 @@ from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.sizes import Sizes, advice, sizes_text, usual_shape
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.runtime.context import MemoryUse
+from fastrun.graph.runtime.defaults import Defaults
 from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.runtime.inputs import (
     by_name,
@@ -46,6 +47,9 @@ class DynamicExecutable:
     open batch size. If others are open, ask `at` the sizes: `network.at(shapes).profile()`.
     """
 
+    defaults: Defaults | None = None
+    """As `Executable.defaults`."""
+
     def __init__(
         self,
         make: Make,
@@ -68,7 +72,8 @@ class DynamicExecutable:
         self._lock, self._planning = threading.Lock(), threading.RLock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._make, self._inputs, self._outputs, self._unread, self._most)
+        made = (self._make, self._inputs, self._outputs, self._unread, self._most)
+        return type(self), made, {"defaults": self.defaults}
 
     @property
     def inputs(self) -> dict[str, Sizes | None]:
@@ -146,13 +151,15 @@ class DynamicExecutable:
             GraphError: the model cannot be used, at these sizes or at all.
         """
         inputs = by_name(inputs, self._inputs)
+        if self.defaults and (found := self.defaults.run(inputs)) is not None:
+            return found
         check_arrays(inputs, self._inputs, self._unread)
         return self._at(tuple(inputs[name].shape for name in self._inputs)).run(inputs)
 
     def clone(self) -> DynamicExecutable:
         """The same network with activations of its own; plans and weights are shared."""
         other = DynamicExecutable(self._make, self._inputs, self._outputs, self._unread, self._most)
-        other._origin, other._common = self, self._common
+        other._origin, other._common, other.defaults = self, self._common, self.defaults
         return other
 
     @property

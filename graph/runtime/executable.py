@@ -14,6 +14,7 @@ from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array, Shape, Tensor
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.runtime.context import Context
+from fastrun.graph.runtime.defaults import Defaults
 from fastrun.graph.runtime.inputs import (
     by_name,
     check_arrays,
@@ -48,6 +49,8 @@ class Executable:
 
     reload: Reload | None = None
     """What makes the same network again of its plan; it is pickled with the model inside."""
+    defaults: Defaults | None = None
+    """The inputs that may be left out, because the model has values for them."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -156,7 +159,7 @@ class Executable:
     def clone(self) -> Executable:
         """The same network with activations of its own."""
         other = Executable(self._loaded)
-        other.reload = self.reload
+        other.reload, other.defaults = self.reload, self.defaults
         return other
 
     def __call__(self, inputs: Mapping[str, NDArray[np.float32]] | Array) -> Any:
@@ -172,6 +175,8 @@ class Executable:
         Inputs that the model never reads may be missing, or be anything. Inputs that the model
         itself converts to float32, such as pictures of bytes, may also have the model's type.
         Inputs that only NumPy steps read, such as indices, have the model's type.
+        Inputs for which the model has a value (`defaults`) may be missing. Other values are loaded
+        like another model when they first come, and the last four of them kept.
 
         Raises:
             InputError: an input is missing, unknown, or of the wrong shape or type.
@@ -179,6 +184,8 @@ class Executable:
             RuntimeError: a signal handler calls this during a run in the same thread.
         """
         inputs = by_name(inputs, self._shapes)
+        if self.defaults and (found := self.defaults.run(inputs)) is not None:
+            return found
         self._check(inputs)
 
         def work() -> dict[str, Array]:

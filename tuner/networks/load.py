@@ -10,21 +10,29 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.errors import ModelFileError
-from fastrun.graph.core.model import Graph, Shape
+from fastrun.graph.core.model import Array, Graph, Shape
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.core.sizes import is_open
-from fastrun.graph.frontend.file import given_sizes, model_inputs, proto_of
+from fastrun.graph.frontend.file import (
+    SharedModel,
+    given_sizes,
+    inputs_with_values,
+    model_inputs,
+    proto_of,
+)
 from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import carried_out, follow_plan, make_plan, packed_bytes
+from fastrun.graph.runtime.defaults import Defaults
 from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.runtime.weights import Common
@@ -46,7 +54,7 @@ from fastrun.tuner.store.pretuned import kind
 if TYPE_CHECKING:
     import onnx
 
-    from fastrun.graph.frontend.file import SharedModel, Source
+    from fastrun.graph.frontend.file import Source
     from fastrun.tuner.store.database import Database
 
 # Seconds to wait for a lock of the database before the heuristic chooses.
@@ -111,6 +119,9 @@ def load(
     machine is first compared with the heuristic's plan on normal inputs, and refused if its outputs
     differ. A plan is for the shapes that it names, so the network's sizes are fixed by it.
 
+    Inputs that are initializers of the model too have its values, and others where a run gives
+    them: the network is then loaded again with these.
+
     Raises:
         GraphError: the model or the plan cannot be used, or no schedule is within the limits.
         ValueError: the policy is unknown, or there is less than one thread, or there are more
@@ -121,13 +132,30 @@ def load(
     threads = thread_number(threads)
     check_threads(threads)
     model, given = find_model(source), dict(shapes or {})
+    again = partial(
+        _with_values,
+        source,
+        threads=threads,
+        database=database,
+        policy=policy,
+        shapes=given,
+        plan=plan,
+        max_error=max_error,
+        max_workspace=max_workspace,
+        max_weights=max_weights,
+        seconds=seconds,
+        kept_shapes=kept_shapes,
+    )
+    proto = proto_of(model)
+    known = inputs_with_values(proto)
+    defaults = Defaults(known, again) if known else None
     if plan is not None:
         cpu, whole = Cpu.host(), plan if isinstance(plan, Plan) else Plan.load(plan)
         graph = optimise(load_network(model, {**whole.inputs, **given}))
         network, remark = _by_plan(graph, whole, cpu, threads)
         if remark:
             warnings.warn(remark, stacklevel=2)
-        network.reload = _Reload.of(source, whole.inputs, threads)
+        network.reload, network.defaults = _Reload.of(source, whole.inputs, threads), defaults
         return network
     loading = _Loading(
         model,
@@ -138,17 +166,27 @@ def load(
         Limits(max_error, max_workspace, max_weights),
         seconds,
     )
-    proto = proto_of(model)
     inputs, unread = model_inputs(proto)
     if any(is_open(sizes) for name, sizes in inputs.items() if name not in given):
         inputs |= {name: tuple(shape) for name, shape in given.items()}
         outputs = {v.name: given_sizes(v) for v in proto.graph.output}
-        return DynamicExecutable(loading, inputs, outputs, unread, kept_shapes)
+        dynamic = DynamicExecutable(loading, inputs, outputs, unread, kept_shapes)
+        dynamic.defaults = defaults
+        return dynamic
     network, remark = loading.network({})
     if remark:
         warnings.warn(remark, stacklevel=2)
-    network.reload = _Reload.of(source, network.plan.inputs, threads)
+    network.reload, network.defaults = _Reload.of(source, network.plan.inputs, threads), defaults
     return network
+
+
+def _with_values(
+    source: Source, values: Mapping[str, Array], **options: Any
+) -> Executable | DynamicExecutable:
+    """The network with these values in the place of the model's, loaded by the same options."""
+    model = find_model(source)
+    shared = model.weights if isinstance(model, SharedModel) else {}
+    return load(SharedModel(proto_of(model), {**shared, **values}), **options)
 
 
 @dataclass(frozen=True)
