@@ -8,7 +8,7 @@ to their result: one of `kernels.core.problem.ACTIVATIONS`, or "" for none.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # Operators whose parameters are those of their kernel.
 from fastrun.kernels.ops.attention import Attention as Attention
@@ -179,11 +179,13 @@ class Onnx:
 
     `model` is a serialised ONNX model of one node. It reads the k-th input of our node by the name
     `operand(k)`; outer values that graphs inside the node read are further inputs. Its outputs are
-    those of our node: the ones that are read.
+    those of our node: the ones that are read. `need` says why there is no kernel; it is no part of
+    what the operator is.
     """
 
     operator: str
     model: bytes
+    need: str = field(default="", repr=False, compare=False)
 
 
 def operand(index: int) -> str:

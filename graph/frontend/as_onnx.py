@@ -71,7 +71,7 @@ def unlowered(
         inside = f": {unknown} inside it is unknown" if unknown != node.op_type else ""
         op: Op = _foreign(node, f"{need}{inside}")
     else:
-        op = Numpy(_kept(node, inputs, outputs, opsets.ids))
+        op = Numpy(replace(_kept(node, inputs, outputs, opsets.ids), need=need))
     return Node(name, op, inputs, tuple(filter(None, outputs)))
 
 

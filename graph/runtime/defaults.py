@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array, Tensor
 
-if TYPE_CHECKING:
-    from fastrun.graph.runtime.dynamic import DynamicExecutable
-    from fastrun.graph.runtime.executable import Executable
-
 # Networks of other values that are kept: each has packed weights of its own.
 _KEPT = 4
 
 Given = Mapping[str, Array]
+
+
+class Network(Protocol):
+    """An `Executable` or `DynamicExecutable`."""
+
+    def run(self, inputs: Mapping[str, Any]) -> dict[str, Array]:
+        """The outputs by name."""
 
 
 class Defaults:
@@ -31,10 +34,10 @@ class Defaults:
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
-        load: Callable[[Given], Executable | DynamicExecutable],
+        load: Callable[[Given], Network],
     ) -> None:
         self.tensors, self._load = dict(tensors), load
-        self._there: list[tuple[Given, Executable | DynamicExecutable]] = []
+        self._there: list[tuple[Given, Network]] = []
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -53,7 +56,7 @@ class Defaults:
         others = {name: x for name, x in inputs.items() if name not in given}
         return self._network(given).run(others)
 
-    def _network(self, given: Given) -> Executable | DynamicExecutable:
+    def _network(self, given: Given) -> Network:
         with self._lock:
             for place, (values, network) in enumerate(self._there):
                 if _same(values, given):

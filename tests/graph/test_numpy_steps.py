@@ -246,3 +246,31 @@ def test_a_step_says_which_values_it_reads_last() -> None:
     assert [step.last for step in steps] == [(), (), ()]  # "places" is an output
     assert {*steps[1].reads} == {"c"}
     assert {*steps[1].writes} == {"again"}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "message"),
+    [
+        (
+            [node("ConvTranspose", "x k", "y")],
+            {"k": normal(4, 3, 2, 2, 2)},
+            "'y' (ConvTranspose) runs in NumPy, which is slow: a kernel needs one or two spatial",
+        ),
+        (
+            [node("Conv", "x k", "y", group=2)],
+            {"k": normal(4, 2, 2, 2, 2)},
+            "'y' (Conv) runs in NumPy, which is slow: a kernel needs one or two spatial axes, or",
+        ),
+        (
+            [node("ConvTranspose", "f x", "y")],
+            {"f": normal(1, 1, 3, 3, 3)},
+            "'y' (ConvTranspose) runs in NumPy, which is slow: a kernel needs 'x' as a constant",
+        ),
+    ],
+)
+def test_a_product_in_numpy_is_warned_of(
+    nodes: list[onnx.NodeProto], weights: dict[str, Array], message: str
+) -> None:
+    shape = (1, 4, 3, 4, 5) if "k" in weights else (1, 2, 2, 2, 2)
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        fastrun.load(model(nodes, weights, shape=shape), policy="heuristic")

@@ -19,6 +19,7 @@ from fastrun.graph.core.errors import ModelFileError
 from fastrun.graph.core.model import Array, Graph, Shape
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.core.sizes import is_open
+from fastrun.graph.core.slow import slow_nodes
 from fastrun.graph.frontend.file import (
     SharedModel,
     given_sizes,
@@ -269,16 +270,16 @@ class _Loading:
         plan, arrangement = found or _planned(
             graph, guessed_choices(cpu, planned, limits), cpu, planned, limits
         )
-        remarks = filter(None, (remark, _in_float32(graph)))
+        remarks = filter(None, (remark, _first(graph.notes), _first(slow_nodes(graph))))
         network = Executable.of(arrangement, cpu, self.threads, plan, common=common)
         return network, "; ".join(remarks)
 
 
-def _in_float32(graph: Graph) -> str:
-    """Which node of a quantised network runs in float32, and why; "" if there is none."""
-    if not graph.notes:
+def _first(notes: Sequence[str]) -> str:
+    """The first of some lines about nodes, and how many more there are; "" if there is none."""
+    if not notes:
         return ""
-    first, *others = graph.notes
+    first, *others = notes
     more = f"; so do {plural(len(others), 'node')} more: `fastrun show MODEL` lists them"
     return first + more * bool(others)
 
