@@ -6,8 +6,10 @@ in a loop over the frames of a film.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,25 @@ import onnx
 from numpy.typing import NDArray
 
 from fastrun.benchmarks import ours
+from fastrun.benchmarks.apart import apart
 from fastrun.benchmarks.peers import Array
-from fastrun.benchmarks.race import Begin, Entry, calls_of, checked, peer, race_engines
+from fastrun.benchmarks.race import (
+    Begin,
+    Entry,
+    calls_of,
+    checked,
+    merged,
+    peer,
+    race_engines,
+)
 from fastrun.benchmarks.report import EngineRace
 from fastrun.graph import zoo
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.reference import interpreter as reference
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.tuner.machine.probe import peak_flops
+from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.outputs import normal_inputs
 from fastrun.tuner.networks.targets import Shapes
@@ -68,13 +82,16 @@ def races(
     database: str | None,
     shapes: Shapes | None = None,
     limits: Limits = NO_LIMITS,
+    processes: int = 0,
 ) -> list[EngineRace]:
     """A race of all engines on one network for each number of threads.
 
     `shapes` gives or overrides the shapes of its inputs, `limits` bind the schedules of fastrun.
+    Each engine has so many `processes` of its own, or shares this one with the others.
 
     Raises:
         GraphError: as `check`.
+        ConnectionError: a process ended while its engine was timed.
     """
     graph = load_network(name, shapes)
     model = find_model(name)
@@ -83,16 +100,29 @@ def races(
     inputs, truth = _truth(graph)
     found = []
     for count in threads:
-        entries = [
-            _ours(model, inputs, truth, count, database, limits)
-            if engine == ours.NAME
-            else peer(engine, model, inputs, truth, count, wrong=WRONG)
+        makers = [
+            functools.partial(_entry, engine, model, inputs, truth, count, database, limits)
             for engine in engines
         ]
-        timed = tuple(race_engines(entries, count, rounds))
+        before = _peak()
+        if processes:
+            with apart([m for m in makers for _ in range(processes)], count) as entries:
+                times = race_engines(entries, count, rounds)
+            parts = [times[i : i + processes] for i in range(0, len(times), processes)]
+            timed = tuple(
+                replace(merged(part), engine=engine)
+                for engine, part in zip(engines, parts, strict=True)
+            )
+        else:
+            timed = tuple(race_engines([maker() for maker in makers], count, rounds))
         subject = name if name in zoo.NAMES else Path(name).stem
-        found.append(EngineRace(subject, "all", count, timed))
+        found.append(EngineRace(subject, "all", count, timed, (before, _peak())))
     return found
+
+
+def _peak() -> float:
+    """FLOP/s of one core now: less than usual where the clock is low or the core is shared."""
+    return peak_flops(Cpu.host(), Cores.split(1).timing)
 
 
 def _fix_shapes(model: onnx.ModelProto, graph: Graph) -> None:
@@ -109,6 +139,21 @@ def _truth(graph: Graph) -> tuple[dict[str, Array], list[NDArray[Any]]]:
     inputs = dict(normal_inputs(graph))
     found = reference.run(graph, inputs)
     return inputs, [found[name] for name in graph.outputs]
+
+
+def _entry(
+    engine: str,
+    model: onnx.ModelProto,
+    inputs: dict[str, Array],
+    truth: Sequence[NDArray[Any]],
+    threads: int,
+    database: str | None,
+    limits: Limits,
+) -> Entry:
+    """An engine with this network, checked."""
+    if engine != ours.NAME:
+        return peer(engine, model, inputs, truth, threads, wrong=WRONG)
+    return _ours(model, inputs, truth, threads, database, limits)
 
 
 def _ours(

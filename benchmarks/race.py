@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,8 @@ class Entry:
 class EntryTimes:
     """The times of an `Entry` after the race.
 
-    `samples` are seconds per call of each block, including the overhead; empty if not timed.
+    `samples` are seconds per call of each block, including the overhead; empty if not timed. Those
+    of several `processes` follow one another in every round.
     """
 
     engine: str
@@ -73,18 +75,29 @@ class EntryTimes:
     note: str
     start: float = math.nan
     memory: int = 0
+    processes: int = 1
+
+    @property
+    def by_process(self) -> tuple[float, ...]:
+        """Typical seconds per call in each of its processes, which took turns in `samples`."""
+        return tuple(typical(self.samples[i :: self.processes]) for i in range(self.processes))
 
     @property
     def against_itself(self) -> float:
         """The time in every second round over that in the others: 1 without noise (A/A test)."""
-        if len(self.samples) < 2:
-            return math.nan
-        return typical(self.samples[::2]) / typical(self.samples[1::2])
+        rounds = [
+            typical(self.samples[i : i + self.processes])
+            for i in range(0, len(self.samples), self.processes)
+        ]
+        return typical(rounds[::2]) / typical(rounds[1::2]) if len(rounds) > 1 else math.nan
 
     @property
     def seconds(self) -> float:
-        """Seconds per call without the overhead; infinite if it was not timed."""
-        whole = typical(self.samples)
+        """Seconds per call without the overhead; infinite if it was not timed.
+
+        Of several processes the geometric mean counts.
+        """
+        whole = math.prod(self.by_process) ** (1 / self.processes)
         return max(whole - self.overhead, whole / 2)
 
 
@@ -93,15 +106,32 @@ def race_engines(
 ) -> list[EntryTimes]:
     """Time all entries that can be timed; each runs one block in every round, in random order."""
     entries = list(entries)
-    fit = {e.engine: e.calls for e in entries if e.calls}
-    timings = in_turns(list(fit.values()), threads, rounds, seed)
-    by_engine = dict(zip(fit, timings, strict=True))
+    fit = [e for e in entries if e.calls]
+    timings = in_turns([e.calls for e in fit if e.calls], threads, rounds, seed)
+    by_entry = dict(zip(map(id, fit), timings, strict=True))
     nothing = Timing((), 0)
     return [
         EntryTimes(e.engine, t.samples, t.repeats, e.errors, e.overhead, e.note, e.start, e.memory)
         for e in entries
-        for t in [by_engine.get(e.engine, nothing)]
+        for t in [by_entry.get(id(e), nothing)]
     ]
+
+
+def merged(times: Sequence[EntryTimes]) -> EntryTimes:
+    """The times of one engine in several processes as those of one entry.
+
+    Loading takes the median time and memory. If one process was not timed, none was.
+    """
+    if not all(t.samples for t in times):
+        return next(t for t in times if not t.samples)
+    rounds = zip(*(t.samples for t in times), strict=True)
+    return replace(
+        times[0],
+        samples=tuple(sample for one in rounds for sample in one),
+        start=statistics.median(t.start for t in times),
+        memory=round(statistics.median(t.memory for t in times)),
+        processes=len(times),
+    )
 
 
 def in_turns(calls: Sequence[Calls], threads: int, rounds: int, seed: int = 0) -> list[Timing]:

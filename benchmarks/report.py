@@ -28,12 +28,16 @@ _LONG = 1e-3  # seconds; scaling is shown for subjects that take longer on one t
 
 @dataclass(frozen=True)
 class EngineRace:
-    """A race of engines on one subject, a layer or a network, with an entry for each engine."""
+    """A race of engines on one subject, a layer or a network, with an entry for each engine.
+
+    `peak` are the FLOP/s of fused multiply-adds that one core did just before and after.
+    """
 
     subject: str
     group: str
     threads: int
     entries: tuple[EntryTimes, ...]
+    peak: tuple[float, float] | None = None
 
     def seconds(self, engine: str) -> float:
         """Seconds per call; infinite if the engine was not timed."""
@@ -101,12 +105,17 @@ def times_table(
 
 
 def engines_table(races: Sequence[EngineRace]) -> None:
-    """Print of every engine the error, the A/A ratio, the first run and the memory."""
+    """Print of every engine the error, the A/A ratio, the first run and the memory.
+
+    If engines had several processes, also the times in each.
+    """
+    several = any(entry.processes > 1 for raced in races for entry in raced.entries)
     heads = [
         "",
         "engine",
         "rms\nerror>",
         "A/A\nratio>",
+        *["processes,\nms"] * several,
         "load and\nfirst run>",
         "memory\ngrown by>",
     ]
@@ -116,6 +125,7 @@ def engines_table(races: Sequence[EngineRace]) -> None:
             entry.engine,
             f"{entry.errors.rms:.1e}" if entry.errors else UNKNOWN,
             f"{entry.against_itself:.3f}",
+            *["/".join(map(ms, entry.by_process))] * several,
             duration(entry.start),
             size(entry.memory),
         ]
@@ -124,6 +134,14 @@ def engines_table(races: Sequence[EngineRace]) -> None:
         if entry.samples
     ]
     grid(screen(), heads, rows)
+    for raced in races:
+        if raced.peak:
+            known = probe().peak
+            before, after = (f"{100 * peak / known:.0f} %" for peak in raced.peak)
+            print(
+                f"{raced.subject}: one core did {before} of its measured peak before the race, "
+                f"{after} after it"
+            )
 
 
 def means_table(races: Sequence[EngineRace]) -> None:
@@ -194,6 +212,8 @@ def race_rows(races: Sequence[EngineRace]) -> list[dict[str, Any]]:
             "note": entry.note,
             "start": finite(entry.start),
             "memory": entry.memory,
+            "processes": entry.processes,
+            "peak": raced.peak,
         }
         for raced in races
         for entry in raced.entries
@@ -207,6 +227,7 @@ def read_races(data: Mapping[str, Any]) -> list[EngineRace]:
         KeyError: a part is missing: it is no such file.
     """
     entries: dict[tuple[str, str, int], list[EntryTimes]] = {}
+    peaks: dict[tuple[str, str, int], tuple[float, float] | None] = {}
     for r in data["results"]:
         entry = EntryTimes(
             engine=r["engine"],
@@ -217,9 +238,12 @@ def read_races(data: Mapping[str, Any]) -> list[EngineRace]:
             note=r["note"],
             start=math.nan if r.get("start") is None else r["start"],
             memory=r.get("memory", 0),
+            processes=r.get("processes", 1),
         )
-        entries.setdefault((r["subject"], r["group"], r["threads"]), []).append(entry)
-    return [EngineRace(*key, tuple(members)) for key, members in entries.items()]
+        key = r["subject"], r["group"], r["threads"]
+        entries.setdefault(key, []).append(entry)
+        peaks[key] = tuple(r["peak"]) if r.get("peak") else None
+    return [EngineRace(*key, tuple(members), peaks[key]) for key, members in entries.items()]
 
 
 def geometric_mean(values: Iterable[float]) -> float:

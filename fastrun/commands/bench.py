@@ -49,6 +49,14 @@ def options(parser: ArgumentParser) -> None:
         metavar="N",
         help="number of samples of each engine (default 15 for layers, 10 for networks)",
     )
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=0,
+        metavar="N",
+        help="run every engine in N processes of its own, and show the times in each (default: "
+        "all engines in one process); for networks",
+    )
     parser.add_argument("--json", type=new_file, metavar="FILE", help="write all samples to FILE")
     parser.add_argument(
         "--paper",
@@ -79,6 +87,8 @@ def run(arguments: Namespace) -> int:
     given, bounds = shapes_of(arguments), limits_of(arguments)
     if single and bounds != NO_LIMITS:
         raise GraphError("--max-error and --max-workspace are for networks, not for layers")
+    if single and arguments.processes:
+        raise GraphError("--processes is for networks, not for layers")
     if not single:
         names = names or list(zoo.NAMES)
     for name in names:  # before anything is timed: a mistake in the last name would cost hours
@@ -102,7 +112,14 @@ def run(arguments: Namespace) -> int:
             report.notice(name)
             rounds = arguments.rounds or networks.ROUNDS
             of_networks += networks.races(
-                name, arguments.threads, engines, rounds, arguments.db, given, bounds
+                name,
+                arguments.threads,
+                engines,
+                rounds,
+                arguments.db,
+                given,
+                bounds,
+                arguments.processes,
             )
             _keep(arguments.json, of_layers + of_networks)
     finally:  # also if the benchmark ends early

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import onnx
 import pytest
 
 from fastrun.benchmarks import layers, networks, ours, peers, race, report
+from fastrun.benchmarks.apart import apart
 from fastrun.benchmarks.one_layer import one_layer
 from fastrun.benchmarks.peers import Array, LoadError
 from fastrun.benchmarks.race import Entry, EntryTimes
@@ -28,6 +32,7 @@ from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Errors, Outcome, Record
 from fastrun.tuner.store.database import Database
+from tests.support.graph_models import model, node
 
 TINY = "conv 1x16x6x5 24x3x3 s2 p1 bias add relu6"
 
@@ -45,6 +50,50 @@ def test_every_layer_of_the_list_is_a_problem_with_a_name_of_its_own() -> None:
 def test_layers_are_found_by_group_name_and_problem() -> None:
     for text in ("depthwise", "SqueezeNet", "7x7 s2"):
         assert 0 < len(layers.published(text)) < len(layers.published())
+
+
+def _slow(engine: str, seconds: float) -> Entry:
+    return Entry(engine, lambda repeats: repeats * seconds, start=seconds, memory=8)
+
+
+def _dies() -> Entry:
+    os._exit(3)
+
+
+def _dies_timed() -> Entry:
+    return Entry("late", lambda repeats: os._exit(4))
+
+
+def test_engines_in_processes_of_their_own() -> None:
+    makers = [functools.partial(_slow, name, s) for name, s in [("a", 0.1), ("a", 0.3), ("b", 0.2)]]
+    with apart([*makers, _dies], 1) as entries:
+        *times, dead = race.race_engines(entries, 1, 4)
+    assert [t.engine for t in times] == ["a", "a", "b"]
+    assert dead.note == "its process ended with code 3"
+    assert not dead.samples
+    a = race.merged(times[:2])
+    assert a.by_process == pytest.approx((0.1, 0.3))
+    assert a.seconds == pytest.approx(math.sqrt(0.03))
+    assert a.against_itself == pytest.approx(1)
+    assert (a.start, a.memory, a.processes) == (pytest.approx(0.2), 8, 2)
+    assert not race.merged([times[0], dead]).samples
+    with apart([_dies_timed], 1) as [late], pytest.raises(ConnectionError, match=r"late ended.* 4"):
+        race.race_engines([late], 1, 2)
+
+
+def test_a_network_in_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = tmp_path / "tiny.onnx", tmp_path / "out.json"
+    onnx.save(model([node("Relu", "x", "y")]), path)
+    words = ("--peers", "none", "--rounds", "2", "--processes", "2", "--json", out)
+    assert bench(path, *words, "--db", _empty_database(tmp_path)) == 0
+    assert re.search(r"processes", capsys.readouterr().out)
+    [raced] = read_races(json.loads(out.read_text()))
+    [ours_] = raced.entries
+    assert ours_.processes == 2
+    assert len(ours_.samples) == 4
+    assert raced.peak
+    assert bench(TINY, "--processes", "2") == 2
+    assert "not for layers" in capsys.readouterr().err
 
 
 def test_ours_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
