@@ -7,7 +7,9 @@ repeated once.
 
 from __future__ import annotations
 
+import math
 import random
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +30,9 @@ from fastrun.tuner.measure.process import Died, Garbled
 from fastrun.tuner.measure.sandbox import death_result
 from fastrun.tuner.measure.timing import Timing, interleave, measure
 from fastrun.tuner.records.record import Outcome
+
+# How often the time of one request is the most that a child may take altogether.
+_ASKED = 100
 
 Work = Callable[[Session], list[Result]]
 
@@ -123,7 +128,8 @@ class DeviceBench:
 
     def _trial(self, session: Session, job: Job) -> list[Result]:
         self._climate.wait(session)
-        crew, draw = self._crew(session, job.timeout()), random.Random(self._restarts)
+        crew = self._crew(session, job.timeout(), job.limits.memory)
+        draw = random.Random(self._restarts)
         subject = Subject(job, crew, self._cpu, kernel_library(session.machine), draw)
         crew.confine()
         result, first = self._checked(subject)
@@ -140,7 +146,8 @@ class DeviceBench:
     ) -> list[Result]:
         self._climate.wait(session)
         timeout = max(job.timeout(rounds) for job in jobs)
-        crew, draw = self._crew(session, timeout), random.Random(self._restarts)
+        crew = self._crew(session, timeout, sum(job.limits.memory for job in jobs))
+        draw = random.Random(self._restarts)
         library = kernel_library(session.machine)
         subjects = [Subject(job, crew, self._cpu, library, draw) for job in jobs]
         crew.confine()
@@ -160,8 +167,14 @@ class DeviceBench:
             results[i] = _finish(subjects[i], results[i], timed[i], noise, begin)
         return results
 
-    def _crew(self, session: Session, timeout: float) -> Crew:
-        return Crew(Child(session, timeout), self._cores)
+    def _crew(self, session: Session, timeout: float, memory: int) -> Crew:
+        """The threads of a child that may have so much memory, and not all that the device has."""
+        child = Child(session, timeout)
+        free = re.search(r"MemAvailable:\s+(\d+) kB", session.text("/proc/meminfo"))
+        if free:
+            memory = min(memory, int(free[1]) * 1024 * 9 // 10)
+        child.limit(memory, math.ceil(_ASKED * timeout * len(self._cores)))
+        return Crew(child, self._cores)
 
     @staticmethod
     def _checked(subject: Subject) -> tuple[Result, float]:

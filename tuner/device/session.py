@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import struct
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -23,6 +24,7 @@ _SCRATCH = 1 << 20
 _PART = 1 << 18  # bytes that one frame carries of a file
 _HUGE = 2 << 20
 _MADV_HUGEPAGE = 14
+_CPU, _CORE, _AS = 0, 4, 9  # limits of a process, as Linux numbers them
 
 Perform = Callable[[Operations], list[int | bytes]]
 """Performs operations, in the runner or in a child."""
@@ -175,7 +177,29 @@ class Child:
 
     def __init__(self, session: Session, timeout: float) -> None:
         self.session, self._timeout = session, timeout
+        self._memory: int | None = None
         session.channel.fork()
+
+    def limit(self, memory: int, seconds: int) -> None:
+        """Let it have so many further bytes of memory and seconds of CPU time, and leave no dump.
+
+        Some emulators ignore the system's limits; `map` keeps to that of memory there too.
+        """
+        self._memory, session = memory, self.session
+        asked = Operations()
+        session.system(asked, "openat", _HERE, session.path(asked, "/proc/self/status"), 0, 0)
+        (file,) = cast(list[int], self.ask(asked))
+        at = session.scratch + _DATA_AT
+        read = session.system(Operations(), "read", file, at, 4096).peek(at, 4096)
+        said = cast(bytes, self.ask(session.system(read, "close", file))[1])
+        found = re.search(rb"VmSize:\s+(\d+) kB", said)
+        held = int(found[1]) << 10 if found else 0
+        limits = ((_AS, held + memory, held + memory), (_CPU, seconds, seconds + 1), (_CORE, 0, 0))
+        lowering = Operations()
+        for which, soft, hard in limits:
+            lowering.poke(at, words(soft, hard))
+            session.system(lowering, "prlimit64", 0, which, at, 0)
+        self.ask(lowering)
 
     def ask(self, operations: Operations, timeout: float | None = None) -> list[int | bytes]:
         """Perform operations, by default within the child's usual time; see `Channel.ask`."""
@@ -187,6 +211,10 @@ class Child:
         Raises:
             MemoryError: the device has none.
         """
+        if self._memory is not None and size > self._memory:
+            raise MemoryError(
+                f"{size >> 20} MB are needed, and {self._memory >> 20} MB are allowed"
+            )
         asked = self.session.system(Operations(), "mmap", 0, size + _HUGE, READ | WRITE, 34, -1, 0)
         start = checked_address(cast(int, self.ask(asked)[0]), size)
         address = -(-start // _HUGE) * _HUGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import platform
@@ -189,6 +190,24 @@ def test_bad_kernels_are_outcomes(lab: Lab, body: str, outcome: Outcome, reason:
     assert result.outcome == outcome
     assert reason in result.reason
     assert lab.run().outcome == Outcome.CORRECT
+
+
+def test_a_greedy_candidate_is_one_failed_trial(lab: Lab) -> None:
+    result = lab.run(replace(lab.good, shared_bytes=1 << 40))
+    assert result.outcome == Outcome.RUNTIME
+    assert "MB are allowed" in result.reason
+    assert lab.run().outcome == Outcome.CORRECT
+
+
+def test_a_child_has_limits(lab: Lab) -> None:
+    if lab.session.machine != platform.machine():
+        pytest.skip("an emulator ignores them")
+    child = Child(lab.session, 30.0)
+    child.limit(64 << 20, 1)
+    asked = lab.session.system(Operations(), "mmap", 0, 1 << 30, 3, 34, -1, 0)
+    assert child.ask(asked) == [-errno.ENOMEM]
+    with pytest.raises(Died, match="SIGXCPU"):
+        child.ask(Operations().call(lab.session.function("spin"), 0, 1 << 40))
 
 
 def test_inputs_must_stay(lab: Lab) -> None:
