@@ -35,7 +35,7 @@ def options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--system",
         default="linux",
-        choices=("linux", "macos", "windows"),
+        choices=("linux", "android", "macos", "windows"),
         help="for macos and windows objects are written, which the system's own linker takes",
     )
     thread_count(parser)

@@ -91,10 +91,10 @@ def export(
         raise ExportError(f"{prefix!r} is no name for C: use a-z, 0-9 and _, a letter first")
     if unknown := [t for t in targets if t not in NAMES]:
         raise ExportError(f"unknown target {unknown[0]!r}: use {', '.join(NAMES)}")
-    other = SYSTEMS.get(system)
-    if other is None and system != LINUX:
-        raise ExportError(f"unknown system {system!r}: use {', '.join((LINUX, *SYSTEMS))}")
-    if other and embed:
+    if system not in SYSTEMS:
+        raise ExportError(f"unknown system {system!r}: use {', '.join(SYSTEMS)}")
+    kind = SYSTEMS[system]
+    if kind.suffix and embed:
         raise ExportError(f"weights lie in their file on {system}: leave out --embed")
     plans = plans or {}
     named = list(dict.fromkeys(targets))
@@ -127,28 +127,28 @@ def export(
     head = weights[:HEAD_BYTES]
     described = ports.inputs(graph), ports.outputs(graph)
     interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob, *described)
-    if other:
+    if kind.suffix:
         interface = with_glue(interface, prefix)
     objects = compile_all([(interface, base), *((b.image.ir, b.cpu) for b in built)])
-    suffix = other.suffix if other else "o"
+    suffix = kind.suffix or "o"
     names = [f"interface.{suffix}", *(f"code{i}.{suffix}" for i in range(len(built)))]
     files: dict[str, bytes] = {
         f"{prefix}.h": texts.header(prefix, graph, named, embed).encode(),
         "example.c": texts.example(prefix, graph, embed).encode(),
         f"{prefix}.plan": str(built[0].plan).encode(),
     }
-    if other:
+    if kind.suffix:
         outside = set[str]()
         files |= dict(zip(names, objects, strict=True))
         files[f"{prefix}_os.c"] = glue(prefix).encode()
-        files["Makefile"] = texts.objects_makefile(prefix, names, other.libraries).encode()
+        files["Makefile"] = texts.objects_makefile(prefix, names, kind.libraries).encode()
     else:
         outside = imports(objects, [blob])
         if strange := sorted(outside - set(SERVES)):
             raise ExportError(f"a kernel calls {strange[0]}, which not every C library has")
         exports = [f"{prefix}_{f}" for f in FUNCTIONS]
         blobs = {blob: weights} if embed else {}
-        files[f"lib{prefix}.so"] = link(f"lib{prefix}.so", objects, exports, blobs)
+        files[f"lib{prefix}.so"] = link(f"lib{prefix}.so", objects, exports, blobs, kind.needed)
         files["Makefile"] = texts.makefile(prefix, triple).encode()
         files[f"{prefix}.pc"] = texts.pkg_config(prefix, graph).encode()
         files[f"{prefix}-config.cmake"] = texts.cmake(prefix).encode()
@@ -164,11 +164,9 @@ def export(
 
 def _on(cpu: Cpu, system: str) -> Cpu:
     """A processor under a system."""
-    if system == LINUX:
-        return cpu
     found = SYSTEMS[system].of(cpu)
     if found is None:
-        raise ExportError(f"{system} has no objects for {cpu.machine}: export for another target")
+        raise ExportError(f"{system} has no {cpu.machine}: export for another target")
     return found
 
 

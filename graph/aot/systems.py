@@ -1,7 +1,8 @@
-"""Exports for systems with other object files than Linux: their names, and glue in C.
+"""Exports for other systems than Linux with a usual C library.
 
-There are no libraries then, only objects: the system's own linker makes a program of them. What the
-objects need of the system is a handful of functions in one C file that is written beside them.
+Android's libraries name its C library, and its code leaves a register alone. macOS and Windows get
+objects: the system's own linker makes a program of them. What these need of the system is a handful
+of functions in one C file that is written beside them.
 """
 
 from __future__ import annotations
@@ -19,20 +20,32 @@ _RENAMED = (
 
 @dataclass(frozen=True)
 class System:
-    """A system: LLVM's names of it by architecture, the suffix of objects, libraries to link."""
+    """A system: LLVM's names of it by architecture, all of them if none is given.
+
+    One that gets objects has a `suffix` for them, and `libraries` to link them with. Else its
+    library names those that are `needed`.
+    """
 
     triples: dict[str, str]
-    suffix: str
-    libraries: str
+    suffix: str = ""
+    libraries: str = ""
+    needed: tuple[str, ...] = ()
 
     def of(self, cpu: Cpu) -> Cpu | None:
         """The same processor under this system; None if it has none of that architecture."""
+        if not self.triples:
+            return cpu
         triple = self.triples.get(cpu.machine)
         return replace(cpu, triple=triple) if triple else None
 
 
 LINUX = "linux"
 SYSTEMS = {
+    LINUX: System({}),
+    # Of Android 10 on. This name reserves x18 for the system.
+    "android": System(
+        {x: f"{x}-unknown-linux-android29" for x in ("aarch64", "x86_64")}, needed=("libc.so",),
+    ),
     "macos": System(
         {"x86_64": "x86_64-apple-macosx10.15.0", "aarch64": "aarch64-apple-macosx11.0.0"},
         "o", "-lpthread",
@@ -41,7 +54,7 @@ SYSTEMS = {
         {"x86_64": "x86_64-pc-windows-gnu"}, "obj", "",
     ),
 }  # fmt: skip
-"""The systems beside Linux."""
+"""The systems by name."""
 
 
 def with_glue(ir: str, prefix: str) -> str:

@@ -30,10 +30,12 @@ def link(
     objects: Sequence[bytes],
     exports: Iterable[str],
     blobs: Mapping[str, bytes] | None = None,
+    needed: Sequence[str] = (),
 ) -> bytes:
     """A shared library of objects, of which other programs see `exports`.
 
-    `blobs` are read-only data that the objects refer to by name. What no object defines is left to
+    `blobs` are read-only data that the objects refer to by name. A loader loads the libraries that
+    are `needed`, too. What no object defines is left to
     the process that loads the library: see `imports`.
 
     Raises:
@@ -58,7 +60,8 @@ def link(
         for r in s.relocations
         if r.symbol.section is None and r.symbol.name not in defined
     }
-    return _Library(name, machine, sections, defined, sorted(exports), sorted(wanted)).written()
+    library = _Library(name, machine, sections, defined, sorted(exports), sorted(wanted), needed)
+    return library.written()
 
 
 def imports(objects: Sequence[bytes], given: Iterable[str] = ()) -> set[str]:
@@ -80,8 +83,10 @@ class _Library:
         defined: Mapping[str, Symbol],
         exports: Sequence[str],
         wanted: Sequence[str],
+        needed: Sequence[str],
     ) -> None:
         self._name, self._machine, self._defined = name, machine, defined
+        self._needed = needed
         self._exports, self._wanted = exports, wanted
         self._code = [s for s in sections if s.flags & EXECUTE]
         self._constant = [s for s in sections if not s.flags & (EXECUTE | WRITE)]
@@ -91,11 +96,11 @@ class _Library:
 
     def written(self) -> bytes:
         """The bytes of the file."""
-        dynamic_count, page = 11, self._machine.page
+        dynamic_count, page = 11 + len(self._needed), self._machine.page
         pointers = [
             r for s in self._changing for r in s.relocations
         ]  # all of them are words that hold an address
-        strings, places = _strings([*self._wanted, *self._exports, self._name])
+        strings, places = _strings([*self._wanted, *self._exports, self._name, *self._needed])
         symbols = [*self._wanted, *self._exports]
         at = 64 + 56 * 5
         symbols_at = at = up(at, 8)
@@ -174,6 +179,7 @@ class _Library:
         )
         image[strings_at : strings_at + len(strings)] = strings
         entries = [
+            *((1, places[x]) for x in self._needed),  # DT_NEEDED
             (14, places[self._name]),  # DT_SONAME
             (4, hash_at),  # DT_HASH
             (5, strings_at),  # DT_STRTAB

@@ -8,6 +8,7 @@ import platform
 import re
 import runpy
 import shutil
+import struct
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -414,9 +415,13 @@ def test_riscv_under_emulation(graph: Any, truth: np.ndarray, tmp_path: Path) ->
         (["x86-64-v9"], {}, "unknown target 'x86-64-v9'"),
         (["x86-64-v3", "aarch64"], {}, "one architecture"),
         (["x86-64-v3"], {"name": "9 lives"}, "no name for C"),
-        (["x86-64-v3"], {"system": "beos"}, "unknown system 'beos': use linux, macos, windows"),
+        (
+            ["x86-64-v3"],
+            {"system": "beos"},
+            "unknown system 'beos': use linux, android, macos, windows",
+        ),
         (["x86-64-v3"], {"system": "macos", "embed": True}, "leave out --embed"),
-        (["aarch64"], {"system": "windows"}, "windows has no objects for aarch64"),
+        (["aarch64"], {"system": "windows"}, "windows has no aarch64"),
     ],
 )
 def test_what_cannot_be_exported(
@@ -460,6 +465,36 @@ def test_other_systems_get_objects(
     assert {"net_open", "net_run", "net_close"} <= known
     assert "net_os_mmap" in lacking
     assert lacking - known <= given
+
+
+def test_androids_loader_takes_the_library(graph: Any, tmp_path: Path) -> None:
+    """What bionic's linker checks: sections, segments, pages of 16 KB, a named C library."""
+    export(graph, tmp_path, ["aarch64"], name="net", system="android")
+    data = (tmp_path / "libnet.so").read_bytes()
+    sections_at, count, names = (struct.unpack_from(f, data, at)[0]
+                                 for f, at in (("<Q", 40), ("<H", 60), ("<H", 62)))  # fmt: skip
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, sections_at + 64 * i) for i in range(count)]
+    assert 0 < names < count
+    segments = [struct.unpack_from("<IIQQQQQQ", data, 64 + 56 * i) for i in range(5)]
+    for kind, flags, offset, address, _, _, _, align in segments:
+        assert flags & 3 != 3, "written and executed"
+        if kind == 1:
+            assert align >= 1 << 14
+            assert offset % align == address % align
+    (dynamic,) = (s for s in segments if s[0] == 2)
+    (described,) = (s for s in sections if s[1] == 6)
+    assert (described[4], described[5]) == (dynamic[2], dynamic[5])
+    assert sections[described[6]][1] == 3, "the section's strings"
+    entries = list(struct.iter_unpack("<QQ", data[dynamic[2] : dynamic[2] + dynamic[5]]))
+    strings = dict(entries)[5]
+    needed = [data[strings + at :].split(b"\0")[0] for tag, at in entries if tag == 1]
+    assert needed == [b"libc.so"]
+    objdump = shutil.which("aarch64-linux-gnu-objdump")
+    if objdump:
+        said = subprocess.run(
+            [objdump, "-d", "libnet.so"], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+        assert not re.search(r"\b[wx]18\b", said), "the system's register"
 
 
 def test_levels_need_what_they_say() -> None:
