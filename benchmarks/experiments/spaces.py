@@ -1,4 +1,4 @@
-"""Open data: ten spaces or parts of them, measured completely, in T4 files for replays.
+"""Open data: eleven spaces or parts of them, measured completely, in T4 files for replays.
 
     python -m fastrun.benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL]
         [--out FOLDER]
@@ -111,10 +111,6 @@ GROUNDS = {
     "pointwise-int8-resnet-14x14": Ground(
         "conv 1x256x14x14 1024x1x1 s1 p0 bias relu u8s8>u8",
         "pointwise(layout=NHWC, unroll=4, tiles=1|4|16, oc_outer=no, prefetch=0)",
-    ),
-    "direct-int8-resnet-28x28": Ground(
-        "conv 1x128x28x28 128x3x3 s1 p1 bias relu u8s8>u8",
-        "direct(layout=NHWC, unroll=4, rows=4, oc_outer=no, prefetch=0)",
     ),
     "planar-first-32x32": Ground("conv 1x3x32x32 16x5x5 s1 p2 bias relu", "planar()"),
     "planar-grouped-28x28": Ground("conv 1x272x28x28 68x1x1 s1 p0 g4 bias relu", "planar()"),
