@@ -96,9 +96,12 @@ def build(
             case Pool():
                 built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
             case Attention():
-                mask = constant(graph, task, 2) if node.input(2) else None
-                context, shape = (*reads[1:], None)[0], () if mask is None else mask.shape
-                program = attention.build(op, cpu, src, dst, context, shape)
+                fixed = node.input(2) in graph.constants
+                mask = constant(graph, task, 2) if fixed else None
+                context = reads[1] if node.input(1) else None
+                computed = reads[-1] if node.input(2) and not fixed else None
+                shape = () if mask is None else mask.shape
+                program = attention.build(op, cpu, src, dst, context, shape, computed)
                 built = Built(program, "attention", mask)
             case LayerNorm():
                 pair = np.zeros((2, dst.c), np.float32)

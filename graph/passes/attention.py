@@ -32,12 +32,16 @@ from fastrun.kernels.core.strided import Strided
 
 
 class _Scores(NamedTuple):
-    """What softmax reads: `factor * a @ b + mask`; the mask is None if there is none."""
+    """What softmax reads: `factor * a @ b + mask`; the mask is None if there is none.
+
+    A tensor that is added may be `computed` instead.
+    """
 
     a: str
     b: str
     factor: float
-    mask: Array | None
+    mask: Array | None = None
+    computed: str = ""
 
 
 class _Operand(NamedTuple):
@@ -53,7 +57,10 @@ class _Operand(NamedTuple):
 
 
 def recognise_attention(graph: Graph) -> Graph:
-    """Write softmax(scale * q @ k^T + mask) @ v as one operator. Masks are constants."""
+    """Write softmax(scale * q @ k^T + mask) @ v as one operator.
+
+    Masks are constants, or computed where queries, keys and values come from one tensor.
+    """
     edit = Edit(graph)
     for node in edit:
         softmax = edit.private_producer(node.inputs[0]) if node.op == MatMul() else None
@@ -83,9 +90,13 @@ def _rewrite(edit: Edit, node: Node, scores: _Scores, shape: Shape) -> None:
         mask = _groups(mask, images, (heads, shape[-2], keys[-1]))
         if mask is None:
             return
+    alone = q.source == k.source == v.source
+    form = _mask_shape(edit, scores, images, (heads, shape[-2], keys[-1]))
+    if scores.computed and not (alone and form):
+        return
     x = _channels_first(edit, node, q)
     context = ""
-    if not q.source == k.source == v.source:
+    if not alone:
         context = _channels_first(edit, node, k)
         if k.source != v.source:
             other = _channels_first(edit, node, v)
@@ -100,6 +111,8 @@ def _rewrite(edit: Edit, node: Node, scores: _Scores, shape: Shape) -> None:
     inputs = [x, context]
     if mask is not None:
         inputs.append(edit.constant(f"{node.name}.mask", mask.astype(np.float32)))
+    if scores.computed:
+        inputs.append(edit.put(node, Reshape(), (scores.computed,), form))
     before = edit.shape(x)
     assert before
     result = (before[0], heads * v.heads.size, *before[2:])
@@ -124,6 +137,8 @@ def _scores(edit: Edit, name: str) -> _Scores | None:
     while node := edit.private_producer(name):
         if node.op == MatMul() and len(node.inputs) == 2:
             return _Scores(*node.inputs, factor, mask if masked else None)
+        if node.op == Binary("add") and not {*node.inputs} & edit.constants.keys():
+            return None if masked or factor != 1 else _with_computed(edit, node)
         scaled, added = _factor(edit, node), _added(edit, node)
         if scaled:
             factor, name = factor * scaled, node.inputs[_computed(edit, node)]
@@ -138,6 +153,25 @@ def _scores(edit: Edit, name: str) -> _Scores | None:
         else:
             return None
     return None
+
+
+def _with_computed(edit: Edit, node: Node) -> _Scores | None:
+    """What softmax reads, if a sum of computed tensors has one product with factors in it."""
+    for own, other in (node.inputs, node.inputs[::-1]):
+        found = _scores(edit, own) if edit.shape(own) == edit.shape(node.output) else None
+        if found and found.mask is None and not found.computed:
+            return found._replace(computed=other)
+    return None
+
+
+def _mask_shape(edit: Edit, scores: _Scores, images: int, tail: Shape) -> Shape:
+    """The shape (groups, heads or 1, queries or 1, keys) of a computed mask; () if it has none."""
+    given = edit.shape(scores.computed) if scores.computed else None
+    if not given or len(given) > 4:
+        return ()
+    shape = (1,) * (4 - len(given)) + given
+    pairs = zip(shape[:3], (images, *tail[:2]), strict=True)
+    return shape if shape[3] == tail[2] and all(a in (1, b) for a, b in pairs) else ()
 
 
 def _groups(mask: Array, images: int, tail: Shape) -> Array | None:

@@ -242,7 +242,9 @@ class Forms:
             case Pool() | Reduce() | Unary() | Clip() | Affine():
                 return alike(self.layouts)
             case Attention():
-                return alike([NHWC], 2 * streaming)
+                masks = int(task.reads[-1] == task.node.input(2))
+                reads = (NHWC,) * (len(task.reads) - masks) + (NCHW,) * masks
+                return [Form(reads, NHWC, name, 2 * streaming)]
             case Recurrent():
                 steps = self.graph.shape(task.reads[0])[0]
                 return alike([NCHW], self._costs.stream(steps * self._weight_bytes(task, "")))

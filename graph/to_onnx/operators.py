@@ -352,7 +352,9 @@ def _attention(to: Nodes, node: Node, op: Attention, inputs: Sequence[str], outp
     q, k, v = parts
     scores = to.put(name, "MatMul", to.put(name, "Transpose", q, perm=(0, 1, 3, 2)), k)
     scores = to.put(name, "Mul", scores, to.number(name, op.scale))
-    if mask:
+    if mask and node.inputs[2] not in to.graph.constants:
+        scores = to.put(name, "Add", scores, mask)
+    elif mask:
         values = to.graph.constants[node.inputs[2]]
         tiled = np.tile(values, (shape[0] // len(values), 1, 1, 1))
         scores = to.put(name, "Add", scores, to.constant(f"{name}.mask", tiled))

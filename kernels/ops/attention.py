@@ -32,7 +32,7 @@ from fastrun.kernels.codegen.tiling import (
 from fastrun.kernels.codegen.transpose import cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
-from fastrun.kernels.core.layout import NHWC, READ_SLACK, Array, Placement
+from fastrun.kernels.core.layout import NCHW, NHWC, READ_SLACK, Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check, check_f32
 
@@ -58,8 +58,9 @@ class Attention:
 
     The first input (n, c, ...) has the channels of `q`. A second one, if there is one, has those of
     `k` and `v`, else the first has them too. The mask (groups, heads or 1, queries, keys) is
-    optional and constant; image i takes that of group i % groups. The result has the heads' values
-    one after another as its channels, and the pixels of the first input.
+    optional; image i takes that of group i % groups. It is constant, or computed if there is no
+    second input; a computed one may have a single row for all queries. The result has the heads'
+    values one after another as its channels, and the pixels of the first input.
     """
 
     heads: int
@@ -76,14 +77,17 @@ def build(
     dst: Placement,
     context: Placement | None = None,
     mask: tuple[int, ...] = (),
+    computed: Placement | None = None,
 ) -> Program:
     """Attention of the pixels of `src` to those of `context`, or to each other.
 
-    The weights are the mask of this shape, if there is one.
+    The weights are the mask of this shape, if there is one. One that is `computed` lies in NCHW:
+    its heads are channels, its queries rows.
 
     Raises:
         ScheduleError: a tensor is not of f32 in NHWC without a halo beside its rows, heads exceed
-            the channels, or sizes do not fit each other.
+            the channels, sizes do not fit each other, or there are both a context and a computed
+            mask.
     """
     other = src if context is None else context
     check_f32("attention", src, dst, other)
@@ -99,6 +103,11 @@ def build(
     if mask:
         known = mask[1] in (1, spec.heads) and mask[2:] == (queries, keys) and not src.n % mask[0]
         check(len(mask) == 4 and known, f"a mask of {mask} does not fit")
+    if computed is not None:
+        check(context is None, "a mask beside a context must be constant")
+        check(computed.layout == NCHW, f"a mask lies in NCHW, not in {computed.layout}")
+        rows = computed.h in (1, queries) and computed.w == keys and not src.n % computed.n
+        check(computed.c in (1, spec.heads) and rows, f"a mask of {computed} does not fit")
     beside = "src" if context is None else "add"
     work = _Work.of(spec, cpu, queries, keys, src.n * spec.heads)
     module = Module(cpu)
@@ -114,6 +123,11 @@ def build(
         if mask:
             strides = mask[1] * queries * keys, queries * keys * (mask[1] > 1)
             given = k.argument("weights", *strides).at(image % mask[0], head).strided(keys, 1)
+        if computed is not None:
+            strides = computed.n_stride, computed.block_stride * (computed.c > 1)
+            given = k.argument("add", *strides, offset=computed.origin)
+            given = given.at(image % computed.n, head)
+            given = given.strided(computed.y_stride * (computed.h > 1), 1)
         task_of = _Task(
             work,
             k,
@@ -125,7 +139,7 @@ def build(
             given,
         )
         task_of.run()
-    io = Io(src, dst, dst if context is None else context)
+    io = Io(src, dst, context or computed or dst)
     return module.program(io, _packed, local_bytes=F32.bytes(work.room + READ_SLACK))
 
 

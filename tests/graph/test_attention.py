@@ -55,6 +55,24 @@ def packed(images: int = 2, masks: bool = False) -> onnx.ModelProto:
     return model(nodes, shapes, opset=17, shape=(images, 10, WIDTH))
 
 
+def computed_mask(shape: tuple[int, ...]) -> onnx.ModelProto:
+    """The same, with a mask of this shape that is computed from the input."""
+    m = packed()
+    size = int(np.prod(shape[-3:]))
+    weights = {"mw": normal(WIDTH, size), "added_shape": np.array(shape)}
+    m.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    computing = [
+        node("ReduceMean", "x", "xm", axes=[1], keepdims=0),
+        node("MatMul", "xm mw", "mm"),
+        node("Reshape", "mm added_shape", "added"),
+    ]
+    nodes = [*computing, *m.graph.node]
+    del m.graph.node[:]
+    m.graph.node.extend(nodes)
+    next(n for n in m.graph.node if n.output[0] == "s").CopyFrom(node("Add", "added s0", "s"))
+    return m
+
+
 def multihead() -> onnx.ModelProto:
     """`nn.MultiheadAttention`: rows first, heads in the place of images, one index a part."""
     shapes: Weights = {
@@ -116,8 +134,10 @@ def works(graph: Graph) -> list[str]:
         (packed(4, masks=True), ["Conv", "Attention", "Conv + add"]),
         (multihead(), ["Conv", "Attention", "Conv + add"]),
         (crossed(), ["relu", "Conv", "Conv", "Conv", "Concat", "Attention"]),
+        (computed_mask((2, HEADS, 10, 10)), ["mean", "MatMul", "Conv", "Attention", "Conv + add"]),
+        (computed_mask((2, 1, 1, 10)), ["mean", "MatMul", "Conv", "Attention", "Conv + add"]),
     ],
-    ids=["packed", "masked", "multihead", "crossed"],
+    ids=["packed", "masked", "multihead", "crossed", "computed mask", "computed row"],
 )
 def test_what_exporters_write(source: onnx.ModelProto, expected: list[str]) -> None:
     graph = import_onnx(source)

@@ -81,6 +81,18 @@ def test_attention(
     assert relative_error(found.reshape(truth.shape), truth) < 2e-5
 
 
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+@pytest.mark.parametrize("shape", [(2, 3, 49, 49), (1, 1, 49, 49), (2, 1, 1, 49)])
+def test_computed_masks(shape: tuple[int, int, int, int], cpu: Cpu) -> None:
+    src, dst = Placement(NHWC, 2, 72, 7, 7), Placement(NHWC, 2, 24, 7, 7)
+    x, mask = normal(2, 72, 7, 7), normal(*shape)
+    mask[..., 3:5] = -np.inf
+    program = attention.build(PACKED, cpu, src, dst, computed=Placement(NCHW, *shape))
+    found = execute(program, {"x": x, "add": mask}, threads=3)
+    truth = attended(PACKED, x, x, np.broadcast_to(mask, (*shape[:2], 49, 49)))
+    assert relative_error(found.reshape(truth.shape), truth) < 2e-5
+
+
 def test_refusals() -> None:
     x, y = Placement(NHWC, 1, 72, 1, 9), Placement(NHWC, 1, 24, 1, 9)
     attention.build(PACKED, CPU, x, y)
