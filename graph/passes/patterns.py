@@ -102,7 +102,8 @@ def merge_moves(graph: Graph) -> Graph:
     """Merge two reshapes in a row, and two transposes in a row.
 
     The first transpose may have other readers: it stays for them. A transpose that only moves axes
-    of one element is a reshape, unless it brings channels first or last.
+    of one element is a reshape, unless it brings channels first or last. One of some axes, for
+    which exporters make one axis of all before and take it apart again, is one of all axes.
     """
     edit = Edit(graph)
     for node in edit:
@@ -118,7 +119,32 @@ def merge_moves(graph: Graph) -> Graph:
             case Transpose(order=first), Transpose(order=second):
                 op = Transpose(tuple(first[axis] for axis in second))
                 edit.replace(node, replace(node, op=op, inputs=before.inputs))
+            case Transpose(), Reshape():
+                _transpose_apart(edit, before, node)
     return edit.done()
+
+
+def _transpose_apart(edit: Edit, swap: Node, back: Node) -> None:
+    """Write (a, b, m, n) -> (ab, m, n) -> (ab, n, m) -> (a, b, n, m) as one transpose."""
+    merge = edit.private_producer(swap.inputs[0])
+    if merge is None or not isinstance(merge.op, Reshape) or not edit.is_private(swap.output):
+        return
+    assert isinstance(swap.op, Transpose)
+    names = (merge.inputs[0], merge.output, swap.output, back.output)
+    first, merged, turned, last = (edit.shape(x) or () for x in names)
+    if len(merged) < 2:
+        return
+    count = len(first) - len(merged) + 1
+    apart = first[:count]
+    alike = first == (*apart, *merged[1:]) and last[1 - len(turned) :] == turned[1:]
+    if count > 1 and alike and swap.op.order[0] == 0:
+        op = Transpose((*range(count), *(count - 1 + axis for axis in swap.op.order[1:])))
+        shape = (*apart, *turned[1:])
+        if shape == last:
+            edit.replace(back, replace(back, op=op, inputs=merge.inputs))
+        else:
+            moved = edit.put(back, op, merge.inputs, shape)
+            edit.replace(back, replace(back, inputs=(moved,)))
 
 
 def _only_renames(op: Transpose, shape: Shape | None) -> bool:

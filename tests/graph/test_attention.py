@@ -19,8 +19,11 @@ HEADS, SIZE = 2, 6
 WIDTH = HEADS * SIZE
 
 
-def packed(images: int = 2, masks: bool = False) -> onnx.ModelProto:
-    """timm's attention: queries, keys and values from one product; masks of groups of images."""
+def packed(images: int = 2, masks: bool = False, folded: bool = False) -> onnx.ModelProto:
+    """timm's attention: queries, keys and values from one product; masks of groups of images.
+
+    Images and heads of the keys are `folded` into one axis while these are transposed.
+    """
     shapes: Weights = {
         "w": normal(WIDTH, 3 * WIDTH), "b": normal(3 * WIDTH), "p": normal(WIDTH, WIDTH),
         "apart": np.array([images, 10, 3, HEADS, SIZE]), "one": np.array([1]),
@@ -28,6 +31,8 @@ def packed(images: int = 2, masks: bool = False) -> onnx.ModelProto:
         "scale": np.float32(SIZE**-0.5), "bias": normal(1, HEADS, 10, 10),
         "grouped": np.array([images // 2, 2, HEADS, 10, 10]), "mask": normal(1, 2, 1, 10, 10),
         "back": np.array([images, HEADS, 10, 10]),
+        "folded": np.array([images * HEADS, 10, SIZE]),
+        "unfolded": np.array([images, HEADS, SIZE, 10]),
     }  # fmt: skip
     parts = [
         line
@@ -38,8 +43,11 @@ def packed(images: int = 2, masks: bool = False) -> onnx.ModelProto:
         )
     ]
     shapes |= {f"at{i}": np.array([i]) for i in range(4)} | {"first": np.array([0])}
-    scores = [node("Mul", "q scale", "qs"), node("Transpose", "k", "kt", perm=[0, 1, 3, 2]),
-              node("MatMul", "qs kt", "s0")]  # fmt: skip
+    turned = [node("Transpose", "k", "kt", perm=[0, 1, 3, 2])]
+    if folded:
+        turned = [node("Reshape", "k folded", "kf"), node("Transpose", "kf", "ft", perm=[0, 2, 1]),
+                  node("Reshape", "ft unfolded", "kt")]  # fmt: skip
+    scores = [node("Mul", "q scale", "qs"), *turned, node("MatMul", "qs kt", "s0")]
     if masks:
         scores += [node("Add", "s0 bias", "s1"), node("Reshape", "s1 grouped", "s2"),
                    node("Add", "s2 mask", "s3"), node("Reshape", "s3 back", "s")]  # fmt: skip
@@ -132,12 +140,13 @@ def works(graph: Graph) -> list[str]:
     [
         (packed(), ["Conv", "Attention", "Conv + add"]),
         (packed(4, masks=True), ["Conv", "Attention", "Conv + add"]),
+        (packed(folded=True), ["Conv", "Attention", "Conv + add"]),
         (multihead(), ["Conv", "Attention", "Conv + add"]),
         (crossed(), ["relu", "Conv", "Conv", "Conv", "Concat", "Attention"]),
         (computed_mask((2, HEADS, 10, 10)), ["mean", "MatMul", "Conv", "Attention", "Conv + add"]),
         (computed_mask((2, 1, 1, 10)), ["mean", "MatMul", "Conv", "Attention", "Conv + add"]),
     ],
-    ids=["packed", "masked", "multihead", "crossed", "computed mask", "computed row"],
+    ids=["packed", "masked", "folded", "multihead", "crossed", "computed mask", "computed row"],
 )
 def test_what_exporters_write(source: onnx.ModelProto, expected: list[str]) -> None:
     graph = import_onnx(source)
