@@ -12,6 +12,7 @@ from typing import Any
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import BLOCKS, Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check, word
@@ -154,6 +155,21 @@ def prefetch_distances(p: ConvProblem, cpu: Cpu) -> list[int]:
     """Prefetch distances in steps of K: none, a few, a panel; only none if L2 holds the weights."""
     stays = p.precision.weights.bytes(p.oc * p.depth) <= cpu.l2
     return [0] if stays else [0, 16, p.depth]
+
+
+def blocks_of_k(p: ConvProblem, cpu: Cpu) -> dict[str, list[str]]:
+    """The field `kc`: all channels, or parts of which L1 holds at least two vectors' weights.
+
+    Nothing where a quarter of L1 holds all weights of a vector of channels, or sums cannot be
+    interrupted.
+    """
+    taps = p.kernel[0] * p.kernel[1]
+    limit = cpu.l1 // F32.bytes(taps * cpu.lanes)
+    if p.types or p.group_c <= limit // 4:
+        return {}
+    parts = [kc for kc in (16, 32, 64, 128, 256) if p.group_c % kc == 0 and kc * taps >= 64]
+    fitting = [str(kc) for kc in parts if kc < p.group_c and 2 * kc <= limit]
+    return {"kc": ["", *reversed(fitting)]} if fitting else {}
 
 
 class DotDomain:

@@ -102,7 +102,7 @@ GROUNDS = {
     ),
     "direct-resnet-28x28": Ground(
         "conv 1x64x56x56 128x3x3 s2 p1 bias relu",
-        "direct(layout=NCHW16c, unroll=8, oc_outer=no, prefetch=0)",
+        "direct(layout=NCHW16c, unroll=8, oc_outer=no, prefetch=0, kc=)",
     ),
     "pointwise-shufflenet-28x28": Ground(
         "conv 1x24x28x28 58x1x1 s1 p0 bias relu",

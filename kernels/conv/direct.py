@@ -15,11 +15,22 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel
+from fastrun.kernels.codegen.blocking import block_of_k, input_span, strip
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Int,
+    Kernel,
+    Module,
+    Tile,
+    Vec,
+    at_channel,
+    outcomes,
+)
+from fastrun.kernels.codegen.chunks import Chunk, chunk_loop
 from fastrun.kernels.codegen.dot import Dot, dot_of, dots, offset_room, usual_dot
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
-from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
+from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product, registers
 from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import Taps, met_taps, reduction, share_met
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
@@ -35,9 +46,10 @@ from fastrun.kernels.codegen.tiling import (
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Placement, layout_pair
+from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, channel_table
-from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
+from fastrun.kernels.core.template import LARGEST, KernelTemplate, check, check_sizes
 
 # The share of the filter's columns from which on skipping the others takes longer than it saves.
 MET = 0.95
@@ -58,6 +70,8 @@ class Schedule:
     unroll: int  # steps of K in the loop body
     rows: int  # register tiles of a task: one below the other, side by side in a single row
     oc_outer: bool  # tasks run through the image for each panel of weights, else the reverse
+    columns: str = ""  # register tiles, side by side, of a task; "": whole rows
+    kc: str = ""  # input channels of a block of K; "": all
     prefetch: int = 0  # steps of K by which weights are fetched ahead into L2; 0: no prefetch
     dot: str = ""  # the kind of dot product, of those for the types and the processor
 
@@ -88,14 +102,26 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
     share = functools.cache(functools.partial(share_met, p, 0))
     tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.spare)
-    # The input of a task fits half of L2, while the panels stream through.
-    tiles, pixels = -(-p.oh // tile_h), p.w * p.stride[0] * tile_h
+    width = cols * lanes
+    kc = p.group_c if first else block_of_k(p, tile_h * tile_w, width, cpu.block, 0, cpu)
+    panel = p.precision.weights.bytes(kc * p.kernel[0] * p.kernel[1] * width)
+    rows, across = strip(p, tile_h, tile_w, panel, cpu)
     if _single_row(p):
-        tiles, pixels = -(-p.ow // tile_w), p.stride[1] * tile_w
-    rows = tiles_per_task(tiles, cpu.l2 // 2 // p.precision.src.bytes(p.group_c * pixels), cpu)
-    name = kind.name
-    unroll = usual_unroll(p, cpu)
-    return Schedule(layout, tile_h, tile_w, cols, unroll, rows=rows, oc_outer=first, dot=name)
+        # The input of a task fits half of L2, while the panels stream through.
+        fit = cpu.l2 // 2 // p.precision.src.bytes(p.group_c * p.stride[1] * tile_w)
+        rows, across = tiles_per_task(-(-p.ow // tile_w), fit, cpu), -(-p.ow // tile_w)
+    return Schedule(
+        layout,
+        tile_h,
+        tile_w,
+        cols,
+        usual_unroll(p, cpu),
+        rows=rows,
+        oc_outer=first,
+        dot=kind.name,
+        columns="" if across == -(-p.ow // tile_w) else str(across),
+        kc="" if kc == p.group_c else str(kc),
+    )
 
 
 def usual_unroll(p: ConvProblem, cpu: Cpu) -> int:
@@ -107,6 +133,51 @@ def _single_row(p: ConvProblem) -> bool:
     """Whether the image is one row, as sound and text are, so that it can be one column as well."""
     one = p.h == p.kernel[0] == 1 and p.padding[0] == p.padding[2] == 0
     return one and not p.precision.integer
+
+
+def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
+    """The blocks of a schedule."""
+    types = p.precision
+    dot = dot_of(types, s.dot, cpu)
+    lanes = channel_lanes(p.group_oc, layout_pair(s.layout)[1], cpu, types)
+    tile_h, tile_w = min(s.tile_h, p.oh), min(s.tile_w, p.ow)
+    pixels, cols = tile_h * tile_w, min(s.cols, -(-p.group_oc // lanes))
+    across = int(s.columns or -(-p.ow // s.tile_w))
+    height, wide = tile_h * s.rows, tile_w * across
+    if _single_row(p):
+        height, wide = 1, tile_w * s.rows
+    task = input_span(p, min(p.oh, height), min(p.ow, wide))
+    found = [
+        register_tile(
+            cpu,
+            "tile_h, tile_w, cols",
+            registers(pixels, cols) + dot.registers,
+            f"sums of {tile_h}x{tile_w} pixels by {cols} vectors of channels",
+        )
+    ]
+    kc = int(s.kc or p.group_c)
+    terms, panel = kc * p.kernel[0] * p.kernel[1], cols * lanes
+    if types.weights.bytes(terms * panel) + types.src.bytes(terms * pixels) <= cpu.l1:
+        size = types.weights.bytes(terms * panel) + types.src.bytes(terms * pixels)
+        holds = f"a panel of weights and a tile's pixels, {kc} channels of each"
+        found.append(Block("L1", "kc", holds, "the most channels that fit L1", size))
+        beside = 0
+    else:
+        beside = types.weights.bytes(terms * panel)
+    if not s.oc_outer:
+        holds = f"the input of a task, {s.rows} by {across} register tiles"
+        holds += ", and a panel of weights" if beside else ""
+        found.append(
+            Block("L2", "rows, columns", holds, "the input fills half of L2", task + beside)
+        )
+        weights, strips = types.weights.bytes(p.oc * p.depth), -(-p.oh // (s.tile_h * s.rows))
+        if strips * -(-p.ow // (s.tile_w * across)) > 1 and weights > cpu.l2 // 2:
+            holds = "all weights, which each task reads again"
+            found.append(Block("L3", "oc_outer", holds, "no block: all weights", weights))
+    elif beside:
+        holds = "a panel of weights, which all tasks of the image read again"
+        found.append(Block("L2", "oc_outer", holds, "no block: a panel", beside))
+    return found
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -124,7 +195,7 @@ def _of_a_row(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         dilation=(apart, 1),
     )  # fmt: skip
     flat = Io(_column(io.src), _column(io.dst), _column(io.add), io.gathered)
-    program = _of_rows(column, replace(s, tile_h=s.tile_w, tile_w=1), cpu, flat)
+    program = _of_rows(column, replace(s, tile_h=s.tile_w, tile_w=1, columns=""), cpu, flat)
 
     def pack(weights: NDArray[Any]) -> NDArray[Any]:
         return program.pack_weights(weights.reshape(column.weight_shape))
@@ -144,7 +215,8 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check(not io.gathered or io.src.layout.name == "NHWC", "channels are gathered from NHWC only")
     dot = dot_of(p.precision, s.dot, cpu)
     check(dot.group == 1 or not io.gathered, f"dot={dot.name} cannot gather channels")
-    window = _Window.of(p, io, dot)
+    kc = _block_of_k(p, s, io)
+    window = _Window.of(p, io, dot, kc)
     check(
         window.whole, f"dot={dot.name} needs {dot.group} channels side by side, not {window.block}"
     )
@@ -156,11 +228,13 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     y_tiles, x_tiles = cover(p.oh, s.tile_h), cover(p.ow, s.tile_w)
     for y, x, v in product(y_tiles, x_tiles, panels):
         check_tile(cpu, y.size * x.size, v.size, min(s.unroll, p.depth), dot.registers)
-    row_tasks = -(-tile_count(y_tiles) // s.rows)
+    per_row = _number(s.columns, "columns") or tile_count(x_tiles)
+    across = -(-tile_count(x_tiles) // per_row)
+    row_tasks = -(-tile_count(y_tiles) // s.rows) * across
     panel_tasks = tile_count(panels)
     skips = window.kernel == p.kernel and share_met(p, 1, x_tiles[0].size) < MET
 
-    module, where = Module(cpu), io.src
+    module, where, sums = Module(cpu), io.src, p.precision.sums
     if dot.rounds:
         where = _rounded(module, io, dot, p)
     with module.stage("direct", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
@@ -175,7 +249,9 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         strides = (width * terms, lanes * terms)
         table = channel_table(p.c) if io.gathered else offset_room(dot, p.groups * width)
         weights, scales = weights_at(k, dot.types.weights, p.groups * width, *strides, table=table)
-        first = row * s.rows
+        first, left_tile = (row, 0) if across == 1 else (row // across, row % across * per_row)
+        first = first * s.rows
+        of_row = (left_tile, left_tile + per_row) if across > 1 else ()
         for v in panels:
             with v.when(k, panel) as vector:
                 packed = weights.at(group, vector).strided(v.size * lanes * dot.group, 1)
@@ -196,18 +272,19 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                     vector,
                     packed,
                     scale,
+                    _fetches(p, io, cpu),
                 )
-                for y in y_tiles:
-                    with y.loop(k, first, first + s.rows) as top:
-                        rows = met_taps(p, 0, top, y.size)
-                        for x in x_tiles:
-                            with x.loop(k) as left:
-                                columns = met_taps(p, 1, left, x.size) if skips else None
-                                acc = k.tile(y.size * x.size, v.size, lanes, p.precision.sums)
-                                outputs.start(acc)
-                                corner = src.at(0, 0, top * p.stride[0], left * p.stride[1])
-                                outputs.add_products(acc, corner, x.size, rows, columns)
-                                outputs.finish(acc, top, left, x.size)
+                for blocks in cut(p.group_c, kc):
+                    with chunk_loop(k, blocks) as chunk:
+                        for y in y_tiles:
+                            with y.loop(k, first, first + s.rows) as top:
+                                rows = met_taps(p, 0, top, y.size)
+                                for x in x_tiles:
+                                    with x.loop(k, *of_row) as left:
+                                        columns = met_taps(p, 1, left, x.size) if skips else None
+                                        acc = k.tile(y.size * x.size, v.size, lanes, sums)
+                                        at = (top, left, x.size)
+                                        outputs.compute(acc, chunk, src, at, (rows, columns))
     shared = where.dtype.bytes(where.size + READ_SLACK) if dot.rounds else 0
 
     def pack(w: NDArray[Any]) -> NDArray[Any]:
@@ -234,6 +311,48 @@ def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
     return replace(src, layout=src.layout.of(p.precision.weights))
 
 
+def _number(text: str, name: str) -> int:
+    """A field's number, 0 where it is empty.
+
+    Raises:
+        ScheduleError: it is no number.
+    """
+    check(
+        not text or (text.isdecimal() and 0 < int(text) <= LARGEST), f"{name}={text}: not a number"
+    )
+    return int(text or 0)
+
+
+def _block_of_k(p: ConvProblem, s: Schedule, io: Io) -> int:
+    """The input channels of a block of K.
+
+    Raises:
+        ScheduleError: the sums cannot be interrupted there.
+    """
+    kc = _number(s.kc, "kc")
+    if not kc or kc == p.group_c:
+        return p.group_c
+    check(not p.types, f"kc={s.kc}: sums of {p.types} are not interrupted")
+    check(p.group_c % kc == 0, f"kc={s.kc} does not divide {p.group_c} channels")
+    whole = io.gathered or not io.src.layout.blocked or kc % io.src.block == 0
+    check(whole, f"kc={s.kc} is not whole channel blocks of {io.src.layout}")
+    return kc
+
+
+def _fetches(p: ConvProblem, io: Io, cpu: Cpu) -> bool:
+    """Whether a tile fetches the pixels of the next one: of images that L2 cannot have kept."""
+    src = io.src
+    blocked = bool(src.layout.blocked) and p.kernel != (1, 1) and not p.types
+    return blocked and src.dtype.bytes(src.size) > cpu.l2
+
+
+def _read_next(p: ConvProblem, height: int, width: int) -> tuple[range, range]:
+    """Rows and columns of the input that the next register tile reads, and this one does not."""
+    (sy, sx), (dy, dx) = p.stride, p.dilation
+    end = (width - 1) * sx + (p.kernel[1] - 1) * dx + 1
+    return range((height - 1) * sy + (p.kernel[0] - 1) * dy + 1), range(end, end + width * sx)
+
+
 @dataclass(frozen=True)
 class _Window:
     """What the loop over K runs through: `channels` in blocks under each of the `kernel`'s taps.
@@ -249,12 +368,12 @@ class _Window:
     kernel: tuple[int, int]
 
     @classmethod
-    def of(cls, p: ConvProblem, io: Io, dot: Dot) -> _Window:
-        """The window of a group of channels."""
+    def of(cls, p: ConvProblem, io: Io, dot: Dot, kc: int) -> _Window:
+        """The window of a group of channels, in blocks of K of `kc` channels."""
         (kh, kw), dense = p.kernel, io.src.x_stride == p.c and p.dilation[1] == 1
         if dense and kw > 1 and p.groups == 1 and p.c % dot.group:
             return cls(dot, kw * p.c, kw * p.c, (kh, 1))
-        block = p.group_c if io.gathered else min(io.src.block, p.group_c)
+        block = kc if io.gathered else min(io.src.block, kc)
         return cls(dot, p.group_c, block, p.kernel)
 
     @property
@@ -297,8 +416,35 @@ class _Outputs:
     vector: Int  # the first of the panel
     weights: Buffer  # of the panel: (term of K, channel)
     scales: Buffer | None  # of the panel: (group, vector)
+    fetches: bool  # pixels of the next register tile
 
-    def start(self, acc: Tile) -> None:
+    def compute(
+        self,
+        acc: Tile,
+        chunk: Chunk,
+        src: Buffer,
+        at: tuple[Int, Int, int],
+        met: tuple[Taps, Taps],
+    ) -> None:
+        """The outputs of a register tile, or their sums over the blocks of K so far.
+
+        `at` is the tile's first pixel and its width, `met` are the filter's rows and columns that
+        must run.
+        """
+        top, left, width = at
+        for is_first in outcomes(chunk.first):
+            with self.k.when(chunk.first, is_first):
+                self._start(acc) if is_first else self._resume(acc, top, left, width)
+        sy, sx = self.p.stride
+        self._add_products(acc, chunk, src.at(0, 0, top * sy, left * sx), width, met)
+        for is_last in outcomes(chunk.last):
+            with self.k.when(chunk.last, is_last):
+                if is_last:
+                    self._finish(acc, top, left, width)
+                else:
+                    self._interrupt(acc, top, left, width)
+
+    def _start(self, acc: Tile) -> None:
         """Begin with the bias, which then need not be added unless weights are scaled."""
         for j in range(acc.cols):
             value = self.k.const(0.0, self.lanes) if self.scales else self._bias(j)
@@ -316,48 +462,78 @@ class _Outputs:
         taken = self.k.argument("weights", self.width, lanes, dtype=sums)
         return value + taken.load(*place, lanes=lanes)
 
-    def add_products(
-        self, acc: Tile, corner: Buffer, width: int, rows: Taps, columns: Taps
+    def _resume(self, acc: Tile, top: Int, left: Int, width: int) -> None:
+        """Go on with the sums of the blocks of K before."""
+        for j, dst in self._columns_of("dst", self.io.dst, acc, top, left):
+            for i in range(acc.rows):
+                acc[i, j] = dst.load(0, 0, i // width, i % width, lanes=self.lanes)
+
+    def _interrupt(self, acc: Tile, top: Int, left: Int, width: int) -> None:
+        """Leave the sums in the output until the next block of K."""
+        for j, dst in self._columns_of("dst", self.io.dst, acc, top, left):
+            kept = self.tail if self.tail and j == acc.cols - 1 else self.lanes
+            for i in range(acc.rows):
+                dst.store_first(acc[i, j], kept, 0, 0, i // width, i % width)
+
+    def _columns_of(
+        self, name: str, where: Placement, acc: Tile, top: Int, left: Int
+    ) -> Iterator[tuple[int, Buffer]]:
+        """Each vector of a register tile, and where its first pixel lies."""
+        for j in range(acc.cols):
+            yield j, self._channels(name, where, j).at(0, 0, top, left)
+
+    def _add_products(
+        self, acc: Tile, chunk: Chunk, corner: Buffer, width: int, met: tuple[Taps, Taps]
     ) -> None:
-        """Add the whole filter window's products; `corner` is the tile's first input pixel."""
+        """Add the filter window's products over a block of K.
+
+        `corner` is the first input pixel of the tile.
+        """
         p, s, io, dot, lanes = self.p, self.s, self.io, self.dot, self.lanes
         (sy, sx), (dy, dx) = p.stride, p.dilation
         offsets = [(0, 0, i // width * sy, i % width * sx) for i in range(acc.rows)]
         table = self.k.argument("weights", p.group_c, 1)
+        window, whole = self.window, chunk.channels == p.group_c
+        steps = window.steps if whole else chunk.channels
+        weights = self.weights.at(chunk.number * (steps * window.kernel[0] * window.kernel[1]))
+        begin = chunk.number * chunk.channels
+        if not io.gathered:
+            corner = at_channel(corner, io.src, chunk.number, chunk.channels)
 
         def step(b: Int, ky: Int, kx: Int, lane: Int, position: Int) -> None:
             # LLVM would keep pixels of several steps or taps in registers and run out of them.
             overlapping = dot.group > 1 or (isinstance(kx, int) and p.kernel[1] > 1)
             here = corner.after(acc[0, 0]) if overlapping else corner
             pixels = [here.at(*offset) for offset in offsets]
-            lane = table.index(self.group, lane) if io.gathered else lane * dot.group
+            lane = table.index(self.group, lane + begin) if io.gathered else lane * dot.group
             at = (0, b, ky * dy, kx * dx, lane)
             across = lanes * dot.group
-            line = self.weights.dtype.count(CACHE_LINE)
+            line = weights.dtype.count(CACHE_LINE)
             for first in range(0, acc.cols * across if s.prefetch else 0, line):
-                self.weights.prefetch(position + s.prefetch, first, level=2)
+                weights.prefetch(position + s.prefetch, first, level=2)
             outer_product(
                 acc,
                 (dot.pixel(pixel, *at, lanes=lanes) for pixel in pixels),
-                (dot.weights(self.weights, position, j * across, lanes=lanes)
-                 for j in range(acc.cols)),
+                (dot.weights(weights, position, j * across, lanes=lanes) for j in range(acc.cols)),
                 dot.add,
-            )  # fmt: skip
+            )
 
         def fetch_next(b: Int) -> None:
-            for pixel in [corner.at(*offset) for offset in offsets] if far else ():
-                pixel.prefetch(0, b + 1, 0, 0, 0)
+            if far:
+                for pixel in [corner.at(*offset) for offset in offsets]:
+                    pixel.prefetch(0, b + 1, 0, 0, 0)
+            for y, x in product(*ahead):
+                corner.prefetch(0, b, y, x, level=2)
 
         # The processor cannot foresee where the next block of channels lies, and a 1x1 filter
         # gives it little time to find out.
         far = io.src.blocks > 1 and p.kernel == (1, 1)
-        window = self.window
+        # Nor that a tile reads on where the one before it ended, since it has read elsewhere since.
+        ahead = _read_next(p, acc.rows // width, width) if self.fetches else (range(0), range(0))
         block = dot.groups(window.block)
-        reduction(
-            self.k, window.steps, block, window.kernel, s.unroll, step, rows, columns, fetch_next
-        )
+        reduction(self.k, steps, block, window.kernel, s.unroll, step, *met, fetch_next)
 
-    def finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
+    def _finish(self, acc: Tile, top: Int, left: Int, width: int) -> None:
         """Add the residual, apply the activation, store."""
         p, lanes = self.p, self.lanes
         # Vectors that lie side by side are finished together: those of a pixel, or of a row.
@@ -426,4 +602,5 @@ template = KernelTemplate(
     gathers=True,
     takes=lambda types, cpu: bool(dots(types, cpu)),
     grain=lambda p, s: int(s.tile_h),
+    levels=levels,
 )

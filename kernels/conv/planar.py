@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+from fastrun.kernels.codegen.blocking import input_span
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile
 from fastrun.kernels.codegen.epilogue import finish
-from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
+from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product, registers
 from fastrun.kernels.codegen.packing import pack_panels
 from fastrun.kernels.codegen.reduction import reduction
 from fastrun.kernels.codegen.tile_choice import best_tile, tiles_per_task
@@ -25,6 +26,7 @@ from fastrun.kernels.codegen.tiling import (
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
+from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
@@ -55,6 +57,21 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     # The input rows of a task fit half of L2, while the panels of weights stream through.
     rows = tiles_per_task(p.oh, cpu.l2 // 2 // F32.bytes(p.group_c * p.w * p.stride[0]), cpu)
     return Schedule("NCHW", ocs, cols, unroll=p.kernel[1], rows=rows, oc_outer=False)
+
+
+def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
+    """The blocks of a schedule."""
+    ocs, cols = min(s.ocs, p.group_oc), min(s.cols, -(-p.ow // pixel_lanes(p, cpu)))
+    held = f"sums of {ocs} channels by {cols} vectors of pixels"
+    panel, task = F32.bytes(p.depth * ocs), input_span(p, min(s.rows, p.oh), p.ow)
+    found = [register_tile(cpu, "ocs, cols", registers(ocs, cols), held)]
+    if panel <= cpu.l1:
+        holds = "a panel of weights, read again for each vector of pixels"
+        found.append(Block("L1", "ocs", holds, "no block of K: the whole panel", panel))
+    if not s.oc_outer and task <= cpu.l2:
+        holds = f"the input of a task, {s.rows} rows"
+        found.append(Block("L2", "rows", holds, "the input fills half of L2", task))
+    return found
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -131,4 +148,4 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     return 3 if share(p.ow, pixel_lanes(p, cpu)) > 1.5 * channels else 0
 
 
-template = KernelTemplate("planar", Schedule, why_not, heuristic, build, rank)
+template = KernelTemplate("planar", Schedule, why_not, heuristic, build, rank, levels=levels)

@@ -7,13 +7,14 @@ file needs to name it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32
 from fastrun.kernels.core.layout import Placement
+from fastrun.kernels.core.levels import Block
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -93,7 +94,9 @@ class KernelTemplate:
     the rms error to expect on normal data, relative to the output's rms, or in steps of an output
     that is u8. `careful` is the heuristic of an algorithm that can trade speed for a smaller error:
     its schedule with an expected error of at most the given one, or the most exact one.
-    `expansion` is how many times as many numbers the packed weights are as the weights.
+    `expansion` is how many times as many numbers the packed weights are as the weights. `levels`
+    says which block of a schedule is sized for which level of memory; of algorithms without blocks
+    there are none.
     """
 
     name: str
@@ -110,6 +113,7 @@ class KernelTemplate:
     error: Callable[[ConvProblem, Any], float] = summation_error
     careful: Callable[[ConvProblem, Cpu, float], Any] | None = None
     expansion: Callable[[ConvProblem, Any], float] = lambda p, schedule: 1.0
+    levels: Callable[[ConvProblem, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()
 
     def __post_init__(self) -> None:
         # Notebooks show a schedule under its algorithm's name, which it does not know itself.

@@ -1,7 +1,8 @@
-"""Direct: the register tile, how it is unrolled, and the order of tasks."""
+"""Direct: the register tile, its loop body, blocks of K and of the image, the order of tasks."""
 
 from __future__ import annotations
 
+from fastrun.kernels.codegen.blocking import input_span
 from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv.direct import Schedule
 from fastrun.kernels.core.cpu import Cpu
@@ -11,6 +12,7 @@ from fastrun.search_spaces.space import (
     DotDomain,
     Space,
     blocked_layouts,
+    blocks_of_k,
     prefetch_distances,
     tile_rules,
     upto,
@@ -36,6 +38,15 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         lanes = channel_lanes(p.group_oc, Layout(s.layout.rpartition(">")[2]), cpu, p.precision)
         return (s.cols - 1) * lanes < p.group_oc
 
+    # Whole rows, unless L2 could not hold what a part of the image's width reads.
+    wide = input_span(p, 1, p.ow) > cpu.l2 // 2
+    columns = {"columns": ["", "32", "16", "8", "4"]} if wide else {}
+    blocks = {} if p.c < cpu.lanes else blocks_of_k(p, cpu)
+
+    def whole_channel_blocks(s: Schedule) -> bool:
+        block = Layout(s.layout.partition(">")[0]).blocked
+        return not s.kc or not block or int(s.kc) % block == 0
+
     return Space(
         Schedule,
         {
@@ -46,6 +57,8 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "unroll": [1, 2, 4, 8, 16, 32],
             "rows": upto(p.ow if p.oh == 1 else p.oh, 1, 2, 4, 8, 16, 64),
             "oc_outer": [False, True],
+            **columns,
+            **blocks,
             "prefetch": prefetch_distances(p, cpu),
             **kinds.domain,
         },
@@ -54,6 +67,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             hides_latency,
             has_the_channels,
             body_fits_op_cache,
+            *([whole_channel_blocks] if blocks else []),
             *([kinds.groups_fill_blocks] if p.types else []),
         ],
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from fastrun.kernels.conv.pointwise import Schedule
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.search_spaces.space import (
     DotDomain,
     Space,
     blocked_layouts,
+    blocks_of_k,
     prefetch_distances,
     tile_rules,
     upto,
@@ -32,6 +34,14 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     def fetches_ahead_for_vectors_of_channels(s: Schedule) -> bool:
         return s.layout != "NCHW" or not s.prefetch
 
+    def blocks_of_vectors_of_channels(s: Schedule) -> bool:
+        return s.layout != "NCHW" or not s.kc
+
+    def whole_channel_blocks(s: Schedule) -> bool:
+        block = Layout(s.layout).blocked
+        return not s.kc or not block or int(s.kc) % block == 0
+
+    blocks = blocks_of_k(p, cpu)
     return Space(
         Schedule,
         {
@@ -41,6 +51,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "unroll": upto(p.group_c, 1, 2, 4, 8, 16, 32),
             "tiles": upto(pixels, 1, 2, 4, 8, 16, 64, 256),
             "oc_outer": [False, True],
+            **blocks,
             "prefetch": prefetch_distances(p, cpu),
             **kinds.domain,
         },
@@ -50,6 +61,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             has_the_channels,
             fetches_ahead_for_vectors_of_channels,
             body_fits_op_cache,
+            *([blocks_of_vectors_of_channels, whole_channel_blocks] if blocks else []),
             *([kinds.groups_fill_blocks] if p.types else []),
         ],
     )

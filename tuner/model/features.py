@@ -108,7 +108,7 @@ def _of_problem(p: ConvProblem, cpu: Cpu) -> list[float]:
 
 def _fields(schedule: Any) -> list[float]:
     values = (getattr(schedule, name, None) for name in _FIELDS)
-    return [-1.0 if value is None else math.log2(1 + value) for value in values]
+    return [-1.0 if value in (None, "") else math.log2(1 + int(value)) for value in values]
 
 
 def _layouts(schedule: Any) -> tuple[float, ...]:

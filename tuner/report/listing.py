@@ -29,6 +29,7 @@ class Listing:
     schedule: Any
     program: Program
     facts: Facts
+    cpu: Cpu
 
     @classmethod
     def of(cls, problem: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> Listing:
@@ -38,7 +39,7 @@ class Listing:
             ScheduleError: the schedule does not fit the problem.
         """
         program = template.program(problem, schedule, cpu)
-        return cls(problem, template, schedule, program, facts(program, cpu))
+        return cls(problem, template, schedule, program, facts(program, cpu), cpu)
 
 
 def problem_lines(p: ConvProblem) -> Iterator[str]:
@@ -88,9 +89,12 @@ def listing_lines(
     )
     spills = "" if not found.stack_references else ": values that found no register, or addresses"
     yield (
-        f"  registers  {found.vector_registers} vector registers, "
+        f"  code uses  {found.vector_registers} vector registers, "
         f"{plural(found.stack_references, 'stack reference')} in the hot loop{spills}"
     )
+    for block in listing.template.levels(listing.problem, listing.schedule, listing.cpu):
+        share = f"{size(block.size)}, {percent(block.share(listing.cpu))} of it"
+        yield f"  {block.level:<10} {block.fields}: {block.holds} ({share})"
     if found.fmas:
         yield f"  predicted  at most {percent(found.bound)} of peak, by the hot loop's instructions"
     else:

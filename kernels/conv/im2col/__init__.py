@@ -10,16 +10,18 @@ layouts output channels.
 from __future__ import annotations
 
 from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.chunks import chunk_loop
 from fastrun.kernels.codegen.dot import dots
-from fastrun.kernels.codegen.micro_kernel import check_tile
+from fastrun.kernels.codegen.micro_kernel import check_tile, registers
 from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.codegen.tiling import channel_lanes, cut, tile_count
 from fastrun.kernels.conv.im2col.forms import Channels, Planar, kinds, pixel_lanes
-from fastrun.kernels.conv.im2col.product import Product, chunk_loop
+from fastrun.kernels.conv.im2col.product import Product
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import NHWC
+from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import KernelTemplate, check, check_sizes
@@ -38,10 +40,51 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = pixel_lanes(p, cpu)
     pixels = p.oh * p.ow
     _, rows, cols = best_tile(1, min(p.group_oc, 16), -(-pixels // lanes), cpu)
-    # The article's formula: the unfolded panel fills L2. Here it fills half, since the other
-    # operands pass through L2 as well.
-    block = max(cols * lanes, cpu.l2 // 2 // F32.bytes(p.depth))
-    return Schedule("NCHW", rows, cols, 1, min(block, pixels), p.group_c, fused=True)
+    kc, block = _blocks(p, rows, cpu, F32)
+    return Schedule("NCHW", rows, cols, 1, min(max(cols * lanes, block), pixels), kc, fused=True)
+
+
+def _blocks(p: ConvProblem, panel: int, cpu: Cpu, dtype: DType) -> tuple[int, int]:
+    """Channels of a block of K, and pixels that are unfolded at a time.
+
+    A panel of `panel` output channels, whose weights all pixels of the block read, fills half of L1
+    (Goto and van de Geijn); the other half is for the pixels that stream by. The article's formula
+    lets the unfolded block fill L2. Here it fills half, since the other operands pass through L2 as
+    well. Without blocks of K the block of pixels would be small for many channels, and each block
+    reads all weights.
+    """
+    taps = p.kernel[0] * p.kernel[1]
+    most = max(1, cpu.l1 // 2 // dtype.bytes(taps * panel))
+    kc = -(-p.group_c // -(-p.group_c // most))
+    return kc, cpu.l2 // 2 // dtype.bytes(taps * kc)
+
+
+def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
+    """The blocks of a schedule."""
+    dot, planes = kinds(p, cpu)[s.dot], s.layout == "NCHW"
+    lanes = pixel_lanes(p, cpu) if planes else channel_lanes(p.group_oc, NHWC, cpu, p.precision)
+    terms = s.kc * p.kernel[0] * p.kernel[1]
+    held = register_tile(
+        cpu,
+        "rows, cols",
+        registers(s.rows, s.cols) + dot.registers,
+        f"sums of {s.rows} by {s.cols} vectors",
+    )
+    channels = s.rows if planes else s.cols * lanes
+    panel = dot.types.weights.bytes(terms * channels)
+    unfolded = dot.types.src.bytes(terms * s.block)
+    weights = dot.types.weights.bytes(terms * p.group_oc)
+    found = [held]
+    if panel <= cpu.l1:
+        holds = f"a panel of weights, {s.kc} channels of {channels}"
+        found.append(Block("L1", "kc", holds, "the panel fills half of L1", panel))
+    if unfolded <= cpu.l2:
+        holds = f"{s.block} unfolded pixels of {s.kc} channels"
+        found.append(Block("L2", "block", holds, "the unfolded block fills half of L2", unfolded))
+    if s.block < p.oh * p.ow:
+        holds = f"the weights of {s.kc} channels, read again for each block"
+        found.append(Block("L3", "kc", holds, "no block: all output channels", weights))
+    return found
 
 
 def _of_integers(p: ConvProblem, cpu: Cpu) -> Schedule:
@@ -103,4 +146,5 @@ template = KernelTemplate(
     rank=lambda p, cpu: 0,
     takes=lambda types, cpu: types == Types() or _has_dots(types, cpu),
     grain=lambda p, s: -(-s.block // p.ow),
+    levels=levels,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec
+from fastrun.kernels.codegen.chunks import Chunk
 from fastrun.kernels.codegen.dot import Dot, dot_of, dots, widened
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.packing import pack_panels
@@ -16,7 +17,7 @@ from fastrun.kernels.codegen.tiling import (
     cut,
     last_apart,
 )
-from fastrun.kernels.conv.im2col.product import Cells, Chunk, Product
+from fastrun.kernels.conv.im2col.product import Cells, Product
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.conv.im2col.unfold import PixelVector, pieces
 from fastrun.kernels.core.cpu import Cpu

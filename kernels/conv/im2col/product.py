@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import product
 
 from fastrun.kernels.codegen.builder import (
     Buffer,
-    Condition,
     Int,
     Kernel,
     Tile,
@@ -18,6 +14,7 @@ from fastrun.kernels.codegen.builder import (
     at_channel,
     outcomes,
 )
+from fastrun.kernels.codegen.chunks import Chunk
 from fastrun.kernels.codegen.dot import Dot
 from fastrun.kernels.codegen.epilogue import finish, finish_run, longest_run
 from fastrun.kernels.codegen.tiling import Tiles, tile_count
@@ -30,25 +27,6 @@ from fastrun.kernels.core.program import Io
 
 # Of each accumulator the channel and the pixel where its vector begins, and the lanes to store.
 Cells = dict[tuple[int, int], tuple[Int, Int, int]]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A block of K: `channels` input channels, the `number`-th such block of the group."""
-
-    number: Int
-    channels: int
-    first: Condition | bool
-    last: Condition | bool
-
-
-@contextmanager
-def chunk_loop(k: Kernel, blocks: Tiles) -> Iterator[Chunk]:
-    """A loop over blocks of K of one size."""
-    with k.times(blocks.count) as i:
-        first = i < 1 if blocks.number == 0 else False
-        last = i >= blocks.count - 1 if blocks.number + blocks.count == blocks.total else False
-        yield Chunk(i + blocks.number, blocks.size, first, last)
 
 
 class Product(ABC):

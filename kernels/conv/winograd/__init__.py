@@ -15,6 +15,7 @@ from itertools import product
 
 from fastrun.kernels.codegen.builder import Module
 from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.reduction import share_met
 from fastrun.kernels.codegen.tiling import channel_lanes, check_groups, cover, tile_count
 from fastrun.kernels.conv.winograd.rounding import OUTPUT_RMS, Rounding, input_is_exact
@@ -31,10 +32,14 @@ from fastrun.kernels.conv.winograd.transform import (
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I16, U8
 from fastrun.kernels.core.layout import Layout
+from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import ROUNDING, KernelTemplate, check, check_sizes
 from fastrun.kernels.core.types import Types
+
+# Tiles of a block, if there are as many: each block reads all weights.
+LEAST = 16
 
 # The largest expected error of the heuristic's tiles: an rms relative to the output's rms.
 MAX_ERROR = 2e-5
@@ -82,19 +87,25 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
     # One plane of a block and its products fit L1 beside a stream of weights, and all planes fit
-    # half of L2. But a block has at least sixteen tiles, since each block reads all weights.
+    # half of L2. But a block has at least sixteen tiles, since each block reads all weights. If L2
+    # cannot hold so many, L3 gets the planes of all tiles, and the weights of a pass are read once.
     kind = I16 if integer else F32
+    planes = math.prod(alphas)
     bytes_per_tile = kind.bytes(p.group_c) + F32.bytes(2 * block)
-    fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (math.prod(alphas) * bytes_per_tile))
+    fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (planes * bytes_per_tile))
+    everything = kind.bytes(planes * tiles * p.c)
+    far = LEAST * planes * bytes_per_tile > cpu.l2 and everything <= cpu.l3 // 2
+    if far and not integer:
+        fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // F32.bytes(planes * block))
     enough = 2 * cpu.cores
-    blocks = max(-(-tiles // max(16, fit)), min(enough, tiles // 16))
-    few = blocks * p.groups < enough
+    blocks = max(-(-tiles // max(LEAST, fit)), min(enough, tiles // LEAST))
+    few = blocks * p.groups < enough or (far and not integer)
     if not few:
         blocks = -(-blocks // cpu.cores) * cpu.cores
     nr_tiles = -(-tiles // blocks)
     dot = dots(Types.pairs(), cpu)[0] if integer else None
     vectors = -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu))
-    weight_bytes = kind.bytes(math.prod(alphas) * p.c * p.group_oc)
+    weight_bytes = kind.bytes(planes * p.c * p.group_oc)
     return Schedule(
         layout=str(layout),
         mh=mh,
@@ -110,6 +121,42 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         dot=dot.name if dot else "",
         chunk=chunk,
     )
+
+
+def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
+    """The blocks of a schedule."""
+    steps = Steps.of(p, s, cpu, Io.of(p, s.layout))
+    tiles, passed = steps.blocks[0].size, min(s.oc_block, tile_count(steps.panels))
+    rows = min(steps.rows, tiles)
+    width = steps.panels[0].size
+    plane = steps.element.bytes(tiles * p.group_c)
+    through = F32.bytes(tiles * width * steps.lanes)
+    of_pass = steps.product_bytes
+    taken = registers(rows, width) + steps.dot.registers
+    held = f"sums of {rows} tiles by {width} vectors of channels"
+    found = [register_tile(cpu, "cols", taken, held)]
+    if plane + through <= cpu.l1:
+        holds = f"a plane of {tiles} tiles, and its products with a panel"
+        formula = "plane, products and a panel's line fill L1"
+        found.append(Block("L1", "nr_tiles", holds, formula, plane + through))
+    if s.split == "tiles":
+        holds = f"all {steps.planes} planes of {tiles} tiles, and the products of a pass"
+        size = steps.input_bytes + of_pass
+        if size <= cpu.l2:
+            formula = "the planes fill half of L2, or are of sixteen tiles"
+            found.append(Block("L2", "nr_tiles, oc_block", holds, formula, size))
+            return found
+        # L2 is too small for the planes of so many tiles, and L3 for those of all.
+        formula = "sixteen tiles, since each block reads all weights"
+        found.append(Block("L3", "nr_tiles", holds, formula, size))
+    else:
+        blocks = tile_count(steps.blocks)
+        holds = f"all planes of {blocks} blocks of tiles, which each pass reads again"
+        size = p.groups * blocks * steps.input_bytes
+        found.append(Block("L3", "split", holds, "the planes of all tiles", size))
+    holds = f"the products of {passed} panels and {tiles} tiles"
+    found.append(Block("L2", "oc_block, nr_tiles", holds, "the products fill half of L2", of_pass))
+    return found
 
 
 def _best_cols(tiles: int, vectors: int, cpu: Cpu, further: int) -> int:
@@ -276,6 +323,7 @@ template = KernelTemplate(
     takes=lambda types, cpu: types.src is F32 or (types.integer and bool(dots(Types.pairs(), cpu))),
     error=lambda p, s: _error(p, (s.mh, s.mw), s.points, s.chunk),
     careful=careful,
+    levels=levels,
     expansion=lambda p, s: math.prod(
         (m + k - 1) / k for m, k in zip((s.mh, s.mw), p.kernel, strict=True)
     ),
