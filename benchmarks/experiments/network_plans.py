@@ -166,7 +166,7 @@ def _plan_rows(
     order = [HEURISTIC, *plans]
     first = {x: next(y for y in order if same(plans[y], plan)) for x, plan in plans.items()}
     racing = {x: plans[x] for x in first.values()}
-    samples = _raced(graph, racing, threads, 1 if quick else asked.processes, quick)
+    samples = raced_plans(graph, racing, threads, 1 if quick else asked.processes, quick)
     return [
         {
             "network": Path(name).stem if Path(name).exists() else name,
@@ -180,7 +180,7 @@ def _plan_rows(
     ]
 
 
-def _raced(
+def raced_plans(
     graph: Graph, plans: Mapping[str, Plan], threads: int, processes: int, quick: bool
 ) -> dict[str, list[float]]:
     """Seconds of every run of each plan.

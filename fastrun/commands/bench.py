@@ -62,7 +62,7 @@ def options(parser: ArgumentParser) -> None:
         "--paper",
         metavar="NAME",
         help="measure the layers of a paper, and print both sides as shares of their peaks: "
-        "tvm-winograd",
+        "tvm-winograd, georganas, zhang, im2win, mec; or neocpu: networks (TARGET) by layouts",
     )
     shapes(parser)
     limits(parser)
@@ -72,7 +72,7 @@ def options(parser: ArgumentParser) -> None:
 def run(arguments: Namespace) -> int:
     """Check every engine, race them, print which is faster."""
     if arguments.paper:
-        return _paper(arguments.paper, arguments.db)
+        return _paper(arguments.paper, arguments)
     from fastrun.benchmarks import layers, networks, ours, peers, race, report
     from fastrun.graph import zoo
     from fastrun.tuner.machine.probe import probe
@@ -136,14 +136,21 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _paper(name: str, url: str | None) -> int:
-    """Measure the layers of a paper, and print its table beside ours."""
-    from fastrun.benchmarks import papers
+def _paper(name: str, arguments: Namespace) -> int:
+    """Measure the layers or networks of a paper, and print its table beside ours."""
+    from fastrun.benchmarks import paper_networks, papers
 
+    if name == papers.NETWORKS:
+        targets, threads = arguments.targets or paper_networks.DEFAULT, arguments.threads
+        for number in threads:
+            print(plural(number, "thread"))
+            paper_networks.show([paper_networks.ablation(x, number) for x in targets])
+        return 0
     if name not in papers.PAPERS:
-        raise GraphError(f"no paper {name!r}: there are {', '.join(papers.PAPERS)}")
+        names = ", ".join([*papers.PAPERS, papers.NETWORKS])
+        raise GraphError(f"no paper {name!r}: there are {names}")
     paper = papers.PAPERS[name]
-    papers.show(paper, papers.rows(paper, url))
+    papers.show(paper, papers.rows(paper, arguments.db))
     return 0
 
 

@@ -47,6 +47,7 @@ def takes(name: str, p: ConvProblem, layout: str, wider: tuple[int, int, int, in
         "naive": layout == "NCHW",
         "winograd_naive": layout == "NCHW",
         "planar": layout == "NCHW",
+        "mec": layout == "NHWC",
         "direct": dst != "NCHW" and whole_blocks,
         "winograd": "NCHW" not in (src, dst) and whole_blocks,
         "depthwise": "NCHW" not in (src, dst),
