@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,3 +33,14 @@ def print_front(document: Mapping[str, Any]) -> None:
     print(f"\n{document['network']}: precisions as whole networks, {examples}")
     grid(screen(), heads, rows)
     print(f"{len(document['expected'])} plans lie on the front of expected times and errors")
+
+
+def too_few(document: Mapping[str, Any], limit: float) -> str:
+    """A line if a limit of the loss allows no example to change and float32 was chosen; else ""."""
+    count, lost = document["samples"], [point["lost"] for point in document["validated"]]
+    one = 1 / count
+    if document["chosen"] or limit >= one or any(0 < x < 0.99 * one for x in lost):
+        return ""
+    enough = 2 * math.ceil(1 / limit) if limit else 0
+    more = f"give {enough} or more, of which half calibrate" if enough else "allow some loss"
+    return f"within {percent(limit, 1)} none of {plural(count, 'example')} may change: {more}"

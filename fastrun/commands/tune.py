@@ -213,7 +213,7 @@ def _mixed(arguments: Namespace) -> int:
     from fastrun.graph.passes.pipeline import optimise
     from fastrun.graph.to_onnx.model import export_onnx
     from fastrun.kernels.core.cpu import Cpu
-    from fastrun.precision import print_front
+    from fastrun.precision import print_front, too_few
     from fastrun.tuner.precision.tune import advise, examples, problems_of, tune_precision
     from fastrun.tuner.store.database import Database
     from fastrun.tuner.terminal.phases import Phases
@@ -249,6 +249,8 @@ def _mixed(arguments: Namespace) -> int:
                 graph, network, data, labels, limit, database, one.threads, limits, progress, left
             )
     print_front(done.document())
+    if advice := too_few(done.document(), limit):
+        print(advice)
     if output:
         output.write_bytes(export_onnx(done.graph).SerializeToString())
         _save_plan(output, one)

@@ -27,7 +27,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.main import main
-from fastrun.precision import print_front
+from fastrun.precision import print_front, too_few
 from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision import tune
@@ -196,6 +196,16 @@ def test_a_front_is_kept_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "4 examples" in shown
     assert "agreement" in shown
     assert f"{len(document['expected'])} plans" in shown
+
+
+def test_too_few_examples_for_a_limit_are_told() -> None:
+    document = {"chosen": 0, "samples": 192, "validated": [{"lost": 0.0}, {"lost": 1 / 192}]}
+    told = "within 0.5 % none of 192 examples may change: give 400 or more, of which half calibrate"
+    assert too_few(document, 0.005) == told
+    assert too_few(document, 0.006) == ""
+    assert too_few({**document, "chosen": 1}, 0.005) == ""
+    # Each example has several answers.
+    assert too_few({**document, "validated": [{"lost": 0.001}]}, 0.005) == ""
 
 
 def test_bytes_without_a_rectifier_take_the_times_of_those_with_one() -> None:
