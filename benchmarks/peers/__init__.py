@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 
-NAMES = ("ort", "openvino", "torch", "ncnn", "mnn")
+NAMES = ("ort", "openvino", "torch", "ncnn", "mnn", "opencv")
 
 
 class LoadError(RuntimeError):
@@ -43,7 +43,7 @@ class Engine(Protocol):
 
     @property
     def packages(self) -> tuple[str, ...]:
-        """The Python packages that it needs; the first one has its version."""
+        """The Python packages that it needs, as they are imported; the first has its version."""
 
     def load(self, model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
         """Prepare a model whose inputs have fixed shapes.
@@ -63,7 +63,8 @@ def engine(name: str) -> Engine:
 
 def version(name: str) -> str:
     """The installed version of an engine."""
-    return importlib.metadata.version(engine(name).packages[0])
+    distributed = importlib.metadata.packages_distributions()[engine(name).packages[0]]
+    return importlib.metadata.version(distributed[0])
 
 
 def missing(name: str) -> str | None:

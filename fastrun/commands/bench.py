@@ -33,8 +33,8 @@ def options(parser: ArgumentParser) -> None:
         "--peers",
         type=_peers,
         metavar="A,B",
-        help="the other engines: ort, openvino, torch, ncnn, mnn, or none (default: all that are "
-        "installed)",
+        help="the other engines: ort, openvino, torch, ncnn, mnn, opencv, or none (default: all "
+        "that are installed)",
     )
     parser.add_argument(
         "--threads",
