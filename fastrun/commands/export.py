@@ -49,23 +49,25 @@ def run(arguments: Namespace) -> int:
     from fastrun.graph.aot.check import check
     from fastrun.graph.networks import load_network
     from fastrun.graph.passes.pipeline import optimise
+    from fastrun.loading import remarks
     from fastrun.tuner.networks.export import export
     from fastrun.tuner.records.units import plural, size
 
     given = shapes_of(arguments)
-    exported = export(
-        arguments.model,
-        arguments.out,
-        arguments.target,
-        threads=arguments.threads,
-        plan=arguments.plan,
-        database=arguments.db,
-        shapes=given,
-        name=arguments.name,
-        embed=arguments.embed,
-        max_weights=arguments.max_weights,
-        system=arguments.system,
-    )
+    with remarks():
+        exported = export(
+            arguments.model,
+            arguments.out,
+            arguments.target,
+            threads=arguments.threads,
+            plan=arguments.plan,
+            database=arguments.db,
+            shapes=given,
+            name=arguments.name,
+            embed=arguments.embed,
+            max_weights=arguments.max_weights,
+            system=arguments.system,
+        )
     for name, count in exported.files.items():
         print(f"{size(count):>9}  {arguments.out / name}")
     if exported.imports:

@@ -1,4 +1,4 @@
-"""`fastrun plan`, `run` and `show` of networks: what they print and write, mistakes in one line."""
+"""`fastrun plan`, `run`, `show`, `export` of networks: what they print and write, mistakes."""
 
 from __future__ import annotations
 
@@ -385,3 +385,22 @@ def test_classes_have_the_names_of_a_file(run: Run, classifier: Path, tmp_path: 
     code, out, err = run(*words, "--labels", tmp_path / "names.txt")
     assert code == 0, err
     assert re.search(rf"^ *{best} +kind {best} ", out, re.MULTILINE)
+
+
+def test_an_export_says_what_it_wrote(run: Run, classifier: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, said, remarks = run("export", classifier, "-o", out, "--name", "net")
+    assert code == 0
+    assert f"{out}/libnet.so" in said
+    assert "rms error" in said.split("native: ")[1].splitlines()[0]
+    (remark,) = remarks.splitlines()
+    assert remark.startswith("fastrun: ")
+    assert "nothing is tuned here" in remark
+    code, said, remarks = run(
+        "export", classifier, "-o", tmp_path / "w", "--target", "x86-64-v2", "--system", "windows"
+    )
+    assert code == 0
+    assert said.endswith("not run: it is for windows\n")
+    code, _, remarks = run("export", classifier, "-o", tmp_path / "no", "--target", "sparc")
+    assert code == 2
+    assert "no target 'sparc'" in remarks
