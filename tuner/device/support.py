@@ -19,12 +19,12 @@ def support(machine: str) -> Blob:
     `lead` and `serve` are the driver's; `live(argument)` binds a thread to cores and serves.
     `fill(address, size, word)` writes a word of four bytes again and again, `unlike` gives the
     place of the first byte that is no longer so, `differ(a, b, size)` that of the first different
-    byte, -1 if there is none. `copy(to, from, size)`. `timed(f, a, b)` gives the nanoseconds of
-    f(a, b), which may be the canary's `spin` and `walk`. `chain(memory, lines, stride)` lays a ring
-    of addresses through memory, and `chase(memory, steps)` follows it.
+    byte, -1 if there is none. `memcpy` and `memset` are C's. `timed(f, a, b)` gives the nanoseconds
+    of f(a, b), which may be the canary's `spin` and `walk`. `chain(memory, lines, stride)` lays a
+    ring of addresses through memory, and `chase(memory, steps)` follows it.
     """
     cpu = baseline(machine)
-    here = _SUPPORT
+    here = f"{_SUPPORT}\n{_LOOPS}"
     for name, number in NUMBERS[machine].items():
         here = here.replace(f"${name},", f"i64 {number},")
     texts = [f'target triple = "{cpu.triple}"\n\n{here}', canary_ir(cpu.triple),
@@ -93,51 +93,6 @@ define void @live(ptr %argument) #0 {
   ret void
 }
 
-define i64 @fill(ptr %to, i64 %size, i64 %word) #0 {
-entry:
-  br label %next
-next:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %one ]
-  %more = icmp ult i64 %i, %size
-  br i1 %more, label %one, label %out
-one:
-  %which = and i64 %i, 3
-  %bits = mul i64 %which, 8
-  %moved = lshr i64 %word, %bits
-  %byte = trunc i64 %moved to i8
-  %at = getelementptr i8, ptr %to, i64 %i
-  store i8 %byte, ptr %at, align 1
-  %i.next = add i64 %i, 1
-  br label %next
-out:
-  ret i64 0
-}
-
-define i64 @unlike(ptr %from, i64 %size, i64 %word) #0 {
-entry:
-  br label %next
-next:
-  %i = phi i64 [ 0, %entry ], [ %i.next, %same ]
-  %more = icmp ult i64 %i, %size
-  br i1 %more, label %one, label %none
-one:
-  %which = and i64 %i, 3
-  %bits = mul i64 %which, 8
-  %moved = lshr i64 %word, %bits
-  %byte = trunc i64 %moved to i8
-  %at = getelementptr i8, ptr %from, i64 %i
-  %found = load i8, ptr %at, align 1
-  %equal = icmp eq i8 %found, %byte
-  br i1 %equal, label %same, label %here
-same:
-  %i.next = add i64 %i, 1
-  br label %next
-here:
-  ret i64 %i
-none:
-  ret i64 -1
-}
-
 define i64 @chain(ptr %memory, i64 %lines, i64 %stride) #0 {
 entry:
   br label %next
@@ -171,8 +126,9 @@ next:
 out:
   ret i64 0
 }
+"""
 
-define i64 @differ(ptr %a, ptr %b, i64 %size) #0 {
+_OVER_BYTES = """define i64 @{name}({arguments}) #0 {{
 entry:
   br label %next
 next:
@@ -180,12 +136,7 @@ next:
   %more = icmp ult i64 %i, %size
   br i1 %more, label %one, label %none
 one:
-  %a.at = getelementptr i8, ptr %a, i64 %i
-  %b.at = getelementptr i8, ptr %b, i64 %i
-  %x = load i8, ptr %a.at, align 1
-  %y = load i8, ptr %b.at, align 1
-  %equal = icmp eq i8 %x, %y
-  br i1 %equal, label %same, label %here
+{body}
 same:
   %i.next = add i64 %i, 1
   br label %next
@@ -193,8 +144,35 @@ here:
   ret i64 %i
 none:
   ret i64 -1
-}
+}}
 """
+"""A loop over bytes: each goes on to `same`, or ends the loop by `here`."""
+
+_BYTE_OF_WORD = """  %which = and i64 %i, 3
+  %bits = mul i64 %which, 8
+  %moved = lshr i64 %word, %bits
+  %y = trunc i64 %moved to i8
+  %at = getelementptr i8, ptr %a, i64 %i"""
+
+_COMPARED = """  %x = load i8, ptr %at, align 1
+  %equal = icmp eq i8 %x, %y
+  br i1 %equal, label %same, label %here"""
+
+_OTHER_BYTE = """  %at = getelementptr i8, ptr %a, i64 %i
+  %b.at = getelementptr i8, ptr %b, i64 %i
+  %y = load i8, ptr %b.at, align 1"""
+
+_FILLED = """  store i8 %y, ptr %at, align 1
+  br label %same"""
+
+_LOOPS = "\n".join(
+    _OVER_BYTES.format(name=name, arguments=arguments, body=f"{first}\n{then}")
+    for name, arguments, first, then in (
+        ("fill", "ptr %a, i64 %size, i64 %word", _BYTE_OF_WORD, _FILLED),
+        ("unlike", "ptr %a, i64 %size, i64 %word", _BYTE_OF_WORD, _COMPARED),
+        ("differ", "ptr %a, ptr %b, i64 %size", _OTHER_BYTE, _COMPARED),
+    )
+)
 
 _LIBRARY = """attributes #0 = { nounwind "no-builtins" }
 
