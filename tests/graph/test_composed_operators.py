@@ -106,6 +106,13 @@ def test_pools_of_volumes(operator: str, attributes: dict[str, Any]) -> None:
     agrees(source, expected, x=x)
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_gathering_by_a_table_of_indices(axis: int) -> None:
+    x, indices = normal(2, 6, 5), np.int64([[0, 3, -1], [2, 2, 1]])
+    source = model([node("Gather", "x i", "y", axis=axis)], {"i": indices}, shape=x.shape)
+    agrees(source, x.take(indices, axis), x=x)
+
+
 @pytest.mark.parametrize("operator", ["GlobalMaxPool", "GlobalAveragePool"])
 def test_global_pools_of_volumes(operator: str) -> None:
     x = normal(2, 3, 5, 6, 4)
@@ -164,7 +171,10 @@ def test_filters_of_resizing(
     }  # fmt: skip
     resize = node("Resize", "x _ _ sizes", "y", **attributes)
     source = model([resize], {"sizes": np.int64([1, 2, *sizes])}, shape=x.shape, opset=19)
-    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    try:
+        (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    except TypeError:  # onnx before 1.23
+        pytest.skip("this onnx package cannot leave out what is outside in linear interpolation")
     agrees(source, expected, x=x)
 
 

@@ -26,7 +26,6 @@ INTERPRETED, NATIVE = 12 * SCALE, SCALE
 REFUSED = (
     "is empty",
     "does not fit into",  # a window larger than what it slides over; its division rounds to zero
-    "a list of indices",
     "windows each of which has a pixel",
     "as strides exceed the kernel",  # SAME with gaps between windows, on which engines differ
     "constant padding by",  # that crops more than there is, and so some of its own padding

@@ -203,8 +203,14 @@ def _gather(site: Site) -> None:
     size = site.shape(0)[axis]
     if indices.size and not -size <= indices.min() <= indices.max() < size:
         raise site.impossible(f"an index is outside an axis of {size}")
-    if indices.ndim:
+    if indices.ndim == 1 or (indices.ndim and site.is_constant(0)):
         site.finish(Gather(axis), *site.inputs)
+        return
+    if indices.ndim:  # a kernel reads a list of indices
+        listed = site.put(np.ascontiguousarray(indices.reshape(-1)))
+        site.finish(
+            Reshape(), site.emit(Gather(axis), site.inputs[0], listed), shape=site.result.shape
+        )
         return
     shape = site.shape(0)  # a single index: one entry, without the axis
     starts = tuple(int(indices) % size if i == axis else 0 for i in range(len(shape)))
