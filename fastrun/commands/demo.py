@@ -5,9 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 
 from fastrun.commands.report import write
-from fastrun.commands.tune import profile
 from fastrun.options import budget, conditions
 from fastrun.tuner.networks.targets import read_target
+from fastrun.tuning import Tuning
 
 DEMO_SECONDS = 110.0
 
@@ -29,5 +29,5 @@ def run(arguments: Namespace) -> int:
     arguments.quiet = arguments.keep_bits = False
     arguments.objectives, arguments.storage = ("time",), None
     with Database(arguments.db) as database:
-        code = profile(targets, database, arguments)
+        code = Tuning(targets, database, arguments).profile()
         return code or write(targets, database, arguments, None)

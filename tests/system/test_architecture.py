@@ -63,7 +63,7 @@ ONLY_HERE = {
                    "tuner/store/schema.py"},
     "matplotlib": {f"tuner/report/{name}.py" for name in ("style", "plots", "layer_plots")}
                   | {"benchmarks/accuracy/rendered.py"},
-    "rich": {f"tuner/terminal/{x}.py" for x in ("display", "board", "phases")},
+    "rich": {f"tuner/terminal/{x}.py" for x in ("display", "live", "board", "phases")},
     "onnx_ir": {"tuner/pytorch/conversion.py"},
     "threadpoolctl": {"tuner/measure/cores.py"},
     "jinja2": {"tuner/report/page.py"},

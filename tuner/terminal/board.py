@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,38 +21,31 @@ if TYPE_CHECKING:  # these load Optuna, which a table does not need
     from fastrun.tuner.search.problem_search import ProblemSearch
     from fastrun.tuner.search.progress import Progress
 from fastrun.tuner.terminal.display import HEARTBEAT, add_column, new_table
+from fastrun.tuner.terminal.live import Redrawn
 
 
-class Board:
+class Board(Redrawn):
     """Shows a run while it happens: an observer of `fast_run`, and a context manager.
 
     `budget` is that of the whole command, of which `fast_run` may be a part.
     """
 
     def __init__(self, console: Console, title: str, budget: Budget) -> None:
-        self._console, self._title, self._budget = console, title, budget
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        # A dumb terminal cannot replace text.
-        self._lively = console.is_terminal and not console.is_dumb_terminal
+        super().__init__(console)
+        self._title, self._budget = title, budget
         self._best: dict[str, float] = {}
         self._spoken = self._drawn = -math.inf
 
     def __enter__(self) -> Self:
         self._line(0.0, f"{self._title}; starting")
-        if self._lively:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._lively:
-            self._live.stop()
+        return super().__enter__()
 
     def __call__(self, progress: Progress) -> None:
-        if self._lively:
+        if self.lively:
             now = time.monotonic()
             if now - self._drawn > 0.1 or progress.stage == "done":
                 self._drawn = now
-                self._live.update(self._picture(progress), refresh=True)
+                self.draw(self._picture(progress))
         else:
             self._narrate(progress)
 
@@ -66,11 +58,11 @@ class Board:
         bar = ProgressBar(total=1.0, completed=self._share(progress), width=24)
         status.add_row(Text(" · ".join(state)), bar)
         table = new_table()
-        room = max(20, self._console.width - 50)
+        room = max(20, self.console.width - 50)
         table.add_column("\nlayer", no_wrap=True, overflow="ellipsis", max_width=room)
         for head in ("\nn>", "\ntrials>", "naive\nms>", "best\nms>", "over\nnaive>", "\nalgorithm"):
             add_column(table, head)
-        shown = _most_recent(progress.searches, newest, max(3, self._console.height - 9))
+        shown = _most_recent(progress.searches, newest, max(3, self.console.height - 9))
         for search in shown:
             active = newest is not None and str(search.problem) == newest.problem
             table.add_row(*_layer(search), style="bold" if active else None)
@@ -126,7 +118,7 @@ class Board:
         return [f"new best {ms(took)} ms{gain}: {record.schedule}"]
 
     def _line(self, at: float, text: str) -> None:
-        if not self._lively and not self._console.quiet:
+        if not self.lively and not self.console.quiet:
             self._spoken = at
             print(f"[{at:6.1f} s] {text}", file=sys.stderr, flush=True)
 
