@@ -74,6 +74,9 @@ ONLY_HERE = {
 OPTIONAL = {"timm", "ipython"}
 """Libraries that are used where they are installed, and that no extra asks for."""
 
+NAMED = {"cv2": ["opencv-python-headless"]}
+"""Distributions, by what is imported, of libraries that tests do not need installed."""
+
 
 @functools.cache
 def sources() -> list[Path]:
@@ -165,7 +168,7 @@ def test_declared_libraries_are_imported_where_the_comment_says() -> None:
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
-    distributions = packages_distributions()
+    distributions = NAMED | packages_distributions()
     known = {*declared(), *OPTIONAL}
     for path in sources():
         for name in imports(path) - sys.stdlib_module_names:
