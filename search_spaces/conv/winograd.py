@@ -6,6 +6,7 @@ import math
 
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.conv.winograd import CHUNKS, heuristic, largest_error, template
+from fastrun.kernels.conv.winograd.parts import widened
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.transform import (
     POINTS,
@@ -21,7 +22,9 @@ from fastrun.kernels.core.types import Types
 from fastrun.search_spaces.space import Space, blocked_layouts, upto
 
 
-def space(p: ConvProblem, cpu: Cpu) -> Space:
+def space(whole: ConvProblem, cpu: Cpu) -> Space:
+    p = widened(whole)
+
     def alphas(s: Schedule) -> tuple[int, int]:
         return s.mh + p.kernel[0] - 1, s.mw + p.kernel[1] - 1
 
@@ -64,11 +67,11 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     return Space(
         Schedule,
         {
-            "layout": ["NHWC", *blocked_layouts(p, cpu)],
+            "layout": ["NHWC", *blocked_layouts(whole, cpu)],
             "mh": tile_sizes(p.kernel[0], down),
             "mw": tile_sizes(p.kernel[1], across),
             "points": POINTS,
-            "nr_tiles": sorted({heuristic(p, cpu).nr_tiles, *upto(most, *blocks)}),
+            "nr_tiles": sorted({heuristic(whole, cpu).nr_tiles, *upto(most, *blocks)}),
             "cols": [1, 2, 3, 4],
             "unroll": [2, 4, 8],
             "oc_block": [1, 4],

@@ -18,7 +18,7 @@ from fastrun.graph.core.problems import conv_problem, convolutions
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choice, crossed, heuristic_choices
-from fastrun.graph.plan.forms import Costs, Form
+from fastrun.graph.plan.forms import Costs, Form, layouts_text
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan, make_plan
 from fastrun.graph.reference import interpreter as reference
@@ -168,7 +168,8 @@ def test_a_schedule_that_cannot_be_built_gives_way() -> None:
     name = next(iter(plan.forms))
     form = plan.forms[name]
     p = conv_problem(graph, graph.nodes[0])
-    schedule = replace(direct.template.heuristic(p, CPU), tile_w=28, cols=9)
+    layout = layouts_text(form)
+    schedule = replace(direct.template.heuristic(p, CPU), layout=layout, tile_w=28, cols=9)
     greedy = direct.template.text(schedule)
     forms = {**plan.forms, name: replace(form, algorithm=greedy)}
     steps = follow_plan(graph, replace(plan, forms=forms), CPU).steps

@@ -54,7 +54,7 @@ def check(graph: Graph, choose: Choose = HEURISTIC, threads: int = 1) -> Executa
         off = np.abs(found[name] - value)
         rms = np.sqrt(np.mean(value**2))
         share = float((off > 1e-4 * rms).mean())
-        assert share < 0.02, f"{share:.1%} of {name} differ"
+        assert share < 0.04, f"{share:.1%} of {name} differ"
         assert off.max() < 0.1 * rms
     return executable
 

@@ -1,5 +1,6 @@
 """Winograd: exact matrices, every size of tile on ragged maps, accuracy, and what tasks share."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import product
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastrun.kernels.conv import winograd, winograd_naive
+from fastrun.kernels.conv.winograd.parts import Axis, Parts, widened
 from fastrun.kernels.conv.winograd.transform import (
     POINTS,
     Transform,
@@ -46,6 +48,52 @@ def times(matrix, columns):
 
 def transposed(matrix):
     return [list(column) for column in zip(*matrix, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"), [(7, 2), (4, 2), (3, 2), (11, 4), (2, 3), (9, 1), (13, 1)]
+)
+def test_parts_have_every_tap_once(kernel: int, stride: int) -> None:
+    axis = Axis.of(kernel, stride)
+    taps = sorted(int(tap) for tap in axis.numbers(kernel).ravel() if tap < kernel)
+    assert taps == list(range(kernel))
+    assert axis.taps <= 7
+
+
+PARTS = [
+    # A network's first layer; channels that fill no vector; an axis without stride; a large
+    # filter; images, groups, residual
+    "conv 1x3x23x29 20x7x7 s2 p3 bias relu",
+    "conv 1x20x13x11 17x4x4 s2 p1 bias",
+    "conv 1x16x9x17 16x5x3 s1x3 p2x0",
+    "conv 1x18x11x12 9x9x10 s1 p4 bias",
+    "conv 2x32x9x10 48x3x3 s2 p0,1,1,0 g2 bias add relu",
+    "conv 1x5x41x1 16x11x1 s1 p5x0",
+]
+
+
+@pytest.mark.parametrize("text", PARTS)
+def test_strided_and_large_filters(text: str) -> None:
+    """The heuristic's, and other tiles and tasks, in plain and blocked layouts."""
+    p = ConvProblem.parse(text)
+    usual = winograd.heuristic(p, CPU)
+    wide = min(2, max(widened(p).kernel[1] - 1, 1))
+    plain = replace(usual, layout="NHWC", mh=2, mw=wide, nr_tiles=3, split="channels", oc_block=2)
+    blocked = replace(usual, layout="NCHW8c", nr_tiles=7, split="tiles", cols=1)
+    for s in (usual, plain) if p.groups > 1 else (usual, plain, blocked):
+        assert rms_error(p, winograd.template, s) < RMS_LIMIT, s
+
+
+def test_parts_are_few_products() -> None:
+    """A 7x7 filter of stride 2 is four of 4x4: of 196 taps 147 are its own."""
+    p = ConvProblem.parse("conv 1x3x224x224 64x7x7 s2 p3 bias relu")
+    inner = widened(p)
+    assert (Parts.of(p).count, inner.c, inner.kernel, inner.stride) == (4, 12, (4, 4), (1, 1))
+    assert (inner.oh, inner.ow) == (p.oh, p.ow)
+    assert winograd.rank(p, CPU) > 1
+    assert winograd.rank(ConvProblem.parse("conv 1x256x14x14 256x3x3 s2 p1"), CPU) == 0
+    dilated = ConvProblem.parse("conv 1x16x33x33 16x3x3 s2 p2 d2")
+    assert "gaps" in (winograd.why_not(dilated, CPU) or "")
 
 
 @pytest.mark.parametrize("points", POINTS)

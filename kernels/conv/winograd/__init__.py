@@ -18,6 +18,7 @@ from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.reduction import share_met
 from fastrun.kernels.codegen.tiling import channel_lanes, check_groups, cover, tile_count
+from fastrun.kernels.conv.winograd.parts import Parts, expansion, refusal, widened
 from fastrun.kernels.conv.winograd.rounding import OUTPUT_RMS, Rounding, input_is_exact
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.steps import LINE, Steps, max_rows
@@ -31,7 +32,7 @@ from fastrun.kernels.conv.winograd.transform import (
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I16, U8
-from fastrun.kernels.core.layout import Layout
+from fastrun.kernels.core.layout import NHWC, Layout, layout_text
 from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -51,6 +52,8 @@ MAX_STEPS = 0.1
 
 # The share of the direct method's cost up to which Winograd is faster, since it moves more data.
 PAYS = 0.95
+# The same for filters in parts, each of which transforms the input anew.
+PARTS_PAY = 0.9
 # Columns of the direct method's usual tile.
 TILE = 9
 
@@ -59,9 +62,9 @@ CHUNKS = (256, 128, 64)
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
-    if p.stride != (1, 1):
-        return "Winograd needs stride 1"
-    if _sizes(p) == [(1, 1)]:
+    if reason := refusal(p):
+        return reason
+    if _sizes(widened(p)) == [(1, 1)]:
         return f"no axis has both 2 to {ALPHA - 1} taps and several outputs that could share work"
     if p.groups > 1 and p.group_c == 1:
         return "a depthwise convolution sums over no channels"
@@ -69,21 +72,24 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    return heuristic_with_tile(p, cpu, *_best_sizes(p, _careful(p)))
+    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), _careful(p)))
 
 
 def careful(p: ConvProblem, cpu: Cpu, max_error: float) -> Schedule:
     """The heuristic's schedule among tiles with an expected error of at most `max_error`."""
-    return heuristic_with_tile(p, cpu, *_best_sizes(p, min(max_error, _careful(p))))
+    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), min(max_error, _careful(p))))
 
 
 def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     """The heuristic's schedule for tiles of mh x mw outputs."""
-    points, chunk = _exact_enough(p, (mh, mw))
-    block = cpu.block
+    narrow, block = p.group_c < cpu.block, cpu.block
     integer = p.precision.integer
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
     layout = Layout("NHWC" if grouped or integer else f"NCHW{block}c")
+    # A block would hold more padding than channels, for each part of the filter.
+    source = NHWC if narrow and Parts.of(p).count > 1 else layout
+    p = widened(p)
+    points, chunk = _exact_enough(p, (mh, mw))
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
     # One plane of a block and its products fit L1 beside a stream of weights, and all planes fit
@@ -107,7 +113,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     vectors = -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu))
     weight_bytes = kind.bytes(planes * p.c * p.group_oc)
     return Schedule(
-        layout=str(layout),
+        layout=layout_text(source, layout),
         mh=mh,
         mw=mw,
         points=points,
@@ -129,7 +135,7 @@ def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
     tiles, passed = steps.blocks[0].size, min(s.oc_block, tile_count(steps.panels))
     rows = min(steps.rows, tiles)
     width = steps.panels[0].size
-    plane = steps.element.bytes(tiles * p.group_c)
+    plane = steps.element.bytes(tiles * steps.p.group_c)
     through = F32.bytes(tiles * width * steps.lanes)
     of_pass = steps.product_bytes
     taken = registers(rows, width) + steps.dot.registers
@@ -294,13 +300,15 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     Winograd saves too little along one axis, or if few tiles share the larger weights. Where most
     taps lie in padding, as with wide dilations, the direct method has less to do.
     """
+    whole, p = p, widened(p)
     least = 8 if min(p.kernel) > 1 else 32
     pays = max(p.kernel) <= 7 and min(p.group_c, p.group_oc) >= least
     if p.precision.integer and not dots(p.precision, cpu)[0].widens:
         tiles = p.n * math.prod(tile_grid(p, (4, 4)))
         pays &= min(p.kernel) > 1 and min(p.group_c, p.group_oc) >= 16 and tiles >= 8
     if pays and not p.precision.integer:
-        pays = _cost(p, _best_sizes(p, _careful(p))) < PAYS * _direct_cost(p)
+        most = (PAYS if p is whole else PARTS_PAY) * _direct_cost(whole)
+        pays = _cost(p, _best_sizes(p, _careful(p))) < most
     return 5 if pays else 0
 
 
@@ -308,7 +316,7 @@ def grain(p: ConvProblem, s: Schedule) -> int:
     """The rows of a block of tiles, for which the weights are read once."""
     if s.split == "channels" or p.dilation[0] > 1:
         return p.oh
-    return s.mh * -(-s.nr_tiles // tile_grid(p, (s.mh, s.mw))[1])
+    return s.mh * -(-s.nr_tiles // tile_grid(widened(p), (s.mh, s.mw))[1])
 
 
 template = KernelTemplate(
@@ -321,10 +329,10 @@ template = KernelTemplate(
     rows_alike=False,
     grain=grain,
     takes=lambda types, cpu: types.src is F32 or (types.integer and bool(dots(Types.pairs(), cpu))),
-    error=lambda p, s: _error(p, (s.mh, s.mw), s.points, s.chunk),
+    error=lambda p, s: _error(widened(p), (s.mh, s.mw), s.points, s.chunk),
     careful=careful,
     levels=levels,
-    expansion=lambda p, s: math.prod(
-        (m + k - 1) / k for m, k in zip((s.mh, s.mw), p.kernel, strict=True)
+    expansion=lambda p, s: expansion(
+        p, math.prod(m + k - 1 for m, k in zip((s.mh, s.mw), widened(p).kernel, strict=True))
     ),
 )

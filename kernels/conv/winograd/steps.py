@@ -36,6 +36,7 @@ from fastrun.kernels.codegen.tiling import (
     start_of,
     tile_count,
 )
+from fastrun.kernels.conv.winograd.parts import Parts, widened
 from fastrun.kernels.conv.winograd.rounding import Rounding
 from fastrun.kernels.conv.winograd.schedule import Schedule
 from fastrun.kernels.conv.winograd.transform import (
@@ -67,7 +68,9 @@ class Steps:
     With a `rounding` the planes are int16, the products float32 as ever.
     """
 
-    p: ConvProblem
+    whole: ConvProblem
+    p: ConvProblem  # the same with the parts of the filter as channels
+    parts: Parts
     s: Schedule
     io: Io
     vertical: Transform
@@ -81,13 +84,14 @@ class Steps:
     rounding: Rounding | None
 
     @classmethod
-    def of(cls, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Steps:
+    def of(cls, whole: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Steps:
         """The steps of a schedule.
 
         Raises:
             ScheduleError: no transform of that size, no register tile of that width, or no such
                 products.
         """
+        p = widened(whole)
         for m, r in zip((s.mh, s.mw), p.kernel, strict=True):
             check(r > 1 or m <= ALPHA, f"no tile has {m} inputs on an axis, but up to {ALPHA}")
         try:
@@ -107,7 +111,7 @@ class Steps:
         dot = dot_of(types, s.dot, cpu)
         per_lane = F32.bits // rounding.arithmetic.bits if rounding else 1
         wide = replace(cpu, lanes=cpu.lanes * per_lane)
-        input_lanes = channel_lanes(p.group_c, io.src.layout, wide, of_lanes)
+        input_lanes = channel_lanes(whole.group_c, io.src.layout, wide, of_lanes)
         if rounding:
             enough = rounding.chunk >= min(input_lanes, p.group_c)
             check(enough, f"chunk={s.chunk}: a vector has {input_lanes} channels")
@@ -116,8 +120,9 @@ class Steps:
         check(rows > 0, "tile needs too many registers")
         blocks = cover(tiles, s.nr_tiles)
         return cls(
-            p, s, io, vertical, horizontal, blocks, panels, rows, input_lanes, lanes, dot, rounding
-        )
+            whole, p, Parts.of(whole), s, io, vertical, horizontal, blocks, panels, rows,
+            input_lanes, lanes, dot, rounding,
+        )  # fmt: skip
 
     @property
     def planes(self) -> int:
@@ -126,8 +131,12 @@ class Steps:
 
     @property
     def input_vectors(self) -> int:
-        """Vectors of a group's input channels."""
-        return -(-self.p.group_c // self.input_lanes)
+        """Vectors of a group's input channels, of all parts of the filter."""
+        return self.parts.count * self._part_vectors
+
+    @property
+    def _part_vectors(self) -> int:
+        return -(-self.whole.group_c // self.input_lanes)
 
     @property
     def passes(self) -> int:
@@ -161,7 +170,8 @@ class Steps:
         In front of those that are rounded are what units of their sums are: group, plane, channel.
         """
         p, width, group_of = self.p, self.panels[-1].end * self.lanes, self.dot.group
-        filters = weights.reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
+        filters = self.parts.filters(weights)
+        filters = filters.reshape(p.groups, p.group_oc, p.group_c, *p.kernel)
         taps = np.zeros((p.groups, p.group_c, width, *p.kernel), np.float32)
         taps[:, :, : p.group_oc] = filters.swapaxes(1, 2)
         sizes = [run.size * self.lanes for run in self.panels for _ in range(run.count)]
@@ -198,9 +208,15 @@ class Steps:
         self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
     ) -> None:
         """Bt d B of one vector of channels for the tiles of a block: columns first, then rows."""
-        p, lanes = self.p, self.input_lanes
+        p, lanes = self.whole, self.input_lanes
         planes = self._planes(memory, lanes).at(vector)
         src = k.tensor("src", self.io.src, y=-p.padding[0], x=-p.padding[1])
+        down, across = self.parts.vertical, self.parts.horizontal
+        below: Int = 0
+        beside: Int = 0
+        if self.parts.count > 1:
+            part, vector = vector // self._part_vectors, vector % self._part_vectors
+            below, beside = part // across.count * down.apart, part % across.count * across.apart
         src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
         height, width = self.vertical.alpha, self.horizontal.alpha
         arithmetic = self.rounding.arithmetic if self.rounding else F32
@@ -208,14 +224,22 @@ class Steps:
         # A tile that exceeds the image reads the last pixels again. Its outputs inside the image
         # do not depend on them, and nothing beyond the padding is read.
         dy, dx = p.dilation
-        last_y, last_x = p.oh - 1 + (p.kernel[0] - 1) * dy, p.ow - 1 + (p.kernel[1] - 1) * dx
+        last_y, last_x = (
+            (n - 1) * step + (taps - 1) * apart
+            for n, step, taps, apart in zip(
+                (p.oh, p.ow), p.stride, p.kernel, p.dilation, strict=True
+            )
+        )
         with self._tiles(k, block) as (tile, image, top, left):
-            rows = [src.at(image, 0, least(top + i * dy, last_y)) for i in range(height)]
+            rows = [
+                src.at(image, 0, least((top + i * dy) * down.step + below, last_y))
+                for i in range(height)
+            ]
             for x in range(width):
-                at = least(left + x * dx, last_x)
+                at = least((left + x * dx) * across.step + beside, last_x)
                 column = [row.load(0, 0, 0, at, lanes=lanes).to(arithmetic) for row in rows]
                 for row in rows:
-                    row.prefetch(0, 0, 0, left + x * dx + width)
+                    row.prefetch(0, 0, 0, (left + x * dx + width) * across.step)
                 for i, value in enumerate(self.vertical.of_input(column)):
                     half.store(value, i, x)
             for y in range(height):
@@ -272,7 +296,13 @@ class Steps:
                 channels = self.p.group_c - chunks.start * self.input_lanes
                 channels = channels if last else chunks.size * self.input_lanes
                 position = first * (self.input_lanes // self.dot.group)
-                self._add_products(k, acc, inputs.at(first), weights.at(position), channels)
+                if self.parts.count > 1 and self.whole.group_c % self.input_lanes:
+                    channels = self.whole.group_c  # each part's last vector is not full
+                    with k.loop(self.parts.count) as part:
+                        vector, place = part * self._part_vectors, part * channels
+                        self._add_products(k, acc, inputs.at(vector), weights.at(place), channels)
+                else:
+                    self._add_products(k, acc, inputs.at(first), weights.at(position), channels)
                 for i, j in acc:
                     value = acc[i, j]
                     if units:
