@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph, Node
+from fastrun.graph.core.ops import Conv, Pad, Pool, Unary
 from fastrun.kernels.core.dtype import S8, U8
 from fastrun.kernels.core.types import Types
 
@@ -34,6 +35,35 @@ def integer_weights(graph: Graph, name: str) -> NDArray[Any] | None:
     if not grid or grid.dtype is not S8 or grid.block or name not in graph.constants:
         return None
     return graph.integers(name)
+
+
+def counts_signs(graph: Graph, node: Node) -> bool:
+    """Whether a convolution multiplies signs by signs, with one magnitude for each filter.
+
+    Then its result in float32 is that of one bit. Its input is 1 or -1, also where it was padded
+    with such numbers, or is the maximum of some.
+    """
+    op, weights = node.op, graph.constants.get(node.inputs[1])
+    if not isinstance(op, Conv) or weights is None or any(op.padding) or op.groups > 1:
+        return False
+    sizes = np.abs(weights.reshape(len(weights), -1))
+    return bool((sizes == sizes[:, :1]).all()) and _bipolar(graph, node.inputs[0])
+
+
+def _bipolar(graph: Graph, name: str) -> bool:
+    """Whether all values of a tensor are known to be 1 or -1."""
+    producer = graph.producers.get(name)
+    match producer.op if producer else None:
+        case Unary("bipolar"):
+            return True
+        case Pad(mode="constant", value=value):
+            inside = abs(value) == 1
+        case Pool("max", padding=padding, ceil=False):
+            inside = not any(padding)
+        case _:
+            return False
+    assert producer is not None
+    return inside and _bipolar(graph, producer.inputs[0])
 
 
 def weight_bits(weights: NDArray[Any]) -> int:

@@ -12,6 +12,7 @@ from fastrun.graph.core.model import Graph, Node, Shape
 from fastrun.graph.core.ops import Conv, Foreign
 from fastrun.graph.core.precision import (
     byte_grid,
+    counts_signs,
     exact_grid,
     float_reason,
     integer_weights,
@@ -88,7 +89,7 @@ def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
 
     The first is that of float32. Integers follow as far as `float_reason` allows: with
     output in u8 if it has a grid, and the residual too, if there is one; with output in
-    float32 unless the output must be u8.
+    float32 unless the output must be u8. One bit follows where signs are multiplied.
 
     Raises:
         UnsupportedError: as `conv_problem`.
@@ -103,6 +104,8 @@ def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
         inputs = f"u8s{weight_bits(weights)}"
         for output in ["u8"] * to_bytes + ["f32"] * to_float:
             found.append(replace(plain, types=f"{inputs}>{output}"))
+    if counts_signs(graph, node):
+        found.append(replace(plain, types="b1"))
     return [plain, *found]
 
 

@@ -38,6 +38,20 @@ def recognise_gates(graph: Graph) -> Graph:
     return edit.done()
 
 
+def recognise_signs(graph: Graph) -> Graph:
+    """Write sign(sign(x) + 1/2), the sign that is one at zero, as one function.
+
+    NaN becomes one, as it does where only signs count.
+    """
+    edit = Edit(graph)
+    for node in edit:
+        if node.op == Unary("sign"):
+            x = _argument(edit, _sum(edit, node.inputs[0], 0.5), "sign")
+            if x:
+                edit.replace(node, replace(node, op=Unary("bipolar"), inputs=(x,)))
+    return edit.done()
+
+
 def recognise_layer_norm(graph: Graph) -> Graph:
     """Write the normalisation of the last axis, as exporters write it out, as one operator.
 

@@ -17,6 +17,7 @@ from fastrun.graph.passes.patterns import (
     recognise_channel_shuffle,
     recognise_gates,
     recognise_layer_norm,
+    recognise_signs,
 )
 from fastrun.graph.passes.products import (
     convolve_dense,
@@ -44,6 +45,7 @@ PASSES: tuple[Pass, ...] = (
     recognise_channel_shuffle,
     merge_moves,
     recognise_gates,
+    recognise_signs,
     recognise_layer_norm,
     fuse_bias,
     separate_rows,

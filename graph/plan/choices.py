@@ -52,6 +52,9 @@ _WIDENED = 2.0
 # Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
 _PAIRS, _FEWER_BYTES = 0.6, 0.9
 
+# Time with one bit.
+_COUNTED = 0.15
+
 # The part of whole blocks up to which a tensor in half blocks is worth a try.
 _FILLED = 0.9
 
@@ -105,7 +108,9 @@ def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
 
 
 def _of_rounded(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
-    """The expected time with weights of 16 bits as a multiple of that of float32."""
+    """The expected time with weights of 16 bits or one as a multiple of that of float32."""
+    if p.precision.signs:
+        return _COUNTED
     if getattr(preferred.heuristic(p, cpu), "dot", ""):
         return _PAIRS
     return _FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0

@@ -28,6 +28,7 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.core.problems import problem_of
 from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate, convolve, erf
+from fastrun.kernels.core.signs import signs
 
 F64 = NDArray[np.float64]
 
@@ -56,6 +57,7 @@ UNARY: dict[str, Callable[[Any, float, float], Any]] = {
     "neg": lambda x, a, b: -x,
     "abs": lambda x, a, b: np.abs(x),
     "sign": lambda x, a, b: np.sign(x),
+    "bipolar": lambda x, a, b: signs(x),
     "floor": lambda x, a, b: np.floor(x),
     "ceil": lambda x, a, b: np.ceil(x),
     "round": lambda x, a, b: np.round(x),

@@ -229,7 +229,7 @@ def _slice(to: Nodes, name: str, op: Slice, x: str, output: str) -> None:
 
 def _unary(to: Nodes, name: str, op: Unary, x: str, output: str) -> None:
     """A function of one value; those that ONNX lacks are composed."""
-    if op.function in ("relu6", "silu", "gelu", "gelu_tanh"):
+    if op.function in ("relu6", "silu", "gelu", "gelu_tanh", "bipolar"):
         _composed(to, name, op.function, x, output)
         return
     if op.function == "pow":
@@ -265,6 +265,8 @@ def _composed(to: Nodes, name: str, function: str, x: str, output: str) -> None:
             to.put(name, "Clip", x, to.number(name, 0), to.number(name, 6), output=output)
         case "silu":
             binary("Mul", x, to.put(name, "Sigmoid", x), output)
+        case "bipolar":
+            to.put(name, "Sign", binary("Add", to.put(name, "Sign", x), 0.5), output=output)
         case "gelu":
             gate = binary("Add", to.put(name, "Erf", binary("Div", x, math.sqrt(2))), 1)
             binary("Mul", binary("Mul", x, gate), 0.5, output)

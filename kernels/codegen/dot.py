@@ -311,6 +311,8 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
 
     If weights are bf16 there is a product of pairs of bf16, which rounds float32 input as well.
     """
+    if types.signs:
+        return []
     x86 = cpu.machine == "x86_64"
     vnni = has(cpu, "avx512vnni") or has(cpu, "avxvnni")
     if types.src is I16:

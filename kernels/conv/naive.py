@@ -53,5 +53,5 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
 
 template = KernelTemplate(
-    "naive", Schedule, why_not, heuristic, build, baseline=True, takes=lambda types, cpu: True
+    "naive", Schedule, why_not, heuristic, build, baseline=True, takes=lambda t, cpu: not t.signs
 )

@@ -50,7 +50,8 @@ class ConvProblem:
 
     Raises:
         ProblemError: a size is not positive, groups do not divide the channels, the filter is
-            larger than the padded image, or sums of integers can exceed int32.
+            larger than the padded image, sums of integers can exceed int32, or there is padding
+            or there are groups of one bit.
     """
 
     n: int
@@ -84,6 +85,11 @@ class ConvProblem:
         except ValueError as error:
             raise ProblemError(str(error)) from None
         object.__setattr__(self, "types", canonical)
+        if self.precision.signs and (any(self.padding) or self.groups > 1):
+            raise ProblemError(
+                "types b1 have no padding and no groups: a padded zero has no sign, so pad the "
+                "input with ones before"
+            )
         if self.precision.integer and self.depth * 255 * self.precision.largest >= 1 << 31:
             raise ProblemError(f"sums of {self.depth} products of {canonical} can exceed int32")
         if self.oh < 1 or self.ow < 1:
@@ -258,7 +264,7 @@ _OPTIONS: list[tuple[str, str, Callable[[str], object]]] = [
     ("(bias)", "bias", bool),
     ("(add)", "add", bool),
     (f"({_ACTIVATION})", "activation", str),
-    (r"(u8s\S+|f32b?f16|bf16\S*)", "types", str),
+    (r"(u8s\S+|f32b?f16|bf16\S*|b1)", "types", str),
 ]
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastrun.kernels.core.problem import ConvProblem, slope
+from fastrun.kernels.core.signs import by_signs, signs
 
 F64 = NDArray[np.float64]
 
@@ -24,12 +25,14 @@ def convolve(
     bias: NDArray[Any] | None = None,
     add: NDArray[Any] | None = None,
 ) -> F64:
-    """`activation(conv(x) + bias + add)` in float64.
+    """`activation(conv(x) + bias + add)` in float64; of types `b1` by the signs.
 
     Shapes: x (n, c, h, w), weights (oc, c/groups, kh, kw), bias (oc,), add and result
     (n, oc, oh, ow). Computed as matrix products of a group's filters with patches of some output
     rows, few enough that the patches stay in the cache.
     """
+    if p.precision.signs:
+        x, weights = signs(x), by_signs(weights)
     top, left, bottom, right = p.padding
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (top, bottom), (left, right)))
     padded = padded.reshape(p.n, p.groups, p.group_c, *padded.shape[2:])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I16, I32, S8, U8, DType
 
-TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|bf16|bf16>f32"
+TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|bf16|bf16>f32|b1"
 """The words in short, for messages."""
 
-_WORDS = r"u8s[2-8](>(u8|f32))?|f32f16|f32bf16|bf16(>(bf16|f32))?"
+_WORDS = r"u8s[2-8](>(u8|f32))?|f32f16|f32bf16|bf16(>(bf16|f32))?|b1"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Types:
 
     Integer weights have `bits` bits: their absolute values are at most 2^(bits - 1). Input of type
     u8 means (stored - zero point) * scale; weights of type s8 are symmetric, with a scale for each
-    output channel.
+    output channel. With one bit tensors are float32 and count by their signs.
     """
 
     src: DType = F32
@@ -32,6 +32,11 @@ class Types:
     def integer(self) -> bool:
         """Whether products and sums are integers."""
         return self.src is U8
+
+    @property
+    def signs(self) -> bool:
+        """Whether float32 input and weights count by their signs alone."""
+        return self.bits == 1
 
     @property
     def sums(self) -> DType:
@@ -46,6 +51,8 @@ class Types:
     def __str__(self) -> str:
         if self.integer:
             return f"u8s{self.bits}>{self.dst.name}"
+        if self.signs:
+            return "b1"
         if self.src is I16:
             return "s16"
         if self.src is BF16:
@@ -69,6 +76,8 @@ class Types:
             raise ValueError(f"unknown types {word!r}: use {TYPES}")
         if not word:
             return cls()
+        if word == "b1":
+            return cls(bits=1)
         inputs, _, output = word.partition(">")
         if inputs.startswith("u8s"):
             return cls(U8, S8, BY_NAME[output or "u8"], int(inputs[3:]))

@@ -281,6 +281,11 @@ def _sign(x: Vec) -> Vec:
     return x.k.blend(compare("one", x, 0.0), one, x)
 
 
+def _bipolar(x: Vec) -> Vec:
+    one = x.k.const(1.0, x.lanes)
+    return x.k.blend(compare("olt", x, 0.0), one * -1.0, one)
+
+
 def _power(x: Vec, exponent: float) -> Vec:
     """x to a constant power: by products and roots if the exponent is a small multiple of 1/2."""
     k = x.k
@@ -329,6 +334,7 @@ UNARY: dict[str, Callable[[Vec, float, float], Vec]] = {
     "neg": lambda x, a, b: x * -1.0,
     "abs": lambda x, a, b: absolute(x),
     "sign": lambda x, a, b: _sign(x),
+    "bipolar": lambda x, a, b: _bipolar(x),
     "floor": lambda x, a, b: x.k.intrinsic("floor", x),
     "ceil": lambda x, a, b: x.k.intrinsic("ceil", x),
     "round": lambda x, a, b: x.k.intrinsic("roundeven", x),
@@ -337,7 +343,8 @@ UNARY: dict[str, Callable[[Vec, float, float], Vec]] = {
 }  # fmt: skip
 """Functions of one value by their names in graphs, with parameters a and b.
 
-`pow` is x to the constant power a; `sin` and `cos` are the C library's.
+`pow` is x to the constant power a; `sin` and `cos` are the C library's. `bipolar` is -1 below zero,
+else 1.
 """
 
 BINARY: dict[str, Callable[[Vec, Vec], Vec]] = {

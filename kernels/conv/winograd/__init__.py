@@ -319,6 +319,13 @@ def grain(p: ConvProblem, s: Schedule) -> int:
     return s.mh * -(-s.nr_tiles // tile_grid(widened(p), (s.mh, s.mw))[1])
 
 
+def takes(types: Types, cpu: Cpu) -> bool:
+    """Float32 input that counts by more than its signs, and integers by products of int16."""
+    if types.integer:
+        return bool(dots(Types.pairs(), cpu))
+    return types.src is F32 and not types.signs
+
+
 template = KernelTemplate(
     "winograd",
     Schedule,
@@ -328,7 +335,7 @@ template = KernelTemplate(
     rank,
     rows_alike=False,
     grain=grain,
-    takes=lambda types, cpu: types.src is F32 or (types.integer and bool(dots(Types.pairs(), cpu))),
+    takes=takes,
     error=lambda p, s: _error(widened(p), (s.mh, s.mw), s.points, s.chunk),
     careful=careful,
     levels=levels,
