@@ -35,13 +35,14 @@ OBJECTIVES = {
 class SearchOptions:
     """How to search; the defaults are those of `fastrun tune`.
 
-    `seed` is that of the random numbers. `algorithms` restricts the search to those named, and
-    their fields to those of `winograd(mh=2|4, prefetch=0)`. Schedules outside of `limits` are
-    recorded but cannot win. `protocol` says how a trial is timed. The final is raced in the
-    measurer's regime and in the regimes `also` given. `objectives` are names in `OBJECTIVES` that
-    the studies minimise; several need a sampler for several values, and the incumbent is the
-    fastest schedule all the same. `storage` keeps the studies, which are in memory without it: one
-    of Optuna, or `tuner.search.storage.journal`, which costs far less than the others.
+    `seed` is that of the random numbers; proposals of samplers that look at times repeat only as
+    far as the times do. `algorithms` restricts the search to those named, and their fields to those
+    of `winograd(mh=2|4, prefetch=0)`. Schedules outside of `limits` are recorded but cannot win.
+    `protocol` says how a trial is timed. The final is raced in the measurer's regime and in the
+    regimes `also` given. `objectives` are names in `OBJECTIVES` that the studies minimise; several
+    need a sampler for several values, and the incumbent is the fastest schedule all the same.
+    `storage` keeps the studies, which are in memory without it: one of Optuna, or
+    `tuner.search.storage.journal`, which costs far less than the others.
     """
 
     seed: int = 0

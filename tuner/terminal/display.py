@@ -6,6 +6,7 @@ Colours follow the terminal and NO_COLOR. They repeat what the words say.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -78,11 +79,16 @@ def network_sums(console: Console, target: Target, found: Sequence[Standing]) ->
     """Print the time of all convolutions of a network, one after the other."""
     own = of_network(found, target.problems)
     naive, heuristic, best = network_seconds(own)
+    count = plural(sum(s.count for s in own), "convolution")
+    if math.isnan(best):
+        missing = sum(s.best is None for s in own)
+        left = f"{missing} of {plural(len(own), 'problem')} are not measured"
+        console.print(f"[bold]{escape(target.title)}[/], all {count}: no sum, as {left}")
+        return
     console.print(
-        f"[bold]{escape(target.title)}[/], all {plural(sum(s.count for s in own), 'convolution')}: "
-        f"naive {ms(naive)} ms, heuristic {ms(heuristic)} ms, "
-        f"[bold green]best {ms(best)} ms[/]: {ratio(naive / best)} over naive, "
-        f"{ratio(heuristic / best)} over the heuristic"
+        f"[bold]{escape(target.title)}[/], all {count}: naive {ms(naive)} ms, "
+        f"heuristic {ms(heuristic)} ms, [bold green]best {ms(best)} ms[/]: {ratio(naive / best)} "
+        f"over naive, {ratio(heuristic / best)} over the heuristic"
     )
 
 
