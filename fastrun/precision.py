@@ -32,7 +32,8 @@ def print_front(document: Mapping[str, Any]) -> None:
     examples = plural(document["samples"], "example")
     print(f"\n{document['network']}: precisions as whole networks, {examples}")
     grid(screen(), heads, rows)
-    print(f"{len(document['expected'])} plans lie on the front of expected times and errors")
+    plans = plural(len(document["expected"]), "plan")
+    print(f"{plans} on the front of expected times and errors")
 
 
 def too_few(document: Mapping[str, Any], limit: float) -> str:

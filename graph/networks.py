@@ -22,7 +22,7 @@ from fastrun.graph.zoo.published import PUBLISHED, published
 _NAMELESS = {
     "",
     *("main_graph", "torch_jit", "torch-jit-export", "tf2onnx", "paddle-onnx"),
-    *("PaddlePaddle Graph 0", "onnx_graph", "graph"),
+    *("PaddlePaddle Graph in PIR mode", "PaddlePaddle Graph 0", "onnx_graph", "graph"),
 }
 
 

@@ -223,15 +223,17 @@ def _mixed(arguments: Namespace) -> int:
         network = advise(graph, data, Cpu.host(), progress)
     problems = problems_of(network)
     target = Target(name, problems, graph.digest, "its precision is chosen after the search")
-    left = math.inf if one.seconds is None else one.seconds - (monotonic() - begin)
+    left = math.inf
     if one.seconds is not None:
-        one.seconds = (1 - _VALIDATION) * max(left, 1.0)
+        # Calibration cannot be cut short, and what follows needs some time in any case.
+        left = max(one.seconds - (monotonic() - begin), one.seconds / 2)
+        one.seconds, ends = (1 - _VALIDATION) * left, monotonic() + left
     with Database(arguments.db) as database:
         if code := Tuning([target], database, one, baselines=False).profile():
             return code
         limit, limits = arguments.max_loss, limits_of(one)
         if one.seconds is not None:
-            left = arguments.seconds - (monotonic() - begin)
+            left = ends - monotonic()
         with Phases() as progress:
             done = tune_precision(
                 graph, network, data, labels, limit, database, one.threads, limits, progress, left
