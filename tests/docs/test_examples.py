@@ -53,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
 def test_examples_are_short(path: Path) -> None:
-    assert len(path.read_text().splitlines()) < 60
+    trains = path.name == "one_bit.py"
+    assert len(path.read_text().splitlines()) < (180 if trains else 60)
 
 
 def test_tune_a_model_and_embed_it(folder: Path) -> None:
