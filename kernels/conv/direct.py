@@ -182,7 +182,9 @@ def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s, "prefetch")
-    if _single_row(p) and not any(x.halo[0] or x.halo[2] for x in (io.src, io.dst, io.add)):
+    # The one row of a band lies in an image of several.
+    alone = all(x.h == 1 and not x.halo[0] and not x.halo[2] for x in (io.src, io.dst, io.add))
+    if _single_row(p) and alone:
         return _of_a_row(p, s, cpu, io)
     return _of_rows(p, s, cpu, io)
 
