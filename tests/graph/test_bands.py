@@ -17,7 +17,7 @@ from fastrun.kernels.core.template import KernelTemplate, ScheduleError
 from fastrun.kernels.native.compile import compile_object
 from fastrun.kernels.ops import bands, pool
 from fastrun.kernels.ops.pool import Pool
-from fastrun.kernels.registry import templates
+from fastrun.kernels.registry import applicable, templates
 from tests.kernels.test_ops import pooled
 from tests.support.execution import execute, relative_error
 from tests.support.lanes import CPUS
@@ -128,7 +128,7 @@ def producers(draw: st.DrawFn) -> tuple[ConvProblem, str, str]:
         return p, algorithm, draw(st.sampled_from([*layouts, "NCHW>NCHW8c", "NCHW>NHWC"]))
     # A band below the first has no padding above.
     part = replace(p, padding=(0, *p.padding[1:]))
-    assume(templates()[algorithm].why_not(part, HOST) is None)
+    assume(templates()[algorithm].refusal(part, HOST) is None)
     return p, algorithm, "NCHW"
 
 
@@ -253,6 +253,5 @@ def test_packing_does_not_depend_on_the_rows() -> None:
         part = bands.convolution(p, template, schedule, HOST)
         return part.build(rows, 0, 0, Io.of(p, schedule.layout)).pack_weights(w)
 
-    for template in templates().values():
-        if template.why_not(p, HOST) is None:
-            assert np.array_equal(packed(template, 3), packed(template, 12)), template.name
+    for template in applicable(p, HOST):
+        assert np.array_equal(packed(template, 3), packed(template, 12)), template.name

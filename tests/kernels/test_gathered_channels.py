@@ -38,7 +38,7 @@ PROBLEMS = [
 def test_agrees_with_float64(name: str, text: str) -> None:
     p = ConvProblem.parse(text)
     template = templates()[name]
-    if template.why_not(p, CPU):
+    if template.refusal(p, CPU):
         pytest.skip("does not apply")
     draw = random.Random(text)
     places = [(draw.randrange(TENSORS), draw.randrange(PITCH)) for _ in range(p.c)]

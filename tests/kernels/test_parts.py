@@ -21,6 +21,7 @@ PROBLEMS = [
     "conv 1x20x9x11 28x3x3 s1 p1 bias add relu",
     "conv 2x32x7x7 32x1x1 s1 p0 bias add",
     "conv 1x24x8x8 24x3x3 s2 p1 g24 bias",
+    "conv 1x40x9x8 28x3x3 s1 p0 bias add b1",
 ]
 LAYOUTS = ("NCHW", "NHWC", "NCHW8c", "NCHW16c", "NCHW>NHWC", "NHWC>NCHW8c")
 WIDER = (1, 2, 1, 1)
@@ -47,6 +48,7 @@ def takes(name: str, p: ConvProblem, layout: str, wider: tuple[int, int, int, in
         "naive": layout == "NCHW",
         "winograd_naive": layout == "NCHW",
         "planar": layout == "NCHW",
+        "binary": layout == "NHWC",
         "mec": layout == "NHWC",
         "direct": dst != "NCHW" and whole_blocks,
         "winograd": "NCHW" not in (src, dst) and whole_blocks,
@@ -59,7 +61,7 @@ def takes(name: str, p: ConvProblem, layout: str, wider: tuple[int, int, int, in
 @pytest.mark.parametrize("name", templates())
 def test_ranges_of_channels(name: str, text: str) -> None:
     p, template = ConvProblem.parse(text), templates()[name]
-    if reason := template.why_not(p, CPU):
+    if reason := template.refusal(p, CPU):
         pytest.skip(reason)
     operands = random_operands(p, seed=1)
     truth, built = reference(p, operands), 0

@@ -22,11 +22,11 @@ from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, Placement
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.ops import dense
 from fastrun.kernels.registry import templates
+from tests.support.algorithms import first_taken
 from tests.support.execution import execute, relative_error
 from tests.support.graph_models import model, node, normal
 
@@ -87,21 +87,29 @@ def test_an_operator_is_right_or_refused(name: str, src: Layout, dst: Layout) ->
     assert relative_error(found.reshape(truth.shape), truth) < 1e-5
 
 
-LIKE = ConvProblem.parse("conv 1x16x6x6 16x3x3 s1 p1 add")
-DEPTHWISE = ConvProblem.parse("conv 1x16x6x6 16x3x3 s1 p1 g16 add")
+LIKE = [
+    "conv 1x16x6x6 16x3x3 s1 p1 add",
+    "conv 1x16x6x6 16x3x3 s1 p1 g16 add",
+    "conv 1x16x6x6 16x3x3 s1 p0 add b1",
+]
 
 
 @pytest.mark.parametrize("name", templates())
 def test_convolutions_refuse_operands_that_lie_otherwise(name: str) -> None:
     template, cpu = templates()[name], Cpu.host()
-    p = next((p for p in (LIKE, DEPTHWISE) if template.why_not(p, cpu) is None), None)
+    p = first_taken(template, LIKE, cpu)
     if p is None:
-        pytest.skip("takes neither")
+        pytest.skip("takes none of them")
     schedule = template.heuristic(p, cpu)
     io = Io.of(p, schedule.layout)
     other = NHWC if io.dst.layout != NHWC else Layout("NCHW8c")
     with pytest.raises(ScheduleError, match="residual"):
         template.build(p, schedule, cpu, replace(io, add=replace(io.add, layout=other)))
+    if not any(p.padding):  # of one bit
+        blocked = replace(io.src, layout=Layout("NCHW4c"))
+        with pytest.raises(ScheduleError, match="no NCHW4c: use"):
+            template.build(p, schedule, cpu, replace(io, src=blocked))
+        return
     bare = replace(io.src, halo=(0, 0, 0, 0))
     with pytest.raises(ScheduleError, match="no room for padding"):
         template.build(p, schedule, cpu, replace(io, src=bare))

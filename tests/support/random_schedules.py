@@ -19,6 +19,7 @@ from fastrun.kernels.core.problem import ACTIVATIONS, ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.reference import random_operands
 from fastrun.kernels.core.template import KernelTemplate, ScheduleError
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import templates
 from fastrun.search_spaces.space import space_for
 from tests.support.execution import reference, run
@@ -76,7 +77,9 @@ def random_case(seed: str, cpu: Cpu) -> Case:
     baseline = draw.random() < 0.05
     template = draw.choice([t for t in templates().values() if t.baseline == baseline])
     p = random_problem(draw)
-    while template.why_not(p, cpu) is not None:
+    if template.takes(Types.parse("b1"), cpu):
+        p = of_signs(p)
+    while template.refusal(p, cpu) is not None:
         p = random_problem(draw)
         if p.groups == 1 and draw.random() < 0.1:
             # Whole vectors in each half of the channels, as Strassen's products need them.
@@ -130,6 +133,13 @@ def random_problem(draw: random.Random) -> ConvProblem:
         add=draw.random() < 0.3,
         activation=draw.choice(["", "", "relu", *ACTIVATIONS]),
     )
+
+
+def of_signs(p: ConvProblem) -> ConvProblem:
+    """The problem of one bit: its padding is a part of the image, and there is one group."""
+    top, left, bottom, right = p.padding
+    h, w = p.h + top + bottom, p.w + left + right
+    return replace(p, h=h, w=w, padding=(0, 0, 0, 0), groups=1, types="b1")
 
 
 def random_schedule(draw: random.Random, template: KernelTemplate, p: ConvProblem, cpu: Cpu) -> Any:
