@@ -25,9 +25,10 @@ from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import Progress
 from fastrun.tuner.search.problem_search import ProblemSearch
 from fastrun.tuner.store.database import Database
-from fastrun.tuner.store.standing import Standing, standings
+from fastrun.tuner.store.standing import standings
 from fastrun.tuner.terminal.board import Board
-from fastrun.tuner.terminal.display import network_sums, screen, standings_table
+from fastrun.tuner.terminal.display import screen, standings_table
+from tests.support.forking import interruptible
 from tests.support.synthetic import PEAK, records
 
 pytestmark = pytest.mark.slow
@@ -266,7 +267,7 @@ def test_interrupt_ends_in_order(cache: Path, tmp_path: Path) -> None:
     words = ["-m", "fastrun", "tune", P, "--seconds", "600", "--db", str(tmp_path / "cut.db")]
     running = subprocess.Popen(
         [sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        text=True, preexec_fn=interruptible,
     )  # fmt: skip
     assert running.stderr
     # Outcomes come in batches, the naive loop's before or after the first best.
@@ -389,12 +390,10 @@ def test_nothing_is_wider_than_the_terminal(width: int, tmp_path: Path) -> None:
 def test_no_color_is_honoured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = read_target(P)
-    unknown = Standing(target.problems[0][0], 1, None, None, None)
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm-256color")
-    network_sums(screen(), target, [unknown])
+    screen().print("faster", style="bold green")
     assert "\x1b[1;32m" in capsys.readouterr().out
     monkeypatch.setenv("NO_COLOR", "1")
-    network_sums(screen(), target, [unknown])
+    screen().print("faster", style="bold green")
     assert "32m" not in capsys.readouterr().out

@@ -18,6 +18,7 @@ from fastrun.graph.core.errors import GraphError
 from fastrun.tuner.measure.interrupts import one_interrupt
 from fastrun.tuner.store.database import Database, DatabaseError
 from fastrun.tuner.terminal.exits import ended
+from tests.support.forking import interruptible
 
 pytestmark = pytest.mark.slow
 
@@ -140,7 +141,7 @@ def test_an_experiment_is_interrupted_in_one_line(tmp_path: Path) -> None:
     running = subprocess.Popen(
         [sys.executable, *words, "--db", str(path), "--out", str(tmp_path)], cwd=ROOT, text=True,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=interruptible,
     )  # fmt: skip
     deadline = time.monotonic() + 300
     while not _records(path) and running.poll() is None and time.monotonic() < deadline:

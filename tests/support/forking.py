@@ -25,6 +25,14 @@ def child(work: Callable[[], bool]) -> int:
         os._exit(code)
 
 
+def interruptible() -> None:
+    """For a child before it executes a program: SIGINT interrupts it.
+
+    What a shell starts in the background ignores SIGINT, and so do its children.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def code(pid: int) -> int:
     """The child's exit code; a signal's number, negative, where it was killed as it hung."""
     end = time.monotonic() + HANG_SECONDS

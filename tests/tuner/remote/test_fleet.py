@@ -30,6 +30,7 @@ from distributed import KilledWorker, LocalCluster
 
 from fastrun.tuner.remote.fleet import Fleet, _Remote, choose
 from fastrun.tuner.remote.station import Station
+from tests.support.forking import interruptible
 
 pytestmark = pytest.mark.slow
 
@@ -41,11 +42,16 @@ OTHER = ConvProblem.parse("conv 1x16x8x8 32x1x1 s1 p0 bias")
 def start_worker(address: str, number: int) -> subprocess.Popen[str]:
     """A worker on its own core, if there are enough cores."""
     cores = sorted(os.sched_getaffinity(0))
+
+    def begin() -> None:
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+        interruptible()
+
     return subprocess.Popen(
         [sys.executable, "-m", "fastrun", "worker", address],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
         start_new_session=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, {cores[number % len(cores)]}),
+        preexec_fn=begin,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.problem_search import ProblemSearch, next_search, related
 from fastrun.tuner.search.progress import Progress
 from fastrun.tuner.store.database import Database
+from tests.support.forking import interruptible
 from tests.support.records import record
 
 pytestmark = pytest.mark.slow
@@ -156,6 +157,7 @@ def start(folder: Path) -> subprocess.Popen[str]:
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(root)},
         start_new_session=True,
+        preexec_fn=interruptible,
     )
 
 
