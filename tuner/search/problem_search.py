@@ -268,12 +268,14 @@ class ProblemSearch:
         """Arms by how much they deserve the next trial."""
         live = [arm for arm in self.arms.values() if not arm.exhausted]
 
-        def order(arm: Arm) -> tuple[bool, bool, bool, float]:
+        def order(arm: Arm) -> tuple[bool, bool, bool, bool, float]:
             deserves = (self.best / arm.best) ** 4 if arm.best < math.inf else 1.0
             cost = arm.seconds / arm.outcomes if arm.outcomes else 0.1
             spent = arm.trials * cost / max(deserves, 1e-3)
             usual = arm.template.name == self._usual
-            return arm.trials > 0, not usual, not arm.template.baseline, spent
+            # Speed-ups are over the naive loop: other baselines must not take its place.
+            naive = arm.template.name == "naive"
+            return arm.trials > 0, not usual, not arm.template.baseline, not naive, spent
 
         return iter(sorted(live, key=order))
 

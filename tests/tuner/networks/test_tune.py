@@ -25,7 +25,7 @@ def test_a_network_and_a_layer(tmp_path: Path) -> None:
         ConvProblem.parse("conv 1x4x8x8 8x3x3 s1 p1 relu"),
         LAYER,
     ]
-    assert all(s.best and s.heuristic for s in tuned.standings)
+    assert all(s.best and s.naive and s.heuristic for s in tuned.standings)
     record = tuned.finals[str(path)]
     assert record.samples[record.kept]
     with Database(store) as database, warnings.catch_warnings():
