@@ -24,6 +24,7 @@ from fastrun.graph.core.ops import (
     Expand,
     Gather,
     Gemm,
+    GridSample,
     MatMul,
     Op,
     Pad,
@@ -42,7 +43,16 @@ from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
-from fastrun.kernels.ops import conv_transpose, lrn, matmul, movement, recurrent, reduce, sampling
+from fastrun.kernels.ops import (
+    conv_transpose,
+    grid_sample,
+    lrn,
+    matmul,
+    movement,
+    recurrent,
+    reduce,
+    sampling,
+)
 
 
 def view(where: Placement, shape: Shape) -> Strided:
@@ -84,6 +94,10 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
         bias = constant(graph, task, 2).reshape(-1) if task.node.input(2) else None
         program = recurrent.recurrent(op, cpu, views[0], out, (*views[1:], None)[0])
         return Built(program, "strided", constant(graph, task, 1), bias)
+    if isinstance(op, GridSample):
+        (x, grid), places, fixed = two_operands(graph, task, views)
+        program = grid_sample.grid_sample(op, cpu, x, grid, out, (places[0], places[1]))
+        return Built(program, "strided", fixed)
     if isinstance(op, MatMul | Gemm):
         return _product(graph, task, cpu, views, out)
     return Built(_of_one_tensor(graph, task, cpu, views[0], out), "strided")

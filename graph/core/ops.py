@@ -16,6 +16,7 @@ from fastrun.kernels.ops.attention import Heads as Heads
 from fastrun.kernels.ops.elementwise import Binary as Binary
 from fastrun.kernels.ops.elementwise import Clip as Clip
 from fastrun.kernels.ops.elementwise import Unary as Unary
+from fastrun.kernels.ops.grid_sample import GridSample as GridSample
 from fastrun.kernels.ops.layer_norm import LayerNorm as LayerNorm
 from fastrun.kernels.ops.lrn import LRN as LRN
 from fastrun.kernels.ops.movement import Pad as Pad
@@ -218,8 +219,8 @@ class Foreign:
 Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Recurrent
     | Unary | Clip | Binary | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose
-    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | Cast | Identity | Onnx
-    | Numpy | Foreign
+    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | GridSample | Cast
+    | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

@@ -27,6 +27,7 @@ from fastrun.graph.core.ops import (
     DepthToSpace,
     Gather,
     Gemm,
+    GridSample,
     Identity,
     Ints,
     LayerNorm,
@@ -93,6 +94,8 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return (x[0], heads * v.size, *x[2:])
         case Recurrent(backwards=backwards, keeps_cell=keeps_cell):
             return (x[0] + keeps_cell, len(backwards), x[1], shapes[1][-1])
+        case GridSample():
+            return (*x[:2], *shapes[1][1:-1])
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (

@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     Gemm,
+    GridSample,
     Identity,
     LayerNorm,
     Numpy,
@@ -248,6 +249,14 @@ class Forms:
             case Recurrent():
                 steps = self.graph.shape(task.reads[0])[0]
                 return alike([NCHW], self._costs.stream(steps * self._weight_bytes(task, "")))
+            case GridSample():
+                image = task.node.inputs[0]
+                return [
+                    Form(
+                        tuple(x if r == image else NCHW for r in task.reads), x, name, 2 * streaming
+                    )
+                    for x in plain
+                ]
             case LayerNorm():
                 single = shape4(self.graph.shape(task.output))[2:] == (1, 1)
                 return alike([x for x in self.layouts if single or x != NCHW])

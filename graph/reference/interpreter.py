@@ -31,6 +31,7 @@ from fastrun.graph.core.ops import (
     Foreign,
     Gather,
     Gemm,
+    GridSample,
     Identity,
     LayerNorm,
     MatMul,
@@ -64,6 +65,7 @@ from fastrun.graph.reference.numerics import (
     resize,
     softmax,
 )
+from fastrun.graph.reference.points import grid_sample
 from fastrun.graph.reference.recurrence import recurrence
 from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate
@@ -226,6 +228,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return x.take(rest[0], op.axis)
         case Resize():
             return resize(op, result.shape, x)
+        case GridSample():
+            return grid_sample(op, x, rest[0])
         case Cast():
             return _widen(x.astype(result.dtype))
         case Identity():

@@ -29,6 +29,7 @@ from fastrun.graph.core.ops import (
     Expand,
     Gather,
     Gemm,
+    GridSample,
     Identity,
     LayerNorm,
     MatMul,
@@ -129,6 +130,10 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             kind = "ReduceL2" if function == "l2" else f"Reduce{function.capitalize()}"
             keep = int(len(shape) == len(to.graph.shape(node.inputs[0])))
             to.put(name, kind, x, given, output=output, keepdims=keep, noop_with_empty_axes=1)
+        case GridSample(mode, padding, corners):
+            mode = {"linear": "bilinear", "cubic": "bicubic"}.get(mode, mode)  # until opset 20
+            how = {"mode": mode, "padding_mode": padding, "align_corners": int(corners)}
+            to.put(name, "GridSample", *inputs, output=output, **how)
         case Concat(axis):
             to.put(name, "Concat", *inputs, output=output, axis=axis)
         case Slice():

@@ -1,11 +1,11 @@
-"""Lowers operators that interpolate: Resize, and Upsample, its older form."""
+"""Lowers operators that interpolate: Resize, Upsample, which is its older form, GridSample."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from fastrun.graph.core.model import Shape
-from fastrun.graph.core.ops import Identity, Ints, MatMul, Resize
+from fastrun.graph.core.ops import GridSample, Identity, Ints, MatMul, Resize
 from fastrun.graph.frontend.lowering.filters import Filters
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
 
@@ -26,6 +26,24 @@ _Scales = tuple[np.float32, ...]
 def _upsample(site: Site) -> None:
     scales = _scales(site, 1, _all_axes(site))
     _interpolate(site, site.inputs[0], scales, "asymmetric", "floor")
+
+
+@lowers("GridSample")
+def _grid_sample(site: Site) -> None:
+    x, grid = site.shape(0), site.shape(1)
+    if len(x) != 4:
+        raise Unsupported("images with two axes of pixels")
+    if len(grid) != 4 or (grid[0], grid[-1]) != (x[0], 2):
+        raise site.impossible(f"points {grid} in images {x}")
+    mode = site.attribute("mode", "linear")
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    padding = site.attribute("padding_mode", "zeros")
+    if mode not in ("nearest", "linear", "cubic"):
+        raise site.impossible(f"mode {mode!r}")
+    if padding not in ("zeros", "border", "reflection"):
+        raise site.impossible(f"padding_mode {padding!r}")
+    corners = bool(site.attribute("align_corners", 0))
+    site.finish(GridSample(mode, padding, corners), *site.inputs)
 
 
 @lowers("Resize")
