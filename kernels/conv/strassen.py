@@ -4,17 +4,27 @@ Pixels, input channels and output channels are cut in two. The products are Stra
 Winograd's sums (1971), the fewest there are. Sums of weights are packed. Sums of pixels are made
 by each task in a workspace that its cache holds (as Huang et al., 2016, make them while packing).
 A register tile goes on from one product to the next, so that only three of its states are stored
-beside the output, and nothing is added in memory.
+beside the output, and nothing is added in memory. All products are one piece of code, in a loop.
 """
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, at_channel
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Index,
+    Int,
+    Kernel,
+    Module,
+    Tile,
+    at_channel,
+    outcomes,
+)
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import check_tile
 from fastrun.kernels.codegen.packing import pack_panels
@@ -24,7 +34,6 @@ from fastrun.kernels.codegen.tiling import (
     Tiles,
     channel_lanes,
     cover,
-    last_apart,
     start_of,
     tile_count,
 )
@@ -42,8 +51,8 @@ from fastrun.kernels.core.template import (
     summation_error,
 )
 
-# Products of halves, and vectors of sums of pixels in straight code.
-PRODUCTS, UNROLL = 7, 4
+# Products of halves, and chains of them.
+PRODUCTS, CHAINS = 7, 3
 
 # What sums for a register tile take, in the time of its products with one panel.
 SUMS = 0.25
@@ -165,7 +174,7 @@ class _Work:
             pixels,
             read,
             lanes,
-            last_apart(heights) if pixels % 2 else heights,
+            heights,
             panels,
             min(s.tiles, tile_count(heights)),
             -(-tile_count(panels) // parts),
@@ -236,12 +245,12 @@ class _Task:
         self._sums()
         begin = self.panel if work.parts > 1 else 0
         for panel in work.panels:
-            with panel.loop(self.k, begin, begin + work.per_part) as vector:
-                # The right operands of a chain stay in L2 for all pixels of the task.
-                for chain in (self._first, self._second, self._third):
-                    for run in work.heights:
-                        with run.loop(self.k, self.first, self.first + work.per_task) as row:
-                            chain(_Cells(self, vector, row, run, panel.size))
+            # The right operands of a chain stay in L2 for all pixels of the task.
+            panels = panel.loop(self.k, begin, begin + work.per_part)
+            with panels as vector, self.k.loop(CHAINS) as chain:
+                for run in work.heights:
+                    with run.loop(self.k, self.first, self.first + work.per_task) as row:
+                        _Cells(self, vector, row, run.size, panel.size).chain(chain)
 
     def _sums(self) -> None:
         """The left operands of all products, for the pixels of the task."""
@@ -279,42 +288,42 @@ class _Task:
         """The left operands: (product, pixel of the task, channel)."""
         return self.k.argument("local", self.work.tall * self.work.depth, self.work.depth, 1)
 
-    # The chains of products. A column of the output's halves is `second`, a row is `low`.
-
-    def _first(self, cells: _Cells) -> None:
-        cells.acc.fill(self.k.const(0.0, self.work.lanes))
-        cells.add(0)
-        cells.keep(0)
-        cells.add(1)
-        cells.finish(low=False, second=False)
-
-    def _second(self, cells: _Cells) -> None:
-        for cell in cells.acc:
-            cells.acc[cell] = cells.kept(0, cell)
-        cells.add(2)
-        cells.keep(0)
-        cells.add(3)
-        cells.keep(1)
-        cells.add(4)
-        cells.finish(low=True, second=False)
-
-    def _third(self, cells: _Cells) -> None:
-        cells.acc.fill(self.k.const(0.0, self.work.lanes))
-        cells.add(5)
-        cells.finish(low=True, second=True, further=1)
-        cells.add(6)
-        cells.finish(low=False, second=True, further=0)
-
 
 class _Cells:
     """A register tile of a task: pixels from `row` on by vectors from `vector` on, of any half."""
 
-    def __init__(self, task: _Task, vector: Int, row: Int, run: Tiles, cols: int) -> None:
-        self._task, self._vector, self._row, self._run = task, vector, row, run
+    def __init__(self, task: _Task, vector: Int, row: Int, rows: int, cols: int) -> None:
+        self._task, self._vector, self._row = task, vector, row
         self._work, self._k = task.work, task.k
-        self.acc: Tile = task.k.tile(run.size, cols, task.work.lanes)
+        self.acc: Tile = task.k.tile(rows, cols, task.work.lanes)
 
-    def add(self, product: int) -> None:
+    def chain(self, number: Index) -> None:
+        """One of three chains of products: 0 and 1, then 2 to 4, then 5 and 6.
+
+        The second goes on from the state behind product 0, which becomes state 0. State 0 is then
+        that behind product 2, and state 1 that behind product 3. Products 1, 4, 5 and 6 complete
+        an output; to the last two these states are added.
+        """
+        k = self._k
+        resumes = number.equals(1)
+        for resumed in outcomes(resumes):
+            with k.when(resumes, resumed):
+                for cell in self.acc:
+                    start = k.const(0.0, self._work.lanes)
+                    self.acc[cell] = self._kept(0, cell) if resumed else start
+        with k.loop(_first_of(number), _first_of(number + 1)) as product:
+            self._add(product)
+            alone, joined = k.index(product % 3).equals(1), product >= 5
+            with k.when(~alone & ~joined):
+                self._keep(product // 3)
+            # The last rows of the output are its low half, the last columns its second half.
+            low, second = k.index(product % 6) // 4, product // 5
+            with k.when(alone):
+                self._finish(low, second)
+            with k.when(joined):
+                self._finish(low, second, 6 - product)
+
+    def _add(self, product: Index) -> None:
         """Add a product to the tile."""
         work, across = self._work, self.acc.cols * self._work.lanes
         matrix = across * work.depth
@@ -334,40 +343,45 @@ class _Cells:
 
         add_products(self._k, self.acc, rows, columns, work.depth, work.s.unroll, fetch)
 
-    def keep(self, state: int) -> None:
+    def _keep(self, state: Int) -> None:
         """Store the tile as it is."""
         for cell in self.acc:
             self._state(state).store(self.acc[cell], *cell)
 
-    def kept(self, state: int, cell: tuple[int, int]) -> Vec:
+    def _kept(self, state: Int, cell: tuple[int, int]) -> Vec:
         """A vector of the tile as it was."""
         return self._state(state).load(*cell, lanes=self._work.lanes)
 
-    def finish(self, low: bool, second: bool, further: int | None = None) -> None:
-        """Leave the tile, plus a `further` state, as output of these halves."""
-        work, p, lanes = self._work, self._work.p, self._work.lanes
-        vector = self._vector + second * (p.oc // 2 // lanes)
-        first = self._row + work.half if low else self._row
-        bias = self._k.argument("bias", lanes)
-        missing = low and work.pixels % 2 and self._run is work.heights[-1]
-        for j in range(self.acc.cols):
-            shift = bias.load(vector + j, lanes=lanes)
-            for i in range(self.acc.rows - bool(missing)):
-                total = self.acc[i, j] + shift
-                if further is not None:
-                    total = total + self.kept(further, (i, j))
-                at = vector + j, first + i
-                residual = (
-                    self._output("add", work.io.add, *at).load(lanes=lanes) if p.add else None
-                )
-                self._output("dst", work.io.dst, *at).store(finish(p, total, residual))
+    def _finish(self, low: Int, second: Int, further: Int | None = None) -> None:
+        """Leave the tile, plus a `further` state, as output of these halves, each 0 or 1."""
+        work, p, k = self._work, self._work.p, self._k
+        vector = self._vector + second * (p.oc // 2 // work.lanes)
+        first = self._row + low * work.half
+        bias = k.argument("bias", work.lanes)
+        shifts = [bias.load(vector + j, lanes=work.lanes) for j in range(self.acc.cols)]
+        for i in range(self.acc.rows):
+            perhaps = work.pixels % 2 and i == self.acc.rows - 1
+            with k.when(first + i < work.pixels) if perhaps else nullcontext():
+                for j, shift in enumerate(shifts):
+                    total = self.acc[i, j] + shift
+                    if further is not None:
+                        total = total + self._kept(further, (i, j))
+                    self._store(total, vector + j, first + i)
+
+    def _store(self, total: Vec, vector: Int, pixel: Int) -> None:
+        """Store a vector of the output, with residual and activation."""
+        p, io, lanes = self._work.p, self._work.io, self._work.lanes
+        residual = None
+        if p.add:
+            residual = self._output("add", io.add, vector, pixel).load(lanes=lanes)
+        self._output("dst", io.dst, vector, pixel).store(finish(p, total, residual))
 
     @property
     def _place(self) -> Int:
         """The first pixel's number in the task."""
         return self._row - start_of(self._work.heights, self._task.first)
 
-    def _state(self, number: int) -> Buffer:
+    def _state(self, number: Int) -> Buffer:
         work = self._work
         across = work.panels[0].size * work.lanes
         whole = self._k.argument(
@@ -382,6 +396,11 @@ class _Cells:
     def _output(self, name: str, where: Placement, vector: Int, pixel: Int) -> Buffer:
         tensor = self._k.tensor(name, where).at(self._task.image)
         return _at_pixel(at_channel(tensor, where, vector, self._work.lanes), where, pixel)
+
+
+def _first_of(chain: Index) -> Index:
+    """The first product of a chain: 0, 2, 5, and behind them 7."""
+    return chain * 2 + chain // 2
 
 
 def _at_pixel(tensor: Buffer, where: Placement, pixel: Int) -> Buffer:

@@ -10,9 +10,11 @@ import pytest
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import Placement, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.processors import target
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.reference import random_operands
 from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.native.apart import compile_all
 from fastrun.kernels.registry import templates
 from tests.support.execution import reference, rms_error, run, tolerance
 
@@ -77,3 +79,12 @@ def test_ranges_of_channels(name: str, text: str) -> None:
             found = run(p, program, operands, threads)
             assert rms_error(found, truth) < tolerance(template, p, schedule)
     assert built
+
+
+def test_code_of_seven_products_is_that_of_one() -> None:
+    """Products, register tiles and outputs of all halves share code, which is small."""
+    p = ConvProblem.parse("conv 1x320x7x7 1280x1x1 bias relu6")
+    cpu, template = target("x86-64-v4"), templates()["strassen"]
+    program = template.program(p, template.heuristic(p, cpu), cpu)
+    (code,) = compile_all([(program.ir, cpu)])
+    assert len(code) < 24_000
