@@ -38,10 +38,10 @@ class Tuning:
         also: Sequence[str] = (),
         baselines: bool = True,
     ) -> None:
-        from fastrun.tuner.networks.stored_plans import FINALS
+        from fastrun.tuner.networks.time_shares import TimeShares
         from fastrun.tuner.search.budget import Budget
 
-        self._begin = monotonic()
+        begin = monotonic()
         self._targets, self._database, self._arguments = targets, database, arguments
         self._also, self._limits, self._baselines = also, limits_of(arguments), baselines
         self.document: dict[str, Any] = {
@@ -61,7 +61,7 @@ class Tuning:
         self._elsewhere = bool(arguments.workers or arguments.device)
         self._networks = [] if self._elsewhere else tunable
         self._kept = {target.title: self._stored(target) for target in self._networks}
-        self._finals_share = FINALS if self._networks else 0.0
+        self._shares = TimeShares(self._budget, len(self._networks), begin)
 
     @property
     def device(self) -> str:
@@ -129,10 +129,7 @@ class Tuning:
         if arguments.quiet:
             console.quiet = True
         with Board(console, self._title(), budget) as board:
-            before = monotonic() - self._begin
-            if budget.seconds is not None:
-                share = 1 - self._finals_share
-                budget = replace(budget, seconds=share * budget.seconds - before)
+            before = self._shares.elapsed
 
             def observe(progress: Progress) -> None:
                 board(replace(progress, elapsed=before + progress.elapsed))
@@ -140,7 +137,7 @@ class Tuning:
             return fast_run(
                 self._problems,
                 self._database,
-                budget,
+                self._shares.of_search(),
                 sampler=arguments.sampler or self._effort.sampler,
                 options=SearchOptions(
                     seed=arguments.seed,
@@ -192,7 +189,7 @@ class Tuning:
 
         limit, count = self._budget.seconds, plural(len(self._problems), "problem")
         # What is not search is the start, which takes long on a busy machine.
-        start = monotonic() - self._begin - summary.seconds
+        start = self._shares.elapsed - summary.seconds
         rate = summary.trials / summary.seconds if summary.seconds else 0.0
         noise = noise_of(self._database.records(run=summary.run))
         self.document |= {
@@ -231,20 +228,16 @@ class Tuning:
         """A final for each network, in equal parts of the time that is left."""
         from fastrun.tuner.store.standing import network_seconds, of_network
 
-        limit, share = self._budget.seconds, self._finals_share
-        for n, target in enumerate(self._networks):
+        parts = self._shares.of_finals(summary.seconds)
+        for target, seconds in zip(self._networks, parts, strict=True):
             naive, *_ = network_seconds(of_network(found, target.problems))
-            left = summary.seconds * share / (1 - share)
-            if limit is not None:
-                left = limit - (monotonic() - self._begin)
-            if left <= 0:
+            if seconds <= 0:
                 print(f"left out, because time ran out: the final of {target.title}")
                 continue
-            seconds = left / (len(self._networks) - n)
             print(f"final of the plans of {target.title}, for some {duration(seconds)}")
             self._final(target, seconds, summary.run, naive)
-        if limit is not None:
-            print(f"{duration(monotonic() - self._begin)} of {duration(limit)} taken")
+        if limit := self._budget.seconds:
+            print(f"{duration(self._shares.elapsed)} of {duration(limit)} taken")
 
     def _final(self, target: Target, seconds: float, run: str, naive: float) -> None:
         """Race the plans of a network, store the fastest, and show how they did."""

@@ -25,11 +25,6 @@ from fastrun.tuner.store.database import Database
 if TYPE_CHECKING:
     from fastrun.tuner.networks.alternatives import Propose
 
-FINALS = 0.4
-"""The share of a budget for the finals of whole networks.
-
-What a layer gains alone says little of what a network gains, so schedules are timed in place."""
-
 PROPOSALS = 6
 """Schedules of the cost model that are timed in place for each layer."""
 

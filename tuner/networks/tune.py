@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from fastrun.graph.core.model import Graph
@@ -16,8 +17,9 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import roundings
 from fastrun.tuner.measure.measurer import Measurer
-from fastrun.tuner.networks.stored_plans import FINALS, store_plan
+from fastrun.tuner.networks.stored_plans import store_plan
 from fastrun.tuner.networks.targets import Shapes, Target, Targets, merged, read_targets
+from fastrun.tuner.networks.time_shares import TimeShares
 from fastrun.tuner.records.affinity import Threads, thread_number
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import Conditions, Limits
@@ -142,16 +144,14 @@ def _tune(
     **further: Any,
 ) -> tuple[Summary, dict[str, NetworkRecord]]:
     """Search schedules by `fast_run`, then run a final for each graph."""
-    share = FINALS if graphs else 0.0
-    first = None if budget.seconds is None else (1 - share) * budget.seconds
-    part = replace(budget, seconds=first)
+    shares = TimeShares(budget, len(graphs), monotonic())
+    part = shares.of_search()
     done = fast_run(problems, database, part, options=options, measurer=measurer, **further)
     finals: dict[str, NetworkRecord] = {}
     if done.interrupted:
         return done, finals
-    whole = done.seconds / (1 - share) if budget.seconds is None else budget.seconds
     threads, limits = measurer.threads, options.limits
-    for name, graph in graphs.items():
-        seconds = share * whole / len(graphs)
-        finals[name] = store_plan(graph, database, threads, seconds, limits, done.run)
+    # A final without time left still takes the few seconds that it needs at least.
+    for (name, graph), seconds in zip(graphs.items(), shares.of_finals(done.seconds), strict=True):
+        finals[name] = store_plan(graph, database, threads, max(seconds, 0.0), limits, done.run)
     return done, finals
