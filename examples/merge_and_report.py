@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("merged", help="the database to which records are added")
     parser.add_argument("databases", nargs="+")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="(default: the machine's folder in results/)")
+    parser.add_argument("--out", type=Path, help="(default: the machine's folder in reports/)")
     options = parser.parse_args()
 
     with Database(options.merged) as merged:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -272,7 +274,30 @@ def new_file(text: str) -> Path:
         raise argparse.ArgumentTypeError(f"{text!r} is a folder: give the name of a file")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} for {text!r}")
+    if not path.exists():
+        _check_room(path.parent, text)
+    elif not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
     return path
+
+
+def new_folder(text: str) -> Path:
+    """A folder that files can be written into; it need not exist yet."""
+    path = Path(text)
+    there = next((one for one in (path, *path.absolute().parents) if one.exists()), path)
+    if not there.is_dir():
+        raise argparse.ArgumentTypeError(f"{str(there)!r} is a file, no folder")
+    _check_room(there, text)
+    return path
+
+
+def _check_room(folder: Path, text: str) -> None:
+    """Refuse a folder in which no file can be made."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be written: {error.strerror}") from error
 
 
 def size(text: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.options import conditions, count, samplers
+from fastrun.options import conditions, count, new_folder, samplers
 from fastrun.tuner.networks.targets import is_problem
 from fastrun.tuner.records.units import UNKNOWN, interval, ms, percent, plural
 
@@ -46,7 +46,10 @@ def options(parser: ArgumentParser) -> None:
         "--seed", type=int, default=0, metavar="N", help="seed of the first walk (default 0)"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write the figure and the tables into this folder"
+        "--out",
+        type=new_folder,
+        metavar="DIR",
+        help="write the figure and the tables into this folder",
     )
     conditions(parser, limited=False)
 

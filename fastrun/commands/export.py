@@ -6,13 +6,18 @@ import argparse
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from fastrun.options import database, max_weights, shapes, shapes_of, thread_count
+from fastrun.options import database, max_weights, new_folder, shapes, shapes_of, thread_count
 
 
 def options(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a built-in network or an ONNX file")
     parser.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write into"
+        "-o",
+        "--out",
+        type=new_folder,
+        required=True,
+        metavar="DIR",
+        help="the folder to write into",
     )
     parser.add_argument(
         "--target",

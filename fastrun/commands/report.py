@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrun.options import conditions, shape_sets, shapes
+from fastrun.options import conditions, new_folder, shape_sets, shapes
 from fastrun.tuner.networks.targets import Target, read_target
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ def options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=new_folder,
         metavar="DIR",
-        help="write into this folder (default: the machine's folder in results/)",
+        help="write into this folder (default: the machine's folder in reports/)",
     )
     shapes(parser)
     parser.add_argument(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ from fastrun.options import network as network_options
 from fastrun.tuner.records.units import duration, plural, significant
 
 if TYPE_CHECKING:
-    from fastrun.graph.core.model import Array
+    from fastrun.graph.core.model import Array, Shape
 
 
 def options(parser: ArgumentParser) -> None:
@@ -60,6 +61,8 @@ def run(arguments: Namespace) -> int:
         shapes = {name: x.shape for name, x in inputs.items() if name in any_size.inputs}
         network = any_size.at(shapes)
     _check_output(arguments.output, len(network.outputs))
+    if arguments.labels:
+        _check_labels(arguments.labels, len(names), network.outputs.values())
     start = time.perf_counter()
     outputs = network.run(inputs)
     took = time.perf_counter() - start
@@ -82,6 +85,14 @@ def _check_output(path: Path | None, outputs: int) -> None:
         raise InputError(f"no format for {path}: its name must end in .npy or .npz")
     if path and path.suffix == ".npy" and outputs != 1:
         raise InputError(f"{path}: the name must end in .npz, as the network has {outputs} outputs")
+
+
+def _check_labels(path: Path, names: int, shapes: Iterable[Shape | None]) -> None:
+    """Refuse, before anything runs, names of which there are not as many as of classes."""
+    known = [shape for shape in shapes if shape]
+    if known and not any(names in (math.prod(shape), *shape) for shape in known):
+        sizes = " and ".join("x".join(map(str, shape)) for shape in known)
+        raise InputError(f"{path} has {plural(names, 'name')} of classes, the outputs have {sizes}")
 
 
 def _write(path: Path, outputs: Mapping[str, Array]) -> None:

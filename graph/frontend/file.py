@@ -68,6 +68,10 @@ _FOREIGN = {
     ".param": "a file of ncnn: export the model as ONNX where it was made",
     ".mnn": "a file of MNN: export the model as ONNX where it was made",
     ".engine": "a file of TensorRT: export the model as ONNX where it was made",
+    **dict.fromkeys(
+        (".npy", ".npz", ".png", ".jpg", ".jpeg"),
+        "an input, no model: `fastrun run MODEL --input FILE` takes it",
+    ),
     ".ort": "a file of onnxruntime's own format: give the ONNX file that it was made of",
 }
 """Files of other formats by their suffix, and what to do with them."""
@@ -79,8 +83,8 @@ def read_model(path: Path) -> onnx.ModelProto:
     Raises:
         ModelFileError: no such file, or not a whole ONNX model.
     """
-    if path.suffix in _FOREIGN:
-        raise ModelFileError(f"{path} is {_FOREIGN[path.suffix]}")
+    if (suffix := path.suffix.lower()) in _FOREIGN:
+        raise ModelFileError(f"{path} is {_FOREIGN[suffix]}")
     if path.is_file() and path.stat().st_size >= LARGEST_FILE:
         raise ModelFileError(
             f"{path}: larger than the 2 GB that an ONNX file can have: save it with external data"

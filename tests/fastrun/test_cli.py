@@ -259,7 +259,7 @@ def test_demo_ends_with_the_report(
     assert code == 0
     assert "all 2 convolutions: naive" in out
     page = out.splitlines()[-1].removeprefix("report: ")
-    assert page.startswith("results/")
+    assert page.startswith("reports/")
     assert Path(page).is_file()
 
 

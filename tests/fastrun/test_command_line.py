@@ -20,6 +20,7 @@ import fastrun
 from fastrun.graph.core.errors import InputError
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.main import COMMANDS, main
+from fastrun.options import new_folder
 from fastrun.tuner.store.standing import Standing
 from fastrun.tuner.terminal.display import standings_table
 from tests.support.graph_models import model, node, normal
@@ -121,6 +122,7 @@ def test_the_verdict_stays_on_a_narrow_terminal(width: int) -> None:
     [
         ("model.pt", r"PyTorch.*fastrun\.from_torch"),
         ("model.tflite", "tf2onnx.convert --tflite"),
+        ("picture.JPG", "an input, no model"),
         ("model.h5", "TensorFlow.*tf2onnx"),
     ],
 )
@@ -169,6 +171,10 @@ def test_classes_have_names(run: Run, tmp_path: Path) -> None:
     code, _, said = run(*words, "--labels", tmp_path / "bad.json")
     assert (code, said.count("\n")) == (2, 1)
     assert "no list of names" in said
+    (tmp_path / "few.txt").write_text("no\nnor this\n")
+    code, out, said = run(*words, "--labels", tmp_path / "few.txt")
+    assert (code, out) == (2, "")
+    assert "2 names of classes, the outputs have 1x4" in said
 
 
 @pytest.mark.parametrize("words", [("plan", "--save"), ("run", "--input", "x.npy", "--output")])
@@ -178,6 +184,32 @@ def test_a_missing_folder_is_found_before_anything_runs(
     code, out, said = run(words[0], "resnet50", *words[1:], tmp_path / "none" / "file.npz")
     assert (code, out) == (2, "")
     assert "there is no folder" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "place"),
+    [
+        (("plan", "resnet50", "--trace"), "/proc/run.json"),
+        (("run", "resnet50", "--input", "x.npy", "--output"), "/proc/y.npz"),
+        (("export", "resnet50", "-o"), "/proc/none/out"),
+        (("report", "resnet50", "--out"), "/proc/none"),
+        (("export", "resnet50", "-o"), "file"),
+        (("report", "--out"), "file/within"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_found_before_anything_runs(
+    run: Run, tmp_path: Path, words: tuple[str, ...], place: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    code, out, said = run(*words, tmp_path / place)
+    assert (code, out, said.count("\n")) == (2, "", 1)
+    assert "cannot be written: " in said or "is a file, no folder" in said
+
+
+def test_a_folder_to_be_made_stays_unmade_until_it_is_needed(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    assert new_folder(str(folder)) == folder
+    assert not list(tmp_path.iterdir())
 
 
 def test_built_in_networks_say_that_their_weights_are_random(run: Run, tmp_path: Path) -> None:

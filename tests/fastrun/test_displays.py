@@ -18,6 +18,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule, templates
 from fastrun.tuner.records.record import Outcome
 from fastrun.tuner.store.database import Database
+from fastrun.tuner.terminal.board import shortened
 from fastrun.tuner.terminal.display import final_table, screen
 from tests.support.algorithms import first_taken
 from tests.support.records import record
@@ -129,3 +130,11 @@ def test_a_database(tmp_path: Path) -> None:
         table = database.frame(outcome="correct")
         assert list(table["schedule"]) == [record().schedule]
         assert "mr" in database.frame(parameters=True)
+
+
+def test_problems_that_differ_at_their_ends_look_different_on_a_narrow_board() -> None:
+    texts = [f"conv 1x128x28x28 128x3x3 s1 p1 bias {end}" for end in ("relu", "add relu", "add")]
+    short = [shortened(text, 30) for text in texts]
+    assert len(set(short)) == 3
+    assert {len(text) for text in short} == {30}
+    assert shortened(texts[0], len(texts[0])) == texts[0]

@@ -152,7 +152,7 @@ def test_a_report_that_cannot_be_written_says_where_else(
     with Database(tmp_path / "x.db") as database:
         for record in records([ConvProblem.parse(P)]):
             database.add(record)
-    (tmp_path / "results").write_text("")
+    (tmp_path / "reports").write_text("")
     assert main(["report", "--db", "x.db"]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1

@@ -46,7 +46,7 @@ def write_report(
     """Write report.html, report.md, figures and tables into a folder; return the page's path.
 
     Without targets, the report is about all problems that were measured on `machine` with `threads`
-    and `regime`. The default folder is that of the machine in `results/`. If it holds a file
+    and `regime`. The default folder is that of the machine in `reports/`. If it holds a file
     `networks.json` of `fastrun bench --json` on this machine, the report includes other engines.
 
     Raises:
@@ -54,7 +54,7 @@ def write_report(
         RecordError: the file `networks.json` is damaged.
         OSError: the folder cannot be written.
     """
-    folder = out or Path("results") / machine_slug(machine)
+    folder = out or Path("reports") / machine_slug(machine)
     conditions = Conditions(machine.machine, threads, regime)
     facts = gather(database, targets, machine, conditions, folder)
     folder.mkdir(parents=True, exist_ok=True)

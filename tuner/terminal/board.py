@@ -59,13 +59,14 @@ class Board(Redrawn):
         status.add_row(Text(" · ".join(state)), bar)
         table = new_table()
         room = max(20, self.console.width - 50)
-        table.add_column("\nlayer", no_wrap=True, overflow="ellipsis", max_width=room)
+        table.add_column("\nlayer", no_wrap=True)
         for head in ("\nn>", "\ntrials>", "naive\nms>", "best\nms>", "over\nnaive>", "\nalgorithm"):
             add_column(table, head)
         shown = _most_recent(progress.searches, newest, max(3, self.console.height - 9))
         for search in shown:
             active = newest is not None and str(search.problem) == newest.problem
-            table.add_row(*_layer(search), style="bold" if active else None)
+            name, *cells = _layer(search)
+            table.add_row(shortened(name, room), *cells, style="bold" if active else None)
         if hidden := len(progress.searches) - len(shown):
             table.add_row(f"and {hidden} more", style="dim")
         return Group(
@@ -136,6 +137,14 @@ def _layer(search: ProblemSearch) -> list[str]:
         *(str(search.problem), str(search.occurrences), str(trials)),
         *(ms(search.naive), ms(search.best), ratio(over), fastest),
     ]
+
+
+def shortened(text: str, room: int) -> str:
+    """The text with its middle left out, if it needs it: problems often differ at their ends."""
+    if len(text) <= room:
+        return text
+    end = room // 3
+    return f"{text[: room - end - 1]}…{text[-end:]}"
 
 
 def _most_recent(
