@@ -34,7 +34,8 @@ class Paper:
     A rate of 0 is unknown. `peak` is that of the threads used there, in GFLOP/s; `about` says with
     what the rates were reached. `claim` is what the paper says of all layers. `by` are our
     algorithms that compute as the paper's does, the best one first; if there are none, the best
-    known schedule is taken. `against` is the way that the claim compares with.
+    known schedule is taken. `against` is the way that the claim compares with. `chosen` says where
+    the layers come from, if not from a table that was at hand.
     """
 
     title: str
@@ -45,11 +46,14 @@ class Paper:
     claim: str = ""
     by: tuple[str, ...] = ()
     against: str = ""
+    chosen: str = ""
 
 
 def _unknown(*texts: str) -> dict[str, float]:
     return dict.fromkeys((f"conv {text}" for text in texts), 0.0)
 
+
+_RECALLED = "those of MEC's table as they are usually quoted, not compared with the table itself"
 
 # The layers that MEC's authors chose, from AlexNet, OverFeat, VGG and ResNet.
 _TWELVE = _unknown(
@@ -108,6 +112,7 @@ PAPERS: Mapping[str, Paper] = {
             "1x2048x7x7 512x1x1 s1 p0",
         ),
         by=("pointwise", "direct"),
+        chosen="all distinct ones of ResNet-50, not compared with the paper's table",
     ),
     "zhang": Paper(
         title="High Performance Zero-Memory Overhead Direct Convolutions (2018)",
@@ -128,6 +133,7 @@ PAPERS: Mapping[str, Paper] = {
         ),
         by=("direct",),
         against=IM2COL,
+        chosen="ten of these networks, by us; the paper measures all of theirs",
     ),
     "im2win": Paper(
         title="Im2win: Memory Efficient Convolution On SIMD Architectures (2022)",
@@ -140,6 +146,7 @@ PAPERS: Mapping[str, Paper] = {
         layers=_TWELVE,
         by=("direct",),
         against=IM2COL,
+        chosen=_RECALLED,
     ),
     "mec": Paper(
         title="MEC: Memory-Efficient Convolution for Deep Neural Network (2017)",
@@ -149,6 +156,7 @@ PAPERS: Mapping[str, Paper] = {
         layers=_TWELVE,
         by=("mec",),
         against=IM2COL,
+        chosen=_RECALLED,
     ),
 }
 """The papers by the names of `fastrun bench --paper`."""
@@ -228,6 +236,8 @@ def show(paper: Paper, found: Sequence[Row]) -> None:
     print(f"{paper.title}: {paper.about}\n{paper.source}")
     if paper.claim:
         print(f"the paper says: {paper.claim}")
+    if paper.chosen:
+        print(f"the layers: {paper.chosen}")
     rated = any(row.theirs for row in found)
     heads = ["layer"]
     heads += ["theirs\nGFLOP/s>", "of their\npeak>"] if rated else []
