@@ -133,7 +133,7 @@ PAPERS: Mapping[str, Paper] = {
         ),
         by=("direct",),
         against=IM2COL,
-        chosen="ten of these networks, by us; the paper measures all of theirs",
+        chosen="ten of these networks, chosen by us; the paper measures all layers",
     ),
     "im2win": Paper(
         title="Im2win: Memory Efficient Convolution On SIMD Architectures (2022)",

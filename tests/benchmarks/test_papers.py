@@ -53,7 +53,7 @@ def test_a_paper_without_rates_is_compared_as_it_compares(
         layers = len(papers.PAPERS[name].layers)
         assert out.count(algorithm) >= layers
         assert "\nthe layers: " in out  # where the list is from
-        assert "of their" not in out  # the paper's figures are in plots only
+        assert "theirs" not in out  # the paper's figures are in plots only
         assert "over im2col of the whole image, packed separately: 2.00x" in out
         assert out.count(" 50 %") >= layers
         assert out.count(" 25 %") >= layers
