@@ -23,7 +23,7 @@ def check(graph: Graph, exported: Export, threads: int = 1) -> dict[str, float |
     """The largest rms error of an output, relative to its rms, for each target.
 
     None for a target whose code this processor cannot run. Inputs are normal numbers, or integers
-    from 0 to 127.
+    from 0 to 127 that the network takes.
     """
     if exported.targets[0].cpu.triple != Cpu.host().triple:
         return dict.fromkeys(built.target for built in exported.targets)

@@ -17,6 +17,7 @@ from fastrun.graph.build.kernels import build
 from fastrun.graph.build.memory import Lifetime
 from fastrun.graph.build.moves import moving, piece
 from fastrun.graph.build.placement import Calculate, Compute, Move, Piece, Placed, Placer
+from fastrun.graph.core.lookups import Indices, indices
 from fastrun.graph.core.model import Array, Node, Tensor
 from fastrun.graph.core.ops import Conv
 from fastrun.graph.core.work import flops
@@ -140,6 +141,8 @@ class Arrangement:
     NumPy reads or computes: arrays of any element type. The shape of a loose output may be unknown:
     None.
 
+    `whole` are inputs that must have the model's type; `indices` says which numbers those may have
+    that kernels take as indices.
     `constants` are the outputs that depend on no input, `unread` the inputs that nothing reads,
     `outside` the model's element types of the inputs and outputs that are not float32 there.
     """
@@ -153,6 +156,8 @@ class Arrangement:
     outside: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
     loose_inputs: Mapping[str, Tensor] = field(default_factory=dict)
     loose_outputs: Mapping[str, Tensor | None] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
+    indices: Mapping[str, Indices] = field(default_factory=dict)
 
     @property
     def kernels(self) -> tuple[Step, ...]:
@@ -205,6 +210,8 @@ def arrange(forms: Forms, chosen: Mapping[str, Form], cpu: Cpu) -> Arrangement:
         graph.outside,
         {x: graph.tensors[x] for x in graph.inputs if x not in inputs},
         {x: graph.tensors.get(x) for x in computed if x not in outputs},
+        graph.whole,
+        indices(graph),
     )
 
 
@@ -335,6 +342,8 @@ class _Writer:
         for tensor in item.gathered:
             first = tensor.placement.origin - src.root.placement.origin
             gathered += [(self._number(tensor), first + c) for c in range(tensor.shape[1])]
+        # A third operand lies where a table says, which holds the beginning of its buffer.
+        gathered += [(self._number(tensor), 0) for tensor in others[1:] if not item.gathered]
         return replace(step, gathered=tuple(gathered))
 
     def _pair(self, first: Compute, second: Compute) -> list[Step]:

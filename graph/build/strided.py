@@ -18,8 +18,10 @@ from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Array, Graph, Shape
 from fastrun.graph.core.ops import (
     LRN,
+    ArgReduce,
     ChannelShuffle,
     ConvTranspose,
+    CumSum,
     DepthToSpace,
     Expand,
     Gather,
@@ -34,6 +36,7 @@ from fastrun.graph.core.ops import (
     Slice,
     Softmax,
     Transpose,
+    Where,
 )
 from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.plan.tasks import Task
@@ -45,13 +48,16 @@ from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
 from fastrun.kernels.ops import (
     conv_transpose,
+    elementwise,
     grid_sample,
+    lookup,
     lrn,
     matmul,
     movement,
     recurrent,
     reduce,
     sampling,
+    scans,
 )
 
 
@@ -98,6 +104,12 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
         (x, grid), places, fixed = two_operands(graph, task, views)
         program = grid_sample.grid_sample(op, cpu, x, grid, out, (places[0], places[1]))
         return Built(program, "strided", fixed)
+    if isinstance(op, Where):
+        return _where(graph, task, cpu, views, out)
+    if isinstance(op, Gather) and task.node.inputs[1] not in graph.constants:
+        (x, indices), places, fixed = two_operands(graph, task, views)
+        program = lookup.lookup(op.axis, cpu, x, indices, out, (places[0], places[1]))
+        return Built(program, "strided", fixed)
     if isinstance(op, MatMul | Gemm):
         return _product(graph, task, cpu, views, out)
     return Built(_of_one_tensor(graph, task, cpu, views[0], out), "strided")
@@ -110,6 +122,10 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
             return reduce.softmax(op, cpu, x, out)
         case Reduce() as op:
             return reduce.reduce(op, cpu, x, out)
+        case ArgReduce() as op:
+            return scans.arg_reduce(op, cpu, x, out)
+        case CumSum() as op:
+            return scans.cum_sum(op, cpu, x, out)
         case LRN() as op:
             return lrn.lrn(op, cpu, x, out)
         case Pad() as op:
@@ -179,6 +195,22 @@ def two_operands(
             arguments.append("add" if "src" in arguments else "src")
             operands.append(views[task.reads.index(name)])
     return operands, arguments, weights
+
+
+def _where(graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Strided) -> Built:
+    """A choice of up to three computed operands; constants lie one after another in the weights."""
+    operands, constants, at = list[tuple[str, Strided]](), list[Array](), 0
+    for name in task.node.inputs:
+        if name in graph.constants:
+            values = graph.constants[name].astype(np.float32)
+            constants.append(values.reshape(-1))
+            operands.append(("weights", replace(Strided.row_major(values.shape), offset=at)))
+            at += values.size
+        else:
+            index = task.reads.index(name)
+            operands.append((("src", "add", "third")[index], views[index]))
+    weights = np.concatenate(constants) if constants else None
+    return Built(elementwise.where(cpu, operands, out), "strided", weights)
 
 
 def _conv_transpose(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided) -> Built:

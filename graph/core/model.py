@@ -110,7 +110,8 @@ class Graph:
     depends on data, or on a foreign operator, may be missing. `constants` holds weights and
     parameters. `unread` are further inputs of the model, which nothing reads. `outside` has the
     model's element types of inputs and outputs that are float32 here: the model converts them first
-    or last of all.
+    or last of all. Those of these inputs that are integers and truth values are `whole`: they are
+    given in the model's type.
     `grids` has the tensors of a quantised network: a computed one is rounded to its grid, weights
     lie on theirs. `notes` are lines that say which parts of a quantised network run in float32
     although the model has integers there, and why.
@@ -128,6 +129,7 @@ class Graph:
     constants: Mapping[str, Array]
     unread: tuple[str, ...] = ()
     outside: Mapping[str, np.dtype[Any]] = field(default_factory=dict)
+    whole: tuple[str, ...] = ()
     grids: Mapping[str, Grid] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

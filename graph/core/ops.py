@@ -16,6 +16,7 @@ from fastrun.kernels.ops.attention import Heads as Heads
 from fastrun.kernels.ops.elementwise import Binary as Binary
 from fastrun.kernels.ops.elementwise import Clip as Clip
 from fastrun.kernels.ops.elementwise import Unary as Unary
+from fastrun.kernels.ops.elementwise import Where as Where
 from fastrun.kernels.ops.grid_sample import GridSample as GridSample
 from fastrun.kernels.ops.layer_norm import LayerNorm as LayerNorm
 from fastrun.kernels.ops.lrn import LRN as LRN
@@ -24,6 +25,8 @@ from fastrun.kernels.ops.recurrent import Recurrent as Recurrent
 from fastrun.kernels.ops.reduce import Reduce as Reduce
 from fastrun.kernels.ops.reduce import Softmax as Softmax
 from fastrun.kernels.ops.sampling import Resize as Resize
+from fastrun.kernels.ops.scans import ArgReduce as ArgReduce
+from fastrun.kernels.ops.scans import CumSum as CumSum
 
 Ints = tuple[int, ...]
 
@@ -218,7 +221,8 @@ class Foreign:
 
 Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Recurrent
-    | Unary | Clip | Binary | Softmax | Gemm | MatMul | Reduce | Concat | Slice | Pad | Transpose
+    | Unary | Clip | Binary | Where | Softmax | Gemm | MatMul | Reduce | ArgReduce | CumSum | Concat
+    | Slice | Pad | Transpose
     | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | GridSample | Cast
     | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip

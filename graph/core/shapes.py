@@ -24,6 +24,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    CumSum,
     DepthToSpace,
     Gather,
     Gemm,
@@ -40,6 +41,7 @@ from fastrun.graph.core.ops import (
     Softmax,
     Transpose,
     Unary,
+    Where,
 )
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout
 
@@ -69,7 +71,7 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return _product(*shapes[:2])
         case Binary(function="prelu"):
             return _onto(x, shapes[1:])
-        case Binary():
+        case Binary() | Where():
             return np.broadcast_shapes(*shapes)
         case Concat(axis):
             others = {(*shape[:axis], *shape[axis + 1 :]) for shape in shapes}
@@ -100,7 +102,7 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (
             Affine() | BatchNorm() | LRN() | LayerNorm() | Unary() | Clip() | Softmax() | Cast()
-            | Identity() | ChannelShuffle()
+            | Identity() | ChannelShuffle() | CumSum()
         ):  # fmt: skip
             return x
     return None

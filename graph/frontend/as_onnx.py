@@ -15,7 +15,6 @@ from fastrun.graph.core.ops import (
     Conv,
     ConvTranspose,
     Foreign,
-    Gather,
     Gemm,
     Numpy,
     Onnx,
@@ -36,7 +35,6 @@ _FIXED: Mapping[type[Op], Sequence[int]] = {
     ConvTranspose: (1, 2),
     BatchNorm: (1, 2, 3, 4),
     Gemm: (2,),
-    Gather: (1,),
     Recurrent: (1, 2),
 }
 

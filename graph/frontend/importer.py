@@ -48,6 +48,7 @@ from fastrun.graph.frontend.floats import as_cast, in_float32, is_network, other
 from fastrun.graph.frontend.inference import infer
 from fastrun.graph.frontend.inline import Key, check_calls, function_nodes, key, own_domain
 from fastrun.graph.frontend.lowering import Site, Unsupported, lower
+from fastrun.graph.frontend.numbers import with_numbers
 from fastrun.graph.frontend.opsets import Opsets
 from fastrun.graph.frontend.outside import Outside
 from fastrun.graph.frontend.qoperators import (
@@ -144,7 +145,8 @@ class _Importer:
         live = whole.with_nodes(whole.nodes, whole.tensors, whole.constants, rounded | weights)
         used = tuple(x for x in inputs if live.uses[x])
         unread = tuple(x for x in inputs if x not in used)
-        return replace(live, inputs=used, unread=unread, outside=self._outside.types)
+        kept = replace(live, inputs=used, unread=unread, outside=self._outside.types)
+        return with_numbers(kept)
 
     def _add_weights(self, graph: onnx.GraphProto) -> None:
         for sparse in graph.sparse_initializer:

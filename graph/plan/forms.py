@@ -17,6 +17,7 @@ from fastrun.graph.core.ops import (
     Clip,
     Concat,
     Conv,
+    Gather,
     Gemm,
     GridSample,
     Identity,
@@ -31,6 +32,7 @@ from fastrun.graph.core.ops import (
     Slice,
     Transpose,
     Unary,
+    Where,
 )
 from fastrun.graph.core.precision import byte_grid, exact_grid
 from fastrun.graph.core.problems import conv_problem, conv_problems
@@ -242,6 +244,10 @@ class Forms:
                 return across(2 * streaming)
             case Pool() | Reduce() | Unary() | Clip() | Affine():
                 return alike(self.layouts)
+            case Where():
+                return alike(plain)
+            case Gather() if task.node.inputs[1] not in self.graph.constants:
+                return alike([NCHW], 2 * streaming)
             case Attention():
                 masks = int(task.reads[-1] == task.node.input(2))
                 reads = (NHWC,) * (len(task.reads) - masks) + (NCHW,) * masks

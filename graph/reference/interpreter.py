@@ -17,6 +17,7 @@ from fastrun.graph.core.ops import (
     LRN,
     Activating,
     Affine,
+    ArgReduce,
     Attention,
     BatchNorm,
     Binary,
@@ -26,6 +27,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    CumSum,
     DepthToSpace,
     Expand,
     Foreign,
@@ -47,6 +49,7 @@ from fastrun.graph.core.ops import (
     Softmax,
     Transpose,
     Unary,
+    Where,
 )
 from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.reference.by_onnx import compute
@@ -55,9 +58,11 @@ from fastrun.graph.reference.numerics import (
     REDUCTIONS,
     UNARY,
     along_channels,
+    arg_reduce,
     attention,
     conv,
     conv_transpose,
+    cum_sum,
     gemm,
     lrn,
     pad,
@@ -161,6 +166,8 @@ def evaluate(node: Node, inputs: Sequence[Array | None], result: Tensor) -> Arra
     value: Array = _value(node, x, rest, result)
     if isinstance(node.op, Activating) and not isinstance(node.op, Conv):
         value = activate(value, node.op.activation)
+    if result.dtype.kind == "f" and value.dtype.kind != "f":  # numbers as kernels have them
+        value = value.astype(np.float64)
     if value.shape != result.shape:
         raise GraphError(f"node {node.label} gives {value.shape} instead of {result.shape}")
     return value
@@ -197,6 +204,12 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return np.minimum(np.maximum(x, op.low), op.high)
         case Binary():
             return BINARY[op.function](x, rest[0])
+        case Where():
+            return np.where(x != 0, *rest)
+        case ArgReduce():
+            return arg_reduce(op, x).reshape(result.shape)
+        case CumSum():
+            return cum_sum(op, x)
         case Softmax():
             return softmax(op, x)
         case Gemm():
@@ -225,7 +238,7 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case Expand():
             return np.broadcast_to(x, result.shape)
         case Gather():
-            return x.take(rest[0], op.axis)
+            return _taken(node, x, rest[0])
         case Resize():
             return resize(op, result.shape, x)
         case GridSample():
@@ -237,6 +250,14 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case Foreign(need=need):
             raise UnsupportedError(f"node {node.label} needs {need}")
     raise UnsupportedError(f"node {node.label} has several results")
+
+
+def _taken(node: Node, x: Array, indices: Array) -> Any:
+    assert isinstance(node.op, Gather)
+    try:
+        return x.take(indices.astype(np.int64), node.op.axis)
+    except IndexError as error:
+        raise GraphError(f"node {node.label} cannot be computed: {error}") from error
 
 
 def _widen(values: Any) -> Any:

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.ops import (
     LRN,
+    ArgReduce,
     Attention,
     Conv,
     ConvTranspose,
+    CumSum,
     Gemm,
     Ints,
     Pad,
@@ -61,6 +63,9 @@ UNARY: dict[str, Callable[[Any, float, float], Any]] = {
     "floor": lambda x, a, b: np.floor(x),
     "ceil": lambda x, a, b: np.ceil(x),
     "round": lambda x, a, b: np.round(x),
+    "trunc": lambda x, a, b: np.trunc(x),
+    "not": lambda x, a, b: np.logical_not(x),
+    "isnan": lambda x, a, b: np.isnan(x),
     "sin": lambda x, a, b: np.sin(x),
     "cos": lambda x, a, b: np.cos(x),
     "pow": lambda x, a, b: _power(x, np.array(a)),
@@ -75,6 +80,17 @@ BINARY: dict[str, Callable[[Any, Any], Any]] = {
     "max": np.maximum,
     "min": np.minimum,
     "prelu": lambda x, slope: np.where(x < 0, slope * x, x),
+    "equal": np.equal,
+    "unequal": np.not_equal,
+    "greater": np.greater,
+    "greaterorequal": np.greater_equal,
+    "less": np.less,
+    "lessorequal": np.less_equal,
+    "and": np.logical_and,
+    "or": np.logical_or,
+    "xor": np.logical_xor,
+    "quotient": np.floor_divide,
+    "mod": np.mod,
 }
 
 REDUCTIONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -105,6 +121,25 @@ def _divide(x: Array, y: Array) -> Array:
     rest = np.remainder(x, y)
     quotient: Array = x // y + ((rest != 0) & ((x < 0) != (y < 0))).astype(x.dtype)
     return quotient
+
+
+def arg_reduce(op: ArgReduce, x: Array) -> Array:
+    """Places of extremes along an axis, without it."""
+    function: Callable[..., Array] = np.argmax if op.function == "max" else np.argmin
+    if not op.last:
+        return function(x, op.axis)
+    places: Array = x.shape[op.axis] - 1 - function(np.flip(x, op.axis), op.axis)
+    return places
+
+
+def cum_sum(op: CumSum, x: Array) -> Array:
+    """Running sums in the type of x."""
+    turned = np.flip(x, op.axis) if op.backwards else x
+    sums: Array = np.cumsum(turned, op.axis, dtype=x.dtype)
+    if op.exclusive:
+        sums = np.roll(sums, 1, op.axis)
+        sums[(slice(None),) * op.axis + (slice(0, 1),)] = 0
+    return np.flip(sums, op.axis) if op.backwards else sums
 
 
 def conv(

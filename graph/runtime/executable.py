@@ -18,6 +18,7 @@ from fastrun.graph.runtime.defaults import Defaults
 from fastrun.graph.runtime.inputs import (
     by_name,
     check_arrays,
+    check_indices,
     check_shape,
     only_or_all,
     unknown_input,
@@ -61,6 +62,7 @@ class Executable:
         types = {x: np.dtype(np.float32) for x in self._shapes}
         types |= {x: tensor.dtype for x, tensor in arrangement.loose_inputs.items()}
         self._types = {x: (t, arrangement.outside.get(x, t)) for x, t in types.items()}
+        self._types |= {x: (arrangement.outside[x],) * 2 for x in arrangement.whole}
         self._renew()
         renewed_in_children(self, Executable._renew)
 
@@ -127,7 +129,7 @@ class Executable:
 
     @property
     def inputs(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the inputs by name. Arrays of float32 fit every input but the loose ones."""
+        """Shapes of the inputs by name. Integers and truth values have the model's type."""
         loose = {x: tensor.shape for x, tensor in self.loose_inputs.items()}
         return {port.name: port.shape for port in self._loaded.arrangement.inputs} | loose
 
@@ -174,7 +176,7 @@ class Executable:
 
         Inputs that the model never reads may be missing, or be anything. Inputs that the model
         itself converts to float32, such as pictures of bytes, may also have the model's type.
-        Inputs that only NumPy steps read, such as indices, have the model's type.
+        Integers that the model computes with, indices and truth values have the model's type.
         Inputs for which the model has a value (`defaults`) may be missing. Other values are loaded
         like another model when they first come, and the last four of them kept.
 
@@ -268,3 +270,5 @@ class Executable:
                 raise InputError(f"input {name!r} is {x.dtype}: give it as {types[0]}")
             if x.shape != shape:
                 check_shape(name, x.shape, shape)
+        for name, wanted in self._loaded.arrangement.indices.items():
+            check_indices(name, inputs[name], wanted)

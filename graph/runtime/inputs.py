@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastrun.graph.core.errors import InputError
-from fastrun.graph.core.model import Shape
+from fastrun.graph.core.lookups import Indices
+from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.core.sizes import Sizes, fits, sizes_text
 
 
@@ -62,6 +63,21 @@ def check_shape(name: str, shape: Shape, sizes: Sizes | None) -> None:
     if not fits(shape, sizes):
         advice = _advice(shape, sizes)
         raise InputError(f"input {name!r} has shape {shape} instead of {sizes_text(sizes)}{advice}")
+
+
+def check_indices(name: str, values: Array, wanted: Indices) -> None:
+    """Check that an input has no number that is outside of a table.
+
+    Raises:
+        InputError: it has.
+    """
+    low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
+    if low < wanted.low or high > wanted.high:
+        wrong = low if low < wanted.low else high
+        raise InputError(
+            f"input {name!r} has the index {wrong}: node {wanted.node} has entries from "
+            f"{wanted.low} to {wanted.high}"
+        )
 
 
 def _advice(shape: Shape, sizes: Sizes | None) -> str:

@@ -50,6 +50,7 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.frontend.inline import renamed
 from fastrun.graph.to_onnx.nodes import Nodes
+from fastrun.graph.to_onnx.numbers import write_numbers
 from fastrun.graph.to_onnx.recurrent import recurrent
 from fastrun.kernels.core.problem import slope
 
@@ -78,6 +79,8 @@ def write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
 
 def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
     op, name, shape = node.op, node.name, to.graph.shape(node.output)
+    if write_numbers(to, node, inputs, output):
+        return
     x = inputs[0]
     match op:
         case Conv() | ConvTranspose():

@@ -9,7 +9,7 @@ from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, 
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import Nest, aligned, operand, rows, singly
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I16, I32, DType
+from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I16, I32, U8, DType
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
@@ -24,10 +24,13 @@ _OTHERS = {"float64": _F64} | {
     for bits in [int(name.lstrip("uint"))]
 }
 
-BY_NUMPY_NAME = {"float32": F32, "float16": F16, "bfloat16": BF16} | {
+BY_NUMPY_NAME = {"float32": F32, "float16": F16, "bfloat16": BF16, "bool": U8} | {
     name: BY_NAME.get(dtype.name, dtype) for name, dtype in _OTHERS.items()
 }
-"""The element types that a caller may have, by their names in numpy and ONNX."""
+"""The element types that a caller may have, by their names in numpy and ONNX.
+
+Truth values are bytes of 0 and 1.
+"""
 
 
 def convert(cpu: Cpu, src: Strided, dst: Strided) -> Program:

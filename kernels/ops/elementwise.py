@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Module, Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, fma
 from fastrun.kernels.codegen.elementary import (
     absolute,
     compare,
@@ -55,7 +55,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, U8
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
-from fastrun.kernels.core.template import check
+from fastrun.kernels.core.template import check, check_f32
 
 UNROLL = 2
 
@@ -89,6 +89,11 @@ class Binary:
 
     function: str
     activation: str = ""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Elements of the second operand where the first is not zero, else of the third; broadcast."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +223,25 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     )
 
 
+def where(cpu: Cpu, operands: Operands, dst: Strided) -> Program:
+    """Choose between two operands by a condition, all broadcast to `dst`.
+
+    `operands` are the condition and what is taken where it is not zero and where it is, each with
+    the name of the kernel's argument that holds it. Three computed ones are in "src", "add" and
+    "third": the weights then hold a table of one entry, where the third lies from "src" on (see
+    `Io`). Constants are in "weights", one after another, row-major.
+
+    Raises:
+        ScheduleError: the shapes do not fit, or a tensor is not of f32.
+    """
+    check_f32("a choice", dst, *(view for _, view in operands))
+
+    def chosen(condition: Vec, yes: Vec, no: Vec) -> Vec:
+        return condition.k.blend(compare("une", condition, 0.0), yes, no)
+
+    return _map(cpu, "where", chosen, operands, dst)
+
+
 def _real(
     cpu: Cpu, name: str, function: Callable[..., Vec], operands: Operands, dst: Strided
 ) -> Program:
@@ -246,7 +270,7 @@ def _map(
             with nest.loop(run) as x:
                 lanes = min(wide, 1 << (run.size - 1).bit_length())
                 sources = [
-                    (operand(k, argument, view).at(*places, x), view.strides[-1])
+                    (_argument(k, argument, view).at(*places, x), view.strides[-1])
                     for (argument, _), view in zip(operands, views, strict=True)
                 ]
                 target = operand(k, "dst", out).at(*places, x).strided(written)
@@ -258,15 +282,29 @@ def _map(
                     ]
                     store_row(target.at(start), written, count, function(*row))
     # A program's placements only say how large the operands' buffers are.
-    buffers = {argument: view.buffer for argument, view in operands if argument != "weights"}
+    buffers = {argument: view.buffer for argument, view in operands}
     io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
     return module.program(io)
+
+
+def _argument(k: Kernel, name: str, view: Strided) -> Buffer:
+    """An operand; a third computed one lies where the table in the weights says."""
+    if name != "third":
+        return operand(k, name, view)
+    base = operand(k, "src", Strided((1,), (1,))).at(k.argument("weights").index(0))
+    return base.at(view.offset).strided(*view.strides)
 
 
 def _elu(x: Vec, alpha: float, scale: float = 1.0, slope: float = 1.0) -> Vec:
     """scale * x, but scale * alpha * (e^(slope x) - 1) where x is negative."""
     bent = expm1_negative(x * slope) * (alpha * scale)
     return x.k.blend(compare("olt", x, 0.0), bent, x * scale)
+
+
+def _truth(x: Vec, predicate: str, y: Vec) -> Vec:
+    """1 where a comparison holds, else 0."""
+    k = x.k
+    return k.blend(compare(predicate, x, y), k.const(1.0, x.lanes), k.const(0.0, x.lanes))
 
 
 def _mish(x: Vec) -> Vec:
@@ -338,6 +376,9 @@ UNARY: dict[str, Callable[[Vec, float, float], Vec]] = {
     "floor": lambda x, a, b: x.k.intrinsic("floor", x),
     "ceil": lambda x, a, b: x.k.intrinsic("ceil", x),
     "round": lambda x, a, b: x.k.intrinsic("roundeven", x),
+    "trunc": lambda x, a, b: x.k.intrinsic("trunc", x),
+    "not": lambda x, a, b: _truth(x, "oeq", x.k.const(0.0, x.lanes)),
+    "isnan": lambda x, a, b: _truth(x, "uno", x),
     "sin": lambda x, a, b: x.k.intrinsic("sin", x),
     "cos": lambda x, a, b: x.k.intrinsic("cos", x),
 }  # fmt: skip
@@ -356,5 +397,15 @@ BINARY: dict[str, Callable[[Vec, Vec], Vec]] = {
     "max": maximum,
     "min": minimum,
     "prelu": lambda x, slope: x.k.blend(compare("olt", x, 0.0), slope * x, x),
+    "equal": lambda x, y: _truth(x, "oeq", y),
+    "unequal": lambda x, y: _truth(x, "une", y),
+    "greater": lambda x, y: _truth(x, "ogt", y),
+    "greaterorequal": lambda x, y: _truth(x, "oge", y),
+    "less": lambda x, y: _truth(x, "olt", y),
+    "lessorequal": lambda x, y: _truth(x, "ole", y),
+    "quotient": lambda x, y: x.k.intrinsic("floor", x / y),
+    "mod": lambda x, y: x - y * x.k.intrinsic("floor", x / y),
 }
-"""Functions of two values; `pow` is the C library's."""
+"""Functions of two values; `pow` is the C library's. Truth is 1 and 0.
+
+`quotient` and `mod` are those of whole numbers, rounded down."""

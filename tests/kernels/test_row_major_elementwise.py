@@ -23,6 +23,7 @@ from tests.support.strided import CPU, assert_close, normal, run
 
 SHAPES: list[Ints] = [(), (1,), (17,), (3, 1), (1, 7, 1, 5), (2, 3, 5, 7), (2, 3, 1, 4, 5), (9001,)]
 
+WHOLE = ("quotient", "mod")  # functions of whole numbers
 SPECIAL = np.array(
     [0, -0.0, 1, -1, 0.5, 1.5, 2.5, -2.5, 1e-30, -1e-30, 1e-40, 1e30, -1e30, 88.5, 89, -87, -100,
      -104, 20, -20, 3.4e38, np.inf, -np.inf, np.nan], np.float32,
@@ -55,9 +56,22 @@ def test_unary_is_accurate_and_keeps_special_values(function: str, cpu: Cpu) -> 
     assert_close(found, truth, least=LEAST.get(function, 2.0**-126))
 
 
+@pytest.mark.parametrize("function", WHOLE)
+def test_quotients_and_remainders_of_whole_numbers_are_exact(function: str) -> None:
+    draw = np.random.default_rng(0)
+    b = np.concatenate([[1, 2, 3, 2**24], draw.integers(1, 2**12, 2000)])
+    a = np.concatenate([[2**24, 2**24 - 1, 2**24 - 1, 2**24], draw.integers(-(2**24), 2**24, 2000)])
+    a[4::2] = a[4::2] // b[4::2] * b[4::2] - 1  # just below a multiple
+    a, view = a.clip(-(2**24), 2**24), Strided.row_major(a.shape)
+    x, y = a.astype(np.float32), b.astype(np.float32)
+    found = run(elementwise.binary(Binary(function), CPU, view, view, view), view, x, y)
+    assert np.array_equal(found, numerics.BINARY[function](a, b))
+
+
 def test_every_function_of_graphs_is_there() -> None:
     assert elementwise.UNARY.keys() >= numerics.UNARY.keys()
-    assert elementwise.BINARY.keys() == numerics.BINARY.keys()
+    logic = {"and", "or", "xor"}  # in kernels min, max and unequal of 0 and 1
+    assert elementwise.BINARY.keys() == numerics.BINARY.keys() - logic
 
 
 def test_power() -> None:
@@ -112,7 +126,7 @@ def test_binary_broadcasts(
     assert_close(found, numerics.BINARY[function](a.astype(np.float64), b.astype(np.float64)))
 
 
-@pytest.mark.parametrize("function", [f for f in elementwise.BINARY if f != "pow"])
+@pytest.mark.parametrize("function", [f for f in elementwise.BINARY if f not in ("pow", *WHOLE)])
 def test_binary_keeps_special_values(function: str) -> None:
     a, b = (x.reshape(-1) for x in np.meshgrid(SPECIAL, SPECIAL))
     view = Strided.row_major(a.shape)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fastrun.graph.core.lookups import indices
 from fastrun.graph.core.model import Array, Graph
 from fastrun.tuner.records.record import Errors
 
@@ -22,12 +23,19 @@ def limit(graph: Graph) -> float:
 
 
 def normal_inputs(graph: Graph) -> Mapping[str, Array]:
-    """Normal values for every input, the same in every process; 0 for inputs that are no floats."""
-    draw, found = np.random.default_rng(0), dict[str, Array]()
+    """Normal values for every input, the same in every process.
+
+    Indices are any that the network takes, other integers and truth values are 0 or 1.
+    """
+    draw, found, looked_up = np.random.default_rng(0), dict[str, Array](), indices(graph)
     for name in graph.inputs:
         tensor = graph.tensor(name)
         found[name] = np.zeros(tensor.shape, tensor.dtype)
-        if tensor.dtype.kind == "f":
+        if name in graph.whole:
+            own = graph.outside[name]
+            entries = looked_up[name].high + 1 if name in looked_up else 2
+            found[name] = draw.integers(0, entries, tensor.shape).astype(own)
+        elif tensor.dtype.kind == "f":
             found[name] = draw.standard_normal(tensor.shape, np.float32).astype(tensor.dtype)
     return found
 

@@ -7,8 +7,10 @@ import math
 import numpy as np
 
 from fastrun.graph.core.ops import (
+    ArgReduce,
     Binary,
     Clip,
+    CumSum,
     Gemm,
     Identity,
     LayerNorm,
@@ -96,6 +98,50 @@ def _binary(site: Site) -> None:
     for name in rest[:-1]:
         first = site.emit(op, first, name)
     site.finish(op, first, rest[-1])
+
+
+@lowers("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor")
+def _comparison(site: Site) -> None:
+    _check_numbers(site)
+    site.finish(Binary(site.operator.lower()), *site.inputs)
+
+
+@lowers("Not", "IsNaN")
+def _test(site: Site) -> None:
+    _check_numbers(site)
+    site.finish(Unary(site.operator.lower()), site.inputs[0])
+
+
+@lowers("Mod")
+def _mod(site: Site) -> None:
+    if site.attribute("fmod", 0) or site.tensor(0).dtype.kind not in "iu":
+        raise Unsupported("remainders of integers with the sign of the divisor")
+    site.finish(Binary("mod"), *site.inputs)
+
+
+def _check_numbers(site: Site) -> None:
+    kinds = [site.tensor(i).dtype for i in range(len(site.inputs))]
+    if any(kind.isbuiltin != 1 or kind.kind not in "biuf" for kind in kinds):
+        raise Unsupported("elements that are numbers of 8 bits or more")
+
+
+@lowers("ArgMax", "ArgMin")
+def _arg_reduce(site: Site) -> None:
+    _check_numbers(site)
+    last = bool(site.attribute("select_last_index", 0))
+    op = ArgReduce(site.operator.removeprefix("Arg").lower(), site.axis(0), last)
+    site.finish(op, site.inputs[0], shape=site.result.shape)
+
+
+@lowers("CumSum")
+def _cum_sum(site: Site) -> None:
+    axis = site.constant(1, "axis")
+    if axis.size != 1:
+        raise site.impossible(f"axis {axis.tolist()}")
+    _check_numbers(site)
+    exclusive, backwards = (bool(site.attribute(x, 0)) for x in ("exclusive", "reverse"))
+    at = site.from_front(int(axis.reshape(())))
+    site.finish(CumSum(at, exclusive, backwards), site.inputs[0])
 
 
 @lowers("PRelu")

@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     Reshape,
     Slice,
     Transpose,
+    Where,
 )
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
 
@@ -107,11 +108,15 @@ def _cast(site: Site) -> None:
 @lowers("Where")
 def _where(site: Site) -> None:
     """A constant condition that always holds, or never, chooses one operand."""
-    condition = site.constant(0, "condition")
-    if condition.all() or not condition.any():
-        site.finish(Expand(), site.inputs[1 if condition.all() else 2], shape=site.result.shape)
-        return
-    raise Unsupported("a condition that is the same for all elements")
+    if site.is_constant(0):
+        condition = site.constant(0, "condition")
+        if condition.all() or not condition.any():
+            chosen = site.inputs[1 if condition.all() else 2]
+            site.finish(Expand(), chosen, shape=site.result.shape)
+            return
+    if any(site.tensor(i).dtype.kind not in "biuf" for i in (1, 2)):
+        raise Unsupported("elements that are numbers of 8 bits or more")
+    site.finish(Where(), *site.inputs)
 
 
 @lowers("CastLike")
@@ -199,8 +204,13 @@ def _pad(site: Site) -> None:
 
 @lowers("Gather")
 def _gather(site: Site) -> None:
-    axis, indices = site.axis(0), site.constant(1, "indices")
-    size = site.shape(0)[axis]
+    axis, size = site.axis(0), site.shape(0)[site.axis(0)]
+    if not site.is_constant(1):
+        if any(site.tensor(i).dtype.kind not in "biuf" for i in (0, 1)):
+            raise Unsupported("elements that are numbers of 8 bits or more")
+        site.finish(Gather(axis), *site.inputs)
+        return
+    indices = site.constant(1, "indices")
     if indices.size and not -size <= indices.min() <= indices.max() < size:
         raise site.impossible(f"an index is outside an axis of {size}")
     if indices.ndim == 1 or (indices.ndim and site.is_constant(0)):

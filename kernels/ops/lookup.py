@@ -1,0 +1,81 @@
+"""Entries of a table at computed indices: embeddings, and Gather of what the network computes."""
+
+from __future__ import annotations
+
+from fastrun.kernels.codegen.builder import Index, Module, Vec
+from fastrun.kernels.codegen.strided_loops import (
+    Nest,
+    aligned,
+    load_row,
+    operand,
+    rows,
+    singly,
+    store_row,
+)
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.strided import Strided
+from fastrun.kernels.core.template import check, check_f32
+
+UNROLL = 2
+
+
+def lookup(
+    axis: int,
+    cpu: Cpu,
+    table: Strided,
+    indices: Strided,
+    dst: Strided,
+    arguments: tuple[str, str] = ("src", "add"),
+) -> Program:
+    """Entries of `table` along an axis at `indices`, which are whole numbers in float32.
+
+    The axes of the indices take the place of the axis. Negative indices count from the end. One
+    that is outside, or NaN, takes the nearest entry. `arguments` names the kernel's arguments that
+    hold both; a constant is in "weights", row-major.
+
+    Raises:
+        ScheduleError: the shapes do not fit, or a tensor is not of f32.
+    """
+    check_f32("a look-up", table, indices, dst)
+    before, after = table.shape[:axis], table.shape[axis + 1 :]
+    shape = (*before, *indices.shape, *after)
+    check(dst.shape == shape, f"{table.shape} at {indices.shape} indices is not {dst.shape}")
+    none = (0,) * len(indices.shape)
+    n, step = table.shape[axis], table.strides[axis]
+    strides = (*table.strides[:axis], *none, *table.strides[axis + 1 :])
+    places = ((0,) * len(before), indices.strides, (0,) * len(after))
+    out, entries, found = aligned(
+        dst,
+        Strided(shape, strides, table.offset),
+        Strided(shape, tuple(s for part in places for s in part), indices.offset),
+    )
+    *outer, length = out.shape
+    single = found.strides[-1] != 0  # each element of a row has an index of its own
+    tiles = rows(length, 1 if single else cpu.lanes, 1 if single else UNROLL)
+    module, nest = Module(cpu), Nest([*singly(tuple(outer)), tiles])
+    read, written = entries.strides[-1], out.strides[-1]
+    with nest.stage(module, "lookup") as k, nest.outer() as at:
+        for run in nest.inner:
+            with nest.loop(run) as x:
+                number = operand(k, arguments[1], found).at(*at, x).strided(1).load(0, lanes=1)
+                source = operand(k, arguments[0], entries).at(*at, x)
+                source = source.strided(step).at(_entry(number, n))
+                target = operand(k, "dst", out).at(*at, x).strided(written)
+                lanes = cpu.lanes_for(run.size)
+                for start in range(0, run.size, lanes):
+                    count = min(lanes, run.size - start)
+                    row = load_row(source.strided(read).at(start), read, count, lanes)
+                    store_row(target.at(start), written, count, row)
+    buffers = dict(zip(arguments, (table.buffer, indices.buffer), strict=True))
+    io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
+    return module.program(io)
+
+
+def _entry(number: Vec, n: int) -> Index:
+    """The entry of a table of `n` that a number means."""
+    k = number.k
+    k.declare("declare i64 @llvm.fptosi.sat.i64.f32(float)")
+    whole = Index(k, k.emit(f"call i64 @llvm.fptosi.sat.i64.f32(float {number.ssa})"))
+    behind = k.emit(f"select i1 {(whole < 0).ssa}, i64 {n}, i64 0")
+    return (whole + Index(k, behind)).max(0).min(n - 1)
