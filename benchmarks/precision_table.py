@@ -18,6 +18,7 @@ from fastrun.benchmarks.accuracy.score import Score
 from fastrun.benchmarks.peers import low
 from fastrun.benchmarks.peers.low.openvino import LIMIT
 from fastrun.benchmarks.report import EngineRace, race_rows, read_races
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.units import UNKNOWN, ms, plural, ratio
@@ -219,7 +220,7 @@ def write_json(path: Path, found: Comparison) -> None:
         "results": race_rows(found.races),
         "scores": scores,
     }
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Comparison:

@@ -14,6 +14,7 @@ from typing import Any
 
 from fastrun.benchmarks import ours, peers
 from fastrun.benchmarks.race import LOOSE, EntryTimes
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.machine.noise import others
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.records.environment import Environment
@@ -193,7 +194,7 @@ def write_json(path: Path, races: Sequence[EngineRace]) -> None:
         "engines": {e: peers.version(e) for e in engines},
         "results": race_rows(races),
     }
-    path.write_text(json.dumps(data, indent=1) + "\n")
+    write_whole(path, json.dumps(data, indent=1) + "\n")
 
 
 def race_rows(races: Sequence[EngineRace]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.options import network as network_options
 from fastrun.options import new_file
 from fastrun.tuner.records.units import UNKNOWN, ms, percent, plural
@@ -119,7 +120,7 @@ def _draw(
         from fastrun.tuner.report.trace import trace
 
         rows = network.timeline(REPEATS)
-        arguments.trace.write_text(json.dumps(trace(rows, title, on_file())), encoding="utf-8")
+        write_whole(arguments.trace, json.dumps(trace(rows, title, on_file())))
     if arguments.svg or arguments.annotate:
         from fastrun.graph.networks import load_network
         from fastrun.graph.passes.pipeline import optimise
@@ -129,9 +130,9 @@ def _draw(
         times = task_times(graph, network, steps)
         if arguments.svg:
             text = drawing(graph, times, title, whole)
-            arguments.svg.write_text(text, encoding="utf-8")
+            write_whole(arguments.svg, text)
         if arguments.annotate:
-            arguments.annotate.write_bytes(annotated(graph, times).SerializeToString())
+            write_whole(arguments.annotate, annotated(graph, times).SerializeToString())
 
 
 def _document(

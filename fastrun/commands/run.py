@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastrun.graph.core.errors import InputError
 from fastrun.inputs import read_inputs
+from fastrun.kernels.core.whole_file import whole_file
 from fastrun.options import count, new_file, pictures
 from fastrun.options import network as network_options
 from fastrun.tuner.records.units import duration, plural, significant
@@ -98,10 +99,11 @@ def _check_labels(path: Path, names: int, shapes: Iterable[Shape | None]) -> Non
 def _write(path: Path, outputs: Mapping[str, Array]) -> None:
     import numpy as np
 
-    if path.suffix == ".npy":
-        np.save(path, next(iter(outputs.values())))
-    else:
-        np.savez(path, allow_pickle=False, **outputs)
+    with whole_file(path) as file:
+        if path.suffix == ".npy":
+            np.save(file, next(iter(outputs.values())))
+        else:
+            np.savez(file, allow_pickle=False, **outputs)
 
 
 def _names(arguments: Namespace) -> Sequence[str]:

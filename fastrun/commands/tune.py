@@ -201,6 +201,7 @@ def _mixed(arguments: Namespace) -> int:
     from fastrun.graph.passes.pipeline import optimise
     from fastrun.graph.to_onnx.model import export_onnx
     from fastrun.kernels.core.cpu import Cpu
+    from fastrun.kernels.core.whole_file import write_whole
     from fastrun.precision import print_front, too_few
     from fastrun.tuner.precision.tune import advise, examples, problems_of, tune_precision
     from fastrun.tuner.store.database import Database
@@ -242,7 +243,7 @@ def _mixed(arguments: Namespace) -> int:
     if advice := too_few(done.document(), limit):
         print(advice)
     if output:
-        output.write_bytes(export_onnx(done.graph).SerializeToString())
+        write_whole(output, export_onnx(done.graph).SerializeToString())
         _save_plan(output, one)
     return 0
 

@@ -18,6 +18,7 @@ from fastrun.graph.core.model import Graph, Shape
 from fastrun.graph.plan.forms import Form, layouts_text
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.notebook import card
+from fastrun.kernels.core.whole_file import write_whole
 
 _HEAD = "# fastrun plan 1: microseconds expected, layouts read and written, algorithm, tensor"
 
@@ -69,10 +70,7 @@ class Plan:
         Raises:
             OSError: it cannot be written.
         """
-        try:
-            Path(path).write_text(str(self), encoding="utf-8")
-        except OSError as error:  # names no file if the disk is full
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        write_whole(Path(path), str(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

@@ -10,7 +10,6 @@ import glob
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -21,6 +20,7 @@ from fastrun.kernels.codegen.builder import Buffer, Module, Tile, fma
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, Array, Placement
 from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.kernels.native.cache import ObjectCache, cache_root
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
@@ -268,9 +268,7 @@ def save(report: MachineReport) -> None:
     path = _path(report.machine, report.cores)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(asdict(report), file, indent=1)
-        os.replace(file.name, path)
+        write_whole(path, json.dumps(asdict(report), indent=1))
     except OSError:
         # If it cannot be stored, the report is measured again next time.
         return

@@ -17,6 +17,7 @@ from fastrun.graph.quantise.ranges import RANGES
 from fastrun.graph.quantise.scope import is_layer
 from fastrun.graph.quantise.simulate import Difference, differences
 from fastrun.graph.to_onnx.model import export_onnx
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.networks.calibration import Source, calibration_data
 from fastrun.tuner.networks.pictures import Preparation
 
@@ -41,8 +42,12 @@ class Quantised:
     kept: Sequence[str]
 
     def save(self, path: str | Path) -> None:
-        """Write the model as an ONNX file."""
-        onnx.save(self.model, path)
+        """Write the model as an ONNX file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        write_whole(Path(path), self.model.SerializeToString())
 
 
 def quantise(

@@ -25,6 +25,7 @@ from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import Progress, silent
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.measure.timing import Protocol, interleave
 from fastrun.tuner.precision.front import Point, front
 from fastrun.tuner.precision.sensitivity import Batch, Losses
@@ -88,7 +89,7 @@ class Precision:
     def save(self, path: Path) -> None:
         """Write the front as JSON, for `kept_front`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.document(), indent=1), encoding="utf-8")
+        write_whole(path, json.dumps(self.document(), indent=1))
 
 
 def choose_precision(

@@ -6,11 +6,10 @@ import csv
 import gzip
 import io
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.provenance import Run
 from fastrun.tuner.records.record import LATER, Record, RecordError
@@ -53,15 +52,7 @@ def write_text(path: Path, text: str) -> None:
     payload = text.encode()
     if path.suffix == ".gz":
         payload = gzip.compress(payload, mtime=0)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
-        try:
-            file.write(payload)
-            file.flush()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except OSError:
-            os.unlink(file.name)
-            raise
+    write_whole(path, payload)
 
 
 def read(path: Path) -> tuple[list[Record], list[Run]]:

@@ -76,15 +76,24 @@ def test_products_count_two_operations_for_each_multiply_add() -> None:
 
 
 def test_a_trace_has_a_track_for_each_thread(network: Executable) -> None:
-    found = json.loads(json.dumps(trace(network.timeline(3), "small", None)))["traceEvents"]
+    text = json.dumps(trace(network.timeline(3), "small", None), allow_nan=False)
+    found = json.loads(text)["traceEvents"]
+    # What the format asks for: a phase, a process, a name; times of spans, numbers of counters.
+    assert {event["ph"] for event in found} == {"M", "X", "C"}
+    assert all(event["pid"] == 1 and event["name"] for event in found)
+    assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in found if event["ph"] == "X")
+    counters = [event["args"]["GFLOP/s"] for event in found if event["ph"] == "C"]
+    assert counters
+    assert min(counters) >= 0
     tracks = defaultdict[int, list[dict[str, Any]]](list)
     for event in found:
         if event["ph"] == "X":
             tracks[event["tid"]].append(event)
     assert set(tracks) == set(range(network.threads))
     for events in tracks.values():
+        # Spans of a track that overlap by a nanosecond are drawn inside each other.
         for before, after in itertools.pairwise(events):
-            assert before["ts"] + before["dur"] <= after["ts"] + 0.01  # microseconds
+            assert round(1e3 * (before["ts"] + before["dur"])) <= round(1e3 * after["ts"])
     [name] = [e["args"]["name"] for e in found if e["name"] == "process_name"]
     assert name == "small"
     conv = next(e for e in found if e.get("cat", "").startswith("Conv"))
