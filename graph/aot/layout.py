@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastrun.kernels.core.processors import Needs
-from fastrun.kernels.native.driver import JOB_WORDS, TEAM_BYTES
+from fastrun.kernels.native.driver import JOB_WORDS, team_bytes
 
 MOST_THREADS = 64
 
@@ -40,11 +40,11 @@ STEP_BYTES = 72
 # Where things lie in a context, in bytes from its start.
 THREADS_AT, VARIANT_AT, WEIGHTS_AT, OWN_AT, MAPPED_AT, MAPPED_SIZE_AT, COUNT_AT = range(0, 56, 8)
 STRIDES_AT = 56
-JOB_AT, TEAM_AT, HANDLES_AT = 64, 256, 1024
+JOB_AT, TEAM_AT, HANDLES_AT = 64, 256, 1280
 ARGUMENTS_AT = HANDLES_AT + 8 * MOST_THREADS
 LOCALS_AT = ARGUMENTS_AT + 16 * MOST_THREADS
 STEPS_AT = 4096
-assert TEAM_AT + TEAM_BYTES <= HANDLES_AT
+assert TEAM_AT + team_bytes(MOST_THREADS) <= HANDLES_AT
 assert LOCALS_AT + 8 * MOST_THREADS <= STEPS_AT
 
 

@@ -6,22 +6,46 @@ thread: a thread that is late, asleep or has lost its core delays nobody, unless
 hand. While it has not come back from one list, the caller's thread walks further lists alone.
 
 The threads beside the caller's live in `serve`. They wait for the next list: at first they spin,
-then they sleep.
+then they sleep. Before the caller wakes them it keeps them away from its own core: the system may
+put a thread that wakes up on the core of the thread that woke it, and then leave it there for
+milliseconds while other cores are idle.
 """
 
 from __future__ import annotations
 
-# Of each processor the number of Linux's futex system call; and what a core executes while it
-# spins, to leave power and issue slots to its neighbours: declaration and call.
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Of a processor: what a core executes while it spins, and Linux's numbers of system calls.
+
+    A core that spins leaves power and issue slots to its neighbours: a declaration and a call.
+    """
+
+    declaration: str
+    hint: str
+    futex: int
+    gettid: int
+    getcpu: int
+    set_affinity: int
+    get_affinity: int
+
+
 _MACHINES = {
-    "x86_64": (202, "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
-    "aarch64": (
-        98,
-        "declare void @llvm.aarch64.hint(i32)",
-        "call void @llvm.aarch64.hint(i32 1)",
+    "x86_64": _Machine(
+        "declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()",
+        futex=202, gettid=186, getcpu=309, set_affinity=203, get_affinity=204,
     ),
-    "riscv64": (98, "declare void @llvm.riscv.pause()", "call void @llvm.riscv.pause()"),
-}
+    "aarch64": _Machine(
+        "declare void @llvm.aarch64.hint(i32)", "call void @llvm.aarch64.hint(i32 1)",
+        futex=98, gettid=178, getcpu=168, set_affinity=122, get_affinity=123,
+    ),
+    "riscv64": _Machine(
+        "declare void @llvm.riscv.pause()", "call void @llvm.riscv.pause()",
+        futex=98, gettid=178, getcpu=168, set_affinity=122, get_affinity=123,
+    ),
+}  # fmt: skip
 
 # Futex operations on memory of one process.
 _WAIT, _WAKE = 128, 129
@@ -45,9 +69,20 @@ CHUNKS = 4
 LOOKS_BEFORE_ALONE = 500
 
 # A team's memory: ticket, arrivals and sleepers, then the job, then the number of arrivals at which
-# all threads have left the job.
+# all threads have left the job. In that last line lies also 1 + the core from which the threads are
+# kept away (0: none yet, or -1: they are bound), then come their numbers in the system, 32 bits
+# each.
 TICKET, ARRIVED, ASLEEP, JOB, DUE = 0, APART, 2 * APART, 3 * APART, 4 * APART
-TEAM_BYTES = 5 * APART
+AVOIDED, MEMBERS = DUE + 8, 5 * APART
+
+# Bytes of a mask of cores. With more cores the threads are not kept away.
+_MASK = 128
+
+
+def team_bytes(threads: int) -> int:
+    """Bytes of a team's memory: whole lines."""
+    return MEMBERS + -(-4 * threads // APART) * APART
+
 
 # Words of the job. A null pointer to the steps ends the threads. `alone` leaves all work to the
 # caller's thread. `lead` fills in the last two: arrivals before the job, and which set of counters
@@ -92,9 +127,11 @@ def driver_ir(triple: str) -> str:
     machine = triple.partition("-")[0]
     if machine not in _MACHINES:
         raise ValueError(f"threads are not supported on {machine}: only on {', '.join(_MACHINES)}")
-    futex, declaration, hint = _MACHINES[machine]
-    texts = [_head(triple, declaration), _NOW, _await(hint), _MEET, _wait_for(hint), _WORK, _WALK]
-    return "\n\n".join([*texts, _lead(futex, hint), _serve(futex, hint)]) + "\n"
+    calls = _MACHINES[machine]
+    hint = calls.hint
+    texts = [_head(triple, calls.declaration), _NOW, _await(hint), _MEET, _wait_for(hint)]
+    texts += [_WORK, _WALK, _keep_away(calls), _lead(calls), _serve(calls)]
+    return "\n\n".join(texts) + "\n"
 
 
 _JOB = "\n".join(
@@ -115,6 +152,7 @@ declare i32 @clock_gettime(i32, ptr)
 declare i32 @sched_yield()
 declare i64 @syscall(i64, ...)
 declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+declare i64 @llvm.ctpop.i64(i64)
 {declaration}"""
 
 
@@ -400,13 +438,89 @@ summed:
     return f"{head}\n{_until(reached, hint)}\n}}"
 
 
-def _lead(futex: int, hint: str) -> str:
+def _keep_away(calls: _Machine) -> str:
+    """Keep the other threads away from the caller's core.
+
+    They get the cores that the caller may use but its own, if these are enough. A thread that has
+    not told its number yet makes the next call try again.
+    """
+    return f"""define internal void @keep_away(ptr %team, i64 %threads) nounwind {{
+entry:
+  %core.at = alloca i64, align 8
+  %mask = alloca [{_MASK} x i8], align 8
+  %avoided.at = getelementptr i8, ptr %team, i64 {AVOIDED}
+  %avoided = load i64, ptr %avoided.at, align 8
+  %bound = icmp slt i64 %avoided, 0
+  br i1 %bound, label %out, label %find
+find:
+  store i64 0, ptr %core.at, align 8
+  %unknown = call i64 (i64, ...) @syscall(i64 {calls.getcpu}, ptr %core.at, ptr null, ptr null)
+  %core = load i64, ptr %core.at, align 8
+  %number = add i64 %core, 1
+  %known = icmp eq i64 %unknown, 0
+  %differs = icmp ne i64 %number, %avoided
+  %moved = and i1 %known, %differs
+  br i1 %moved, label %read, label %out
+read:
+  store i64 %number, ptr %avoided.at, align 8
+  %bytes = call i64 (i64, ...) @syscall(i64 {calls.get_affinity}, i64 0, i64 {_MASK}, ptr %mask)
+  %words = sdiv i64 %bytes, 8
+  %some = icmp sgt i64 %words, 0
+  br i1 %some, label %clear, label %out
+clear:
+  %word.number = lshr i64 %core, 6
+  %word.at = getelementptr i64, ptr %mask, i64 %word.number
+  %word = load i64, ptr %word.at, align 8
+  %place = and i64 %core, 63
+  %bit = shl i64 1, %place
+  %others = xor i64 %bit, -1
+  %cleared = and i64 %word, %others
+  store i64 %cleared, ptr %word.at, align 8
+  br label %count
+count:
+  %w = phi i64 [ 0, %clear ], [ %w.next, %count ]
+  %sum = phi i64 [ 0, %clear ], [ %sum.next, %count ]
+  %cores.at = getelementptr i64, ptr %mask, i64 %w
+  %cores = load i64, ptr %cores.at, align 8
+  %ones = call i64 @llvm.ctpop.i64(i64 %cores)
+  %sum.next = add i64 %sum, %ones
+  %w.next = add i64 %w, 1
+  %further = icmp slt i64 %w.next, %words
+  br i1 %further, label %count, label %counted
+counted:
+  %all.but.one = add i64 %sum.next, 1
+  %suffice = icmp uge i64 %all.but.one, %threads
+  br i1 %suffice, label %member, label %out
+member:
+  %m = phi i64 [ 1, %counted ], [ %m.next, %next ]
+  %tid.at.base = getelementptr i8, ptr %team, i64 {MEMBERS}
+  %tid.at = getelementptr i32, ptr %tid.at.base, i64 %m
+  %tid = load atomic i32, ptr %tid.at monotonic, align 4
+  %absent = icmp eq i32 %tid, 0
+  br i1 %absent, label %again, label %bind
+again:
+  store i64 0, ptr %avoided.at, align 8
+  br label %next
+bind:
+  %refused = call i64 (i64, ...) @syscall(i64 {calls.set_affinity}, i32 %tid, i64 %bytes, ptr %mask)
+  br label %next
+next:
+  %m.next = add i64 %m, 1
+  %more = icmp ult i64 %m.next, %threads
+  br i1 %more, label %member, label %out
+out:
+  ret void
+}}"""
+
+
+def _lead(calls: _Machine) -> str:
     """Run a job as thread 0: wake the team, walk the steps, keep what the next job needs."""
     wanted = "\n".join(
         f"  %{name}.at = getelementptr i64, ptr %given, i64 {JOB_WORDS.index(name)}\n"
         f"  %{name} = load {'ptr' if name in _POINTERS else 'i64'}, ptr %{name}.at, align 8"
         for name in ("steps", "threads", "meet", "repeats", "stamps", "tally", "alone")
     )
+    hint = calls.hint
     return f"""define i64 @lead(ptr %team, ptr %given) nounwind {{
 entry:
   %arrived = getelementptr i8, ptr %team, i64 {ARRIVED}
@@ -467,7 +581,8 @@ announce:
   %none = icmp eq i64 %sleepers, 0
   br i1 %none, label %run, label %wake
 wake:
-  %woken = call i64 (i64, ...) @syscall(i64 {futex}, ptr %ticket, i64 {_WAKE},
+  call void @keep_away(ptr %team, i64 %threads)
+  %woken = call i64 (i64, ...) @syscall(i64 {calls.futex}, ptr %ticket, i64 {_WAKE},
                                         i64 2147483647, ptr null, ptr null, i64 0)
   br label %run
 run:
@@ -476,13 +591,18 @@ run:
 }}"""
 
 
-def _serve(futex: int, hint: str) -> str:
+def _serve(calls: _Machine) -> str:
     """The life of another thread: wait for a job, walk its steps, begin again."""
     return f"""define void @serve(ptr %team, i64 %thread) nounwind {{
 entry:
   %ticket = getelementptr i8, ptr %team, i64 {TICKET}
   %asleep = getelementptr i8, ptr %team, i64 {ASLEEP}
   %job = getelementptr i8, ptr %team, i64 {JOB}
+  %members = getelementptr i8, ptr %team, i64 {MEMBERS}
+  %member.at = getelementptr i32, ptr %members, i64 %thread
+  %member = call i64 (i64, ...) @syscall(i64 {calls.gettid})
+  %tid = trunc i64 %member to i32
+  store atomic i32 %tid, ptr %member.at monotonic, align 4
   br label %idle
 idle:
   %seen = phi i32 [ 0, %entry ], [ %now.on, %work ]
@@ -493,14 +613,14 @@ look:
   %called = icmp ne i32 %now.on, %seen
   br i1 %called, label %work, label %wait
 wait:
-  {hint}
+  {calls.hint}
   %time = call i64 @now()
   %spent = sub i64 %time, %since
   %tired = icmp ugt i64 %spent, {SPIN_NANOSECONDS}
   br i1 %tired, label %sleep, label %look
 sleep:
   %lying = atomicrmw add ptr %asleep, i64 1 seq_cst
-  %slept = call i64 (i64, ...) @syscall(i64 {futex}, ptr %ticket, i64 {_WAIT},
+  %slept = call i64 (i64, ...) @syscall(i64 {calls.futex}, ptr %ticket, i64 {_WAIT},
                                         i32 %seen, ptr null, ptr null, i64 0)
   %rising = atomicrmw sub ptr %asleep, i64 1 seq_cst
   br label %look

@@ -17,12 +17,13 @@ from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.driver import (
     APART,
     ARRIVED,
+    AVOIDED,
     COUNTERS,
     DUE,
     JOB_WORDS,
     TALLY,
-    TEAM_BYTES,
     driver_ir,
+    team_bytes,
 )
 from fastrun.kernels.native.fallback import Fallback
 from fastrun.kernels.native.library import Library
@@ -109,9 +110,9 @@ class Team:
     """
 
     def __init__(self, threads: int, cores: Sequence[int] = ()) -> None:
-        self._state = _Lines(TEAM_BYTES)
-        self._arrived, self._due = (
-            ctypes.c_int64.from_address(self._state.address + at) for at in (ARRIVED, DUE)
+        self._state = _Lines(team_bytes(threads))
+        self._arrived, self._due, self._avoided = (
+            ctypes.c_int64.from_address(self._state.address + at) for at in (ARRIVED, DUE, AVOIDED)
         )
         # A late thread still reads the script of the last job that it was called to.
         self._scripts = list[Script]()
@@ -131,6 +132,7 @@ class Team:
         # A signal handler may run in the middle of a call, and must not wait for that to end.
         self._lock = threading.RLock()
         self._state.clear()
+        self._avoided.value = -1 if self._cores else 0
         self._members, self._ready, self._left = 0, Answers(), Answers()
         self._disbanding = False
 

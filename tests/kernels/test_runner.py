@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +14,10 @@ from fastrun.kernels.codegen.builder import ARGUMENTS
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import Stage
 from fastrun.kernels.native.compile import compile_assembly, compile_object
-from fastrun.kernels.native.driver import driver_ir
+from fastrun.kernels.native.driver import MEMBERS, driver_ir
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
-from fastrun.kernels.native.team import Script, Step, team
+from fastrun.kernels.native.team import Script, Step, Team, team
 
 TASKS = 37
 CORES = tuple(sorted(os.sched_getaffinity(0)))
@@ -153,6 +154,27 @@ def test_a_team_that_has_fallen_asleep_wakes_up() -> None:
         bench.run()
         time.sleep(0.01)
         assert (bench.dst == calls).all()
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="the process may use one core only")
+@pytest.mark.parametrize("bound", [False, True])
+def test_a_thread_that_is_woken_keeps_away_from_the_callers_core(bound: bool) -> None:
+    bench = Bench("count", threads=2)
+    step = Step(bench.runner._library.address("count"), TASKS, 0, 0, 0, 0, bench.dst.ctypes.data, 0)
+    script = Script([step], 2, (0, 0))
+    workers = Team(2, CORES[:2] if bound else ())
+    try:
+        for _ in range(1000):  # a thread that has not fallen asleep yet stays where it is
+            workers.run(script, meet=True)
+            member = ctypes.c_int32.from_address(workers._state.address + MEMBERS + 4).value
+            may = os.sched_getaffinity(member)
+            if len(may) < len(CORES):
+                break
+            time.sleep(0.002)
+        assert len(may) == (1 if bound else len(CORES) - 1)
+        assert may == {CORES[1]} if bound else may < set(CORES)
+    finally:
+        workers.disband()
 
 
 def test_a_forked_process_founds_its_own_team() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Stage
-from fastrun.kernels.native.driver import APART, COUNTERS, JOB_WORDS, TALLY, TEAM_BYTES
+from fastrun.kernels.native.driver import APART, AVOIDED, COUNTERS, JOB_WORDS, TALLY, team_bytes
 from fastrun.kernels.native.flat import Blob
 from fastrun.tuner.device.channel import Operations
 from fastrun.tuner.device.confine import computing
@@ -47,6 +47,7 @@ class Crew:
         )
         self.team = self._desk
         starting = Operations()
+        starting.poke(self.team + AVOIDED, words(-1))  # the threads are bound
         own = self._arguments(0)
         starting.poke(own + 16, _core_set(cores[0]))
         session.system(starting, "sched_setaffinity", 0, _AFFINITY, own + 16)
@@ -60,10 +61,10 @@ class Crew:
         self._counts = self._opened([None, *results[1:]])
 
     def _arguments(self, number: int) -> int:
-        return self._desk + TEAM_BYTES + number * (16 + _AFFINITY)
+        return self._desk + team_bytes(self.threads) + number * (16 + _AFFINITY)
 
     def _desk_bytes(self) -> int:
-        used = TEAM_BYTES + self.threads * (16 + _AFFINITY) + self.threads * _LINE
+        used = team_bytes(self.threads) + self.threads * (16 + _AFFINITY) + self.threads * _LINE
         return -(-used // 4096) * 4096 + (self.threads - 1) * _STACK
 
     def _line(self, number: int) -> int:
