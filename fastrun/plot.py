@@ -111,9 +111,17 @@ def importance(
     """How much of the variance of log time each parameter of a schedule explains, in per cent.
 
     Algorithms with fewer than `least` correct trials of a layer are left out.
+
+    Raises:
+        DatabaseError: that are all algorithms.
     """
-    records = _facts(database, targets, where).records
-    return plots.importance(importance_frame(records, least))
+    table = importance_frame(_facts(database, targets, where).records, least)
+    if table.empty:
+        raise DatabaseError(
+            f"no algorithm has {plural(least, 'correct trial')} of one layer: tune longer, or ask "
+            "for fewer with `least`"
+        )
+    return plots.importance(table)
 
 
 def pareto(database: Database, targets: Targets, **where: Unpack[Where]) -> Figure:

@@ -58,6 +58,11 @@ def test_what_was_not_measured_is_an_error_that_says_so(database: Database) -> N
         plot.roofline(database, LAYERS, threads=2)
 
 
+def test_importance_says_when_trials_are_too_few(database: Database) -> None:
+    with pytest.raises(DatabaseError, match="no algorithm has 91 correct trials of one layer"):
+        plot.importance(database, LAYERS, least=91)
+
+
 def test_precisions_of_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path))
     network = str(tmp_path / "small.onnx")
