@@ -14,6 +14,7 @@ from fastrun.graph.plan.bands import in_bands
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.following import check_forms, own_choices
 from fastrun.graph.plan.forms import GUESSED, Costs, Form, Forms, MoveCost
+from fastrun.graph.plan.from_memory import streamed
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
 from fastrun.graph.plan.weight_limit import lighter, within
@@ -55,7 +56,7 @@ def make_plan(
 def _arranged(
     graph: Graph, todo: Sequence[Task], plan: Plan, forms: Forms, cpu: Cpu, threads: int
 ) -> tuple[Plan, Arrangement]:
-    plan = replace(plan, machine=cpu.fingerprint)
+    plan = replace(plan, forms=streamed(graph, todo, plan.forms, cpu), machine=cpu.fingerprint)
     if threads:
         plan = replace(plan, forms=in_bands(graph, todo, plan.forms, cpu, threads))
     arrangement = arrange(forms, plan.forms, cpu)

@@ -23,15 +23,18 @@ def input_span(p: ConvProblem, rows: int, columns: int) -> int:
     return p.precision.src.bytes(p.group_c * down * across)
 
 
-def strip(p: ConvProblem, tile_h: int, tile_w: int, panel: int, cpu: Cpu) -> tuple[int, int]:
+def strip(
+    p: ConvProblem, tile_h: int, tile_w: int, panels: int, panel: int, cpu: Cpu
+) -> tuple[int, int]:
     """Register tiles of a task, down and across: their input fills half of L2.
 
-    The panels of weights stream through the other half; L2 holds at least the one of `panel` bytes
+    The `panels` of weights stream through the other half; L2 holds at least one, of `panel` bytes,
     beside the input. Tasks take whole rows. Only if L2 cannot hold what a row of tiles reads they
     take a part of it.
     """
     fit = cpu.l2 // 2 // p.precision.src.bytes(p.group_c * p.w * p.stride[0] * tile_h)
-    rows, across = tiles_per_task(-(-p.oh // tile_h), fit, cpu), -(-p.ow // tile_w)
+    rows = tiles_per_task(-(-p.oh // tile_h), fit, cpu, panels, p.n * p.groups)
+    across = -(-p.ow // tile_w)
     while rows > 1 and input_span(p, rows * tile_h, p.ow) + panel > cpu.l2:
         rows -= 1
     room, parts = min(cpu.l2 // 2 if fit == 0 else cpu.l2, cpu.l2 - panel), 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
+from itertools import pairwise, product
 
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.tiling import cover
@@ -20,11 +20,39 @@ def step_cycles(rows: int, cols: int) -> float:
     return max(rows * cols, rows + cols, 8) / 2 + (rows + cols) / 32
 
 
-def tiles_per_task(tiles: int, fit: int, cpu: Cpu) -> int:
-    """Tiles per task: about `fit`, which a cache holds, and the same number of tasks per core."""
+# How much longer the busiest core may work than the mean before tasks get smaller; and what tasks
+# of half the size cost, as a share of the work, since each reads its weights again.
+_UNEVEN, _HALVED = 1.03, 0.02
+
+
+def tiles_per_task(tiles: int, fit: int, cpu: Cpu, panels: int = 1, images: int = 1) -> int:
+    """Tiles per task: about `fit`, which a cache holds, or less if cores then get equal work.
+
+    Each of the `images` has a task for every so many tiles and every one of `panels`.
+    """
     tasks = -(-tiles // max(1, fit))
     tasks = min(tiles, -(-tasks // cpu.cores) * cpu.cores)
-    return -(-tiles // tasks)
+    largest = -(-tiles // tasks)
+    mean = tiles * panels / cpu.cores
+    if images % cpu.cores == 0 or _busiest(tiles, largest, panels, cpu.cores) <= _UNEVEN * mean:
+        return largest
+
+    def cost(size: int) -> tuple[float, int]:
+        again = _HALVED * (largest / size - 1)
+        return _busiest(tiles, size, panels, cpu.cores) / mean + again, -size
+
+    return min(range(1, largest + 1), key=cost)
+
+
+def _busiest(tiles: int, size: int, panels: int, cores: int) -> int:
+    """The tiles of the core with most, of tasks that are shared out in order: panels lie inside."""
+    rows = -(-tiles // size)
+    tasks, missing = rows * panels, rows * size - tiles
+    ends = [tasks * core // cores for core in range(cores + 1)]
+    return max(
+        size * (end - begin) - missing * max(0, end - max(begin, tasks - panels))
+        for begin, end in pairwise(ends)
+    )
 
 
 def best_tile(

@@ -105,7 +105,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     width = cols * lanes
     kc = p.group_c if first else block_of_k(p, tile_h * tile_w, width, cpu.block, 0, cpu)
     panel = p.precision.weights.bytes(kc * p.kernel[0] * p.kernel[1] * width)
-    rows, across = strip(p, tile_h, tile_w, panel, cpu)
+    rows, across = strip(p, tile_h, tile_w, -(-shape[2] // cols), panel, cpu)
     if _single_row(p):
         # The input of a task fits half of L2, while the panels stream through.
         fit = cpu.l2 // 2 // p.precision.src.bytes(p.group_c * p.stride[1] * tile_w)

@@ -64,7 +64,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
         row = p.precision.src.bytes(p.group_c * rows)
         panel = p.precision.weights.bytes(p.group_c * cols * lanes)
         fit = min(cpu.l2 // 2, max(0, cpu.l2 - panel)) // row
-        return tiles_per_task(-(-p.h * p.w // rows), fit, cpu)
+        tiles, panels = -(-p.h * p.w // rows), -(-vectors // cols)
+        return tiles_per_task(tiles, fit, cpu, panels, p.n * p.groups)
 
     # Blocks of K keep a panel in L1, where it costs no tile more than its loads.
     _, near_rows, near_cols = best_tile(1, p.h * p.w, vectors, cpu, further=dot.spare)

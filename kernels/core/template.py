@@ -94,7 +94,8 @@ class KernelTemplate:
     the rms error to expect on normal data, relative to the output's rms, or in steps of an output
     that is u8. `careful` is the heuristic of an algorithm that can trade speed for a smaller error:
     its schedule with an expected error of at most the given one, or the most exact one.
-    `expansion` is how many times as many numbers the packed weights are as the weights. `levels`
+    `expansion` is how many times as many numbers the packed weights are as the weights. `streaming`
+    is a schedule as it is best where no cache keeps the weights from one run to the next. `levels`
     says which block of a schedule is sized for which level of memory; of algorithms without blocks
     there are none.
     """
@@ -113,6 +114,7 @@ class KernelTemplate:
     error: Callable[[ConvProblem, Any], float] = summation_error
     careful: Callable[[ConvProblem, Cpu, float], Any] | None = None
     expansion: Callable[[ConvProblem, Any], float] = lambda p, schedule: 1.0
+    streaming: Callable[[ConvProblem, Any], Any] = lambda p, schedule: schedule
     levels: Callable[[ConvProblem, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()
 
     def __post_init__(self) -> None:

@@ -32,16 +32,15 @@ CPU = Cpu.avx2()
 RAW = 3 * 4 * 64 * 64 * 9  # bytes of the weights of the model
 
 
-def network() -> Any:
-    """Three layers that Winograd suits, all alike."""
-    names = ["x", "a", "b", "y"]
-    pairs = list(pairwise(names))
+def network(layers: int = 3, size: int = 24) -> Any:
+    """Layers that Winograd suits, all alike."""
+    pairs = list(pairwise(["x", *map(str, range(1, layers)), "y"]))
     nodes = [
         node("Conv", f"{x} w{i}", y, pads=[1, 1, 1, 1], kernel_shape=[3, 3])
         for i, (x, y) in enumerate(pairs)
     ]
-    constants = {f"w{i}": normal(64, 64, 3, 3, seed=i) * np.float32(0.05) for i in range(3)}
-    return model(nodes, constants, shape=(1, 64, 24, 24))
+    constants = {f"w{i}": normal(64, 64, 3, 3, seed=i) * np.float32(0.05) for i in range(layers)}
+    return model(nodes, constants, shape=(1, 64, size, size))
 
 
 def algorithms(plan: Plan) -> list[str]:
@@ -106,3 +105,16 @@ def test_levels_take_what_a_device_of_their_kind_was_tuned_to(tmp_path: Path) ->
         assert algorithms(done.targets[0].plan) == ["direct"] * 3
         other = fastrun.export(network(), tmp_path / "b", ["x86-64-v2"], **options)
     assert algorithms(other.targets[0].plan) != ["direct"] * 3
+
+
+def test_weights_that_no_cache_keeps_are_not_fetched_ahead() -> None:
+    """L3 holds the weights of each layer, but not those of all."""
+    graph = optimise(load_network(network(layers=6, size=14)))
+    cpu = replace(CPU, l3=2 << 20)
+    plan, arrangement = make_plan(graph, heuristic_choices(cpu), cpu)
+    assert packed_bytes(arrangement) > 2 * cpu.l3
+    assert all("winograd" in f.algorithm for f in plan.forms.values())
+    assert all("prefetch=0, split=channels" in f.algorithm for f in plan.forms.values())
+    larger = replace(CPU, l3=32 << 20)
+    plan, _ = make_plan(graph, heuristic_choices(larger), larger)
+    assert all("prefetch=64, split=channels" in f.algorithm for f in plan.forms.values())

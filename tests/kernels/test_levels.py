@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
 
+from fastrun.kernels.codegen.tile_choice import tiles_per_task
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.levels import LEVELS
 from fastrun.kernels.core.problem import ConvProblem
@@ -153,3 +155,18 @@ def test_blocks_of_k_keep_weights_in_l1() -> None:
     one = traffic(p, template.program(p, replace(blocked, kc=""), cpu), cpu)
     two = traffic(p, template.program(p, blocked, cpu), cpu)
     assert two.l1 < 0.6 * one.l1
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 16])
+def test_cores_get_equal_numbers_of_tiles(cores: int) -> None:
+    """Tasks are shared out in order, the panels of a row of tiles inside; no task exceeds `fit`."""
+    cpu = replace(Cpu.avx2(), cores=cores)
+    for tiles, fit, panels in product((7, 14, 28, 131), (3, 4, 14, 131), (1, 2, 6)):
+        size = tiles_per_task(tiles, fit, cpu, panels)
+        assert 1 <= size <= min(fit, tiles)
+        sizes = [min(size, tiles - at) for at in range(0, tiles, size) for _ in range(panels)]
+        ends = [len(sizes) * core // cores for core in range(cores + 1)]
+        busiest = max(sum(sizes[begin:end]) for begin, end in pairwise(ends))
+        # With tiles one by one, a core gets at most one more than the mean.
+        assert busiest <= 1.06 * (tiles * panels / cores + 1)
+    assert tiles_per_task(14, 14, replace(cpu, cores=1), 2) == 14

@@ -11,6 +11,7 @@ their sums are exact, like those of the direct method.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 from fastrun.kernels.codegen.builder import Module
@@ -121,7 +122,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
         cols=_best_cols(nr_tiles, vectors, cpu, dot.registers if dot else 0),
         unroll=4,
         oc_block=1,
-        # A stream from memory is faster without software prefetch.
+        # A stream from memory is faster without software prefetch: see also `streaming`.
         prefetch=64 if weight_bytes < cpu.l3 // 2 else 0,
         split="channels" if few else "tiles",
         dot=dot.name if dot else "",
@@ -319,6 +320,14 @@ def grain(p: ConvProblem, s: Schedule) -> int:
     return s.mh * -(-s.nr_tiles // tile_grid(widened(p), (s.mh, s.mw))[1])
 
 
+def streaming(p: ConvProblem, s: Schedule) -> Schedule:
+    """Without prefetch, which only delays a stream from memory.
+
+    Blocks of tiles that read all weights one after another find them in L3 from the second on.
+    """
+    return replace(s, prefetch=0) if s.split == "channels" and not p.types else s
+
+
 def takes(types: Types, cpu: Cpu) -> bool:
     """Float32 input that counts by more than its signs, and integers by products of int16."""
     if types.integer:
@@ -338,6 +347,7 @@ template = KernelTemplate(
     takes=takes,
     error=lambda p, s: _error(widened(p), (s.mh, s.mw), s.points, s.chunk),
     careful=careful,
+    streaming=streaming,
     levels=levels,
     expansion=lambda p, s: expansion(
         p, math.prod(m + k - 1 for m, k in zip((s.mh, s.mw), widened(p).kernel, strict=True))
