@@ -104,7 +104,7 @@ def races(
             functools.partial(_entry, engine, model, inputs, truth, count, database, limits)
             for engine in engines
         ]
-        before = _peak()
+        before = _peak(count)
         if processes:
             with apart([m for m in makers for _ in range(processes)], count) as entries:
                 times = race_engines(entries, count, rounds)
@@ -116,13 +116,17 @@ def races(
         else:
             timed = tuple(race_engines([maker() for maker in makers], count, rounds))
         subject = name if name in zoo.NAMES else Path(name).stem
-        found.append(EngineRace(subject, "all", count, timed, (before, _peak())))
+        found.append(EngineRace(subject, "all", count, timed, (before, _peak(count))))
     return found
 
 
-def _peak() -> float:
-    """FLOP/s of one core now: less than usual where the clock is low or the core is shared."""
-    return peak_flops(Cpu.host(), Cores.split(1).timing)
+def _peak(threads: int) -> float:
+    """FLOP/s of each of so many cores at once, now.
+
+    It is less than usual where the clock is low, or where cores are shared: with other programs, or
+    two virtual cores with each other.
+    """
+    return peak_flops(Cpu.host(), Cores.split(threads).timing) / threads
 
 
 def _fix_shapes(model: onnx.ModelProto, graph: Graph) -> None:

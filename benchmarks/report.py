@@ -31,7 +31,8 @@ _LONG = 1e-3  # seconds; scaling is shown for subjects that take longer on one t
 class EngineRace:
     """A race of engines on one subject, a layer or a network, with an entry for each engine.
 
-    `peak` are the FLOP/s of fused multiply-adds that one core did just before and after.
+    `peak` are the FLOP/s of fused multiply-adds that each core did just before and after, with as
+    many cores at once as there are threads.
     """
 
     subject: str
@@ -139,8 +140,9 @@ def engines_table(races: Sequence[EngineRace]) -> None:
         if raced.peak:
             known = probe().peak
             before, after = (f"{100 * peak / known:.0f} %" for peak in raced.peak)
+            cores = "one core" if raced.threads == 1 else f"each of {raced.threads} cores at once"
             print(
-                f"{raced.subject}: one core did {before} of its measured peak before the race, "
+                f"{raced.subject}: {cores} did {before} of a core's measured peak before the race, "
                 f"{after} after it"
             )
 

@@ -28,6 +28,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.reference import convolve, random_operands
 from fastrun.kernels.registry import heuristic_choice, templates
 from fastrun.main import main
+from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Errors, Outcome, Record
@@ -225,6 +226,16 @@ def test_ratios_and_means() -> None:
     assert np.isnan(first.over("mnn"))
     mean = report.geometric_mean([first.over_best, second.over_best, first.over("mnn")])
     assert mean == pytest.approx(1.0)
+
+
+def test_a_race_says_what_the_cores_did_around_it(capsys: pytest.CaptureFixture[str]) -> None:
+    known = probe().peak
+    entries = (EntryTimes("ours", (0.5, 0.5), 1, None, 0.0, ""),)
+    for threads in (1, 2):
+        report.engines_table([EngineRace("a", "all", threads, entries, (known, known / 2))])
+    said = capsys.readouterr().out
+    assert "a: one core did 100 % of a core's measured peak before the race, 50 % after" in said
+    assert "a: each of 2 cores at once did 100 % of a core's measured peak before" in said
 
 
 def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
