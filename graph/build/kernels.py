@@ -31,7 +31,7 @@ from fastrun.graph.core.ops import (
     Reduce,
     Unary,
 )
-from fastrun.graph.core.shapes import shape4
+from fastrun.graph.core.shapes import Shape4, pair, shape4
 from fastrun.graph.plan.forms import Form, typed_problem
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, pool_spec
 from fastrun.graph.plan.tasks import Task
@@ -47,7 +47,7 @@ from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
-from fastrun.kernels.ops import attention, dense, elementwise, layer_norm, pool, shuffle
+from fastrun.kernels.ops import attention, dense, elementwise, layer_norm, pool, reduce, shuffle
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
 
@@ -93,6 +93,12 @@ def build(
                 spec = Dense(True, activation=op.activation, weights=dtype)
                 program = dense.build(spec, cpu, src, dst)
                 return Built(program, "dense", weights, bias)
+            case Pool() | Reduce() if function := _over_rows(graph, task, src, dst):
+                spec4 = reduce.Reduce(function, (2, 3))
+                program = reduce.reduce(
+                    spec4, cpu, *(strided.view(x, _shape(x)) for x in (src, dst))
+                )
+                built = Built(program, "strided")
             case Pool():
                 built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
             case Attention():
@@ -121,6 +127,25 @@ def build(
         return _with_scales(graph, task, reads, dst, built)
     except ScheduleError as error:
         raise UnsupportedError(f"node {node.label} cannot be run: {error}") from error
+
+
+def _over_rows(graph: Graph, task: Task, src: Placement, dst: Placement) -> str:
+    """The reduction of the rows of each channel that a pool over all pixels in NCHW is, or "".
+
+    It sums vectors of neighbouring pixels, where a pool adds one pixel after another.
+    """
+    op = task.node.op
+    if src.layout.name != "NCHW" or not src.dtype is dst.dtype is F32:
+        return ""
+    if isinstance(op, Reduce):
+        return op.function if is_global_pool(graph, task) else ""
+    assert isinstance(op, Pool)
+    whole = pair(op.kernel, 1) == (src.h, src.w) and not any(op.padding)
+    return "mean" if whole and op.function == "average" and set(op.dilation) == {1} else ""
+
+
+def _shape(where: Placement) -> Shape4:
+    return where.n, where.c, where.h, where.w
 
 
 def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> tuple[Program, str]:
