@@ -213,7 +213,7 @@ def limits(parser: argparse.ArgumentParser) -> None:
         metavar="E",
         help="use only schedules whose rms error against float64 is at most E times the output's "
         "rms, such as 2e-6 (default: any schedule that passed the check); from 2e-4 on, layers of "
-        "networks may store their weights in 16 bits",
+        "networks may compute with 16 bits, which gains most at 1e-3",
     )
     parser.add_argument(
         "--max-workspace",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, repeat
 
 import numpy as np
 
@@ -152,21 +152,23 @@ def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> 
     """The first schedule that can be built between these placements, and its text.
 
     The heuristics of all algorithms follow, the preferred one first. Those whose weights are
-    rounded must not round more than planned, so only plain sums follow for them.
+    rounded must not round more than planned, so only plain sums follow for them, and float32 for
+    products of int16.
     """
     refusal = ScheduleError(f"no algorithm reads {io.src.layout} and writes {io.dst.layout}")
     layout = layout_text(io.src.layout, io.dst.layout)
+    plain = replace(p, types="") if p.precision.as_int16 else p
     unmeasured = (
-        (template, template.heuristic(p, cpu))
-        for template in sorted(applicable(p, cpu), key=lambda t: -t.rank(p, cpu))
+        (template, template.heuristic(plain, cpu))
+        for template in sorted(applicable(plain, cpu), key=lambda t: -t.rank(plain, cpu))
         if not template.baseline
     )
-    if rounds_weights(p.precision):
+    if rounds_weights(plain.precision):
         unmeasured = ((t, replace(s, dot="")) for t, s in unmeasured if hasattr(s, "dot"))
     others = (template.text(replace(s, layout=layout)) for template, s in unmeasured)
-    for text in chain(schedules, others):
+    for problem, text in chain(zip(repeat(p), schedules), zip(repeat(plain), others)):
         try:
-            return _program(p, text, cpu, io), text
+            return _program(problem, text, cpu, io), text
         except ScheduleError as error:
             refusal = error
     raise refusal

@@ -49,8 +49,8 @@ _RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
 # Time of depthwise layers whose bytes must be widened: 1.4 to 2.3 times that of float32.
 _WIDENED = 2.0
 
-# Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
-_PAIRS, _FEWER_BYTES = 0.6, 0.9
+# Time with weights of 16 bits: multiplied in pairs, as int16, or only read, from beyond L2.
+_PAIRS, _INT16, _FEWER_BYTES = 0.6, 0.8, 0.9
 
 # Time with one bit.
 _COUNTED = 0.15
@@ -111,6 +111,8 @@ def _of_rounded(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     """The expected time with weights of 16 bits or one as a multiple of that of float32."""
     if p.precision.signs:
         return _COUNTED
+    if p.precision.as_int16:
+        return _INT16
     if getattr(preferred.heuristic(p, cpu), "dot", ""):
         return _PAIRS
     return _FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0

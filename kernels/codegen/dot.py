@@ -311,7 +311,7 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
 
     If weights are bf16 there is a product of pairs of bf16, which rounds float32 input as well.
     """
-    if types.signs:
+    if types.signs or types.as_int16:
         return []
     x86 = cpu.machine == "x86_64"
     vnni = has(cpu, "avx512vnni") or has(cpu, "avxvnni")

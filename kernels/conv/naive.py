@@ -53,5 +53,6 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
 
 
 template = KernelTemplate(
-    "naive", Schedule, why_not, heuristic, build, baseline=True, takes=lambda t, cpu: not t.signs
-)
+    "naive", Schedule, why_not, heuristic, build, baseline=True,
+    takes=lambda types, cpu: not types.signs and not types.as_int16,
+)  # fmt: skip

@@ -264,7 +264,7 @@ _OPTIONS: list[tuple[str, str, Callable[[str], object]]] = [
     ("(bias)", "bias", bool),
     ("(add)", "add", bool),
     (f"({_ACTIVATION})", "activation", str),
-    (r"(u8s\S+|f32b?f16|bf16\S*|b1)", "types", str),
+    (r"(u8s\S+|f32b?f16|f32s16|bf16\S*|b1)", "types", str),
 ]
 
 

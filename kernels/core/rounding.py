@@ -1,7 +1,8 @@
-"""Which problems of float32 may round their weights to 16 bits, and where that can be faster.
+"""Which problems of float32 may round their operands to 16 bits, and where that can be faster.
 
 Tensors stay float32. `f32f16` only reads less, so it pays where weights do not stay in the cache.
 `f32bf16` multiplies pairs of bf16 where the processor can, and then rounds the input as well.
+`f32s16` multiplies pairs of int16 in Winograd's transformed domain.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ import math
 from collections.abc import Callable, Sequence
 
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import BF16, F16, F32
+from fastrun.kernels.core.dtype import BF16, F16, F32, I16
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.types import Types
+
+# The least error of products of int16: that of Winograd's smallest tiles.
+INT16_ERROR = 2e-4
+# The fewest channels for which they may be faster.
+INT16_CHANNELS = 32
 
 Roundings = Callable[[ConvProblem], Sequence[str]]
 """The types as which a problem of float32 may run beside its own."""
@@ -41,11 +47,14 @@ def roundings(limit: float | None, cpu: Cpu) -> Roundings:
         both = math.sqrt(2) * ROUNDING[BF16]
         doubled = pairs and p.c % 2 == 0 and both <= limit
         doubles = [Types(F32, BF16, F32, 16)] if doubled else []
-        return [str(types) for types in (*halves, *doubles)]
+        many = max(p.kernel) > 1 and min(p.c, p.oc) >= INT16_CHANNELS
+        whole = many and cpu.machine == "x86_64" and limit >= INT16_ERROR
+        integers = [Types(F32, I16, F32, 16)] if whole else []
+        return [str(types) for types in (*halves, *doubles, *integers)]
 
     return found
 
 
 def rounds_weights(types: Types) -> bool:
-    """Whether they differ from float32 by the weights alone."""
+    """Whether tensors are float32 and weights are not."""
     return types.src is F32 and types.weights is not F32

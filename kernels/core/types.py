@@ -1,4 +1,4 @@
-"""The element types of a convolution as one word of its text: `u8s8>u8`, `f32f16`, `bf16`."""
+"""The element types of a convolution as one word of its text: `u8s8>u8`, `f32f16`, `f32s16`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I16, I32, S8, U8, DType
 
-TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|bf16|bf16>f32|b1"
+TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|f32s16|bf16|bf16>f32|b1"
 """The words in short, for messages."""
 
-_WORDS = r"u8s[2-8](>(u8|f32))?|f32f16|f32bf16|bf16(>(bf16|f32))?|b1"
+_WORDS = r"u8s[2-8](>(u8|f32))?|f32f16|f32bf16|f32s16|bf16(>(bf16|f32))?|b1"
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Types:
 
     Integer weights have `bits` bits: their absolute values are at most 2^(bits - 1). Input of type
     u8 means (stored - zero point) * scale; weights of type s8 are symmetric, with a scale for each
-    output channel. With one bit tensors are float32 and count by their signs.
+    output channel. With one bit tensors are float32 and count by their signs. Of `f32s16` tensors
+    are float32 too, and products those of int16: a kernel scales and rounds both operands.
     """
 
     src: DType = F32
@@ -39,6 +40,11 @@ class Types:
         return self.bits == 1
 
     @property
+    def as_int16(self) -> bool:
+        """Whether a kernel rounds float32 input and weights to int16."""
+        return self.src is F32 and self.weights is I16
+
+    @property
     def sums(self) -> DType:
         """The type of accumulators."""
         return F32 if self.src.is_float else I32
@@ -55,6 +61,8 @@ class Types:
             return "b1"
         if self.src is I16:
             return "s16"
+        if self.as_int16:
+            return "f32s16"
         if self.src is BF16:
             return "bf16" if self.dst is BF16 else "bf16>f32"
         return "" if self.weights is F32 else f"f32{self.weights.name}"
@@ -83,4 +91,4 @@ class Types:
             return cls(U8, S8, BY_NAME[output or "u8"], int(inputs[3:]))
         if inputs == "bf16":
             return cls(BF16, BF16, BY_NAME[output or "bf16"], 16)
-        return cls(F32, BF16 if inputs == "f32bf16" else F16, F32, 16)
+        return cls(F32, {"f32bf16": BF16, "f32s16": I16}.get(inputs, F16), F32, 16)

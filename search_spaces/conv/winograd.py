@@ -8,6 +8,7 @@ from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.conv.winograd import CHUNKS, heuristic, largest_error, template
 from fastrun.kernels.conv.winograd.parts import widened
 from fastrun.kernels.conv.winograd.schedule import Schedule
+from fastrun.kernels.conv.winograd.steps import rounds
 from fastrun.kernels.conv.winograd.transform import (
     POINTS,
     sets_of_points,
@@ -46,7 +47,7 @@ def space(whole: ConvProblem, cpu: Cpu) -> Space:
         return s.nr_tiles < 2 * tiles(s)
 
     def planes_fit_caches(s: Schedule) -> bool:
-        planes = (I16 if integer else F32).bytes(math.prod(alphas(s)) * s.nr_tiles * p.group_c)
+        planes = (I16 if small else F32).bytes(math.prod(alphas(s)) * s.nr_tiles * p.group_c)
         return planes <= max(4 * cpu.l2, cpu.l3 // 4)
 
     def body_fits_op_cache(s: Schedule) -> bool:
@@ -58,7 +59,7 @@ def space(whole: ConvProblem, cpu: Cpu) -> Space:
     def exact_enough(s: Schedule) -> bool:
         return template.error(p, s) <= largest_error(p)
 
-    integer = p.precision.integer
+    small = rounds(p)
     kinds = [dot.name for dot in dots(Types.pairs(), cpu)]
     chunks = ["", *(str(n) for n in CHUNKS if n < p.group_c)]
     blocks = (4, 8, 12, 14, 16, 18, 21, 24, 28, 36, 42, 49, 56, 84, 112)
@@ -77,7 +78,7 @@ def space(whole: ConvProblem, cpu: Cpu) -> Space:
             "oc_block": [1, 4],
             "prefetch": [0, 64],
             "split": ["tiles", "channels"],
-            **({"dot": kinds, "chunk": chunks} if integer else {}),
+            **({"dot": kinds, "chunk": chunks} if small else {}),
         },
         [
             transforms_an_axis,
@@ -86,6 +87,6 @@ def space(whole: ConvProblem, cpu: Cpu) -> Space:
             planes_fit_caches,
             body_fits_op_cache,
             has_the_panels,
-            *([exact_enough] if integer else []),
+            *([exact_enough] if small else []),
         ],
     )

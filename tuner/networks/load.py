@@ -109,7 +109,7 @@ def load(
     expected values of schedules without measurements. Where the limit allows it and a gain is
     expected, a convolution or dense layer rounds its weights to 16 bits, each layer with an error
     of its own: to f16 from 2e-4 on, to bf16 (and its input too, if the processor multiplies pairs
-    of bf16) from 2.3e-3 on.
+    of bf16) from 2.3e-3 on. From 2e-4 on, Winograd may multiply as int16, which gains most at 1e-3.
 
     The packed weights of the network take at most `max_weights` bytes. Winograd's are a multiple of
     the model's; under the limit, it runs where it gains most time for its bytes. A stored plan with

@@ -5,7 +5,8 @@ weights, and transformed back, with the epilogue at the store. Vectors hold neig
 input and output, and tiles are the rows that are broadcast, so nothing is packed or transposed.
 
 Integers are multiplied as int16 (`rounding`): up to F(4,3) the input transform, the products and
-their sums are exact, like those of the direct method.
+their sums are exact, like those of the direct method. So is float32 where an error of some 1e-4 is
+allowed (`f32s16`): products take half as long, and weights have half as many bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import math
 from dataclasses import replace
 from itertools import product
 
-from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.reduction import share_met
@@ -22,7 +23,7 @@ from fastrun.kernels.codegen.tiling import channel_lanes, check_groups, cover, t
 from fastrun.kernels.conv.winograd.parts import Parts, expansion, refusal, widened
 from fastrun.kernels.conv.winograd.rounding import OUTPUT_RMS, Rounding, input_is_exact
 from fastrun.kernels.conv.winograd.schedule import Schedule
-from fastrun.kernels.conv.winograd.steps import LINE, Steps, max_rows
+from fastrun.kernels.conv.winograd.steps import LINE, Steps, max_rows, rounds
 from fastrun.kernels.conv.winograd.transform import (
     ALPHA,
     POINTS,
@@ -47,6 +48,12 @@ LEAST = 16
 MAX_ERROR = 2e-5
 # How much they may amplify the error of weights that are rounded to 16 bits.
 AMPLIFIED = 5.0
+# The largest expected error of float32 that is multiplied as int16.
+MAX_INT16 = 1e-3
+# Channels of the shortest vector of float32 that becomes int16.
+WHOLE = 8
+# Multiplications that a sum costs whenever it leaves int32.
+LEAVING = 12
 
 # The same for integers: an rms in steps of the output, beside that of rounding the output.
 MAX_STEPS = 0.1
@@ -69,6 +76,8 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
         return f"no axis has both 2 to {ALPHA - 1} taps and several outputs that could share work"
     if p.groups > 1 and p.group_c == 1:
         return "a depthwise convolution sums over no channels"
+    if p.precision.as_int16 and p.group_c % WHOLE:
+        return f"pairs of int16 are made of whole vectors, so channels are a multiple of {WHOLE}"
     return None
 
 
@@ -78,11 +87,15 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 
 def careful(p: ConvProblem, cpu: Cpu, max_error: float) -> Schedule:
     """The heuristic's schedule among tiles with an expected error of at most `max_error`."""
-    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), min(max_error, _careful(p))))
+    limit = min(max_error, _careful(p))
+    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), limit), limit)
 
 
-def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
+def heuristic_with_tile(
+    p: ConvProblem, cpu: Cpu, mh: int, mw: int, max_error: float | None = None
+) -> Schedule:
     """The heuristic's schedule for tiles of mh x mw outputs."""
+    limit = _careful(p) if max_error is None else max_error
     narrow, block = p.group_c < cpu.block, cpu.block
     integer = p.precision.integer
     grouped = p.groups > 1 and (p.group_c % block or p.group_oc % block)
@@ -90,13 +103,13 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     # A block would hold more padding than channels, for each part of the filter.
     source = NHWC if narrow and Parts.of(p).count > 1 else layout
     p = widened(p)
-    points, chunk = _exact_enough(p, (mh, mw))
+    points, chunk = _exact_enough(p, (mh, mw), limit)
     alphas = mh + p.kernel[0] - 1, mw + p.kernel[1] - 1
     tiles = p.n * math.prod(tile_grid(p, (mh, mw)))
     # One plane of a block and its products fit L1 beside a stream of weights, and all planes fit
     # half of L2. But a block has at least sixteen tiles, since each block reads all weights. If L2
     # cannot hold so many, L3 gets the planes of all tiles, and the weights of a pass are read once.
-    kind = I16 if integer else F32
+    kind = I16 if rounds(p) else F32
     planes = math.prod(alphas)
     bytes_per_tile = kind.bytes(p.group_c) + F32.bytes(2 * block)
     fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (planes * bytes_per_tile))
@@ -110,7 +123,7 @@ def heuristic_with_tile(p: ConvProblem, cpu: Cpu, mh: int, mw: int) -> Schedule:
     if not few:
         blocks = -(-blocks // cpu.cores) * cpu.cores
     nr_tiles = -(-tiles // blocks)
-    dot = dots(Types.pairs(), cpu)[0] if integer else None
+    dot = dots(Types.pairs(), cpu)[0] if rounds(p) else None
     vectors = -(-p.group_oc // channel_lanes(p.group_oc, layout, cpu))
     weight_bytes = kind.bytes(planes * p.c * p.group_oc)
     return Schedule(
@@ -186,24 +199,29 @@ def _best_sizes(p: ConvProblem, limit: float) -> tuple[int, int]:
 
     Integers get a tile whose input transform is exact.
     """
-    sizes = sorted((m for m in _sizes(p) if m != (1, 1)), key=lambda m: _cost(p, m))
+    chosen = {m: _exact_enough(p, m, limit) for m in _sizes(p) if m != (1, 1)}
+    sizes = sorted(chosen, key=lambda m: _cost(p, m, chosen[m][1]))
     if p.precision.integer:
         sizes = [m for m in sizes if input_is_exact(p, m)] or sizes
-    errors = (_error(p, m, *_exact_enough(p, m)) for m in sizes)
+    errors = (_error(p, m, *chosen[m]) for m in sizes)
     cheapest = next((m for m, error in zip(sizes, errors, strict=True) if error <= limit), None)
-    return cheapest or min(sizes, key=lambda m: _error(p, m, *_exact_enough(p, m)))
+    return cheapest or min(sizes, key=lambda m: _error(p, m, *chosen[m]))
 
 
-def _cost(p: ConvProblem, m: tuple[int, int]) -> float:
+def _cost(p: ConvProblem, m: tuple[int, int], chunk: str = "") -> float:
     """What tiles of this size cost, in multiplications.
 
     A transform costs about 6 multiplications per element and channel; a weight, which streams from
-    L3, about 5, or 2 if it is int16.
+    L3, about 5, or 2 if it is int16. Two products of int16 cost as much as one of float32.
     """
-    reading = 2 if p.precision.integer else 5
+    reading = 2 if rounds(p) else 5
     tiles = p.n * math.prod(tile_grid(p, m))
     planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
     products = p.c * p.group_oc
+    if p.precision.as_int16:
+        leaving = LEAVING / int(chunk) if chunk else 0.0
+        each = (1 + leaving) / 2 * products + 6 * (p.c + p.oc)
+        return planes * (tiles * each + reading * products)
     return planes * (tiles * (products + 6 * (p.c + p.oc)) + reading * products)
 
 
@@ -214,7 +232,9 @@ def _direct_cost(p: ConvProblem) -> float:
 
 
 def largest_error(p: ConvProblem) -> float:
-    """The largest expected error of schedules for integers, as `KernelTemplate.error` says it."""
+    """The largest expected error of int16 products, as `KernelTemplate.error` says it."""
+    if p.precision.as_int16:
+        return MAX_INT16
     return MAX_STEPS if p.precision.dst is U8 else MAX_STEPS / OUTPUT_RMS
 
 
@@ -223,17 +243,19 @@ def _careful(p: ConvProblem) -> float:
     rounding = ROUNDING.get(p.precision.weights, 0.0)
     if p.precision.integer:
         return largest_error(p) / 2
+    if p.precision.as_int16:
+        return MAX_INT16
     return AMPLIFIED * rounding if rounding else MAX_ERROR
 
 
-def _exact_enough(p: ConvProblem, m: tuple[int, int]) -> tuple[str, str]:
-    """Points and chunk for a tile: the longest chunk whose expected error is small enough."""
-    if not p.precision.integer:
+def _exact_enough(p: ConvProblem, m: tuple[int, int], limit: float) -> tuple[str, str]:
+    """Points and chunk for a tile: the longest chunk whose expected error is within a limit."""
+    if not rounds(p):
         return "balanced", ""
     shorter = [str(n) for n in CHUNKS if n < p.group_c]
     for chunk in ["", *shorter]:
         points = min(reversed(POINTS), key=lambda name: _error(p, m, name, chunk))
-        if _error(p, m, points, chunk) <= _careful(p):
+        if _error(p, m, points, chunk) <= limit:
             break
     return points, chunk
 
@@ -247,7 +269,7 @@ def _error(p: ConvProblem, m: tuple[int, int], points: str, chunk: str) -> float
         of_sums = expected_error(p, m, points)
     except ValueError:
         return math.inf
-    if not p.precision.integer:
+    if not rounds(p):
         return of_sums
     rounding = Rounding.of(p, m, points, chunk)
     steps = OUTPUT_RMS if p.precision.dst is U8 else 1
@@ -267,12 +289,26 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     w = Steps.of(p, s, cpu, io)
     blocks = tile_count(w.blocks)
     module = Module(cpu)
+    measured = p.precision.as_int16
     if s.split == "channels":
+        room = p.groups * blocks * w.input_bytes
+        sizes = F32.count(room) if measured else 0
+        if measured:
+            with module.stage("winograd_largest", p.groups * blocks) as (k, task):
+                found = w.largest(k, task % blocks, task // blocks % p.groups)
+                k.argument("shared", LINE, offset=sizes).store(found, task)
+            room += F32.bytes(LINE) * p.groups * blocks
+
+        def largest(k: Kernel, number: Int) -> Vec | None:
+            """The largest input of a block, which the first stage found."""
+            where = k.argument("shared", LINE, offset=sizes)
+            return where.load(number, lanes=1) if measured else None
+
         with module.stage("winograd_input", p.groups * blocks * w.input_vectors) as (k, task):
             vector, rest = task % w.input_vectors, task // w.input_vectors
             block, group = rest % blocks, rest // blocks % p.groups
             planes = k.argument("shared", w.input_size, dtype=w.element).at(rest)
-            w.transform_input(k, block, group, vector, planes)
+            w.transform_input(k, block, group, vector, planes, largest(k, rest))
         with module.stage("winograd_output", p.groups * w.passes * blocks) as (k, task):
             block, rest = task % blocks, task // blocks
             number, group = rest % w.passes, rest // w.passes % p.groups
@@ -280,17 +316,19 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             planes = k.argument("shared", *strides, dtype=w.element).at(group, block)
             products = k.argument("local")
             w.multiply(k, block, group, number, planes, products)
-            w.transform_output(k, block, group, number, products)
-        return module.program(io, w.pack, p.groups * blocks * w.input_bytes, w.product_bytes)
+            measure = largest(k, group * blocks + block)
+            w.transform_output(k, block, group, number, products, measure)
+        return module.program(io, w.pack, room, w.product_bytes)
     with module.stage("winograd", p.groups * blocks) as (k, task):
         block, group = task % blocks, task // blocks % p.groups
         planes = k.argument("local", dtype=w.element)
+        measure = w.largest(k, block, group) if measured else None
         with k.loop(w.input_vectors) as vector:
-            w.transform_input(k, block, group, vector, planes)
+            w.transform_input(k, block, group, vector, planes, measure)
         with k.loop(w.passes) as number:
             products = k.argument("local", offset=F32.count(w.input_bytes))
             w.multiply(k, block, group, number, planes, products)
-            w.transform_output(k, block, group, number, products)
+            w.transform_output(k, block, group, number, products, measure)
     return module.program(io, w.pack, local_bytes=w.input_bytes + w.product_bytes)
 
 
@@ -330,7 +368,7 @@ def streaming(p: ConvProblem, s: Schedule) -> Schedule:
 
 def takes(types: Types, cpu: Cpu) -> bool:
     """Float32 input that counts by more than its signs, and integers by products of int16."""
-    if types.integer:
+    if types.integer or types.as_int16:
         return bool(dots(Types.pairs(), cpu))
     return types.src is F32 and not types.signs
 

@@ -1,4 +1,4 @@
-"""Transformed operands of integer problems as int16: their scales, and the error they leave.
+"""Transformed operands as int16: their scales, and the error they leave.
 
 Products of pairs of int16 are added as int32. Everything is scaled such that no sum can exceed it,
 whatever the input: |input of a plane| is at most 255 times what its transform's coefficients of one
@@ -10,6 +10,9 @@ plane, unless int16 or the sums have no room for them: then nothing is rounded b
 transform. Where there is no room, the weights of a plane and an output channel are rounded to the
 finest steps that fit, such that their sum over the channels stays: input that is positive, or equal
 in all channels, then meets no common error. For other points the input is rounded as well.
+
+Float32 (`f32s16`) is rounded in the same way. Its largest absolute value is not known before: a
+kernel looks for it in the pixels of each block of tiles, and divides the block by it.
 
 Integers are rounded for vpmaddwd in ncnn's Winograd too (convolution_3x3_winograd_int8.h), which
 gets room by weights of six bits.
@@ -33,8 +36,8 @@ from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import check
 
-# Steps of a u8 output that its rms is expected to have, and the rms of a u8 input in its steps.
-OUTPUT_RMS, INPUT_RMS = 40, 55
+# Steps of a u8 output that its rms is expected to have, and the rms of an input by its largest.
+OUTPUT_RMS, INPUT_RMS = 40, 55 / 255
 
 # The rms, the mean and the largest of absolute weights of an output channel, by the rms.
 _MEAN, _LARGEST = 0.8, 3.5
@@ -48,13 +51,15 @@ class Rounding:
     """How operands of planes (alpha_h * alpha_w) are scaled.
 
     Input of a plane is at most `bounds` before it is multiplied by `input_scales`, and at most
-    `most` after it. `chunk` channels at most are added as int32.
+    `most` after it. `chunk` channels at most are added as int32. Numbers of either sign, which are
+    at most 1 when they are transformed, are `signed`; else they are those of u8.
     """
 
     vertical: Transform
     horizontal: Transform
     chunk: int
     bits: int  # of the input where it is rounded
+    signed: bool
 
     @classmethod
     @functools.cache
@@ -68,14 +73,16 @@ class Rounding:
         vertical, horizontal = (
             Transform.of(size, r, points) for size, r in zip(m, p.kernel, strict=True)
         )
-        channels = chunk_channels(p, chunk)
-        made = [cls(vertical, horizontal, channels, bits) for bits in range(12, I16.bits + 1)]
+        channels, signed = chunk_channels(p, chunk), p.precision.as_int16
+        made = [
+            cls(vertical, horizontal, channels, bits, signed) for bits in range(12, I16.bits + 1)
+        ]
         return made[-1] if made[-1].whole else min(made, key=lambda rounding: rounding.error(p))
 
     @functools.cached_property
     def whole(self) -> bool:
         """Whether the transformed input is exact in int16."""
-        exact = self.vertical.whole and self.horizontal.whole
+        exact = self.vertical.whole and self.horizontal.whole and not self.signed
         return exact and float(self.bounds.max()) <= _MOST
 
     @property
@@ -85,13 +92,15 @@ class Rounding:
 
     @functools.cached_property
     def bounds(self) -> NDArray[np.float64]:
-        """The largest absolute value of each plane of a transformed u8 input."""
+        """The largest absolute value of each plane of a transformed input."""
 
         def signed(t: Transform, sign: int) -> NDArray[np.float64]:
             return np.array([float(sum(max(sign * x, Fraction(0)) for x in row)) for row in t.bt])
 
         same = self._planes(lambda t: signed(t, 1)) + self._planes(lambda t: signed(t, -1))
         every = self._planes(lambda t: signed(t, 1) + signed(t, -1))
+        if self.signed:
+            return every
         return U8.range[1] * np.maximum(same, every - same)
 
     @property
@@ -121,8 +130,8 @@ class Rounding:
         a chunk. Rounding changes each by less than 1.
         """
         room = (_SUM / self.most - self.chunk)[:, None]
-        finest = np.minimum((_MOST - 1) / largest, room / sums)
-        return np.minimum(self.denominators[:, None], finest)
+        finest: NDArray[np.float64] = np.minimum((_MOST - 1) / largest, room / sums)
+        return finest if self.signed else np.minimum(self.denominators[:, None], finest)
 
     def weights(
         self, transformed: NDArray[np.float32], starts: list[int]
@@ -156,17 +165,19 @@ class Rounding:
             )
 
         spread = p.precision.largest / _LARGEST
-        weights, inputs = spread * np.sqrt(squares("g", 1)), INPUT_RMS * np.sqrt(squares("bt", 1))
+        size = INPUT_RMS * (1 if self.signed else U8.range[1])
+        weights, inputs = spread * np.sqrt(squares("g", 1)), size * np.sqrt(squares("bt", 1))
         channels = min(self.chunk, p.group_c)
         scales = self.weight_scales(
             _LARGEST * weights[:, None], _MEAN * channels * weights[:, None]
         )[:, 0]
         # The rms of a rounding error is 1 / sqrt(12) of a step.
-        of_weights = np.where(scales < self.denominators, inputs / scales, 0)
+        exact = not self.signed and scales >= self.denominators
+        of_weights = np.where(exact, 0, inputs / scales)
         of_inputs = 0 if self.whole else weights / self.input_scales
         errors = (np.square(of_weights) + np.square(of_inputs)) * p.group_c / 12
         through = matmul(squares("at", 0), errors) / (self.vertical.m * self.horizontal.m)
-        relative = math.sqrt(through / p.depth) / (spread * INPUT_RMS)
+        relative = math.sqrt(through / p.depth) / (spread * size)
         return relative * (OUTPUT_RMS if p.precision.dst is U8 else 1)
 
     def _planes(self, of: Callable[[Transform], NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -180,7 +191,7 @@ def input_is_exact(p: ConvProblem, m: tuple[int, int]) -> bool:
         axes = [Transform.of(size, r, "standard") for size, r in zip(m, p.kernel, strict=True)]
     except ValueError:  # no such points
         return False
-    return Rounding(axes[0], axes[1], 1, I16.bits).whole
+    return Rounding(axes[0], axes[1], 1, I16.bits, signed=False).whole
 
 
 def chunk_channels(p: ConvProblem, chunk: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,7 +47,7 @@ from fastrun.kernels.conv.winograd.transform import (
     transform_weights,
 )
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.dtype import F32, I16, DType
+from fastrun.kernels.core.dtype import F32, I16, I32, DType
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
@@ -55,6 +55,8 @@ from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
 
 LINE = F32.count(CACHE_LINE)
+# The least number by which input is divided: blocks of zeros stay zeros.
+TINY = 2.0**-126
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Steps:
     the planes by the weights of some panels of output channels. The products are transformed back.
     A block needs `input_bytes` of memory for the planes and `product_bytes` for the products.
 
-    With a `rounding` the planes are int16, the products float32 as ever.
+    With a `rounding` the planes are int16, the products float32 as ever. Float32 input is divided
+    by the largest absolute value of its block before.
     """
 
     whole: ConvProblem
@@ -97,9 +100,7 @@ class Steps:
         try:
             vertical = Transform.of(s.mh, p.kernel[0], s.points)
             horizontal = Transform.of(s.mw, p.kernel[1], s.points)
-            rounding = (
-                Rounding.of(p, (s.mh, s.mw), s.points, s.chunk) if p.precision.integer else None
-            )
+            rounding = Rounding.of(p, (s.mh, s.mw), s.points, s.chunk) if rounds(p) else None
         except ValueError as error:
             raise ScheduleError(str(error)) from error
         tiles = p.n * math.prod(tile_grid(p, (s.mh, s.mw)))
@@ -112,6 +113,9 @@ class Steps:
         per_lane = F32.bits // rounding.arithmetic.bits if rounding else 1
         wide = replace(cpu, lanes=cpu.lanes * per_lane)
         input_lanes = channel_lanes(whole.group_c, io.src.layout, wide, of_lanes)
+        if p.precision.as_int16 and not io.src.layout.blocked:
+            # What lies behind the channels must not count as their largest value.
+            input_lanes = min(input_lanes, whole.group_c & -whole.group_c)
         if rounding:
             enough = rounding.chunk >= min(input_lanes, p.group_c)
             check(enough, f"chunk={s.chunk}: a vector has {input_lanes} channels")
@@ -204,12 +208,15 @@ class Steps:
                     planes = planes[:, size:]
         return joined(units.ravel() if self.rounding else front, packed)
 
-    def transform_input(
-        self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer
-    ) -> None:
-        """Bt d B of one vector of channels for the tiles of a block: columns first, then rows."""
+    @contextmanager
+    def _windows(
+        self, k: Kernel, block: Int, group: Int, vector: Int
+    ) -> Iterator[tuple[Int, list[Buffer], Callable[[int], Int], Callable[[int], Int]]]:
+        """A loop over a block: tile in the block, its rows of one vector of the input's channels.
+
+        Two functions say where a column lies: as it is read, and as it is fetched ahead.
+        """
         p, lanes = self.whole, self.input_lanes
-        planes = self._planes(memory, lanes).at(vector)
         src = k.tensor("src", self.io.src, y=-p.padding[0], x=-p.padding[1])
         down, across = self.parts.vertical, self.parts.horizontal
         below: Int = 0
@@ -218,9 +225,6 @@ class Steps:
             part, vector = vector // self._part_vectors, vector % self._part_vectors
             below, beside = part // across.count * down.apart, part % across.count * across.apart
         src = at_channel(at_channel(src, self.io.src, group, p.group_c), self.io.src, vector, lanes)
-        height, width = self.vertical.alpha, self.horizontal.alpha
-        arithmetic = self.rounding.arithmetic if self.rounding else F32
-        half = k.scratch(height * width * lanes, width * lanes, lanes, 1, dtype=arithmetic)
         # A tile that exceeds the image reads the last pixels again. Its outputs inside the image
         # do not depend on them, and nothing beyond the padding is read.
         dy, dx = p.dilation
@@ -233,24 +237,74 @@ class Steps:
         with self._tiles(k, block) as (tile, image, top, left):
             rows = [
                 src.at(image, 0, least((top + i * dy) * down.step + below, last_y))
-                for i in range(height)
+                for i in range(self.vertical.alpha)
             ]
-            for x in range(width):
-                at = least((left + x * dx) * across.step + beside, last_x)
-                column = [row.load(0, 0, 0, at, lanes=lanes).to(arithmetic) for row in rows]
+            yield (
+                tile,
+                rows,
+                lambda x: least((left + x * dx) * across.step + beside, last_x),
+                lambda x: (left + x * dx + self.horizontal.alpha) * across.step,
+            )
+
+    def largest(self, k: Kernel, block: Int, group: Int) -> Vec:
+        """The largest absolute value of a block's pixels, which is NaN if one is NaN."""
+        lanes = self.input_lanes
+        found = k.tile(1, 1, lanes, I32)
+        found.fill(k.const(TINY, lanes).bits_as(I32))
+        with (
+            k.loop(self.input_vectors) as vector,
+            self._windows(k, block, group, vector) as (_, rows, column, _),
+        ):
+            for x in range(self.horizontal.alpha):
+                at = column(x)
                 for row in rows:
-                    row.prefetch(0, 0, 0, (left + x * dx + width) * across.step)
-                for i, value in enumerate(self.vertical.of_input(column)):
+                    # As integers NaN is larger than any number.
+                    size = k.intrinsic("fabs", row.load(0, 0, 0, at, lanes=lanes)).bits_as(I32)
+                    found[0, 0] = size.max(found[0, 0])
+        most = found[0, 0]
+        if lanes > 1:
+            most = k.target(f"llvm.vector.reduce.smax.v{lanes}i32", I32, 1, most)
+        return most.bits_as(F32)
+
+    def transform_input(
+        self, k: Kernel, block: Int, group: Int, vector: Int, memory: Buffer,
+        largest: Vec | None = None,
+    ) -> None:  # fmt: skip
+        """Bt d B of one vector of channels for the tiles of a block: columns first, then rows.
+
+        Planes of int16 are divided by the `largest` absolute value of the block, if it is given.
+        """
+        lanes = self.input_lanes
+        planes = self._planes(memory, lanes).at(vector)
+        height, width = self.vertical.alpha, self.horizontal.alpha
+        arithmetic = self.rounding.arithmetic if self.rounding else F32
+        half = k.scratch(height * width * lanes, width * lanes, lanes, 1, dtype=arithmetic)
+        scales = None
+        if self.rounding and largest:
+            scales = k.scratch(self.planes * lanes, lanes)
+            inverse = k.splat(k.const(1, 1) / largest, lanes)
+            for plane, scale in enumerate(self.rounding.input_scales):
+                scales.store(inverse * float(scale), plane)
+        with self._windows(k, block, group, vector) as (tile, rows, column, ahead):
+            for x in range(width):
+                at = column(x)
+                values = [row.load(0, 0, 0, at, lanes=lanes).to(arithmetic) for row in rows]
+                for row in rows:
+                    row.prefetch(0, 0, 0, ahead(x))
+                for i, value in enumerate(self.vertical.of_input(values)):
                     half.store(value, i, x)
             for y in range(height):
                 line = [half.load(y, j, lanes=lanes) for j in range(width)]
                 for j, value in enumerate(self.horizontal.of_input(line)):
-                    planes.store(self._rounded(value, y * width + j), 0, y * width + j, tile)
+                    rounded = self._rounded(value, y * width + j, scales)
+                    planes.store(rounded, 0, y * width + j, tile)
 
-    def _rounded(self, value: Vec, plane: int) -> Vec:
+    def _rounded(self, value: Vec, plane: int, scales: Buffer | None) -> Vec:
         """A vector of a plane of the transformed input as the products read it."""
         if self.rounding is None or self.rounding.whole:
             return value
+        if scales:
+            return (value * scales.load(plane, lanes=value.lanes)).to(I16)
         return (value * float(self.rounding.input_scales[plane])).to(I16)
 
     def multiply(
@@ -355,9 +409,13 @@ class Steps:
         return [t.start + i * t.size for t in self._chunks for i in range(t.count)]
 
     def transform_output(
-        self, k: Kernel, block: Int, group: Int, number: Int, products: Buffer
-    ) -> None:
-        """At m A of the vectors of pass `number`: columns first, then rows with the epilogue."""
+        self, k: Kernel, block: Int, group: Int, number: Int, products: Buffer,
+        largest: Vec | None = None,
+    ) -> None:  # fmt: skip
+        """At m A of the vectors of pass `number`: columns first, then rows with the epilogue.
+
+        Products of input that was divided by the `largest` are multiplied by it.
+        """
         p, lanes = self.p, self.lanes
         _, _, first, last = self._pass(number)
         products = self._planes(products, lanes)
@@ -374,6 +432,8 @@ class Steps:
                 offset = bias.load(group, vector, lanes=lanes).to(F32)
                 channel = vector * lanes + group * p.group_oc if p.precision.integer else 0
                 scale = self._scale(k, group, vector)
+                if largest:
+                    scale = k.splat(largest, lanes)
                 with self._tiles(k, block) as (tile, image, top, left):
                     with k.loop(width) as x:
                         column = [
@@ -478,6 +538,11 @@ class Steps:
         """A tensor of the output's shape from the first channel of a vector on."""
         tensor = at_channel(k.tensor(name, where), where, group, self.p.group_oc)
         return at_channel(tensor, where, vector, self.lanes)
+
+
+def rounds(p: ConvProblem) -> bool:
+    """Whether a kernel's products are those of int16."""
+    return p.precision.integer or p.precision.as_int16
 
 
 def max_rows(cols: int, cpu: Cpu, further: int = 0) -> int:
