@@ -67,9 +67,9 @@ def _bipolar(graph: Graph, name: str) -> bool:
 
 
 def weight_bits(weights: NDArray[Any]) -> int:
-    """The bits of `Types` that integer weights need, 9 if one of them is -128."""
+    """The bits of `Types` that integer weights need; those of 8 bits may be -128."""
     largest = max(int(weights.max(initial=1)), -int(weights.min(initial=-1)))
-    return next((b for b in range(2, 9) if largest <= Types(bits=b).largest), 9)
+    return next((b for b in range(2, 8) if largest <= Types(bits=b).largest), 8)
 
 
 def float_reason(graph: Graph, node: Node) -> str:
@@ -80,10 +80,8 @@ def float_reason(graph: Graph, node: Node) -> str:
     weights, scales = integer_weights(graph, name), graph.grids.get(name)
     if weights is None or not scales:
         return f"its weights {name!r} are not quantised in 8 bits by output channels"
-    if (bits := weight_bits(weights)) > 8:
-        return f"its weights {name!r} contain -128"
     # The bias contains the zero point times the sum of the weights.
-    most = 2 * 255 * Types(bits=bits).largest * (weights.size // len(weights))
+    most = 2 * 255 * 2 ** (weight_bits(weights) - 1) * (weights.size // len(weights))
     if bias := node.input(2):
         if bias not in graph.constants:
             return f"its bias {bias!r} is computed"

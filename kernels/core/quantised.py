@@ -100,7 +100,7 @@ class Scales:
         real = np.zeros(p.oc) if bias is None else bias.astype(np.float64)
         whole = np.rint(real / step) - self.src_zero * sums
         # The sum of all products must fit beside it.
-        most = p.depth * 255 * p.precision.largest
+        most = p.depth * 255 * 2 ** (p.precision.bits - 1)
         if not np.all(np.abs(whole) + most < 1 << 31):
             raise ValueError("a bias is too large for sums of int32")
         found[: p.oc].view(np.int32)[:] = whole
@@ -212,8 +212,9 @@ def trial_operands(p: ConvProblem, seed: int) -> tuple[dict[str, NDArray[Any]], 
     x = rng.integers(0, 256, (p.n, p.c, p.h, p.w), np.uint8)
     x[:, :, rng.random((p.h, p.w)) < 0.25] = 255
     largest = types.largest
-    weights = rng.integers(-largest, largest + 1, p.weight_shape).astype(np.int8)
-    extremes = np.where(rng.random(p.oc) < 0.5, largest, -largest).astype(np.int8)
+    least = -128 if types.bits == 8 else -largest
+    weights = rng.integers(least, largest + 1, p.weight_shape).astype(np.int8)
+    extremes = np.where(rng.random(p.oc) < 0.5, largest, least).astype(np.int8)
     chosen = rng.random(p.oc) < 0.25
     half = max(1, p.group_c // 2)
     weights[chosen, :half] = extremes[chosen, None, None, None]

@@ -51,7 +51,7 @@ class Types:
 
     @property
     def largest(self) -> int:
-        """The largest absolute value of an integer weight."""
+        """The largest absolute value of an integer weight; of 8 bits there is a -128 too."""
         return 127 if self.bits == 8 else 2 ** (self.bits - 1)
 
     def __str__(self) -> str:

@@ -14,6 +14,7 @@ import fastrun
 from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.ops import Numpy
 from fastrun.graph.core.precision import float_reason
+from fastrun.graph.core.problems import conv_problems
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
@@ -105,11 +106,26 @@ def test_a_convolution_with_values_of_both_signs_and_of_one(before: str, padding
     assert lowest == (not before)
 
 
-def test_weights_with_a_zero_point_of_their_own() -> None:
-    constants = {**weights(24, 20, kind=np.uint8, zero=101), "b": normal(20)}
-    graph = assert_same(model(scaled("MatMulInteger"), (5, 24), constants), normal(5, 24))
-    assert not in_integers(graph)
-    assert "asymmetric" in graph.notes[0]
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+@pytest.mark.parametrize("before", ["", "Relu"])
+def test_weights_with_zero_points_of_their_own(before: str, kind: Any) -> None:
+    """Also where integers less the middle of their type are -128."""
+    constants = {**weights(24, 20, kind=kind), "b": normal(20)}
+    constants["w"][3, :2] = np.iinfo(kind).min, np.iinfo(kind).max
+    for zero in (np.array(101, kind), np.linspace(90, 127, 20).astype(kind)):
+        m = model(scaled("MatMulInteger", before), (5, 24), {**constants, "wz": zero})
+        assert in_integers(assert_same(m, normal(5, 24)))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("padding", [0, 1])
+def test_filters_with_zero_points_of_their_own(padding: int, groups: int) -> None:
+    constants = {**weights(6, 4 // groups, 3, 3, kind=np.uint8), "b": normal(6, 1, 1)}
+    constants["wz"] = np.array([90, 140, 128, 101, 154, 0], np.uint8)
+    nodes = scaled("ConvInteger", "Relu", pads=[padding] * 4, group=groups)
+    graph = assert_same(model(nodes, (1, 4, 9, 8), constants), normal(1, 4, 9, 8))
+    assert any("u8s8" in p.types for n in graph.nodes if n.work.startswith("Conv")
+               for p in conv_problems(graph, n)) == (groups == 1)  # fmt: skip
 
 
 def test_zeros_are_quantised_to_zeros() -> None:

@@ -97,11 +97,11 @@ def test_plans_with_types_that_a_network_does_not_have_are_refused() -> None:
         follow_plan(optimise(load_network(networks.residual())), plan, CPU)
 
 
-def test_weights_that_no_kernel_takes_run_in_float32_for_a_reason() -> None:
+def test_weights_may_be_minus_128() -> None:
     graph = made(networks.residual)
     grid = graph.grids["w5"]
     lowest = graph.constants["w5"].copy()
     lowest[0, 0, 0, 0] = -128 * grid.scale[0]  # type: ignore[index]
     changed = replace(graph, constants={**graph.constants, "w5": lowest})
-    assert dict(float_notes(changed)) == {"'f' (Conv)": "its weights 'w5' contain -128"}
+    assert not dict(float_notes(changed))
     check(changed)
