@@ -77,14 +77,14 @@ class Loaded:
 
 def _libraries(arrangement: Arrangement, cpu: Cpu) -> dict[str, Library]:
     """The compiled kernels by their IR."""
-    cache, libraries = ObjectCache(), dict[str, Library]()
-    precompile([step.program.ir for step in arrangement.kernels], cpu, cache)
-    for kernel in arrangement.kernels:
-        program = kernel.program
-        if program.ir not in libraries:
-            symbols = [stage.symbol for stage in program.stages]
-            libraries[program.ir] = Library(cache.object(program.ir, cpu), symbols)
-    return libraries
+    cache = ObjectCache()
+    programs = {step.program.ir: step.program for step in arrangement.kernels}
+    found = {ir: cache.found(ir, cpu) for ir in programs}
+    precompile([ir for ir, built in found.items() if built is None], cpu, cache)
+    return {
+        ir: Library(found[ir] or cache.object(ir, cpu), [stage.symbol for stage in program.stages])
+        for ir, program in programs.items()
+    }
 
 
 def _table(step: Step, offsets: Sequence[int]) -> Array:

@@ -66,9 +66,13 @@ class ObjectCache:
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.root / key[:2] / f"{key}.o"
 
+    def found(self, ir: str, cpu: Cpu) -> bytes | None:
+        """The object if it is there, so that nothing needs to be compiled."""
+        return self._read(self.path(ir, cpu))
+
     def holds(self, ir: str, cpu: Cpu) -> bool:
-        """Whether the object is there, so that nothing needs to be compiled."""
-        return self._read(self.path(ir, cpu)) is not None
+        """Whether the object is there."""
+        return self.found(ir, cpu) is not None
 
     def writable(self) -> bool:
         """Whether objects can probably be stored: the folder exists and may be written."""
