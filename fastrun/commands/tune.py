@@ -113,7 +113,7 @@ def options(parser: ArgumentParser) -> None:
         "--max-loss",
         type=share,
         default=0.005,
-        metavar="P%%",
+        metavar="SHARE",
         help="the loss that is allowed, as a share of the examples: of accuracy with labels, of "
         "agreement with float32 without (default 0.5%%)",
     )

@@ -35,8 +35,16 @@ class Target:
     @property
     def title(self) -> str:
         """The name with the shapes that were given."""
+        return self._at_sizes(self.name)
+
+    @property
+    def title_of_file(self) -> str:
+        """The title without folders, for pages that others read."""
+        return self._at_sizes(Path(self.name).name if self.is_network else self.name)
+
+    def _at_sizes(self, name: str) -> str:
         sizes = ", ".join("x".join(map(str, shape)) for shape in self.shapes.values())
-        return f"{self.name} at {sizes}" if sizes else self.name
+        return f"{name} at {sizes}" if sizes else name
 
     @property
     def is_network(self) -> bool:

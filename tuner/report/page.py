@@ -76,7 +76,7 @@ def write_report(
     for name, table in tables.items():
         table.to_csv(folder / f"{name}.csv", index=False)
     content = {
-        "title": ", ".join(t.name for t in facts.targets) or "all problems measured",
+        "title": ", ".join(t.title_of_file for t in facts.targets) or "all problems measured",
         "subtitle": where_and_when(facts),
         "tiles": list(tiles(facts)),
         "summary": list(summary(facts, list(best["layer"]))),
@@ -170,10 +170,9 @@ def _newest_final(
 
 
 def _best_of_each(ranking: Sequence[Record]) -> Iterator[Record]:
-    """The fastest current record of every algorithm."""
-    faster_first = sorted(ranking, key=lambda r: r.seconds_per_call)
+    """The best current record of every algorithm, by the order of the ranking."""
     for algorithm in sorted({r.algorithm for r in ranking}):
-        best = first_current(r for r in faster_first if r.algorithm == algorithm)
+        best = first_current(r for r in ranking if r.algorithm == algorithm)
         if best:
             yield best
 

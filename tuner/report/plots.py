@@ -47,6 +47,7 @@ def convergence(table: pd.DataFrame) -> Figure:
         middle = pd.DataFrame(curves).ffill().median(axis=1)
         axes.step(middle.index, middle, where="post", color=COLOURS[0], linewidth=2.2)
         axes.set_xlabel("trials of a problem")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("best so far / best found")
         axes.set_ylim(0.97, min(4.0, max(1.2, 1.1 * float(middle.max()))))
         axes.set_xlim(1, max([2, *map(len, curves.values())]))
@@ -118,24 +119,28 @@ def search_curves(table: pd.DataFrame) -> Figure:
 
 
 def algorithms(table: pd.DataFrame, best: pd.DataFrame) -> Figure:
-    """The best schedule of each algorithm over the layer's winner; of an `algorithms_frame`."""
+    """The best schedule of each algorithm over the layer's winner; of an `algorithms_frame`.
+
+    One that did not race can seem faster than the winner.
+    """
     title = "The best of each algorithm"
     with layer_canvas(best, title, "times as long as the winner, logarithmic") as (figure, axes):
         axes.set_xscale("log")
         tried = table[~table["baseline"]]
-        winners = tried.groupby("problem")["best"].min()
-        largest = 1.0
+        winners = best.set_index("problem")["best"]
+        winners = winners.fillna(tried.groupby("problem")["best"].min())
+        least = largest = 1.0
         for y, problem in enumerate(best["problem"]):
             # The winner is drawn last, on top of the others.
             of_layer = tried[tried["problem"] == problem].sort_values("best", ascending=False)
             for row in rows(of_layer):
                 slower = row.best / winners[problem]
-                largest = max(largest, slower)
+                least, largest = min(least, slower), max(largest, slower)
                 axes.plot(
                     slower, y, mark_of(row.algorithm), color=colour_of(row.algorithm),
                     markersize=6, markeredgecolor=PAPER, markeredgewidth=0.5, clip_on=False,
                 )  # fmt: skip
-        axes.set_xlim(0.93, max(2.0, largest * 1.1))
+        axes.set_xlim(0.93 * least, max(2.0, largest * 1.1))
         plain_log(axes)
         legend_of_algorithms(figure, tried["algorithm"])
     return figure

@@ -107,7 +107,8 @@ def sections(facts: Facts, best: pd.DataFrame) -> Iterator[Section]:
         "algorithms",
         "Algorithms compared",
         "The best schedule of each algorithm. The search gives most trials to fast algorithms, so "
-        "the times of slow ones are less certain.",
+        "the times of slow ones are less certain. One left of 1 has a lower time, but has not been "
+        "in a race as decisive as the winner's.",
         plots.algorithms(algorithms_frame(facts.decisive), best),
     )
     yield Section(

@@ -129,7 +129,7 @@ def _networks(facts: Facts) -> Iterator[str]:
             explained = True
             slowest = f"{ratio(naive / best)} faster than the naive loop, "
             yield (
-                f"The {plural(count, 'convolution')} of {target.name} take {ms(best)} ms "
+                f"The {plural(count, 'convolution')} of {target.title_of_file} take {ms(best)} ms "
                 f"one after the other: {slowest if naive == naive else ''}"
                 f"{ratio(heuristic / best)} faster than the heuristic, which "
                 "chooses without measuring."

@@ -64,6 +64,8 @@ def read(path: Path) -> tuple[list[Record], list[Run]]:
         RecordError: a line or result is no record; the message has its number.
         OSError: the file cannot be read.
     """
+    if path.name.removesuffix(".gz").endswith(".csv"):
+        raise RecordError(f"{path}: records are not read from CSV: export them as .jsonl or .json")
     with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
         if path.name.removesuffix(".gz").endswith(".json"):
             try:

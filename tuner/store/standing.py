@@ -149,15 +149,20 @@ WORTH = 0.9
 
 
 def front(ranking: Iterable[Record]) -> list[Record]:
-    """The Pareto front of a problem's schedules by time, workspace and error, the fastest first.
+    """The Pareto front of a problem's schedules by time, workspace and error, the winner first.
 
     Each schedule is slower than all before it, and against each of them its workspace or its rms
-    error is less by more than a tenth. `ranking` is that of `Database.ranking`. Left out are stale
-    records and those without errors.
+    error is less by more than a tenth. `ranking` is that of `Database.ranking`: its first schedule
+    is the winner, and a lower time of a lower stage was luck. Left out are stale records and those
+    without errors.
     """
-    kept: list[Record] = []
-    for record in sorted(ranking, key=lambda r: r.seconds_per_call):
-        if not record.baseline and _is_news(record, kept) and is_current(record):
+    usable = (r for r in ranking if not r.baseline and r.errors is not None and is_current(r))
+    winner = next(usable, None)
+    if winner is None:
+        return []
+    kept = [winner]
+    for record in sorted(usable, key=lambda r: r.seconds_per_call):
+        if record.seconds_per_call > winner.seconds_per_call and _is_news(record, kept):
             kept.append(record)
     return kept
 

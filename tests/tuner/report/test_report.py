@@ -274,6 +274,17 @@ def figures(found: list[Standing], database: Database) -> list[Figure]:
     ]
 
 
+def test_times_over_the_winner_may_be_less_than_one(found: list[Standing]) -> None:
+    best = best_frame(found[:1], PEAK)
+    [problem], [seconds] = best["problem"], best["best"]
+    columns = ["problem", "algorithm", "best", "schedule", "baseline"]
+    rows = [(problem, "direct", seconds, "", False), (problem, "planar", 0.9 * seconds, "", False)]
+    [axes] = plots.algorithms(pd.DataFrame(rows, columns=columns), best).axes
+    drawn = sorted(float(x) for line in axes.lines for x in line.get_xdata())
+    assert drawn == pytest.approx([0.9, 1.0])
+    assert axes.get_xlim()[0] < 0.9
+
+
 def test_figures_bear_what_is_missing(database: Database, found: list[Standing]) -> None:
     """One layer without a heuristic, one without a naive loop, one without measurements."""
     gaps = [

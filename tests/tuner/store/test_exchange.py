@@ -172,6 +172,7 @@ def test_csv_has_a_row_per_record(tmp_path: Path, database: Database) -> None:
     assert database.export(tmp_path / "x.csv", "csv", outcome="runtime") == 1
     assert database.export(tmp_path / "x.csv.gz", "csv") == 2
     table = pandas.read_csv(tmp_path / "x.csv.gz")
+    assert "not read from CSV" in refused(lambda: database.import_file(tmp_path / "x.csv.gz"))
     assert list(table["mr" if "mr" in table else "schedule"]) == [
         r.schedule for r in database.records()
     ]

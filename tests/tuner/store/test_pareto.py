@@ -31,7 +31,13 @@ def test_each_of_the_front_beats_all_faster_ones_at_something() -> None:
     fastest, leaner = at(1, 1.0, 1000, 1e-6), at(2, 1.2, 500, 1e-6)
     finer, both = at(3, 1.3, 1000, 5e-7), at(4, 2.0, 0, 1e-7)
     dominated = [at(5, 1.1, 1000, 1e-6), at(6, 1.25, 600, 1e-6), at(7, 3.0, 0, 1e-7)]
-    assert front([*dominated, both, finer, leaner, fastest]) == [fastest, leaner, finer, both]
+    assert front([fastest, *dominated, both, finer, leaner]) == [fastest, leaner, finer, both]
+
+
+def test_a_time_that_was_lucky_does_not_displace_the_winner() -> None:
+    winner, lucky = at(1, 1.0, 1000, 1e-6), at(2, 0.9, 0, 1e-7)  # in the ranking's order
+    leaner = at(3, 1.2, 500, 1e-6)
+    assert front([winner, lucky, leaner]) == [winner, leaner]
 
 
 def test_what_is_hardly_less_is_not_worth_a_line() -> None:
