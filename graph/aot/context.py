@@ -1,40 +1,51 @@
-"""Functions inside an exported library that make a context: its size, weights, threads, steps."""
+"""A context of an exported network is made: its size, the caller's strides, its steps."""
 
 from __future__ import annotations
 
 from fastrun.graph.aot.layout import (
     ARENA,
-    ARGUMENTS_AT,
     COUNT_AT,
-    HANDLES_AT,
-    HEAD_BYTES,
+    IN_PLACE_AT,
     INPUT,
+    INPUT_BITS,
     KIND_BITS,
     LOCALS_AT,
+    MADV_HUGEPAGE,
+    MAPPED_AT,
+    MAPPED_SIZE_AT,
     OUTPUT,
-    SHARED_BYTES,
+    OWN_AT,
     STEP_BYTES,
     STEPS_AT,
     STRIDES_AT,
-    TEAM_AT,
+    TAKEN,
     THREADS_AT,
     VARIANT_AT,
     WEIGHTS,
     WEIGHTS_AT,
+    Interface,
     code,
     job_word,
     word,
 )
-from fastrun.kernels.native.driver import COUNTERS, JOB_WORDS, TALLY
+from fastrun.kernels.native.driver import COUNTERS, TALLY
 
-SIZES = f"""define internal {{ i64, i64, i64 }} @sizes(i64 %number, i64 %threads) nounwind {{
+
+def context(x: Interface) -> str:
+    """The functions that make a context."""
+    return "\n\n".join([_sizes(x), _strides(x), _make(x), _BEGIN])
+
+
+def _sizes(x: Interface) -> str:
+    """Offsets of counters, arena and workspaces in a context, and its size, for some threads."""
+    return f"""define internal {{ i64, i64, i64 }} @sizes(i64 %number, i64 %threads) nounwind {{
   %at = getelementptr %variant, ptr @variants, i64 %number
   %v = load %variant, ptr %at, align 8
   %count = extractvalue %variant %v, 1
   %arena = extractvalue %variant %v, 2
   %local = extractvalue %variant %v, 3
   %steps = mul i64 %count, {STEP_BYTES}
-  %strides.end = add i64 %steps, STRIDES_SIZE
+  %strides.end = add i64 %steps, {x.ports * (8 + x.slot)}
   %steps.end = add i64 %strides.end, {STEPS_AT + 127}
   %tally = and i64 %steps.end, -128
   %each = mul i64 %count, {2 * COUNTERS}
@@ -60,10 +71,12 @@ define internal i64 @whole(i64 %number, i64 %threads) nounwind {{
   %size = add i64 %local.at, %all
   ret i64 %size
 }}"""
-"""Offsets of counters, arena and workspaces in a context, and its size, for some threads."""
 
-STRIDES = """define internal void @take_strides(ptr %table, ptr %tensors, i64 %first, i64 %count,
-                                   ptr %given) nounwind {
+
+def _strides(x: Interface) -> str:
+    """Copy the caller's strides into a context: a table of addresses, null for dense arrays."""
+    return f"""define internal void @take_strides(ptr %table, ptr %tensors, i64 %first, i64 %count,
+                                   ptr %given) nounwind {{
 entry:
   %nothing = icmp eq ptr %given, null
   %some = icmp ne i64 %count, 0
@@ -80,8 +93,8 @@ look:
   %dense = icmp eq ptr %mine, null
   br i1 %dense, label %next, label %measure
 measure:
-  %slots = getelementptr i8, ptr %table, i64 PORTS_SIZE
-  %far = mul i64 %number, SLOT
+  %slots = getelementptr i8, ptr %table, i64 {8 * x.ports}
+  %far = mul i64 %number, {x.slot}
   %slot = getelementptr i8, ptr %slots, i64 %far
   store ptr %slot, ptr %own.at, align 8
   %rank.at = getelementptr %tensor, ptr %tensors, i64 %i, i32 3
@@ -103,140 +116,19 @@ next:
   br i1 %more, label %port, label %out
 out:
   ret void
-}"""
-"""Copy the caller's strides into a context: a table of their addresses, null for dense arrays."""
-
-MAP_WEIGHTS = f"""define internal {{ i32, ptr }} @map_weights(ptr %path) nounwind {{
-entry:
-  %file = call i32 (ptr, i32, ...) @open(ptr %path, i32 524288)
-  %opened = icmp sge i32 %file, 0
-  br i1 %opened, label %measure, label %missing
-measure:
-  %size = call i64 @lseek(i32 %file, i64 0, i32 2)
-  %whole = icmp eq i64 %size, FILE_SIZE
-  br i1 %whole, label %map, label %unlike
-map:
-  %room = call ptr @mmap(ptr null, i64 ROOM_SIZE, i32 3, i32 16418, i32 -1, i64 0)
-  %room.address = ptrtoint ptr %room to i64
-  %none = icmp eq i64 %room.address, -1
-  br i1 %none, label %full, label %fill
-fill:
-  %wanted = getelementptr i8, ptr %room, i64 {SHARED_BYTES}
-  %start = call ptr @mmap(ptr %wanted, i64 FILE_SIZE, i32 1, i32 18, i32 %file, i64 0)
-  %closed = call i32 @close(i32 %file)
-  %address = ptrtoint ptr %start to i64
-  %failed = icmp eq i64 %address, -1
-  br i1 %failed, label %lost, label %compare
-compare:
-  %i = phi i64 [ 0, %fill ], [ %next, %same ]
-  %a.at = getelementptr i64, ptr %start, i64 %i
-  %b.at = getelementptr i64, ptr @head, i64 %i
-  %a = load i64, ptr %a.at, align 8
-  %b = load i64, ptr %b.at, align 8
-  %equal = icmp eq i64 %a, %b
-  br i1 %equal, label %same, label %foreign
-same:
-  %next = add i64 %i, 1
-  %more = icmp ult i64 %next, {HEAD_BYTES // 8}
-  br i1 %more, label %compare, label %done
-done:
-  store atomic i64 1, ptr %room monotonic, align 8
-  %good = insertvalue {{ i32, ptr }} {{ i32 0, ptr poison }}, ptr %room, 1
-  ret {{ i32, ptr }} %good
-foreign:
-  %freed = call i32 @munmap(ptr %room, i64 ROOM_SIZE)
-  ret {{ i32, ptr }} {{ i32 {code("WEIGHTS_OTHER")}, ptr null }}
-unlike:
-  %shut = call i32 @close(i32 %file)
-  ret {{ i32, ptr }} {{ i32 {code("WEIGHTS_OTHER")}, ptr null }}
-full:
-  %shut.too = call i32 @close(i32 %file)
-  ret {{ i32, ptr }} {{ i32 {code("MEMORY")}, ptr null }}
-lost:
-  %dropped = call i32 @munmap(ptr %room, i64 ROOM_SIZE)
-  br label %missing
-missing:
-  ret {{ i32, ptr }} {{ i32 {code("WEIGHTS_MISSING")}, ptr null }}
 }}"""
-"""Map the file of weights read-only, if it is the one that belongs to this library.
-
-In front of it lies the number of contexts that share it: the last one to close unmaps it.
-"""
-
-START = f"""define internal ptr @live(ptr %argument) nounwind {{
-  %context = load ptr, ptr %argument, align 8
-  %number.at = getelementptr i64, ptr %argument, i64 1
-  %number = load i64, ptr %number.at, align 8
-  %team = getelementptr i8, ptr %context, i64 {TEAM_AT}
-  call void @serve(ptr %team, i64 %number)
-  ret ptr null
-}}
-
-define internal void @dismiss(ptr %context, i64 %recruited) nounwind {{
-entry:
-  %job = alloca [{len(JOB_WORDS)} x i64], align 8
-  call void @llvm.memset.p0.i64(ptr %job, i8 0, i64 {8 * len(JOB_WORDS)}, i1 false)
-  %threads.at = getelementptr i64, ptr %job, i64 {JOB_WORDS.index("threads")}
-  store i64 %recruited, ptr %threads.at, align 8
-  %several = icmp ugt i64 %recruited, 1
-  br i1 %several, label %call, label %out
-call:
-  %team = getelementptr i8, ptr %context, i64 {TEAM_AT}
-  %gone = call i64 @lead(ptr %team, ptr %job)
-  br label %join
-join:
-  %i = phi i64 [ 1, %call ], [ %next, %join ]
-  %handles = getelementptr i8, ptr %context, i64 {HANDLES_AT}
-  %handle.at = getelementptr ptr, ptr %handles, i64 %i
-  %handle = load ptr, ptr %handle.at, align 8
-  %joined = call i32 @pthread_join(ptr %handle, ptr null)
-  %next = add i64 %i, 1
-  %more = icmp ult i64 %next, %recruited
-  br i1 %more, label %join, label %out
-out:
-  ret void
-}}
-
-define internal i32 @recruit(ptr %context, i64 %threads) nounwind {{
-entry:
-  %several = icmp ugt i64 %threads, 1
-  br i1 %several, label %next, label %good
-next:
-  %i = phi i64 [ 1, %entry ], [ %i.next, %started ]
-  %arguments = getelementptr i8, ptr %context, i64 {ARGUMENTS_AT}
-  %offset = mul i64 %i, 16
-  %argument = getelementptr i8, ptr %arguments, i64 %offset
-  store ptr %context, ptr %argument, align 8
-  %number.at = getelementptr i64, ptr %argument, i64 1
-  store i64 %i, ptr %number.at, align 8
-  %handles = getelementptr i8, ptr %context, i64 {HANDLES_AT}
-  %handle = getelementptr ptr, ptr %handles, i64 %i
-  %refused = call i32 @pthread_create(ptr %handle, ptr null, ptr @live, ptr %argument)
-  %lives = icmp eq i32 %refused, 0
-  br i1 %lives, label %started, label %bad
-started:
-  %i.next = add i64 %i, 1
-  %more = icmp ult i64 %i.next, %threads
-  br i1 %more, label %next, label %good
-good:
-  ret i32 0
-bad:
-  call void @dismiss(ptr %context, i64 %i)
-  ret i32 {code("THREADS")}
-}}"""
-"""Start the other threads of a context, and let them end."""
 
 
-MAKE = f"""define internal i32 @make(ptr %context, i64 %number, i64 %threads, ptr %weights,
-                          ptr %in.strides, ptr %out.strides) nounwind {{
+def _make(x: Interface) -> str:
+    """Fill a zeroed context, and start its threads."""
+    return f"""define internal i32 @make(ptr %context, i64 %number, i64 %threads, ptr %packed,
+                          ptr %in.strides, ptr %out.strides, i32 %in.place) nounwind {{
 entry:
   %variant.at = getelementptr %variant, ptr @variants, i64 %number
   %v = load %variant, ptr %variant.at, align 8
   %table = extractvalue %variant %v, 0
   %count = extractvalue %variant %v, 1
   %local.size = extractvalue %variant %v, 3
-  %begin = extractvalue %variant %v, 4
-  %packed = getelementptr i8, ptr %weights, i64 %begin
   %parts = call {{ i64, i64, i64 }} @sizes(i64 %number, i64 %threads)
   %tally.at = extractvalue {{ i64, i64, i64 }} %parts, 0
   %arena.at = extractvalue {{ i64, i64, i64 }} %parts, 1
@@ -248,7 +140,7 @@ entry:
   %locals = getelementptr i8, ptr %context, i64 {LOCALS_AT}
 {word(THREADS_AT, "%threads")}
 {word(VARIANT_AT, "%number")}
-{word(WEIGHTS_AT, "%weights", "ptr")}
+{word(WEIGHTS_AT, "%packed", "ptr")}
 {word(COUNT_AT, "%count")}
 {job_word("steps", "%steps", "ptr")}
 {job_word("count", "%count")}
@@ -262,9 +154,11 @@ entry:
   %steps.size = mul i64 %count, {STEP_BYTES}
   %strides = getelementptr i8, ptr %steps, i64 %steps.size
 {word(STRIDES_AT, "%strides", "ptr")}
-  call void @take_strides(ptr %strides, ptr @inputs, i64 0, i64 INPUT_COUNT, ptr %in.strides)
-  call void @take_strides(ptr %strides, ptr @outputs, i64 INPUT_COUNT, i64 OUTPUT_COUNT,
+  call void @take_strides(ptr %strides, ptr @inputs, i64 0, i64 {len(x.inputs)}, ptr %in.strides)
+  call void @take_strides(ptr %strides, ptr @outputs, i64 {len(x.inputs)}, i64 {len(x.outputs)},
                           ptr %out.strides)
+  %fitting = call i64 @fitting(ptr %strides, i32 %in.place)
+{word(IN_PLACE_AT, "%fitting")}
   br label %workspace
 workspace:
   %t = phi i64 [ 0, %entry ], [ %t.next, %workspace ]
@@ -298,10 +192,13 @@ operand:
   %offset = and i64 %code, {(1 << KIND_BITS) - 1}
   %in.arena = icmp eq i64 %kind, {ARENA}
   %in.weights = icmp eq i64 %kind, {WEIGHTS}
-  %a = getelementptr i8, ptr %arena, i64 %offset
+  %takes = icmp eq i64 %kind, {TAKEN}
+  %in.either = or i1 %in.arena, %takes
+  %place.in.arena = and i64 %code, {(1 << INPUT_BITS) - 1}
+  %a = getelementptr i8, ptr %arena, i64 %place.in.arena
   %w = getelementptr i8, ptr %packed, i64 %offset
   %or.null = select i1 %in.weights, ptr %w, ptr null
-  %address = select i1 %in.arena, ptr %a, ptr %or.null
+  %address = select i1 %in.either, ptr %a, ptr %or.null
   %place = add i64 %o, 2
   %place.at = getelementptr ptr, ptr %step.at, i64 %place
   store ptr %address, ptr %place.at, align 8
@@ -322,7 +219,7 @@ edge:
 port:
   %input = and i64 %src, {(1 << KIND_BITS) - 1}
   %output = and i64 %dst, {(1 << KIND_BITS) - 1}
-  %behind = add i64 %output, INPUT_COUNT
+  %behind = add i64 %output, {len(x.inputs)}
   %which = select i1 %reads, i64 %input, i64 %behind
   %given.at = getelementptr ptr, ptr %strides, i64 %which
   %strided = load ptr, ptr %given.at, align 8
@@ -346,4 +243,54 @@ threads.start:
   %refused = call i32 @recruit(ptr %context, i64 %threads)
   ret i32 %refused
 }}"""
-"""Fill a zeroed context, and start its threads."""
+
+
+_BEGIN = f"""define internal i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %packed,
+                           ptr %given, i64 %given.size, ptr %mapped, i64 %mapped.size,
+                           ptr %in.strides, ptr %out.strides, i32 %in.place) nounwind {{
+entry:
+  %size = call i64 @whole(i64 %number, i64 %threads)
+  %own = icmp eq ptr %given, null
+  br i1 %own, label %ask, label %check
+ask:
+  %new = call ptr @mmap(ptr null, i64 %size, i32 3, i32 34, i32 -1, i64 0)
+  %address = ptrtoint ptr %new to i64
+  %failed = icmp eq i64 %address, -1
+  br i1 %failed, label %short, label %advise
+advise:
+  %advised = call i32 @madvise(ptr %new, i64 %size, i32 {MADV_HUGEPAGE})
+  br label %fill
+check:
+  %enough = icmp uge i64 %given.size, %size
+  %place = ptrtoint ptr %given to i64
+  %low = and i64 %place, 4095
+  %aligned = icmp eq i64 %low, 0
+  %usable = and i1 %enough, %aligned
+  br i1 %usable, label %clear, label %short
+clear:
+  call void @llvm.memset.p0.i64(ptr %given, i8 0, i64 %size, i1 false)
+  br label %fill
+fill:
+  %context = phi ptr [ %new, %advise ], [ %given, %clear ]
+  %owned = phi i64 [ %size, %advise ], [ 0, %clear ]
+{word(OWN_AT, "%owned")}
+{word(MAPPED_AT, "%mapped", "ptr")}
+{word(MAPPED_SIZE_AT, "%mapped.size")}
+  %refused = call i32 @make(ptr %context, i64 %number, i64 %threads, ptr %packed,
+                           ptr %in.strides, ptr %out.strides, i32 %in.place)
+  %made = icmp eq i32 %refused, 0
+  br i1 %made, label %good, label %bad
+good:
+  store ptr %context, ptr %out, align 8
+  ret i32 0
+bad:
+  br i1 %own, label %return, label %leave
+return:
+  %returned = call i32 @munmap(ptr %context, i64 %size)
+  br label %leave
+leave:
+  ret i32 %refused
+short:
+  ret i32 {code("MEMORY")}
+}}"""
+"""Make a context in memory of its own or of the caller's."""

@@ -15,7 +15,7 @@ from fastrun.graph.aot import ports, texts
 from fastrun.graph.aot.functions import FUNCTIONS
 from fastrun.graph.aot.image import Image, image
 from fastrun.graph.aot.interface import SERVES, interface_ir
-from fastrun.graph.aot.layout import HEAD_BYTES, WEIGHTS_ALIGN, Variant
+from fastrun.graph.aot.layout import HEAD_BYTES, WEIGHTS_ALIGN, InPlace, Interface, Variant
 from fastrun.graph.aot.systems import LINUX, SYSTEMS, glue, with_glue
 from fastrun.graph.build.steps import Arrangement, NumpyStep
 from fastrun.graph.core.errors import GraphError
@@ -119,21 +119,23 @@ def export(
     blob = f"{prefix}_weights" if embed else ""
     variants = [
         Variant(b.target, b.image.steps, b.image.loose, b.image.count, b.image.arena,
-                b.image.local, start, needs(b.cpu))
+                b.image.local, start, len(b.image.weights), needs(b.cpu))
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
     triple = built[0].cpu.triple
     base = _on(baseline(built[0].cpu.machine), system)
-    head = weights[:HEAD_BYTES]
-    described = ports.inputs(graph), ports.outputs(graph)
-    interface = interface_ir(prefix, base.triple, variants, head, len(weights), blob, *described)
+    facts = Interface(
+        prefix, weights[:HEAD_BYTES], len(weights), blob, ports.inputs(graph),
+        ports.outputs(graph), _in_place(built),
+    )  # fmt: skip
+    interface = interface_ir(facts, base.triple, variants)
     if kind.suffix:
         interface = with_glue(interface, prefix)
     objects = compile_all([(interface, base), *((b.image.ir, b.cpu) for b in built)])
     suffix = kind.suffix or "o"
     names = [f"interface.{suffix}", *(f"code{i}.{suffix}" for i in range(len(built)))]
     files: dict[str, bytes] = {
-        f"{prefix}.h": texts.header(prefix, graph, named, embed).encode(),
+        f"{prefix}.h": texts.header(facts, graph.name, named).encode(),
         "example.c": texts.example(prefix, graph, embed).encode(),
         f"{prefix}.plan": str(built[0].plan).encode(),
     }
@@ -212,6 +214,12 @@ def _arranged(
             graph, heuristic_choices(cpu), cpu, threads=threads, max_weights=max_weights
         )
     return plan, follow_plan(graph, plan, cpu)
+
+
+def _in_place(built: Sequence[Built]) -> list[InPlace | None]:
+    """How inputs lie that the code of all targets reads where they are."""
+    each = zip(*(b.image.in_place for b in built), strict=True)
+    return [places[0] if len({*places}) == 1 else None for places in each]
 
 
 def _head(built: Sequence[Built], body: bytes) -> bytes:

@@ -1,12 +1,14 @@
 """The functions of an exported library that other programs call.
 
-A struct of options has 56 bytes; those of the first version had 48, of which the last 8 were zero.
+A struct of options has 64 bytes. Those of earlier versions have 48 or 56, and what they lack is
+zero.
 """
 
 from __future__ import annotations
 
 from fastrun.graph.aot.layout import (
     COUNT_AT,
+    IN_PLACE_AT,
     INPUT,
     JOB_AT,
     KIND_BITS,
@@ -15,7 +17,6 @@ from fastrun.graph.aot.layout import (
     MOST_THREADS,
     OUTPUT,
     OWN_AT,
-    SHARED_BYTES,
     STEP_BYTES,
     STEPS_AT,
     STRIDES_AT,
@@ -23,100 +24,39 @@ from fastrun.graph.aot.layout import (
     THREADS_AT,
     VARIANT_AT,
     WEIGHTS_AT,
+    Interface,
     code,
-    word,
 )
+from fastrun.graph.aot.weights import room_size
 
 FUNCTIONS = ("open", "memory", "run", "clone", "close", "isa", "input", "output")
 """The functions of the interface, behind the prefix."""
 
 
-def functions(prefix: str, embed: str) -> str:
-    """All of them; `embed` is the symbol of weights in the library, "" if there are none."""
-    others = (_memory, _run, _clone, _close, _isa)
-    told = [_described(prefix, kind) for kind in ("input", "output")]
-    return "\n\n".join([_BEGIN, _open(prefix, embed), *(f(prefix) for f in others), *told])
+def functions(x: Interface) -> str:
+    """All of them."""
+    others = [f(x.prefix) for f in (_memory, _run, _close, _isa)]
+    told = [_described(x.prefix, kind) for kind in ("input", "output")]
+    return "\n\n".join([_open(x), _clone(x), *others, *told])
 
 
-_BEGIN = f"""define internal i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights,
-                           ptr %given, i64 %given.size, ptr %mapped, i64 %mapped.size,
-                           ptr %in.strides, ptr %out.strides) nounwind {{
-entry:
-  %size = call i64 @whole(i64 %number, i64 %threads)
-  %own = icmp eq ptr %given, null
-  br i1 %own, label %ask, label %check
-ask:
-  %new = call ptr @mmap(ptr null, i64 %size, i32 3, i32 34, i32 -1, i64 0)
-  %address = ptrtoint ptr %new to i64
-  %failed = icmp eq i64 %address, -1
-  br i1 %failed, label %short, label %fill
-check:
-  %enough = icmp uge i64 %given.size, %size
-  %place = ptrtoint ptr %given to i64
-  %low = and i64 %place, 4095
-  %aligned = icmp eq i64 %low, 0
-  %usable = and i1 %enough, %aligned
-  br i1 %usable, label %clear, label %short
-clear:
-  call void @llvm.memset.p0.i64(ptr %given, i8 0, i64 %size, i1 false)
-  br label %fill
-fill:
-  %context = phi ptr [ %new, %ask ], [ %given, %clear ]
-  %owned = phi i64 [ %size, %ask ], [ 0, %clear ]
-{word(OWN_AT, "%owned")}
-{word(MAPPED_AT, "%mapped", "ptr")}
-{word(MAPPED_SIZE_AT, "%mapped.size")}
-  %refused = call i32 @make(ptr %context, i64 %number, i64 %threads, ptr %weights,
-                           ptr %in.strides, ptr %out.strides)
-  %made = icmp eq i32 %refused, 0
-  br i1 %made, label %good, label %bad
-good:
-  store ptr %context, ptr %out, align 8
-  ret i32 0
-bad:
-  br i1 %own, label %return, label %leave
-return:
-  %returned = call i32 @munmap(ptr %context, i64 %size)
-  br label %leave
-leave:
-  ret i32 %refused
-short:
-  ret i32 {code("MEMORY")}
-}}"""
-"""Make a context in memory of its own or of the caller's."""
-
-
-def _open(p: str, embed: str) -> str:
-    """Read the options, choose the code, map the weights, make a context."""
-    embedded = f"ptr @{embed}" if embed else "ptr null"
-    return f"""define i32 @{p}_open(ptr %out, ptr %options) nounwind {{
+def _open(x: Interface) -> str:
+    """Read the options, choose the code, map or copy the weights, make a context."""
+    embedded, room = f"@{x.embed}" if x.embed else "null", room_size(x.file_size)
+    return f"""define i32 @{x.prefix}_open(ptr %out, ptr %options) nounwind {{
 entry:
   store ptr null, ptr %out, align 8
+  %all = alloca [8 x i64], align 8
   %size = load i64, ptr %options, align 8
   %known = icmp uge i64 %size, 48
+  %longer = icmp ugt i64 %size, 64
+  %read.size = select i1 %longer, i64 64, i64 %size
   br i1 %known, label %read, label %bad
 read:
-  %path.at = getelementptr i8, ptr %options, i64 8
-  %path = load ptr, ptr %path.at, align 8
-  %threads.at = getelementptr i8, ptr %options, i64 16
-  %threads.given = load i32, ptr %threads.at, align 4
-  %isa.at = getelementptr i8, ptr %options, i64 20
-  %isa.given = load i32, ptr %isa.at, align 4
+  call void @llvm.memset.p0.i64(ptr %all, i8 0, i64 64, i1 false)
+  call void @llvm.memcpy.p0.p0.i64(ptr %all, ptr %options, i64 %read.size, i1 false)
+{_OPTIONS}
   %isa = sub i32 %isa.given, 1
-  %memory.at = getelementptr i8, ptr %options, i64 24
-  %memory = load ptr, ptr %memory.at, align 8
-  %memory.size.at = getelementptr i8, ptr %options, i64 32
-  %memory.size = load i64, ptr %memory.size.at, align 8
-  %in.strides.at = getelementptr i8, ptr %options, i64 40
-  %in.strides = load ptr, ptr %in.strides.at, align 8
-  %newer = icmp uge i64 %size, 56
-  br i1 %newer, label %more, label %checked
-more:
-  %out.strides.at = getelementptr i8, ptr %options, i64 48
-  %out.given = load ptr, ptr %out.strides.at, align 8
-  br label %checked
-checked:
-  %out.strides = phi ptr [ null, %read ], [ %out.given, %more ]
   %default = icmp eq i32 %threads.given, 0
   %number.of = select i1 %default, i32 1, i32 %threads.given
   %positive = icmp sgt i32 %number.of, 0
@@ -129,36 +69,60 @@ choose:
   %runs = icmp sge i64 %number, 0
   br i1 %runs, label %source, label %unsupported
 source:
+  %variant.at = getelementptr %variant, ptr @variants, i64 %number
+  %variant = load %variant, ptr %variant.at, align 8
+  %offset = extractvalue %variant %variant, 4
+  %bytes = extractvalue %variant %variant, 7
   %named = icmp ne ptr %path, null
   br i1 %named, label %file, label %inside
 inside:
-  %embedded = icmp ne {embedded}, null
-  br i1 %embedded, label %begin, label %lacking
+  %embedded = icmp ne ptr {embedded}, null
+  br i1 %embedded, label %found, label %lacking
 file:
   %mapped = call {{ i32, ptr }} @map_weights(ptr %path)
   %refused = extractvalue {{ i32, ptr }} %mapped, 0
   %room = extractvalue {{ i32, ptr }} %mapped, 1
-  %start = getelementptr i8, ptr %room, i64 {SHARED_BYTES}
   %fine = icmp eq i32 %refused, 0
-  br i1 %fine, label %begin, label %no.weights
+  br i1 %fine, label %there, label %no.weights
+there:
+  %start = call ptr @behind(ptr %room)
+  br label %found
+found:
+  %all.weights = phi ptr [ {embedded}, %inside ], [ %start, %there ]
+  %from.file = phi ptr [ null, %inside ], [ %room, %there ]
+  %from.size = phi i64 [ 0, %inside ], [ {room}, %there ]
+  %mine = getelementptr i8, ptr %all.weights, i64 %offset
+  %copies = icmp ne i32 %copy, 0
+  br i1 %copies, label %copy.them, label %begin
+copy.them:
+  %copied = call {{ i32, ptr }} @copy_weights(ptr %mine, i64 %bytes)
+  call void @drop(ptr %from.file, i64 %from.size)
+  %failed = extractvalue {{ i32, ptr }} %copied, 0
+  %private = extractvalue {{ i32, ptr }} %copied, 1
+  %private.size = add i64 %bytes, {room_size(0)}
+  %copied.well = icmp eq i32 %failed, 0
+  br i1 %copied.well, label %moved, label %no.room
+moved:
+  %private.start = call ptr @behind(ptr %private)
+  br label %begin
 begin:
-  %weights = phi ptr [ @{embed or "head"}, %inside ], [ %start, %file ]
-  %freed = phi ptr [ null, %inside ], [ %room, %file ]
-  %freed.size = phi i64 [ 0, %inside ], [ ROOM_SIZE, %file ]
-  %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr %memory,
-                            i64 %memory.size, ptr %freed, i64 %freed.size,
-                            ptr %in.strides, ptr %out.strides)
+  %packed = phi ptr [ %mine, %found ], [ %private.start, %moved ]
+  %held = phi ptr [ %from.file, %found ], [ %private, %moved ]
+  %held.size = phi i64 [ %from.size, %found ], [ %private.size, %moved ]
+  %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %packed, ptr %memory,
+                            i64 %memory.size, ptr %held, i64 %held.size,
+                            ptr %in.strides, ptr %out.strides, i32 %in.place)
   %opened = icmp eq i32 %result, 0
-  %nothing = icmp eq ptr %freed, null
-  %keep = or i1 %opened, %nothing
-  br i1 %keep, label %answer, label %unmap
+  br i1 %opened, label %answer, label %unmap
 unmap:
-  %unmapped = call i32 @munmap(ptr %freed, i64 %freed.size)
+  call void @drop(ptr %held, i64 %held.size)
   br label %answer
 answer:
   ret i32 %result
 no.weights:
   ret i32 %refused
+no.room:
+  ret i32 %failed
 lacking:
   ret i32 {code("WEIGHTS_MISSING")}
 unsupported:
@@ -166,6 +130,18 @@ unsupported:
 bad:
   ret i32 {code("OPTIONS")}
 }}"""
+
+
+_OPTIONS = "\n".join(
+    f"  %{name}.at = getelementptr i8, ptr %all, i64 {place}\n"
+    f"  %{name} = load {kind}, ptr %{name}.at, align 4"
+    for name, place, kind in (
+        ("path", 8, "ptr"), ("threads.given", 16, "i32"), ("isa.given", 20, "i32"),
+        ("memory", 24, "ptr"), ("memory.size", 32, "i64"), ("in.strides", 40, "ptr"),
+        ("out.strides", 48, "ptr"), ("copy", 56, "i32"), ("in.place", 60, "i32"),
+    )
+)  # fmt: skip
+"""Load all options but the size."""
 
 
 def _memory(p: str) -> str:
@@ -241,6 +217,14 @@ stepped:
   %more = icmp ult i64 %next, %count
   br i1 %more, label %step, label %run
 run:
+  %fitting.at = getelementptr i8, ptr %context, i64 {IN_PLACE_AT}
+  %fitting = load i64, ptr %fitting.at, align 8
+  %copied = icmp eq i64 %fitting, 0
+  br i1 %copied, label %walk, label %replace
+replace:
+  call void @put_in_place(ptr %context, ptr %inputs)
+  br label %walk
+walk:
   %team = getelementptr i8, ptr %context, i64 {TEAM_AT}
   %job = getelementptr i8, ptr %context, i64 {JOB_AT}
   %elapsed = call i64 @lead(ptr %team, ptr %job)
@@ -250,9 +234,9 @@ bad:
 }}"""
 
 
-def _clone(p: str) -> str:
+def _clone(x: Interface) -> str:
     """Another context with the same weights."""
-    return f"""define i32 @{p}_clone(ptr %out, ptr %context) nounwind {{
+    return f"""define i32 @{x.prefix}_clone(ptr %out, ptr %context) nounwind {{
   store ptr null, ptr %out, align 8
   %threads.at = getelementptr i8, ptr %context, i64 {THREADS_AT}
   %threads = load i64, ptr %threads.at, align 8
@@ -266,9 +250,14 @@ def _clone(p: str) -> str:
   %mapped.size = load i64, ptr %mapped.size.at, align 8
   %in.strides.at = getelementptr i8, ptr %context, i64 {STRIDES_AT}
   %in.strides = load ptr, ptr %in.strides.at, align 8
-  %out.strides = getelementptr ptr, ptr %in.strides, i64 INPUT_COUNT
+  %out.strides = getelementptr ptr, ptr %in.strides, i64 {len(x.inputs)}
+  %fitting.at = getelementptr i8, ptr %context, i64 {IN_PLACE_AT}
+  %fitting = load i64, ptr %fitting.at, align 8
+  %asked = icmp ne i64 %fitting, 0
+  %in.place = zext i1 %asked to i32
   %result = call i32 @begin(ptr %out, i64 %number, i64 %threads, ptr %weights, ptr null, i64 0,
-                            ptr %mapped, i64 %mapped.size, ptr %in.strides, ptr %out.strides)
+                            ptr %mapped, i64 %mapped.size, ptr %in.strides, ptr %out.strides,
+                            i32 %in.place)
   %made = icmp eq i32 %result, 0
   %counted = icmp ne ptr %mapped, null
   %shares = and i1 %made, %counted
@@ -304,7 +293,7 @@ leave:
   %last = icmp eq i64 %shared, 1
   br i1 %last, label %unmap, label %perhaps
 unmap:
-  %unmapped = call i32 @munmap(ptr %mapped, i64 %mapped.size)
+  call void @drop(ptr %mapped, i64 %mapped.size)
   br label %perhaps
 perhaps:
   %owned = icmp ne i64 %own, 0

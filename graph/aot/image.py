@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrun.graph.aot.layout import ARENA, ENTRY, INPUT, KIND_BITS, LOOSE, NONE, OUTPUT, WEIGHTS
+from fastrun.graph.aot.layout import (
+    ARENA,
+    ENTRY,
+    INPUT,
+    INPUT_BITS,
+    KIND_BITS,
+    LOOSE,
+    MOST_IN_PLACE,
+    NONE,
+    OUTPUT,
+    TAKEN,
+    WEIGHTS,
+    InPlace,
+)
 from fastrun.graph.build import strided
 from fastrun.graph.build.memory import Lifetime, allocate
 from fastrun.graph.build.steps import Arrangement, Port, Step
 from fastrun.graph.core.model import Array
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.dtype import DType
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Program, pack_bias, pack_channels
 from fastrun.kernels.core.strided import Strided
@@ -26,7 +40,8 @@ class Image:
     """What one kind of processor runs: IR, sizes in bytes, and packed weights.
 
     `steps` is the symbol of the table, which has `count` entries; `loose` that of a table with the
-    steps that copy inputs in and outputs out by strides of the caller's.
+    steps that copy inputs in and outputs out by strides of the caller's. `in_place` says for each
+    input how it must lie so that steps can read it there, None if they cannot.
     """
 
     ir: str
@@ -36,6 +51,7 @@ class Image:
     arena: int
     local: int
     weights: bytes
+    in_place: tuple[InPlace | None, ...]
 
 
 def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: str) -> Image:
@@ -67,8 +83,17 @@ def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: s
 
     nothing = NONE << KIND_BITS
 
+    places = [_in_place(port, types, steps) for port in arrangement.inputs]
+    taken = {
+        port.buffer: i for i, port in enumerate(arrangement.inputs[:MOST_IN_PLACE]) if places[i]
+    }
+
     def buffer(number: int | None) -> int:
-        return nothing if number is None else _code(ARENA, offsets[number])
+        if number is None:
+            return nothing
+        if number in taken:
+            return _code(TAKEN, taken[number] << INPUT_BITS | offsets[number])
+        return _code(ARENA, offsets[number])
 
     loose = list[str]()
     for i, port in enumerate(arrangement.inputs):
@@ -94,11 +119,26 @@ def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: s
     ir = "\n\n".join([head, *functions, *sorted(declared), table, others]) + "\n"
     local = max((s.program.local_bytes for s in steps), default=0)
     local = -(-(local + 4 * READ_SLACK) // 4096) * 4096
-    return Image(ir, f"{tag}_steps", f"{tag}_loose", len(rows), arena, local, packed.content())
+    return Image(ir, f"{tag}_steps", f"{tag}_loose", len(rows), arena, local, packed.content(),
+                 tuple(places))  # fmt: skip
 
 
 def _code(kind: int, value: int) -> int:
     return kind << KIND_BITS | value
+
+
+def _in_place(port: Port, types: Mapping[str, DType], steps: Sequence[Step]) -> InPlace | None:
+    """How an input must lie so that steps can read it there."""
+    if types[port.name] is not F32 or port.placement.dtype is not F32:
+        return None
+    written = any(s.dst == port.buffer and s.work != "halo" for s in steps)
+    # Distances between gathered buffers are constants of the code.
+    gathered = any(s.gathered and port.buffer in s.buffers for s in steps)
+    if written or gathered:
+        return None
+    view, size = _view(port), port.placement.size + READ_SLACK
+    dense = port.placement.size == math.prod(port.shape)
+    return InPlace(view.strides, F32.bytes(view.offset), F32.bytes(size), dense)
 
 
 def _given(port: Port, types: Mapping[str, DType]) -> Strided:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fastrun.graph.aot.ports import Outer
 from fastrun.kernels.core.processors import Needs
 from fastrun.kernels.native.driver import JOB_WORDS, team_bytes
 
 MOST_THREADS = 64
 
 # Operands of a step are stored as a kind in the top byte and an offset or number below it.
-ARENA, WEIGHTS, INPUT, OUTPUT, NONE = range(5)
-KIND_BITS = 56
+# A place in the arena that an input may take is stored with that input's number above the offset.
+ARENA, WEIGHTS, INPUT, OUTPUT, NONE, TAKEN = range(6)
+KIND_BITS, INPUT_BITS = 56, 40
+MOST_IN_PLACE = 64  # inputs of lower numbers may be read where they are
 
 ERRORS = {
     "OPTIONS": "an option is out of range, or the struct has another size",
@@ -26,8 +30,10 @@ ERRORS = {
 HEAD_BYTES = 64  # of a file of weights: what identifies it
 WEIGHTS_ALIGN = 4096
 
-# Bytes in front of mapped weights, whole pages of any system: how many contexts share them.
+# Bytes in front of weights, whole pages of any system: how many contexts share them.
 SHARED_BYTES = 1 << 16
+HUGE_PAGE = 2 << 20  # bytes; weights begin at such an address
+MADV_HUGEPAGE = 14
 
 ENTRY = "{ ptr, i64, [6 x i64], i64 }"
 """A step as exported: its function, tasks, operands and whether it joins."""
@@ -35,15 +41,18 @@ ENTRY = "{ ptr, i64, [6 x i64], i64 }"
 LOOSE = "{ ptr, i64 }"
 """A step that copies by strides of the caller's: its function and tasks."""
 
+VARIANT = "{ ptr, i64, i64, i64, i64, ptr, ptr, i64 }"
+"""A `Variant`: steps, count, arena, local, start of weights, name, loose, bytes of weights."""
+
 STEP_BYTES = 72
 
 # Where things lie in a context, in bytes from its start.
 THREADS_AT, VARIANT_AT, WEIGHTS_AT, OWN_AT, MAPPED_AT, MAPPED_SIZE_AT, COUNT_AT = range(0, 56, 8)
-STRIDES_AT = 56
-JOB_AT, TEAM_AT, HANDLES_AT = 64, 256, 1280
+STRIDES_AT, IN_PLACE_AT, JOB_AT, TEAM_AT, HANDLES_AT = 56, 64, 72, 256, 1280
 ARGUMENTS_AT = HANDLES_AT + 8 * MOST_THREADS
 LOCALS_AT = ARGUMENTS_AT + 16 * MOST_THREADS
 STEPS_AT = 4096
+assert JOB_AT + 8 * len(JOB_WORDS) <= TEAM_AT
 assert TEAM_AT + team_bytes(MOST_THREADS) <= HANDLES_AT
 assert LOCALS_AT + 8 * MOST_THREADS <= STEPS_AT
 
@@ -52,7 +61,8 @@ assert LOCALS_AT + 8 * MOST_THREADS <= STEPS_AT
 class Variant:
     """The code for one kind of processor: symbols and sizes in bytes.
 
-    `steps` and `loose` are symbols of its tables, `weights` is where its weights begin in the file.
+    `steps` and `loose` are symbols of its tables. Its `weights` begin there in the file, and take
+    `weight_bytes`.
     """
 
     name: str
@@ -62,7 +72,51 @@ class Variant:
     arena: int
     local: int
     weights: int
+    weight_bytes: int
     needs: Needs
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """How an input must lie so that steps can read it there.
+
+    `strides` are those of its axes, in elements. The buffer of `room` bytes, all of which may be
+    read, begins `origin` bytes in front of the first element, at a multiple of 64. If it is not
+    `dense`, there are zeros round each plane.
+    """
+
+    strides: tuple[int, ...]
+    origin: int
+    room: int
+    dense: bool
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What the functions of one library depend on.
+
+    They are called `prefix`_open and so on. `head` are the first bytes of the file of weights,
+    which has `file_size` bytes; `embed` is the symbol of weights in the library, "" if they lie in
+    the file. `in_place` has an entry for each input, None if it is always copied.
+    """
+
+    prefix: str
+    head: bytes
+    file_size: int
+    embed: str
+    inputs: Sequence[Outer]
+    outputs: Sequence[Outer]
+    in_place: Sequence[InPlace | None]
+
+    @property
+    def ports(self) -> int:
+        """The number of inputs and outputs."""
+        return len(self.inputs) + len(self.outputs)
+
+    @property
+    def slot(self) -> int:
+        """Bytes for the strides of an input or output."""
+        return 8 * max(len(x.shape) for x in (*self.inputs, *self.outputs))
 
 
 def code(error: str) -> int:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from fastrun.kernels.core.cpu import Cpu
 
 _RENAMED = (
-    "open", "lseek", "mmap", "munmap", "close", "pthread_create", "pthread_join", "clock_gettime",
-    "sched_yield", "syscall", "getauxval",
+    "open", "lseek", "mmap", "munmap", "madvise", "close", "pthread_create", "pthread_join",
+    "clock_gettime", "sched_yield", "syscall", "getauxval",
 )  # fmt: skip
 
 
@@ -78,6 +78,12 @@ _GLUE = r"""/* What the objects of this export need of the system. Compile it wi
 #include <stdint.h>
 
 struct OS_time { int64_t seconds, nanoseconds; };
+
+/* Huge pages are Linux's. */
+int32_t OS_madvise(void *at, int64_t size, int32_t advice) {
+    (void)at, (void)size, (void)advice;
+    return 0;
+}
 
 #ifdef _WIN32
 #define WIN32_LEAN_AND_MEAN

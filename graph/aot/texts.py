@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fastrun.graph.aot.layout import ERRORS, MOST_THREADS
+from fastrun.graph.aot.layout import ERRORS, MOST_THREADS, Interface
 from fastrun.graph.aot.ports import Outer, inputs, outputs
 from fastrun.graph.core.model import Graph
 
@@ -17,10 +17,27 @@ def _type(x: Outer) -> str:
     return x.type if x.c_type in ("float", "double", f"{x.type}_t") else f"{x.type} as {x.c_type}"
 
 
-def header(prefix: str, graph: Graph, targets: Sequence[str], embed: bool) -> str:
+def _in_place(x: Interface) -> str:
+    """How inputs must lie to be read where they are."""
+    upper, lines = x.prefix.upper(), list[str]()
+    for i, place in enumerate(x.in_place):
+        if place is None:
+            lines.append(f"/* {x.inputs[i].name} is always copied. */")
+            continue
+        zeros = "" if place.dense else ", zeros round each plane"
+        lines += [
+            f"/* {x.inputs[i].name}: {'dense' if place.dense else 'not dense'}{zeros} */",
+            f"#define {upper}_INPUT{i}_STRIDES {{{', '.join(map(str, place.strides))}}}",
+            f"#define {upper}_INPUT{i}_ORIGIN {place.origin}",
+            f"#define {upper}_INPUT{i}_ROOM {place.room}",
+        ]
+    return "\n".join(lines)
+
+
+def header(x: Interface, network: str, targets: Sequence[str]) -> str:
     """The C99 interface."""
-    upper = prefix.upper()
-    given, found = inputs(graph), outputs(graph)
+    prefix, upper = x.prefix, x.prefix.upper()
+    given, found = x.inputs, x.outputs
     sizes = [
         f"#define {upper}_{kind}{i}_SIZE {x.size} /* {x.name}: {_shape(x.shape)} {_type(x)} */"
         for kind, described in (("INPUT", given), ("OUTPUT", found))
@@ -30,9 +47,9 @@ def header(prefix: str, graph: Graph, targets: Sequence[str], embed: bool) -> st
         f"    {upper}_{x} = {i}, /* {text} */" for i, (x, text) in enumerate(ERRORS.items(), 1)
     ]
     isas = [f"   {i}: {name}" for i, name in enumerate(targets, 1)]
-    weights = "NULL: those in the library" if embed else f"path of {prefix}.weights"
+    weights = "NULL: those in the library" if x.embed else f"path of {prefix}.weights"
     return f"""\
-/* {graph.name}, exported by fastrun. Arrays have the model's layout, and are dense unless
+/* {network}, exported by fastrun. Arrays have the model's layout, and are dense unless
    `options` say otherwise. */
 #ifndef {upper}_H
 #define {upper}_H
@@ -65,12 +82,18 @@ typedef struct {{
     size_t memory_size;  /* at least {prefix}_memory(threads, isa) */
     const int64_t *const *input_strides;  /* NULL: all inputs are dense; see below */
     const int64_t *const *output_strides; /* the same of outputs */
+    int copy_weights; /* 1: copy them into huge pages of this process; 0: share the file's pages */
+    int in_place;     /* 1: read inputs where they are, if they lie as said below; 0: copy them */
 }} {prefix}_options;
 
 /* Arrays that are not dense are read and written where they are: a part of a larger picture, rows
    with a pitch, another order of axes. For each input (output) strides for the axes of its shape,
    in elements, negative ones too, or NULL for a dense one. The pointer given to `run` is that of
    the element with all indices 0. `open` copies the strides, and clones have them too. */
+
+/* With `in_place` an input is not copied if it has these STRIDES, and its first element lies ORIGIN
+   bytes behind a multiple of 64, from which ROOM bytes may be read. Other inputs are copied. */
+{_in_place(x)}
 
 /* Kinds of processors, by number:
 {chr(10).join(isas)} */
@@ -279,16 +302,22 @@ class Options(ctypes.Structure):
         ("memory_size", ctypes.c_size_t),
         ("input_strides", ctypes.c_void_p),
         ("output_strides", ctypes.c_void_p),
+        ("copy_weights", ctypes.c_int),
+        ("in_place", ctypes.c_int),
     ]
 
 
 class Net:
-    """A context of the network; `isa` 0 is the best that this processor supports."""
+    """A context of the network; `isa` 0 is the best that this processor supports.
 
-    def __init__(self, threads=1, isa=0, folder=HERE):
+    With `copy_weights` this process has weights of its own, in huge pages.
+    """
+
+    def __init__(self, threads=1, isa=0, folder=HERE, copy_weights=False):
         self._library = ctypes.CDLL(str(pathlib.Path(folder) / "lib{prefix}.so"))
         weights = {"None" if embed else f'str(pathlib.Path(folder) / "{prefix}.weights").encode()'}
         options = Options(ctypes.sizeof(Options), weights, threads, isa)
+        options.copy_weights = copy_weights
         self._net = ctypes.c_void_p()
         self._check(self._library.{prefix}_open(ctypes.byref(self._net), ctypes.byref(options)))
         self._library.{prefix}_isa.restype = ctypes.c_char_p

@@ -266,6 +266,69 @@ def test_arrays_may_have_strides(isa: int, graph: Any, truth: np.ndarray, tmp_pa
     library.net_close(copy)
 
 
+@X86
+def test_weights_may_be_copied(graph: Any, truth: np.ndarray, tmp_path: Path) -> None:
+    """Then the file is not mapped any more, whoever of the clones closes last."""
+    for embed in (False, True):
+        folder = tmp_path / str(embed)
+        export(graph, folder, ["x86-64-v2"], name="net", embed=embed)
+        net = loaded(folder)(2, copy_weights=True)
+        assert "net.weights" not in Path("/proc/self/maps").read_text()
+        x = normal(1, 3, 19, 17, seed=3)
+        assert relative_error(net.run(x)["y"], truth) < 1e-5
+        copy = ctypes.c_void_p()
+        assert net._library.net_clone(ctypes.byref(copy), net._net) == 0
+        net.close()
+        y = np.zeros((1, 10), np.float32)
+        given = [(ctypes.c_void_p * 1)(array.ctypes.data) for array in (x, y)]
+        assert net._library.net_run(copy, *given) == 0
+        assert relative_error(y, truth) < 1e-5
+        net._library.net_close(copy)
+
+
+@X86
+@pytest.mark.parametrize("isa", [1, 2])
+def test_inputs_are_read_where_they_are(
+    isa: int, graph: Any, truth: np.ndarray, tmp_path: Path
+) -> None:
+    """A picture at a multiple of 64 bytes is not copied, one that lies elsewhere is."""
+    export(graph, tmp_path, ["native", "x86-64-v2"], name="net")
+    said = (tmp_path / "net.h").read_text()
+    (strides,) = re.findall(r"NET_INPUT0_STRIDES {(.*)}", said)
+    origin, room = (
+        int(re.findall(f"NET_INPUT0_{x} ([0-9]+)", said)[0]) for x in ("ORIGIN", "ROOM")
+    )
+    steps = (ctypes.c_int64 * 4)(*map(int, strides.split(",")))
+    tables = (ctypes.c_void_p * 1)(ctypes.addressof(steps))
+    library = ctypes.CDLL(str(tmp_path / "libnet.so"))
+    options = loaded(tmp_path).__init__.__globals__["Options"]
+    given = options(ctypes.sizeof(options), str(tmp_path / "net.weights").encode(), 2, isa)
+    given.input_strides, given.in_place = ctypes.addressof(tables), 1
+    net = ctypes.c_void_p()
+    assert library.net_open(ctypes.byref(net), ctypes.byref(given)) == 0
+    memory = np.zeros(room + 192, np.uint8)
+    x, y = normal(1, 3, 19, 17, seed=3), np.zeros((1, 10), np.float32)
+    aligned = -memory.ctypes.data % 64
+    for away in (0, 4, 0):
+        memory[:] = 0
+        at = aligned + away + origin
+        picture = np.ndarray(x.shape, np.float32, memory.data, at, [4 * step for step in steps])
+        memory[aligned + away : aligned + away + room] = np.full(1, 1e9, np.float32).view(np.uint8)[
+            np.arange(room) % 4
+        ]
+        picture[...] = x
+        pointers = (ctypes.c_void_p * 1)(memory.ctypes.data + at), (
+            ctypes.c_void_p * 1)(y.ctypes.data)  # fmt: skip
+        assert library.net_run(net, *pointers) == 0
+        # Where zeros are promised there are large numbers, which only the network in place sees.
+        assert (relative_error(y, truth) < 1e-5) == bool(away)
+        memory[:] = 0
+        picture[...] = x
+        assert library.net_run(net, *pointers) == 0
+        assert relative_error(y, truth) < 1e-5
+    library.net_close(net)
+
+
 def converting(given: int, found: int) -> Any:
     """A model of one convolution that converts its input and output."""
     nodes = [

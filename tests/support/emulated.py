@@ -82,6 +82,10 @@ define i32 @munmap(ptr %at, i64 %size) {
   ret i32 0
 }
 
+define i32 @madvise(ptr %at, i64 %size, i32 %advice) {
+  ret i32 0
+}
+
 define i32 @close(i32 %file) {
   %f = sext i32 %file to i64
   %r = call i64 @syscall(i64 CLOSE, i64 %f, i64 0, i64 0, i64 0, i64 0, i64 0)
