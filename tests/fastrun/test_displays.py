@@ -16,10 +16,12 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule, templates
+from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.record import Outcome
 from fastrun.tuner.store.database import Database
+from fastrun.tuner.store.standing import Standing
 from fastrun.tuner.terminal.board import shortened
-from fastrun.tuner.terminal.display import final_table, screen
+from fastrun.tuner.terminal.display import final_table, network_sums, screen
 from tests.support.algorithms import first_taken
 from tests.support.records import record
 from tests.tuner.records.test_network_record import network_record
@@ -130,6 +132,20 @@ def test_a_database(tmp_path: Path) -> None:
         table = database.frame(outcome="correct")
         assert list(table["schedule"]) == [record().schedule]
         assert "mr" in database.frame(parameters=True)
+
+
+def test_what_was_not_measured_is_left_out_of_sums(capsys: pytest.CaptureFixture[str]) -> None:
+    problem = ConvProblem.parse("conv 1x8x8x8 8x3x3 s1 p1")
+    slow, fast = record(samples=[2e-3] * 5), record(samples=[1e-3] * 5)
+    target = Target("net", ((problem, 3),))
+    network_sums(screen(), target, [Standing(problem, 3, None, slow, fast)])
+    told = " ".join(capsys.readouterr().out.split())
+    assert told == (
+        "net, all 3 convolutions: heuristic 6.00 ms, best 3.00 ms: 2.00x over the heuristic"
+    )
+    samples = {"heuristic": (2e-3,) * 12, "layer times": (1e-3,) * 12}
+    final_table(screen(), network_record(samples=samples), naive=float("nan"))
+    assert "naive" not in capsys.readouterr().out
 
 
 def test_problems_that_differ_at_their_ends_look_different_on_a_narrow_board() -> None:

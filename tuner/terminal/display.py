@@ -85,16 +85,19 @@ def network_sums(console: Console, target: Target, found: Sequence[Standing]) ->
         left = f"{missing} of {plural(len(own), 'problem')} are not measured"
         console.print(f"[bold]{escape(target.title)}[/], all {count}: no sum, as {left}")
         return
+    times = [f"heuristic {ms(heuristic)} ms", f"[bold green]best {ms(best)} ms[/]"]
+    gains = [f"{ratio(heuristic / best)} over the heuristic"]
+    if not math.isnan(naive):
+        times.insert(0, f"naive {ms(naive)} ms")
+        gains.insert(0, f"{ratio(naive / best)} over naive")
     console.print(
-        f"[bold]{escape(target.title)}[/], all {count}: naive {ms(naive)} ms, "
-        f"heuristic {ms(heuristic)} ms, [bold green]best {ms(best)} ms[/]: {ratio(naive / best)} "
-        f"over naive, {ratio(heuristic / best)} over the heuristic"
+        f"[bold]{escape(target.title)}[/], all {count}: {', '.join(times)}: {', '.join(gains)}"
     )
 
 
 def final_table(console: Console, record: NetworkRecord, naive: float) -> None:
     """Print the final of a network; `naive` are the seconds of its layers' naive loops."""
-    rows = [("naive loops, sum of layers", ms(naive), "", "")]
+    rows = [] if math.isnan(naive) else [("naive loops, sum of layers", ms(naive), "", "")]
     for name in record.samples:
         over = ratio(record.seconds(HEURISTIC) / record.seconds(name))
         rows.append((name, ms(record.seconds(name)), over, interval(*record.interval(name), 3)))
