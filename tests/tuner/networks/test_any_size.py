@@ -146,6 +146,20 @@ def test_the_sizes_used_last_are_kept() -> None:
         network(computed_sizes(), kept_shapes=0)
 
 
+def test_what_is_warm_is_not_planned_again() -> None:
+    unet, counter = counting(computed_sizes())
+    several = [{"x": shape} for shape in SHAPES[:2]]
+    with pytest.raises(InputError):
+        unet.warm([*several, {"x": (1, 5, 8, 8)}])  # the channels are not open
+    assert unet.kept == several  # what came before the mistake is there
+    unet.warm(several)
+    for shape in SHAPES[:2]:
+        feeds = {"x": normal(*shape)}
+        expected = network(computed_sizes()).run(feeds)["y"]
+        assert np.array_equal(unet.run(feeds)["y"], expected)
+    assert counter.shapes == SHAPES[:2]
+
+
 def test_threads_share_a_network() -> None:
     unet, counter = counting(computed_sizes())
     feeds = [{"x": normal(*shape, seed=seed)} for seed in range(3) for shape in SHAPES[:3]]
