@@ -166,7 +166,10 @@ def densify(graph: Graph) -> Graph:
 
 
 def convolve_dense(graph: Graph) -> Graph:
-    """Write dense layers of quantised tensors as 1x1 convolutions, which compute with integers."""
+    """Write dense layers of quantised tensors as 1x1 convolutions, which compute with integers.
+
+    Many rows are the pixels of one image, since a register tile has pixels of one image only.
+    """
     edit = Edit(graph)
     for node in edit:
         op, (x, bias) = node.op, (node.input(0), node.input(2))
@@ -188,11 +191,17 @@ def convolve_dense(graph: Graph) -> Graph:
         inputs = [edit.constant(f"{node.name}.filters", filters[..., None, None], grid)]
         if bias:
             inputs.append(edit.constant(f"{node.name}.bias", edit.constants[bias].reshape(-1)))
-        pixel = edit.put(node, Reshape(), (x,), (rows, filters.shape[1], 1, 1))
+        images, pixels = (1, rows) if rows >= MANY_ROWS else (rows, 1)
+        inner = filters.shape[1]
+        apart = edit.put(node, Reshape(), (x,), (images, 1, pixels, inner))
+        order = Transpose(CHANNELS_FIRST[4])
+        pixel = edit.put(node, order, (apart,), (images, inner, 1, pixels))
         conv = Conv((1, 1), (0,) * 4, (1, 1), activation=op.activation)
-        product = edit.put(node, conv, (pixel, *inputs), (rows, outputs, 1, 1))
-        edit.replace(node, replace(node, op=Reshape(), inputs=(product,)))
-        for old, new in ((x, pixel), (node.output, product)):
+        product = edit.put(node, conv, (pixel, *inputs), (images, outputs, 1, pixels))
+        order = Transpose(CHANNELS_LAST[4])
+        back = edit.put(node, order, (product,), (images, 1, pixels, outputs))
+        edit.replace(node, replace(node, op=Reshape(), inputs=(back,)))
+        for old, new in ((x, (apart, pixel)), (node.output, (product, back))):
             if old in edit.grids:
-                edit.grids[new] = edit.grids[old]
+                edit.grids |= dict.fromkeys(new, edit.grids[old])
     return edit.done()

@@ -94,6 +94,13 @@ def test_a_product(per_channel: bool) -> None:
     assert in_integers(assert_same(m, normal(1, 7, 24) + np.float32(0.3)))
 
 
+@pytest.mark.parametrize(("rows", "image"), [(5, (5, 24, 1, 1)), (40, (1, 24, 1, 40))])
+def test_many_rows_are_pixels_of_one_image(rows: int, image: tuple[int, ...]) -> None:
+    m = model(scaled("MatMulInteger"), (rows, 24), {**weights(24, 20), "b": normal(20)})
+    graph = convolve_dense(assert_same(m, normal(rows, 24)))
+    assert [graph.shape(n.inputs[0]) for n in graph.nodes if n.work.startswith("Conv")] == [image]
+
+
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("before", ["", "Relu"])
 def test_a_convolution_with_values_of_both_signs_and_of_one(before: str, padding: int) -> None:
