@@ -69,11 +69,11 @@ CHUNKS = 4
 LOOKS_BEFORE_ALONE = 500
 
 # A team's memory: ticket, arrivals and sleepers, then the job, then the number of arrivals at which
-# all threads have left the job. In that last line lies also 1 + the core from which the threads are
-# kept away (0: none yet, or -1: they are bound), then come their numbers in the system, 32 bits
-# each.
+# all threads have left the job. In that last line lie also 1 + the core from which the threads are
+# kept away (0: none yet, or -1: they are bound), and the bytes of the mask of cores that they were
+# born with. That mask comes next, and then their numbers in the system, 32 bits each.
 TICKET, ARRIVED, ASLEEP, JOB, DUE = 0, APART, 2 * APART, 3 * APART, 4 * APART
-AVOIDED, MEMBERS = DUE + 8, 5 * APART
+AVOIDED, MASK_BYTES, MASK, MEMBERS = DUE + 8, DUE + 16, 5 * APART, 6 * APART
 
 # Bytes of a mask of cores. With more cores the threads are not kept away.
 _MASK = 128
@@ -441,8 +441,8 @@ summed:
 def _keep_away(calls: _Machine) -> str:
     """Keep the other threads away from the caller's core.
 
-    They get the cores that the caller may use but its own, if these are enough. A thread that has
-    not told its number yet makes the next call try again.
+    They get the cores that they were born with but the caller's, if these are enough for all, and
+    else all of them. A thread that has not told its number yet makes the next call try again.
     """
     return f"""define internal void @keep_away(ptr %team, i64 %threads) nounwind {{
 entry:
@@ -463,12 +463,15 @@ find:
   br i1 %moved, label %read, label %out
 read:
   store i64 %number, ptr %avoided.at, align 8
-  %bytes = call i64 (i64, ...) @syscall(i64 {calls.get_affinity}, i64 0, i64 {_MASK}, ptr %mask)
+  %born = getelementptr i8, ptr %team, i64 {MASK}
+  call void @llvm.memcpy.p0.p0.i64(ptr align 8 %mask, ptr align 8 %born, i64 {_MASK}, i1 false)
+  %bytes.at = getelementptr i8, ptr %team, i64 {MASK_BYTES}
+  %bytes = load i64, ptr %bytes.at, align 8
   %words = sdiv i64 %bytes, 8
-  %some = icmp sgt i64 %words, 0
-  br i1 %some, label %clear, label %out
-clear:
   %word.number = lshr i64 %core, 6
+  %within = icmp slt i64 %word.number, %words
+  br i1 %within, label %clear, label %out
+clear:
   %word.at = getelementptr i64, ptr %mask, i64 %word.number
   %word = load i64, ptr %word.at, align 8
   %place = and i64 %core, 63
@@ -479,7 +482,7 @@ clear:
   br label %count
 count:
   %w = phi i64 [ 0, %clear ], [ %w.next, %count ]
-  %sum = phi i64 [ 0, %clear ], [ %sum.next, %count ]
+  %sum = phi i64 [ 1, %clear ], [ %sum.next, %count ]
   %cores.at = getelementptr i64, ptr %mask, i64 %w
   %cores = load i64, ptr %cores.at, align 8
   %ones = call i64 @llvm.ctpop.i64(i64 %cores)
@@ -488,9 +491,9 @@ count:
   %further = icmp slt i64 %w.next, %words
   br i1 %further, label %count, label %counted
 counted:
-  %all.but.one = add i64 %sum.next, 1
-  %suffice = icmp uge i64 %all.but.one, %threads
-  br i1 %suffice, label %member, label %out
+  %suffice = icmp uge i64 %sum.next, %threads
+  %given = select i1 %suffice, ptr %mask, ptr %born
+  br label %member
 member:
   %m = phi i64 [ 1, %counted ], [ %m.next, %next ]
   %tid.at.base = getelementptr i8, ptr %team, i64 {MEMBERS}
@@ -502,7 +505,8 @@ again:
   store i64 0, ptr %avoided.at, align 8
   br label %next
 bind:
-  %refused = call i64 (i64, ...) @syscall(i64 {calls.set_affinity}, i32 %tid, i64 %bytes, ptr %mask)
+  %refused = call i64 (i64, ...) @syscall(i64 {calls.set_affinity}, i32 %tid, i64 %bytes,
+                                          ptr %given)
   br label %next
 next:
   %m.next = add i64 %m, 1
@@ -598,6 +602,10 @@ entry:
   %ticket = getelementptr i8, ptr %team, i64 {TICKET}
   %asleep = getelementptr i8, ptr %team, i64 {ASLEEP}
   %job = getelementptr i8, ptr %team, i64 {JOB}
+  %born = getelementptr i8, ptr %team, i64 {MASK}
+  %bytes = call i64 (i64, ...) @syscall(i64 {calls.get_affinity}, i64 0, i64 {_MASK}, ptr %born)
+  %bytes.at = getelementptr i8, ptr %team, i64 {MASK_BYTES}
+  store atomic i64 %bytes, ptr %bytes.at monotonic, align 8
   %members = getelementptr i8, ptr %team, i64 {MEMBERS}
   %member.at = getelementptr i32, ptr %members, i64 %thread
   %member = call i64 (i64, ...) @syscall(i64 {calls.gettid})

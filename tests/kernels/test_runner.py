@@ -163,16 +163,34 @@ def test_a_thread_that_is_woken_keeps_away_from_the_callers_core(bound: bool) ->
     step = Step(bench.runner._library.address("count"), TASKS, 0, 0, 0, 0, bench.dst.ctypes.data, 0)
     script = Script([step], 2, (0, 0))
     workers = Team(2, CORES[:2] if bound else ())
+    member = ctypes.c_int32.from_address(workers._state.address + MEMBERS + 4)
     try:
-        for _ in range(1000):  # a thread that has not fallen asleep yet stays where it is
+        for caller in (CORES[0], CORES[1], CORES[0]):
+            os.sched_setaffinity(0, {caller})  # the threads keep the cores they were born with
+            away = {CORES[1]} if bound else set(CORES) - {caller}
+            for _ in range(1000):  # a thread that has not fallen asleep yet stays where it is
+                workers.run(script, meet=True)
+                if (may := os.sched_getaffinity(member.value)) == away:
+                    break
+                time.sleep(0.002)
+            assert may == away
+    finally:
+        os.sched_setaffinity(0, CORES)
+        workers.disband()
+
+
+@pytest.mark.skipif(len(CORES) != 2, reason="made for two cores")
+def test_more_threads_than_cores_go_where_they_may() -> None:
+    bench = Bench("count", threads=3)
+    step = Step(bench.runner._library.address("count"), TASKS, 0, 0, 0, 0, bench.dst.ctypes.data, 0)
+    script = Script([step], 3, (0, 0, 0))
+    workers = Team(3)
+    try:
+        for _ in range(5):
             workers.run(script, meet=True)
-            member = ctypes.c_int32.from_address(workers._state.address + MEMBERS + 4).value
-            may = os.sched_getaffinity(member)
-            if len(may) < len(CORES):
-                break
             time.sleep(0.002)
-        assert len(may) == (1 if bound else len(CORES) - 1)
-        assert may == {CORES[1]} if bound else may < set(CORES)
+        members = (ctypes.c_int32 * 3).from_address(workers._state.address + MEMBERS)
+        assert all(os.sched_getaffinity(member) == set(CORES) for member in members[1:])
     finally:
         workers.disband()
 
