@@ -295,8 +295,9 @@ def test_dense_layers_and_moves_around_them_round() -> None:
     )  # fmt: skip
     found = better(replace(whole, tensors={**whole.tensors, "f": flat, "g": flat, "y": out}))
     assert "Conv" in kinds(found)  # dense layers have no integers
-    rounded = [found.grids[n.output] for n in found.nodes if not isinstance(n.op, Transpose)]
-    after = len(rounded) - kinds(found).index("Conv")
+    computed = [n for n in found.nodes if not isinstance(n.op, Transpose)]
+    rounded = [found.grids[n.output] for n in computed]
+    after = len(rounded) - [n.work for n in computed].index("Conv")
     assert rounded == [FINE] * (len(rounded) - after) + [COARSE] * after
     assert grid in found.grids.values()
 

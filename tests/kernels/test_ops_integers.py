@@ -168,7 +168,7 @@ def test_binary_of_real_numbers(function: str) -> None:
     """What is not linear is computed in real numbers; u8 and float32 in any mixture."""
     shape, spec = (3, 77), Binary(function, "relu6")
     x, y, wide = values(U8, *shape), values(U8, *shape)[::-1], values(F32, *shape)
-    if function in ("div", "pow"):
+    if function in ("div", "pow", "quotient", "mod"):
         x, y = np.maximum(x, SRC.zero + 1), np.maximum(y, ADD.zero + 1)
         wide = np.abs(wide)
     for a, b, after in ((x, y, F32), (wide, y, U8), (x, wide, F32), (x, y, U8)):

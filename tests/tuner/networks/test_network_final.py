@@ -269,8 +269,8 @@ def test_profile_spends_its_budget_on_layers_and_then_on_the_whole(
     with pytest.warns(UserWarning, match="no current measurement of 4 of 4"):
         loaded = load(residual(), database=path, policy="profile", seconds=40.0, max_workspace=0)
     assert loaded.run({"x": normal(2, 3, 33, 29)})["y"].shape == (2, 10)
-    assert spent["layers"] + spent["whole"] == 40
-    assert 0 < spent["whole"] < spent["layers"]
+    assert 0 < spent["layers"] <= 24  # loading counts too
+    assert spent["layers"] < spent["whole"] <= 40  # what the search has left, which took no time
     assert spent["options"].limits == Limits(workspace=0)
     assert (spent["measurer"].threads, len(spent["problems"])) == (1, 4)
     assert path.exists()
