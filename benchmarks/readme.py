@@ -150,7 +150,7 @@ def _losses(single: Bench) -> list[str]:
 
 def _plans(whole: Bench) -> str:
     notes = {entry.note for h in whole.races for entry in h.entries if entry.engine == ours.NAME}
-    if any("heuristics" in note for note in notes):
+    if any("heuristic" in note for note in notes):
         return "ours by heuristics alone, nothing tuned"
     return "ours as `fastrun tune` has left it"
 

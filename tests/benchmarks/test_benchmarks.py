@@ -29,6 +29,7 @@ from fastrun.kernels.core.reference import convolve, random_operands
 from fastrun.kernels.registry import heuristic_choice, templates
 from fastrun.main import main
 from fastrun.tuner.machine.probe import probe
+from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Errors, Outcome, Record
@@ -236,6 +237,34 @@ def test_a_race_says_what_the_cores_did_around_it(capsys: pytest.CaptureFixture[
     said = capsys.readouterr().out
     assert "a: one core did 100 % of a core's measured peak before the race, 50 % after" in said
     assert "a: each of 2 cores at once did 100 % of a core's measured peak before" in said
+
+
+def test_a_race_waits_for_cores_that_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, waits = probe().peak, list[float]()
+    monkeypatch.setattr(networks.time, "sleep", waits.append)
+    looks = iter([known, known, 2 * known])  # of two cores together
+    monkeypatch.setattr(networks, "peak_flops", lambda cpu, cores: next(looks))
+    monkeypatch.setattr(networks.Cores, "split", lambda threads: Cores((0, 1), (0, 1)))
+    assert networks._peak_apart(2) == known
+    assert len(waits) == 2
+    monkeypatch.setattr(networks, "peak_flops", lambda cpu, cores: known)
+    assert networks._peak_apart(2) == known / 2  # a race is not put off for ever
+    assert 10 < len(waits) < 40
+
+
+def test_a_race_is_held_again_if_cores_were_shared_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known, held = probe().peak, list[int]()
+    monkeypatch.setattr(networks, "race_engines", lambda *_: held.append(1) or [])
+    peaks = iter([1.0, 0.4, 1.0, 1.0])
+    monkeypatch.setattr(networks, "_peak", lambda threads: next(peaks) * known)
+    assert networks._race([], 2, 3) == ([], (known, known))
+    assert len(held) == 2
+    monkeypatch.setattr(networks, "_peak_apart", lambda threads: known)
+    monkeypatch.setattr(networks, "_peak", lambda threads: known / 2)
+    assert networks._race([], 2, 3)[1] == (known, known / 2)  # not for ever
+    assert len(held) < 10
 
 
 def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
