@@ -148,10 +148,16 @@ def _losses(single: Bench) -> list[str]:
     return said
 
 
+# What `fastrun.load` says of a network of which no layer has a current measurement.
+_UNTUNED = re.compile(r"running by heuristics|no current measurement of (\d+) of \1 ")
+
+
 def _plans(whole: Bench) -> str:
     notes = {entry.note for h in whole.races for entry in h.entries if entry.engine == ours.NAME}
-    if any("heuristic" in note for note in notes):
+    if all(_UNTUNED.search(note) for note in notes):
         return "ours by heuristics alone, nothing tuned"
+    if any("heuristic" in note for note in notes):
+        return "ours as far as `fastrun tune` has measured it, else by heuristics"
     return "ours as `fastrun tune` has left it"
 
 

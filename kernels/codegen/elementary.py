@@ -74,6 +74,11 @@ def compare(predicate: str, a: Vec, b: Vec | float) -> str:
     return a.k.emit(f"fcmp {predicate} {a.type} {a.ssa}, {other}")
 
 
+def combine(instruction: str, like: Vec, a: str, b: str) -> str:
+    """Two masks of vectors like this one, by `and` or `or`."""
+    return like.k.emit(f"{instruction} {vector_type(like.lanes, 'i1')} {a}, {b}")
+
+
 def exp(x: Vec) -> Vec:
     """e^x."""
     p, whole = _reduced_exp(x.max(-104.0).min(89.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +39,11 @@ class Io:
         zero = TRIAL_ZERO if types.integer else 0
         out = Placement(dst.of(types.dst), p.n, p.oc, p.oh, p.ow)
         return cls(Placement(src.of(types.src), p.n, p.c, p.h, p.w, p.padding, zero=zero), out, out)
+
+    @classmethod
+    def named(cls, operands: Mapping[str, Placement], dst: Placement) -> Io:
+        """Operands by the arguments "src" and "add" of a kernel; one that lacks counts as `dst`."""
+        return cls(operands.get("src", dst), dst, operands.get("add", dst))
 
 
 @dataclass(frozen=True)

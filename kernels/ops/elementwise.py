@@ -283,8 +283,7 @@ def _map(
                     store_row(target.at(start), written, count, function(*row))
     # A program's placements only say how large the operands' buffers are.
     buffers = {argument: view.buffer for argument, view in operands}
-    io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
-    return module.program(io)
+    return module.program(Io.named(buffers, dst.buffer))
 
 
 def _argument(k: Kernel, name: str, view: Strided) -> Buffer:

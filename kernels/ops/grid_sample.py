@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, fma
-from fastrun.kernels.codegen.elementary import absolute, compare
+from fastrun.kernels.codegen.elementary import absolute, combine, compare
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
@@ -102,8 +102,7 @@ def grid_sample(
                 write = _by_channels if together else _by_points
                 write(k, taps, image, target, (src, dst), run.size, out.strides[-1])
     buffers = dict(zip(arguments, (src.buffer, add.buffer), strict=True))
-    io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
-    return module.program(io)
+    return module.program(Io.named(buffers, dst.buffer))
 
 
 @dataclass(frozen=True)
@@ -249,7 +248,7 @@ def _both(like: Vec, a: str, b: str) -> str:
     """The lanes of two masks; "" is all lanes."""
     if not (a and b):
         return a or b
-    return like.k.emit(f"and {vector_type(like.lanes, 'i1')} {a}, {b}")
+    return combine("and", like, a, b)
 
 
 def _by_channels(

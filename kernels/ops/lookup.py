@@ -68,8 +68,7 @@ def lookup(
                     row = load_row(source.strided(read).at(start), read, count, lanes)
                     store_row(target.at(start), written, count, row)
     buffers = dict(zip(arguments, (table.buffer, indices.buffer), strict=True))
-    io = Io(buffers.get("src", dst.buffer), dst.buffer, buffers.get("add", dst.buffer))
-    return module.program(io)
+    return module.program(Io.named(buffers, dst.buffer))
 
 
 def _entry(number: Vec, n: int) -> Index:

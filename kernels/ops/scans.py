@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.builder import Buffer, Index, Kernel, Module, Tile, Vec
-from fastrun.kernels.codegen.elementary import compare
-from fastrun.kernels.codegen.emit import vector_type
+from fastrun.kernels.codegen.elementary import combine, compare
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
     aligned,
@@ -147,11 +146,12 @@ class _Search:
     def _better(self, a: Sequence[Vec], b: Sequence[Vec]) -> tuple[Vec, Vec]:
         """The better of two terms with their places, which may lie in any order."""
         k, (best, mine), (term, place) = self._k, a, b
-        equal = _mask(
-            best, "or", compare("oeq", term, best), _mask(best, "and", _nan(term), _nan(best))
-        )
+        alike, unknown = compare("oeq", term, best), combine("and", best, _nan(term), _nan(best))
+        equal = combine("or", best, alike, unknown)
         nearer = compare("ogt" if self._spec.last else "olt", place, mine)
-        wins = _mask(best, "or", self._wins(term, best, False), _mask(best, "and", equal, nearer))
+        wins = combine(
+            "or", best, self._wins(term, best, False), combine("and", best, equal, nearer)
+        )
         return k.blend(wins, term, best), k.blend(wins, place, mine)
 
     def _wins(self, term: Vec, best: Vec, last: bool) -> str:
@@ -160,17 +160,12 @@ class _Search:
         # It holds for a NaN on either side, but a number does not win against one.
         beats, number = compare(f"u{order}", term, best), compare("ord", best, best)
         if last:
-            number = _mask(best, "or", number, _nan(term))
-        return _mask(best, "and", beats, number)
+            number = combine("or", best, number, _nan(term))
+        return combine("and", best, beats, number)
 
 
 def _nan(x: Vec) -> str:
     return compare("uno", x, x)
-
-
-def _mask(like: Vec, instruction: str, a: str, b: str) -> str:
-    """Two masks of vectors like this one, combined."""
-    return like.k.emit(f"{instruction} {vector_type(like.lanes, 'i1')} {a}, {b}")
 
 
 def cum_sum(spec: CumSum, cpu: Cpu, src: Strided, dst: Strided) -> Program:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fastrun.benchmarks import layers, networks, ours, peers, race, report
+from fastrun.benchmarks import layers, networks, ours, peers, race, readme, report
 from fastrun.benchmarks.apart import apart
 from fastrun.benchmarks.one_layer import one_layer
 from fastrun.benchmarks.peers import Array, LoadError
@@ -265,6 +265,26 @@ def test_a_race_is_held_again_if_cores_were_shared_after_it(
     monkeypatch.setattr(networks, "_peak", lambda threads: known / 2)
     assert networks._race([], 2, 3)[1] == (known, known / 2)  # not for ever
     assert len(held) < 10
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [
+        (("x holds no current measurement of 15 of 15 convolutions: the heuristic", ""), "as far"),
+        (
+            ("x holds no current measurement of 15 of 15 convolutions: the heuristic",),
+            "nothing tuned",
+        ),
+        (("x holds no current measurement of 5 of 15 convolutions: the heuristic",), "as far"),
+        (("nothing is tuned here: running by heuristics (`fastrun tune`)",), "nothing tuned"),
+        (("3 of 9 run by winners that come with the package, the others by heuristics",), "as far"),
+        (("packed weights of 3 MiB",), "has left it"),
+    ],
+)
+def test_the_table_says_how_much_was_tuned(notes: tuple[str, ...], said: str) -> None:
+    entries = [EntryTimes("ours", (1.0,), 1, None, 0.0, note) for note in notes]
+    races = [EngineRace("a", "all", 1, (entry,)) for entry in entries]
+    assert said in readme._plans(readme.Bench({}, races))
 
 
 def test_network_of_ours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
