@@ -81,7 +81,7 @@ def float_reason(graph: Graph, node: Node) -> str:
     if weights is None or not scales:
         return f"its weights {name!r} are not quantised in 8 bits by output channels"
     # The bias contains the zero point times the sum of the weights.
-    most = 2 * 255 * 2 ** (weight_bits(weights) - 1) * (weights.size // len(weights))
+    most = 2 * 255 * Types(bits=weight_bits(weights)).bound * (weights.size // len(weights))
     if bias := node.input(2):
         if bias not in graph.constants:
             return f"its bias {bias!r} is computed"

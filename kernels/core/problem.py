@@ -90,7 +90,7 @@ class ConvProblem:
                 "types b1 have no padding and no groups: a padded zero has no sign, so pad the "
                 "input with ones before"
             )
-        if self.precision.integer and self.depth * 255 << self.precision.bits - 1 >= 1 << 31:
+        if self.precision.integer and self.depth * 255 * self.precision.bound >= 1 << 31:
             raise ProblemError(f"sums of {self.depth} products of {canonical} can exceed int32")
         if self.oh < 1 or self.ow < 1:
             raise ProblemError(

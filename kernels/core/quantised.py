@@ -100,7 +100,7 @@ class Scales:
         real = np.zeros(p.oc) if bias is None else bias.astype(np.float64)
         whole = np.rint(real / step) - self.src_zero * sums
         # The sum of all products must fit beside it.
-        most = p.depth * 255 * 2 ** (p.precision.bits - 1)
+        most = p.depth * 255 * p.precision.bound
         if not np.all(np.abs(whole) + most < 1 << 31):
             raise ValueError("a bias is too large for sums of int32")
         found[: p.oc].view(np.int32)[:] = whole

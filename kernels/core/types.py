@@ -51,8 +51,13 @@ class Types:
 
     @property
     def largest(self) -> int:
-        """The largest absolute value of an integer weight; of 8 bits there is a -128 too."""
-        return 127 if self.bits == 8 else 2 ** (self.bits - 1)
+        """The largest integer weight of symmetric rounding; of 8 bits there is a -128 too."""
+        return 127 if self.bits == 8 else self.bound
+
+    @property
+    def bound(self) -> int:
+        """The largest absolute value of an integer weight."""
+        return 1 << (self.bits - 1)
 
     def __str__(self) -> str:
         if self.integer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,16 +26,16 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
                 yield file
             return
         target = path.resolve()  # a link stays a link
-        with tempfile.NamedTemporaryFile(
-            dir=target.parent, prefix=f".{target.name}-", delete=False
-        ) as part:
+        part = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
+        with part.open("xb") as file:
             try:
-                yield part
-                part.flush()
-                os.chmod(part.name, 0o644)
-                os.replace(part.name, target)
+                yield file
+                file.flush()
+                if target.exists():  # as if it had been written itself
+                    shutil.copymode(target, part)
+                os.replace(part, target)
             except BaseException:
-                os.unlink(part.name)
+                part.unlink()
                 raise
     except OSError as error:
         # Of a full disk the system names no file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def test_a_disk_without_room_leaves_no_part_and_is_named(tmp_path: Path) -> None
 
     assert code(child(writes)) == 0
     assert not list(tmp_path.iterdir())
+
+
+def test_rights_are_those_of_a_file_written_in_place(tmp_path: Path) -> None:
+    path, plain = tmp_path / "a.txt", tmp_path / "b.txt"
+
+    def writes() -> bool:
+        os.umask(0o077)
+        write_whole(path, "text")
+        plain.write_text("text")
+        return path.stat().st_mode == plain.stat().st_mode
+
+    assert code(child(writes)) == 0
+    path.chmod(0o640)
+    write_whole(path, "other")
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_links_stay_links_and_devices_devices(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
         return "one group: there are no channels to keep apart"
     if max(p.group_c, p.group_oc) > cpu.lanes:
         return f"more than {cpu.lanes} channels per group do not fit into a vector"
-    if p.precision.integer and p.depth * 255 * p.precision.largest >= 1 << 24:
+    if p.precision.integer and p.depth * 255 * p.precision.bound >= 1 << 24:
         return "sums of so many products are not exact in float32"
     return None
 
