@@ -20,15 +20,16 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.elf import ElfError
 from fastrun.tuner.device.canary import DeviceCanary
 from fastrun.tuner.device.channel import LostError
-from fastrun.tuner.device.climate import Climate
+from fastrun.tuner.device.cooling import wait_while_hot
 from fastrun.tuner.device.reach import Start
 from fastrun.tuner.device.session import Child, Session, kernel_library
 from fastrun.tuner.device.subject import Crew, Subject
+from fastrun.tuner.measure.climate import Sensors
 from fastrun.tuner.measure.guarded import STRAYS
 from fastrun.tuner.measure.job import Job, Result
 from fastrun.tuner.measure.process import Died, Garbled
 from fastrun.tuner.measure.sandbox import death_result
-from fastrun.tuner.measure.timing import Timing, interleave, measure
+from fastrun.tuner.measure.timing import Block, Timing, interleave, measure
 from fastrun.tuner.records.record import Outcome
 
 # How often the time of one request is the most that a child may take altogether.
@@ -57,7 +58,7 @@ class DeviceBench:
         self._one = ThreadPoolExecutor(1)
         self._restarts = 0
         self._canary = DeviceCanary(session, cpu)
-        self._climate = Climate(cores[0])
+        self._sensors = Sensors.of(cores[0], session.text)
 
     def __enter__(self) -> DeviceBench:
         return self
@@ -127,7 +128,6 @@ class DeviceBench:
         self._canary = DeviceCanary(self._session, self._cpu)
 
     def _trial(self, session: Session, job: Job) -> list[Result]:
-        self._climate.wait(session)
         crew = self._crew(session, job.timeout(), job.limits.memory)
         draw = random.Random(self._restarts)
         subject = Subject(job, crew, self._cpu, kernel_library(session.machine), draw)
@@ -135,16 +135,15 @@ class DeviceBench:
         result, first = self._checked(subject)
         if result.outcome != Outcome.CORRECT:
             return [result]
-        begin, clock = time.perf_counter(), self._climate.clock(session)
+        begin = time.perf_counter()
         noise = self._canary.deviation(crew.child)
-        timing = measure(subject.calls, job.protocol, first, job.incumbent, crew.waited)
-        noise = max(noise, self._canary.deviation(crew.child), self._climate.drift(session, clock))
+        timing = measure(subject.calls, job.protocol, first, job.incumbent, crew.look)
+        noise = max(noise, self._canary.deviation(crew.child))
         return [_finish(subject, result, timing, noise, begin)]
 
     def _raced(
         self, session: Session, jobs: list[Job], rounds: int, seed: int, drop_every: int
     ) -> list[Result]:
-        self._climate.wait(session)
         timeout = max(job.timeout(rounds) for job in jobs)
         crew = self._crew(session, timeout, sum(job.limits.memory for job in jobs))
         draw = random.Random(self._restarts)
@@ -156,25 +155,30 @@ class DeviceBench:
         correct = [i for i, r in enumerate(results) if r.outcome == Outcome.CORRECT]
         slow = {i: checked[i][1] for i in correct if checked[i][1] >= jobs[i].protocol.slow}
         racing = [i for i in correct if i not in slow]
-        begin, clock = time.perf_counter(), self._climate.clock(session)
+        begin = time.perf_counter()
         noise = self._canary.deviation(crew.child)
         calls = [subjects[i].calls for i in racing]
-        timings = interleave(calls, rounds, jobs[0].protocol, seed, drop_every, crew.waited)
-        noise = max(noise, self._canary.deviation(crew.child), self._climate.drift(session, clock))
+        timings = interleave(calls, rounds, jobs[0].protocol, seed, drop_every, crew.look)
+        noise = max(noise, self._canary.deviation(crew.child))
+        climate = crew.look().climate
         timed = dict(zip(racing, timings, strict=True))
-        timed |= {i: Timing((first,), 1, complete=False) for i, first in slow.items()}
+        timed |= {i: Timing((Block(s, climate),), 1, complete=False) for i, s in slow.items()}
         for i in correct:
             results[i] = _finish(subjects[i], results[i], timed[i], noise, begin)
         return results
 
     def _crew(self, session: Session, timeout: float, memory: int) -> Crew:
-        """The threads of a child that may have so much memory, and not all that the device has."""
+        """The threads of a child that may have so much memory, and not all that the device has.
+
+        A hot device cools first.
+        """
+        wait_while_hot(self._sensors, session.text)
         child = Child(session, timeout)
         free = re.search(r"MemAvailable:\s+(\d+) kB", session.text("/proc/meminfo"))
         if free:
             memory = min(memory, int(free[1]) * 1024 * 9 // 10)
         child.limit(memory, math.ceil(_ASKED * timeout * len(self._cores)))
-        return Crew(child, self._cores)
+        return Crew(child, self._cores, self._sensors)
 
     @staticmethod
     def _checked(subject: Subject) -> tuple[Result, float]:

@@ -22,9 +22,10 @@ from fastrun.tuner.device.channel import Operations
 from fastrun.tuner.device.confine import computing
 from fastrun.tuner.device.session import READ, RUN, Child, Session, checked_address, words
 from fastrun.tuner.device.support import kernel
+from fastrun.tuner.measure.climate import Sensors
 from fastrun.tuner.measure.guarded import BUFFERS, GUARD, INPUTS, PATTERN, judged
 from fastrun.tuner.measure.job import Job
-from fastrun.tuner.measure.timing import weight_copies
+from fastrun.tuner.measure.timing import Surroundings, weight_copies
 from fastrun.tuner.records.record import Errors
 
 _GUARDING = struct.unpack("<I", PATTERN.tobytes())[0]
@@ -32,16 +33,18 @@ _NAN = 0x7FC00000
 _STACK = 1 << 16  # bytes of a thread's stack, beside the workspace
 _THREAD = 0x50F00  # flags of clone: memory, files, signals and process are shared
 _AFFINITY = 128  # bytes of a set of cores
-_LINE = 1 << 12  # bytes for what the system counts of a thread
+_SPARE = 1 << 12  # bytes for files of the system and for the filter of system calls
+_SAID = 128  # bytes of such a file
 _MOST_PAGES = 64
 
 
 class Crew:
-    """The threads of a child, each on its core, and the seconds in which they waited for it."""
+    """The threads of a child, each on its core, and what the system says of them in files."""
 
-    def __init__(self, child: Child, cores: Sequence[int]) -> None:
+    def __init__(self, child: Child, cores: Sequence[int], sensors: Sensors | None = None) -> None:
         self.child, self.threads = child, len(cores)
-        session, self._waited = child.session, 0.0
+        self._sensors = sensors or Sensors()
+        session, self._surroundings = child.session, Surroundings()
         self._desk = checked_address(
             cast(int, child.ask(_anonymous(session, self._desk_bytes()))[0]), self._desk_bytes()
         )
@@ -58,24 +61,22 @@ class Crew:
             start = session.function("thread"), _THREAD, top, session.function("live"), at
             starting.call(*start)
         results = cast(list[int], child.ask(starting))
-        self._counts = self._opened([None, *results[1:]])
+        tasks = ["self", *(f"self/task/{thread}" for thread in results[1:])]
+        self._files = self._opened([f"/proc/{task}/schedstat" for task in tasks])
+        self._files += self._opened(self._sensors.files)
 
     def _arguments(self, number: int) -> int:
         return self._desk + team_bytes(self.threads) + number * (16 + _AFFINITY)
 
     def _desk_bytes(self) -> int:
-        used = team_bytes(self.threads) + self.threads * (16 + _AFFINITY) + self.threads * _LINE
+        used = team_bytes(self.threads) + self.threads * (16 + _AFFINITY) + _SPARE
         return -(-used // 4096) * 4096 + (self.threads - 1) * _STACK
 
-    def _line(self, number: int) -> int:
-        return self._arguments(self.threads) + number * _LINE
-
-    def _opened(self, threads: Sequence[int | None]) -> list[int]:
-        """Open what the system counts of each thread: files, of which some may be missing."""
+    def _opened(self, paths: Sequence[str]) -> list[int]:
+        """Files of the system; negative numbers for those that are missing."""
         opening, session = Operations(), self.child.session
-        for thread in threads:
-            task = "" if thread is None else f"task/{thread}/"
-            where = session.path(opening, f"/proc/self/{task}schedstat")
+        for path in paths:
+            where = session.path(opening, path)
             session.system(opening, "openat", -100, where, 0, 0)
         return cast(list[int], self.child.ask(opening))
 
@@ -83,7 +84,7 @@ class Crew:
         """From now on the child can compute and answer, where the system supports that."""
         filtering, session = Operations(), self.child.session
         code = computing(session.machine)
-        at = self._line(0)
+        at = self._arguments(self.threads)
         filtering.poke(at + 16, code).poke(at, words(len(code) // 8, at + 16))
         session.system(filtering, "prctl", 38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
         session.system(filtering, "seccomp", 1, 5, at)  # SET_MODE_FILTER; TSYNC, SPEC_ALLOW
@@ -95,22 +96,22 @@ class Crew:
         asked = Operations().poke(at, words(*(given.get(name, 0) for name in JOB_WORDS)))
         session = self.child.session
         asked.call(session.function("lead"), self.team, at)
-        for number, file in enumerate(self._counts):
-            if file >= 0:
-                line = self._line(number)
-                session.system(asked, "pread64", file, line, _LINE, 0)
-                asked.peek(line, 128)
-        nanoseconds, *counted = self.child.ask(asked, timeout)
-        total = 0
-        for size, said in zip(counted[::2], counted[1::2], strict=True):
-            fields = cast(bytes, said)[: max(0, cast(int, size))].split()
-            total += int(fields[1]) if len(fields) > 2 else 0
-        self._waited = 1e-9 * total
+        spare = self._arguments(self.threads)
+        for file in self._files:
+            session.system(asked, "pread64", file, spare, _SAID, 0).peek(spare, _SAID)
+        nanoseconds, *found = self.child.ask(asked, timeout)
+        said = [
+            cast(bytes, content)[: max(0, cast(int, size))].decode(errors="replace").strip()
+            for size, content in zip(found[::2], found[1::2], strict=True)
+        ]
+        counts = [text.split() for text in said[: self.threads]]
+        waited = 1e-9 * sum(int(fields[1]) for fields in counts if len(fields) > 2)
+        self._surroundings = Surroundings(waited, self._sensors.climate(said[self.threads :]))
         return 1e-9 * cast(int, nanoseconds)
 
-    def waited(self) -> float:
-        """Seconds in which the threads waited for their cores, until the last run ended."""
-        return self._waited
+    def look(self) -> Surroundings:
+        """What the threads were exposed to until the last run ended."""
+        return self._surroundings
 
 
 class Walk:

@@ -93,10 +93,10 @@ class Job:
 class Result:
     """The outcome of a job.
 
-    `samples` are seconds per call of each block, `processes` and `rounds` as in a record.
-    `repeats` is the number of calls in a block. `complete` is False if the job was given up as too
-    slow. `noise` is the largest reading of the canary before and after, or the largest share of a
-    block in which the process waited for a core if that is more; None if nothing was timed.
+    `samples` are seconds per call of each block; `processes`, `rounds`, `clocks` and `temperatures`
+    are as in a record. `repeats` is the number of calls in a block. `complete` is False if the job
+    was given up as too slow. `noise` is the largest reading of the canary before and after, or the
+    largest share by which a block was disturbed if that is more; None if nothing was timed.
     `seconds` are the times of checking (`verify`) and of timing (`measure`).
     """
 
@@ -105,6 +105,8 @@ class Result:
     samples: tuple[float, ...] = ()
     processes: tuple[int, ...] = ()
     rounds: tuple[int, ...] = ()
+    clocks: tuple[int, ...] = ()
+    temperatures: tuple[float, ...] = ()
     repeats: int = 0
     complete: bool = True
     errors: Errors | None = None
@@ -124,8 +126,10 @@ class Result:
         return replace(
             self,
             samples=timing.samples,
+            clocks=timing.clocks,
+            temperatures=timing.temperatures,
             repeats=timing.repeats,
             complete=timing.complete,
-            noise=max(noise, timing.waited),
+            noise=max(noise, timing.disturbed),
             seconds=seconds,
         )

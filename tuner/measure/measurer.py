@@ -173,6 +173,8 @@ class Measurer:
             samples=result.samples,
             processes=result.processes or (0,) * len(result.samples),
             rounds=result.rounds or (ALONE,) * len(result.samples),
+            clocks=result.clocks,
+            temperatures=result.temperatures,
             protocol=PROTOCOL,
             errors=result.errors,
             workspace=program.workspace(self.threads) if program else 0,

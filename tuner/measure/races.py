@@ -212,11 +212,15 @@ def _joined(before: Result, result: Result) -> Result:
         return before
     if result.outcome != Outcome.CORRECT:
         return result
+    samples = before.samples + result.samples
+    clocks, degrees = before.clocks + result.clocks, before.temperatures + result.temperatures
     return replace(
         result,
-        samples=before.samples + result.samples,
+        samples=samples,
         processes=before.processes + result.processes,
         rounds=before.rounds + result.rounds,
+        clocks=clocks if len(clocks) == len(samples) else (),
+        temperatures=degrees if len(degrees) == len(samples) else (),
         noise=max(before.noise or 0.0, result.noise or 0.0),
         complete=before.complete and result.complete,
     )

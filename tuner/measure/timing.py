@@ -10,18 +10,22 @@ import contextlib
 import math
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.tuner.measure.climate import Climate, climate
 from fastrun.tuner.records.statistics import rounds_interval, typical
+
+_Number = TypeVar("_Number", int, float)
 
 # Runs a kernel so many times in native code and returns the seconds of all calls together.
 Calls = Callable[[int], float]
 
 
-# A block is repeated if the process waited for a core for a larger share of it than this.
-_WAITED = 0.02
+# A block is repeated if it was disturbed for a larger share of it than this.
+_DISTURBED = 0.02
 _TRIES = 3  # of a block, at most
 
 
@@ -45,17 +49,75 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Timing:
-    """Seconds per call of each block, in the order measured; a block has `repeats` calls.
+class Surroundings:
+    """What a process was exposed to until now.
 
-    `complete` is False if the kernel was given up as too slow. `waited` is the largest share of a
-    block in which the process waited for a core.
+    `waited` are the seconds in which its threads waited for a core, from their start until now;
+    zero if the system does not count them.
     """
 
-    samples: tuple[float, ...]
+    waited: float = 0.0
+    climate: Climate = field(default_factory=Climate)
+
+
+Look = Callable[[], Surroundings]
+"""Tells the surroundings of the process that runs a kernel."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Seconds per call of one block, and the climate at its end.
+
+    `disturbed` is the share of it in which the process waited for a core, or by which the clock
+    changed meanwhile, if that is more.
+    """
+
+    seconds: float
+    climate: Climate
+    disturbed: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The blocks of one kernel, in the order measured; each has `repeats` calls.
+
+    `complete` is False if the kernel was given up as too slow.
+    """
+
+    blocks: tuple[Block, ...]
     repeats: int
     complete: bool = True
-    waited: float = 0.0
+
+    @property
+    def samples(self) -> tuple[float, ...]:
+        """Seconds per call of each block."""
+        return tuple(block.seconds for block in self.blocks)
+
+    @property
+    def disturbed(self) -> float:
+        """The largest share by which a block was disturbed."""
+        return max((block.disturbed for block in self.blocks), default=0.0)
+
+    @property
+    def clocks(self) -> tuple[int, ...]:
+        """The clock at the end of each block in MHz; empty if it is not known of all."""
+        return _if_all([block.climate.clock for block in self.blocks])
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """The temperature at the end of each block in degrees Celsius; empty likewise."""
+        return _if_all([block.climate.temperature for block in self.blocks])
+
+
+def _if_all(values: Sequence[_Number | None]) -> tuple[_Number, ...]:
+    """The values if all are known, else none."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else ()
+
+
+def here() -> Surroundings:
+    """The surroundings of this process."""
+    return Surroundings(waited(), climate())
 
 
 def waited() -> float:
@@ -75,29 +137,27 @@ def measure(
     protocol: Protocol,
     first: float,
     incumbent: float = math.inf,
-    waiting: Callable[[], float] | None = None,
+    look: Look | None = None,
 ) -> Timing:
     """Time one kernel whose first, cold call took `first` seconds.
 
     It is given up as soon as its best block is more than `protocol.give_up` times as long as
-    `incumbent`, the best time so far in seconds per call. `waiting` is `waited`, of the process
-    that runs the kernel.
+    `incumbent`, the best time so far in seconds per call. `look` is `here`, of the process that
+    runs the kernel.
     """
+    look = look or here
     if first >= protocol.slow and (first := _again(calls, first)) >= protocol.slow:
-        return Timing((first,), 1)
+        return Timing((Block(first, look().climate),), 1)
     limit = protocol.give_up * incumbent
     repeats, last = calibrate(calls, protocol.block)
     for _ in range(protocol.warmup - 1):
         last = calls(repeats) / repeats
-    samples: list[float] = []
-    longest = 0.0
+    blocks: list[Block] = []
     for _ in range(protocol.blocks):
-        if min([last, *samples]) > limit:
-            return Timing(tuple(samples or [last]), repeats, False, longest)
-        share, seconds = _undisturbed(calls, repeats, waiting or waited)
-        samples.append(seconds)
-        longest = max(longest, share)
-    return Timing(tuple(samples), repeats, waited=longest)
+        if min([last, *(block.seconds for block in blocks)]) > limit:
+            return Timing(tuple(blocks) or (Block(last, look().climate),), repeats, False)
+        blocks.append(_undisturbed(calls, repeats, look))
+    return Timing(tuple(blocks), repeats)
 
 
 def _again(calls: Calls, first: float) -> float:
@@ -125,49 +185,47 @@ def interleave(
     protocol: Protocol,
     seed: int,
     drop_every: int = 0,
-    waiting: Callable[[], float] | None = None,
+    look: Look | None = None,
 ) -> list[Timing]:
     """Time several kernels against each other: in every round each of them runs one block.
 
     The order within a round is random. Some calls before every block bring the kernel's data back
     into the caches. Sample i of every kernel is from round i, so that a disturbance meets all
     samples of a round and ratios can be taken in pairs. After every `drop_every` rounds (0: never)
-    kernels leave that are surely slower than the fastest. `waiting` is as for `measure`.
+    kernels leave that are surely slower than the fastest. `look` is as for `measure`.
     """
+    look = look or here
     order = random.Random(seed)
     repeats = [calibrate(calls, protocol.block)[0] for calls in kernels]
-    samples: list[list[float]] = [[] for _ in kernels]
-    longest = [0.0 for _ in kernels]
+    blocks: list[list[Block]] = [[] for _ in kernels]
     running = list(range(len(kernels)))
     for done in range(1, rounds + 1):
         for i in order.sample(running, len(running)):
             kernels[i](math.ceil(protocol.rewarm * repeats[i]))
-            share, seconds = _undisturbed(kernels[i], repeats[i], waiting or waited)
-            samples[i].append(seconds)
-            longest[i] = max(longest[i], share)
+            blocks[i].append(_undisturbed(kernels[i], repeats[i], look))
         if running and drop_every and done % drop_every == 0 and done < rounds:
-            fastest = min((samples[i] for i in running), key=typical)
+            samples = {i: [block.seconds for block in blocks[i]] for i in running}
+            fastest = min(samples.values(), key=typical)
             running = [i for i in running if not _surely_slower(samples[i], fastest)]
     return [
-        Timing(tuple(s), n, len(s) == rounds, share)
-        for s, n, share in zip(samples, repeats, longest, strict=True)
+        Timing(tuple(found), n, len(found) == rounds)
+        for found, n in zip(blocks, repeats, strict=True)
     ]
 
 
-def _undisturbed(calls: Calls, repeats: int, waiting: Callable[[], float]) -> tuple[float, float]:
-    """One block: the share of its time in which the process waited for a core, seconds per call.
-
-    A block that waited too long is repeated, twice at most. The least disturbed one counts.
-    """
-    tries = []
+def _undisturbed(calls: Calls, repeats: int, look: Look) -> Block:
+    """One block; a disturbed one is repeated, twice at most, and the least disturbed one counts."""
+    tries = list[Block]()
     for _ in range(_TRIES):
-        before = waiting()
+        before = look()
         seconds = calls(repeats)
-        share = (waiting() - before) / seconds
-        tries.append((share, seconds / repeats))
-        if share <= _WAITED:
+        after = look()
+        waited = (after.waited - before.waited) / seconds
+        disturbed = max(waited, after.climate.change(before.climate))
+        tries.append(Block(seconds / repeats, after.climate, disturbed))
+        if disturbed <= _DISTURBED:
             break
-    return min(tries)
+    return min(tries, key=lambda block: (block.disturbed, block.seconds))
 
 
 def _surely_slower(samples: Sequence[float], fastest: Sequence[float]) -> bool:

@@ -26,7 +26,7 @@ from fastrun.tuner.measure.cores import one_thread, pin
 from fastrun.tuner.measure.guarded import Arena, Subject
 from fastrun.tuner.measure.job import Compiled, Job, Result
 from fastrun.tuner.measure.operands import Operands, save
-from fastrun.tuner.measure.timing import Timing, interleave, measure
+from fastrun.tuner.measure.timing import Block, Timing, here, interleave, measure
 from fastrun.tuner.measure.ulimits import lower
 from fastrun.tuner.records.record import Outcome
 
@@ -94,7 +94,8 @@ def run_race(
     timings = interleave(calls, rounds, jobs[0].protocol, seed, drop_every)
     noise = max(noise, canary())
     timed = dict(zip(racing, timings, strict=True))
-    timed |= {i: Timing((first,), 1, complete=False) for i, first in slow.items()}
+    climate = here().climate
+    timed |= {i: Timing((Block(s, climate),), 1, complete=False) for i, s in slow.items()}
     results = [result for _, result, _ in checked]
     for i, subject in correct.items():
         results[i] = _finish(subject, results[i], timed[i], noise, begin)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.notebook import card
 from fastrun.tuner.records.statistics import typical
-from fastrun.tuner.records.units import duration, plural, size
+from fastrun.tuner.records.units import duration, plural, size, span
 
 REGIMES = ("hot", "cold-weights")
 """What the caches hold when a call starts: all operands, or all but the weights."""
@@ -188,6 +188,8 @@ class Record:
     in several records of a run and stage can be compared in pairs. `noise` is the largest reading
     of the canary around the samples: 0.1 means that fixed work took ten per cent longer than at
     its best, None that the canary was not read. `protocol` is the `PROTOCOL` of the samples.
+    `clocks` in MHz and `temperatures` in degrees Celsius are those of the core and its processor at
+    the end of each block; they are empty where the system does not say them.
 
     `workspace` is in bytes. `seconds` are the costs of the trial (build, compile, verify, measure).
     A run that measures a schedule again in the same stage stores another record.
@@ -219,6 +221,8 @@ class Record:
     processes: tuple[int, ...] = ()
     rounds: tuple[int, ...] = ()
     protocol: int = 1
+    clocks: tuple[int, ...] = ()
+    temperatures: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # Reasons come from compilers and dying processes, so they are joined to one line.
@@ -242,12 +246,12 @@ class Record:
             raise RecordError("record field 'seconds': a duration is finite and at least 0")
         if self.noise is not None and not 0 <= self.noise < math.inf:
             raise RecordError("record field 'noise': a deviation is finite and at least 0")
-        for name, least in (("processes", 0), ("rounds", ALONE)):
+        for name, least in _BESIDE:
             numbers = getattr(self, name)
             if numbers and len(numbers) != len(self.samples):
                 raise RecordError(f"record field {name!r}: one number for each sample, or none")
             if not all(least <= number < 1 << 31 for number in numbers):
-                raise RecordError(f"record field {name!r}: a number is at least {least}")
+                raise RecordError(f"record field {name!r}: a number is at least {least:g}")
         if not 1 <= self.protocol < 1 << 31:
             raise RecordError("record field 'protocol': a version is at least 1")
         if not is_utc(self.time):
@@ -298,6 +302,8 @@ class Record:
             if self.errors
             else "",
             "workspace": size(self.workspace),
+            "clock": span([clock / 1e3 for clock in self.clocks], "GHz") if self.clocks else "",
+            "temperature": span(self.temperatures, "degrees Celsius") if self.temperatures else "",
             "measured": f"{self.stage}, {plural(self.threads, 'thread')}, {self.regime}, "
             f"machine {self.machine}, {self.time[:16].replace('T', ' ')} UTC",
         }
@@ -310,7 +316,7 @@ class Record:
         that the keys of old records stay the same.
         """
         data = {name: getattr(self, name) for name in _NAMES}
-        data |= {"processes": list(self.processes), "rounds": list(self.rounds)}
+        data |= {name: list(data[name]) for name, _ in _BESIDE}
         known = {name: x for name, x in data.items() if name not in LATER or x != LATER[name]}
         return known | {
             "outcome": str(self.outcome),
@@ -344,6 +350,8 @@ class Record:
                 "noise": None if data["noise"] is None else _number("noise", data["noise"]),
                 "processes": tuple(_whole("processes", x) for x in data["processes"]),
                 "rounds": tuple(_whole("rounds", x) for x in data["rounds"]),
+                "clocks": tuple(_whole("clocks", x) for x in data["clocks"]),
+                "temperatures": tuple(_number("temperatures", x) for x in data["temperatures"]),
             }
         )
 
@@ -355,15 +363,21 @@ _TYPES: dict[type, tuple[str, ...]] = {
     ),
     int: ("threads", "workspace", "protocol"),
     bool: ("baseline", "heuristic"),
-    list: ("samples", "processes", "rounds"),
+    list: ("samples", "processes", "rounds", "clocks", "temperatures"),
     dict: ("seconds",),
 }
 
 _NAMES = dict.fromkeys(f.name for f in fields(Record)).keys()
 _ERRORS = dict.fromkeys(f.name for f in fields(Errors)).keys()
 
-LATER: dict[str, Any] = {"noise": None, "processes": [], "rounds": [], "protocol": 1}
+LATER: dict[str, Any] = {
+    **{"noise": None, "processes": [], "rounds": [], "protocol": 1},
+    **{"clocks": [], "temperatures": []},
+}
 """Fields that the first version of the form lacked, with the values that mean unknown."""
+
+_BESIDE = (("processes", 0), ("rounds", ALONE), ("clocks", 1), ("temperatures", -273.15))
+"""Fields with a number for each sample, or none, and the least that a number can be."""
 
 
 def content_key(data: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 UNKNOWN = "-"
 
@@ -48,6 +49,14 @@ def percent(share: float, digits: int = 0) -> str:
 def interval(low: float, high: float, digits: int = 2) -> str:
     """An interval of ratios: `1.02 to 1.10`."""
     return f"{low:.{digits}f} to {high:.{digits}f}" if math.isfinite(low) else UNKNOWN
+
+
+def span(values: Sequence[float], unit: str) -> str:
+    """The least and the largest of some values: `1.20 to 1.80 GHz`; `unknown` if there are none."""
+    if not values:
+        return "unknown"
+    least, most = significant(min(values)), significant(max(values))
+    return f"{least} {unit}" if least == most else f"{least} to {most} {unit}"
 
 
 def size(count: int) -> str:

@@ -14,7 +14,7 @@ from fastrun.kernels.core.template import KernelTemplate
 from fastrun.kernels.native.assembly import Facts, facts
 from fastrun.kernels.registry import applicable, templates
 from fastrun.tuner.records.record import Record
-from fastrun.tuner.records.units import duration, percent, plural, significant, size
+from fastrun.tuner.records.units import duration, percent, plural, significant, size, span
 
 _LINES = 60
 """Lines of a hot loop that are shown. Unrolled loops have hundreds."""
@@ -115,9 +115,11 @@ def _measured(p: ConvProblem, record: Record | None, peak: float) -> str:
         return "not yet; `fastrun tune` measures"
     took = record.seconds_per_call
     error = f", error {record.errors.max:.1e} of the output's rms" if record.errors else ""
+    clock = span([mhz / 1e3 for mhz in record.clocks], "GHz")
+    at = f", at {clock}" if record.clocks else ""
     return (
         f"{duration(took)}, {significant(p.flops / took / 1e9)} GFLOP/s, "
-        f"{percent(p.flops / took / peak)} of peak{error} "
+        f"{percent(p.flops / took / peak)} of peak{error}{at} "
         f"({record.stage}, {plural(len(record.samples), 'sample')}, {record.regime}, "
         f"{plural(record.threads, 'thread')})"
     )

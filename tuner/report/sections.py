@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fastrun.tuner.machine.noise import amount, noise_of
 from fastrun.tuner.precision.kept import Front
+from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.units import (
     UNKNOWN,
     interval,
@@ -17,6 +18,7 @@ from fastrun.tuner.records.units import (
     ratio,
     significant,
     size,
+    span,
 )
 from fastrun.tuner.report import layer_plots, network_times, plots
 from fastrun.tuner.report import style as look
@@ -34,6 +36,9 @@ from fastrun.tuner.store.standing import network_seconds, seconds
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_CHANGED = 0.1  # a clock that differs by more within a record is worth a word
 
 
 @dataclass(frozen=True)
@@ -315,6 +320,15 @@ def _reproduce_table(facts: Facts, best: pd.DataFrame) -> Table:
     return Table(("layer", "command", "error>", "workspace>"), tuple(lines))
 
 
+def _clock(records: Sequence[Record]) -> str:
+    """The clock beside the samples, and how often it was not the same for all of a record's."""
+    known = [r for r in records if r.clocks]
+    text = span([clock / 1e3 for r in known for clock in r.clocks], "GHz")
+    changed = sum(max(r.clocks) > (1 + _CHANGED) * min(r.clocks) for r in known)
+    share = f"{changed} of {plural(len(known), 'record')} by more than {percent(_CHANGED)}"
+    return f"{text}; it changed within {share}" if changed else text
+
+
 def _environment_table(facts: Facts) -> Table:
     machine = facts.machine
     rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in machine.read_streams.items())
@@ -330,6 +344,11 @@ def _environment_table(facts: Facts) -> Table:
             "noise",
             f"{amount(machine.noise)} by the canary when the machine was measured, "
             f"{amount(noise_of(facts.records))} while it tuned",
+        ),
+        ("clock", _clock(facts.records)),
+        (
+            "temperature",
+            span([t for r in facts.records for t in r.temperatures], "degrees Celsius"),
         ),
     ]
     for environment in facts.environments[-1:]:

@@ -120,7 +120,7 @@ def _flat(record: Record) -> dict[str, object]:
     return (
         data
         | {"algorithm": record.algorithm}
-        | {name: json.dumps(data[name]) for name in ("samples", "processes", "rounds")}
+        | {name: json.dumps(value) for name, value in data.items() if isinstance(value, list)}
         | timed
         | {f"errors.{name}": value for name, value in errors.items()}
         | {f"seconds.{name}": value for name, value in seconds.items()}

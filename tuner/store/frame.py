@@ -16,7 +16,8 @@ from fastrun.tuner.records.record import Record
 def frame(records: Iterable[Record], parameters: bool = False) -> pd.DataFrame:
     """A row for each record; times in seconds, throughput in GFLOP/s, missing values NaN.
 
-    `min`, `median` and `seconds_per_call` are of the samples. Errors and costs of the trial have
+    `min`, `median` and `seconds_per_call` are of the samples. `clock` is the median in MHz beside
+    them, `temperature` the highest in degrees Celsius. Errors and costs of the trial have
     their own columns (`error_max`, `compile_seconds`). With `parameters`, every field of a schedule
     becomes a column (`layout`, `tile_h`; NaN where the algorithm has no such field).
     """
@@ -30,7 +31,7 @@ _COLUMNS = [
     *("problem", "algorithm", "schedule", "machine", "threads", "regime", "stage", "outcome"),
     *("reason", "seconds_per_call", "min", "median", "samples", "gflops", "error_max"),
     *("error_rms", "error_bias", "workspace", "baseline", "heuristic", "ir_hash", "toolchain"),
-    *("run", "time", "noise", "protocol"),
+    *("run", "time", "noise", "protocol", "clock", "temperature"),
 ]
 
 
@@ -57,6 +58,8 @@ def _row(record: Record, parameters: bool) -> dict[str, Any]:
         "error_max": errors.max if errors else math.nan,
         "error_rms": errors.rms if errors else math.nan,
         "error_bias": errors.bias if errors else math.nan,
+        "clock": statistics.median(record.clocks) if record.clocks else math.nan,
+        "temperature": max(record.temperatures, default=math.nan),
     }
     row = {name: measured.get(name, getattr(record, name, None)) for name in _COLUMNS}
     row |= {f"{name}_seconds": cost for name, cost in record.seconds.items()}

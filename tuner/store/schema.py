@@ -70,6 +70,8 @@ RECORDS = sql.Table(
     sql.Column("processes", sql.Text, nullable=False, server_default="[]"),
     sql.Column("rounds", sql.Text, nullable=False, server_default="[]"),
     sql.Column("protocol", sql.Integer, nullable=False, server_default="1"),
+    sql.Column("clocks", sql.Text, nullable=False, server_default="[]"),
+    sql.Column("temperatures", sql.Text, nullable=False, server_default="[]"),
     sql.Index("records_asked_for", "problem", "machine", "threads", "regime"),
     sql.Index("records_of_run", "run"),
     sql.Index("records_of_code", "ir_hash", "machine", "toolchain"),
@@ -118,12 +120,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         'CREATE TABLE runs ("key" VARCHAR(32) NOT NULL PRIMARY KEY, name TEXT NOT NULL, '
         "body TEXT NOT NULL)",
     ),
+    (
+        "ALTER TABLE records ADD COLUMN clocks TEXT DEFAULT '[]' NOT NULL",
+        "ALTER TABLE records ADD COLUMN temperatures TEXT DEFAULT '[]' NOT NULL",
+    ),
 )
 """MIGRATIONS[i] holds the SQL statements that turn schema i + 1 into i + 2."""
 
 Row = dict[str, Any]
 
-_JSON = ("errors", "samples", "seconds", "processes", "rounds")
+_JSON = ("errors", "samples", "seconds", "processes", "rounds", "clocks", "temperatures")
 
 
 class Match(TypedDict, total=False):

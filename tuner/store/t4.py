@@ -20,7 +20,7 @@ _OURS = (
     *("problem", "schedule", "machine", "threads", "regime", "toolchain", "ir_hash"),
     *("reason", "stage", "baseline", "heuristic", "run"),
 )
-_OURS_LATER = ("processes", "rounds", "protocol")
+_OURS_LATER = ("processes", "rounds", "protocol", "clocks", "temperatures")
 """Further members of a result, with names and meanings of `Record`."""
 
 _COSTS = {

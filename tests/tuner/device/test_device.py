@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,22 +29,19 @@ from fastrun.search_spaces.space import space_for
 from fastrun.tuner.device.bench import DeviceBench
 from fastrun.tuner.device.cache_sizes import levels
 from fastrun.tuner.device.channel import Channel, Operations
-from fastrun.tuner.device.climate import Climate
-from fastrun.tuner.device.device import Device
+from fastrun.tuner.device.cooling import wait_while_hot
 from fastrun.tuner.device.identity import Identity, identify
 from fastrun.tuner.device.reach import DeviceError, way_to
 from fastrun.tuner.device.runner import runner
 from fastrun.tuner.device.session import Child, Session
 from fastrun.tuner.device.subject import Crew
+from fastrun.tuner.measure.climate import Sensors
 from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
 from fastrun.tuner.measure.operands import Operands, Scratch
 from fastrun.tuner.measure.process import Died
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.measure.worker import compile_one
 from fastrun.tuner.records.record import Outcome
-from fastrun.tuner.search.budget import Budget
-from fastrun.tuner.search.fastrun import fast_run
-from fastrun.tuner.store.database import Database
 
 PROBLEM = ConvProblem.parse("conv 1x5x6x6 7x3x3 s1 p1 bias relu")
 SCHEDULE = "naive(layout=NCHW)"
@@ -386,12 +384,50 @@ def test_a_hot_board_is_waited_for() -> None:
     hot = Board(type=["cpu", ""], trip_point_0_type=["passive"], trip_point_0_temp=["85000"],
                 trip_point_1_type=[""], temp=["84000", "82000", "79000"])  # fmt: skip
     slept = list[float]()
-    assert Climate(0, slept.append).wait(hot) == 4.0
+    assert wait_while_hot(Sensors.of(0, hot.text), hot.text, slept.append) == 4.0
     assert slept == [2.0, 2.0]
-    moving = Board(scaling_cur_freq=["1000000", "800000"])
-    climate = Climate(0)
-    assert climate.drift(moving, climate.clock(moving)) == pytest.approx(0.2)
-    assert climate.drift(Board(), 0) == 0
+    assert wait_while_hot(Sensors(), hot.text, slept.append) == 0
+
+
+@EMULATED
+def test_clock_and_temperature_are_kept_beside_each_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulator shows files of this folder to the device: a clock that falls once."""
+    root = tmp_path / "root"
+    for name, content in {
+        "devices/system/cpu/cpu0/cpufreq/scaling_cur_freq": "1800000",
+        "class/thermal/thermal_zone0/type": "cpu-thermal",
+        "class/thermal/thermal_zone0/temp": "52500",
+    }.items():
+        path = root / "sys" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+    clock = root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"
+    start = way_to(f"exec:qemu-aarch64 -L {root}", tmp_path)
+    session = Session(start)
+    identity = identify(session)
+    bench = DeviceBench(start, session, identity.cpu, (0,))
+    run, calls = Crew.run, 0
+
+    def falling(crew: Crew, *arguments: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # the first block that is kept, after a check and a block to warm up
+            clock.write_text("1200000\n")
+        return run(crew, *arguments)
+
+    monkeypatch.setattr(Crew, "run", falling)
+    with Scratch() as scratch, bench:
+        operands = Operands.make(PROBLEM, scratch)
+        (good,) = compiled(operands, [SCHEDULE], identity.cpu)
+        protocol = replace(QUICK, block=1e-9, blocks=2)
+        job = Job(good, operands, protocol=protocol, limits=LIMITS)
+        (result,) = bench.submit_all([job]).result(timeout=300)
+    assert (result.outcome, result.reason) == (Outcome.CORRECT, "")
+    assert calls >= 5, "the block in which the clock fell is not repeated"
+    assert result.clocks == (1200, 1200)
+    assert result.temperatures == (52.5, 52.5)
 
 
 ODD = [
@@ -437,17 +473,3 @@ def test_random_schedules_are_right_on_a_device(text: str, lab: Lab) -> None:
         results = lab.bench.submit_all(jobs).result(timeout=300)
     wrong = {s: r.reason for s, r in zip(schedules, results, strict=True) if r.reason}
     assert not wrong
-
-
-@EMULATED
-@pytest.mark.slow
-def test_a_search_on_an_emulated_device(tmp_path: Path) -> None:
-    problem = ConvProblem.parse("conv 1x8x6x6 8x3x3 s1 p1 bias relu")
-    with Database(tmp_path / "one.db") as database:
-        device = Device(WAYS["aarch64"])
-        summary = fast_run([(problem, 1)], database, Budget(trials=1), measurer=device)
-        records = database.records()
-        (where,) = database.environments(summary.run)
-    assert {r.machine for r in records} == {device.cpu.fingerprint} == {where.machine}
-    assert summary.trials == 1
-    assert {r.outcome for r in records} <= {Outcome.CORRECT, Outcome.CONSTRAINTS}

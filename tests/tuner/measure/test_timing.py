@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -14,14 +15,23 @@ import pytest
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.measure import timing
 from fastrun.tuner.measure.canary import canary, runnable
+from fastrun.tuner.measure.climate import Climate, Sensors
 from fastrun.tuner.measure.cores import ENOUGH, Cores, pin
-from fastrun.tuner.measure.timing import Protocol, calibrate, interleave, measure, weight_copies
+from fastrun.tuner.measure.timing import (
+    Protocol,
+    Surroundings,
+    calibrate,
+    interleave,
+    measure,
+    weight_copies,
+)
 
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counts do not depend on other processes: the core is never waited for."""
+    """Counts do not depend on other processes: the core is never waited for, the clock steady."""
     monkeypatch.setattr(timing, "waited", lambda: 0.0)
+    monkeypatch.setattr(timing, "climate", Climate)
 
 
 @dataclass
@@ -143,7 +153,31 @@ def test_a_block_that_waited_for_its_core_is_repeated(monkeypatch: pytest.Monkey
     # The first kept block waited a quarter of its time, and its repetition not at all. Of the three
     # blocks after it, which all waited, the one that waited least counts.
     assert found.samples == (1e-3, 1.1e-3)
-    assert found.waited == pytest.approx(5e-5 / 1.1e-3)
+    assert found.disturbed == pytest.approx(5e-5 / 1.1e-3)
+
+
+def test_a_block_during_which_the_clock_changed_is_repeated() -> None:
+    clocks = iter([1800, 1200, 1200, 1190, 1190, 1180])
+    degrees = iter([70.0, 80.0, 81.0, 82.0, 82.5, 83.0])
+
+    def look() -> Surroundings:
+        return Surroundings(climate=Climate(next(clocks), next(degrees)))
+
+    costs = iter([1e-3, 2e-3, 3e-3, 3.1e-3])
+    kernel = lambda repeats: next(costs) * repeats  # noqa: E731
+    found = measure(kernel, Protocol(blocks=2), first=1e-3, look=look)
+    assert found.samples == (3e-3, 3.1e-3)
+    assert (found.clocks, found.temperatures) == ((1190, 1180), (82.0, 83.0))
+    assert found.disturbed == 0, "a per cent is no change"
+
+
+def test_a_clock_that_never_rests_marks_the_times() -> None:
+    clocks = itertools.cycle([1800, 1200])
+    look = lambda: Surroundings(climate=Climate(next(clocks)))  # noqa: E731
+    [found] = interleave([Simulated(1e-3)], 2, Protocol(), seed=0, look=look)
+    assert found.disturbed == pytest.approx(1 / 3)
+    assert found.clocks == (1200, 1200)
+    assert found.temperatures == ()
 
 
 def test_a_process_waits_for_a_core_that_another_uses() -> None:
@@ -162,6 +196,57 @@ def test_a_process_waits_for_a_core_that_another_uses() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True
     )
     assert done.stdout.strip() == "waited"
+
+
+ZONE = "/sys/class/thermal/thermal_zone"
+CLOCK = "/sys/devices/system/cpu/cpu3/cpufreq/scaling_cur_freq"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, Climate()),
+        ({CLOCK: "1800000"}, Climate(1800)),
+        ({CLOCK: "1800000", f"{ZONE}0/type": "battery", f"{ZONE}0/temp": "30000"}, Climate(1800)),
+        (
+            {
+                f"{ZONE}0/type": "acpitz", f"{ZONE}0/temp": "95000",
+                f"{ZONE}1/type": "x86_pkg_temp", f"{ZONE}1/temp": "61000",
+                f"{ZONE}2/type": "soc-thermal", f"{ZONE}2/temp": "62500",
+            },
+            Climate(temperature=62.5),
+        ),
+        (
+            {
+                f"{ZONE}0/type": "imx_thermal_zone", f"{ZONE}0/temp": "71000",
+                f"{ZONE}0/trip_point_0_type": "critical", f"{ZONE}0/trip_point_0_temp": "95000",
+                f"{ZONE}0/trip_point_1_type": "passive", f"{ZONE}0/trip_point_1_temp": "85000",
+            },
+            Climate(temperature=71.0),
+        ),
+        (
+            {
+                "/sys/class/hwmon/hwmon0/name": "nvme",
+                "/sys/class/hwmon/hwmon0/temp1_input": "90000",
+                "/sys/class/hwmon/hwmon1/name": "k10temp",
+                "/sys/class/hwmon/hwmon1/temp1_input": "48250",
+            },
+            Climate(temperature=48.25),
+        ),
+        ({f"{ZONE}0/type": "cpu-thermal", f"{ZONE}0/temp": "asleep"}, Climate()),
+    ],
+    ids=["silent", "clock", "battery", "hottest", "slows", "chip", "asleep"],
+)  # fmt: skip
+def test_what_a_system_says_of_clock_and_temperature(
+    files: dict[str, str], expected: Climate
+) -> None:
+    def text(path: str) -> str:
+        return files.get(path, "")
+
+    found = Sensors.of(3, text)
+    assert found.climate([text(path) for path in found.files]) == expected
+    slows = {f"{ZONE}0/temp": 85000} if f"{ZONE}0/trip_point_1_type" in files else {}
+    assert found.limits == slows
 
 
 def test_those_surely_slower_are_dropped_from_a_race() -> None:

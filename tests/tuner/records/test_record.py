@@ -36,9 +36,13 @@ number = st.floats(allow_nan=True, allow_infinity=True)
 
 
 def placed(r: Record) -> Record:
-    """The record with processes and rounds, unless it has an odd number of samples."""
+    """The record with a number of each kind beside a sample, unless their number is odd."""
     numbers = tuple(range(len(r.samples)))
-    return r if len(numbers) % 2 else replace(r, processes=numbers, rounds=numbers)
+    if len(numbers) % 2:
+        return r
+    clocks, degrees = tuple(n + 800 for n in numbers), tuple(n - 20.5 for n in numbers)
+    known = {"processes": numbers, "rounds": numbers, "clocks": clocks, "temperatures": degrees}
+    return replace(r, **known)
 
 
 records = st.builds(
@@ -98,6 +102,8 @@ def test_every_field_counts_for_the_key() -> None:
         "processes": (0, 0, 1),
         "rounds": (0, 1, 0),
         "protocol": 2,
+        "clocks": (1800, 1800, 1200),
+        "temperatures": (50.0, 51.5, 60.0),
     }
     others = {name: "other" for name in base.to_dict() if name not in changed}
     keys = {replace(base, **{name: value}).key for name, value in (changed | others).items()}

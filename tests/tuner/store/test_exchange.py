@@ -30,6 +30,7 @@ def test_json_lines_read_back(tmp_path: Path, database: Database) -> None:
         record(1, errors=None),
         record(2, errors=Errors(1.0, float("inf"), 0.0), run="made"),
         record(3, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2, run="made"),
+        record(4, clocks=(1800, 1790, 1200), temperatures=(51.5, 60.0, 70.0), run="made"),
     ]
     for r in stored:
         database.add(r)
@@ -37,9 +38,9 @@ def test_json_lines_read_back(tmp_path: Path, database: Database) -> None:
     database.add_run(made)
     database.add_run(other_run)
     for name in ("records.jsonl", "records.jsonl.gz"):
-        assert database.export(tmp_path / name, "jsonl") == 3
+        assert database.export(tmp_path / name, "jsonl") == 4
         with Database("sqlite://") as other:
-            assert other.import_file(tmp_path / name) == 3
+            assert other.import_file(tmp_path / name) == 4
             assert other.import_file(tmp_path / name) == 0
             assert other.records() == stored
             assert other.runs() == [made]
@@ -127,13 +128,14 @@ def test_t4_reads_back(tmp_path: Path, database: Database) -> None:
         record(7, (), outcome=Outcome.TIMEOUT, errors=None, reason="2 s"),
         record(8, (1 / 3e3, 2e-3), errors=Errors(math.inf, 1e-7, 0.0), workspace=4096),
         record(9, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2),
+        record(10, clocks=(1800, 1790, 1200), temperatures=(51.5, 60.0, 70.0)),
     ]
     for r in stored:
         database.add(r)
     database.add_run(Run(name="r", command="fastrun tune", seed=1))
     database.export(tmp_path / "a.json.gz", "t4")
     with Database("sqlite://") as other:
-        assert other.import_file(tmp_path / "a.json.gz") == 4
+        assert other.import_file(tmp_path / "a.json.gz") == 5
         assert other.runs() == database.runs()
         assert other.import_file(tmp_path / "a.json.gz") == 0
         other.export(tmp_path / "b.json", "t4")

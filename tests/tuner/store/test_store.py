@@ -65,7 +65,8 @@ def test_a_file_of_the_first_schema_is_migrated(path: Path) -> None:
         assert database.info().schema == schema_version()
         assert database.records() == [record()]
         database.add(record())
-        later = record(7, noise=0.25, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2)
+        climate = {"clocks": (1800, 1800, 1200), "temperatures": (50.0, 61.5, 70.0)}
+        later = record(7, noise=0.25, processes=(0, 1, 1), rounds=(0, 0, 1), protocol=2, **climate)
         database.add(later)
         assert database.records() == [record(), later]
     fresh = path.with_name("fresh.db")
