@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from fastrun.benchmarks import figures as comparisons
 from fastrun.benchmarks.experiments import (
     bands,
     command,
+    emulated,
+    exported,
     formulas,
     im2col,
     pack,
@@ -29,6 +33,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule, templates
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.verdicts import verdict
+from fastrun.tuner.report.frames import rows
 from fastrun.tuner.report.style import svg
 from fastrun.tuner.store.database import Database
 from tests.support.records import placed, record
@@ -204,12 +209,49 @@ def test_figures_of_comparisons() -> None:
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == 12
 
 
+def tiny(folder: Path) -> Path:
+    """A network of one layer."""
+    net = Writer("tiny", (1, 8, 9, 9))
+    model = folder / "tiny.onnx"
+    onnx.save(net.model(net.conv("a", net.input, 16, 3, padding=1, bias=True)), model)
+    return model
+
+
+@pytest.mark.skipif(not shutil.which("qemu-aarch64"), reason="qemu-aarch64 is not installed")
+def test_a_search_on_an_emulated_device_loses_nothing_to_a_kill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--quick", "--trials", "6", "--csv", str(tmp_path), "--json", str(tmp_path / "out")]
+    assert emulated.main(words) == 0
+    assert "trials" in capsys.readouterr().out
+    (row,) = rows(pd.read_csv(tmp_path / "emulated.csv"))
+    assert row.lost == 0
+    assert row.timed >= 2
+    assert row.searched == row.direct or row.ratio > 1
+    stored = json.loads((tmp_path / "out").read_text())["parts"]["emulated"]["records"]
+    machines = {Record.from_dict(data).machine for data in stored}
+    assert len(machines) == 1
+    assert machines != {Cpu.host().fingerprint}
+
+
+def test_exported_sizes_and_first_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(tiny(tmp_path)), "--target", "native", "riscv64gcv", "--quick"]
+    assert exported.main([*words, "--csv", str(tmp_path)]) == 0
+    assert "riscv64gcv" in capsys.readouterr().out
+    here, there = rows(pd.read_csv(tmp_path / "exported.csv"))
+    assert 4e3 < here.code < 1e5
+    assert here.weights >= 4 * 16 * 8 * 9
+    assert 0 < here.open < 1
+    assert math.isnan(there.open)
+    if shutil.which("cc") and shutil.which("make"):
+        assert 0 < here.first < 10
+        assert here.over < 1 << 24
+
+
 def test_starts_find_code_the_second_time(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    net = Writer("tiny", (1, 8, 9, 9))
-    model = tmp_path / "tiny.onnx"
-    onnx.save(net.model(net.conv("a", net.input, 16, 3, padding=1, bias=True)), model)
+    model = tiny(tmp_path)
     Database(tmp_path / "own.db").close()
     words = [str(model), "--quick", "--db", str(tmp_path / "own.db"), "--csv", str(tmp_path)]
     assert starts.main(words) == 0
