@@ -8,7 +8,7 @@ from dataclasses import replace
 from fastrun.graph.build.steps import Arrangement, Step, arrange
 from fastrun.graph.core.errors import PlanError, UnsupportedError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.ops import Conv, Gemm
+from fastrun.graph.core.ops import Conv, Gemm, Recurrent
 from fastrun.graph.plan.assign import assign
 from fastrun.graph.plan.bands import in_bands
 from fastrun.graph.plan.choices import Choose
@@ -140,7 +140,7 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
             "plan again for this network"
         )
     own = own_choices(graph, todo, plan.forms)
-    weighing = (task.output for task in todo if isinstance(task.node.op, Conv | Gemm))
+    weighing = (task.output for task in todo if isinstance(task.node.op, Conv | Gemm | Recurrent))
     known = sorted({plan.forms[output].types for output in weighing})
     rounding = [x for x in known if rounds_weights(Types.parse(x))]
     forms = Forms(graph, todo, own, costs, lambda p: rounding)

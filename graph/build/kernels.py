@@ -28,6 +28,7 @@ from fastrun.graph.core.ops import (
     Gemm,
     LayerNorm,
     Pool,
+    Recurrent,
     Reduce,
     Unary,
 )
@@ -93,6 +94,9 @@ def build(
                 spec = Dense(True, activation=op.activation, weights=dtype)
                 program = dense.build(spec, cpu, src, dst)
                 return Built(program, "dense", weights, bias)
+            case Recurrent():
+                dtype = Types.parse(form.types).weights
+                return strided.recurrent_layer(graph, task, op, cpu, reads, dst, dtype)
             case Pool() | Reduce() if function := _over_rows(graph, task, src, dst):
                 spec4 = reduce.Reduce(function, (2, 3))
                 program = reduce.reduce(

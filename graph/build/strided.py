@@ -96,10 +96,6 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
     views = [view(x, graph.shape(name)) for x, name in zip(reads, task.reads, strict=True)]
     if isinstance(op, ConvTranspose):
         return _conv_transpose(graph, task, cpu, views[0], out)
-    if isinstance(op, Recurrent):
-        bias = constant(graph, task, 2).reshape(-1) if task.node.input(2) else None
-        program = recurrent.recurrent(op, cpu, views[0], out, (*views[1:], None)[0])
-        return Built(program, "strided", constant(graph, task, 1), bias)
     if isinstance(op, GridSample):
         (x, grid), places, fixed = two_operands(graph, task, views)
         program = grid_sample.grid_sample(op, cpu, x, grid, out, (places[0], places[1]))
@@ -113,6 +109,22 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
     if isinstance(op, MatMul | Gemm):
         return _product(graph, task, cpu, views, out)
     return Built(_of_one_tensor(graph, task, cpu, views[0], out), "strided")
+
+
+def recurrent_layer(
+    graph: Graph, task: Task, op: Recurrent, cpu: Cpu, reads: list[Placement], dst: Placement,
+    weights: DType,
+) -> Built:  # fmt: skip
+    """The kernel of a recurrent layer with recurrence weights of this type.
+
+    Raises:
+        ScheduleError: the kernel refuses these operands.
+    """
+    x, *others = (view(r, graph.shape(name)) for r, name in zip(reads, task.reads, strict=True))
+    out, initial = view(dst, graph.shape(task.output)), next(iter(others), None)
+    program = recurrent.recurrent(op, cpu, x, out, initial, weights)
+    bias = constant(graph, task, 2).reshape(-1) if task.node.input(2) else None
+    return Built(program, "strided", constant(graph, task, 1), bias)
 
 
 def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided) -> Program:

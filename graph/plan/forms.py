@@ -138,9 +138,9 @@ class Forms:
     """The forms of a network's tasks.
 
     `choose` is called once for each distinct problem. Layouts with blocks are considered only if
-    a convolution uses them. `rounded` says for a convolution of float32, or a dense layer seen as
-    one, as which types it may also run. With `several` a convolution has all choices for its
-    layouts, not only the fastest.
+    a convolution uses them. `rounded` says for a convolution of float32, or a dense or recurrent
+    layer seen as one, as which types it may also run. With `several` a convolution has all choices
+    for its layouts, not only the fastest.
     """
 
     def __init__(
@@ -253,8 +253,14 @@ class Forms:
                 reads = (NHWC,) * (len(task.reads) - masks) + (NCHW,) * masks
                 return [Form(reads, NHWC, name, 2 * streaming)]
             case Recurrent():
-                steps = self.graph.shape(task.reads[0])[0]
-                return alike([NCHW], self._costs.stream(steps * self._weight_bytes(task, "")))
+                steps, images, sums = self.graph.shape(task.reads[0])
+                hidden = self.graph.shape(task.output)[-1]
+                problem = ConvProblem(images, hidden, 1, 1, sums, (1, 1))
+                return [
+                    replace(form, types=types)
+                    for types, size in self._weight_types(task, problem).items()
+                    for form in alike([NCHW], self._costs.stream(steps * size))
+                ]
             case GridSample():
                 image = task.node.inputs[0]
                 return [
@@ -369,6 +375,13 @@ class Forms:
         images, features = self.graph.shape(task.reads[0])[0], self._size(task.reads[0])
         outputs = self._size(task.output) // images
         problem = ConvProblem(images, features // images, 1, 1, outputs, (1, 1))
+        return self._weight_types(task, problem)
+
+    def _weight_types(self, task: Task, problem: ConvProblem) -> dict[str, int]:
+        """The types of weights that a task may have, and how many bytes of them it then reads.
+
+        As a convolution it is this `problem`.
+        """
         halves = [x for x in self._rounded(problem) if Types.parse(x).weights is F16]
         return {types: self._weight_bytes(task, types) for types in ("", *halves)}
 

@@ -4,23 +4,27 @@ The products of the input are computed before, for all steps at once. A step the
 hidden state by the recurrence weights, which are packed so that all gates of a vector of hidden
 values are summed side by side; the gates are applied while these sums are in registers. The hidden
 state of a step is read where the step before has left it, in the result. A task does all steps of
-one direction for some images of the batch.
+one direction for some images of the batch. Each step reads all recurrence weights, which may be
+stored in 16 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec, fma
 from fastrun.kernels.codegen.elementary import sigmoid, tanh
+from fastrun.kernels.codegen.half import encoded, joined, unscale, weights_at
 from fastrun.kernels.codegen.strided_loops import operand
 from fastrun.kernels.codegen.sums import add_products
 from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
@@ -66,9 +70,10 @@ class Recurrent:
 
 
 def recurrent(
-    spec: Recurrent, cpu: Cpu, src: Strided, dst: Strided, initial: Strided | None = None
-) -> Program:
-    """Run all steps; `initial`, if given, is the argument `add`.
+    spec: Recurrent, cpu: Cpu, src: Strided, dst: Strided, initial: Strided | None = None,
+    dtype: DType = F32,
+) -> Program:  # fmt: skip
+    """Run all steps; `initial`, if given, is the argument `add`, `dtype` the weights' type.
 
     Raises:
         ScheduleError: the shapes do not fit, the last axes are not contiguous, or a tensor is not
@@ -92,13 +97,16 @@ def recurrent(
     images = cover(batch, max(1, (cpu.registers - 2) // (spec.gates + 1)))
     # Few sums at a time would wait for one another.
     wide = max(1, SUMS // (spec.gates * images[0].size))
-    layer = _Layer(spec, lanes, hidden, channel_panels(hidden, lanes, wide, split_tail=True))
+    panels = channel_panels(hidden, lanes, wide, split_tail=True)
+    layer = _Layer(spec, lanes, hidden, panels, dtype)
     width, stride = layer.width, dst.strides[-2]
     module = Module(cpu)
     with module.stage("recur", ways * tile_count(images)) as (k, task):
         number, way = task % tile_count(images), task // tile_count(images)
         products, target = operand(k, "src", src), operand(k, "dst", dst)
-        weights = k.argument("weights", 1).at(way * layer.weights)
+        weights, scales = weights_at(k, dtype, ways * layer.sums, 1)
+        weights = weights.at(way * layer.weights)
+        scales = scales.strided(layer.width, 1).at(way * spec.gates) if scales else None
         bias = k.argument("bias", 1).at(way * hidden)
         for run in images:
             rows = run.size
@@ -122,6 +130,7 @@ def recurrent(
                         k,
                         given.strided(src.strides[1], 1),
                         weights,
+                        scales,
                         bias,
                         k.either(step < 1, first_state, before),
                         kept,
@@ -153,6 +162,7 @@ class _Layer:
     lanes: int
     hidden: int
     panels: list[Tiles]
+    dtype: DType
 
     @property
     def width(self) -> int:
@@ -160,9 +170,14 @@ class _Layer:
         return self.panels[-1].end * self.lanes
 
     @property
+    def sums(self) -> int:
+        """Sums of a direction, in whole vectors."""
+        return self.spec.gates * self.width
+
+    @property
     def weights(self) -> int:
         """Packed weights of a direction."""
-        return self.spec.gates * self.width * self.hidden
+        return self.sums * self.hidden
 
     @property
     def passes(self) -> list[range]:
@@ -170,12 +185,16 @@ class _Layer:
         every = range(self.spec.gates)
         return [every[:2], every[2:]] if self.spec.cell == "gru_before" else [every]
 
-    def packed(self, weights: Array) -> Array:
-        """(direction, gate * hidden, hidden) -> (direction, pass, panel, k, vector, gate, lane)."""
+    def packed(self, weights: Array) -> NDArray[Any]:
+        """(direction, gate * hidden, hidden) -> (direction, pass, panel, k, vector, gate, lane).
+
+        Scales of f16 lie in front, those of (direction, gate, hidden value).
+        """
         ways, gates = len(weights), self.spec.gates
         filled = np.zeros((ways, gates, self.width, self.hidden), np.float32)
         filled[:, :, : self.hidden] = weights.reshape(ways, gates, self.hidden, self.hidden)
-        vectors = filled.reshape(ways, gates, -1, self.lanes, self.hidden)
+        elements, scales = encoded(filled.reshape(-1, self.hidden), self.dtype)
+        vectors = elements.reshape(ways, gates, -1, self.lanes, self.hidden)
         found = []
         for way in vectors:
             for some in self.passes:
@@ -183,7 +202,7 @@ class _Layer:
                     part = way[some.start : some.stop, panel.start : panel.end]
                     part = part.reshape(len(some), -1, panel.size, self.lanes, self.hidden)
                     found.append(part.transpose(1, 4, 2, 0, 3).reshape(-1))
-        return np.concatenate(found)
+        return joined(scales, np.concatenate(found))
 
     def vectors(self, k: Kernel) -> Iterator[tuple[Int, int]]:
         """The first hidden value of each vector, and its lanes that are hidden values."""
@@ -196,6 +215,7 @@ class _Layer:
         k: Kernel,
         products: Buffer,
         weights: Buffer,
+        scales: Buffer | None,
         bias: Buffer,
         before: Buffer,
         kept: Buffer,
@@ -204,7 +224,7 @@ class _Layer:
     ) -> None:
         """One step of some images; `before` is their hidden state, which goes to `target`."""
         if self.spec.cell != "gru_before":
-            for sums, i, at, count in self._sums(k, products, weights, before, rows, 0):
+            for sums, i, at, count in self._sums(k, products, weights, scales, before, rows, 0):
                 if self.spec.cell == "gru":
                     sums[2] = sums[2] + bias.load(at, lanes=self.lanes)
                     sums.append(products.load(i, 2 * self.hidden + at, lanes=self.lanes))
@@ -215,12 +235,12 @@ class _Layer:
                 target.store_first(value, count, i, at)
             return
         reset = kept.at(rows)
-        for sums, i, at, _ in self._sums(k, products, weights, before, rows, 0):
+        for sums, i, at, _ in self._sums(k, products, weights, scales, before, rows, 0):
             update, gate = map(sigmoid, sums)
             kept.store(update, i, at)
             reset.store(gate * before.load(i, at, lanes=self.lanes), i, at)
         behind = weights.at(2 * self.width * self.hidden)
-        for (total,), i, at, count in self._sums(k, products, behind, reset, rows, 1):
+        for (total,), i, at, count in self._sums(k, products, behind, scales, reset, rows, 1):
             update, old = (x.load(i, at, lanes=self.lanes) for x in (kept, before))
             target.store_first(_mixed(update, tanh(total), old), count, i, at)
 
@@ -234,6 +254,7 @@ class _Layer:
         k: Kernel,
         products: Buffer,
         weights: Buffer,
+        scales: Buffer | None,
         before: Buffer,
         rows: int,
         number: int,
@@ -250,16 +271,26 @@ class _Layer:
                 places = [*self._of(panel, first)]
                 acc = k.tile(rows, panel.size * count, lanes)
                 for i, j in acc:
-                    gate, (at, _) = gates[j % count], places[j // count]
-                    own = self.spec.cell == "gru" and gate == 2
-                    place = gate * self.hidden + at
-                    acc[i, j] = k.const(0.0, lanes) if own else products.load(i, place, lanes=lanes)
+                    at, _ = places[j // count]
+                    start = None if scales else self._product(products, gates[j % count], i, at)
+                    acc[i, j] = start or k.const(0.0, lanes)
                 columns = weights.at(first * (count * lanes * self.hidden))
                 columns = columns.strided(acc.cols * lanes, lanes)
                 add_products(k, acc, before, columns, self.hidden, UNROLL)
+                for i, j in acc:
+                    if scales:
+                        gate, (at, _) = gates[j % count], places[j // count]
+                        scale = scales.load(gate, at, lanes=lanes)
+                        acc[i, j] = unscale(acc[i, j], scale, self._product(products, gate, i, at))
                 for i in range(rows):
                     for v, (at, kept) in enumerate(places):
                         yield [acc[i, v * count + g] for g in range(count)], i, at, kept
+
+    def _product(self, products: Buffer, gate: int, image: int, at: Int) -> Vec | None:
+        """The product of the input that a gate's sum begins with; None for one that is reset."""
+        if self.spec.cell == "gru" and gate == 2:
+            return None
+        return products.load(image, gate * self.hidden + at, lanes=self.lanes)
 
     def _cell(self, sums: list[Vec], old: Vec) -> tuple[Vec, Vec | None]:
         """The hidden state after a step, and the cell state of an LSTM; `old` was there before."""

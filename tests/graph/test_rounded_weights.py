@@ -107,6 +107,24 @@ def test_dense_layers_round_weights_that_stream() -> None:
             assert off < (5e-4 if types else 2e-6)
 
 
+def test_recurrent_layers_round_weights_that_each_step_reads() -> None:
+    weights = {"w": normal(1, 160, 12), "r": 0.1 * normal(1, 160, 40), "b": normal(1, 320)}
+    m = model([node("LSTM", "x w r b", "y", hidden_size=40)], weights, shape=(6, 2, 12))
+    graph = optimise(load_network(m))
+    for limit, types in ((1e-4, ""), (1e-3, "f32f16")):
+        rounded = roundings(limit, SMALL)
+        plan, arrangement = make_plan(graph, heuristic_choices(CPU), CPU, rounded=rounded)
+        [layer] = [form for form in plan.forms.values() if form.algorithm == "Recurrent"]
+        assert layer.types == types
+        again = follow_plan(graph, Plan.parse(str(plan)), CPU)
+        assert [s.program.ir for s in again.steps] == [s.program.ir for s in arrangement.steps]
+        inputs = normal_inputs(graph, 1)
+        found = Executable.of(arrangement, CPU, 1, plan).run(inputs)
+        for name, value in reference.run(graph, inputs).items():
+            off = np.sqrt(np.mean((found[name] - value) ** 2) / np.mean(value**2))
+            assert (1e-5 if types else 0) < off < (5e-4 if types else 2e-6)
+
+
 def test_nothing_is_rounded_without_a_limit() -> None:
     assert not roundings(None, SMALL)(BIG)
     assert not roundings(1e-4, SMALL)(BIG)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fastrun.graph.reference.recurrence import recurrence
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16, F16
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.ops.recurrent import GATES, Recurrent, recurrent
@@ -29,6 +31,23 @@ def test_every_cell(cell: str, cpu: Cpu) -> None:
         program = recurrent(op, cpu, Strided.row_major(x.shape), dst, before)
         found = run(program, dst, x, initial, weights, bias)
         assert_close(found, truth, 16, 3e-6)
+
+
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+@pytest.mark.parametrize("cell", GATES)
+def test_weights_of_16_bits(cell: str, cpu: Cpu) -> None:
+    """Results are those of the rounded weights, also where hidden values differ in size."""
+    op, batch, hidden = Recurrent(cell, (False, True)), 2, 21
+    x, weights = normal(4, batch, 2 * op.gates * hidden), 0.3 * normal(2, op.gates * hidden, hidden)
+    weights *= np.float32([1e-9, 1.0, 1e-3])[np.arange(op.gates * hidden) % 3][:, None]
+    bias = normal(2, hidden) if cell == "gru" else None
+    mantissas, exponents = np.frexp(weights)
+    near = np.ldexp(np.rint(mantissas * 2**11) / 2**11, exponents)  # of eleven bits
+    for dtype, rounded in ((F16, near), (BF16, BF16.decode(BF16.encode(weights)))):
+        truth = recurrence(op, x.astype(float), rounded.astype(float), bias, None)
+        dst = Strided.row_major(truth.shape)
+        program = recurrent(op, cpu, Strided.row_major(x.shape), dst, None, dtype)
+        assert_close(run(program, dst, x, None, weights, bias), truth, 16, 3e-6)
 
 
 def test_refusals() -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from fastrun.graph.core.model import Array, Graph
-from fastrun.graph.core.ops import Conv, Gemm
+from fastrun.graph.core.ops import Conv, Gemm, Recurrent
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.following import own_choices
 from fastrun.graph.plan.plan import Plan
@@ -64,7 +64,7 @@ def keeping_bits(graph: Graph, plan: Plan, inputs: PlanInputs, cpu: Cpu) -> Plan
 
         return chosen
 
-    weighing = [task.output for task in todo if isinstance(task.node.op, Conv | Gemm)]
+    weighing = [task.output for task in todo if isinstance(task.node.op, Conv | Gemm | Recurrent)]
     known = sorted({plan.forms[output].types for output in weighing})
     rounding = [x for x in known if rounds_weights(Types.parse(x))]
     proposed = inputs.proposed
