@@ -25,7 +25,8 @@ class Grid:
 
     Weights that have a grid are constants whose values lie on it. Their dtype is s8, the zero point
     0, and `scale` has a float32 number for each output channel, which is axis `weight_axis` of
-    the weights. The values stay float32 constants, so that kernels of float32 need no grid.
+    the weights. Bytes less a zero point need the dtype i16; those of a channel differ by at most
+    255. The values stay float32 constants, so that kernels of float32 need no grid.
 
     Weights in blocks have `block` > 0: so many neighbours along the axis that is summed share a
     scale. `scale` and `zero` are then arrays (output channels, blocks), the dtype is u8, and the

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.core.ops import Conv, Pad, Pool, Unary
-from fastrun.kernels.core.dtype import S8, U8
+from fastrun.kernels.core.dtype import I16, S8, U8
 from fastrun.kernels.core.types import Types
 
 
@@ -27,12 +27,12 @@ def exact_grid(graph: Graph, name: str) -> Grid | None:
 
 
 def integer_weights(graph: Graph, name: str) -> NDArray[Any] | None:
-    """The weights `name` as integers of int8; None if they are not quantised so.
+    """The weights `name` as integers of int8 or int16; None if they are not quantised so.
 
     They must have a scale for each output channel, and be none of those in blocks.
     """
     grid = graph.grids.get(name)
-    if not grid or grid.dtype is not S8 or grid.block or name not in graph.constants:
+    if not grid or grid.dtype not in (S8, I16) or grid.block or name not in graph.constants:
         return None
     return graph.integers(name)
 
@@ -68,8 +68,9 @@ def _bipolar(graph: Graph, name: str) -> bool:
 
 def weight_bits(weights: NDArray[Any]) -> int:
     """The bits of `Types` that integer weights need; those of 8 bits may be -128."""
-    largest = max(int(weights.max(initial=1)), -int(weights.min(initial=-1)))
-    return next((b for b in range(2, 8) if largest <= Types(bits=b).largest), 8)
+    low, high = int(weights.min(initial=-1)), int(weights.max(initial=1))
+    fewest = (b for b in range(2, 8) if max(-low, high) <= Types(bits=b).largest)
+    return next(fewest, 8 if low >= S8.range[0] and high <= S8.range[1] else 9)
 
 
 def float_reason(graph: Graph, node: Node) -> str:

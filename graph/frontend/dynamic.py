@@ -4,8 +4,8 @@ An activation is rounded to unsigned bytes in the range of its own values (Dynam
 multiplied by constant integers (MatMulInteger, ConvInteger), and the sums are scaled. Here the
 bytes are a tensor on the grid of the numbers 0 to 255, so that the products are those of any
 quantised layer. What the zero point adds to the sums, which is known only in a run, is subtracted
-behind it: it is the zero point times the sums of the weights. So is what the zero points of
-weights add, which are constants: they are multiplied by the sums of what each filter sees.
+behind it: it is the zero point times the sums of the weights. Zero points of weights are constants
+and belong to the weights.
 
 onnxruntime's `quantize_dynamic` writes these operators, and its optimiser those of the domain
 com.microsoft that join several of them.
@@ -150,25 +150,6 @@ class DynamicOperator(Writing):
         numbers = stored.astype(np.float32) - less.astype(np.float32)
         return self._put("DequantizeLinear", inputs, axis=axis % stored.ndim), numbers
 
-    def _asymmetry(self, zero: int) -> Array | None:
-        """How far the zero points of the weights are from the middle; None if none is.
-
-        There is one for each output channel.
-        """
-        name = self._input(zero, needed=False)
-        start = self._known(zero, "zero points") if name else np.zeros(1, np.int8)
-        if start.dtype not in (np.int8, np.uint8):
-            return None
-        off = start.astype(np.float32).reshape(-1) - (128 if start.dtype == np.uint8 else 0)
-        return off if off.any() else None
-
-    def _centred(self, index: int, axis: int) -> str:
-        """The constant integers less the middle of their type, which integer kernels take."""
-        stored = self._known(index, "weights")
-        middle = np.array(128 if stored.dtype == np.uint8 else 0, stored.dtype)
-        inputs = [self._input(index), self._number(1), self._constant("zero", middle)]
-        return self._put("DequantizeLinear", inputs, axis=axis % stored.ndim)
-
     def _zero(self, index: int) -> str:
         """The zero point of the activations as a number; "" if it is 0 in every run."""
         name = self._input(index, needed=False)
@@ -181,13 +162,8 @@ class DynamicOperator(Writing):
 
     def _product(self) -> None:
         weights, numbers = self._weights(1, 3, axis=-1)
-        x, zero, off = self._numbers(self._input(0)), self._zero(2), self._asymmetry(3)
-        known = list[str]()
-        if off is not None and numbers.ndim == 2:
-            weights = self._centred(1, axis=-1)
-            rows = self._put("ReduceSum", [x, self._constant("axis", np.array([-1]))], keepdims=1)
-            known = [self._put("Mul", [rows, self._constant("off", off)])]
-        self._corrected("MatMul", [x, weights], zero, numbers.sum(axis=-2), known)
+        x, zero = self._numbers(self._input(0)), self._zero(2)
+        self._corrected("MatMul", [x, weights], zero, numbers.sum(axis=-2))
 
     def _convolution(self) -> None:
         weights, numbers = self._weights(1, 3, axis=0)
@@ -198,14 +174,7 @@ class DynamicOperator(Writing):
             return
         sums = numbers.sum(axis=tuple(range(1, numbers.ndim)))
         sums = sums.reshape(-1, *(1,) * (numbers.ndim - 2))
-        off, known = self._asymmetry(3), list[str]()
-        if off is not None and self._given.get("group", 1) == 1:
-            weights = self._centred(1, axis=0)
-            ones = self._constant("ones", np.ones((1, *numbers.shape[1:]), np.float32))
-            boxes = self._put("Conv", [x, ones], **self._given)
-            wide = off.reshape(-1, *(1,) * (numbers.ndim - 2))
-            known = [self._put("Mul", [boxes, self._constant("off", wide)])]
-        self._corrected("Conv", [x, weights], zero, sums, known, **self._given)
+        self._corrected("Conv", [x, weights], zero, sums, **self._given)
 
     @property
     def _output(self) -> str:
@@ -215,17 +184,13 @@ class DynamicOperator(Writing):
         return self._given.get("auto_pad", b"NOTSET") in (b"SAME_UPPER", b"SAME_LOWER")
 
     def _corrected(
-        self, operator: str, inputs: list[str], zero: str, sums: Array, shifts: list[str],
-        **attributes: Any,
-    ) -> None:  # fmt: skip
-        """The sums of products, less those of the zero point and the weights, and less shifts."""
+        self, operator: str, inputs: list[str], zero: str, sums: Array, **attributes: Any
+    ) -> None:
+        """The sums of products, less those of the zero point and the weights."""
+        total = self._put(operator, inputs, "" if zero else self._output, **attributes)
         if zero:
             factors = [zero, self._constant("sums", sums.astype(np.float32))]
-            shifts = [self._put("Mul", factors), *shifts]
-        total = self._put(operator, inputs, "" if shifts else self._output, **attributes)
-        for i, shift in enumerate(shifts):
-            last = i == len(shifts) - 1
-            total = self._put("Sub", [total, shift], self._output if last else "")
+            self._put("Sub", [total, self._put("Mul", factors)], self._output)
 
     def _bytes(self, x: str) -> tuple[str, str, str]:
         """Quantise a tensor by its own range: the bytes, the scale and the zero point."""

@@ -12,7 +12,7 @@ from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.grid import Grid, is_scale
 from fastrun.graph.core.model import Array, Shape
 from fastrun.graph.frontend.file import label
-from fastrun.kernels.core.dtype import S8, U8
+from fastrun.kernels.core.dtype import I16, S8, U8
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,9 @@ class Steps:
         low, high = self.range
         if high - low > 255:
             return f"its weights are {self.dtype}"
-        if (self.zero.astype(np.int64) != (low + high + 1) // 2).any():
-            return "its weights are asymmetric: their zero point is not in the middle of the type"
+        centred = bool((self.zero.astype(np.int64) == (low + high + 1) // 2).all())
         scale = np.broadcast_to(self.scale.astype(np.float32), shape[axis : axis + 1])
-        return Grid(np.array(scale), 0, S8)
+        return Grid(np.array(scale), 0, S8 if centred else I16)
 
     def _blocked(self, shape: Shape, axis: int) -> Grid | str:
         if len(shape) != 2 or self.axis == axis:

@@ -12,6 +12,7 @@ from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Array, Node
 from fastrun.graph.core.ops import ConvTranspose, Identity, Reshape, Transpose
 from fastrun.graph.frontend.steps import Steps
+from fastrun.kernels.core.dtype import S8
 
 # All sums of a layer's products fit into 32 bits.
 _LARGEST_SUM = 2**31 - 1
@@ -66,6 +67,9 @@ class Weights:
         if isinstance(grid, str) or grid.block:
             return grid
         stored = np.moveaxis(grid.stored(weights, axis), axis, 0).astype(np.int64)
+        low, high = S8.range
+        if stored.min(initial=0) >= low and stored.max(initial=0) <= high:
+            grid = replace(grid, dtype=S8)
         sums = 255 * np.abs(stored).reshape(len(stored), -1).sum(axis=1)
         return grid if sums.max(initial=0) <= _LARGEST_SUM else "its sums may exceed 32 bits"
 

@@ -171,7 +171,7 @@ def _form(time: str, layouts: str, runs: str) -> Form:
 
 
 # Those of problems, and those of other kernels of bytes.
-_TYPES = r"u8(s[2-8])?(>(u8|f32))?|f32>u8|f32b?f16|f32s16|bf16(>f32)?"
+_TYPES = r"u8(s[2-9])?(>(u8|f32))?|f32>u8|f32b?f16|f32s16|bf16(>f32)?"
 
 
 def _put(known: dict[str, Any], name: str, value: object) -> None:

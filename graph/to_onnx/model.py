@@ -12,6 +12,7 @@ from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Array, Graph, Node
 from fastrun.graph.to_onnx.nodes import Nodes
 from fastrun.graph.to_onnx.operators import OPSET, write
+from fastrun.kernels.core.dtype import I16
 
 IR_VERSION = 9
 IR_OF_NOTES = 10
@@ -128,7 +129,13 @@ class _Export:
         if key not in self._renamed:
             stored = grid.stored(self._graph.constants[name], axis)
             scale = np.asarray(grid.scale, np.float32)
-            self._renamed[key] = self._dequantised(name, stored, scale, axis)
+            zero = np.zeros(scale.shape, stored.dtype)
+            if grid.dtype is I16:  # bytes less a zero point
+                wide = np.moveaxis(stored, axis, 0).reshape(scale.size, -1)
+                zero = np.maximum(-wide.min(axis=1), 0).astype(np.uint8)
+                along = [-1 if i == axis else 1 for i in range(stored.ndim)]
+                stored = (stored + zero.reshape(along)).astype(np.uint8)
+            self._renamed[key] = self._dequantised(name, stored, scale, zero, axis)
         return self._renamed[key]
 
     def _bias(self, node: Node, weights: Grid) -> str:
@@ -145,11 +152,12 @@ class _Export:
         stored = np.rint(exact)
         if (np.abs(stored) > _LARGEST_BIAS).any() or not np.allclose(stored, exact, 1e-6, 1e-2):
             return ""
-        return self._dequantised(f"{node.name}.bias", stored.astype(np.int32), scale, 0)
+        zero = np.zeros(scale.shape, np.int32)
+        return self._dequantised(f"{node.name}.bias", stored.astype(np.int32), scale, zero, 0)
 
-    def _dequantised(self, label: str, stored: Array, scale: Array, axis: int) -> str:
-        """The values that integers of zero point 0 stand for."""
-        zero = self._to.constant(f"{label}.zero", np.zeros(scale.shape, stored.dtype))
+    def _dequantised(self, label: str, stored: Array, scale: Array, zero: Array, axis: int) -> str:
+        """The values that integers stand for."""
+        start = self._to.constant(f"{label}.zero", zero)
         integers = self._to.constant(f"{label}.quantised", stored)
-        given = integers, self._to.constant(f"{label}.scale", scale), zero
+        given = integers, self._to.constant(f"{label}.scale", scale), start
         return self._to.put(f"{label}.dequantise", "DequantizeLinear", *given, axis=axis)

@@ -24,6 +24,7 @@ from fastrun.kernels.core.types import Types
 Group = tuple[Vec, ...]
 
 _WORD = 4  # bytes that one broadcast brings
+_EXACT = "vnni", "usdot", "sdot"  # kinds that multiply bytes of any value
 _SPARE = 5  # a tile of 4x2 is left of 16 registers: it is fastest for all kinds (Zen 4)
 
 
@@ -37,6 +38,8 @@ class Dot:
     it `rounds`, float32 input must be turned into the type of the weights before. Numbers of the
     input are taken less `offset`, for which a table in front of the weights makes up. Where it
     `widens`, the operand of four bytes is two vectors of int16: bytes 0 and 2, and bytes 1 and 3.
+    Weights of nine bits may be `centred` to fit s8: taken less the middle of their output channel.
+    A kernel then adds this middle, from a table too, times the sum of the input under the filter.
     """
 
     name: str
@@ -51,6 +54,17 @@ class Dot:
     order: Callable[[NDArray[np.int8]], NDArray[np.int8]] = lambda packed: packed
     prepare: Callable[[Vec], Group] = lambda words: (words,)
     widens: bool = False
+    centred: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether sums of products of the packed weights are all that there is to compute."""
+        return not self.offset and not self.centred
+
+    @property
+    def operand(self) -> DType:
+        """The type of the input as a step reads it."""
+        return self.types.weights if self.rounds else self.types.src
 
     @property
     def spare(self) -> int:
@@ -301,9 +315,12 @@ def _sdot(types: Types) -> Dot:
     )
 
 
-def offset_room(dot: Dot, channels: int) -> int:
-    """Elements of 32 bits in front of the packed weights of so many channels."""
-    return whole_lines(channels) if dot.offset else 0
+def table_room(dot: Dot, channels: int) -> int:
+    """Elements of 32 bits in front of the packed weights of so many channels.
+
+    For each channel there is what an offset takes from its sums, then the middle of its weights.
+    """
+    return whole_lines(channels) * ((dot.offset > 0) + dot.centred)
 
 
 def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
@@ -313,6 +330,10 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
     """
     if types.signs or types.as_int16:
         return []
+    if types.integer and types.weights is I16:
+        narrow = dots(replace(types, weights=S8, bits=S8.bits), cpu)
+        centred = (replace(dot, centred=True) for dot in narrow if dot.name in _EXACT)
+        return [*centred, _wdp(types) if cpu.machine == "x86_64" else _mul(types)]
     x86 = cpu.machine == "x86_64"
     vnni = has(cpu, "avx512vnni") or has(cpu, "avxvnni")
     if types.src is I16:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.dot import Dot, offset_room
+from fastrun.kernels.codegen.dot import Dot, table_room
 from fastrun.kernels.codegen.half import encoded, joined
 from fastrun.kernels.codegen.tiling import Tiles
 from fastrun.kernels.core.dtype import F32
@@ -25,8 +25,11 @@ def pack_panels(
 
     A panel is `size` vectors of `lanes` output channels; missing channels are zero. With a `dot`
     the terms are its groups of channels, and the weights get its type, with scales in front of
-    f16 (see `half`). In front of weights of a dot with an offset there is for each output channel,
-    as int32, what the offset takes from its sums.
+    f16 (see `half`). In front of weights of a dot with an offset, or of centred ones, are the
+    tables of `table_room`, as int32.
+
+    Raises:
+        ValueError: weights of a channel differ too much to be centred.
     """
     group = dot.group if dot else 1
     dtype = dot.types.weights if dot else F32
@@ -35,11 +38,20 @@ def pack_panels(
     vectors = panels[-1].start + panels[-1].size * panels[-1].count
     filled = np.zeros((groups, vectors * lanes, c, kh, kw), per_group.dtype)
     filled[:, : oc // groups] = per_group
+    channels = groups * vectors * lanes
+    tables = []
+    if dot and dot.centred:
+        middles = _middles(filled.reshape(channels, -1))
+        filled = filled - middles.reshape(groups, -1, 1, 1, 1)
+        tables = [middles]
     elements, front = encoded(filled.reshape(-1, c, kh, kw), dtype)
     if dot and dot.offset:
-        sums = filled.reshape(groups * vectors * lanes, -1).sum(axis=1, dtype=np.int32)
-        front = np.zeros(offset_room(dot, len(sums)), np.float32)
-        front.view(np.int32)[: len(sums)] = dot.offset * sums
+        sums = filled.reshape(channels, -1).sum(axis=1, dtype=np.int32)
+        tables = [dot.offset * sums, *tables]
+    if dot and tables:
+        both = np.zeros((len(tables), table_room(dot, channels) // len(tables)), np.int32)
+        both[:, :channels] = tables
+        front = both.reshape(-1).view(np.float32)
     pieces = []
     for filters in elements.reshape(filled.shape):
         terms = np.concatenate(
@@ -53,6 +65,15 @@ def pack_panels(
                     panel = dot.order(panel.reshape(len(terms), run.size, lanes, group))
                 pieces.append(panel.reshape(-1))
     return joined(front, np.concatenate(pieces))
+
+
+def _middles(weights: NDArray[Any]) -> NDArray[np.int32]:
+    """For each channel (row) the number less which its weights are int8."""
+    low, high = weights.min(axis=1).astype(np.int32), weights.max(axis=1).astype(np.int32)
+    if (high - low > 255).any():
+        raise ValueError("weights of nine bits differ by more than 255 in a channel")
+    found: NDArray[np.int32] = (low + high + 1) // 2
+    return found
 
 
 def _terms(filters: NDArray[Any], group: int) -> NDArray[Any]:

@@ -259,10 +259,10 @@ class Vectors(Emitter):
         lanes = lanes or self.lanes
         return Vec(self, constant(value, lanes, dtype), lanes, dtype)
 
-    def literal(self, values: Sequence[float]) -> Vec:
-        """These float32 numbers, one in each lane."""
-        parts = ", ".join(f"float {constant(value, 1)}" for value in values)
-        return Vec(self, f"<{parts}>", len(values))
+    def literal(self, values: Sequence[float], dtype: DType = F32) -> Vec:
+        """These numbers, one in each lane."""
+        parts = ", ".join(f"{dtype.llvm_name} {constant(value, 1, dtype)}" for value in values)
+        return Vec(self, f"<{parts}>", len(values), dtype)
 
     def splat(self, scalar: Vec, lanes: int = 0) -> Vec:
         """A one-lane value in every lane."""

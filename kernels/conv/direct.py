@@ -27,7 +27,7 @@ from fastrun.kernels.codegen.builder import (
     outcomes,
 )
 from fastrun.kernels.codegen.chunks import Chunk, chunk_loop
-from fastrun.kernels.codegen.dot import Dot, dot_of, dots, offset_room, usual_dot
+from fastrun.kernels.codegen.dot import Dot, dot_of, dots, table_room, usual_dot
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product, registers
@@ -43,8 +43,8 @@ from fastrun.kernels.codegen.tiling import (
     task_order,
     tile_count,
 )
-from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.cpu import CACHE_LINE, Cpu, whole_lines
+from fastrun.kernels.core.dtype import F32, I32, S8
 from fastrun.kernels.core.layout import READ_SLACK, Placement, layout_pair
 from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
@@ -59,6 +59,8 @@ FEW_COLUMNS = 8
 
 # Numbers that a task rounds, if the input must be rounded first.
 ROUNDED = 1 << 13
+# Pixels of which a task sums the input under the filter.
+SUMMED = 64
 
 
 @dataclass(frozen=True)
@@ -239,6 +241,8 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     module, where, sums = Module(cpu), io.src, p.precision.sums
     if dot.rounds:
         where = _rounded(module, io, dot, p)
+    if dot.centred:
+        _sums(module, p, io, dot, window)
     with module.stage("direct", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
@@ -249,7 +253,7 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         terms = window.steps * window.kernel[0] * window.kernel[1] * dot.group
         width = panels[-1].end * lanes
         strides = (width * terms, lanes * terms)
-        table = channel_table(p.c) if io.gathered else offset_room(dot, p.groups * width)
+        table = channel_table(p.c) if io.gathered else table_room(dot, p.groups * width)
         weights, scales = weights_at(k, dot.types.weights, p.groups * width, *strides, table=table)
         first, left_tile = (row, 0) if across == 1 else (row // across, row % across * per_row)
         first = first * s.rows
@@ -288,6 +292,7 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                                         at = (top, left, x.size)
                                         outputs.compute(acc, chunk, src, at, (rows, columns))
     shared = where.dtype.bytes(where.size + READ_SLACK) if dot.rounds else 0
+    shared += I32.bytes(p.n * p.groups * p.oh * p.ow) if dot.centred else 0
 
     def pack(w: NDArray[Any]) -> NDArray[Any]:
         return pack_panels(window.filters(w), p.groups, window.block, lanes, panels, dot)
@@ -311,6 +316,39 @@ def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
                         value = before.load(at, lanes=lanes).to(after.dtype)
                         after.store_first(value, some.size, at)
     return replace(src, layout=src.layout.of(p.precision.weights))
+
+
+def _sums(module: Module, p: ConvProblem, io: Io, dot: Dot, window: _Window) -> None:
+    """A stage that sums the input under the filter for each group and output pixel, in `shared`.
+
+    The sums are products with ones.
+    """
+    strips, lanes = cut(p.oh, max(1, SUMMED // p.ow)), module.cpu.lanes
+    (kh, kw), size = window.kernel, 4 * lanes
+    count = tile_count(strips)
+    with module.stage("sums", p.n * p.groups * count) as (k, task):
+        strip, rest = task % count, task // count
+        group, image = rest % p.groups, rest // p.groups
+        src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)
+        src = at_channel(src, io.src, group, p.group_c)
+        of_group = k.argument("shared", p.oh * p.ow, dtype=I32).at(rest).strided(p.ow, 1)
+        for some in strips:
+            with some.when(k, strip) as top, k.loop(some.size) as row, k.loop(p.ow) as x:
+                y, total = top + row, k.tile(1, 1, lanes, I32)
+                total.fill(k.const(0, lanes, I32))
+                corner = src.at(0, 0, y * p.stride[0], x * p.stride[1])
+                for blocks in cut(window.channels, window.block):
+                    with k.times(blocks.count) as number, k.times(kh) as ky, k.times(kw) as kx:
+                        tap = (number + blocks.number, ky * p.dilation[0], kx * p.dilation[1])
+                        for parts in cut(blocks.size, size):
+                            ones = [1] * parts.size + [0] * (size - parts.size)
+                            with parts.loop(k) as first:
+                                pixels = corner.load(0, *tap, first, lanes=size)
+                                products = dot.prepare(pixels), (k.literal(ones, S8),)
+                                total[0, 0] = dot.add(total[0, 0], *products)
+                name = f"llvm.vector.reduce.add.v{lanes}i32"
+                taken = dot.offset * window.channels * kh * kw
+                of_group.store(k.target(name, I32, 1, total[0, 0]) + taken, y, x)
 
 
 def _number(text: str, name: str) -> int:
@@ -436,7 +474,7 @@ class _Outputs:
         top, left, width = at
         for is_first in outcomes(chunk.first):
             with self.k.when(chunk.first, is_first):
-                self._start(acc) if is_first else self._resume(acc, top, left, width)
+                self._start(acc, *at) if is_first else self._resume(acc, *at)
         sy, sx = self.p.stride
         self._add_products(acc, chunk, src.at(0, 0, top * sy, left * sx), width, met)
         for is_last in outcomes(chunk.last):
@@ -446,12 +484,20 @@ class _Outputs:
                 else:
                     self._interrupt(acc, top, left, width)
 
-    def _start(self, acc: Tile) -> None:
-        """Begin with the bias, which then need not be added unless weights are scaled."""
+    def _start(self, acc: Tile, top: Int, left: Int, width: int) -> None:
+        """Begin with the bias, which then need not be added unless weights are scaled.
+
+        To it belongs what the middles of centred weights add.
+        """
         for j in range(acc.cols):
             value = self.k.const(0.0, self.lanes) if self.scales else self._bias(j)
             for i in range(acc.rows):
                 acc[i, j] = value
+            if self.dot.centred:
+                middle = self._table(int(self.dot.offset > 0), j)
+                for i in range(acc.rows):
+                    pixel = top + i // width, left + i % width
+                    acc[i, j] = value + middle * self._pixel_sum(*pixel)
 
     def _bias(self, j: int) -> Vec:
         sums = self.p.precision.sums
@@ -459,10 +505,20 @@ class _Outputs:
         value = self.k.argument("bias", self.p.group_oc, lanes, dtype=sums).load(
             *place, lanes=lanes
         )
-        if not self.dot.offset:
-            return value
-        taken = self.k.argument("weights", self.width, lanes, dtype=sums)
-        return value + taken.load(*place, lanes=lanes)
+        return value + self._table(0, j) if self.dot.offset else value
+
+    def _table(self, number: int, j: int) -> Vec:
+        """What a table in front of the weights has for a vector of channels: see `table_room`."""
+        start = number * whole_lines(self.p.groups * self.width)
+        table = self.k.argument("weights", self.width, self.lanes, offset=start, dtype=I32)
+        return table.load(self.group, self.vector + j, lanes=self.lanes)
+
+    def _pixel_sum(self, y: Int, x: Int) -> Vec:
+        """The sum of the input under the filter at an output pixel, in every lane."""
+        p = self.p
+        strides = p.groups * p.oh * p.ow, p.oh * p.ow, p.ow, 1
+        sums = self.k.argument("shared", *strides, dtype=I32)
+        return sums.splat(self.image, self.group, y, x, lanes=self.lanes)
 
     def _resume(self, acc: Tile, top: Int, left: Int, width: int) -> None:
         """Go on with the sums of the blocks of K before."""

@@ -1,6 +1,6 @@
 """Integer convolution: scales and zero points as an operand, and the true result.
 
-Input u8 means (stored - zero) * scale, weights s8 mean stored * scale of their output channel. The
+Input u8 means (stored - zero) * scale, weights mean stored * scale of their output channel. The
 zero point of the input is part of the bias, so that a kernel sums only products of stored numbers:
 
     sum of x * w + bias,   bias = round(b / (scale_x * scale_w)) - zero_x * sum of w
@@ -211,10 +211,15 @@ def trial_operands(p: ConvProblem, seed: int) -> tuple[dict[str, NDArray[Any]], 
     rng, types = np.random.default_rng(seed), p.precision
     x = rng.integers(0, 256, (p.n, p.c, p.h, p.w), np.uint8)
     x[:, :, rng.random((p.h, p.w)) < 0.25] = 255
-    largest = types.largest
-    least = -128 if types.bits == 8 else -largest
-    weights = rng.integers(least, largest + 1, p.weight_shape).astype(np.int8)
-    extremes = np.where(rng.random(p.oc) < 0.5, largest, least).astype(np.int8)
+    kind = types.weights.numpy
+    if types.bits > 8:  # bytes less a zero point
+        least = -rng.integers(0, 256, p.oc)
+        weights = (rng.integers(0, 256, p.weight_shape) + least[:, None, None, None]).astype(kind)
+        extremes = np.where(rng.random(p.oc) < 0.5, least, least + 255).astype(kind)
+    else:
+        low, high = -128 if types.bits == 8 else -types.largest, types.largest
+        weights = rng.integers(low, high + 1, p.weight_shape).astype(kind)
+        extremes = np.where(rng.random(p.oc) < 0.5, high, low).astype(kind)
     chosen = rng.random(p.oc) < 0.25
     half = max(1, p.group_c // 2)
     weights[chosen, :half] = extremes[chosen, None, None, None]

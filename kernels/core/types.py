@@ -11,7 +11,7 @@ from fastrun.kernels.core.dtype import BF16, BY_NAME, F16, F32, I16, I32, S8, U8
 TYPES = "u8s8>u8|u8s8>f32|u8s7>u8|...|f32f16|f32bf16|f32s16|bf16|bf16>f32|b1"
 """The words in short, for messages."""
 
-_WORDS = r"u8s[2-8](>(u8|f32))?|f32f16|f32bf16|f32s16|bf16(>(bf16|f32))?|b1"
+_WORDS = r"u8s[2-9](>(u8|f32))?|f32f16|f32bf16|f32s16|bf16(>(bf16|f32))?|b1"
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Types:
 
     Integer weights have `bits` bits: their absolute values are at most 2^(bits - 1). Input of type
     u8 means (stored - zero point) * scale; weights of type s8 are symmetric, with a scale for each
-    output channel. With one bit tensors are float32 and count by their signs. Of `f32s16` tensors
-    are float32 too, and products those of int16: a kernel scales and rounds both operands.
+    output channel. Weights of nine bits are bytes less a zero point of their output channel, as
+    int16: those of a channel differ by at most 255. With one bit tensors are float32 and count by
+    their signs. Of `f32s16` tensors are float32 too, and products those of int16: a kernel scales
+    and rounds both operands.
     """
 
     src: DType = F32
@@ -52,7 +54,7 @@ class Types:
     @property
     def largest(self) -> int:
         """The largest integer weight of symmetric rounding; of 8 bits there is a -128 too."""
-        return 127 if self.bits == 8 else self.bound
+        return self.bound - 1 if self.bits >= 8 else self.bound
 
     @property
     def bound(self) -> int:
@@ -93,7 +95,8 @@ class Types:
             return cls(bits=1)
         inputs, _, output = word.partition(">")
         if inputs.startswith("u8s"):
-            return cls(U8, S8, BY_NAME[output or "u8"], int(inputs[3:]))
+            bits = int(inputs[3:])
+            return cls(U8, S8 if bits <= S8.bits else I16, BY_NAME[output or "u8"], bits)
         if inputs == "bf16":
             return cls(BF16, BF16, BY_NAME[output or "bf16"], 16)
         return cls(F32, {"f32bf16": BF16, "f32s16": I16}.get(inputs, F16), F32, 16)

@@ -20,10 +20,12 @@ from fastrun.graph.core.grid import Grid, weight_axis
 from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.ops import Conv
 from fastrun.graph.core.precision import float_reason
+from fastrun.graph.core.problems import conv_problems
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference.interpreter import run
-from fastrun.kernels.core.dtype import S8, U8
+from fastrun.graph.to_onnx.model import export_onnx
+from fastrun.kernels.core.dtype import I16, S8, U8
 from tests.graph.test_rounding import assert_weights_lie_on_grids
 from tests.support.graph_models import node, normal
 from tests.support.model_mutants import mutant
@@ -139,9 +141,30 @@ def test_other_forms_of_weights(changed: dict[str, Any]) -> None:
     assert graph.grids[graph.nodes[1].inputs[1]].dtype == S8
 
 
+@pytest.mark.parametrize("zero", [7, 101, 255])
+def test_weights_with_zero_points_are_integers_of_nine_bits(zero: int) -> None:
+    w = np.random.default_rng(1).integers(0, 256, (5, 4, 3, 3)).astype(np.uint8)
+    w[:, 0, 0, :2] = 0, 255
+    changed = {"w": w, "wz": np.uint8([zero, 128, 90, 140, 0])}
+    graph = checked(layer(**changed))
+    weights = graph.nodes[1].inputs[1]
+    assert graph.grids[weights].dtype == I16
+    np.testing.assert_array_equal(
+        graph.integers(weights), w.astype(int) - changed["wz"].astype(int).reshape(5, 1, 1, 1)
+    )
+    assert [p.types for p in conv_problems(graph, graph.nodes[1])] == ["", "u8s9>u8"]
+    again = checked(export_onnx(graph))
+    np.testing.assert_array_equal(again.integers(again.nodes[1].inputs[1]), graph.integers(weights))
+
+
+@pytest.mark.parametrize("zero", [3, -4])
+def test_weights_with_zero_points_stay_in_eight_bits_if_they_fit(zero: int) -> None:
+    w = np.random.default_rng(1).integers(-124, 125, (5, 4, 3, 3)).astype(np.int8)
+    graph = checked(layer(w=w, wz=np.int8([0, 0, zero, 0, 0])))
+    assert graph.grids[graph.nodes[1].inputs[1]].dtype == S8
+
+
 UNFIT = {
-    "asymmetric": {"wz": np.int8([0, 0, 3, 0, 0])},
-    "asymmetric bytes": {"w": np.zeros((5, 4, 3, 3), np.uint8), "wz": np.full(5, 7, np.uint8)},
     "another axis": {"axis": 1, "ws": np.full(4, 0.01, np.float32), "wz": np.zeros(4, np.int8)},
     "16 bits": {"w": np.full((5, 4, 3, 3), 999, np.int16), "wz": np.zeros(5, np.int16)},
 }
@@ -153,7 +176,7 @@ def test_layers_that_stay_in_float_say_so(name: str) -> None:
     assert len(graph.notes) == 1
     words = {"another axis": "axis 1", "16 bits": "int16"}
     assert graph.notes[0].startswith("node 'conv' (Conv) runs in float32: its ")
-    assert words.get(name, "asymmetric") in graph.notes[0]
+    assert words[name] in graph.notes[0]
     assert graph.nodes[1].inputs[1] not in graph.grids
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -37,6 +38,11 @@ PROBLEMS = [
     "conv 2x19x9x8 19x3x3 s2 p1 g19 bias add u8s7>u8",
     "conv 1x70x7x9 70x5x5 s1 p2 d1x2 g70 bias leaky0.1 u8s8>u8",
     "conv 1x16x9x11 16x7x7 s2x1 p3 d2x1 g16 bias u8s8>f32",
+    "conv 1x16x9x7 16x3x3 s1 p1 bias relu u8s9>u8",
+    "conv 2x140x5x6 33x1x1 s1 p0 bias add u8s9>u8",
+    "conv 2x3x20x21 18x7x7 s2 p3 bias relu6 u8s9>u8",
+    "conv 1x24x7x7 16x3x3 s1 p1 g2 d2x1 bias u8s9>f32",
+    "conv 1x40x9x8 40x3x3 s1 p1 g40 bias relu6 u8s9>u8",
 ]
 
 
@@ -79,15 +85,33 @@ def test_saturating_weights_would_be_found() -> None:
     assert np.abs(pairs).max() > 32767
 
 
+def test_weights_of_nine_bits_need_products_of_their_own() -> None:
+    """Their operands have both signs' extremes, and the rows of a channel fit bytes."""
+    p = ConvProblem.parse("conv 1x16x9x7 64x3x3 s1 p1 bias u8s9>u8")
+    weights = trial_operands(p, seed=1)[0]["weights"].reshape(p.oc, -1).astype(int)
+    assert np.ptp(weights, axis=1).max() == 255
+    assert weights.min() < -200
+    assert weights.max() > 200
+    template = templates()["direct"]
+    for cpu in CPUS:
+        for dot in dots(p.precision, cpu):
+            s = replace(template.heuristic(p, cpu), dot=dot.name, tile_h=1, tile_w=2, cols=1)
+            program = template.program(p, s, cpu)
+            assert (len(program.stages) == 2) == dot.centred
+            if dot.centred:
+                with pytest.raises(ValueError, match="differ by more than 255"):
+                    program.pack_weights(np.resize([-128, 128], p.weight_shape))
+
+
 def test_sums_beyond_int32_are_refused() -> None:
     with pytest.raises(ProblemError, match="can exceed int32"):
         ConvProblem.parse("conv 1x70000x1x1 1x1x1 s1 p0 u8s8>f32")
 
 
 def test_blocks_of_channels() -> None:
-    p = ConvProblem.parse("conv 1x24x6x6 24x3x3 s1 p1 bias relu u8s8>u8")
-    template = templates()["direct"]
-    for cpu in CPUS:
+    template, plain = templates()["direct"], "conv 1x24x6x6 24x3x3 s1 p1 bias relu"
+    problems = [ConvProblem.parse(f"{plain} {types}") for types in ("u8s8>u8", "u8s9>u8")]
+    for p, cpu in product(problems, CPUS):
         for layout in ("NCHW8c", "NHWC>NCHW8c", "NCHW8c>NHWC"):
             for dot in dots(p.precision, cpu):
                 if dot.group <= 8:

@@ -23,7 +23,6 @@ EMULATOR, CROSS = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-
 MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
-void STAGE(void *, void *, void *, void *, void *, void *, void *, long, long);
 static void *whole(const char *name, size_t size) {
     char *x = calloc(size, 1);
     FILE *file = fopen(name, "rb");
@@ -33,7 +32,8 @@ static void *whole(const char *name, size_t size) {
 int main(void) {
     void *src = whole("src", SIZE), *w = whole("weights", SIZE), *bias = whole("bias", SIZE);
     void *add = whole("add", SIZE), *dst = whole("dst", SIZE);
-    STAGE(src, w, bias, add, dst, 0, 0, 0, TASKS);
+    void *shared = whole("shared", SIZE);
+    STAGES
     FILE *out = fopen("out", "wb");
     return fwrite(dst, 1, SIZE, out) != SIZE || fclose(out);
 }
@@ -42,12 +42,13 @@ int main(void) {
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (EMULATOR and CROSS), reason="no emulator of AArch64, or no compiler")
+@pytest.mark.parametrize("bits", [8, 9])
 @pytest.mark.parametrize("kind", ["sdot", "usdot", "fma"])
-def test_neon(kind: str, tmp_path: Path) -> None:
+def test_neon(kind: str, bits: int, tmp_path: Path) -> None:
     cpu = replace(Cpu.neon(), features="+dotprod,+i8mm")
-    p = ConvProblem.parse("conv 1x20x6x5 24x3x3 s1 p1 g2 bias add relu u8s8>u8")
+    p = ConvProblem.parse(f"conv 1x20x6x5 24x3x3 s1 p1 g2 bias add relu u8s{bits}>u8")
     if kind == "fma":
-        p = ConvProblem.parse("conv 1x20x6x5 20x3x3 s1 p1 g20 bias add relu u8s8>u8")
+        p = ConvProblem.parse(f"conv 1x20x6x5 20x3x3 s1 p1 g20 bias add relu u8s{bits}>u8")
     template = templates()["depthwise" if kind == "fma" else "direct"]
     assert kind == "fma" or kind in [dot.name for dot in dots(p.precision, cpu)]
     schedule = replace(template.heuristic(p, cpu), dot=kind)
@@ -62,8 +63,12 @@ def test_neon(kind: str, tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content.tobytes())
-    (stage,) = program.stages
-    text = MAIN.replace("STAGE", stage.symbol).replace("TASKS", str(stage.tasks))
+    signature, calls = "void *, " * 7 + "long, long", ""
+    text = MAIN
+    for stage in program.stages:
+        text = f"void {stage.symbol}({signature});\n{text}"
+        calls += f"    {stage.symbol}(src, w, bias, add, dst, shared, 0, 0, {stage.tasks});\n"
+    text = text.replace("    STAGES\n", calls)
     (tmp_path / "main.c").write_text(text.replace("SIZE", str(1 << 16)))
     (tmp_path / "kernel.s").write_text(compile_assembly(program.ir, cpu))
     build = [CROSS or "", "-static", "-march=armv8.6-a", "main.c", "kernel.s", "-o", "run"]

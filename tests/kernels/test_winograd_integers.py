@@ -73,6 +73,7 @@ def test_small_tiles_are_exact(m: tuple[int, int], cpu: Cpu) -> None:
         ("conv 1x96x6x6 33x3x3 s1 p1 bias u8s8>u8", {"chunk": "32", "oc_block": 4, "cols": 1}),
         ("conv 1x64x8x8 24x3x3 s1 p1 bias u8s8>u8", {"points": "balanced", "prefetch": 64}),
         ("conv 1x1x5x5 3x2x2 s1 p0 u8s8>u8", {}),
+        ("conv 1x40x9x7 24x3x3 s1 p1 bias add u8s9>u8", {}),
     ],
 )
 def test_odd_problems(text: str, changes: dict[str, object], cpu: Cpu) -> None:

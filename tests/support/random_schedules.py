@@ -27,7 +27,7 @@ from tests.support.integers import steps_allowed, steps_off_by
 
 LAYOUTS = ("NCHW", "NHWC", *(f"NCHW{b}c" for b in BLOCKS))
 
-TYPES = "u8s8>u8", "u8s8>u8", "u8s8>f32", "u8s7>u8", "u8s6>u8", "u8s4>f32"
+TYPES = "u8s8>u8", "u8s8>u8", "u8s8>f32", "u8s7>u8", "u8s6>u8", "u8s4>f32", "u8s9>u8"
 
 # Errors allowed: of sums of products, and of Winograd's largest tiles.
 EXACT, TRANSFORMED = 2e-5, 5e-3

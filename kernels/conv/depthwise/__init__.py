@@ -101,7 +101,7 @@ def kinds(p: ConvProblem, cpu: Cpu) -> dict[str, Dot | None]:
     if not p.precision.integer:
         return {"": None}
     plain = p.group_c == p.group_oc == 1
-    words = [d for d in dots(p.precision, cpu) if d.group == ROWS and not d.offset] if plain else []
+    words = [d for d in dots(p.precision, cpu) if d.group == ROWS and d.plain] if plain else []
     return {**{d.name: d for d in words}, "fma": None}
 
 

@@ -117,14 +117,15 @@ def _packed(
     filters: NDArray[Any], p: ConvProblem, channels: int, lanes: int, heights: Sequence[int],
     dot: Dot,
 ) -> NDArray[Any]:  # fmt: skip
-    filled = np.zeros((channels, *p.kernel), np.int8)
+    dtype = dot.types.weights.numpy
+    filled = np.zeros((channels, *p.kernel), dtype)
     filled[: len(filters)] = filters
-    places, none = filled[order_of(channels, dot)], np.zeros((channels, p.kernel[1]), np.int8)
+    places, none = filled[order_of(channels, dot)], np.zeros((channels, p.kernel[1]), dtype)
     pieces = []
     for taps in (pattern.taps for h in heights for pattern in patterns(p, h)):
         rows = np.stack([places[:, tap] if tap >= 0 else none for tap in taps])
         words = rows.transpose(2, 1, 0).reshape(p.kernel[1], -1, lanes, ROWS)
-        pieces.append(dot.order(words).astype(dot.types.weights.numpy).reshape(-1))
+        pieces.append(dot.order(words).reshape(-1))
     return np.concatenate(pieces)
 
 

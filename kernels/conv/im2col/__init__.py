@@ -4,7 +4,8 @@ The number of pixels in a block is a parameter; the textbook has one block for t
 block is unfolded straight into the panels that the product reads (`fused`), or first into a matrix
 that is packed afterwards. K is cut into blocks of `kc` input channels; between them the output
 holds partial sums, or a workspace if it has no room for them. In NCHW vectors are pixels, in other
-layouts output channels.
+layouts output channels, and weights may have 16 bits. A product of pairs of bf16 rounds the input
+as it is unfolded.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from fastrun.kernels.conv.im2col.forms import Channels, Planar, kinds, pixel_lan
 from fastrun.kernels.conv.im2col.product import Product
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.dtype import BF16, F32, DType
 from fastrun.kernels.core.layout import NHWC
 from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
@@ -35,8 +36,8 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    if p.precision.integer:
-        return _of_integers(p, cpu)
+    if p.types:
+        return _of_channels(p, cpu)
     lanes = pixel_lanes(p, cpu)
     pixels = p.oh * p.ow
     _, rows, cols = best_tile(1, min(p.group_oc, 16), -(-pixels // lanes), cpu)
@@ -72,7 +73,7 @@ def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
     )
     channels = s.rows if planes else s.cols * lanes
     panel = dot.types.weights.bytes(terms * channels)
-    unfolded = dot.types.src.bytes(terms * s.block)
+    unfolded = dot.operand.bytes(terms * s.block)
     weights = dot.types.weights.bytes(terms * p.group_oc)
     found = [held]
     if panel <= cpu.l1:
@@ -87,13 +88,13 @@ def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
     return found
 
 
-def _of_integers(p: ConvProblem, cpu: Cpu) -> Schedule:
+def _of_channels(p: ConvProblem, cpu: Cpu) -> Schedule:
     """Blocks of pixels that fill half of L2, for the best kind of dot product."""
-    dot = next(iter(kinds(p, cpu).values()))
+    dot = next(x for x in kinds(p, cpu).values() if not x.rounds or p.group_c % x.group == 0)
     lanes, pixels = channel_lanes(p.group_oc, NHWC, cpu, p.precision), p.oh * p.ow
     vectors = -(-p.group_oc // lanes)
     _, rows, cols = best_tile(1, pixels, vectors, cpu, p.depth, further=dot.spare)
-    block = max(rows, cpu.l2 // 2 // dot.types.src.bytes(p.depth))
+    block = max(rows, cpu.l2 // 2 // dot.operand.bytes(p.depth))
     return Schedule("NHWC", rows, cols, 4, min(block, pixels), p.group_c, True, dot.name)
 
 
@@ -133,8 +134,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     return module.program(io, product.pack_weights, local_bytes=product.local_bytes)
 
 
-def _has_dots(types: Types, cpu: Cpu) -> bool:
-    return types.integer and any(not dot.offset for dot in dots(types, cpu))
+def takes(types: Types, cpu: Cpu) -> bool:
+    """Integers, and float32 input with weights of any type that a kind of dot product has."""
+    return types.src is not BF16 and any(dot.plain for dot in dots(types, cpu))
 
 
 template = KernelTemplate(
@@ -144,7 +146,7 @@ template = KernelTemplate(
     heuristic,
     build,
     rank=lambda p, cpu: 0,
-    takes=lambda types, cpu: types == Types() or _has_dots(types, cpu),
+    takes=takes,
     grain=lambda p, s: -(-s.block // p.ow),
     levels=levels,
 )

@@ -35,7 +35,7 @@ def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
 
 def kinds(p: ConvProblem, cpu: Cpu) -> dict[str, Dot]:
     """The kinds of dot products by name, the best first."""
-    found = [dot for dot in dots(p.precision, cpu) if not dot.offset]
+    found = [dot for dot in dots(p.precision, cpu) if dot.plain]
     if p.precision.integer and cpu.machine == "x86_64":
         # Better than widening them in the loop.
         found.insert(-1, widened(p.precision))
@@ -133,6 +133,8 @@ class Channels(Product):
         self.block = io.src.layout.blocked or s.kc
         check(s.kc % self.block == 0 or s.kc == p.group_c, "kc is not whole channel blocks")
         whole = self.block >= s.kc or self.block % self.dot.group == 0
+        # A number behind the last channel would be anything, and times zero not zero.
+        whole &= not self.dot.rounds or p.group_c % self.dot.group == s.kc % self.dot.group == 0
         check(whole, f"dot={s.dot} needs {self.dot.group} channels side by side")
         self.plain = not io.dst.layout.blocked
         self.tiles = cut(p.oh * p.ow, s.rows)
@@ -162,7 +164,7 @@ class Channels(Product):
                 for r, corner in enumerate(corners):
                     tap = corner.at(0, b, ky * p.dilation[0], kx * p.dilation[1])
                     for c, lanes in pieces(some.size, width):
-                        value = tap.load(0, 0, 0, 0, c, lanes=lanes).to(dot.types.src)
+                        value = tap.load(0, 0, 0, 0, c, lanes=lanes).to(dot.operand)
                         if self.s.fused:
                             at_ = (term * tile.size + r * size) * dot.group + c
                             panel.store(value, at_)

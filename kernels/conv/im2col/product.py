@@ -17,6 +17,7 @@ from fastrun.kernels.codegen.builder import (
 from fastrun.kernels.codegen.chunks import Chunk
 from fastrun.kernels.codegen.dot import Dot
 from fastrun.kernels.codegen.epilogue import finish, finish_run, longest_run
+from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.tiling import Tiles, tile_count
 from fastrun.kernels.conv.im2col.schedule import Schedule
 from fastrun.kernels.core.cpu import whole_lines
@@ -61,7 +62,7 @@ class Product(ABC):
     @property
     def matrix_bytes(self) -> int:
         """Bytes of the unfolded matrix, in whole cache lines if partial sums follow it."""
-        size = self.dot.types.src.bytes(self.matrix_size)
+        size = self.dot.operand.bytes(self.matrix_size)
         return F32.bytes(whole_lines(-(-size // F32.bytes()))) if self.partial_width else size
 
     @property
@@ -111,9 +112,10 @@ class Product(ABC):
         self.src = at_channel(src, io.src, group, p.group_c)
         self.dst = at_channel(k.tensor("dst", io.dst).at(image), io.dst, group, p.group_oc)
         self.add = at_channel(k.tensor("add", io.add).at(image), io.add, group, p.group_oc)
-        types, unfolded = self.dot.types, self.dot.types.src
+        unfolded, width = self.dot.operand, self.panels[-1].end * self.lanes
         self.bias = k.argument("bias", p.group_oc, 1, dtype=p.precision.sums).at(group)
-        self.weights = k.argument("weights", 1, dtype=types.weights)
+        self.weights, scales = weights_at(k, self.dot.types.weights, p.groups * width, 1)
+        self.scales = scales.strided(width, self.lanes).at(group) if scales else None
         self.packed = k.argument("local", 1, dtype=unfolded)
         self.matrix = k.argument("local", 1, offset=self.matrix_size, dtype=unfolded)
 
@@ -130,7 +132,9 @@ class Product(ABC):
         for is_first in outcomes(chunk.first):
             with self.k.when(chunk.first, is_first):
                 for cell, (channel, pixel, _) in cells.items():
-                    if is_first:
+                    if is_first and self.scales:
+                        acc[cell] = self.k.const(0.0, self.lanes)
+                    elif is_first:
                         acc[cell] = self.bias_of(channel)
                     else:
                         acc[cell] = self._partial(channel, pixel).load(lanes=self.lanes)
@@ -145,14 +149,22 @@ class Product(ABC):
                 for cell, (channel, pixel, kept) in cells.items():
                     if is_last and self.p.add:
                         add = self._output(self.add, self.io.add, channel, pixel)
-                        value = finish(self.p, acc[cell], add.load(lanes=self.lanes))
+                        total = self._total(acc[cell], channel)
+                        value = finish(self.p, total, add.load(lanes=self.lanes))
                     elif is_last:
-                        value = finish(self.p, acc[cell], None)
+                        value = finish(self.p, self._total(acc[cell], channel), None)
                     target = self._output(self.dst, self.io.dst, channel, pixel)
                     if not is_last and self.partial_width:
                         self._partial(channel, pixel).store(acc[cell])
                     else:
                         target.store_first(value if is_last else acc[cell], kept)
+
+    def _total(self, total: Vec, channel: Int) -> Vec:
+        """A finished sum, without the power of two that 16-bit weights are scaled by."""
+        if not self.scales:
+            return total
+        scale = self.scales.load(0, channel, lanes=self.lanes)
+        return unscale(total, scale, self.bias_of(channel))
 
     def _finish_integers(self, acc: Tile, cells: Cells) -> None:
         """Store results, several vectors of channels of a pixel together."""
