@@ -86,8 +86,8 @@ def _light_plan(
         # Panels are filled up, and dense layers have weights too.
         target -= taken - max_weights
     raise UnsupportedError(
-        f"the packed weights of {graph.name} take {taken / 1e6:.1f} MB in the lightest plan: allow "
-        f"more than {max_weights / 1e6:.1f} MB"
+        f"the packed weights of {graph.name} take {taken / 1e6:.3g} MB in the lightest plan: allow "
+        f"more than {max_weights / 1e6:.3g} MB"
     )
 
 

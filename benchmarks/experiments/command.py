@@ -67,8 +67,9 @@ def carry_out(parts: Sequence[Part], arguments: Namespace) -> int:
         found[part.name] = findings = part.measure(arguments.quick)
         print(f"\n{part.name}")
         part.show(findings.table)
-        noise = noise_of(findings.records)
-        print(f"noise {percent(noise)}, {in_words(noise)}")
+        if findings.records:
+            noise = noise_of(findings.records)
+            print(f"noise {percent(noise)}, {in_words(noise)}")
         write_csv(arguments.csv, part.name, findings.table)
     if arguments.json:
         _write_json(arguments.json, found)

@@ -114,15 +114,18 @@ asked:
 
 
 def choose(count: int) -> str:
-    """The variant wanted, or the first that the processor supports; -1 if there is none."""
+    """The variant wanted, or the first that the processor supports if -1 is wanted.
+
+    -1 if the processor supports none, -2 if there is none of this number.
+    """
     return f"""define internal i64 @choose(i32 %wanted) nounwind {{
 entry:
-  %asked = icmp sge i32 %wanted, 0
-  %known = icmp slt i32 %wanted, {count}
+  %asked = icmp ne i32 %wanted, -1
+  %known = icmp ult i32 %wanted, {count}
   %number = sext i32 %wanted to i64
   br i1 %asked, label %named, label %look
 named:
-  br i1 %known, label %try, label %none
+  br i1 %known, label %try, label %unknown
 try:
   %runs = call i1 @supported(i64 %number)
   br i1 %runs, label %this, label %none
@@ -140,4 +143,6 @@ other:
   br i1 %more, label %look, label %none
 none:
   ret i64 -1
+unknown:
+  ret i64 -2
 }}"""

@@ -7,7 +7,6 @@ from fastrun.graph.aot.layout import (
     COUNT_AT,
     IN_PLACE_AT,
     INPUT,
-    INPUT_BITS,
     KIND_BITS,
     LOCALS_AT,
     MADV_HUGEPAGE,
@@ -15,6 +14,7 @@ from fastrun.graph.aot.layout import (
     MAPPED_SIZE_AT,
     OUTPUT,
     OWN_AT,
+    PORT_BITS,
     STEP_BYTES,
     STEPS_AT,
     STRIDES_AT,
@@ -75,7 +75,7 @@ define internal i64 @whole(i64 %number, i64 %threads) nounwind {{
 
 def _strides(x: Interface) -> str:
     """Copy the caller's strides into a context: a table of addresses, null for dense arrays."""
-    return f"""define internal void @take_strides(ptr %table, ptr %tensors, i64 %first, i64 %count,
+    return f"""define internal void @take_strides(ptr %table, i64 %first, i64 %count,
                                    ptr %given) nounwind {{
 entry:
   %nothing = icmp eq ptr %given, null
@@ -97,7 +97,7 @@ measure:
   %far = mul i64 %number, {x.slot}
   %slot = getelementptr i8, ptr %slots, i64 %far
   store ptr %slot, ptr %own.at, align 8
-  %rank.at = getelementptr %tensor, ptr %tensors, i64 %i, i32 3
+  %rank.at = getelementptr %tensor, ptr @ports, i64 %number, i32 3
   %rank = load i64, ptr %rank.at, align 8
   %axes = icmp ne i64 %rank, 0
   br i1 %axes, label %axis, label %next
@@ -154,9 +154,8 @@ entry:
   %steps.size = mul i64 %count, {STEP_BYTES}
   %strides = getelementptr i8, ptr %steps, i64 %steps.size
 {word(STRIDES_AT, "%strides", "ptr")}
-  call void @take_strides(ptr %strides, ptr @inputs, i64 0, i64 {len(x.inputs)}, ptr %in.strides)
-  call void @take_strides(ptr %strides, ptr @outputs, i64 {len(x.inputs)}, i64 {len(x.outputs)},
-                          ptr %out.strides)
+  call void @take_strides(ptr %strides, i64 0, i64 {len(x.inputs)}, ptr %in.strides)
+  call void @take_strides(ptr %strides, i64 {len(x.inputs)}, i64 {len(x.outputs)}, ptr %out.strides)
   %fitting = call i64 @fitting(ptr %strides, i32 %in.place)
 {word(IN_PLACE_AT, "%fitting")}
   br label %workspace
@@ -194,7 +193,7 @@ operand:
   %in.weights = icmp eq i64 %kind, {WEIGHTS}
   %takes = icmp eq i64 %kind, {TAKEN}
   %in.either = or i1 %in.arena, %takes
-  %place.in.arena = and i64 %code, {(1 << INPUT_BITS) - 1}
+  %place.in.arena = and i64 %code, {(1 << PORT_BITS) - 1}
   %a = getelementptr i8, ptr %arena, i64 %place.in.arena
   %w = getelementptr i8, ptr %packed, i64 %offset
   %or.null = select i1 %in.weights, ptr %w, ptr null

@@ -99,13 +99,12 @@ def export(
     plans = plans or {}
     named = list(dict.fromkeys(targets))
     cpus = [_on(target(t), system) for t in named]
+    if len({cpu.triple for cpu in cpus}) > 1:
+        raise ExportError("targets of one export have one architecture: export twice")
     built = [
         _built(graph, t, cpu, i, plans.get(t), threads, max_weights)
         for i, (t, cpu) in enumerate(zip(named, cpus, strict=True))
     ]
-    triples = {b.cpu.triple for b in built}
-    if len(triples) > 1:
-        raise ExportError("targets of one export have one architecture: export twice")
     body, starts = b"", list[int]()
     for b in built:
         body = body.ljust(-(-len(body) // WEIGHTS_ALIGN) * WEIGHTS_ALIGN, b"\0")
@@ -217,7 +216,7 @@ def _arranged(
 
 
 def _in_place(built: Sequence[Built]) -> list[InPlace | None]:
-    """How inputs lie that the code of all targets reads where they are."""
+    """How inputs and outputs lie that the code of all targets uses where they are."""
     each = zip(*(b.image.in_place for b in built), strict=True)
     return [places[0] if len({*places}) == 1 else None for places in each]
 

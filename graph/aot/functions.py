@@ -36,7 +36,10 @@ FUNCTIONS = ("open", "memory", "run", "clone", "close", "isa", "input", "output"
 def functions(x: Interface) -> str:
     """All of them."""
     others = [f(x.prefix) for f in (_memory, _run, _close, _isa)]
-    told = [_described(x.prefix, kind) for kind in ("input", "output")]
+    told = [
+        _described(x.prefix, "input", 0, len(x.inputs)),
+        _described(x.prefix, "output", len(x.inputs), len(x.outputs)),
+    ]
     return "\n\n".join([_open(x), _clone(x), *others, *told])
 
 
@@ -126,6 +129,9 @@ no.room:
 lacking:
   ret i32 {code("WEIGHTS_MISSING")}
 unsupported:
+  %unknown = icmp eq i64 %number, -2
+  br i1 %unknown, label %bad, label %lacks
+lacks:
   ret i32 {code("PROCESSOR")}
 bad:
   ret i32 {code("OPTIONS")}
@@ -222,7 +228,7 @@ run:
   %copied = icmp eq i64 %fitting, 0
   br i1 %copied, label %walk, label %replace
 replace:
-  call void @put_in_place(ptr %context, ptr %inputs)
+  call void @put_in_place(ptr %context, ptr %inputs, ptr %outputs)
   br label %walk
 walk:
   %team = getelementptr i8, ptr %context, i64 {TEAM_AT}
@@ -317,13 +323,13 @@ def _isa(p: str) -> str:
 }}"""
 
 
-def _described(p: str, kind: str) -> str:
-    """What an input or output is; null if there is none of this number."""
+def _described(p: str, kind: str, first: int, count: int) -> str:
+    """What an input or output is, of `count` from port `first` on; null for other numbers."""
     return f"""define ptr @{p}_{kind}(i32 %i) nounwind {{
-  %count = load i64, ptr @{kind}s.count, align 8
   %number = zext i32 %i to i64
-  %known = icmp ult i64 %number, %count
-  %at = getelementptr %tensor, ptr @{kind}s, i64 %number
+  %known = icmp ult i64 %number, {count}
+  %port = add i64 %number, {first}
+  %at = getelementptr %tensor, ptr @ports, i64 %port
   %found = select i1 %known, ptr %at, ptr null
   ret ptr %found
 }}"""

@@ -13,12 +13,12 @@ from fastrun.graph.aot.layout import (
     ARENA,
     ENTRY,
     INPUT,
-    INPUT_BITS,
     KIND_BITS,
     LOOSE,
     MOST_IN_PLACE,
     NONE,
     OUTPUT,
+    PORT_BITS,
     TAKEN,
     WEIGHTS,
     InPlace,
@@ -41,7 +41,7 @@ class Image:
 
     `steps` is the symbol of the table, which has `count` entries; `loose` that of a table with the
     steps that copy inputs in and outputs out by strides of the caller's. `in_place` says for each
-    input how it must lie so that steps can read it there, None if they cannot.
+    input and output how it must lie so that steps can use it there, None if they cannot.
     """
 
     ir: str
@@ -83,23 +83,24 @@ def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: s
 
     nothing = NONE << KIND_BITS
 
-    places = [_in_place(port, types, steps) for port in arrangement.inputs]
-    taken = {
-        port.buffer: i for i, port in enumerate(arrangement.inputs[:MOST_IN_PLACE]) if places[i]
-    }
+    inputs, outputs = arrangement.inputs, arrangement.outputs
+    copied = [port.buffer for port in (*inputs, *outputs)]
+    places = [_read_in_place(port, types, steps) for port in inputs]
+    places += [_written_in_place(x, types, steps, copied.count(x.buffer)) for x in outputs]
+    taken = {buffer: i for i, buffer in enumerate(copied[:MOST_IN_PLACE]) if places[i]}
 
     def buffer(number: int | None) -> int:
         if number is None:
             return nothing
         if number in taken:
-            return _code(TAKEN, taken[number] << INPUT_BITS | offsets[number])
+            return _code(TAKEN, taken[number] << PORT_BITS | offsets[number])
         return _code(ARENA, offsets[number])
 
     loose = list[str]()
-    for i, port in enumerate(arrangement.inputs):
+    for i, port in enumerate(inputs):
         program = convert(cpu, _given(port, types), _view(port))
         loose += called(convert_strided(cpu, _given(port, types), _view(port), "src"))
-        last = i == len(arrangement.inputs) - 1
+        last = i == len(inputs) - 1
         source = _code(INPUT, i)
         add(program, [source, nothing, nothing, nothing, buffer(port.buffer), nothing], last)
     for i, step in enumerate(steps):
@@ -107,7 +108,7 @@ def image(arrangement: Arrangement, cpu: Cpu, types: Mapping[str, DType], tag: s
         workspace = _code(ARENA, offsets[len(arrangement.buffers) + i])
         operands = [buffer(step.src), weights, bias, buffer(step.add), buffer(step.dst), workspace]
         add(step.program, operands, step.joins)
-    for i, port in enumerate(arrangement.outputs):
+    for i, port in enumerate(outputs):
         program = convert(cpu, _view(port), _given(port, types))
         loose += called(convert_strided(cpu, _view(port), _given(port, types), "dst"))
         target = _code(OUTPUT, i)
@@ -127,18 +128,35 @@ def _code(kind: int, value: int) -> int:
     return kind << KIND_BITS | value
 
 
-def _in_place(port: Port, types: Mapping[str, DType], steps: Sequence[Step]) -> InPlace | None:
+def _read_in_place(port: Port, types: Mapping[str, DType], steps: Sequence[Step]) -> InPlace | None:
     """How an input must lie so that steps can read it there."""
-    if types[port.name] is not F32 or port.placement.dtype is not F32:
-        return None
     written = any(s.dst == port.buffer and s.work != "halo" for s in steps)
+    return None if written else _in_place(port, types, steps)
+
+
+def _written_in_place(
+    port: Port, types: Mapping[str, DType], steps: Sequence[Step], uses: int
+) -> InPlace | None:
+    """How an output must lie so that steps can write it there.
+
+    Steps that read a buffer may read behind it, where the caller has other memory. `uses` is the
+    number of inputs and outputs in its buffer.
+    """
+    read = any(port.buffer in (s.src, s.add) for s in steps)
+    filled = port.placement.size == math.prod(port.shape)
+    return _in_place(port, types, steps) if filled and not read and uses == 1 else None
+
+
+def _in_place(port: Port, types: Mapping[str, DType], steps: Sequence[Step]) -> InPlace | None:
+    """How an array of the caller's must lie to take the place of a port's buffer."""
     # Distances between gathered buffers are constants of the code.
     gathered = any(s.gathered and port.buffer in s.buffers for s in steps)
-    if written or gathered:
+    if gathered or types[port.name] is not F32 or port.placement.dtype is not F32:
         return None
-    view, size = _view(port), port.placement.size + READ_SLACK
-    dense = port.placement.size == math.prod(port.shape)
-    return InPlace(view.strides, F32.bytes(view.offset), F32.bytes(size), dense)
+    view, size = _view(port), port.placement.size
+    plain = zip(view.strides, _given(port, types).strides, port.shape, strict=True)
+    dense = size == math.prod(port.shape) and all(a == b or n == 1 for a, b, n in plain)
+    return InPlace(view.strides, F32.bytes(view.offset), F32.bytes(size + READ_SLACK), dense)
 
 
 def _given(port: Port, types: Mapping[str, DType]) -> Strided:

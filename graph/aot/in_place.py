@@ -1,13 +1,14 @@
-"""Inputs that steps read where the caller has them, instead of a copy in the arena."""
+"""Inputs and outputs that steps use where the caller has them, instead of a copy in the arena."""
 
 from __future__ import annotations
 
 from fastrun.graph.aot.layout import (
     IN_PLACE_AT,
     INPUT,
-    INPUT_BITS,
     KIND_BITS,
     MOST_IN_PLACE,
+    OUTPUT,
+    PORT_BITS,
     STEP_BYTES,
     STEPS_AT,
     STRIDES_AT,
@@ -20,7 +21,7 @@ from fastrun.kernels.core.cpu import CACHE_LINE
 
 
 def in_place(x: Interface) -> str:
-    """A table of how inputs must lie, and the functions that read it."""
+    """A table of how inputs and outputs must lie, and the functions that read it."""
     rows, constants = list[str](), list[str]()
     for i, place in enumerate(x.in_place):
         strides = "null"
@@ -32,24 +33,22 @@ def in_place(x: Interface) -> str:
         origin, dense = (place.origin, int(place.dense)) if place else (0, 0)
         rows.append(f"%place {{ i64 {origin}, i64 {dense}, ptr {strides} }}")
     table = f"@places = internal constant [{len(rows)} x %place] [{', '.join(rows)}]"
-    considered = min(len(rows), MOST_IN_PLACE)
-    return "\n\n".join(
-        ["%place = type { i64, i64, ptr }", *constants, table, _fitting(considered), _RESOLVE, _PUT]
-    )
+    functions = [_fitting(min(len(rows), MOST_IN_PLACE)), _resolve(x), _put(x)]
+    return "\n\n".join(["%place = type { i64, i64, ptr }", *constants, table, *functions])
 
 
 def _fitting(count: int) -> str:
-    """Those of the first inputs that lie as steps read them: a bit for each.
+    """Those of the first ports that lie as steps use them: a bit for each.
 
     The stride of an axis with one element does not matter.
     """
     return f"""define internal i64 @fitting(ptr %strides, i32 %asked) nounwind {{
 entry:
   %none = icmp eq i32 %asked, 0
-  br i1 %none, label %nothing, label %input
+  br i1 %none, label %nothing, label %port
 nothing:
   ret i64 0
-input:
+port:
   %i = phi i64 [ 0, %entry ], [ %i.next, %judged ]
   %mask = phi i64 [ 0, %entry ], [ %mask.next, %judged ]
   %place.at = getelementptr %place, ptr @places, i64 %i
@@ -62,7 +61,7 @@ look:
   %given = load ptr, ptr %given.at, align 8
   %dense.word = extractvalue %place %place, 1
   %dense = icmp ne i64 %dense.word, 0
-  %tensor.at = getelementptr %tensor, ptr @inputs, i64 %i
+  %tensor.at = getelementptr %tensor, ptr @ports, i64 %i
   %tensor = load %tensor, ptr %tensor.at, align 8
   %shape = extractvalue %tensor %tensor, 2
   %rank = extractvalue %tensor %tensor, 3
@@ -88,28 +87,38 @@ alike:
   %a.more = icmp ult i64 %a.next, %rank
   br i1 %a.more, label %axis, label %judged
 judged:
-  %fits = phi i1 [ false, %input ], [ %dense, %look ], [ true, %axes ], [ false, %axis ],
+  %fits = phi i1 [ false, %port ], [ %dense, %look ], [ true, %axes ], [ false, %axis ],
                  [ true, %alike ]
   %one = zext i1 %fits to i64
   %bit = shl i64 %one, %i
   %mask.next = or i64 %mask, %bit
   %i.next = add i64 %i, 1
   %more = icmp ult i64 %i.next, {count}
-  br i1 %more, label %input, label %done
+  br i1 %more, label %port, label %done
 done:
   ret i64 %mask.next
 }}"""
 
 
-_RESOLVE = f"""define internal ptr @in_place(ptr %context, ptr %inputs, i64 %code) nounwind {{
-  %high = lshr i64 %code, {INPUT_BITS}
-  %number = and i64 %high, {(1 << (KIND_BITS - INPUT_BITS)) - 1}
+_PORT = (1 << (KIND_BITS - PORT_BITS)) - 1
+
+
+def _resolve(x: Interface) -> str:
+    """The caller's buffer for an operand that a port may take; null if it must be copied."""
+    return f"""define internal ptr @in_place(ptr %context, ptr %inputs, ptr %outputs,
+                              i64 %code) nounwind {{
+  %high = lshr i64 %code, {PORT_BITS}
+  %number = and i64 %high, {_PORT}
+  %reads = icmp ult i64 %number, {len(x.inputs)}
+  %behind = sub i64 %number, {len(x.inputs)}
+  %arrays = select i1 %reads, ptr %inputs, ptr %outputs
+  %which = select i1 %reads, i64 %number, i64 %behind
   %fitting.at = getelementptr i8, ptr %context, i64 {IN_PLACE_AT}
   %fitting = load i64, ptr %fitting.at, align 8
   %shifted = lshr i64 %fitting, %number
   %bit = and i64 %shifted, 1
   %fits = icmp ne i64 %bit, 0
-  %given.at = getelementptr ptr, ptr %inputs, i64 %number
+  %given.at = getelementptr ptr, ptr %arrays, i64 %which
   %given = load ptr, ptr %given.at, align 8
   %place.at = getelementptr %place, ptr @places, i64 %number
   %origin = load i64, ptr %place.at, align 8
@@ -122,11 +131,10 @@ _RESOLVE = f"""define internal ptr @in_place(ptr %context, ptr %inputs, i64 %cod
   %found = select i1 %usable, ptr %base, ptr null
   ret ptr %found
 }}"""
-"""The caller's buffer for an operand that an input may take; null if it must be copied."""
 
 
 def _operand(number: int, behind: str) -> str:
-    """Put the address of an operand of step `%i` into it, if an input may take its place."""
+    """Put the address of an operand of step `%i` into it, if a port may take its place."""
     o = f"o{number}"
     return f"""{o}:
   %{o}.code.at = getelementptr %entry, ptr %entry.at, i64 0, i32 2, i64 {number}
@@ -135,8 +143,8 @@ def _operand(number: int, behind: str) -> str:
   %{o}.takes = icmp eq i64 %{o}.kind, {TAKEN}
   br i1 %{o}.takes, label %{o}.put, label %{behind}
 {o}.put:
-  %{o}.given = call ptr @in_place(ptr %context, ptr %inputs, i64 %{o}.code)
-  %{o}.offset = and i64 %{o}.code, {(1 << INPUT_BITS) - 1}
+  %{o}.given = call ptr @in_place(ptr %context, ptr %inputs, ptr %outputs, i64 %{o}.code)
+  %{o}.offset = and i64 %{o}.code, {(1 << PORT_BITS) - 1}
   %{o}.copy = getelementptr i8, ptr %arena, i64 %{o}.offset
   %{o}.copied = icmp eq ptr %{o}.given, null
   %{o}.address = select i1 %{o}.copied, ptr %{o}.copy, ptr %{o}.given
@@ -145,7 +153,13 @@ def _operand(number: int, behind: str) -> str:
   br label %{behind}"""
 
 
-_PUT = f"""define internal void @put_in_place(ptr %context, ptr %inputs) nounwind {{
+def _put(x: Interface) -> str:
+    """Before a run: steps use the caller's buffers, and those that would copy do nothing.
+
+    These are the steps that fill the copy of an input, and the one that empties that of an output.
+    """
+    return f"""define internal void @put_in_place(ptr %context, ptr %inputs,
+                                   ptr %outputs) nounwind {{
 entry:
   %number.at = getelementptr i8, ptr %context, i64 {VARIANT_AT}
   %number = load i64, ptr %number.at, align 8
@@ -170,34 +184,42 @@ step:
   %step.at = getelementptr i8, ptr %steps, i64 %step.offset
   br label %o0
 {_operand(0, "o3")}
-{_operand(3, "written")}
-written:
-  %dst.at = getelementptr %entry, ptr %entry.at, i64 0, i32 2, i64 4
-  %dst = load i64, ptr %dst.at, align 8
-  %dst.kind = lshr i64 %dst, {KIND_BITS}
-  %writes = icmp eq i64 %dst.kind, {TAKEN}
-  br i1 %writes, label %whole, label %stepped
-whole:
-  %given = call ptr @in_place(ptr %context, ptr %inputs, i64 %dst)
+{_operand(3, "o4")}
+{_operand(4, "used")}
+used:
+  %src.kind = lshr i64 %o0.code, {KIND_BITS}
+  %src.high = lshr i64 %o0.code, {PORT_BITS}
+  %src.port = and i64 %src.high, {_PORT}
+  %dst.high = lshr i64 %o4.code, {PORT_BITS}
+  %dst.port = and i64 %dst.high, {_PORT}
+  %of.input = icmp ult i64 %dst.port, {len(x.inputs)}
+  %fills = and i1 %o4.takes, %of.input
+  %out = icmp eq i64 %o4.kind, {OUTPUT}
+  %of.output = icmp uge i64 %src.port, {len(x.inputs)}
+  %from.output = and i1 %o0.takes, %of.output
+  %empties = and i1 %out, %from.output
+  %copies = or i1 %fills, %empties
+  br i1 %copies, label %copy, label %stepped
+copy:
+  %code = select i1 %fills, i64 %o4.code, i64 %o0.code
+  %port = select i1 %fills, i64 %dst.port, i64 %src.port
+  %given = call ptr @in_place(ptr %context, ptr %inputs, ptr %outputs, i64 %code)
   %needed = icmp eq ptr %given, null
   %own.at = getelementptr %entry, ptr %entry.at, i64 0, i32 1
   %own = load i64, ptr %own.at, align 8
-  %src.at = getelementptr %entry, ptr %entry.at, i64 0, i32 2, i64 0
-  %src = load i64, ptr %src.at, align 8
-  %src.kind = lshr i64 %src, {KIND_BITS}
-  %copies = icmp eq i64 %src.kind, {INPUT}
-  br i1 %copies, label %strided, label %decided
+  %in = icmp eq i64 %src.kind, {INPUT}
+  %all.of.it = or i1 %in, %empties
+  br i1 %all.of.it, label %strided, label %decided
 strided:
-  %input = and i64 %src, {(1 << KIND_BITS) - 1}
-  %mine.at = getelementptr ptr, ptr %strides, i64 %input
+  %mine.at = getelementptr ptr, ptr %strides, i64 %port
   %mine = load ptr, ptr %mine.at, align 8
   %dense = icmp eq ptr %mine, null
-  %other.at = getelementptr %loose, ptr %loose, i64 %input, i32 1
+  %other.at = getelementptr %loose, ptr %loose, i64 %port, i32 1
   %other = load i64, ptr %other.at, align 8
   %copying = select i1 %dense, i64 %own, i64 %other
   br label %decided
 decided:
-  %all = phi i64 [ %own, %whole ], [ %copying, %strided ]
+  %all = phi i64 [ %own, %copy ], [ %copying, %strided ]
   %tasks = select i1 %needed, i64 %all, i64 0
   %tasks.at = getelementptr i64, ptr %step.at, i64 1
   store i64 %tasks, ptr %tasks.at, align 8
@@ -209,4 +231,3 @@ stepped:
 done:
   ret void
 }}"""
-"""Before a run: steps read the caller's buffers, and those that would fill a copy do nothing."""

@@ -14,7 +14,6 @@ from fastrun.graph.aot.context import context
 from fastrun.graph.aot.functions import functions
 from fastrun.graph.aot.in_place import in_place
 from fastrun.graph.aot.layout import ENTRY, LOOSE, VARIANT, Interface, Variant
-from fastrun.graph.aot.ports import Outer
 from fastrun.graph.aot.threads import THREADS
 from fastrun.graph.aot.weights import weights
 from fastrun.kernels.native.driver import driver_ir
@@ -52,8 +51,7 @@ def interface_ir(x: Interface, triple: str, variants: Sequence[Variant]) -> str:
         f'@head = internal constant [{len(x.head)} x i8] c"{_escaped(x.head)}", align 8',
         f"@{x.embed} = external hidden constant i8" if x.embed else "",
         "%tensor = type { ptr, ptr, ptr, i64, i64 }",
-        _tensors("inputs", x.inputs),
-        _tensors("outputs", x.outputs),
+        _tensors(x),
         _DECLARATIONS,
         supported(triple, variants),
         choose(len(variants)),
@@ -66,18 +64,19 @@ def interface_ir(x: Interface, triple: str, variants: Sequence[Variant]) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _tensors(table: str, described: Sequence[Outer]) -> str:
-    """A table of what inputs or outputs are: name, type, shape, its length, bytes."""
+def _tensors(x: Interface) -> str:
+    """A table of what inputs and outputs are: name, type, shape, its length, bytes."""
     lines, rows = list[str](), list[str]()
-    for i, x in enumerate(described):
-        name = f"{table}{i}"
-        lines += [_text(f"{name}.name", x.name), _text(f"{name}.type", x.type)]
-        sizes = ", ".join(f"i64 {n}" for n in x.shape)
-        lines.append(f"@{name}.shape = internal constant [{len(x.shape)} x i64] [{sizes}]")
+    for i, port in enumerate((*x.inputs, *x.outputs)):
+        name = f"port{i}"
+        lines += [_text(f"{name}.name", port.name), _text(f"{name}.type", port.type)]
+        sizes = ", ".join(f"i64 {n}" for n in port.shape)
+        lines.append(f"@{name}.shape = internal constant [{len(port.shape)} x i64] [{sizes}]")
         parts = ", ".join(f"ptr @{name}.{part}" for part in ("name", "type", "shape"))
-        rows.append(f"%tensor {{ {parts}, i64 {len(x.shape)}, i64 {x.dtype.bytes(x.size)} }}")
-    lines.append(f"@{table} = internal constant [{len(rows)} x %tensor] [{', '.join(rows)}]")
-    lines.append(f"@{table}.count = internal constant i64 {len(rows)}")
+        rows.append(
+            f"%tensor {{ {parts}, i64 {len(port.shape)}, i64 {port.dtype.bytes(port.size)} }}"
+        )
+    lines.append(f"@ports = internal constant [{len(rows)} x %tensor] [{', '.join(rows)}]")
     return "\n".join(lines)
 
 

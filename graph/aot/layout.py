@@ -12,10 +12,11 @@ from fastrun.kernels.native.driver import JOB_WORDS, team_bytes
 MOST_THREADS = 64
 
 # Operands of a step are stored as a kind in the top byte and an offset or number below it.
-# A place in the arena that an input may take is stored with that input's number above the offset.
+# A place in the arena whose part an array of the caller's may take is stored with the number of
+# the port above the offset. Ports are inputs, then outputs.
 ARENA, WEIGHTS, INPUT, OUTPUT, NONE, TAKEN = range(6)
-KIND_BITS, INPUT_BITS = 56, 40
-MOST_IN_PLACE = 64  # inputs of lower numbers may be read where they are
+KIND_BITS, PORT_BITS = 56, 40
+MOST_IN_PLACE = 64  # ports of lower numbers may be used where they are
 
 ERRORS = {
     "OPTIONS": "an option is out of range, or the struct has another size",
@@ -78,11 +79,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class InPlace:
-    """How an input must lie so that steps can read it there.
+    """How an input or output must lie so that steps can read or write it there.
 
     `strides` are those of its axes, in elements. The buffer of `room` bytes, all of which may be
-    read, begins `origin` bytes in front of the first element, at a multiple of 64. If it is not
-    `dense`, there are zeros round each plane.
+    read, begins `origin` bytes in front of the first element, at a multiple of 64. It is `dense`
+    if it lies like an array without strides; where an input does not, zeros lie round each plane.
     """
 
     strides: tuple[int, ...]
@@ -97,7 +98,7 @@ class Interface:
 
     They are called `prefix`_open and so on. `head` are the first bytes of the file of weights,
     which has `file_size` bytes; `embed` is the symbol of weights in the library, "" if they lie in
-    the file. `in_place` has an entry for each input, None if it is always copied.
+    the file. `in_place` has an entry for each input and output, None if it is always copied.
     """
 
     prefix: str

@@ -18,19 +18,21 @@ def _type(x: Outer) -> str:
 
 
 def _in_place(x: Interface) -> str:
-    """How inputs must lie to be read where they are."""
-    upper, lines = x.prefix.upper(), list[str]()
-    for i, place in enumerate(x.in_place):
+    """How inputs and outputs must lie to be used where they are."""
+    inputs, lines = len(x.inputs), list[str]()
+    for i, (port, place) in enumerate(zip((*x.inputs, *x.outputs), x.in_place, strict=True)):
         if place is None:
-            lines.append(f"/* {x.inputs[i].name} is always copied. */")
+            lines.append(f"/* {port.name} is always copied. */")
             continue
-        zeros = "" if place.dense else ", zeros round each plane"
+        name = f"{x.prefix.upper()}_{f'INPUT{i}' if i < inputs else f'OUTPUT{i - inputs}'}"
+        zeros = ", zeros round each plane" if i < inputs and not place.dense else ""
         lines += [
-            f"/* {x.inputs[i].name}: {'dense' if place.dense else 'not dense'}{zeros} */",
-            f"#define {upper}_INPUT{i}_STRIDES {{{', '.join(map(str, place.strides))}}}",
-            f"#define {upper}_INPUT{i}_ORIGIN {place.origin}",
-            f"#define {upper}_INPUT{i}_ROOM {place.room}",
+            f"/* {port.name}: {'dense' if place.dense else 'not dense'}{zeros} */",
+            f"#define {name}_STRIDES {{{', '.join(map(str, place.strides))}}}",
         ]
+        if i < inputs:
+            lines.append(f"#define {name}_ORIGIN {place.origin}")
+            lines.append(f"#define {name}_ROOM {place.room}")
     return "\n".join(lines)
 
 
@@ -83,7 +85,7 @@ typedef struct {{
     const int64_t *const *input_strides;  /* NULL: all inputs are dense; see below */
     const int64_t *const *output_strides; /* the same of outputs */
     int copy_weights; /* 1: copy them into huge pages of this process; 0: share the file's pages */
-    int in_place;     /* 1: read inputs where they are, if they lie as said below; 0: copy them */
+    int in_place;     /* 1: use arrays where they are, if they lie as said below; 0: copy them */
 }} {prefix}_options;
 
 /* Arrays that are not dense are read and written where they are: a part of a larger picture, rows
@@ -92,7 +94,8 @@ typedef struct {{
    the element with all indices 0. `open` copies the strides, and clones have them too. */
 
 /* With `in_place` an input is not copied if it has these STRIDES, and its first element lies ORIGIN
-   bytes behind a multiple of 64, from which ROOM bytes may be read. Other inputs are copied. */
+   bytes behind a multiple of 64, from which ROOM bytes may be read. An output is not copied if it
+   has these STRIDES and its first element lies at a multiple of 64. Others are copied. */
 {_in_place(x)}
 
 /* Kinds of processors, by number:

@@ -73,7 +73,11 @@ def imports(objects: Sequence[bytes], given: Iterable[str] = ()) -> set[str]:
 
 
 class _Library:
-    """The layout of a library in memory, which is the same as in the file."""
+    """The layout of a library in memory and in the file.
+
+    Its three segments have pages of their own in memory, which may be large; in the file they lie
+    side by side. A loader maps the file's page that holds a border twice.
+    """
 
     def __init__(
         self,
@@ -115,12 +119,14 @@ class _Library:
         head_end = at
         at = lay_out(self._constant, at)
         constant_end = at
-        code_at = at = up(at, page)
+        code_offset = up(constant_end, 64)
+        code_at = at = up(constant_end, page) + code_offset % page
         at = lay_out(self._code, at)
         stubs_at = at = up(at, 16)
         at += self._machine.stub_size * len(self._wanted)
         code_end = at
-        data_at = at = up(at, page)
+        data_offset = up(code_offset + code_end - code_at, 64)
+        data_at = at = up(code_end, page) + data_offset % page
         dynamic_at = at
         at += 16 * dynamic_count
         table_at = at
@@ -194,6 +200,13 @@ class _Library:
         ]
         for i, pair in enumerate(entries):
             struct.pack_into("<QQ", image, dynamic_at + 16 * i, *pair)
+
+        def offset(address: int) -> int:
+            """Where what has an address lies in the file."""
+            if address >= data_at:
+                return address - data_at + data_offset
+            return address - code_at + code_offset if address >= code_at else address
+
         segments = [
             (1, _READ, 0, constant_end, constant_end, page),
             (1, _RUN, code_at, code_end - code_at, code_end - code_at, page),
@@ -202,7 +215,7 @@ class _Library:
             (0x6474E551, _CHANGE, 0, 0, 0, 16),  # a stack that is not executed
         ]
         for i, (kind, flags, start, size, memory, align) in enumerate(segments):
-            segment = (kind, flags, start, start, start, size, memory, align)
+            segment = (kind, flags, offset(start), start, start, size, memory, align)
             struct.pack_into("<IIQQQQQQ", image, 64 + 56 * i, *segment)
         parts = [
             (".dynsym", 11, ALLOC, symbols_at, 24 * (len(symbols) + 1), 2, 1, 8, 24),
@@ -217,18 +230,21 @@ class _Library:
         names, at_names = _strings([*(part[0] for part in parts), ".shstrtab"])
         sections = [struct.pack("<IIQQQQIIQQ", *(0,) * 10)]
         for part, kind, flags, start, size, link_, info, align, unit in parts:
-            head = (at_names[part], kind, flags, start, start, size, link_, info, align, unit)
+            head = (at_names[part], kind, flags, start, offset(start), size, link_, info, align,
+                    unit)  # fmt: skip
             sections.append(struct.pack("<IIQQQQIIQQ", *head))
-        names_at = len(image)
+        content = image[:constant_end].ljust(code_offset, b"\0") + image[code_at:code_end]
+        content = content.ljust(data_offset, b"\0") + image[data_at:file_end]
+        names_at = len(content)
         table = up(names_at + len(names), 8)
         head = (at_names[".shstrtab"], 3, 0, 0, names_at, len(names), 0, 0, 1, 0)
         sections.append(struct.pack("<IIQQQQIIQQ", *head))
-        image += names + b"\0" * (table - names_at - len(names)) + b"".join(sections)
+        content += names + b"\0" * (table - names_at - len(names)) + b"".join(sections)
         number = next(n for n, m in MACHINES.items() if m is self._machine)
-        struct.pack_into("<16sHHIQQQIHHHHHH", image, 0, b"\x7fELF\x02\x01\x01", 3, number, 1, 0,
+        struct.pack_into("<16sHHIQQQIHHHHHH", content, 0, b"\x7fELF\x02\x01\x01", 3, number, 1, 0,
                          64, table, self._machine.flags, 64, 56, 5, 64, len(sections),
                          len(sections) - 1)  # fmt: skip
-        return bytes(image)
+        return bytes(content)
 
 
 def _strings(names: Sequence[str]) -> tuple[bytes, dict[str, int]]:

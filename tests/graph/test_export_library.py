@@ -187,7 +187,7 @@ def test_errors_are_codes(graph: Any, tmp_path: Path) -> None:
     assert opened(size=8) == code("OPTIONS")
     assert opened(threads=-1) == code("OPTIONS")
     assert opened(threads=65) == code("OPTIONS")
-    assert opened(isa=2) == code("PROCESSOR")
+    assert opened(isa=2) == opened(isa=-1) == code("OPTIONS")
     assert opened(weights=b"/nowhere") == code("WEIGHTS_MISSING")
     other = tmp_path / "other.weights"
     data = bytearray((tmp_path / "net.weights").read_bytes())
@@ -326,6 +326,44 @@ def test_inputs_are_read_where_they_are(
         picture[...] = x
         assert library.net_run(net, *pointers) == 0
         assert relative_error(y, truth) < 1e-5
+    library.net_close(net)
+
+
+@X86
+@pytest.mark.parametrize("steps", [1, 3])
+def test_outputs_are_written_where_they_are(
+    steps: int, graph: Any, truth: np.ndarray, tmp_path: Path
+) -> None:
+    """The memory of a context has a copy of an output only if that could not be used in place."""
+    export(graph, tmp_path, ["native"], name="net")
+    assert "NET_OUTPUT0_STRIDES {10, 1}" in (tmp_path / "net.h").read_text()
+    library = ctypes.CDLL(str(tmp_path / "libnet.so"))
+    library.net_memory.restype = ctypes.c_size_t
+    size = library.net_memory(2, 0)
+    room = np.zeros(size + 4096, np.uint8)
+    start = -(-room.ctypes.data // 4096) * 4096
+    options = loaded(tmp_path).__init__.__globals__["Options"]
+    weights = str(tmp_path / "net.weights").encode()
+    given = options(ctypes.sizeof(options), weights, 2, 0, start, size)
+    given.in_place = 1
+    strides = (ctypes.c_int64 * 2)(10 * steps, steps)
+    tables = (ctypes.c_void_p * 1)(ctypes.addressof(strides))
+    if steps > 1:
+        given.output_strides = ctypes.addressof(tables)
+    net = ctypes.c_void_p()
+    assert library.net_open(ctypes.byref(net), ctypes.byref(given)) == 0
+    x, memory = normal(1, 3, 19, 17, seed=3), np.zeros(256, np.float32)
+    aligned = -memory.ctypes.data % 64 // 4
+    for away in (0, 1, 0):
+        memory[:] = 7
+        y = memory[aligned + away :][: 10 * steps : steps]
+        pointers = [(ctypes.c_void_p * 1)(array.ctypes.data) for array in (x, y)]
+        assert library.net_run(net, *pointers) == 0
+        assert relative_error(y, truth.ravel()) < 1e-5
+        assert (memory == 7).sum() == memory.size - 10
+        inside = room.tobytes().find(y.copy().tobytes())
+        assert (inside >= 0) == (steps > 1 or away > 0)
+        room[max(inside, 0) :][:40] *= inside < 0
     library.net_close(net)
 
 

@@ -62,7 +62,7 @@ def test_winograd_runs_as_often_as_its_weights_fit() -> None:
     assert "winograd" not in algorithms(none)
     same, _ = make_plan(graph, heuristic_choices(CPU), CPU, max_weights=whole)
     assert same.forms == free.forms
-    with pytest.raises(UnsupportedError, match=r"take 0\.4 MB in the lightest plan: allow more"):
+    with pytest.raises(UnsupportedError, match=r"take 0\.4\d* MB in the lightest plan: allow more"):
         make_plan(graph, heuristic_choices(CPU), CPU, max_weights=RAW // 2)
 
 
