@@ -188,6 +188,8 @@ class Channel:
         return self._process.pid
 
     def _exchange(self, kind: int, content: bytes, room: int, timeout: float) -> tuple[int, bytes]:
+        if self._process.stdin and self._process.stdin.closed:
+            raise LostError("the connection is closed")
         body = struct.pack("<QQQ", kind, int(1e3 * timeout), room) + content
         end = time.monotonic() + timeout + _SLACK + len(body) / 1e5
         self._send(struct.pack("<Q", len(body)) + body, end)

@@ -28,8 +28,9 @@ _CORES_BYTES = 128
 _TRIAL_SECONDS = 5.0
 _SYSTEM = "/sys/devices/system/cpu"
 
-# Names of cores by implementer and part of MIDR, of Arm's manuals.
+# Names of cores by implementer and part of MIDR, of Arm's manuals; QEMU has a number of its own.
 _PARTS = {
+    (0x00, 0x051): "AArch64 by QEMU",
     (0x41, 0xD03): "Cortex-A53", (0x41, 0xD04): "Cortex-A35", (0x41, 0xD05): "Cortex-A55",
     (0x41, 0xD07): "Cortex-A57", (0x41, 0xD08): "Cortex-A72", (0x41, 0xD09): "Cortex-A73",
     (0x41, 0xD0A): "Cortex-A75", (0x41, 0xD0B): "Cortex-A76", (0x41, 0xD0C): "Neoverse N1",

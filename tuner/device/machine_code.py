@@ -96,16 +96,17 @@ NUMBERS: dict[str, dict[str, int]] = {
         "pread64": 17, "sched_yield": 24, "wait4": 61, "kill": 62, "rt_sigaction": 13,
         "prctl": 157, "sched_setaffinity": 203, "sched_getaffinity": 204, "clock_gettime": 228,
         "exit_group": 231, "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264,
-        "faccessat": 269, "ppoll": 271, "dup3": 292, "pipe2": 293, "prlimit64": 302,
-        "seccomp": 317, "clone": 56, "futex": 202, "rt_sigreturn": 15,
+        "chdir": 80, "getdents64": 217, "getpid": 39, "ppoll": 271, "dup3": 292, "pipe2": 293,
+        "prlimit64": 302, "seccomp": 317, "clone": 56, "futex": 202, "rt_sigreturn": 15,
     },
     "aarch64": {
         "read": 63, "write": 64, "close": 57, "mmap": 222, "munmap": 215, "madvise": 233,
         "exit": 93, "pread64": 67, "sched_yield": 124, "wait4": 260, "kill": 129,
         "rt_sigaction": 134, "prctl": 167, "sched_setaffinity": 122, "sched_getaffinity": 123,
         "clock_gettime": 113, "exit_group": 94, "openat": 56, "mkdirat": 34, "unlinkat": 35,
-        "renameat": 38, "faccessat": 48, "ppoll": 73, "dup3": 24, "pipe2": 59, "prlimit64": 261,
-        "seccomp": 277, "clone": 220, "futex": 98, "rt_sigreturn": 139,
+        "renameat": 38, "chdir": 49, "getdents64": 61, "getpid": 172, "ppoll": 73, "dup3": 24,
+        "pipe2": 59, "prlimit64": 261, "seccomp": 277, "clone": 220, "futex": 98,
+        "rt_sigreturn": 139,
     },
 }  # fmt: skip
 """Numbers of Linux's system calls."""

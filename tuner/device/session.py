@@ -20,8 +20,10 @@ from fastrun.tuner.device.support import library, support
 READ, WRITE, RUN = 1, 2, 4  # protections of memory
 _HERE = -100  # AT_FDCWD: paths are relative to the folder of the runner
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+_FOLDER = 0x200  # AT_REMOVEDIR
 _SCRATCH = 1 << 20
 _PART = 1 << 18  # bytes that one frame carries of a file
+_LISTED = 1 << 14  # bytes of names that one frame carries of a folder
 _HUGE = 2 << 20
 _MADV_HUGEPAGE = 14
 _CPU, _CORE, _AS = 0, 4, 9  # limits of a process, as Linux numbers them
@@ -34,9 +36,10 @@ _DATA_AT = 4096
 
 
 class Session:
-    """One run of the runner.
+    """One run of the runner, with a `folder` of its own there.
 
-    Files are named by the hash of their content, so each is sent once; `close` removes them.
+    Files are named by the hash of their content, so each is sent once. `close` removes the folder;
+    those of runners that were killed are removed by the next session.
 
     Raises:
         ConnectionError: the device cannot be reached.
@@ -46,8 +49,9 @@ class Session:
         self.channel: Channel = start()
         self.machine = self.channel.machine
         self._numbers = NUMBERS[self.machine]
-        self._known, self._new = set[str](), set[str]()
+        self._stored = set[str]()
         self.scratch = self.map(_SCRATCH)
+        self.folder = self._own_folder()
         blob = _support(self.machine)
         (address,) = self._mapped([self.put(blob.code)], [len(blob.code)], READ | RUN)
         self._functions = {name: address + at for name, at in blob.symbols.items()}
@@ -109,14 +113,8 @@ class Session:
             OSError: the device cannot store it.
         """
         name = hashlib.sha256(content).hexdigest()[:32]
-        if name in self._known:
-            return name
-        asked = Operations()
-        where = self.path(asked, name)
-        (missing,) = self.channel.own(self.system(asked, "faccessat", _HERE, where, 0))
-        if missing:
+        if name not in self._stored:
             self._store(name, content)
-        self._known.add(name)
         return name
 
     def _store(self, name: str, content: bytes) -> None:
@@ -125,7 +123,7 @@ class Session:
         where = self.path(begun, f"{name}.new")
         (file,) = self.channel.own(self.system(begun, "openat", _HERE, where, _CREATE, 0o600))
         self._refuse(cast(int, file), "no file can be written in the folder of the runner")
-        self._new.add(name)
+        self._stored.add(name)
         for at in range(0, len(content), _PART):
             part = content[at : at + _PART]
             write = Operations().poke(self.scratch + _DATA_AT, part)
@@ -147,22 +145,62 @@ class Session:
 
     def forget(self) -> None:
         """Remove the files of this session from the device."""
-        for name in sorted(self._new):
-            for file in (name, f"{name}.new"):
-                removing = Operations()
-                where = self.path(removing, file)
-                self.channel.own(self.system(removing, "unlinkat", _HERE, where, 0))
-        self._known -= self._new
-        self._new.clear()
+        for name in sorted(self._stored):
+            self._on(name, "unlinkat")
+        self._stored.clear()
 
     def close(self) -> None:
         """Remove the files, and end the runner."""
         try:
-            self.forget()
+            self._on("..", "chdir")
+            self._remove(self.folder)
         except LostError:
-            pass  # what is left there is used or replaced by the next session
+            pass  # the next session removes what is left
         finally:
             self.channel.close()
+
+    def _own_folder(self) -> str:
+        """Make a folder for this session and go there; remove those of runners that have ended."""
+        for name in self._listed("."):
+            kind, _, number = name.partition("-")
+            if kind == "run" and "runner-" not in self.text(f"/proc/{number}/cmdline"):
+                self._remove(name)
+        folder = f"run-{self.do('getpid')}"
+        self._remove(folder)
+        made = self._on(folder, "mkdirat", 0o700)
+        self._refuse(made, "no folder can be made beside the runner")
+        self._refuse(self._on(folder, "chdir"), "the folder of the run cannot be entered")
+        return folder
+
+    def _remove(self, folder: str) -> None:
+        for name in self._listed(folder):
+            self._on(f"{folder}/{name}", "unlinkat")
+        self._on(folder, "unlinkat", _FOLDER)
+
+    def _listed(self, folder: str) -> list[str]:
+        """The names in a folder; none if it cannot be read."""
+        begun = Operations()
+        where = self.path(begun, folder)
+        file = cast(int, self.channel.own(self.system(begun, "openat", _HERE, where, 0, 0))[0])
+        names, at, size = list[str](), self.scratch + _DATA_AT, 1
+        while file >= 0 and size > 0:
+            more = self.system(Operations(), "getdents64", file, at, _LISTED).peek(at, _LISTED)
+            size, held = cast(tuple[int, bytes], tuple(self.channel.own(more)))
+            place = 0
+            while place < size:
+                (length,) = struct.unpack_from("<H", held, place + 16)
+                names.append(os.fsdecode(held[place + 19 : place + length].partition(b"\0")[0]))
+                place += length
+        self.do("close", file)
+        return [name for name in names if name not in (".", "..")]
+
+    def _on(self, path: str, call: str, *arguments: int) -> int:
+        """The result of a system call on a path of the device."""
+        asked = Operations()
+        where = self.path(asked, path)
+        given = (where,) if call == "chdir" else (_HERE, where)
+        (result,) = self.channel.own(self.system(asked, call, *given, *arguments))
+        return cast(int, result)
 
     def _mapped(self, names: Sequence[str], sizes: Sequence[int], how: int) -> list[int]:
         return mapped(self, names, sizes, [how] * len(names), self.channel.own)

@@ -28,7 +28,7 @@ from fastrun.kernels.registry import applicable, parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.device.bench import DeviceBench
 from fastrun.tuner.device.cache_sizes import levels
-from fastrun.tuner.device.channel import Channel, Operations
+from fastrun.tuner.device.channel import Channel, LostError, Operations
 from fastrun.tuner.device.cooling import wait_while_hot
 from fastrun.tuner.device.identity import Identity, identify
 from fastrun.tuner.device.reach import DeviceError, way_to
@@ -137,6 +137,25 @@ def test_files_travel_whole_and_once(lab: Lab) -> None:
     assert lab.session.read(name) is None
     assert lab.session.text("/proc/self/comm")
     assert lab.session.text("/nowhere") == ""
+
+
+def test_what_a_killed_runner_left_is_removed(lab: Lab, tmp_path: Path) -> None:
+    native = lab.session.machine == platform.machine()
+    start = way_to(WAYS["native" if native else lab.session.machine], tmp_path)
+    left, other = Session(start), Session(start)
+    left.put(b"operands")
+    kept = other.put(b"others")
+    os.killpg(left.channel.pid, 9)
+    left.close()
+    assert len([*tmp_path.glob("run-*")]) == 2
+    with pytest.raises(LostError, match="closed"):
+        left.put(b"more")
+    after = Session(start)
+    assert {path.name for path in tmp_path.glob("run-*")} == {other.folder, after.folder}
+    after.close()
+    assert other.read(kept) == b"others", "another session has lost its files"
+    other.close()
+    assert [*tmp_path.glob("run-*")] == []
 
 
 def test_a_child_that_dies_is_replaced(lab: Lab) -> None:
