@@ -7,6 +7,7 @@ one more axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -38,7 +39,6 @@ from fastrun.graph.core.ops import (
     Transpose,
     Where,
 )
-from fastrun.graph.core.shapes import interleaved
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
@@ -155,12 +155,8 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
             order = (0, 2, 1, *range(3, len(out.shape) + 1))
             turned = x.split(1, (groups, each)).transpose(order)
             return movement.copy(cpu, turned, out.split(1, (each, groups)))
-        case DepthToSpace(size=size):
-            order = interleaved(len(size))
-            for axis, each in reversed([*enumerate(size, 2)]):
-                out = out.split(axis, (out.shape[axis] // each, each))
-            turned = x.split(1, (*size, out.shape[1])).transpose(order)
-            return movement.copy(cpu, turned, out)
+        case DepthToSpace() as op:
+            return movement.copy(cpu, *_interleaved(op, x, out))
         case Gather(axis=axis):
             indices = graph.constants[node.inputs[1]]
             if indices.ndim != 1:
@@ -168,6 +164,30 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
             listed = sampling.Gather(axis, tuple(indices.tolist()))
             return sampling.gather(listed, cpu, x, out)
     raise UnsupportedError(f"node {node.label} cannot be run: there is no kernel for it")
+
+
+def _interleaved(op: DepthToSpace, x: Strided, out: Strided) -> tuple[Strided, Strided]:
+    """Views of input and output, in the same order, with two axes for the places of a block.
+
+    Where half a block is cut off, its second half is read first and the first half of the next
+    block is read behind it.
+    """
+    rank = len(op.size)
+    halves = [(2, n // 2) if cut else (1, n) for n, cut in zip(op.size, op.crop, strict=True)]
+    for axis, places in reversed([*enumerate(halves, 2)]):
+        out = out.split(axis, (out.shape[axis] // math.prod(places), *places))
+    x = x.split(1, (*(n for places in halves for n in places), out.shape[1]))
+    shape, strides, offset = [*x.shape], [*x.strides], x.offset
+    order = [0, 2 * rank + 1]
+    for axis, cut in enumerate(op.crop):
+        half, pixel = 2 * axis + 1, 2 * rank + 2 + axis
+        order += [pixel, half, half + 1]
+        if cut:
+            offset += strides[half]
+            strides[half] = strides[pixel] - strides[half]
+            shape[pixel] -= 1
+    x = replace(x, shape=tuple(shape), strides=tuple(strides), offset=offset)
+    return x.transpose(tuple(order)), out
 
 
 def _stored(graph: Graph, task: Task, op: Pad, dtype: DType) -> Pad:

@@ -145,9 +145,14 @@ class DepthToSpace:
     """Channels become blocks of `size` pixels: channel (place in the block, c) of x gives c there.
 
     Places are counted row by row. It is ONNX's operator in its mode DCR, on any number of axes.
+    `crop` elements are cut off at both ends of each axis: none, or half of `size`.
     """
 
     size: Ints
+    crop: Ints = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "crop", self.crop or (0,) * len(self.size))
 
 
 @dataclass(frozen=True)

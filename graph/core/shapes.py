@@ -87,11 +87,11 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             if sorted(order) != list(range(len(x))):
                 raise ValueError(f"{order} is not an order of {len(x)} axes")
             return tuple(x[axis] for axis in order)
-        case DepthToSpace(size):
+        case DepthToSpace(size, crop):
             if x[1] % math.prod(size):
                 raise ValueError(f"{x[1]} channels are no blocks of {'x'.join(map(str, size))}")
-            space = tuple(n * s for n, s in zip(x[2:], size, strict=True))
-            return (x[0], x[1] // math.prod(size), *space)
+            axes = zip(x[2:], size, crop, strict=True)
+            return (x[0], x[1] // math.prod(size), *(n * s - 2 * cut for n, s, cut in axes))
         case Attention(heads=heads, v=v):
             return (x[0], heads * v.size, *x[2:])
         case Recurrent(backwards=backwards, keeps_cell=keeps_cell):

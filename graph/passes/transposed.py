@@ -3,8 +3,9 @@
 Outputs a stride apart, a phase, are a convolution of the input with every stride-th tap. All phases
 together are one convolution with `stride` times as many channels on every axis, whose results lie
 interleaved (Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016).
-Phases begin at different inputs, so the common window may have zeros among its taps: 3x3 instead of
-2x2 for a 4x4 filter of stride 2. Winograd makes up for that.
+Phases may begin at different inputs, so that the common window has zeros among its taps. Where half
+a stride is cut off the result, as for 4x4 filters of stride 2 with a padding of 1, that is avoided:
+the convolution computes the result before it is cut, whose phases begin at the same input.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def convolve_transposed(graph: Graph) -> Graph:
             bias = np.zeros(weights.shape[1], weights.dtype)
         outputs = edit.tensor(node.output).shape
         axes = [
-            _Axis.of(*sizes)
+            _Axis.narrowest(*sizes)
             for sizes in zip(
                 shape[2:], outputs[2:], weights.shape[2:], op.stride, op.padding, strict=False
             )
@@ -67,7 +68,8 @@ class _Axis:
     """One axis: output `stride * j + phase` reads inputs j + `low` to j + `high` at most.
 
     `taps[phase][i]` is the filter's tap for input j + low + i, or -1 where there is none. There are
-    `count` outputs of each phase; `before` and `after` are their padding.
+    `count` outputs of each phase; `before` and `after` are their padding. `crop` of all outputs
+    are cut off at both ends afterwards.
     """
 
     low: int
@@ -76,6 +78,18 @@ class _Axis:
     before: int
     after: int
     taps: list[list[int]]
+    crop: int = 0
+
+    @classmethod
+    def narrowest(cls, inputs: int, outputs: int, kernel: int, stride: int, begin: int) -> _Axis:
+        """The one with fewer taps: with half a stride of outputs more at both ends, or without."""
+        plain = cls.of(inputs, outputs, kernel, stride, begin)
+        crop = stride // 2
+        if stride % 2 or begin < crop or outputs % stride:
+            return plain
+        wider = cls.of(inputs, outputs + 2 * crop, kernel, stride, begin - crop)
+        better = len(wider.taps[0]) < len(plain.taps[0])
+        return replace(wider, crop=crop) if better else plain
 
     @classmethod
     def of(cls, inputs: int, outputs: int, kernel: int, stride: int, begin: int) -> _Axis:
@@ -134,8 +148,10 @@ def _of_many_pixels(
         edit.replace(node, replace(node, op=conv, inputs=inputs))
         return
     product = edit.put(node, conv, inputs, (shape[0], phases * oc, *space))
-    spread = DepthToSpace(op.stride)
-    whole = tuple(n * each for n, each in zip(space, op.stride, strict=True))
+    crop = tuple(axis.crop for axis in axes)
+    spread = DepthToSpace(op.stride, crop)
+    sizes = zip(space, op.stride, crop, strict=True)
+    whole = tuple(n * each - 2 * cut for n, each, cut in sizes)
     if whole == shape[2:]:
         edit.replace(node, replace(node, op=spread, inputs=(product,)))
         return

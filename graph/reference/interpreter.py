@@ -230,9 +230,12 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case ChannelShuffle():
             grouped = x.reshape(x.shape[0], op.groups, -1, *x.shape[2:])
             return grouped.swapaxes(1, 2).reshape(x.shape)
-        case DepthToSpace(size):
+        case DepthToSpace(size, crop):
             blocks = x.reshape(x.shape[0], *size, -1, *x.shape[2:])
-            return blocks.transpose(interleaved(len(size))).reshape(result.shape)
+            space = tuple(n + 2 * cut for n, cut in zip(result.shape[2:], crop, strict=True))
+            whole = blocks.transpose(interleaved(len(size))).reshape(*result.shape[:2], *space)
+            kept = (slice(cut, cut + n) for n, cut in zip(result.shape[2:], crop, strict=True))
+            return whole[:, :, *kept]
         case Reshape():
             return x.reshape(result.shape)
         case Expand():

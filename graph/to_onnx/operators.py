@@ -153,11 +153,8 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             split = _reshape(to, name, x, (n, groups, c // groups, *space))
             perm = (0, 2, 1, *range(3, len(space) + 3))
             _reshape(to, name, to.put(name, "Transpose", split, perm=perm), shape, output)
-        case DepthToSpace(size):
-            n, _, *space = to.graph.shape(node.inputs[0])
-            split = _reshape(to, name, x, (n, *size, shape[1], *space))
-            turned = to.put(name, "Transpose", split, perm=interleaved(len(size)))
-            _reshape(to, name, turned, shape, output)
+        case DepthToSpace():
+            _depth_to_space(to, node, op, x, output)
         case Reshape():
             _reshape(to, name, x, shape, output)
         case Expand():
@@ -173,6 +170,19 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             to.put(name, "Identity", x, output=output)
         case _:
             raise AssertionError(f"{node.label} is refused before")
+
+
+def _depth_to_space(to: Nodes, node: Node, op: DepthToSpace, x: str, output: str) -> None:
+    shape, (n, _, *space) = to.graph.shape(node.output), to.graph.shape(node.inputs[0])
+    split = _reshape(to, node.name, x, (n, *op.size, shape[1], *space))
+    turned = to.put(node.name, "Transpose", split, perm=interleaved(len(op.size)))
+    if not any(op.crop):
+        _reshape(to, node.name, turned, shape, output)
+        return
+    whole = tuple(a * b for a, b in zip(space, op.size, strict=True))
+    wide = _reshape(to, node.name, turned, (*shape[:2], *whole))
+    kept = Slice((0, 0, *op.crop), shape, (1,) * len(shape))
+    _slice(to, node.name, kept, wide, output)
 
 
 def _convolution(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:

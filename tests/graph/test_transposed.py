@@ -61,6 +61,10 @@ CASES = [
     ((1, 64, 9), (64, 8, 16), {"strides": [4], "pads": [6, 6]}, PHASES),
     ((1, 128, 6, 5), (128, 9, 3, 3), {"strides": [2, 2], "pads": [1] * 4}, [*PHASES, "Slice"]),
     ((1, 64, 6, 5), (64, 9, 3, 3), {"pads": [1] * 4}, ["Conv"]),
+    # Half a stride is cut off on both axes, or on one
+    ((2, 128, 3, 5), (128, 3, 8, 8), {"strides": [4, 4], "pads": [2] * 4}, PHASES),
+    ((1, 128, 3, 5), (128, 5, 4, 6), {"strides": [2, 3], "pads": [1, 0, 1, 3]}, PHASES),
+    ((1, 256, 7), (256, 6, 4), {"strides": [2], "pads": [1, 1]}, PHASES),
     # One input pixel
     ((1, 40, 1, 1), (40, 6, 4, 4), {}, ["Reshape", "Gemm", "Reshape"]),
     (
@@ -103,6 +107,16 @@ def test_every_tap_is_read_once() -> None:
             if 0 <= i * stride + tap - begin < outputs
         }
         assert found == wanted, (inputs, kernel, stride, begin)
+
+
+@pytest.mark.parametrize(("kernel", "stride", "pad"), [(4, 2, 1), (8, 4, 2), (6, 2, 2), (2, 2, 0)])
+def test_no_zeros_among_the_taps(kernel: int, stride: int, pad: int) -> None:
+    made = {"strides": [stride] * 2, "pads": [pad] * 4}
+    graph = convolve_transposed(graph_of((1, 256, 4, 5), (256, 3, kernel, kernel), **made))
+    (conv,) = [n for n in graph.nodes if type(n.op).__name__ == "Conv"]
+    weights = graph.constants[conv.inputs[1]]
+    assert weights.shape == (3 * stride**2, 256, kernel // stride, kernel // stride)
+    assert np.all(weights)
 
 
 def test_products_decide() -> None:
