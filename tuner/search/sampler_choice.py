@@ -18,6 +18,7 @@ from optuna.samplers import BaseSampler
 from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.search.errors import SamplerError
 from fastrun.tuner.search.gaussian_process import GaussianProcessSampler
+from fastrun.tuner.search.parameters import Parameters
 from fastrun.tuner.search.samplers import ListedSampler, LocalSampler, NeighbourSampler
 
 # Random schedules that are measured before TPE models, as many as before the Gaussian process.
@@ -61,7 +62,8 @@ def make_sampler(sampler: Sampler, untried: Untried, seed: int) -> BaseSampler:
     `sampler` is one of these: a name in `SAMPLERS`; the import path of an object, as
     `package.module:name` or `package.module.name`; a sampler of Optuna, of which each study gets a
     copy with the seed that it has; or a class or function that makes one. It is called with the
-    keyword arguments `seed` and `untried`, as far as its signature has them.
+    keyword arguments `seed`, `untried` and `search_space` (the values of each parameter, as
+    Optuna's GridSampler wants them), as far as its signature has them.
 
     Raises:
         SamplerError: there is none of that name, or it cannot be made.
@@ -91,10 +93,13 @@ def sampler_name(sampler: Sampler) -> str:
 
 
 def _called(make: Callable[..., BaseSampler], untried: Untried, seed: int) -> BaseSampler:
+    space = untried.space
+    values = {name: list(range(len(space.domains[name]))) for name in Parameters(space).free}
+    arguments = {"untried": untried, "seed": seed, "search_space": values}
     known = inspect.signature(make).parameters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        return make(**{k: v for k, v in {"untried": untried, "seed": seed}.items() if k in known})
+        return make(**{name: x for name, x in arguments.items() if name in known})
 
 
 def _imported(path: str) -> Any:

@@ -161,12 +161,20 @@ class NeighbourSampler(SpaceSampler):
 def proposed(
     sampler: BaseSampler, study: Study, trial: FrozenTrial, parameters: Parameters
 ) -> Mapping[str, Any]:
-    """The parameters that a sampler proposes for a trial, asked in the way of Optuna's trials."""
+    """The parameters that a sampler proposes for a trial, asked in the way of Optuna's trials.
+
+    Parameters of a single value are not asked for, but they are part of the trial, as they are of
+    those before it: some samplers compare the two.
+    """
     together = sampler.infer_relative_search_space(study, trial)
     params = dict(sampler.sample_relative(study, trial, together))
     draft = copy.copy(trial)
-    for name, distribution in parameters.free.items():
-        if name not in params:
+    # `trial` is older than what the sampler noted of it in `before_trial`.
+    draft.system_attrs = study.get_trials(deepcopy=False)[trial.number].system_attrs
+    for name, distribution in parameters.distributions.items():
+        if name not in parameters.free:
+            params[name] = 0
+        elif name not in params:
             params[name] = sampler.sample_independent(study, draft, name, distribution)
         draft.params = {**draft.params, name: params[name]}
         draft.distributions = {**draft.distributions, name: distribution}

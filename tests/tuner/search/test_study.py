@@ -44,6 +44,11 @@ EVERY = [
     optuna.samplers.BruteForceSampler, lambda seed: NSGAIISampler(population_size=5, seed=seed),
 ]  # fmt: skip
 
+OF_OPTUNA = [
+    *("BruteForceSampler", "CmaEsSampler", "GPSampler", "GridSampler", "NSGAIIISampler"),
+    *("NSGAIISampler", "QMCSampler", "RandomSampler", "TPESampler"),
+]
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -51,7 +56,7 @@ class Pair:
     b: int
 
 
-def product_is_even(s: Pair) -> bool:
+def product_is_even(s: Pair | Triple) -> bool:
     return s.a * s.b % 2 == 0
 
 
@@ -234,6 +239,42 @@ def test_every_sampler_runs(sampler: Sampler) -> None:
     assert len(set(seen)) == len(seen)
 
 
+@dataclass(frozen=True)
+class Triple:
+    a: int
+    only: str
+    b: int
+
+
+@pytest.mark.parametrize("name", OF_OPTUNA)
+def test_fields_of_a_single_value_hinder_no_sampler_of_optuna(name: str) -> None:
+    """Some compare the parameters of trials; others want the values of all before they begin."""
+    extra = {"CmaEsSampler": "cmaes", "GPSampler": "torch", "QMCSampler": "scipy"}
+    if name in extra:
+        pytest.importorskip(extra[name])
+    space = Space(Triple, {"a": range(9), "only": ["x"], "b": range(9)}, [product_is_even])
+    study = ScheduleStudy(space, f"optuna.samplers.{name}")
+    study.enqueue(Triple(2, "x", 3))
+    seen = []
+    while (schedule := study.ask()) is not None and len(seen) < 25:
+        seen.append(schedule)
+        study.tell(schedule, [1.0 + abs(schedule.a - 4) + schedule.b])
+    assert seen[0] == Triple(2, "x", 3)
+    assert len(set(seen)) == len(seen) == 25
+    assert all(map(product_is_even, seen))
+
+
+def test_a_grid_or_brute_force_ends_with_the_space() -> None:
+    space = Space(Triple, {"a": range(4), "only": ["x"], "b": range(3)})
+    for name in ("BruteForceSampler", "GridSampler"):
+        study = ScheduleStudy(space, f"optuna.samplers.{name}")
+        found = []
+        while (schedule := study.ask()) is not None:
+            study.tell(schedule, [1.0])
+            found.append(schedule)
+        assert sorted(found, key=space.point) == list(space)
+
+
 def test_what_offers_a_sampler_names_those_that_there_are() -> None:
     assert set(options.SAMPLERS) == set(SAMPLERS)
     assert set(options.OBJECTIVES) == set(OBJECTIVES)
@@ -302,7 +343,7 @@ HERE = "tests.tuner.search.test_study"
         (f"{HERE}:function_without_a_sampler", "is no sampler of Optuna"),
         (f"{HERE}.nobody", "has no attribute 'nobody'"),
         ("nowhere.at:all", "No module named 'nowhere'"),
-        ("optuna.samplers.GridSampler", "makes no sampler: "),
+        ("optuna.samplers.PartialFixedSampler", "makes no sampler: "),
         ("optuna.samplers.NSGAIISampler:x", "no sampler"),
         ("best", "no sampler 'best'"),
     ],
