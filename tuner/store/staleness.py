@@ -24,8 +24,16 @@ def is_current(record: Record) -> bool:
     """
     if record.protocol != PROTOCOL:
         return False
-    cpu, ours = Cpu.host(), toolchain()
-    if record.toolchain == ours or record.machine != cpu.fingerprint:
+    return record.machine != Cpu.host().fingerprint or is_todays_code(record)
+
+
+def is_todays_code(record: Record) -> bool:
+    """Whether generator and compiler make the measured code on this machine.
+
+    That also tells of a machine of the same kind: the code does not depend on what differs.
+    """
+    ours = toolchain()
+    if record.toolchain == ours:
         return True
     if record.toolchain.partition(",")[0] != ours.partition(",")[0]:
         return False

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from fastrun import load
+from fastrun.benchmarks import pretuned as renewed
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.registry import heuristic_choice
+from fastrun.kernels.registry import heuristic_choice, parse_schedule
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Record, Stage
 from fastrun.tuner.records.verdicts import speedup_interval
 from fastrun.tuner.store import exchange, pretuned
+from fastrun.tuner.store.database import Database
 from tests.support.graph_models import model, node, normal
 from tests.support.records import placed, record
 
@@ -72,12 +74,47 @@ def test_they_count_for_the_same_heuristic_processor_and_threads(
     assert pretuned.pretuned(P, replace(CPU, name="another"), 2, HEURISTIC) is None
 
 
+@pytest.mark.parametrize("machine", [CPU.fingerprint, "0" * 16])
 def test_other_code_than_was_measured_does_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    old = {"toolchain": toolchain().replace("kernels ", "kernels 0"), "ir_hash": "gone"}
-    ship(tmp_path, [final(HEURISTIC, 1e-3, **old), final(OTHER, 0.8e-3, **old)], monkeypatch)
-    assert pretuned.pretuned(P, CPU, 1, HEURISTIC) is None
+    """On the machine that measured it, and on another of its kind."""
+    old: dict[str, object] = {"toolchain": toolchain().replace("kernels ", "kernels 0")}
+    of_today = {
+        text: TEMPLATE.program(P, parse_schedule(text)[1], CPU).ir_hash
+        for text in (HEURISTIC, OTHER)
+    }
+    for name, found in (("same", True), ("other", False)):
+        (folder := tmp_path / name).mkdir()
+        hashes = of_today if found else dict.fromkeys(of_today, "gone")
+        made = [
+            final(text, seconds, **old, machine=machine, ir_hash=hashes[text])
+            for text, seconds in ((HEURISTIC, 1e-3), (OTHER, 0.8e-3))
+        ]
+        ship(folder, made, monkeypatch)
+        assert (pretuned.pretuned(P, CPU, 1, HEURISTIC) is not None) == found
+
+
+def test_the_file_is_made_anew_of_what_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A winner over another heuristic goes, one of a database comes, others stay."""
+    q = ConvProblem.parse("conv 1x32x20x20 48x3x3 s1 p1 bias")
+    template, usual = heuristic_choice(q, CPU)
+    fast = template.text(replace(usual, unroll=2 * usual.unroll))
+    other = {"problem": "conv 1x32x30x30 48x3x3 s1 p1 bias"}  # whose heuristic differs
+    before = [final(HEURISTIC, 1e-3), final(OTHER, 0.8e-3)]
+    gone = [final(fast, 1e-3, **other, heuristic=True), final(HEURISTIC, 0.8e-3, **other)]
+    gone[1] = replace(gone[1], heuristic=False)
+    ship(tmp_path, [*before, *gone], monkeypatch)
+    new = {"problem": str(q)}
+    with Database(tmp_path / "tuned.db") as database:
+        database.add(final(template.text(usual), 1e-3, **new, heuristic=True))
+        database.add(final(fast, 0.7e-3, **new))
+    assert renewed.main([str(tmp_path / "tuned.db"), "--write"]) == 0
+    assert "2 winners before, 2 now" in capsys.readouterr().out
+    records, _ = exchange.read(pretuned.file_for(CPU))
+    assert {r.problem for r in records} == {str(P), str(q)}
 
 
 def test_a_network_runs_them_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.tuner.records.record import Outcome, Record, Stage
+from fastrun.tuner.records.record import PROTOCOL, Outcome, Record, Stage
 from fastrun.tuner.records.verdicts import speedup_interval
 from fastrun.tuner.store import exchange
-from fastrun.tuner.store.staleness import is_current
+from fastrun.tuner.store.staleness import is_todays_code
 
 FOLDER = Path(__file__).parent
 """Where the files lie."""
@@ -38,17 +38,27 @@ def kind(cpu: Cpu) -> str:
     return f"{cpu.name}-{cpu.lanes}"
 
 
+def file_for(cpu: Cpu) -> Path:
+    """The file of a kind of processor; the project may have met none of it."""
+    return FOLDER / f"{kind(cpu)}.jsonl.gz"
+
+
 def pretuned(p: ConvProblem, cpu: Cpu, threads: int, heuristic: str) -> Pair | None:
     """The records of `heuristic` and of a schedule that surely beat it on this kind of processor.
 
     Only a final on so many threads counts, and only one against the heuristic's schedule of today:
     a heuristic that has changed since may be the faster one. None if there is no such record, or
-    if it is stale.
+    if the generator or the compiler makes other code today than was measured.
     """
-    pair = _shipped(FOLDER / f"{kind(cpu)}.jsonl.gz").get((str(p), threads))
-    if pair is None or pair[0].schedule != heuristic or not all(map(is_current, pair)):
+    pair = _shipped(file_for(cpu)).get((str(p), threads))
+    if pair is None or pair[0].schedule != heuristic or not all(map(holds, pair)):
         return None
     return pair
+
+
+def holds(record: Record) -> bool:
+    """Whether a record's code is still made, and its times are of today's protocol."""
+    return record.protocol == PROTOCOL and is_todays_code(record)
 
 
 def worth_shipping(records: Iterable[Record]) -> Iterator[Pair]:
