@@ -20,13 +20,14 @@ def load(
     threads: int,
     inner: bool = False,
     entries: Mapping[str, str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Session:
-    """As `Engine.load`; `entries` are further entries of the session's configuration."""
+    """As `Engine.load`; `entries` and `attributes` are further ones of the session's options."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         onnx.save(model, path)
         if not inner:
-            return Session(_session(path, threads, entries=entries))
+            return Session(_session(path, threads, entries=entries, attributes=attributes))
         optimised = Path(folder) / "optimised.onnx"
         _session(path, threads, optimised)
         parts = _split(onnx.load(optimised))
@@ -84,6 +85,7 @@ def _session(
     save: Path | None = None,
     optimise: bool = True,
     entries: Mapping[str, str] | None = None,
+    attributes: Mapping[str, Any] | None = None,
 ) -> Any:
     import onnxruntime as ort
 
@@ -92,6 +94,8 @@ def _session(
     options.log_severity_level = 3
     for key, value in (entries or {}).items():
         options.add_session_config_entry(key, value)
+    for name, choice in (attributes or {}).items():
+        setattr(options, name, choice)
     if save:
         options.optimized_model_filepath = str(save)
     if not optimise:
