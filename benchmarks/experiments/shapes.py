@@ -28,6 +28,7 @@ from fastrun.search_spaces.space import space_for
 from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.measure.job import Compiled, Result
 from fastrun.tuner.measure.measurer import Measurer
+from fastrun.tuner.model.cost_model import shipped_proposals
 from fastrun.tuner.networks.targets import merged, read_target
 from fastrun.tuner.records.provenance import Run
 from fastrun.tuner.records.record import Record, Stage
@@ -37,8 +38,9 @@ from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.exits import ended, leave
 
 # How many schedules of the heuristic's algorithm are neighbours of it, and how many random; how
-# many other algorithms have their heuristic's schedule; how many come from other shapes.
-_NEIGHBOURS, _RANDOM, _ALGORITHMS, _TRANSFERRED = 3, 2, 3, 2
+# many other algorithms have their heuristic's schedule; how many come from other shapes; how many
+# the model proposes that there is, which so learns where it expects too much.
+_NEIGHBOURS, _RANDOM, _ALGORITHMS, _TRANSFERRED, _PROPOSED = 3, 2, 3, 2, 2
 
 _ROUNDS = 5
 
@@ -49,7 +51,7 @@ _AHEAD = 3
 def candidates(
     p: ConvProblem, cpu: Cpu, winners: Mapping[ConvProblem, str], seed: int = 0
 ) -> list[str]:
-    """The heuristics' schedules, neighbours of the first, random ones, winners of near shapes."""
+    """The heuristics' schedules, neighbours of the first, random ones, proposed and near ones."""
     draw = random.Random(f"{p} {seed}")
     best, first = heuristic_choice(p, cpu)
     others = [t for t in applicable(p, cpu) if not t.baseline and t is not best]
@@ -58,6 +60,7 @@ def candidates(
     found = [best.text(first)]
     found += [t.text(t.heuristic(p, cpu)) for t in others[:_ALGORITHMS]]
     found += [text for _, text in islice(suggestions(p, winners, cpu), _TRANSFERRED)]
+    found += shipped_proposals(p, cpu, _PROPOSED)
     found += [best.text(s) for s in islice(untried.neighbours(first), _NEIGHBOURS)]
     found += [best.text(s) for s in untried.sample(_RANDOM)[:_RANDOM]]
     return list(dict.fromkeys(found))

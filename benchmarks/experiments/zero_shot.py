@@ -18,6 +18,7 @@ import json
 import random
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +38,12 @@ from fastrun.tuner.networks.targets import read_target
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.statistics import mean_interval
 from fastrun.tuner.records.units import interval, plural
-from fastrun.tuner.search.transfer import distance, suggestions
+from fastrun.tuner.search.transfer import suggestions
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.exits import ended, leave
 
 KNOWN, HEURISTIC, MODEL, NEAREST, RANDOM = "best known", "heuristic", "model", "nearest", "random"
 OTHER, BOTH = "model of the other processor", "model of both"
-
-# Shapes no further apart than by their epilogues are the same shape.
-_SAME = 1.0
 
 Choices = dict[str, dict[str, str]]
 """For each problem's text the schedule of each way to choose."""
@@ -113,7 +111,8 @@ def choices(
 ) -> Choices:
     """The choices for each shape that was measured on the first processor.
 
-    All shapes of its fold are left out; one of several folds counts for the first of them.
+    All shapes of its fold are left out, whatever follows the convolution; one of several folds
+    counts for the first of them.
     """
     cpu = cpus[0]
     data = times(records, cpus)
@@ -123,7 +122,8 @@ def choices(
         wanted = [p for p in problems if p in known and str(p) not in found]
         if not wanted:
             continue
-        rest = [g for g in data if all(distance(g.problem, p) >= _SAME for p in problems)]
+        left_out = set(map(_shape, problems))
+        rest = [g for g in data if _shape(g.problem) not in left_out]
         own, other = ([g for g in rest if (g.cpu is cpu) == mine] for mine in (True, False))
         models = {MODEL: own, OTHER: other, BOTH: rest} if other else {MODEL: own}
         learnt = {name: CostModel.learnt(part) for name, part in models.items()}
@@ -205,6 +205,11 @@ def _records(urls: Sequence[str]) -> list[Record]:
         with Database(url, read_only=True) as database:
             found += database.records(threads=1, regime="hot")
     return found
+
+
+def _shape(p: ConvProblem) -> ConvProblem:
+    """A problem without its epilogue, which hardly matters to what is fast."""
+    return replace(p, bias=False, add=False, activation="")
 
 
 def _best(group: Times) -> str:
