@@ -38,4 +38,4 @@ def _need(graph: Graph, node: Node) -> str:
         if name not in graph.constants and (known is None or known.dtype != np.float32):
             return f"{name!r} as float32" + (f", not {known.dtype}" if known else "")
     computed = [x for x in node.inputs[1:] if x and x not in graph.constants]
-    return f"{computed[0]!r} as a constant" if computed else "one or two spatial axes"
+    return f"{computed[0]!r} as a constant" if computed else "one to three spatial axes"

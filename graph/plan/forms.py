@@ -319,8 +319,9 @@ class Forms:
             case Slice():
                 layouts = self._aligned([op.starts[1]])
             case Reshape() | Identity():
+                # Pixels follow each other in every layout, in whatever rows they are.
                 names = task.reads[0], task.output
-                if len({shape4(self.graph.shape(x)) for x in names}) > 1:
+                if len({shape4(self.graph.shape(x))[:2] for x in names}) > 1:
                     layouts = [NCHW]
         return [form for x in layouts for form in self._moves(task, x, seconds)]
 

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 import fastrun
 from fastrun.graph.core.model import Array
-from fastrun.graph.core.ops import Numpy
+from fastrun.graph.core.ops import Concat, Numpy, Pad
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from tests.support.graph_models import model, node, normal
@@ -86,12 +86,28 @@ VOLUMES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("attributes", VOLUMES)
-@pytest.mark.parametrize("depth", [1, 3])
-def test_convolutions_of_volumes(attributes: dict[str, Any], depth: int) -> None:
-    x, w, b = normal(2, 3, 7, 6, 8), normal(5, 3, depth, 3, 2), normal(5)
-    source = model([node("Conv", "x w b", "y", **attributes)], {"w": w, "b": b}, shape=x.shape)
+@pytest.mark.parametrize(("depth", "groups"), [(1, 1), (3, 1), (3, 6), (2, 3)])
+def test_convolutions_of_volumes(attributes: dict[str, Any], depth: int, groups: int) -> None:
+    x, w, b = normal(2, 6, 7, 6, 8), normal(6, 6 // groups, depth, 3, 2), normal(6)
+    conv = node("Conv", "x w b", "y", group=groups, **attributes)
+    source = model([conv], {"w": w, "b": b}, shape=x.shape)
     (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
     agrees(source, expected, x=x)
+
+
+@pytest.mark.parametrize("groups", [1, 6])
+def test_convolutions_along_the_depth_move_nothing(groups: int) -> None:
+    x, w, v = normal(1, 6, 7, 6, 8), normal(6, 6 // groups, 3, 1, 1), normal(6, 6, 1, 3, 3)
+    nodes = [
+        node("Conv", "x w", "a", group=groups, pads=[2, 0, 0, 0, 0, 0], strides=[2, 1, 1]),
+        node("Conv", "a v", "b", pads=[0, 1, 1, 0, 1, 1]),
+        node("Conv", "b w", "y", group=groups),
+    ]
+    source = model(nodes, {"w": w, "v": v}, shape=x.shape)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    agrees(source, expected, x=x)
+    moves = [n.op for n in optimise(import_onnx(source)).nodes if isinstance(n.op, Pad | Concat)]
+    assert not moves
 
 
 @pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])
@@ -149,12 +165,24 @@ def test_convolutions_of_computed_weights(
     agrees(turned, expected, x=w)
 
 
-def test_transposed_convolutions_of_volumes_are_numpys() -> None:
-    x, w = normal(1, 3, 3, 4, 2), normal(3, 2, 2, 2, 2)
-    pooling = node("ConvTranspose", "x w", "y", strides=[2, 2, 2])
-    source = model([pooling], {"w": w}, shape=x.shape)
-    expected = np.einsum("ncdhw,coijk->nodihjwk", x, w).reshape(1, 2, 6, 8, 4)
-    agrees(source, expected, kernels=False, x=x)
+TRANSPOSED_VOLUMES: list[dict[str, Any]] = [
+    {"strides": [2, 2, 2]},
+    {"strides": [2, 1, 2], "pads": [1, 0, 1, 0, 1, 1], "output_padding": [1, 0, 0]},
+    {"strides": [3, 2, 1], "dilations": [2, 1, 2]},
+    {"strides": [5, 1, 1], "pads": [2, 0, 0, 1, 0, 0]},  # no tap reaches some planes
+]
+
+
+@pytest.mark.parametrize("attributes", TRANSPOSED_VOLUMES)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_transposed_convolutions_of_volumes(attributes: dict[str, Any], groups: int) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x, w, b = normal(2, 6, 3, 4, 2), normal(6, 2, 3, 2, 3), normal(2 * groups)
+    conv = node("ConvTranspose", "x w b", "y", group=groups, **attributes)
+    source = model([conv], {"w": w, "b": b}, shape=x.shape)
+    session = onnxruntime.InferenceSession(source.SerializeToString())
+    (expected,) = session.run(None, {"x": x})
+    agrees(source, expected, x=x)
 
 
 @pytest.mark.parametrize("mode", ["linear", "cubic"])

@@ -66,6 +66,7 @@ PROBLEMS = [
     "conv 1x3x31x27 9x11x11 s4 p2 bias relu",
     "conv 2x18x1x37 20x1x3 s1x2 p0x1 bias add relu",
     "conv 1x20x3x9 17x3x3 s1 p5 d5 bias",
+    "conv 1x2x1x300 3x1x5 s1x70 p0x2",
     f"conv 2x37x8x9 {L + 1}x3x3 s2x1 p0 d1x2 bias add relu b1",
 ]
 

@@ -40,6 +40,19 @@ def test_reorder_moves_every_value(src: Layout, dst: Layout, cpu: Cpu) -> None:
         assert np.array_equal(execute(program, {"x": x}, threads=3), x)
 
 
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_rows_of_few_channels_end_anywhere(channels: int, cpu: Cpu) -> None:
+    """LLVM ended the process over rows of two channels that end 12 pixels behind a vector."""
+    for pixels in (11, 12, 13, 15, 28):
+        shape = (1, channels, 1, pixels)
+        x, program = (
+            normal(*shape),
+            reorder.build(Reorder(), cpu, Placement(NCHW, *shape), Placement(NHWC, *shape)),
+        )
+        assert np.array_equal(execute(program, {"x": x}), x)
+
+
 def test_reorder_refuses_another_size() -> None:
     a, b = Placement(NCHW, 1, 3, 4, 4), Placement(NHWC, 1, 4, 4, 4)
     with pytest.raises(ScheduleError, match="another size"):

@@ -21,7 +21,11 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.core.shapes import full_size, sees_pixels, spans
 from fastrun.graph.frontend.lowering.computed import convolve_computed
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
-from fastrun.graph.frontend.lowering.volumes import convolve_volume, pool_volume
+from fastrun.graph.frontend.lowering.volumes import (
+    convolve_volume,
+    pool_volume,
+    transpose_volume,
+)
 
 # Pixels of a pool's window. Larger ones come from damaged files: no picture has so many.
 _LARGEST_WINDOW = 2**28
@@ -39,10 +43,10 @@ def _conv(site: Site) -> None:
     _check_bias(site, weights[0])
     padding = _padding(site, x[2:], kernel, stride, dilation)
     op = Conv(stride, padding, dilation, groups)
-    if len(kernel) == 3 and groups == 1 and site.is_constant(1):
+    if len(kernel) == 3 and _is_fixed(site):
         convolve_volume(site, op)
     elif len(kernel) > 2:
-        raise Unsupported("one or two spatial axes, or three in one group of constant weights")
+        raise Unsupported("one or two spatial axes, or three with constant weights")
     elif not site.is_constant(1) and _is_float(site):
         convolve_computed(site, op)
     elif site.has(2) and not site.is_constant(2) and _is_float(site):
@@ -70,7 +74,11 @@ def _conv_transpose(site: Site) -> None:
     full = tuple(n + e for n, e in zip(whole, extra, strict=True))
     begins, ends = _cuts(site, x[2:], full, stride)
     ends = [end - e for end, e in zip(ends, extra, strict=True)]
-    site.finish(ConvTranspose(stride, (*begins, *ends), dilation, groups), *site.inputs)
+    op = ConvTranspose(stride, (*begins, *ends), dilation, groups)
+    if rank == 3 and _is_float(site) and _is_fixed(site):
+        transpose_volume(site, op)
+    else:
+        site.finish(op, *site.inputs)
 
 
 def _cuts(site: Site, space: Shape, full: Shape, stride: Ints) -> tuple[list[int], list[int]]:
@@ -170,6 +178,11 @@ def _lrn(site: Site) -> None:
 def _is_float(site: Site) -> bool:
     """Whether kernels compute the first input's type."""
     return site.tensor(0).dtype == np.float32
+
+
+def _is_fixed(site: Site) -> bool:
+    """Whether weights and bias do not depend on data."""
+    return site.is_constant(1) and (not site.has(2) or site.is_constant(2))
 
 
 def _steps(site: Site, attribute: str, x: Shape) -> Ints:

@@ -30,7 +30,7 @@ from fastrun.kernels.core.template import check
 
 def pixel_lanes(p: ConvProblem, cpu: Cpu) -> int:
     """Lanes of vectors of pixels: no more than pixels, and strided loads stay in the read slack."""
-    return min(cpu.lanes_for(p.oh * p.ow), READ_SLACK // p.stride[1])
+    return min(cpu.lanes_for(p.oh * p.ow), max(1, READ_SLACK // p.stride[1]))
 
 
 def kinds(p: ConvProblem, cpu: Cpu) -> dict[str, Dot]:
@@ -48,7 +48,6 @@ class Planar(Product):
     def __init__(self, p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> None:
         super().__init__(p, s, io, pixel_lanes(p, cpu), dot_of(p.precision, s.dot, cpu))
         check(not p.types, f"there are no products of {p.types} in NCHW")
-        check(self.lanes >= 1, "the stride is wider than the read slack")
         pixels = p.oh * p.ow
         tiles = cut(-(-pixels // self.lanes), s.cols)
         self.tiles = last_apart(tiles) if pixels % self.lanes else tiles
