@@ -1,4 +1,4 @@
-"""Decides which model a name or path means, and gives its graph or its convolutions."""
+"""Decides which model a name or path means, and gives its graph."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import onnx
 from fastrun.graph import zoo
 from fastrun.graph.core.errors import ModelFileError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.problems import DistinctProblem, to_tune
 from fastrun.graph.frontend.file import SharedModel, Source, current, read_model
 from fastrun.graph.frontend.importer import import_onnx
-from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.zoo.published import PUBLISHED, published
 
 # What exporters call a graph that nobody has named.
@@ -70,14 +68,3 @@ def _no_such_model(name: str) -> str:
         return f"no network or file called {name!r}: did you mean {' or '.join(close)}?"
     known = ", ".join([*zoo.NAMES, *PUBLISHED])
     return f"no file called {name!r}; the built-in networks are {known}"
-
-
-def network_problems(
-    source: Source, shapes: Mapping[str, Sequence[int]] | None = None
-) -> list[DistinctProblem]:
-    """The convolutions of the optimised graph of `load_network(source, shapes)`.
-
-    Raises:
-        GraphError: the model cannot be read, a convolution is no problem, or there is none.
-    """
-    return to_tune(optimise(load_network(source, shapes)))

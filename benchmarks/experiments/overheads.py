@@ -8,6 +8,7 @@ timed blocks: transfer, loading, the checked call, comparing, calibrating and tw
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import statistics
@@ -102,6 +103,8 @@ def storing_seconds(folder: Path, already: int) -> list[float]:
 
 
 def main() -> None:
+    about = "The costs of measuring: a call, a barrier, a job in the sandbox, storing a record."
+    argparse.ArgumentParser(description=about).parse_args()
     one, four = call_seconds(1, 1), call_seconds(4, 1)
     print(f"call of one stage, 1 thread       {one * 1e9:8.1f} ns")
     print(f"each further stage, 1 thread      {(four - one) / 3 * 1e9:8.1f} ns")

@@ -14,14 +14,21 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastrun.graph.core.errors import GraphError, ModelFileError, UnsupportedError
-from fastrun.graph.core.problems import convolutions
+from fastrun.graph.core.problems import DistinctProblem, convolutions, to_tune
+from fastrun.graph.frontend.file import Source
 from fastrun.graph.frontend.importer import import_onnx
-from fastrun.graph.networks import network_problems
+from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from tests.support.graph_models import batch_norm, model, node, normal
 
 W3: dict[str, np.ndarray] = {"w": normal(6, 4, 3, 3)}
 CONV = node("Conv", "x w", "y")
+
+
+def network_problems(
+    source: Source, shapes: dict[str, tuple[int, ...]] | None = None
+) -> list[DistinctProblem]:
+    return to_tune(optimise(load_network(source, shapes)))
 
 
 def only_problem(m: onnx.ModelProto, **shapes: tuple[int, ...]) -> str:
@@ -330,8 +337,10 @@ def test_every_truncation_is_an_error(tmp_path: Path) -> None:
 
 def test_listing_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from fastrun.graph.networks import network_problems;"
-        "network_problems('squeezenet1.1');"
+        "import sys; from fastrun.graph.core.problems import to_tune;"
+        "from fastrun.graph.networks import load_network;"
+        "from fastrun.graph.passes.pipeline import optimise;"
+        "to_tune(optimise(load_network('squeezenet1.1')));"
         "heavy = {'optuna', 'pandas', 'matplotlib', 'sqlalchemy', 'llvmlite'} & set(sys.modules);"
         "sys.exit(', '.join(sorted(heavy)) or 0)"
     )
