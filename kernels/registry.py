@@ -57,17 +57,24 @@ def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
     name, body = match.groups()
     check(name in templates(), f"unknown algorithm {name!r}: there are {', '.join(templates())}")
     template = templates()[name]
-    types = get_type_hints(template.schedule)
+    schedule: Any = template.schedule
+    types = _field_types(schedule)
     values: dict[str, Any] = {}
     for part in filter(None, (x.strip() for x in body.split(","))):
         field, equals, word = part.partition("=")
         check(bool(equals), f"{name}: at {part!r} expected field=value")
         check(field in types, f"{name} has no field {field!r}: it has {', '.join(types)}")
         values[field] = _value(types[field], word, part)
-    empty = {f.name for f in fields(template.schedule) if f.default == ""}
+    empty = {f.name for f in fields(schedule) if f.default == ""}
     missing = types.keys() - values.keys() - empty
     check(not missing, f"{name} needs {', '.join(sorted(missing))}")
-    return template, template.schedule(**values)
+    return template, schedule(**values)
+
+
+@functools.cache
+def _field_types(schedule: Any) -> dict[str, Any]:
+    """The types of a schedule's fields; Python evaluates their annotations each time."""
+    return get_type_hints(schedule)
 
 
 def _value(kind: type, word: str, part: str) -> int | bool | str:

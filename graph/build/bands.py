@@ -18,6 +18,7 @@ from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
+from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.ops import bands, pool
 
 
@@ -72,4 +73,4 @@ def _program(
         second = bands.pooling(then, mid.h, io.dst.h, cpu, mid.dtype)
     else:
         second = convolution_of(then, algorithms[1], cpu)
-    return bands.build(first, second, rows, cpu, io, mid)
+    return ObjectCache().named(bands.build(first, second, rows, cpu, io, mid))

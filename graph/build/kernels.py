@@ -48,6 +48,7 @@ from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
+from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.ops import attention, dense, elementwise, layer_norm, pool, reduce, shuffle
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
@@ -71,66 +72,78 @@ def build(
     Raises:
         UnsupportedError: there is no kernel for this use of the operator.
     """
+    try:
+        built = _built(graph, task, form, schedules, cpu, reads, dst, gathered)
+        return replace(built, program=ObjectCache().named(built.program))
+    except ScheduleError as error:
+        raise UnsupportedError(f"node {task.node.label} cannot be run: {error}") from error
+
+
+def _built(
+    graph: Graph,
+    task: Task,
+    form: Form,
+    schedules: Iterable[str],
+    cpu: Cpu,
+    reads: list[Placement],
+    dst: Placement,
+    gathered: bool,
+) -> Built:
     op, node = task.node.op, task.node
     src = reads[0]
-    try:
-        if kernel := blocked(graph, task, cpu, reads, dst):
-            return kernel
-        match op:
-            case Conv():
-                problem = typed_problem(graph, task, form)
-                io = Io(src, dst, reads[1] if problem.add else dst, gathered)
-                program, text = _convolution(problem, schedules, cpu, io)
-                bias = constant(graph, task, 2).reshape(-1) if problem.bias else None
-                if problem.precision.integer:
-                    filters = graph.integers(node.inputs[1]).reshape(problem.weight_shape)
-                    operand = _scales(graph, task, problem).operand(problem, filters, bias)
-                    return Built(program, text, filters, operand)
-                filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
-                return Built(program, text, filters, np.zeros(problem.oc) if bias is None else bias)
-            case Gemm() if is_dense(graph, task):
-                weights, bias = _dense(graph, task, op)
-                dtype = Types.parse(form.types).weights
-                spec = Dense(True, activation=op.activation, weights=dtype)
-                program = dense.build(spec, cpu, src, dst)
-                return Built(program, "dense", weights, bias)
-            case Recurrent():
-                dtype = Types.parse(form.types).weights
-                return strided.recurrent_layer(graph, task, op, cpu, reads, dst, dtype)
-            case Pool() | Reduce() if function := _over_rows(graph, task, src, dst):
-                spec4 = reduce.Reduce(function, (2, 3))
-                program = reduce.reduce(
-                    spec4, cpu, *(strided.view(x, _shape(x)) for x in (src, dst))
-                )
-                built = Built(program, "strided")
-            case Pool():
-                built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
-            case Attention():
-                fixed = node.input(2) in graph.constants
-                mask = constant(graph, task, 2) if fixed else None
-                context = reads[1] if node.input(1) else None
-                computed = reads[-1] if node.input(2) and not fixed else None
-                shape = () if mask is None else mask.shape
-                program = attention.build(op, cpu, src, dst, context, shape, computed)
-                built = Built(program, "attention", mask)
-            case LayerNorm():
-                pair = np.zeros((2, dst.c), np.float32)
-                for i, _ in enumerate(filter(None, node.inputs[1:])):
-                    pair[i] = constant(graph, task, i + 1).reshape(-1)
-                built = Built(layer_norm.build(op, cpu, src, dst), "layer_norm", pair)
-            case Reduce() if is_global_pool(graph, task):
-                whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
-                built = Built(pool.build(whole, cpu, src, dst), "pool")
-            case ChannelShuffle() if len(reads) > 1:
-                program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
-                return Built(program, "shuffle")
-            case Unary() | Clip() | Affine() | Binary():
-                built = _elementwise(graph, task, cpu, reads, dst)
-            case _:
-                built = strided.build(graph, task, cpu, reads, dst)
-        return _with_scales(graph, task, reads, dst, built)
-    except ScheduleError as error:
-        raise UnsupportedError(f"node {node.label} cannot be run: {error}") from error
+    if kernel := blocked(graph, task, cpu, reads, dst):
+        return kernel
+    match op:
+        case Conv():
+            problem = typed_problem(graph, task, form)
+            io = Io(src, dst, reads[1] if problem.add else dst, gathered)
+            program, text = _convolution(problem, schedules, cpu, io)
+            bias = constant(graph, task, 2).reshape(-1) if problem.bias else None
+            if problem.precision.integer:
+                filters = graph.integers(node.inputs[1]).reshape(problem.weight_shape)
+                operand = _scales(graph, task, problem).operand(problem, filters, bias)
+                return Built(program, text, filters, operand)
+            filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
+            return Built(program, text, filters, np.zeros(problem.oc) if bias is None else bias)
+        case Gemm() if is_dense(graph, task):
+            weights, bias = _dense(graph, task, op)
+            dtype = Types.parse(form.types).weights
+            spec = Dense(True, activation=op.activation, weights=dtype)
+            program = dense.build(spec, cpu, src, dst)
+            return Built(program, "dense", weights, bias)
+        case Recurrent():
+            dtype = Types.parse(form.types).weights
+            return strided.recurrent_layer(graph, task, op, cpu, reads, dst, dtype)
+        case Pool() | Reduce() if function := _over_rows(graph, task, src, dst):
+            spec4 = reduce.Reduce(function, (2, 3))
+            program = reduce.reduce(spec4, cpu, *(strided.view(x, _shape(x)) for x in (src, dst)))
+            built = Built(program, "strided")
+        case Pool():
+            built = Built(pool.build(pool_spec(op), cpu, src, dst), "pool")
+        case Attention():
+            fixed = node.input(2) in graph.constants
+            mask = constant(graph, task, 2) if fixed else None
+            context = reads[1] if node.input(1) else None
+            computed = reads[-1] if node.input(2) and not fixed else None
+            shape = () if mask is None else mask.shape
+            program = attention.build(op, cpu, src, dst, context, shape, computed)
+            built = Built(program, "attention", mask)
+        case LayerNorm():
+            pair = np.zeros((2, dst.c), np.float32)
+            for i, _ in enumerate(filter(None, node.inputs[1:])):
+                pair[i] = constant(graph, task, i + 1).reshape(-1)
+            built = Built(layer_norm.build(op, cpu, src, dst), "layer_norm", pair)
+        case Reduce() if is_global_pool(graph, task):
+            whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
+            built = Built(pool.build(whole, cpu, src, dst), "pool")
+        case ChannelShuffle() if len(reads) > 1:
+            program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
+            return Built(program, "shuffle")
+        case Unary() | Clip() | Affine() | Binary():
+            built = _elementwise(graph, task, cpu, reads, dst)
+        case _:
+            built = strided.build(graph, task, cpu, reads, dst)
+    return _with_scales(graph, task, reads, dst, built)
 
 
 def _over_rows(graph: Graph, task: Task, src: Placement, dst: Placement) -> str:
@@ -182,7 +195,7 @@ def _convolution(p: ConvProblem, schedules: Iterable[str], cpu: Cpu, io: Io) -> 
 def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
     """A network repeats layers, and writing a kernel takes longer than running it."""
     template, schedule = parse_schedule(text)
-    return template.build(p, schedule, cpu, io)
+    return ObjectCache().named(template.build(p, schedule, cpu, io))
 
 
 def _scales(graph: Graph, task: Task, p: ConvProblem) -> Scales:

@@ -28,6 +28,7 @@ from fastrun.kernels.core.layout import NCHW, READ_SLACK, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.ops import halo, movement
 
 
@@ -200,6 +201,11 @@ def arrange(forms: Forms, chosen: Mapping[str, Form], cpu: Cpu) -> Arrangement:
                 steps += writer.zeroed(tensor.root)
         steps += writer.steps(item)
     computed = [x for x in graph.outputs if x not in constants]
+    cache = ObjectCache()
+    steps = [
+        replace(step, program=cache.named(step.program)) if isinstance(step, Step) else step
+        for step in steps
+    ]
     return Arrangement(
         tuple(_forgetting(steps, graph.outputs)),
         writer.lifetimes(steps, inputs.values(), outputs.values()),

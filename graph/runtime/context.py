@@ -138,7 +138,7 @@ class Context:
             for stage in step.program.stages:
                 native.append(
                     NativeStep(
-                        loaded.libraries[step.program.ir].address(stage.symbol),
+                        loaded.libraries[step.program.digest].address(stage.symbol),
                         stage.tasks,
                         self._at[step.src],
                         weights,

@@ -76,14 +76,16 @@ class Loaded:
 
 
 def _libraries(arrangement: Arrangement, cpu: Cpu) -> dict[str, Library]:
-    """The compiled kernels by their IR."""
+    """The compiled kernels by the digests of their IR."""
     cache = ObjectCache()
-    programs = {step.program.ir: step.program for step in arrangement.kernels}
-    found = {ir: cache.found(ir, cpu) for ir in programs}
-    precompile([ir for ir, built in found.items() if built is None], cpu, cache)
+    programs = {step.program.digest: step.program for step in arrangement.kernels}
+    found = {digest: cache.found(program, cpu) for digest, program in programs.items()}
+    precompile([programs[x].ir for x, built in found.items() if built is None], cpu, cache)
     return {
-        ir: Library(found[ir] or cache.object(ir, cpu), [stage.symbol for stage in program.stages])
-        for ir, program in programs.items()
+        digest: Library(
+            found[digest] or cache.object(program.ir, cpu), [x.symbol for x in program.stages]
+        )
+        for digest, program in programs.items()
     }
 
 

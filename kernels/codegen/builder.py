@@ -6,13 +6,16 @@ Values carry operators, buffers carry strides, and loops obey one rule:
 IR is written as text. That is ten times faster than a tree of instruction objects, and the text is
 needed anyway: it is hashed, cached and shown.
 
+The text of a stage is written when it is first needed, by a function that the generator hands over.
+So a kernel whose code is known already (`core.identity`) costs no more than its numbers of tasks.
+
 Functions and their control flow are here. `emit` writes instructions, `values` and `memory` define
 what a kernel computes with; all of these can be imported from this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -35,6 +38,7 @@ from fastrun.kernels.codegen.values import (
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.forks import once
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program, Stage
 
@@ -213,31 +217,44 @@ class Module:
     def __init__(self, cpu: Cpu) -> None:
         self.cpu = cpu
         self.declarations: dict[str, None] = {}
-        self._functions: list[str] = []
+        self._writers: list[Callable[[], Iterable[str]]] = []
         self._stages: list[Stage] = []
 
-    @contextmanager
-    def stage(self, symbol: str, tasks: int) -> Iterator[tuple[Kernel, Index]]:
-        """Write one stage: yields the kernel and the index of the task to be done."""
-        k = Kernel(self, symbol)
-        with k.loop(k.begin, k.end) as task:
-            yield k, task
-        self._functions.append(k.text())
-        self._stages.append(Stage(symbol, tasks))
+    def stage(self, symbol: str, tasks: int) -> Callable[[Callable[[Kernel, Index], None]], None]:
+        """Add a stage: the function below writes, with the kernel, what the task of an index does.
+
+        @module.stage("copy", rows)
+        def write_copy(k: Kernel, task: Index) -> None:
+            ...
+        """
+
+        def add(write: Callable[[Kernel, Index], None]) -> None:
+            def text() -> Iterable[str]:
+                k = Kernel(self, symbol)
+                with k.loop(k.begin, k.end) as task:
+                    write(k, task)
+                return [k.text()]
+
+            self._writers.append(text)
+            self._stages.append(Stage(symbol, tasks))
+
+        return add
 
     def include(self, program: Program, name: str) -> list[Stage]:
         """Include the stages of a finished program as `name` and a number, for `Kernel.call`."""
-        _, *paragraphs = program.ir.rstrip().split("\n\n")
-        found = []
-        for number, stage in enumerate(program.stages):
-            mine = Stage(f"{name}{number}", stage.tasks)
-            head = f"define void @{stage.symbol}("
-            text = next(x for x in paragraphs if x.startswith(head))
-            self._functions.append(text.replace(head, f"define internal void @{mine.symbol}(", 1))
-            found.append(mine)
-        lines = (line for x in paragraphs[len(found) :] for line in x.splitlines())
-        self.declarations |= dict.fromkeys(lines)
-        return found
+        stages = [Stage(f"{name}{i}", stage.tasks) for i, stage in enumerate(program.stages)]
+
+        def texts() -> Iterable[str]:
+            _, *paragraphs = program.ir.rstrip().split("\n\n")
+            for stage, mine in zip(program.stages, stages, strict=True):
+                head = f"define void @{stage.symbol}("
+                text = next(x for x in paragraphs if x.startswith(head))
+                yield text.replace(head, f"define internal void @{mine.symbol}(", 1)
+            lines = (line for x in paragraphs[len(stages) :] for line in x.splitlines())
+            self.declarations |= dict.fromkeys(lines)
+
+        self._writers.append(texts)
+        return stages
 
     def program(
         self,
@@ -247,6 +264,11 @@ class Module:
         local_bytes: int = 0,
     ) -> Program:
         """The finished program."""
+        return Program(
+            once(self._text), tuple(self._stages), io, pack_weights, shared_bytes, local_bytes
+        )
+
+    def _text(self) -> str:
         head = f'target triple = "{self.cpu.triple}"'
-        text = "\n\n".join([head, *self._functions, *sorted(self.declarations)]) + "\n"
-        return Program(text, tuple(self._stages), io, pack_weights, shared_bytes, local_bytes)
+        functions = [text for write in self._writers for text in write()]
+        return "\n\n".join([head, *functions, *sorted(self.declarations)]) + "\n"

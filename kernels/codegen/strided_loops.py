@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, tile_count
 from fastrun.kernels.core.layout import READ_SLACK
@@ -74,7 +74,8 @@ class Nest:
     `work` is how many elements are read for one place. Without a place there is no task and no
     inner tile.
 
-        with nest.stage(module, "name") as k, nest.outer() as places:
+        @nest.stage(module, "name")
+        def write(k: Kernel, *places: Int) -> None:
             for run in nest.inner:
                 with nest.loop(run) as x:
                     ...  # the elements at (*places, x), run.size of them along the last axis
@@ -101,16 +102,26 @@ class Nest:
         """The tiles of the last axis."""
         return self.tiles[-1]
 
-    @contextmanager
-    def stage(self, module: Module, symbol: str) -> Iterator[Kernel]:
-        """The stage that runs the loops."""
-        with module.stage(symbol, self._tasks) as (k, task):
-            # For each axis with an open loop, and the next one: the task's tile, or its first and
-            # end; and the rest of the task's number, for the axes behind.
-            self._k, self._axis = k, 0
-            self._left: Int = task
-            self._bounds: dict[int, tuple[Int, Int, Int]] = {}
-            yield k
+    def stage(
+        self, module: Module, symbol: str, stop: int = -1
+    ) -> Callable[[Callable[..., None]], None]:
+        """Add the stage that runs the loops; the function below writes what the inner ones do.
+
+        It gets the kernel and the places along the axes before axis `stop`, as `outer` has them.
+        """
+
+        def add(write: Callable[..., None]) -> None:
+            @module.stage(symbol, self._tasks)
+            def write_loops(k: Kernel, task: Index) -> None:
+                # For each axis with an open loop, and the next one: the task's tile, or its first
+                # and end; and the rest of the task's number, for the axes behind.
+                self._k, self._axis = k, 0
+                self._left: Int = task
+                self._bounds: dict[int, tuple[Int, Int, Int]] = {}
+                with self.outer(stop) as places:
+                    write(k, *places)
+
+        return add
 
     @contextmanager
     def loop(self, tiles: Tiles) -> Iterator[Int]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, Vec, fma
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.half import joined
@@ -82,9 +82,13 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     form = _Form(p, s, io, panels[-1].end * cpu.lanes)
 
     module = Module(cpu)
-    with module.stage("signs", p.n * p.h) as (k, task):
+
+    @module.stage("signs", p.n * p.h)
+    def write_signs(k: Kernel, task: Index) -> None:
         form.take_signs(k, task // p.h, task % p.h)
-    with module.stage("binary", p.n * row_tasks * panel_tasks) as (k, task):
+
+    @module.stage("binary", p.n * row_tasks * panel_tasks)
+    def write_binary(k: Kernel, task: Index) -> None:
         row, panel, image = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         for v in panels:
             with v.when(k, panel) as vector:
@@ -96,6 +100,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                             acc.fill(k.const(0, cpu.lanes, I32))
                             form.count(k, acc, image, vector, top, left)
                             form.finish(k, acc, image, vector, top, left, tail)
+
     size = I32.bytes(p.n * p.h * p.w * words_of(p) + READ_SLACK)
     return module.program(io, lambda w: pack(w, p, panels, cpu.lanes), size)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fastrun.kernels.codegen.blocking import block_of_k, input_span, strip
 from fastrun.kernels.codegen.builder import (
     Buffer,
+    Index,
     Int,
     Kernel,
     Module,
@@ -243,7 +244,9 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         where = _rounded(module, io, dot, p)
     if dot.centred:
         _sums(module, p, io, dot, window)
-    with module.stage("direct", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
+
+    @module.stage("direct", p.n * p.groups * row_tasks * panel_tasks)
+    def write_direct(k: Kernel, task: Index) -> None:
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         source = "shared" if dot.rounds else "src"
@@ -291,6 +294,7 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                                         acc = k.tile(y.size * x.size, v.size, lanes, sums)
                                         at = (top, left, x.size)
                                         outputs.compute(acc, chunk, src, at, (rows, columns))
+
     shared = where.dtype.bytes(where.size + READ_SLACK) if dot.rounds else 0
     shared += I32.bytes(p.n * p.groups * p.oh * p.ow) if dot.centred else 0
 
@@ -306,7 +310,9 @@ def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
     whole = (src.first, src.buffer_c, src.block % dot.group) == (0, src.c, 0)
     check(whole, f"dot={dot.name} needs whole groups of {dot.group} channels of a whole tensor")
     chunks = cut(src.size, ROUNDED)
-    with module.stage("round", tile_count(chunks)) as (k, task):
+
+    @module.stage("round", tile_count(chunks))
+    def write_round(k: Kernel, task: Index) -> None:
         for chunk in chunks:
             with chunk.when(k, task) as first:
                 before = k.argument("src", 1).at(first)
@@ -315,6 +321,7 @@ def _rounded(module: Module, io: Io, dot: Dot, p: ConvProblem) -> Placement:
                     with some.loop(k) as at:
                         value = before.load(at, lanes=lanes).to(after.dtype)
                         after.store_first(value, some.size, at)
+
     return replace(src, layout=src.layout.of(p.precision.weights))
 
 
@@ -326,7 +333,9 @@ def _sums(module: Module, p: ConvProblem, io: Io, dot: Dot, window: _Window) -> 
     strips, lanes = cut(p.oh, max(1, SUMMED // p.ow)), module.cpu.lanes
     (kh, kw), size = window.kernel, 4 * lanes
     count = tile_count(strips)
-    with module.stage("sums", p.n * p.groups * count) as (k, task):
+
+    @module.stage("sums", p.n * p.groups * count)
+    def write_sums(k: Kernel, task: Index) -> None:
         strip, rest = task % count, task // count
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1]).at(image)

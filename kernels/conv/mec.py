@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product
 from fastrun.kernels.codegen.packing import pack_panels
@@ -63,7 +63,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     lowered = height * line
 
     module = Module(cpu)
-    with module.stage("lower", p.n * p.ow) as (k, task):
+
+    @module.stage("lower", p.n * p.ow)
+    def write_lower(k: Kernel, task: Index) -> None:
         column, image = task % p.ow, task // p.ow
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1])
         src = src.at(image, 0, 0, column * p.stride[1])
@@ -73,7 +75,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                 with some.loop(k) as c:
                     value = src.load(0, 0, y, x, c, lanes=lanes)
                     to.store_first(value, some.size, 0, y, x, c)
-    with module.stage("multiply", p.n * p.oh * tile_count(panels)) as (k, task):
+
+    @module.stage("multiply", p.n * p.oh * tile_count(panels))
+    def write_multiply(k: Kernel, task: Index) -> None:
         number, rest = task % tile_count(panels), task // tile_count(panels)
         row, image = rest % p.oh, rest // p.oh
         columns = k.argument("shared", lowered * p.ow, lowered, line, 1)
@@ -88,6 +92,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                         acc = k.tile(tile.size, panel.size, lanes)
                         _multiply(k, acc, columns.at(x), weights, p.depth, s.unroll, vector)
                         _store(k, acc, p, io, (image, row, x, vector), tail)
+
     shared = F32.bytes(p.n * p.ow * lowered + READ_SLACK)
     return module.program(io, lambda w: pack_panels(w, 1, p.c, lanes, panels), shared)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.builder import Index, Kernel, Module
 from fastrun.kernels.codegen.dot import multiply_add
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.half import packed_flat, unscale, weights_at
@@ -30,7 +30,9 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_layouts(io, "NCHW")
     types, module = p.precision, Module(cpu)
-    with module.stage("naive", tasks=p.n * p.oc) as (k, task):
+
+    @module.stage("naive", tasks=p.n * p.oc)
+    def write_naive(k: Kernel, task: Index) -> None:
         image, oc = task // p.oc, task % p.oc
         first = (oc // p.group_oc) * p.group_c  # first input channel of the filter's group
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1])
@@ -49,6 +51,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             residual = add.load(image, oc, y, x, lanes=1) if p.add else None
             total = unscale(acc[0, 0], scales.load(oc, lanes=1), bias) if scales else acc[0, 0]
             dst.store(finish(p, total, residual, oc), image, oc, y, x)
+
     return module.program(io, pack_weights=lambda w: packed_flat(w, types.weights))
 
 

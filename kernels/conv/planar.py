@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from fastrun.kernels.codegen.blocking import input_span
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product, registers
 from fastrun.kernels.codegen.packing import pack_panels
@@ -87,7 +87,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     [rows] = consecutive((1, p.oh))
 
     module = Module(cpu)
-    with module.stage("planar", p.n * p.groups * row_tasks * panel_tasks) as (k, task):
+
+    @module.stage("planar", p.n * p.groups * row_tasks * panel_tasks)
+    def write_planar(k: Kernel, task: Index) -> None:
         row, panel, rest = task_order(task, row_tasks, panel_tasks, s.oc_outer)
         group, image = rest % p.groups, rest // p.groups
         src = k.tensor("src", io.src, y=-p.padding[0], x=-p.padding[1])
@@ -116,6 +118,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                                 residual = add.load(*at, lanes=lanes) if p.add else None
                                 kept = p.ow % lanes if last and j == x.size - 1 else lanes
                                 dst.store_first(finish(p, acc[i, j], residual), kept, *at)
+
     return module.program(io, lambda w: pack_panels(w, p.groups, 1, 1, panels))
 
 

@@ -124,10 +124,13 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         for panel in work.panels:
             check_tile(cpu, rows.size, panel.size, min(s.unroll, work.depth))
     module = Module(cpu)
-    with module.stage("strassen", work.images * work.chunks * work.parts) as (k, task):
+
+    @module.stage("strassen", work.images * work.chunks * work.parts)
+    def write_strassen(k: Kernel, task: Index) -> None:
         part, rest = task % work.parts, task // work.parts
         chunk, image = rest % work.chunks, rest // work.chunks
         _Task(work, k, image, chunk * work.per_task, part * work.per_part).run()
+
     local = F32.bytes(work.room + READ_SLACK)
     return replace(module.program(io, work.pack, local_bytes=local), io=io)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, least
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.codegen.tiling import cover, cut
@@ -51,14 +51,23 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     lanes = cpu.lanes_for(tiles)
     w = _Naive(p, s, io, vertical, horizontal, lanes, cols=min(2, -(-tiles // lanes)))
     module = Module(cpu)
-    with module.stage("winograd_pad", p.n * p.c) as (k, task):
+
+    @module.stage("winograd_pad", p.n * p.c)
+    def write_winograd_pad(k: Kernel, task: Index) -> None:
         w.pad(k, task // p.c, task % p.c)
-    with module.stage("winograd_input", p.n * p.c) as (k, task):
+
+    @module.stage("winograd_input", p.n * p.c)
+    def write_winograd_input(k: Kernel, task: Index) -> None:
         w.transform_input(k, task // p.c, task % p.c)
+
     panels = w.pitch // w.panel
-    with module.stage("winograd_product", w.planes * panels) as (k, task):
+
+    @module.stage("winograd_product", w.planes * panels)
+    def write_winograd_product(k: Kernel, task: Index) -> None:
         w.multiply(k, task // panels, task % panels)
-    with module.stage("winograd_output", p.n * p.oc) as (k, task):
+
+    @module.stage("winograd_output", p.n * p.oc)
+    def write_winograd_output(k: Kernel, task: Index) -> None:
         w.transform_output(k, task // p.oc, task % p.oc)
 
     def pack(weights: Array) -> Array:

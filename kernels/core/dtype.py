@@ -23,6 +23,10 @@ class DType:
     numpy_name: str
     llvm_name: str
 
+    def __hash__(self) -> int:
+        # A hash of all fields would take longer than what is looked up by it.
+        return hash(self.name)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Types are compared by identity, also in processes that receive them.
         return _known, (self.name, self.bits, self.numpy_name, self.llvm_name)

@@ -58,6 +58,9 @@ class Stage:
 class Program:
     """A built kernel: deterministic IR and everything needed to run it.
 
+    The IR is written when it is first asked for. `key` names it without being written
+    (`core.identity`), `digest` is its SHA-256, if that is known; else they are "".
+
     Every stage has the signature
     `void stage(src, weights, bias, add, dst, shared, local, i64 begin, i64 end)`.
     `shared` is one workspace for all threads, `local` one per thread; sizes in bytes.
@@ -65,17 +68,33 @@ class Program:
     of whatever type the packed weights have.
     """
 
-    ir: str
+    write: Callable[[], str]
     stages: tuple[Stage, ...]
     io: Io
     pack_weights: Callable[[NDArray[Any]], NDArray[Any]]
     shared_bytes: int = 0
     local_bytes: int = 0
+    key: str = ""
+    digest: str = ""
+
+    @property
+    def ir(self) -> str:
+        """The text of all stages.
+
+        Raises:
+            ScheduleError: the schedule cannot be right, which shows only in its text.
+        """
+        return self.write()
 
     @property
     def ir_hash(self) -> str:
         """Identity of the generated code. Schedules with the same effect have the same hash."""
-        return hashlib.sha256(self.ir.encode()).hexdigest()[:32]
+        return (self.digest or digest_of(self.ir))[:32]
+
+
+def digest_of(ir: str) -> str:
+    """SHA-256 of a kernel's text."""
+    return hashlib.sha256(ir.encode()).hexdigest()
 
 
 def pack_bias(bias: Array) -> Array:

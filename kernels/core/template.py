@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32
+from fastrun.kernels.core.identity import key_of
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.levels import Block
 from fastrun.kernels.core.notebook import card
@@ -141,7 +142,7 @@ class KernelTemplate:
         return schedule if self.error(p, schedule) <= max_error else None
 
     def build(self, p: ConvProblem, schedule: Any, cpu: Cpu, io: Io) -> Program:
-        """The kernel for operands that lie as `io` says.
+        """The kernel for operands that lie as `io` says. Its text is not written yet.
 
         Raises:
             ScheduleError: the algorithm does not apply, the schedule cannot be right, padding has
@@ -154,10 +155,11 @@ class KernelTemplate:
         alike = not p.add or io.add.layout == io.dst.layout
         check(alike, f"a residual in {io.add.layout} cannot be added in {io.dst.layout}")
         check(self.gathers or not io.gathered, f"{self.name} cannot gather channels")
-        return self.generate(p, schedule, cpu, io)
+        key = key_of(self.generate, p, schedule, cpu, io)
+        return replace(self.generate(p, schedule, cpu, io), key=key)
 
     def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
-        """Build with the usual placement of operands (`Io.of`).
+        """Build with the usual placement of operands (`Io.of`), and write the text.
 
         Raises:
             ScheduleError: as `build`, or there is no such layout.
@@ -166,7 +168,9 @@ class KernelTemplate:
             io = Io.of(p, schedule.layout)
         except ValueError as error:
             raise ScheduleError(str(error)) from error
-        return self.build(p, schedule, cpu, io)
+        program = self.build(p, schedule, cpu, io)
+        program.write()
+        return program
 
     def text(self, schedule: Any) -> str:
         """`direct(layout=NHWC, tile_h=1, ...)`: the schedule's name everywhere.

@@ -7,10 +7,13 @@ import os
 import stat
 import tempfile
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.forks import ONCE
+from fastrun.kernels.core.program import Program, digest_of
 from fastrun.kernels.native.compile import PIPELINE, compile_object, llvm_version
 
 
@@ -35,6 +38,9 @@ class ObjectCache:
     is compiled again, never executed. The same holds for a file that another user could have
     written: it must belong to this user or to root, who alone may write it. Files appear whole
     (`os.replace`), so processes may share the folder. A read-only folder is only read.
+
+    Beside objects there are the digests of programs' texts, by the programs' keys. So a program
+    whose object is here need not be written again.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -61,18 +67,40 @@ class ObjectCache:
 
     def path(self, ir: str, cpu: Cpu, portable: bool = False) -> Path:
         """The file for this IR, processor and LLVM version."""
+        return self._path(digest_of(ir), cpu, portable)
+
+    def _path(self, digest: str, cpu: Cpu, portable: bool = False) -> Path:
         pipeline = f"{PIPELINE}, portable" if portable else PIPELINE
-        parts = (ir, cpu.triple, cpu.name, cpu.features, llvm_version(), pipeline)
+        parts = (digest, cpu.triple, cpu.name, cpu.features, llvm_version(), pipeline)
         key = hashlib.sha256("\0".join(parts).encode()).hexdigest()
         return self.root / key[:2] / f"{key}.o"
 
-    def found(self, ir: str, cpu: Cpu) -> bytes | None:
-        """The object if it is there, so that nothing needs to be compiled."""
-        return self._read(self.path(ir, cpu))
+    def named(self, program: Program) -> Program:
+        """The program with its digest. Its text is written only if its key is not known here.
+
+        Raises:
+            ScheduleError: the text cannot be written.
+        """
+        if program.digest:
+            return program
+        path = self.root / program.key[:2] / f"{program.key}.digest"
+        known = self._read(path) if program.key else None
+        digest = known.decode() if known else digest_of(program.ir)
+        if program.key and not known:
+            self._write(path, digest.encode())
+        return replace(program, digest=digest)
+
+    def found(self, program: Program, cpu: Cpu) -> bytes | None:
+        """The object of a named program if it is there, so that nothing needs to be compiled."""
+        return self._read(self._path(program.digest, cpu))
+
+    def missing(self, programs: Iterable[Program], cpu: Cpu) -> list[str]:
+        """The texts of the named programs whose objects are not there."""
+        return [x.ir for x in programs if self.found(x, cpu) is None]
 
     def holds(self, ir: str, cpu: Cpu) -> bool:
         """Whether the object is there."""
-        return self.found(ir, cpu) is not None
+        return self._read(self.path(ir, cpu)) is not None
 
     def writable(self) -> bool:
         """Whether objects can probably be stored: the folder exists and may be written."""

@@ -16,7 +16,16 @@ from math import inf
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, first_lanes, fma
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Index,
+    Int,
+    Kernel,
+    Module,
+    Vec,
+    first_lanes,
+    fma,
+)
 from fastrun.kernels.codegen.elementary import exp
 from fastrun.kernels.codegen.sums import across, add_products
 from fastrun.kernels.codegen.tile_choice import best_tile
@@ -32,6 +41,7 @@ from fastrun.kernels.codegen.tiling import (
 from fastrun.kernels.codegen.transpose import cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import NCHW, NHWC, READ_SLACK, Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check, check_f32
@@ -70,6 +80,7 @@ class Attention:
     v: Heads
 
 
+@identified
 def build(
     spec: Attention,
     cpu: Cpu,
@@ -111,7 +122,9 @@ def build(
     beside = "src" if context is None else "add"
     work = _Work.of(spec, cpu, queries, keys, src.n * spec.heads)
     module = Module(cpu)
-    with module.stage("attention", src.n * spec.heads * work.chunks) as (k, task):
+
+    @module.stage("attention", src.n * spec.heads * work.chunks)
+    def write_attention(k: Kernel, task: Index) -> None:
         chunk, rest = task % work.chunks, task // work.chunks
         head, image = rest % spec.heads, rest // spec.heads
 
@@ -139,6 +152,7 @@ def build(
             given,
         )
         task_of.run()
+
     io = Io(src, dst, context or computed or dst)
     return module.program(io, _packed, local_bytes=F32.bytes(work.room + READ_SLACK))
 

@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, least, outcomes
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, least, outcomes
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.identity import key_of
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program, pack_bias
@@ -246,7 +247,8 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     per_task = bands_per_task(len(bands), kept > 0, cpu)
     tasks = -(-len(bands) // per_task)
 
-    with module.stage("bands", mid.n * tasks) as (k, task):
+    @module.stage("bands", mid.n * tasks)
+    def write_bands(k: Kernel, task: Index) -> None:
         start, image = task % tasks * per_task, task // tasks
         band_buffer = k.argument("local", buffer.y_stride, dtype=buffer.dtype)
         workspaces = {
@@ -298,7 +300,11 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
         return found
 
     own = max(x.local_bytes for x in programs)
-    return module.program(io, pack, local_bytes=F32.bytes(local) + own)
+    parts = [(x.rows, x.span, x.stride, x.top, x.weights, x.biases, x.per_row)
+             for x in (first, second)]  # fmt: skip
+    inner = [x.key for x in programs]
+    key = key_of(build, parts, inner, rows, cpu, io, mid) if all(inner) else ""
+    return replace(module.program(io, pack, local_bytes=F32.bytes(local) + own), key=key)
 
 
 def _floats(size: int) -> int:

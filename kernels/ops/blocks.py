@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, Vec, fma
 from fastrun.kernels.codegen.dot import Group, has, multiply_pairs
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.sums import across
 from fastrun.kernels.codegen.tiling import channel_panels, cover, cut, tile_count
 from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import F32, I16, I32, S8, U8
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
@@ -71,6 +72,7 @@ def why_not(spec: Blocks, cpu: Cpu) -> str | None:
     return None
 
 
+@identified
 def build(spec: Blocks, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Multiply every image of `src`, flattened, into the dst.c values of `dst`.
 
@@ -90,11 +92,16 @@ def build(spec: Blocks, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     check(flat and src.n_stride == depth, "features do not follow one another in memory")
     form = _Form(spec, cpu, depth, src.n, dst.c)
     module = Module(cpu)
-    with module.stage("round", src.n) as (k, row):
+
+    @module.stage("round", src.n)
+    def write_round(k: Kernel, row: Index) -> None:
         form.round_row(k, row)
+
     images, panels = cover(src.n, form.rows), form.panels
     runs = tile_count(images)
-    with module.stage("blocks", tile_count(panels) * runs) as (k, task):
+
+    @module.stage("blocks", tile_count(panels) * runs)
+    def write_blocks(k: Kernel, task: Index) -> None:
         for panel in panels:
             with panel.when(k, task // runs) as first:
                 tail = dst.c % cpu.lanes if panel is panels[-1] else 0
@@ -106,6 +113,7 @@ def build(spec: Blocks, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                             kept = tail if tail and j == panel.size - 1 else cpu.lanes
                             value = activate(total[i, j], spec.activation)
                             out.store_first(value, kept, image + i, first + j)
+
     return module.program(Io(src, dst, dst), form.pack, form.shared_bytes)
 
 

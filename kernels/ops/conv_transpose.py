@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, least
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, least
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.strided_loops import operand, store_row
@@ -22,6 +22,7 @@ from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, cut, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
@@ -48,6 +49,7 @@ class ConvTranspose:
     activation: str = ""
 
 
+@identified
 def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Transposed convolution of `src` (n, c, *space) into `dst` (n, oc, *space).
 
@@ -82,7 +84,8 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
     channels = cover(group_oc, height)
     tasks = n * groups * tile_count(channels) * y.outputs
 
-    with module.stage("conv_transpose", tasks) as (k, task):
+    @module.stage("conv_transpose", tasks)
+    def write_conv_transpose(k: Kernel, task: Index) -> None:
         row, rest = task % y.outputs, task // y.outputs
         number, rest = rest % tile_count(channels), rest // tile_count(channels)
         group, image = rest % groups, rest // groups
@@ -103,6 +106,7 @@ def conv_transpose(spec: ConvTranspose, cpu: Cpu, src: Strided, dst: Strided) ->
                     with k.each(begin, end, x.stride <= PHASES) as starts:
                         for start in starts:
                             taps.phase(run.size, channel, start, panels, count % lanes)
+
     return module.program(io, partial(_pack, c=c), shared)
 
 

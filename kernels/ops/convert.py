@@ -51,12 +51,15 @@ def convert(cpu: Cpu, src: Strided, dst: Strided) -> Program:
     read, written = view.strides[-1], out.strides[-1]
     lanes = cpu.lanes if read == written == 1 else 1
     nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
-    with nest.stage(module, "convert") as k, nest.outer() as places:
+
+    @nest.stage(module, "convert")
+    def write_convert(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 a = operand(k, "src", view).at(*places, x).strided(read)
                 b = operand(k, "dst", out).at(*places, x).strided(written)
                 _row(k, a, b, run.size, lanes)
+
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 
@@ -73,7 +76,9 @@ def convert_strided(cpu: Cpu, src: Strided, dst: Strided, loose: str) -> Program
     axes = sorted(range(len(fixed.shape)), key=lambda axis: -abs(fixed.strides[axis]))
     shape = [fixed.shape[axis] for axis in axes] or [1]  # a single number has no axis
     module, nest = Module(cpu), Nest(singly(tuple(shape)))
-    with nest.stage(module, "convert") as k:
+
+    @nest.stage(module, "convert", 0)
+    def write_convert(k: Kernel) -> None:
         steps = [_stride(k, axis) for axis in axes]
         with nest.outer() as places, nest.loop(nest.inner[0]) as x:
             far: Int = 0
@@ -84,6 +89,7 @@ def convert_strided(cpu: Cpu, src: Strided, dst: Strided, loose: str) -> Program
             a, b = (k.argument(name, 1, dtype=view.dtype).at(far if name == loose else near)
                     for name, view in (("src", src), ("dst", dst)))  # fmt: skip
             b.store(_converted(k, a.load(lanes=1), b.dtype))
+
     return module.program(plain)
 
 

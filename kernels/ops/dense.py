@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.builder import Index, Kernel, Module
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.half import encoded, joined, unscale, weights_at
 from fastrun.kernels.codegen.sums import add_products
 from fastrun.kernels.codegen.tiling import channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check, check_f32
@@ -40,6 +41,7 @@ class Dense:
     weights: DType = F32
 
 
+@identified
 def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Multiply every image of `src`, flattened, into the dst.c values of `dst`.
 
@@ -59,7 +61,9 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     panels = channel_panels(dst.c, lanes, streams, split_tail=True)
 
     module = Module(cpu)
-    with module.stage("dense", tile_count(panels)) as (k, task):
+
+    @module.stage("dense", tile_count(panels))
+    def write_dense(k: Kernel, task: Index) -> None:
         width = panels[-1].end * lanes
         weights, scales = weights_at(k, spec.weights, width, depth * lanes, lanes, 1)
         bias = k.argument("bias", lanes)
@@ -89,6 +93,7 @@ def build(spec: Dense, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                             kept = tail if tail and j == panel.size - 1 else lanes
                             out = k.argument("dst", dst.n_stride, lanes, offset=dst.origin)
                             out.store_first(activate(value, spec.activation), kept, *at)
+
     return module.program(Io(src, dst, dst), lambda w: pack(w, src, lanes, spec.weights))
 
 

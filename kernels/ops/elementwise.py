@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, fma
 from fastrun.kernels.codegen.elementary import (
     absolute,
     compare,
@@ -53,6 +53,7 @@ from fastrun.kernels.codegen.strided_loops import (
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, U8
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check, check_f32
@@ -107,6 +108,7 @@ class Affine:
 Operands = Sequence[tuple[str, Strided]]
 
 
+@identified
 def unary(spec: Unary, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Apply a function to every element of `src`, broadcast to `dst`; see `lookup` for u8.
 
@@ -120,6 +122,7 @@ def unary(spec: Unary, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     return _real(cpu, "unary", lambda x: function(x, spec.alpha, spec.beta), [("src", src)], dst)
 
 
+@identified
 def clip(spec: Clip, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Limit every element of `src`; NaN stays. See `lookup` for u8.
 
@@ -133,6 +136,7 @@ def clip(spec: Clip, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     return _real(cpu, "clip", lambda x: x.max(low).min(high), [("src", src)], dst)
 
 
+@identified
 def lookup(cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Replace every element of `src` by that of a table of 256 bytes, broadcast to `dst`.
 
@@ -146,6 +150,7 @@ def lookup(cpu: Cpu, src: Strided, dst: Strided) -> Program:
     return _map(cpu, "lookup", looked_up, [("src", src)], dst)
 
 
+@identified
 def binary(
     spec: Binary,
     cpu: Cpu,
@@ -207,6 +212,7 @@ def _in_steps(spec: Binary, arguments: tuple[str, str]) -> Callable[[Vec, Vec], 
     return function
 
 
+@identified
 def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Scale and shift every channel of `src`. Weights are (2, channels): scale, then shift.
 
@@ -223,6 +229,7 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     )
 
 
+@identified
 def where(cpu: Cpu, operands: Operands, dst: Strided) -> Program:
     """Choose between two operands by a condition, all broadcast to `dst`.
 
@@ -265,7 +272,9 @@ def _map(
     wide = max(cpu.wide(view.dtype) for view in (out, *views)) if near else cpu.lanes
     tiles = [*singly(tuple(outer)), rows(length, wide, UNROLL if wide == cpu.lanes else 1)]
     module, nest, written = Module(cpu), Nest(tiles), out.strides[-1]
-    with nest.stage(module, name) as k, nest.outer() as places:
+
+    @nest.stage(module, name)
+    def write(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 lanes = min(wide, 1 << (run.size - 1).bit_length())
@@ -281,6 +290,7 @@ def _map(
                         for at, step in sources
                     ]
                     store_row(target.at(start), written, count, function(*row))
+
     # A program's placements only say how large the operands' buffers are.
     buffers = {argument: view.buffer for argument, view in operands}
     return module.program(Io.named(buffers, dst.buffer))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, fma
 from fastrun.kernels.codegen.elementary import absolute, combine, compare
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.strided_loops import (
@@ -24,6 +24,7 @@ from fastrun.kernels.codegen.strided_loops import (
 )
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I32
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check, check_f32
@@ -49,6 +50,7 @@ class GridSample:
     corners: bool = False
 
 
+@identified
 def grid_sample(
     spec: GridSample,
     cpu: Cpu,
@@ -87,7 +89,9 @@ def grid_sample(
     tiles = [*singly(tuple(outer)), rows(length, cpu.lanes, 1)]
     module, nest = Module(cpu), Nest(tiles, work=c)
     together = src.strides[1] == dst.strides[1] == 1 and c > 1
-    with nest.stage(module, "grid_sample") as k, nest.outer() as places:
+
+    @nest.stage(module, "grid_sample")
+    def write_grid_sample(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 grid = operand(k, arguments[1], points).at(*places, x)
@@ -101,6 +105,7 @@ def grid_sample(
                     taps.append(_taps(spec, at, size, src.strides[3 - axis]))
                 write = _by_channels if together else _by_points
                 write(k, taps, image, target, (src, dst), run.size, out.strides[-1])
+
     buffers = dict(zip(arguments, (src.buffer, add.buffer), strict=True))
     return module.program(Io.named(buffers, dst.buffer))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Buffer, Module
+from fastrun.kernels.codegen.builder import Buffer, Index, Kernel, Module
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
@@ -16,6 +17,7 @@ class ZeroHalo:
     """Nothing is computed, but a convolution then reads zeros as its padding."""
 
 
+@identified
 def build(spec: ZeroHalo, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Set the halo of `dst`, which is `src`, to `dst.zero`.
 
@@ -34,13 +36,16 @@ def build(spec: ZeroHalo, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     after = right * dst.x_stride + bottom * dst.y_stride
 
     module = Module(cpu)
-    with module.stage("zero_halo", dst.n * dst.n_stride // dst.block_stride) as (k, task):
+
+    @module.stage("zero_halo", dst.n * dst.n_stride // dst.block_stride)
+    def write_zero_halo(k: Kernel, task: Index) -> None:
         plane = k.argument("dst", dst.block_stride, dst.y_stride, 1, dtype=dst.dtype)[task]
         _fill(plane, before, dst.zero)
         if between and dst.h > 1:
             with k.loop(dst.h - 1) as y:
                 _fill(plane.at(y, before + row), between, dst.zero)
         _fill(plane.at(dst.h - 1, before + row), after, dst.zero)
+
     return module.program(Io(src, dst, dst))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from fastrun.kernels.codegen.builder import (
     Buffer,
+    Index,
     Int,
     Kernel,
     Module,
@@ -25,6 +26,7 @@ from fastrun.kernels.codegen.builder import (
 from fastrun.kernels.codegen.sums import across
 from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import NHWC, Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check, check_f32
@@ -43,6 +45,7 @@ class LayerNorm:
     epsilon: float
 
 
+@identified
 def build(spec: LayerNorm, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Normalise every pixel of `src`. The weights are scale and shift, (2, c).
 
@@ -63,7 +66,9 @@ def build(spec: LayerNorm, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     chunks = -(-pixels // per_task)
 
     module = Module(cpu)
-    with module.stage("layer_norm", src.n * lines * chunks) as (k, task):
+
+    @module.stage("layer_norm", src.n * lines * chunks)
+    def write_layer_norm(k: Kernel, task: Index) -> None:
         chunk, rest = task % chunks, task // chunks
         line, image = rest % lines, rest // lines
         source = k.tensor("src", src).at(image, 0, line)
@@ -81,6 +86,7 @@ def build(spec: LayerNorm, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                 scale, shift = scales.load(v, lanes=lanes), shifts.load(v, lanes=lanes)
                 value = fma((given.load(v) - mean) * factor, scale, shift)
                 result.store(v, value, count)
+
     return module.program(Io(src, dst, dst), lambda weights: _packed(weights, width))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.builder import Index, Module, Vec
+from fastrun.kernels.codegen.builder import Index, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
     aligned,
@@ -13,6 +13,7 @@ from fastrun.kernels.codegen.strided_loops import (
     store_row,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check, check_f32
@@ -20,6 +21,7 @@ from fastrun.kernels.core.template import check, check_f32
 UNROLL = 2
 
 
+@identified
 def lookup(
     axis: int,
     cpu: Cpu,
@@ -55,7 +57,9 @@ def lookup(
     tiles = rows(length, 1 if single else cpu.lanes, 1 if single else UNROLL)
     module, nest = Module(cpu), Nest([*singly(tuple(outer)), tiles])
     read, written = entries.strides[-1], out.strides[-1]
-    with nest.stage(module, "lookup") as k, nest.outer() as at:
+
+    @nest.stage(module, "lookup")
+    def write_lookup(k: Kernel, *at: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 number = operand(k, arguments[1], found).at(*at, x).strided(1).load(0, lanes=1)
@@ -67,6 +71,7 @@ def lookup(
                     count = min(lanes, run.size - start)
                     row = load_row(source.strided(read).at(start), read, count, lanes)
                     store_row(target.at(start), written, count, row)
+
     buffers = dict(zip(arguments, (table.buffer, indices.buffer), strict=True))
     return module.program(Io.named(buffers, dst.buffer))
 

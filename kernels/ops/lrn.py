@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Module, Vec, fma, least, most
+from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec, fma, least, most
 from fastrun.kernels.codegen.elementary import exp, log
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
@@ -17,6 +17,7 @@ from fastrun.kernels.codegen.strided_loops import (
     store_row,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check, check_f32
@@ -37,6 +38,7 @@ class LRN:
     bias: float
 
 
+@identified
 def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Normalise `src`.
 
@@ -56,7 +58,9 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     read, written = view.strides[-1], out.strides[-1]
     stride = 0 if along is None else view.strides[along]
     module, nest = Module(cpu), Nest(tiles, work=spec.size)
-    with nest.stage(module, "lrn") as k, nest.outer() as outer:
+
+    @nest.stage(module, "lrn")
+    def write_lrn(k: Kernel, *outer: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 places = (*outer, x)
@@ -78,6 +82,7 @@ def lrn(spec: LRN, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                     norm = fma(acc[0, 0], scale, k.const(spec.bias, wide))
                     value = load_row(at, read, count, wide) / _power(norm, spec.beta)
                     store_row(target.at(first * written), written, count, value)
+
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Module
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.strided_loops import aligned, fitted, load_row, store_row
 from fastrun.kernels.codegen.sums import add_products
@@ -17,6 +17,7 @@ from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
@@ -36,6 +37,7 @@ class MatMul:
     activation: str = ""
 
 
+@identified
 def matmul(
     spec: MatMul,
     cpu: Cpu,
@@ -138,7 +140,8 @@ def _products(
     row_tasks = -(-tile_count(heights) // per_task)
     tasks = row_tasks * tile_count(panels) * math.prod(counts)
 
-    with module.stage("multiply", tasks) as (k, task):
+    @module.stage("multiply", tasks)
+    def write_multiply(k: Kernel, task: Index) -> None:
         chunk, rest = task % row_tasks, task // row_tasks
         number, rest = rest % tile_count(panels), rest // tile_count(panels)
         batch: list[Int] = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Module
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
     aligned,
@@ -25,6 +25,7 @@ from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.codegen.transpose import PART, cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check
@@ -46,6 +47,7 @@ class Pad:
     value: float = 0.0
 
 
+@identified
 def copy(cpu: Cpu, src: Strided, dst: Strided, constant: bool = False) -> Program:
     """Copy `src`, broadcast to `dst`. A constant is read from the weights, in row-major order.
 
@@ -57,6 +59,7 @@ def copy(cpu: Cpu, src: Strided, dst: Strided, constant: bool = False) -> Progra
     return module.program(_io(dst if constant else src, dst))
 
 
+@identified
 def pad(spec: Pad, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Extend or crop `src` to `dst`.
 
@@ -160,7 +163,9 @@ def fill(module: Module, symbol: str, target: str, dst: Strided, value: float) -
     step = view.strides[-1]
     lanes = module.cpu.wide(dtype) if step == 1 else module.cpu.lanes
     nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
-    with nest.stage(module, symbol) as k, nest.outer() as places:
+
+    @nest.stage(module, symbol)
+    def write(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 at = operand(k, target, view).at(*places, x).strided(1)
@@ -190,7 +195,9 @@ def stage(
     near = read in (0, 1) and written == 1
     lanes = module.cpu.wide(after) if near else module.cpu.lanes
     nest = Nest([*singly(tuple(outer)), rows(length, lanes, UNROLL)])
-    with nest.stage(module, symbol) as k, nest.outer() as places:
+
+    @nest.stage(module, symbol)
+    def write(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 a = operand(k, source, view).at(*places, x).strided(1)
@@ -225,7 +232,9 @@ def _transposing(
     tiles = singly(dst.shape)
     tiles[across], tiles[last] = cut(dst.shape[across], lanes), cut(dst.shape[last], height)
     nest = Nest(tiles)
-    with nest.stage(module, symbol) as k, nest.outer(across) as before:
+
+    @nest.stage(module, symbol, across)
+    def write(k: Kernel, *before: Int) -> None:
         for columns in nest.tiles[across]:
             with nest.loop(columns) as x, nest.outer(last) as between:
                 for run in nest.inner:

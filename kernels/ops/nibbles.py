@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, fma
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, Vec, fma
 from fastrun.kernels.codegen.epilogue import activate
 from fastrun.kernels.codegen.micro_kernel import outer_product
 from fastrun.kernels.codegen.tiling import channel_panels, cover, tile_count
 from fastrun.kernels.codegen.values import Vectors
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I32, S8, U8
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.processors import features_of
 from fastrun.kernels.core.program import Io, Program
@@ -43,6 +44,7 @@ class Nibbles:
     activation: str = ""
 
 
+@identified
 def build(spec: Nibbles, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Multiply every image of `src`, flattened, into the dst.c values of `dst`.
 
@@ -66,7 +68,9 @@ def build(spec: Nibbles, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     form = _Blocks(spec, cpu.lanes, depth)
 
     module = Module(cpu)
-    with module.stage("nibbles", tile_count(panels)) as (k, task):
+
+    @module.stage("nibbles", tile_count(panels))
+    def write_nibbles(k: Kernel, task: Index) -> None:
         weights = k.argument("weights", form.blocks * form.bytes, form.bytes, 1, dtype=U8)
         bias = k.argument("bias", cpu.lanes)
         out = k.argument("dst", dst.n_stride, cpu.lanes, offset=dst.origin)
@@ -89,6 +93,7 @@ def build(spec: Nibbles, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                             kept = tail if tail and j == panel.size - 1 else cpu.lanes
                             value = activate(total[i, j], spec.activation)
                             out.store_first(value, kept, image + i, first + j)
+
     return module.program(Io(src, dst, dst), form.pack)
 
 

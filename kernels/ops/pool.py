@@ -18,6 +18,7 @@ import numpy as np
 from fastrun.kernels.codegen import elementary as functions
 from fastrun.kernels.codegen.builder import (
     Buffer,
+    Index,
     Int,
     Kernel,
     Module,
@@ -32,6 +33,7 @@ from fastrun.kernels.codegen.sums import RUN, Totals
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cover, cut
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I16, I32, U8, DType
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
@@ -96,6 +98,7 @@ def zones(spec: Pool, axis: int, pixels: int, windows: int) -> list[Zone]:
     return found
 
 
+@identified
 def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Pool `src` into the dst.h x dst.w windows of `dst`.
 
@@ -122,7 +125,9 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     row_tasks = -(-dst.h // per_task)
 
     module = Module(cpu)
-    with module.stage("pool", src.n * unit_tasks * row_tasks) as (k, task):
+
+    @module.stage("pool", src.n * unit_tasks * row_tasks)
+    def write_pool(k: Kernel, task: Index) -> None:
         first, rest = task % row_tasks * per_task, task // row_tasks
         number, image = rest % unit_tasks, rest // unit_tasks
         windows = _Windows(k, spec, src, dst, image, unit, sums, wide)
@@ -134,6 +139,7 @@ def build(spec: Pool, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                             with channels.loop(k) as c:
                                 channel = c + number * unit
                                 windows.tile(rows, top, x, run.size, left, channels.size, channel)
+
     return module.program(Io(src, dst, dst), lambda w: shares(rows, src.dtype))
 
 

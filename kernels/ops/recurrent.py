@@ -25,6 +25,7 @@ from fastrun.kernels.codegen.sums import add_products
 from fastrun.kernels.codegen.tiling import Tiles, channel_panels, cover, tile_count
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Strided
@@ -69,6 +70,7 @@ class Recurrent:
         return 2 if self.cell == "lstm" else 1
 
 
+@identified
 def recurrent(
     spec: Recurrent, cpu: Cpu, src: Strided, dst: Strided, initial: Strided | None = None,
     dtype: DType = F32,
@@ -101,7 +103,9 @@ def recurrent(
     layer = _Layer(spec, lanes, hidden, panels, dtype)
     width, stride = layer.width, dst.strides[-2]
     module = Module(cpu)
-    with module.stage("recur", ways * tile_count(images)) as (k, task):
+
+    @module.stage("recur", ways * tile_count(images))
+    def write_recur(k: Kernel, task: Index) -> None:
         number, way = task % tile_count(images), task // tile_count(images)
         products, target = operand(k, "src", src), operand(k, "dst", dst)
         weights, scales = weights_at(k, dtype, ways * layer.sums, 1)
@@ -142,6 +146,7 @@ def recurrent(
                     for i in range(rows):
                         for at, count in layer.vectors(k):
                             end.store_first(kept.load(i, at, lanes=lanes), count, i, at)
+
     local = images[0].size * (2 * width + stride) + READ_SLACK
     io = Io(src.buffer, dst.buffer, initial.buffer if initial else dst.buffer)
     return module.program(io, layer.packed, local_bytes=F32.bytes(local))

@@ -27,6 +27,7 @@ from fastrun.kernels.codegen.strided_loops import (
 from fastrun.kernels.codegen.sums import RUN, Totals, across
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check, check_f32
@@ -76,6 +77,7 @@ _MIN = _Sum(math.inf, False, minimum, minimum)
 _SUMS = {"mean": _PLAIN, "sum": _PLAIN, "max": _MAX, "min": _MIN, "l2": _SQUARES}
 
 
+@identified
 def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Reduce `src` to `dst`, whose shape has ones for the reduced axes or lacks them.
 
@@ -97,7 +99,9 @@ def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
         tiles[-1] = rows(view.shape[-1], cpu.lanes, UNROLL)
     module, nest = Module(cpu), Nest(tiles, work=terms)
     step = out.strides[kept[-1]] if kept else 1
-    with nest.stage(module, "reduce") as k, nest.outer() as places:
+
+    @nest.stage(module, "reduce")
+    def write_reduce(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 source = operand(k, "src", _only(view, kept)).at(*places, x)
@@ -111,9 +115,11 @@ def reduce(spec: Reduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                     store_row(target.at(first), step, min(walk.lanes, run.size - first), value)
                     if inward:
                         break
+
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 
+@identified
 def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Softmax of `src` along an axis.
 
@@ -133,7 +139,9 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
         tiles[-1] = rows(out.shape[-1], cpu.lanes, UNROLL)
     module, nest = Module(cpu), Nest(tiles, work=length)
     reads, writes = (0, 0) if along is None else (view.strides[along], out.strides[along])
-    with nest.stage(module, "softmax") as k, nest.outer() as places:
+
+    @nest.stage(module, "softmax")
+    def write_softmax(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 source, target = (
@@ -144,6 +152,7 @@ def softmax(spec: Softmax, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                 given = _Terms(walk, source, (reads,), view.strides[-1])
                 result = _Terms(walk, target, (writes,), out.strides[-1])
                 _softmax(spec.log, walk, given, result)
+
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 

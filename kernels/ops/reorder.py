@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, at_channel
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec, at_channel
 from fastrun.kernels.codegen.quantise import elements, looked_up, numbers
 from fastrun.kernels.codegen.tiling import cut, tile_count
 from fastrun.kernels.codegen.transpose import PART, cell_side, transpose
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32, U8
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import NCHW, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
@@ -43,6 +44,7 @@ class Reorder:
     lookup: bool = False
 
 
+@identified
 def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     """Copy `src` into `dst`; the halo of `dst` stays untouched.
 
@@ -68,7 +70,9 @@ def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
     tile_tasks = -(-tile_count(tiles) // chunk)
 
     module = Module(cpu)
-    with module.stage("reorder", others * tile_tasks) as (k, task):
+
+    @module.stage("reorder", others * tile_tasks)
+    def write_reorder(k: Kernel, task: Index) -> None:
         group, rest = task % unit_tasks * UNITS, task // unit_tasks
         first, rest = rest % tile_tasks * chunk, rest // tile_tasks
         line, image = rest % lines, rest // lines
@@ -82,6 +86,7 @@ def build(spec: Reorder, cpu: Cpu, src: Placement, dst: Placement) -> Program:
                 for pixels in tiles:
                     with pixels.loop(k, first, first + chunk) as x:
                         move(k, a.at(0, 0, 0, x), b.at(0, 0, 0, x), pixels.size, channels.size)
+
     return module.program(io)
 
 

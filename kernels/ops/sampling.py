@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Kernel, Module, Vec, first_lanes, fma
+from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Vec, first_lanes, fma
 from fastrun.kernels.codegen.emit import vector_type
 from fastrun.kernels.codegen.quantise import elements, in_steps, scale_of, zero_point
 from fastrun.kernels.codegen.strided_loops import (
@@ -29,6 +29,7 @@ from fastrun.kernels.codegen.strided_loops import (
 from fastrun.kernels.codegen.tiling import consecutive
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, U8, DType
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import READ_SLACK, Array
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
@@ -79,6 +80,7 @@ class _Sampled:
     weight: NDArray[np.float64] | None
 
 
+@identified
 def gather(spec: Gather, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Take entries of `src` along an axis; `dst` has one for each index.
 
@@ -92,6 +94,7 @@ def gather(spec: Gather, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     return _sample(cpu, src, dst, [_Sampled(spec.axis, index, index, None)])
 
 
+@identified
 def resize(spec: Resize, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Interpolate `src` at the elements of `dst`.
 
@@ -173,7 +176,9 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
         tiles = consecutive((length, 1))
     module, nest = Module(cpu), Nest([*singly(tuple(outer)), tiles])
     step, written = frame.strides[-1], out.strides[-1]
-    with nest.stage(module, "sample") as k, nest.outer() as places:
+
+    @nest.stage(module, "sample")
+    def write_sample(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 looked_up = [
@@ -196,6 +201,7 @@ def _sample(cpu: Cpu, src: Strided, dst: Strided, sampled: Sequence[_Sampled]) -
                     if linear:
                         value = _stored(value, before, after)
                     store_row(b.at(start * written), written, count, value)
+
     table = np.concatenate([*tables, np.zeros(READ_SLACK, np.float32)])
     return module.program(Io(src.buffer, dst.buffer, dst.buffer), lambda w: table)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from fastrun.kernels.codegen.builder import Buffer, Index, Kernel, Module, Tile, Vec
+from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Tile, Vec
 from fastrun.kernels.codegen.elementary import combine, compare
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
@@ -21,6 +21,7 @@ from fastrun.kernels.codegen.strided_loops import (
     store_row,
 )
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import check, check_f32
@@ -54,6 +55,7 @@ class CumSum:
     backwards: bool = False
 
 
+@identified
 def arg_reduce(spec: ArgReduce, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Find places along an axis of `src`; `dst` has a one for the axis, or lacks it.
 
@@ -77,7 +79,9 @@ def arg_reduce(spec: ArgReduce, cpu: Cpu, src: Strided, dst: Strided) -> Program
     *outer, results = out.shape
     tiles = [*singly(tuple(outer)), rows(results, 1 if inward else cpu.lanes, 1)]
     module, nest = Module(cpu), Nest(tiles, work=length)
-    with nest.stage(module, "arg_reduce") as k, nest.outer() as places:
+
+    @nest.stage(module, "arg_reduce")
+    def write_arg_reduce(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 source = operand(k, "src", view).at(*places, x)
@@ -96,6 +100,7 @@ def arg_reduce(spec: ArgReduce, cpu: Cpu, src: Strided, dst: Strided) -> Program
                         term = load_row(at, view.strides[-1], run.size, search.lanes)
                         search.take(term, k.splat(_number(i), search.lanes))
                 store_row(target, out.strides[-1], run.size, search.place[0, 0])
+
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 
@@ -168,6 +173,7 @@ def _nan(x: Vec) -> str:
     return compare("uno", x, x)
 
 
+@identified
 def cum_sum(spec: CumSum, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """Running sums of `src` along an axis.
 
@@ -185,7 +191,9 @@ def cum_sum(spec: CumSum, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     *outer, results = out.shape
     tiles = [*singly(tuple(outer)), rows(results, cpu.lanes, 1)]
     module, nest = Module(cpu), Nest(tiles, work=length)
-    with nest.stage(module, "cum_sum") as k, nest.outer() as places:
+
+    @nest.stage(module, "cum_sum")
+    def write_cum_sum(k: Kernel, *places: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
                 source = operand(k, "src", view).at(*places, x)
@@ -200,6 +208,7 @@ def cum_sum(spec: CumSum, cpu: Cpu, src: Strided, dst: Strided) -> Program:
                     after = total[0, 0] = before + term
                     goal = target.strided(writes).at(i).strided(step)
                     store_row(goal, step, run.size, before if spec.exclusive else after)
+
     return module.program(Io(src.buffer, dst.buffer, dst.buffer))
 
 

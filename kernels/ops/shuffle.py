@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.builder import Index, Kernel, Module
 from fastrun.kernels.codegen.tiling import cut
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check
@@ -25,6 +26,7 @@ class Shuffle:
     groups: int = 2
 
 
+@identified
 def build(
     spec: Shuffle, cpu: Cpu, src: Placement, dst: Placement, add: Placement | None = None
 ) -> Program:
@@ -54,7 +56,9 @@ def build(
 def _planes(module: Module, groups: int, src: Placement, dst: Placement) -> None:
     """A task copies one plane."""
     per_group, lanes = src.c // groups, module.cpu.wide(src.dtype)
-    with module.stage("shuffle", src.n * src.c) as (k, task):
+
+    @module.stage("shuffle", src.n * src.c)
+    def write_shuffle(k: Kernel, task: Index) -> None:
         channel, image = task % src.c, task // src.c
         source = k.tensor("src", src).at(image, (channel % groups) * per_group + channel // groups)
         target = k.tensor("dst", dst).at(image, channel)
@@ -69,7 +73,9 @@ def _pairs(module: Module, cpu: Cpu, a: Placement, b: Placement, dst: Placement)
     """Vectors of both tensors, interleaved; a task does some pixels of a row."""
     lanes = cpu.wide(dst.dtype)
     tasks = -(-dst.w // PIXELS)
-    with module.stage("shuffle", dst.n * dst.h * tasks) as (k, task):
+
+    @module.stage("shuffle", dst.n * dst.h * tasks)
+    def write_shuffle(k: Kernel, task: Index) -> None:
         part, rest = task % tasks, task // tasks
         y, image = rest % dst.h, rest // dst.h
         first, second = (k.tensor(n, t).at(image, 0, y) for n, t in (("src", a), ("add", b)))

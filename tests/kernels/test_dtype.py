@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Module, fma
+from fastrun.kernels.codegen.builder import Index, Kernel, Module, fma
 from fastrun.kernels.core.cpu import Cpu, whole_lines
 from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import NHWC, Placement
@@ -26,7 +26,9 @@ def test_a_kernel_of_doubles() -> None:
     cpu = Cpu.host()
     where = Placement(NHWC.of(F64), 1, 7, 2, 3, (1, 1, 0, 0))
     module = Module(cpu)
-    with module.stage("third", where.h) as (k, y):
+
+    @module.stage("third", where.h)
+    def write_third(k: Kernel, y: Index) -> None:
         src, dst = k.tensor("src", where), k.tensor("dst", where)
         acc = k.tile(1, 1, 4, F64)
         with k.loop(where.w) as column:
@@ -35,6 +37,7 @@ def test_a_kernel_of_doubles() -> None:
                 third = k.splat(k.shuffle(acc[0, 0], acc[0, 0], [0]), 4)
                 value = fma(acc[0, 0], acc[0, 0], third * (1 / 3))
                 dst.store_first(value.max(0.1), count, 0, 0, y, column, first)
+
     program = module.program(Io(where, where, where))
 
     x = np.random.default_rng(0).standard_normal((1, 7, 2, 3))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastrun.kernels.codegen.builder import Module, fma
+from fastrun.kernels.codegen.builder import Index, Kernel, Module, fma
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
@@ -30,9 +30,12 @@ P = ConvProblem.parse("conv 1x64x14x14 64x3x3 s1 p1 bias relu")
 
 def tiny_program() -> Program:
     module = Module(CPU)
-    with module.stage("double", tasks=1) as (k, _):
+
+    @module.stage("double", tasks=1)
+    def write_double(k: Kernel, _: Index) -> None:
         x = k.argument("src", 1).load(0)
         k.argument("dst", 1).store(fma(x, k.const(2.0), k.const(0.0)), 0)
+
     io = Io.of(P, "NCHW")
     return module.program(io, lambda w: w.reshape(-1))
 
@@ -217,7 +220,9 @@ def test_default_schedules_of_integers_hardly_spill_on_avx2(bits: int) -> None:
 def test_facts_see_spills() -> None:
     """A tile that needs 30 of 16 registers is found out."""
     module = Module(Cpu.avx2())
-    with module.stage("greedy", tasks=1) as (k, _):
+
+    @module.stage("greedy", tasks=1)
+    def write_greedy(k: Kernel, _: Index) -> None:
         acc, a = k.tile(30, 1), k.argument("src", 1)
         acc.fill(k.const(0.0))
         with k.loop(100) as i:
@@ -226,6 +231,7 @@ def test_facts_see_spills() -> None:
                 acc[cell] = fma(x, x, acc[cell])
         for i, _ in acc:
             k.argument("dst", 8).store(acc[i, 0], i)
+
     found = facts(module.program(Io.of(P, "NCHW"), lambda w: w), Cpu.avx2())
     assert found.fmas == 30
     assert found.stack_references > 0

@@ -195,7 +195,7 @@ def test_every_algorithm_has_a_space() -> None:
 def test_the_smallest_template_is_small() -> None:
     """naive.py is the worked example for newcomers."""
     lines = (ROOT / "kernels/conv/naive.py").read_text().splitlines()
-    assert len([line for line in lines if line.strip()]) <= 45
+    assert len([line for line in lines if line.strip()]) <= 46
 
 
 def test_packages_have_docstrings() -> None:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 MIMIC = '''
 """A copy of the input: right for the identity filter only, so the sandbox must refuse it."""
 from dataclasses import dataclass
-from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.builder import Index, Kernel, Module
 from fastrun.kernels.core.template import KernelTemplate
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Schedule:
 
 def build(p, s, cpu, io):
     module = Module(cpu)
-    with module.stage("mimic", tasks=p.n * p.c) as (k, task):
+    @module.stage("mimic", tasks=p.n * p.c)
+    def write_mimic(k: Kernel, task: Index) -> None:
         src, dst = k.tensor("src", io.src), k.tensor("dst", io.dst)
         with k.loop(p.h) as y, k.loop(0, p.w, step=s.step) as x:
             at = (task // p.c, task % p.c, y, x)

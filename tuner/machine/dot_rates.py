@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Module
+from fastrun.kernels.codegen.builder import Buffer, Index, Kernel, Module
 from fastrun.kernels.codegen.dot import Dot, dots
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.core.cpu import Cpu
@@ -45,7 +45,9 @@ def _rates(dot: Dot, cpu: Cpu, cores: Sequence[int]) -> list[float]:
 def dot_loop(dot: Dot, cpu: Cpu, rows: int, cols: int, tasks: int) -> Module:
     """A stage of products of a register tile. src holds pixels, weights a panel of weights."""
     module, group, lanes = Module(cpu), dot.group, cpu.lanes
-    with module.stage("dot", tasks) as (k, _):
+
+    @module.stage("dot", tasks)
+    def write_dot(k: Kernel, _: Index) -> None:
         acc = k.tile(rows, cols, lanes, dot.types.sums)
         acc.fill(k.const(0, lanes, dot.types.sums))
         pixels = k.argument("src", _STEPS * group, group, dtype=dot.types.src)
@@ -62,6 +64,7 @@ def dot_loop(dot: Dot, cpu: Cpu, rows: int, cols: int, tasks: int) -> Module:
         out = Buffer(k, "%local", (lanes,), dot.types.sums)
         for n, cell in enumerate(acc):
             out.store(acc[cell], n)
+
     return module
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastrun.kernels.codegen.builder import Buffer, Module, Tile, fma
+from fastrun.kernels.codegen.builder import Buffer, Index, Kernel, Module, Tile, fma
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, Array, Placement
 from fastrun.kernels.core.program import Io
@@ -191,7 +191,9 @@ def read_passes(floats: int) -> int:
 def fma_loop(cpu: Cpu, tasks: int) -> Module:
     """A stage of multiply-adds. src holds a vector of factors and a vector of summands."""
     module = Module(cpu)
-    with module.stage("fma", tasks) as (k, _):
+
+    @module.stage("fma", tasks)
+    def write_fma(k: Kernel, _: Index) -> None:
         acc = k.tile(1, _chains(cpu))
         acc.fill(k.const(1.0))
         operands = k.argument("src", cpu.lanes)
@@ -200,6 +202,7 @@ def fma_loop(cpu: Cpu, tasks: int) -> Module:
             for cell in acc:
                 acc[cell] = fma(acc[cell], factor, summand)
         _store(acc)
+
     return module
 
 
@@ -207,7 +210,9 @@ def read_loop(cpu: Cpu, floats: int, streams: int, passes: int) -> Module:
     """A stage whose tasks read src from end to end."""
     lanes, width, part = cpu.lanes, _LOADS // streams, floats // streams
     module = Module(cpu)
-    with module.stage("read", passes) as (k, _):
+
+    @module.stage("read", passes)
+    def write_read(k: Kernel, _: Index) -> None:
         acc = k.tile(streams, width)
         acc.fill(k.const(0.0))
         # The compiler would remove a pass if it saw that the pass repeats the one before.
@@ -216,6 +221,7 @@ def read_loop(cpu: Cpu, floats: int, streams: int, passes: int) -> Module:
             for s, v in acc:
                 acc[s, v] = acc[s, v] + src.load(s, i, v)
         _store(acc)
+
     return module
 
 

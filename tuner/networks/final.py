@@ -217,7 +217,9 @@ class _Final:
     def _ready(self, plan: Plan) -> Plan:
         """The plan as this machine can build it; its kernels are compiled on all cores."""
         arrangement = follow_plan(self.graph, plan, self.cpu)
-        precompile([step.program.ir for step in arrangement.kernels], self.cpu, ObjectCache())
+        cache = ObjectCache()
+        programs = [step.program for step in arrangement.kernels]
+        precompile(cache.missing(programs, self.cpu), self.cpu, cache)
         return carried_out(plan, arrangement)
 
     @property

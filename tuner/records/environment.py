@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import platform
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from typing import Any
 
 from fastrun.kernels.core.cgroup import cpu_limit, memory_limit, physical_memory
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.identity import source_hash
 from fastrun.kernels.native.compile import llvm_version
 from fastrun.tuner.records.record import RecordError, check_type, now
 
@@ -122,22 +122,13 @@ def toolchain() -> str:
 
 def generator_hash() -> str:
     """Twelve hex digits of a hash of all source files of `kernels`."""
-    return _source_hash("kernels")
+    return source_hash(_PACKAGES / "kernels")[:12]
 
 
 @functools.cache
 def tuner_hash() -> str:
     """Twelve hex digits of a hash of all source files of `tuner`, which search and measure."""
-    return _source_hash("tuner")
-
-
-def _source_hash(package: str) -> str:
-    digest = hashlib.sha256()
-    root = _PACKAGES / package
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
-        digest.update(path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    return source_hash(_PACKAGES / "tuner")[:12]
 
 
 def _versions() -> dict[str, str]:

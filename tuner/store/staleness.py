@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import PROTOCOL, Record
@@ -45,8 +46,10 @@ def _todays_hash(problem: str, schedule: str) -> str | None:
     """The hash of the code that today's generator makes here; None if it refuses."""
     try:
         template, parsed = parse_schedule(schedule)
-        return template.program(ConvProblem.parse(problem), parsed, Cpu.host()).ir_hash
-    except ScheduleError:
+        p = ConvProblem.parse(problem)
+        program = template.build(p, parsed, Cpu.host(), Io.of(p, parsed.layout))
+        return ObjectCache().named(program).ir_hash
+    except ValueError:  # a ScheduleError, or there is no such layout any more
         return None
 
 

@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, at_channel, fma
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Index,
+    Int,
+    Kernel,
+    Module,
+    Tile,
+    Vec,
+    at_channel,
+    fma,
+)
 from fastrun.kernels.codegen.dot import Dot, dots
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.reduction import met_taps, share_met
@@ -165,7 +175,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     skips = tile_count(x_tiles) <= APART and share_met(p, 1, x_tiles[0].size) < MET
 
     module = Module(cpu)
-    with module.stage("depthwise", p.n * panel_tasks * row_tasks) as (k, task):
+
+    @module.stage("depthwise", p.n * panel_tasks * row_tasks)
+    def write_depthwise(k: Kernel, task: Index) -> None:
         row, rest = task % row_tasks, task // row_tasks
         panel, image = rest % panel_tasks, rest // panel_tasks
         for v in panels:
@@ -182,6 +194,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                                     kept = (some is vectors[-1] and tail) or span.outputs
                                     vector = _Vector(k, p, s, io, span, image, i + first, kept)
                                     vector.tile(y.size, x.size, top, left)
+
     return module.program(io, lambda w: pack(w, p, span))
 
 
@@ -209,7 +222,9 @@ def _build_words(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io, dot: Dot) -> Pro
     panel_tasks = tile_count(panels)
 
     module = Module(cpu)
-    with module.stage("depthwise", p.n * panel_tasks * row_tasks) as (k, task):
+
+    @module.stage("depthwise", p.n * panel_tasks * row_tasks)
+    def write_depthwise(k: Kernel, task: Index) -> None:
         row, rest = task % row_tasks, task // row_tasks
         panel, image = rest % panel_tasks, rest // panel_tasks
         for v in panels:
@@ -228,6 +243,7 @@ def _build_words(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io, dot: Dot) -> Pro
                                 for x in x_tiles:
                                     with x.loop(k) as left:
                                         vector.tile(y.size, x.size, top, left)
+
     return module.program(io, lambda w: pack_words(w, p, channels, cpu.lanes, heights, dot))
 
 

@@ -10,7 +10,7 @@ as it is unfolded.
 
 from __future__ import annotations
 
-from fastrun.kernels.codegen.builder import Module
+from fastrun.kernels.codegen.builder import Index, Kernel, Module
 from fastrun.kernels.codegen.chunks import chunk_loop
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import check_tile, registers
@@ -113,7 +113,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     tasks = -(-tile_count(product.tiles) // per_task)
 
     module = Module(cpu)
-    with module.stage("im2col", p.n * p.groups * tasks) as (k, task):
+
+    @module.stage("im2col", p.n * p.groups * tasks)
+    def write_im2col(k: Kernel, task: Index) -> None:
         block, rest = task % tasks, task // tasks
         product.enter(k, image=rest // p.groups, group=rest % p.groups)
         for blocks in cut(p.group_c, s.kc):
@@ -131,6 +133,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                         for tile in product.tiles:
                             with tile.loop(k, first, end) as at:
                                 product.multiply(chunk, panel, channel, tile, at, first)
+
     return module.program(io, product.pack_weights, local_bytes=product.local_bytes)
 
 

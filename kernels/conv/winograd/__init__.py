@@ -15,7 +15,7 @@ import math
 from dataclasses import replace
 from itertools import product
 
-from fastrun.kernels.codegen.builder import Int, Kernel, Module, Vec
+from fastrun.kernels.codegen.builder import Index, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import registers
 from fastrun.kernels.codegen.reduction import share_met
@@ -294,9 +294,12 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         room = p.groups * blocks * w.input_bytes
         sizes = F32.count(room) if measured else 0
         if measured:
-            with module.stage("winograd_largest", p.groups * blocks) as (k, task):
+
+            @module.stage("winograd_largest", p.groups * blocks)
+            def write_winograd_largest(k: Kernel, task: Index) -> None:
                 found = w.largest(k, task % blocks, task // blocks % p.groups)
                 k.argument("shared", LINE, offset=sizes).store(found, task)
+
             room += F32.bytes(LINE) * p.groups * blocks
 
         def largest(k: Kernel, number: Int) -> Vec | None:
@@ -304,12 +307,15 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             where = k.argument("shared", LINE, offset=sizes)
             return where.load(number, lanes=1) if measured else None
 
-        with module.stage("winograd_input", p.groups * blocks * w.input_vectors) as (k, task):
+        @module.stage("winograd_input", p.groups * blocks * w.input_vectors)
+        def write_winograd_input(k: Kernel, task: Index) -> None:
             vector, rest = task % w.input_vectors, task // w.input_vectors
             block, group = rest % blocks, rest // blocks % p.groups
             planes = k.argument("shared", w.input_size, dtype=w.element).at(rest)
             w.transform_input(k, block, group, vector, planes, largest(k, rest))
-        with module.stage("winograd_output", p.groups * w.passes * blocks) as (k, task):
+
+        @module.stage("winograd_output", p.groups * w.passes * blocks)
+        def write_winograd_output(k: Kernel, task: Index) -> None:
             block, rest = task % blocks, task // blocks
             number, group = rest % w.passes, rest // w.passes % p.groups
             strides = blocks * w.input_size, w.input_size
@@ -318,8 +324,11 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             w.multiply(k, block, group, number, planes, products)
             measure = largest(k, group * blocks + block)
             w.transform_output(k, block, group, number, products, measure)
+
         return module.program(io, w.pack, room, w.product_bytes)
-    with module.stage("winograd", p.groups * blocks) as (k, task):
+
+    @module.stage("winograd", p.groups * blocks)
+    def write_winograd(k: Kernel, task: Index) -> None:
         block, group = task % blocks, task // blocks % p.groups
         planes = k.argument("local", dtype=w.element)
         measure = w.largest(k, block, group) if measured else None
@@ -329,6 +338,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
             products = k.argument("local", offset=F32.count(w.input_bytes))
             w.multiply(k, block, group, number, planes, products)
             w.transform_output(k, block, group, number, products, measure)
+
     return module.program(io, w.pack, local_bytes=w.input_bytes + w.product_bytes)
 
 
