@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fastrun.graph.core.errors import GraphError, InputError
     from fastrun.graph.runtime.dynamic import DynamicExecutable
     from fastrun.graph.runtime.executable import Executable
+    from fastrun.kernels.core.attention import AttentionProblem
     from fastrun.kernels.core.problem import ConvProblem, ProblemError
     from fastrun.kernels.core.template import ScheduleError
     from fastrun.tuner.networks.export import export
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from fastrun.tuner.store.database import Database
 
 __all__ = [
+    "AttentionProblem",
     "Budget",
     "ConvProblem",
     "Database",
@@ -61,6 +63,7 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionProblem": "fastrun.kernels.core.attention",
     "Budget": "fastrun.tuner.search.budget",
     "ConvProblem": "fastrun.kernels.core.problem",
     "Database": "fastrun.tuner.store.database",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
 from fastrun.options import limits_of
 from fastrun.tuner.model.cost_model import CostModel
 from fastrun.tuner.networks.measured_choices import guessed_choices
@@ -69,7 +70,9 @@ def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
         return s.best.schedule
     guesses = guessed_choices(cpu, arguments.threads, limits_of(arguments))(s.problem)
     usual = min(guesses, key=lambda choice: choice.seconds).schedule
-    return CostModel.shipped().choice(s.problem, cpu, usual) if _by_model(arguments) else usual
+    if _by_model(arguments) and isinstance(s.problem, ConvProblem):
+        return CostModel.shipped().choice(s.problem, cpu, usual)
+    return usual
 
 
 def _by_model(arguments: Namespace) -> bool:

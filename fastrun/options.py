@@ -372,12 +372,12 @@ def objectives(text: str) -> tuple[str, ...]:
 
 def algorithms(text: str) -> tuple[str, ...]:
     """Algorithms, some with pinned fields: `direct,winograd(mh=2|4)`."""
-    from fastrun.kernels.registry import templates
+    from fastrun.kernels.registry import every_template
 
     named = tuple(filter(None, map(str.strip, re.split(r",(?![^()]*\))", text))))
     for name in (words.partition("(")[0] for words in named):
-        if name not in templates():
+        if name not in every_template():
             raise argparse.ArgumentTypeError(
-                f"no algorithm {name!r}: there are {', '.join(templates())}"
+                f"no algorithm {name!r}: there are {', '.join(every_template())}"
             )
     return named

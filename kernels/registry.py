@@ -1,4 +1,4 @@
-"""The convolution algorithms by name: every file and folder of `kernels/conv` is one."""
+"""The algorithms by name: every file and folder of `kernels/conv` and `kernels/attention`."""
 
 from __future__ import annotations
 
@@ -7,37 +7,53 @@ import importlib
 import pkgutil
 import re
 from dataclasses import fields
+from types import ModuleType
 from typing import Any, get_type_hints
 
-from fastrun.kernels import conv
+from fastrun.kernels import attention, conv
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate, check
 
 
 @functools.cache
 def templates() -> dict[str, KernelTemplate]:
-    """Every algorithm of `kernels/conv`, by name, in alphabetical order.
+    """Every convolution algorithm, by name, in alphabetical order.
 
     Raises:
-        TypeError: a file there defines no `template`, or one whose name is not the file's.
+        TypeError: a file in `kernels/conv` defines no `template`, or one whose name is not its own.
     """
+    return _templates(conv)
+
+
+@functools.cache
+def every_template() -> dict[str, KernelTemplate]:
+    """Every algorithm, by name: those of convolution, then those of attention.
+
+    Raises:
+        TypeError: a file defines no `template`, or one whose name is not the file's.
+    """
+    return {**templates(), **_templates(attention)}
+
+
+def _templates(package: ModuleType) -> dict[str, KernelTemplate]:
     found = {}
-    for module in sorted(pkgutil.iter_modules(conv.__path__), key=lambda m: m.name):
-        file = importlib.import_module(f"{conv.__name__}.{module.name}")
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        file = importlib.import_module(f"{package.__name__}.{module.name}")
         template = getattr(file, "template", None)
         if not isinstance(template, KernelTemplate) or template.name != module.name:
-            raise TypeError(f"kernels/conv/{module.name}.py must define a template named like it")
+            where = package.__name__.partition(".")[2].replace(".", "/")
+            raise TypeError(f"{where}/{module.name}.py must define a template named like it")
         found[module.name] = template
     return found
 
 
-def applicable(p: ConvProblem, cpu: Cpu) -> list[KernelTemplate]:
+def applicable(p: Problem, cpu: Cpu) -> list[KernelTemplate]:
     """The algorithms that can compute `p`, with the baselines."""
-    return [t for t in templates().values() if t.refusal(p, cpu) is None]
+    return [t for t in every_template().values() if t.refusal(p, cpu) is None]
 
 
-def heuristic_choice(p: ConvProblem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
+def heuristic_choice(p: Problem, cpu: Cpu) -> tuple[KernelTemplate, Any]:
     """Algorithm and schedule without measuring: the highest rank, and its heuristic's schedule."""
     candidates = [t for t in applicable(p, cpu) if not t.baseline]
     best = max(candidates, key=lambda t: t.rank(p, cpu))
@@ -55,8 +71,9 @@ def parse_schedule(text: str) -> tuple[KernelTemplate, Any]:
     check(match is not None, f"not a schedule: {text!r}; expected algorithm(field=value, ...)")
     assert match
     name, body = match.groups()
-    check(name in templates(), f"unknown algorithm {name!r}: there are {', '.join(templates())}")
-    template = templates()[name]
+    known = every_template()
+    check(name in known, f"unknown algorithm {name!r}: there are {', '.join(known)}")
+    template = known[name]
     schedule: Any = template.schedule
     types = _field_types(schedule)
     values: dict[str, Any] = {}

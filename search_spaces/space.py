@@ -11,6 +11,7 @@ from typing import Any
 
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.codegen.micro_kernel import registers
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import BLOCKS, Layout
@@ -107,13 +108,14 @@ class Space:
         return math.prod(map(len, self.domains.values()))
 
 
-def space_for(algorithm: str, p: ConvProblem, cpu: Cpu) -> Space:
-    """The space in `search_spaces/conv`, in the file that is named like the algorithm.
+def space_for(algorithm: str, p: Problem, cpu: Cpu) -> Space:
+    """The space in the file that is named like the algorithm: at the same path as in `kernels`.
 
     Raises:
         ModuleNotFoundError: the algorithm has no space.
     """
-    module = importlib.import_module(f"fastrun.search_spaces.conv.{algorithm}")
+    kind = "attention" if isinstance(p, AttentionProblem) else "conv"
+    module = importlib.import_module(f"fastrun.search_spaces.{kind}.{algorithm}")
     space: Space = module.space(p, cpu)
     return space
 

@@ -21,6 +21,7 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.measure.measurer import Measurer
@@ -159,7 +160,7 @@ def _race(work: Path, text: str) -> None:
     report.notice(f"race: {text}")
     chosen = [s for seed in range(TUNINGS) if (s := _chosen(work, text, seed))]
     with Measurer() as measurer:
-        entries = {ConvProblem.parse(text): list(dict.fromkeys(chosen))}
+        entries = {parse_problem(text): list(dict.fromkeys(chosen))}
         times = {r.schedule: r.seconds_per_call for r in race(measurer, entries, FINAL)}
     rows = [{"tuning": i, "schedule": s, "seconds": times[s]} for i, s in enumerate(chosen)]
     (work / _name(text, "race")).write_text(json.dumps(rows))

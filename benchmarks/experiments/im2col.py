@@ -46,7 +46,7 @@ def layers(quick: bool = False, networks: Sequence[str] = NETWORKS) -> list[Conv
     plain = [
         replace(p, bias=True, add=False, activation="relu")
         for p, _ in merged(map(read_target, networks))
-        if template.refusal(p, Cpu.host()) is None
+        if isinstance(p, ConvProblem) and template.refusal(p, Cpu.host()) is None
     ]
     return list(dict.fromkeys(plain))
 

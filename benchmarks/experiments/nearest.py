@@ -18,8 +18,8 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
+from fastrun.kernels.core.attention import Problem, parse_problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer, heuristic_text
 from fastrun.tuner.measure.races import FINAL, race
 from fastrun.tuner.records.record import Conditions
@@ -74,16 +74,16 @@ def main(words: Sequence[str] | None = None) -> int:
     return 0
 
 
-def winners(url: str | None) -> dict[ConvProblem, str]:
+def winners(url: str | None) -> dict[Problem, str]:
     """The best schedule of every problem that was tuned on one thread, hot."""
     conditions = Conditions.here()
     with existing(url) as database:
-        problems = [ConvProblem.parse(text) for text in database.best_all(conditions)]
+        problems = [parse_problem(text) for text in database.best_all(conditions)]
         best = {p: first_current(database.ranking(p, conditions)) for p in problems}
     return {p: record.schedule for p, record in best.items() if record}
 
 
-def measured(tuned: dict[ConvProblem, str], text: str) -> pd.DataFrame:
+def measured(tuned: dict[Problem, str], text: str) -> pd.DataFrame:
     """A row for each problem that has a nearest one."""
     cpu, guesses = Cpu.host(), {}
     for p in tuned:

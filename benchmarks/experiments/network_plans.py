@@ -29,6 +29,7 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import make_plan
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW
 from fastrun.kernels.core.problem import ConvProblem
@@ -147,7 +148,9 @@ def _by(algorithm: str) -> Callable[[Choice], bool]:
     return lambda choice: choice.schedule.startswith(f"{algorithm}(")
 
 
-def _naive(p: ConvProblem) -> list[Choice]:
+def _naive(p: Problem) -> list[Choice]:
+    if not isinstance(p, ConvProblem):
+        return []
     template = templates()["naive"]
     return [Choice(template.text(template.schedule()), NCHW, NCHW, p.flops / 1e9)]
 

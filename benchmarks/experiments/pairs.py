@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import FINAL, Entries, Format, race
@@ -105,7 +106,7 @@ def raced(measurer: Measurer, entries: Entries, form: Format) -> Found:
     return {(r.problem, r.schedule): r for r in race(measurer, entries, form)}
 
 
-def _merged(parts: Sequence[tuple[ConvProblem, Sequence[str]]]) -> dict[ConvProblem, list[str]]:
+def _merged(parts: Sequence[tuple[ConvProblem, Sequence[str]]]) -> dict[Problem, list[str]]:
     """The distinct schedules of each problem."""
     merged: dict[ConvProblem, dict[str, None]] = {}
     for problem, schedules in parts:

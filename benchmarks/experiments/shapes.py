@@ -21,8 +21,8 @@ from pathlib import Path
 from time import monotonic
 
 from fastrun.benchmarks import report
+from fastrun.kernels.core.attention import Problem, parse_problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import applicable, heuristic_choice
 from fastrun.search_spaces.space import space_for
 from fastrun.search_spaces.untried import Untried
@@ -48,9 +48,7 @@ _ROUNDS = 5
 _AHEAD = 3
 
 
-def candidates(
-    p: ConvProblem, cpu: Cpu, winners: Mapping[ConvProblem, str], seed: int = 0
-) -> list[str]:
+def candidates(p: Problem, cpu: Cpu, winners: Mapping[Problem, str], seed: int = 0) -> list[str]:
     """The heuristics' schedules, neighbours of the first, random ones, proposed and near ones."""
     draw = random.Random(f"{p} {seed}")
     best, first = heuristic_choice(p, cpu)
@@ -67,11 +65,11 @@ def candidates(
 
 
 def raced(
-    measurer: Measurer, entries: Mapping[ConvProblem, Sequence[str]], seconds: float
+    measurer: Measurer, entries: Mapping[Problem, Sequence[str]], seconds: float
 ) -> Iterator[Record]:
     """A record of each entry of the problems whose race begins within `seconds`."""
     begin, todo = monotonic(), iter(entries.items())
-    ahead = deque[tuple[ConvProblem, dict[str, Future[Compiled | Result]]]]()
+    ahead = deque[tuple[Problem, dict[str, Future[Compiled | Result]]]]()
 
     def compile_next() -> None:
         for p, schedules in islice(todo, 1):
@@ -91,7 +89,7 @@ def raced(
 
 
 def _race(
-    measurer: Measurer, p: ConvProblem, made: Mapping[str, Compiled | Result]
+    measurer: Measurer, p: Problem, made: Mapping[str, Compiled | Result]
 ) -> Iterator[Record]:
     programs = {text: program for text, program in made.items() if isinstance(program, Compiled)}
     jobs = [measurer.job(p, program) for program in programs.values()]
@@ -130,7 +128,7 @@ def main(words: Sequence[str] | None = None) -> int:
         Measurer(arguments.threads, cpu=cpu) as measurer,
     ):
         best = database.best_all(measurer.conditions)
-        winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
+        winners = {parse_problem(text): record.schedule for text, record in best.items()}
         known = {r.problem for r in database.records(machine=cpu.fingerprint)}
         entries = {
             p: candidates(p, cpu, winners) for p in problems if str(p) not in known and not p.types

@@ -20,6 +20,7 @@ from fastrun.benchmarks.experiments.command import Column, Part, command, show, 
 from fastrun.benchmarks.experiments.pairs import Findings, Pair, race_pairs, raced
 from fastrun.kernels.conv import winograd, winograd_naive
 from fastrun.kernels.conv.winograd.transform import ALPHA, POINTS, expected_error, sets_of_points
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import Measurer
@@ -80,7 +81,7 @@ def accuracy(quick: bool = False) -> Findings:
             if points == "balanced" or points in sets_of_points(m + 1):
                 s = replace(winograd.heuristic_with_tile(p, cpu, m, m), points=points)
                 about[p, winograd.template.text(s)] = (m, points, c)
-    entries: dict[ConvProblem, list[str]] = {}
+    entries: dict[Problem, list[str]] = {}
     for p, schedule in about:
         entries.setdefault(p, []).append(schedule)
     with Measurer() as measurer:

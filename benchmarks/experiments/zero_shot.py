@@ -27,6 +27,7 @@ import pandas as pd
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
 from fastrun.benchmarks.experiments.shapes import narrowed, raced
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice
@@ -82,13 +83,14 @@ def main(words: Sequence[str] | None = None) -> int:
         groups = arguments.folds or len(arguments.networks)
         folds: list[list[ConvProblem]] = [[] for _ in range(groups)]
         for number, text in enumerate(arguments.networks):
-            folds[number % groups] += [p for p, _ in read_target(text).problems]
+            posed = (p for p, _ in read_target(text).problems)
+            folds[number % groups] += [p for p in posed if isinstance(p, ConvProblem)]
         chosen = choices(_records(arguments.data), folds, cpus)
         if kept:
             kept.write_text(json.dumps(chosen, indent=1) + "\n")
     with Database(arguments.db) as database:
         known = {r.problem for r in database.records(machine=cpus[0].fingerprint)}
-        entries = {
+        entries: dict[Problem, list[str]] = {
             ConvProblem.parse(text): list(dict.fromkeys(ways.values()))
             for text, ways in chosen.items()
             if text not in known
@@ -127,7 +129,7 @@ def choices(
         own, other = ([g for g in rest if (g.cpu is cpu) == mine] for mine in (True, False))
         models = {MODEL: own, OTHER: other, BOTH: rest} if other else {MODEL: own}
         learnt = {name: CostModel.learnt(part) for name, part in models.items()}
-        winners = {group.problem: _best(group) for group in own}
+        winners: dict[Problem, str] = {group.problem: _best(group) for group in own}
         for p in wanted:
             first = heuristic_text(p, cpu)
             near = next((text for _, text in suggestions(p, winners, cpu)), first)

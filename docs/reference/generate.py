@@ -23,9 +23,11 @@ PACKAGES = ("kernels", "search_spaces", "graph", "tuner")  # parts of `fastrun`
 # What every file of a folder defines is documented where the contract is.
 CONTRACTS = {
     "fastrun.kernels.conv": ("Schedule", "why_not", "heuristic", "build"),
+    "fastrun.kernels.attention": ("why_not", "heuristic", "build"),
     "fastrun.kernels.conv.im2col": ("Schedule",),
     "fastrun.kernels.conv.winograd": ("Schedule",),
     "fastrun.search_spaces.conv": ("space",),
+    "fastrun.search_spaces.attention": ("space",),
 }
 MADE = "Made by `make docs` from the docstrings; edit those."
 

@@ -12,7 +12,7 @@ from fastrun.tuner.networks.targets import Target, read_target
 from fastrun.tuner.records.units import UNKNOWN, finite, ms, ratio, size
 
 if TYPE_CHECKING:
-    from fastrun.kernels.core.problem import ConvProblem
+    from fastrun.kernels.core.attention import Problem
     from fastrun.tuner.records.record import Record
     from fastrun.tuner.store.database import Database
 
@@ -77,7 +77,7 @@ def _print_fronts(target: Target, database: Database, arguments: Namespace) -> i
 
 
 def _document(
-    target: Target, fronts: Mapping[ConvProblem, Sequence[Record]], arguments: Namespace
+    target: Target, fronts: Mapping[Problem, Sequence[Record]], arguments: Namespace
 ) -> dict[str, Any]:
     """The JSON form; times in seconds, workspace in bytes."""
     return {

@@ -14,8 +14,8 @@ from fastrun.tuner.records.units import percent, plural, significant
 if TYPE_CHECKING:
     from fastrun.graph.core.model import Graph
     from fastrun.graph.core.problems import DistinctProblem
+    from fastrun.kernels.core.attention import Problem
     from fastrun.kernels.core.cpu import Cpu
-    from fastrun.kernels.core.problem import ConvProblem
     from fastrun.kernels.core.template import KernelTemplate
     from fastrun.tuner.records.record import Record
 
@@ -48,8 +48,8 @@ def run(arguments: Namespace) -> int:
 
 
 def _show_kernel(arguments: Namespace) -> int:
+    from fastrun.kernels.core.attention import parse_problem
     from fastrun.kernels.core.cpu import Cpu
-    from fastrun.kernels.core.problem import ConvProblem
     from fastrun.kernels.core.template import ScheduleError
     from fastrun.kernels.native.compile import compile_assembly
     from fastrun.tuner.machine.probe import probe
@@ -57,7 +57,7 @@ def _show_kernel(arguments: Namespace) -> int:
     from fastrun.tuner.report.listing import Listing, algorithm_lines, listing_lines, problem_lines
     from fastrun.tuner.store.database import existing
 
-    problem, cpu = ConvProblem.parse(arguments.target), Cpu.host()
+    problem, cpu = parse_problem(arguments.target), Cpu.host()
     with existing(arguments.db) as database:
         here = Conditions.here(arguments.threads, arguments.regime)
         ranking = database.ranking(problem, here, include_baselines=True)
@@ -85,32 +85,33 @@ def _show_kernel(arguments: Namespace) -> int:
 
 
 def _pick(
-    problem: ConvProblem, arguments: Namespace, ranking: Sequence[Record], cpu: Cpu
+    problem: Problem, arguments: Namespace, ranking: Sequence[Record], cpu: Cpu
 ) -> tuple[KernelTemplate, Any, str]:
     """The algorithm and the schedule to show, and where the schedule comes from."""
     from fastrun.kernels.core.template import ScheduleError
-    from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
+    from fastrun.kernels.registry import every_template, heuristic_choice, parse_schedule
 
     name = arguments.algorithm
-    if name is not None and name not in templates():
-        raise ScheduleError(f"no algorithm {name!r}: there are {', '.join(templates())}")
+    if name is not None and name not in every_template():
+        raise ScheduleError(f"no algorithm {name!r}: there are {', '.join(every_template())}")
     if arguments.schedule is not None:
         template, schedule = parse_schedule(arguments.schedule)
         if name not in (None, template.name):
             raise ScheduleError(f"{arguments.schedule!r} is no schedule of {name}")
         return template, schedule, "given"
-    if name is not None and (reason := templates()[name].refusal(problem, cpu)):
+    if name is not None and (reason := every_template()[name].refusal(problem, cpu)):
         raise ScheduleError(f"{name} cannot do {problem}: {reason}")
     for record in ranking:
         if record.algorithm == name or (name is None and not record.baseline):
             return *parse_schedule(record.schedule), "best measured"
     if name is not None:
-        return templates()[name], templates()[name].heuristic(problem, cpu), "its heuristic"
+        chosen = every_template()[name]
+        return chosen, chosen.heuristic(problem, cpu), "its heuristic"
     return *heuristic_choice(problem, cpu), "heuristic"
 
 
 def _show_network(arguments: Namespace) -> int:
-    from fastrun.graph.core.problems import convolutions
+    from fastrun.graph.core.problems import attentions, convolutions
     from fastrun.graph.networks import load_network
     from fastrun.graph.passes.pipeline import PASSES
     from fastrun.tuner.terminal.display import grid, screen
@@ -129,7 +130,7 @@ def _show_network(arguments: Namespace) -> int:
         before = after
     grid(screen(), ("pass", "nodes>", "takes out", "puts in"), rows)
     print(f"\n{graph.summary()}\n")
-    _print_problems(arguments.target, convolutions(graph))
+    _print_problems(arguments.target, [*convolutions(graph), *attentions(graph)])
     _print_by_numpy(graph)
     _print_floats(graph)
     return 0
@@ -183,7 +184,7 @@ def _print_problems(name: str, found: Sequence[DistinctProblem]) -> None:
     from fastrun.tuner.terminal.display import grid, screen
 
     if not found:
-        print(f"{name} has no convolutions, so there is nothing to tune")
+        print(f"{name} has no convolutions and no attention, so there is nothing to tune")
         return
     total = sum(count * p.macs for p, count, _ in found)
     rows = [
@@ -191,8 +192,10 @@ def _print_problems(name: str, found: Sequence[DistinctProblem]) -> None:
         for p, count, _ in found
     ]
     grid(screen(), ("problem", "n>", "MMAC>", "of all>"), rows)
-    number = sum(count for _, count, _ in found)
+    kinds = Counter[str]()
+    for p, count, _ in found:
+        kinds["attention layer" if str(p).startswith("attention") else "convolution"] += count
+    numbers = " and ".join(plural(count, kind) for kind, count in kinds.items())
     print(
-        f"{name}: {plural(number, 'convolution')}, {len(rows)} distinct, "
-        f"{significant(total / 1e6)} million multiply-adds"
+        f"{name}: {numbers}, {len(rows)} distinct, {significant(total / 1e6)} million multiply-adds"
     )

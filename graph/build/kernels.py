@@ -1,6 +1,6 @@
 """Builds the kernel that runs a task where its tensors lie.
 
-A convolution takes the first of its schedules that can be built there.
+A convolution or attention takes the first of its schedules that can be built there.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fastrun.graph.core.ops import (
     Clip,
     Conv,
     Gemm,
+    GroupNorm,
     LayerNorm,
     Pool,
     Recurrent,
@@ -49,7 +50,16 @@ from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.native.cache import ObjectCache
-from fastrun.kernels.ops import attention, dense, elementwise, layer_norm, pool, reduce, shuffle
+from fastrun.kernels.ops import (
+    attention,
+    dense,
+    elementwise,
+    group_norm,
+    layer_norm,
+    pool,
+    reduce,
+    shuffle,
+)
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
 
@@ -66,8 +76,8 @@ def build(
 ) -> Built:
     """The kernel of a task that reads tensors placed as `reads` and leaves one placed as `dst`.
 
-    Only convolutions have `schedules`, the fastest first, and inputs that are `gathered` (see
-    `Io`).
+    Only convolutions and attention have `schedules`, the fastest first, and only convolutions
+    inputs that are `gathered` (see `Io`).
 
     Raises:
         UnsupportedError: there is no kernel for this use of the operator.
@@ -126,13 +136,17 @@ def _built(
             context = reads[1] if node.input(1) else None
             computed = reads[-1] if node.input(2) and not fixed else None
             shape = () if mask is None else mask.shape
-            program = attention.build(op, cpu, src, dst, context, shape, computed)
-            built = Built(program, "attention", mask)
+            planned = _planned(schedules)
+            program = attention.build(op, cpu, src, dst, context, shape, computed, planned)
+            built = Built(program, form.algorithm, mask)
         case LayerNorm():
             pair = np.zeros((2, dst.c), np.float32)
             for i, _ in enumerate(filter(None, node.inputs[1:])):
                 pair[i] = constant(graph, task, i + 1).reshape(-1)
             built = Built(layer_norm.build(op, cpu, src, dst), "layer_norm", pair)
+        case GroupNorm():
+            pair = np.stack([constant(graph, task, i).reshape(-1) for i in (1, 2)])
+            built = Built(group_norm.build(op, cpu, src, dst), "group_norm", pair)
         case Reduce() if is_global_pool(graph, task):
             whole = pool.Pool({"mean": "average", "max": "max"}[op.function], (src.h, src.w))
             built = Built(pool.build(whole, cpu, src, dst), "pool")
@@ -144,6 +158,17 @@ def _built(
         case _:
             built = strided.build(graph, task, cpu, reads, dst)
     return _with_scales(graph, task, reads, dst, built)
+
+
+def _planned(schedules: Iterable[str]) -> attention.Schedule | None:
+    """The first schedule of attention, if there is one."""
+    for text in schedules:
+        if "(" in text:
+            _, schedule = parse_schedule(text)
+            check(isinstance(schedule, attention.Schedule), f"{text} is no schedule of attention")
+            found: attention.Schedule = schedule
+            return found
+    return None
 
 
 def _over_rows(graph: Graph, task: Task, src: Placement, dst: Placement) -> str:

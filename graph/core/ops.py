@@ -18,6 +18,7 @@ from fastrun.kernels.ops.elementwise import Clip as Clip
 from fastrun.kernels.ops.elementwise import Unary as Unary
 from fastrun.kernels.ops.elementwise import Where as Where
 from fastrun.kernels.ops.grid_sample import GridSample as GridSample
+from fastrun.kernels.ops.group_norm import GroupNorm as GroupNorm
 from fastrun.kernels.ops.layer_norm import LayerNorm as LayerNorm
 from fastrun.kernels.ops.lrn import LRN as LRN
 from fastrun.kernels.ops.movement import Pad as Pad
@@ -225,7 +226,8 @@ class Foreign:
 
 
 Op = (
-    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | Attention | Recurrent
+    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | GroupNorm | Attention
+    | Recurrent
     | Unary | Clip | Binary | Where | Softmax | Gemm | MatMul | Reduce | ArgReduce | CumSum | Concat
     | Slice | Pad | Transpose
     | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | GridSample | Cast
@@ -233,4 +235,4 @@ Op = (
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.
-Activating = Conv | ConvTranspose | Affine | Binary | Gemm | MatMul
+Activating = Conv | ConvTranspose | Affine | GroupNorm | Binary | Gemm | MatMul

@@ -1,7 +1,9 @@
-"""Decides which problem a convolution of a network poses, and which distinct problems there are."""
+"""Decides which problem a node of a network poses, and which distinct problems there are."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node, Shape
-from fastrun.graph.core.ops import Conv, Foreign
+from fastrun.graph.core.ops import Attention, Conv, Foreign
 from fastrun.graph.core.precision import (
     byte_grid,
     counts_signs,
@@ -19,13 +21,14 @@ from fastrun.graph.core.precision import (
     weight_bits,
 )
 from fastrun.graph.core.shapes import pair
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.problem import ConvProblem, ProblemError
 
 
 class DistinctProblem(NamedTuple):
     """A problem, how often the network has it, and its nodes in order."""
 
-    problem: ConvProblem
+    problem: Problem
     occurrences: int
     nodes: tuple[str, ...]
 
@@ -109,6 +112,17 @@ def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
     return [plain, *found]
 
 
+def attention_problem(graph: Graph, node: Node) -> AttentionProblem:
+    """The problem of an `Attention` node."""
+    op = node.op
+    assert isinstance(op, Attention)
+    images, _, *pixels = graph.shape(node.inputs[0])
+    beside = graph.shape(node.input(1))[2:] if node.input(1) else pixels
+    queries, keys = math.prod(pixels), math.prod(beside)
+    mask = bool(node.input(2))
+    return AttentionProblem(images, op.heads, queries, op.q.size, keys, op.v.size, mask)
+
+
 def worth_tuning(graph: Graph, node: Node) -> list[ConvProblem]:
     """The problems of a `Conv` node that are tuned: of integers if its grids are exact.
 
@@ -129,23 +143,38 @@ def convolutions(graph: Graph) -> list[DistinctProblem]:
     Raises:
         UnsupportedError: a convolution is no problem; the message names its node and says why.
     """
-    nodes: dict[ConvProblem, list[str]] = {}
+    nodes: dict[Problem, list[str]] = {}
     for node in graph.nodes:
         if isinstance(node.op, Conv):
             for problem in worth_tuning(graph, node):
                 nodes.setdefault(problem, []).append(node.name)
         elif isinstance(node.op, Foreign) and node.op.convolves:
             raise UnsupportedError(f"node {node.label} needs {node.op.need}")
+    return _distinct(nodes)
+
+
+def attentions(graph: Graph) -> list[DistinctProblem]:
+    """The distinct problems of attention of an optimised graph, in order of first appearance."""
+    nodes: dict[Problem, list[str]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, Attention):
+            nodes.setdefault(attention_problem(graph, node), []).append(node.name)
+    return _distinct(nodes)
+
+
+def _distinct(nodes: Mapping[Problem, Sequence[str]]) -> list[DistinctProblem]:
     return [DistinctProblem(p, len(names), tuple(names)) for p, names in nodes.items()]
 
 
 def to_tune(graph: Graph) -> list[DistinctProblem]:
-    """The convolutions of an optimised graph.
+    """The convolutions of an optimised graph, then its problems of attention.
 
     Raises:
-        UnsupportedError: a convolution is no problem, or there is none.
+        UnsupportedError: a convolution is no problem, or there is neither.
     """
-    problems = convolutions(graph)
+    problems = [*convolutions(graph), *attentions(graph)]
     if not problems:
-        raise UnsupportedError(f"network {graph.name!r} has no convolution: nothing to tune")
+        raise UnsupportedError(
+            f"network {graph.name!r} has no convolution and no attention: nothing to tune"
+        )
     return problems

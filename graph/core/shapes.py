@@ -29,6 +29,7 @@ from fastrun.graph.core.ops import (
     Gather,
     Gemm,
     GridSample,
+    GroupNorm,
     Identity,
     Ints,
     LayerNorm,
@@ -101,8 +102,8 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (
-            Affine() | BatchNorm() | LRN() | LayerNorm() | Unary() | Clip() | Softmax() | Cast()
-            | Identity() | ChannelShuffle() | CumSum()
+            Affine() | BatchNorm() | LRN() | LayerNorm() | GroupNorm() | Unary() | Clip()
+            | Softmax() | Cast() | Identity() | ChannelShuffle() | CumSum()
         ):  # fmt: skip
             return x
     return None

@@ -13,6 +13,7 @@ from fastrun.graph.core.ops import (
     Affine,
     Binary,
     ChannelShuffle,
+    GroupNorm,
     LayerNorm,
     Op,
     Reduce,
@@ -72,12 +73,37 @@ def recognise_layer_norm(graph: Graph) -> Graph:
     return edit.done()
 
 
+def recognise_group_norm(graph: Graph) -> Graph:
+    """Write instance normalisation of reshaped groups, as exporters write it, as one operator."""
+    edit = Edit(graph)
+    for node in edit:
+        norm = edit.private_producer(node.inputs[0]) if isinstance(node.op, Reshape) else None
+        split = edit.producer(norm.inputs[0]) if norm else None
+        if norm is None or split is None or not isinstance(split.op, Reshape):
+            continue
+        shape, grouped = edit.shape(node.output), edit.shape(split.output)
+        if not shape or not grouped or not isinstance(norm.op, GroupNorm) or len(shape) > 4:
+            continue
+        alike = edit.shape(split.inputs[0]) == shape and grouped[0] == shape[0]
+        if norm.op.groups != grouped[1] or shape[1] % grouped[1] or not alike or len(shape) < 3:
+            continue
+        each = shape[1] // grouped[1]
+        names = (
+            edit.constant(f"{node.name}.{x}", np.repeat(edit.constants[v].reshape(-1), each))
+            for x, v in zip(("scale", "shift"), norm.inputs[1:], strict=True)
+        )
+        edit.merge(norm, node, replace(node, op=norm.op, inputs=(split.inputs[0], *names)))
+    return edit.done()
+
+
 def fold_into_layer_norm(graph: Graph) -> Graph:
-    """Let a layer normalisation scale and shift its channels itself."""
+    """Let a normalisation of layers or groups scale and shift its channels itself."""
     edit = Edit(graph)
     for node in edit:
         norm = edit.private_producer(node.inputs[0]) if isinstance(node.op, Affine) else None
-        if norm is None or not isinstance(norm.op, LayerNorm) or node.op != Affine():
+        if norm is None or not isinstance(norm.op, LayerNorm | GroupNorm) or node.op != Affine():
+            continue
+        if isinstance(norm.op, GroupNorm) and norm.op.activation:
             continue
         scale, shift = (edit.constants[x].reshape(-1) for x in node.inputs[1:])
         own = edit.constants[norm.inputs[1]].reshape(-1)

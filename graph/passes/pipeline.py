@@ -16,6 +16,7 @@ from fastrun.graph.passes.patterns import (
     merge_moves,
     recognise_channel_shuffle,
     recognise_gates,
+    recognise_group_norm,
     recognise_layer_norm,
     recognise_signs,
 )
@@ -57,6 +58,7 @@ PASSES: tuple[Pass, ...] = (
     merge_moves,
     drop_identities,
     fold_padding,
+    recognise_group_norm,
     normalise_affine,
     fold_into_layer_norm,
     fold_affine,

@@ -1,4 +1,4 @@
-"""Which schedules a convolution can choose from, and how many seconds each should take.
+"""Which schedules a convolution or attention can choose from, and how many seconds each takes.
 
 The planner gets them from a function of type `Choose`. Here it answers from heuristics; the one in
 `tuner.networks.measured_choices` answers from a database of measurements.
@@ -12,6 +12,7 @@ from itertools import product
 from typing import Any
 
 from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, layout_pair, layout_text
@@ -36,7 +37,7 @@ class Choice:
 
 
 # The choices for a problem, in any order. Schedules that cannot be built are passed over later.
-Choose = Callable[[ConvProblem], Sequence[Choice]]
+Choose = Callable[[Problem], Sequence[Choice]]
 
 # Guesses about kernels that were not measured; they only break ties.
 _EFFICIENCY = 0.5  # part of a core's peak that a kernel reaches
@@ -69,12 +70,14 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
     Algorithms without a schedule whose expected error is at most `max_error` are left out.
     """
 
-    def choose(p: ConvProblem) -> list[Choice]:
+    def choose(p: Problem) -> list[Choice]:
         found, templates = list[Choice](), applicable(p, cpu)
         if all(template.baseline for template in templates):
             return found  # there are no kernels of these types for this processor
         preferred, _ = heuristic_choice(p, cpu)
         guess = p.flops / (_PEAK * cpu.lanes * _EFFICIENCY)
+        if isinstance(p, AttentionProblem):
+            return [c for t in templates for c in _variants(t, t.heuristic(p, cpu), guess)]
         if p.precision.integer:
             guess *= _of_integers(p, preferred, cpu)
         elif p.types:
@@ -167,12 +170,14 @@ def _padded(channels: int, block: int) -> int:
     return -(-channels // block) * block
 
 
-def crossed(p: ConvProblem, choices: Sequence[Choice]) -> list[Choice]:
+def crossed(p: Problem, choices: Sequence[Choice]) -> list[Choice]:
     """The choices, and those that write a block of channels with each other block that is read.
 
     A tensor of 24 channels is best kept in blocks of 8 and one of 96 in blocks of 16. The
     convolution from one to the other was measured with one block for both.
     """
+    if isinstance(p, AttentionProblem):
+        return [*choices]
     # With groups the channels that are read lie across the vector lanes.
     blocked = [c for c in choices if c.src == c.dst and c.src.blocked and p.groups == 1]
     known = {(c.src, c.dst) for c in choices}

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.ops import Conv, Gemm
+from fastrun.graph.core.ops import Attention, Conv, Gemm
+from fastrun.graph.core.problems import attention_problem
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.forms import Form, Forms, layouts_text, typed_problem
 from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.layout import layout_pair
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
@@ -20,9 +21,10 @@ def own_choices(graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form]) 
     """The schedules in a plan's forms as the only choices of their problems.
 
     Raises:
-        PlanError: the algorithm of a convolution is no schedule, or its types are not possible.
+        PlanError: the algorithm of a convolution or attention is no schedule, or its types are not
+            possible.
     """
-    found: dict[ConvProblem, list[Choice]] = {}
+    found: dict[Problem, list[Choice]] = {}
     for task in tasks:
         form = forms[task.output]
         if isinstance(task.node.op, Conv | Gemm):
@@ -33,6 +35,10 @@ def own_choices(graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form]) 
         if isinstance(task.node.op, Conv):
             choice = _own_choice(task, form)
             found.setdefault(typed_problem(graph, task, form), []).append(choice)
+        # Plans of earlier versions name no schedule of attention.
+        if isinstance(task.node.op, Attention) and form.algorithm != task.node.work:
+            problem = attention_problem(graph, task.node)
+            found.setdefault(problem, []).append(_own_choice(task, form))
     return lambda p: found.get(p, [])
 
 
@@ -59,7 +65,7 @@ def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms)
             possible = [forms.convolution(task, _own_choice(task, form), types)]
         else:
             possible = forms.possible(task)
-            if form.algorithm != task.node.work:
+            if form.algorithm not in (task.node.work, *forms.choices(task, form)):
                 raise _refused(task, f"it does {task.node.work}, not {form.algorithm}")
         same = [x for x in possible if x.types == form.types]
         layouts = dict.fromkeys(map(layouts_text, same or possible))

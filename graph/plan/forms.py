@@ -20,6 +20,7 @@ from fastrun.graph.core.ops import (
     Gather,
     Gemm,
     GridSample,
+    GroupNorm,
     Identity,
     LayerNorm,
     Numpy,
@@ -35,12 +36,13 @@ from fastrun.graph.core.ops import (
     Where,
 )
 from fastrun.graph.core.precision import byte_grid, exact_grid
-from fastrun.graph.core.problems import conv_problem, conv_problems
+from fastrun.graph.core.problems import attention_problem, conv_problem, conv_problems
 from fastrun.graph.core.shapes import Shape4, same_memory, shape4
 from fastrun.graph.plan.byte_kernels import ByteKernel, byte_kernels
 from fastrun.graph.plan.choices import Choice, Choose
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial, is_view
 from fastrun.graph.plan.tasks import Task
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.dtype import BY_NAME, F16, F32, U8
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
@@ -61,7 +63,7 @@ NUMPY_STREAMING = 1e9  # bytes per second
 class Form:
     """One way to run a task: the layouts it reads and writes, what runs, expected seconds.
 
-    `algorithm` is the text of a convolution's schedule, or the name of another operator. `types`
+    `algorithm` is the text of a schedule, or the name of an operator without. `types`
     are those of the kernel: "" for float32, for convolutions and dense layers those of their
     problem, "u8" for other operators on bytes. If a kernel of float32 leaves a tensor that the
     task `writes` in u8, it is quantised behind it. If `rows` is not 0, the task runs in one kernel
@@ -154,20 +156,30 @@ class Forms:
     ) -> None:
         self.graph, self.tasks, self._costs, self._rounded = graph, tasks, costs, rounded
         self._several = several
-        self._choices: dict[ConvProblem, list[Choice]] = {}
+        self._choices: dict[Problem, list[Choice]] = {}
         for task in tasks:
-            if isinstance(task.node.op, Conv):
-                for problem in self.problems(task):
-                    if problem not in self._choices:
-                        self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
+            for problem in self._posed(task):
+                if problem not in self._choices:
+                    self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
         self.layouts = (NCHW, NHWC, *sorted(found - {NCHW, NHWC}, key=str))
         of_bytes = (c for p, cs in self._choices.items() if p.precision.integer for c in cs)
         orders = {x for c in of_bytes for x in (c.src, c.dst)}
         self._byte_orders = [x for x in self.layouts if x in orders or not x.blocked]
 
+    def _posed(self, task: Task) -> Sequence[Problem]:
+        """The problems of a task that has schedules."""
+        match task.node.op:
+            case Conv():
+                return self.problems(task)
+            case Attention():
+                return [attention_problem(self.graph, task.node)]
+        return ()
+
     def choices(self, task: Task, form: Form) -> list[str]:
-        """The schedules of a convolution in the layouts and types of a form, fastest first."""
+        """The schedules of a task in the layouts and types of a form, fastest first."""
+        if not isinstance(task.node.op, Conv):
+            return [c.schedule for p in self._posed(task) for c in self._choices[p]]
         pair = source_layout(form).order, form.writes.order
         choices = self._choices.get(typed_problem(self.graph, task, form), ())
         return [c.schedule for c in choices if (c.src, c.dst) == pair]
@@ -244,6 +256,8 @@ class Forms:
                 return across(2 * streaming)
             case Pool() | Reduce() | Unary() | Clip() | Affine():
                 return alike(self.layouts)
+            case GroupNorm():
+                return alike(self.layouts, 2 * streaming)
             case Where():
                 return alike(plain)
             case Gather() if task.node.inputs[1] not in self.graph.constants:
@@ -251,7 +265,10 @@ class Forms:
             case Attention():
                 masks = int(task.reads[-1] == task.node.input(2))
                 reads = (NHWC,) * (len(task.reads) - masks) + (NCHW,) * masks
-                return [Form(reads, NHWC, name, 2 * streaming)]
+                choices = [c for p in self._posed(task) for c in self._choices[p]]
+                kept = choices if self._several else choices[:1]
+                found = [Form(reads, NHWC, c.schedule, c.seconds) for c in kept]
+                return found or [Form(reads, NHWC, name, 2 * streaming)]
             case Recurrent():
                 steps, images, sums = self.graph.shape(task.reads[0])
                 hidden = self.graph.shape(task.output)[-1]

@@ -34,6 +34,7 @@ from fastrun.graph.core.ops import (
     Gather,
     Gemm,
     GridSample,
+    GroupNorm,
     Identity,
     LayerNorm,
     MatMul,
@@ -198,6 +199,12 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             scale, shift = (along_channels(p.reshape(-1), x) for p in (*rest, np.zeros(1))[:2])
             deviation = np.sqrt(x.var(1, keepdims=True) + epsilon)
             return (x - x.mean(1, keepdims=True)) / deviation * scale + shift
+        case GroupNorm(groups=groups, epsilon=epsilon):
+            scale, shift = (along_channels(p.reshape(-1), x) for p in rest)
+            rows = x.reshape(len(x), groups, -1)
+            deviation = np.sqrt(rows.var(2, keepdims=True) + epsilon)
+            normal = (rows - rows.mean(2, keepdims=True)) / deviation
+            return normal.reshape(x.shape) * scale + shift
         case Unary():
             return UNARY[op.function](x, op.alpha, op.beta)
         case Clip():

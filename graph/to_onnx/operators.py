@@ -30,6 +30,7 @@ from fastrun.graph.core.ops import (
     Gather,
     Gemm,
     GridSample,
+    GroupNorm,
     Identity,
     LayerNorm,
     MatMul,
@@ -107,6 +108,8 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             flat = [to.constant(x, values) for x, values in constants]
             normal = to.put(name, "LayerNormalization", rows, *flat, axis=-1, epsilon=epsilon)
             to.put(name, "Transpose", normal, output=output, perm=first)
+        case GroupNorm(groups, epsilon):
+            _group_norm(to, node, (groups, epsilon), inputs, output)
         case LRN(size, alpha, beta, bias):
             kept = {"size": size, "alpha": alpha, "beta": beta, "bias": bias}
             to.put(name, "LRN", x, output=output, **kept)
@@ -354,6 +357,24 @@ def _since(node: onnx.NodeProto, opset: int) -> int:
         return int(onnx.defs.get_schema(node.op_type, opset, node.domain).since_version)
     except onnx.defs.SchemaError:
         return 0
+
+
+def _group_norm(
+    to: Nodes, node: Node, op: tuple[int, float], inputs: Sequence[str], output: str
+) -> None:
+    """Instance normalisation of groups as channels, which every opset has; then scale and shift."""
+    name, shape, (groups, epsilon) = node.name, to.graph.shape(node.output), op
+    ones, zeros = np.ones(groups, np.float32), np.zeros(groups, np.float32)
+    grouped = np.array([shape[0], groups, -1])
+    x = to.put(name, "Reshape", inputs[0], to.constant(f"{name}.grouped", grouped))
+    parameters = to.constant(f"{name}.ones", ones), to.constant(f"{name}.zeros", zeros)
+    x = to.put(name, "InstanceNormalization", x, *parameters, epsilon=epsilon)
+    x = to.put(name, "Reshape", x, to.constant(f"{name}.shape", np.array(shape)))
+    wide = (len(shape) - 2) * (1,)
+    for kind, parameter in (("Mul", inputs[1]), ("Add", inputs[2])):
+        values = to.graph.constants[parameter].reshape(-1, *wide)
+        factor = to.constant(f"{parameter}.wide", values)
+        x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
 
 
 def _attention(to: Nodes, node: Node, op: Attention, inputs: Sequence[str], output: str) -> None:

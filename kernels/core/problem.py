@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -132,6 +133,16 @@ class ConvProblem:
         return self.group_c * self.kernel[0] * self.kernel[1]
 
     @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of the input, the weights and the output."""
+        return self.n * self.c * self.h * self.w, self.oc * self.depth, math.prod(self.output_shape)
+
+    @property
+    def output_shape(self) -> tuple[int, int, int, int]:
+        """(n, oc, oh, ow)."""
+        return self.n, self.oc, self.oh, self.ow
+
+    @property
     def macs(self) -> int:
         """Multiply-adds of the direct method, padding included."""
         return self.n * self.oc * self.oh * self.ow * self.depth
@@ -151,11 +162,7 @@ class ConvProblem:
 
     def _repr_html_(self) -> str:
         kh, kw = self.kernel
-        sizes = {
-            "input": self.n * self.c * self.h * self.w,
-            "filters": self.oc * self.depth,
-            "output": self.n * self.oc * self.oh * self.ow,
-        }
+        sizes = dict(zip(("input", "filters", "output"), self.sizes, strict=True))
         shapes = {
             "input": f"{self.n} x {self.c} channels of {self.h}x{self.w}",
             "filters": f"{self.oc} of {self.group_c}x{kh}x{kw}",

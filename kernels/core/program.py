@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.cpu import whole_lines
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK, Array, Placement, layout_pair
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.quantised import TRIAL_ZERO
 
 
@@ -32,10 +32,19 @@ class Io:
     gathered: bool = False
 
     @classmethod
-    def of(cls, p: ConvProblem, layout: str) -> Io:
-        """The usual placement: the input has the padding as its halo, the output has no halo."""
+    def of(cls, p: Problem, layout: str) -> Io:
+        """The usual placement: the input has the padding as its halo, the output has no halo.
+
+        Queries, keys and values of attention are pixels in a row; keys and values are `add` if they
+        come from another tensor.
+        """
         src, dst = layout_pair(layout)
         types = p.precision
+        if isinstance(p, AttentionProblem):
+            rows = Placement(src, p.n, p.channels, 1, p.queries)
+            out = Placement(dst, p.n, p.heads * p.values, 1, p.queries)
+            beside = Placement(src, p.n, p.channels_beside, 1, p.keys)
+            return cls(rows, out, beside if p.add else out)
         zero = TRIAL_ZERO if types.integer else 0
         out = Placement(dst.of(types.dst), p.n, p.oc, p.oh, p.ow)
         return cls(Placement(src.of(types.src), p.n, p.c, p.h, p.w, p.padding, zero=zero), out, out)

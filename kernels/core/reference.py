@@ -1,14 +1,16 @@
-"""The truth: convolution in float64, in plain numpy."""
+"""The truth: convolution and attention in float64, in plain numpy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.problem import ConvProblem, slope
 from fastrun.kernels.core.signs import by_signs, signs
 
@@ -65,6 +67,35 @@ def convolve(
     return activate(y, p.activation)
 
 
+def attend(
+    p: AttentionProblem, x: NDArray[Any], beside: NDArray[Any], mask: NDArray[Any] | None = None
+) -> F64:
+    """Attention in float64, with operands as in `random_operands`; `beside` may be `x`."""
+    end, first = p.heads * p.size, 0 if p.add else p.heads * p.size
+
+    def heads(of: NDArray[Any], start: int, size: int) -> F64:
+        some = of[:, start : start + p.heads * size].astype(np.float64)
+        return some.reshape(p.n, p.heads, size, -1)
+
+    q, k = heads(x, 0, p.size), heads(beside, first, p.size)
+    v = heads(beside, first + end, p.values)
+    scores = q.swapaxes(-1, -2) @ k / math.sqrt(p.size)
+    if mask is not None:
+        scores = scores + mask
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    powers /= powers.sum(-1, keepdims=True)
+    found: F64 = v @ powers.swapaxes(-1, -2)
+    return found.reshape(p.output_shape)
+
+
+def truth(p: Problem, operands: Mapping[str, NDArray[Any]]) -> F64:
+    """The true result for operands as in `random_operands`."""
+    if isinstance(p, ConvProblem):
+        return convolve(p, **operands)
+    x, mask = operands["x"], operands["weights"] if p.mask else None
+    return attend(p, x, operands["add"] if p.add else x, mask)
+
+
 def activate(y: NDArray[Any], activation: str) -> NDArray[Any]:
     """The activation named as in `ConvProblem`, by ONNX's definitions, in the type of `y`."""
     result: NDArray[Any] = y
@@ -94,13 +125,27 @@ def activate(y: NDArray[Any], activation: str) -> NDArray[Any]:
 erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-def random_operands(p: ConvProblem, seed: int) -> dict[str, NDArray[np.float32]]:
-    """Normal inputs, He-scaled weights: outputs of order 1. Keys x, weights, bias, add."""
+def random_operands(p: Problem, seed: int) -> dict[str, NDArray[np.float32]]:
+    """Normal inputs, He-scaled weights: outputs of order 1. Keys x, weights, bias, add.
+
+    Of attention, x has the channels of queries, keys and values, or `add` those of the latter two;
+    the weights are the mask.
+    """
     rng = np.random.default_rng(seed)
 
     def normal(*shape: int) -> NDArray[np.float32]:
         return rng.standard_normal(shape, dtype=np.float32)
 
+    if isinstance(p, AttentionProblem):
+        beside = normal(p.n, p.channels_beside, 1, p.keys) if p.add else None
+        return {
+            "x": normal(p.n, p.channels, 1, p.queries),
+            "weights": normal(*p.mask_shape) if p.mask else np.zeros(1, np.float32),
+            "bias": np.zeros(1, np.float32),
+            "add": np.zeros((p.n, p.heads * p.values, 1, p.queries), np.float32)
+            if beside is None
+            else beside,
+        }
     return {
         "x": normal(p.n, p.c, p.h, p.w),
         "weights": normal(*p.weight_shape) * np.float32(p.depth**-0.5),

@@ -1,7 +1,7 @@
 """What an algorithm is: a record of functions that choose a schedule and build a kernel.
 
-A file in `kernels/conv/` that ends in `template = KernelTemplate(...)` is an algorithm. No other
-file needs to name it.
+A file in `kernels/conv/` or `kernels/attention/` that ends in `template = KernelTemplate(...)` is
+an algorithm. No other file needs to name it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F16, F32
 from fastrun.kernels.core.identity import key_of
@@ -83,6 +84,7 @@ ROUNDING = {F16: 2**-10.5 / math.sqrt(12), BF16: 2**-7.5 / math.sqrt(12)}
 class KernelTemplate:
     """One algorithm. Plain functions in a frozen record; no subclassing.
 
+    It computes problems of the class `problem`, which its functions get.
     `schedule` is a frozen dataclass with fields of type int, bool or str, one of them `layout`.
     `why_not` says in words why the algorithm does not apply, or returns None.
     `heuristic` answers without measuring. `generate` writes the kernel, and raises
@@ -103,20 +105,21 @@ class KernelTemplate:
 
     name: str
     schedule: type[Any]
-    why_not: Callable[[ConvProblem, Cpu], str | None]
-    heuristic: Callable[[ConvProblem, Cpu], Any]
-    generate: Callable[[ConvProblem, Any, Cpu, Io], Program]
-    rank: Callable[[ConvProblem, Cpu], int] = lambda p, cpu: 1
+    why_not: Callable[[Any, Cpu], str | None]
+    heuristic: Callable[[Any, Cpu], Any]
+    generate: Callable[[Any, Any, Cpu, Io], Program]
+    rank: Callable[[Any, Cpu], int] = lambda p, cpu: 1
     baseline: bool = False
     gathers: bool = False
     takes: Callable[[Types, Cpu], bool] = lambda types, cpu: types == Types()
     rows_alike: bool = True
-    grain: Callable[[ConvProblem, Any], int] = lambda p, schedule: 1
-    error: Callable[[ConvProblem, Any], float] = summation_error
-    careful: Callable[[ConvProblem, Cpu, float], Any] | None = None
-    expansion: Callable[[ConvProblem, Any], float] = lambda p, schedule: 1.0
-    streaming: Callable[[ConvProblem, Any], Any] = lambda p, schedule: schedule
-    levels: Callable[[ConvProblem, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()
+    grain: Callable[[Any, Any], int] = lambda p, schedule: 1
+    error: Callable[[Any, Any], float] = summation_error
+    careful: Callable[[Any, Cpu, float], Any] | None = None
+    expansion: Callable[[Any, Any], float] = lambda p, schedule: 1.0
+    streaming: Callable[[Any, Any], Any] = lambda p, schedule: schedule
+    levels: Callable[[Any, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()
+    problem: type[Problem] = ConvProblem
 
     def __post_init__(self) -> None:
         # Notebooks show a schedule under its algorithm's name, which it does not know itself.
@@ -126,13 +129,15 @@ class KernelTemplate:
 
         self.schedule._repr_html_ = shown
 
-    def refusal(self, p: ConvProblem, cpu: Cpu) -> str | None:
+    def refusal(self, p: Problem, cpu: Cpu) -> str | None:
         """Why the algorithm does not apply, element types included; None if it does."""
+        if not isinstance(p, self.problem):
+            return f"it does not compute {str(p).partition(' ')[0]}"
         if not self.takes(p.precision, cpu):
             return f"it does not compute {p.types or 'f32'} on this processor"
         return self.why_not(p, cpu)
 
-    def heuristic_within(self, p: ConvProblem, cpu: Cpu, max_error: float | None) -> Any:
+    def heuristic_within(self, p: Problem, cpu: Cpu, max_error: float | None) -> Any:
         """The heuristic's schedule with an expected error of at most `max_error`, None without."""
         schedule = self.heuristic(p, cpu)
         if max_error is None or self.error(p, schedule) <= max_error:
@@ -141,7 +146,7 @@ class KernelTemplate:
             schedule = self.careful(p, cpu, max_error)
         return schedule if self.error(p, schedule) <= max_error else None
 
-    def build(self, p: ConvProblem, schedule: Any, cpu: Cpu, io: Io) -> Program:
+    def build(self, p: Problem, schedule: Any, cpu: Cpu, io: Io) -> Program:
         """The kernel for operands that lie as `io` says. Its text is not written yet.
 
         Raises:
@@ -150,15 +155,16 @@ class KernelTemplate:
         """
         reason = self.refusal(p, cpu)
         check(reason is None, f"{self.name}: {reason}")
-        room = all(a >= b for a, b in zip(io.src.halo, p.padding, strict=True))
-        check(room, f"a halo of {io.src.halo} has no room for padding {p.padding}")
-        alike = not p.add or io.add.layout == io.dst.layout
-        check(alike, f"a residual in {io.add.layout} cannot be added in {io.dst.layout}")
+        if isinstance(p, ConvProblem):
+            room = all(a >= b for a, b in zip(io.src.halo, p.padding, strict=True))
+            check(room, f"a halo of {io.src.halo} has no room for padding {p.padding}")
+            alike = not p.add or io.add.layout == io.dst.layout
+            check(alike, f"a residual in {io.add.layout} cannot be added in {io.dst.layout}")
         check(self.gathers or not io.gathered, f"{self.name} cannot gather channels")
         key = key_of(self.generate, p, schedule, cpu, io)
         return replace(self.generate(p, schedule, cpu, io), key=key)
 
-    def program(self, p: ConvProblem, schedule: Any, cpu: Cpu) -> Program:
+    def program(self, p: Problem, schedule: Any, cpu: Cpu) -> Program:
         """Build with the usual placement of operands (`Io.of`), and write the text.
 
         Raises:

@@ -27,6 +27,7 @@ from fastrun.kernels.codegen.builder import (
     fma,
 )
 from fastrun.kernels.codegen.elementary import exp
+from fastrun.kernels.codegen.micro_kernel import check_tile
 from fastrun.kernels.codegen.sums import across, add_products
 from fastrun.kernels.codegen.tile_choice import best_tile
 from fastrun.kernels.codegen.tiling import (
@@ -44,9 +45,10 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.identity import identified
 from fastrun.kernels.core.layout import NCHW, NHWC, READ_SLACK, Array, Placement
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.template import check, check_f32
+from fastrun.kernels.core.template import check, check_f32, check_sizes
 
-# Keys of a block, queries that are worth a task, and steps along a sum in straight code.
+# Without measuring: keys of a block, queries that are worth a task, and steps along a sum in
+# straight code.
 KEYS, QUERIES, UNROLL = 512, 32, 4
 
 # Below every score that is not masked: where all are so far, differences stay finite.
@@ -80,6 +82,33 @@ class Attention:
     v: Heads
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """The blocks of attention. Register tiles have the same sizes in both of its products."""
+
+    layout: str
+    rows: int  # queries of a register tile
+    cols: int  # vectors of a register tile: of keys in the scores, of values in the result
+    keys: int  # keys of a block
+    tiles: int  # register tiles, along the queries, of a task
+    unroll: int  # terms of a sum in the loop body
+
+
+def usual(pairs: int, queries: int, size: int, cpu: Cpu) -> Schedule:
+    """The schedule without measuring, for so many pairs of a head and an image.
+
+    `size` is the number of values of a head.
+    """
+    _, rows, cols = best_tile(1, queries, -(-size // _lanes(size, cpu)), cpu)
+    tiles = tile_count(cover(queries, rows))
+    chunks = min(-(-2 * cpu.cores // pairs), -(-queries // QUERIES))
+    return Schedule("NHWC", rows, cols, KEYS, -(-tiles // chunks), UNROLL)
+
+
+def _lanes(size: int, cpu: Cpu) -> int:
+    return cpu.lanes_for(max(size, cell_side(F32)))  # keys are transposed in cells
+
+
 @identified
 def build(
     spec: Attention,
@@ -89,16 +118,17 @@ def build(
     context: Placement | None = None,
     mask: tuple[int, ...] = (),
     computed: Placement | None = None,
+    schedule: Schedule | None = None,
 ) -> Program:
     """Attention of the pixels of `src` to those of `context`, or to each other.
 
     The weights are the mask of this shape, if there is one. One that is `computed` lies in NCHW:
-    its heads are channels, its queries rows.
+    its heads are channels, its queries rows. Without a `schedule` it is the `usual` one.
 
     Raises:
         ScheduleError: a tensor is not of f32 in NHWC without a halo beside its rows, heads exceed
-            the channels, sizes do not fit each other, or there are both a context and a computed
-            mask.
+            the channels, sizes do not fit each other, there are both a context and a computed
+            mask, or the schedule needs too many registers.
     """
     other = src if context is None else context
     check_f32("attention", src, dst, other)
@@ -120,7 +150,11 @@ def build(
         rows = computed.h in (1, queries) and computed.w == keys and not src.n % computed.n
         check(computed.c in (1, spec.heads) and rows, f"a mask of {computed} does not fit")
     beside = "src" if context is None else "add"
-    work = _Work.of(spec, cpu, queries, keys, src.n * spec.heads)
+    schedule = schedule or usual(src.n * spec.heads, queries, spec.v.size, cpu)
+    check_sizes(schedule)
+    check(schedule.layout == "NHWC", f"attention takes channels side by side: {schedule.layout}")
+    check_tile(cpu, schedule.rows, schedule.cols, schedule.unroll)
+    work = _Work.of(spec, schedule, cpu, queries, keys)
     module = Module(cpu)
 
     @module.stage("attention", src.n * spec.heads * work.chunks)
@@ -169,18 +203,19 @@ class _Work:
     spec: Attention
     lanes: int
     cols: int
+    unroll: int
     heights: list[Tiles]
     per_chunk: int
     blocks: list[Tiles]
 
     @classmethod
-    def of(cls, spec: Attention, cpu: Cpu, queries: int, keys: int, pairs: int) -> _Work:
-        lanes = cpu.lanes_for(max(spec.v.size, cell_side(F32)))  # keys are transposed in cells
-        _, rows, cols = best_tile(1, queries, -(-spec.v.size // lanes), cpu)
-        heights, blocks = cover(queries, rows), cover(keys, KEYS)
-        tiles = tile_count(heights)
-        chunks = min(-(-2 * cpu.cores // pairs), -(-queries // QUERIES))
-        return cls(spec, lanes, cols, heights, -(-tiles // chunks), blocks)
+    def of(cls, spec: Attention, s: Schedule, cpu: Cpu, queries: int, keys: int) -> _Work:
+        lanes, heights = _lanes(spec.v.size, cpu), cover(queries, s.rows)
+        # Blocks of equal whole vectors; only the last may be shorter.
+        vectors = cover(-(-keys // lanes), -(-s.keys // lanes))[0].size
+        blocks = cut(keys, vectors * lanes)
+        per_chunk = min(s.tiles, tile_count(heights))
+        return cls(spec, lanes, s.cols, s.unroll, heights, per_chunk, blocks)
 
     @property
     def chunks(self) -> int:
@@ -305,7 +340,7 @@ class _Task:
                 acc = k.tile(height, panel.size, lanes)
                 acc.fill(k.const(0.0, lanes))
                 columns = packed.strided(lanes * size).at(vector).strided(lanes, lanes * size)
-                add_products(k, acc, self.q.at(row), columns, size, UNROLL)
+                add_products(k, acc, self.q.at(row), columns, size, self.work.unroll)
                 for i, j in acc:
                     value = acc[i, j]
                     if self.mask:
@@ -369,7 +404,7 @@ class _Task:
                 acc = k.tile(height, panel.size, lanes)
                 acc.fill(k.const(0.0, lanes))
                 columns = values.strided(lanes).at(vector).strided(self._wide, lanes)
-                add_products(k, acc, powers, columns, count, UNROLL)
+                add_products(k, acc, powers, columns, count, self.work.unroll)
                 for i, j in acc:
                     factor, value = factors.splat(i, lanes=lanes), acc[i, j]
                     if single:

@@ -5,11 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastrun.kernels.core.attention import AttentionProblem, parse_problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
+from fastrun.kernels.core.problem import ProblemError
+from fastrun.kernels.core.reference import random_operands, truth
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.ops import attention
 from fastrun.kernels.ops.attention import Attention, Heads
+from fastrun.kernels.registry import applicable, parse_schedule
+from fastrun.search_spaces.space import space_for
+from fastrun.search_spaces.untried import Untried
 from tests.support.execution import execute, relative_error
 from tests.support.lanes import CPUS, cpus
 from tests.support.strided import CPU, normal
@@ -104,3 +110,29 @@ def test_refusals() -> None:
     ):
         with pytest.raises(ScheduleError, match=why):
             attention.build(PACKED, CPU, src, dst, mask=mask)
+
+
+@pytest.mark.parametrize(
+    "text", ["attention 2x3x37x20 37x20 mask", "attention 1x2x9x8 75x12", "attention 1x1x5x4 5x3"]
+)
+def test_schedules(text: str) -> None:
+    """Schedules of the space give the result of the problem; texts round-trip."""
+    p = parse_problem(text)
+    assert isinstance(p, AttentionProblem)
+    assert str(p) == text
+    operands = random_operands(p, seed=1)
+    expected = truth(p, operands)
+    space = space_for("flash", p, CPU)
+    [template] = applicable(p, CPU)
+    for schedule in [template.heuristic(p, CPU), *Untried(space, seed=0).sample(6)[:6]]:
+        known, parsed = parse_schedule(template.text(schedule))
+        assert (known, parsed) == (template, schedule)
+        program = template.program(p, schedule, CPU)
+        found = execute(program, {k: operands[k] for k in ("x", "weights", "add")}, threads=2)
+        assert relative_error(found.reshape(expected.shape), expected) < 1e-5, schedule
+
+
+def test_texts_that_are_no_problem() -> None:
+    for text in ("attention 1x2x3 4x5", "attention 1x1x5x4 5x3 relu", "attention 1x0x5x4 5x3"):
+        with pytest.raises(ProblemError):
+            parse_problem(text)

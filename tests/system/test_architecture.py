@@ -25,6 +25,7 @@ FOLDERS = (
         "kernels/native",
         "kernels/conv",
         "kernels/ops",
+        "kernels/attention",
         "kernels",
     ),
     "search_spaces",

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.device.bench import DeviceBench
 from fastrun.tuner.device.identity import environment, identify
 from fastrun.tuner.device.rates import report_of
@@ -83,7 +83,7 @@ class Device(Measurer):
             Compiler(self.cores, self.cpu, self.limits, portable=True)
         )
 
-    def forget(self, *problems: ConvProblem) -> None:
+    def forget(self, *problems: Problem) -> None:
         """Delete the operands of these problems; of all, here and on the device, if none is given.
 
         Files on the device have no problem: those of several may be the same.

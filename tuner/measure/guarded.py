@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.pages import private_pages
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
 from fastrun.kernels.registry import parse_schedule
@@ -89,7 +89,7 @@ def judged(job: Job, found: NDArray[Any]) -> tuple[Errors, str | None]:
     """The error of what a job's kernel left in dst, and the reason in one line if it is wrong."""
     dst = job.program.io.dst
     template, schedule = parse_schedule(job.program.schedule)
-    expected = template.error(ConvProblem.parse(job.program.problem), schedule)
+    expected = template.error(parse_problem(job.program.problem), schedule)
     errors, wrong = job.operands.compare(dst.unpack(found), expected, job.limits.error)
     if wrong is None and any(dst.halo) and dst.halo_of(found).any():
         wrong = "wrote into the halo of dst"

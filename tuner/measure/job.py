@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.program import Io, Stage
 from fastrun.tuner.measure.operands import Operands
 from fastrun.tuner.measure.timing import Protocol, Timing
@@ -83,7 +83,7 @@ class Job:
         Without an incumbent a call is expected to reach 1 GFLOP/s, as any plain loop does. There
         are at least three calls: to check, to calibrate, and to time.
         """
-        flops = ConvProblem.parse(self.program.problem).flops
+        flops = parse_problem(self.program.problem).flops
         expected = self.incumbent if math.isfinite(self.incumbent) else flops / 1e9
         call = max(self.limits.call, self.limits.factor * expected)
         return self.limits.slack + (3 + rounds) * call

@@ -16,9 +16,9 @@ from typing import Protocol as Interface
 from typing import Self
 from uuid import uuid4
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.registry import heuristic_choice, templates
+from fastrun.kernels.registry import every_template, heuristic_choice
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.interrupts import one_interrupt
 from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
@@ -77,7 +77,7 @@ class Measurer:
         self.cores, self.cpu = cores or Cores.split(threads), cpu or Cpu.host()
         self.run = uuid4().hex[:12]
         self._toolchain = toolchain()
-        self._operands: dict[ConvProblem, Operands] = {}
+        self._operands: dict[Problem, Operands] = {}
         self._yielded = False
 
     def __enter__(self) -> Self:
@@ -112,19 +112,19 @@ class Measurer:
             self._yielded = True
             yield Environment.host()
 
-    def operands(self, problem: ConvProblem) -> Operands:
+    def operands(self, problem: Problem) -> Operands:
         """The problem's inputs and float64 output, made at the first call."""
         if problem not in self._operands:
             self._operands[problem] = Operands.make(problem, self._scratch)
         return self._operands[problem]
 
-    def forget(self, *problems: ConvProblem) -> None:
+    def forget(self, *problems: Problem) -> None:
         """Delete the operands of these problems; of all if none is given."""
         for problem in problems or [*self._operands]:
             self._operands.pop(problem).discard()
 
     def compile(
-        self, problem: ConvProblem, schedule: str, code: bytes | None = None
+        self, problem: Problem, schedule: str, code: bytes | None = None
     ) -> Future[Compiled | Result]:
         """Compile a schedule of the problem: a program, or the reason why there is none.
 
@@ -134,7 +134,7 @@ class Measurer:
 
     def job(
         self,
-        problem: ConvProblem,
+        problem: Problem,
         program: Compiled,
         incumbent: float = math.inf,
         protocol: Protocol | None = None,
@@ -152,7 +152,7 @@ class Measurer:
 
     def record(
         self,
-        problem: ConvProblem,
+        problem: Problem,
         schedule: str,
         result: Result,
         program: Compiled | None,
@@ -188,12 +188,12 @@ class Measurer:
 
 def is_baseline(schedule: str) -> bool:
     """Whether the schedule's algorithm is a baseline, which serves comparisons only."""
-    template = templates().get(schedule.partition("(")[0])
+    template = every_template().get(schedule.partition("(")[0])
     return template is not None and template.baseline
 
 
 @functools.lru_cache(1000)
-def heuristic_text(problem: ConvProblem, cpu: Cpu | None = None) -> str:
+def heuristic_text(problem: Problem, cpu: Cpu | None = None) -> str:
     """The heuristic's schedule, for this machine unless `cpu` is given."""
     template, schedule = heuristic_choice(problem, cpu or Cpu.host())
     return template.text(schedule)
@@ -202,7 +202,7 @@ def heuristic_text(problem: ConvProblem, cpu: Cpu | None = None) -> str:
 _PROTOCOL = Protocol(warmup=3, blocks=15)
 
 
-def remeasure(problem: ConvProblem, schedule: str, threads: int, regime: str) -> Record:
+def remeasure(problem: Problem, schedule: str, threads: int, regime: str) -> Record:
     """Measure one schedule as a search does, with more blocks.
 
     Raises:

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.core.attention import Problem, parse_problem
 from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import pack_bias
 from fastrun.kernels.core.quantised import is_exact, steps_off, trial_operands
-from fastrun.kernels.core.reference import convolve, random_operands
+from fastrun.kernels.core.reference import random_operands, truth
 from fastrun.tuner.measure.ulimits import small_limits
 from fastrun.tuner.records.record import Errors
 from fastrun.tuner.records.units import size
@@ -166,7 +167,7 @@ class Operands:
     @classmethod
     def make(
         cls,
-        p: ConvProblem,
+        p: Problem,
         scratch: Scratch,
         seed: int = 0,
         given: Mapping[str, NDArray[Any]] | None = None,
@@ -176,7 +177,10 @@ class Operands:
         Raises:
             OSError: no folder has room for them.
         """
-        arrays = _integers(p, seed) if p.precision.integer else _floats(p, seed, given)
+        if isinstance(p, ConvProblem) and p.precision.integer:
+            arrays = _integers(p, seed)
+        else:
+            arrays = _floats(p, seed, given)
         name = hashlib.sha256(f"{p} {seed}".encode()).hexdigest()[:16]
         room = sum(a.nbytes for a in arrays.values()) + _PACKED * arrays["weights"].nbytes
         folder = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=scratch.room(room)))
@@ -210,16 +214,16 @@ class Operands:
         of u8 are in steps, beyond those of rounding; their rms is at most `STEPS`. An algorithm
         without error must give the exact result to the bit, except after exponentials.
         """
-        p, truth = ConvProblem.parse(self.problem), self.load("reference")
+        p, exact = parse_problem(self.problem), self.load("reference")
         if p.precision.dst is U8:
-            rms, largest = steps_off(found, truth)
-            errors = Errors(largest, rms, float((found - truth).mean()))
+            rms, largest = steps_off(found, exact)
+            errors = Errors(largest, rms, float((found - exact).mean()))
         else:
-            errors = Errors.of(found, truth, self.scale())
+            errors = Errors.of(found, exact, self.scale())
         if np.isinf(errors.max):
             bad = found.size - np.isfinite(found).sum()
             return errors, f"{bad} of {found.size} outputs are unwritten or not finite"
-        if p.precision.integer and expected == 0 and is_exact(p):
+        if isinstance(p, ConvProblem) and expected == 0 and p.precision.integer and is_exact(p):
             wrong = np.count_nonzero(found != self.load("stored"))
             return errors, f"{wrong} of {found.size} outputs are not exact" if wrong else None
         if p.precision.dst is U8:
@@ -241,7 +245,7 @@ class Operands:
 
 
 def _floats(
-    p: ConvProblem, seed: int, given: Mapping[str, NDArray[Any]] | None
+    p: Problem, seed: int, given: Mapping[str, NDArray[Any]] | None
 ) -> dict[str, NDArray[Any]]:
     arrays = dict(given or random_operands(p, seed))
     for name in ("bias", "add"):
@@ -250,7 +254,7 @@ def _floats(
     types = p.precision
     for name, dtype in (("x", types.src), ("add", types.dst)):
         arrays[name] = dtype.decode(dtype.encode(arrays[name]))
-    arrays["reference"] = convolve(p, **arrays)
+    arrays["reference"] = truth(p, arrays)
     arrays["bias"] = pack_bias(arrays["bias"])
     return arrays
 

@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.measure.job import Compiled, Result
 from fastrun.tuner.measure.measurer import DISTURBED, Measurer, is_baseline
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.record import ALONE, Outcome, Record, Stage
 
 # The texts of the schedules that race each other, by problem.
-Entries = Mapping[ConvProblem, Sequence[str]]
+Entries = Mapping[Problem, Sequence[str]]
 
-Key = tuple[ConvProblem, str]
+Key = tuple[Problem, str]
 
 
 # Disturbed races are repeated if they are at most this share, or a single one.

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.team import team
 from fastrun.kernels.registry import parse_schedule
@@ -133,7 +133,7 @@ def compile_one(
     """
     clock = [time.perf_counter()]
     template, parsed = parse_schedule(schedule)
-    program = template.program(ConvProblem.parse(operands.problem), parsed, cpu)
+    program = template.program(parse_problem(operands.problem), parsed, cpu)
     clock.append(time.perf_counter())
     code = code or ObjectCache().object(program.ir, cpu, portable)
     clock.append(time.perf_counter())

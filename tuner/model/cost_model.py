@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate, ScheduleError
@@ -176,8 +177,10 @@ class CostModel:
 
 
 @functools.lru_cache(2048)
-def shipped_proposals(p: ConvProblem, cpu: Cpu, most: int) -> Sequence[str]:
-    """The proposals of the model that comes with the package."""
+def shipped_proposals(p: Problem, cpu: Cpu, most: int) -> Sequence[str]:
+    """The proposals of the model that comes with the package; none for attention."""
+    if not isinstance(p, ConvProblem):
+        return []
     return CostModel.shipped().proposals(p, cpu, most)
 
 

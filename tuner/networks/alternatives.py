@@ -13,6 +13,7 @@ from fastrun.graph.plan.forms import Costs, Form, source_layout, typed_problem
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import make_plan
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC
 from fastrun.kernels.core.problem import ConvProblem
@@ -160,7 +161,7 @@ def _prefetching(p: ConvProblem, text: str, cpu: Cpu) -> Iterator[str]:
 def restricted(choose: Choose, allowed: Callable[[Choice], bool]) -> Choose:
     """A function for the allowed choices, or for all choices if none is allowed."""
 
-    def chosen(p: ConvProblem) -> Sequence[Choice]:
+    def chosen(p: Problem) -> Sequence[Choice]:
         choices = choose(p)
         return [c for c in choices if allowed(c)] or choices
 

@@ -37,8 +37,8 @@ from fastrun.graph.runtime.defaults import Defaults
 from fastrun.graph.runtime.dynamic import DynamicExecutable
 from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.runtime.weights import Common
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import roundings
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.networks.first_use import verified
@@ -333,7 +333,7 @@ def _by_package(
     graph: Graph, cpu: Cpu, threads: int, limits: Limits
 ) -> tuple[tuple[Plan, Arrangement], str]:
     """The plan by what comes with the package where nothing was tuned; and a remark."""
-    known = set[ConvProblem]()
+    known = set[Problem]()
     choose = pretuned_choices(cpu, threads, limits, used=known.add)
     made = _planned(graph, choose, cpu, threads, limits)
     wanted = {p for p, _, _ in convolutions(graph)}
@@ -362,7 +362,7 @@ def _by_store(
     light = limits.weights is None or (stored and packed_bytes(stored[1]) <= limits.weights)
     if stored and light:
         return stored, ""
-    missing = set[ConvProblem]()
+    missing = set[Problem]()
     each = 1 if limits.weights is None else ALL
     choose = stored_choices(store, cpu, threads, limits, each, missing.add)
     return _planned(graph, choose, cpu, threads, limits), _remark(
@@ -386,7 +386,7 @@ def _moving(threads: int) -> Costs:
     return costs(report, threads) if report else GUESSED
 
 
-def _remark(graph: Graph, database: str, missing: set[ConvProblem], threads: int) -> str:
+def _remark(graph: Graph, database: str, missing: set[Problem], threads: int) -> str:
     """A remark on the problems for which the heuristic chooses, because current records lack."""
     wanted = {p for p, _, _ in convolutions(graph)}
     if not missing & wanted:

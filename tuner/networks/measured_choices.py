@@ -1,4 +1,4 @@
-"""The planner's choices for a convolution, from the records of the database.
+"""The planner's choices for a problem, from the records of the database.
 
 The planner itself does not depend on a database; it gets a function.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.plan.choices import Choice, Choose, crossed, heuristic_choices
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import layout_pair
 from fastrun.kernels.core.problem import ConvProblem
@@ -34,7 +35,7 @@ def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
     """The heuristics' choices that are expected to be within `limits`."""
     guess = heuristic_choices(cpu, limits.error)
 
-    def choose(p: ConvProblem) -> Sequence[Choice]:
+    def choose(p: Problem) -> Sequence[Choice]:
         found = [c for c in guess(p) if _within(p, c.schedule, cpu, threads, limits)]
         if not found and not p.types:  # float32 is always possible
             raise UnsupportedError(f"no schedule of {p} is expected within {limits}: allow more")
@@ -47,7 +48,7 @@ def pretuned_choices(
     cpu: Cpu,
     threads: int,
     limits: Limits,
-    used: Callable[[ConvProblem], object] = lambda p: None,
+    used: Callable[[Problem], object] = lambda p: None,
 ) -> Choose:
     """The heuristics' choices, of which winners that come with the package replace some.
 
@@ -58,7 +59,7 @@ def pretuned_choices(
 
     guess = guessed_choices(cpu, threads, limits)
 
-    def choose(p: ConvProblem) -> list[Choice]:
+    def choose(p: Problem) -> list[Choice]:
         found = list(guess(p))
         for i, choice in enumerate(found):
             better = pretuned(p, cpu, threads, choice.schedule)
@@ -79,7 +80,7 @@ def stored_choices(
     threads: int,
     limits: Limits,
     each: int = 1,
-    missing: Callable[[ConvProblem], object] = lambda p: None,
+    missing: Callable[[Problem], object] = lambda p: None,
     machine: str = "",
 ) -> Choose:
     """The `each` best measured schedules for each pair of layouts; guesses for the other pairs.
@@ -92,7 +93,7 @@ def stored_choices(
     where = machine or cpu.fingerprint
     guess, shipped = guessed_choices(cpu, threads, limits), pretuned_choices(cpu, threads, limits)
 
-    def choose(p: ConvProblem) -> list[Choice]:
+    def choose(p: Problem) -> list[Choice]:
         tried = (_measured(store, q, where, threads, limits, each) for q in (p, *_alike(p)))
         known = next(filter(None, tried), [])
         if not known:
@@ -118,8 +119,10 @@ def stored_choices(
     return choose
 
 
-def _alike(p: ConvProblem) -> Iterator[ConvProblem]:
+def _alike(p: Problem) -> Iterator[Problem]:
     """Problems that take about as long, whose measurements serve one that has none."""
+    if not isinstance(p, ConvProblem):
+        return
     if p.precision.integer and p.types.endswith(">f32"):
         yield replace(p, types=p.types.replace(">f32", ">u8"))
     elif p.precision.integer and not p.activation:
@@ -128,7 +131,7 @@ def _alike(p: ConvProblem) -> Iterator[ConvProblem]:
 
 
 def _measured(
-    store: Database, p: ConvProblem, machine: str, threads: int, limits: Limits, each: int
+    store: Database, p: Problem, machine: str, threads: int, limits: Limits, each: int
 ) -> list[Choice]:
     """The best measured schedules for each pair of layouts, of current records.
 
@@ -156,15 +159,17 @@ def _measured(
     return []
 
 
-def _within(p: ConvProblem, text: str, cpu: Cpu, threads: int, limits: Limits) -> bool:
+def _within(p: Problem, text: str, cpu: Cpu, threads: int, limits: Limits) -> bool:
     """Whether an unmeasured schedule is expected to be within the limits."""
     template, schedule = parse_schedule(text)
-    precise = limits.error is None or template.error(p, schedule) <= limits.error
+    # Attention has a single algorithm: like other operators it has no choice of errors.
+    free = limits.error is None or not isinstance(p, ConvProblem)
+    precise = free or template.error(p, schedule) <= (limits.error or 0)
     return precise and _fits(p, template, schedule, cpu, threads, limits)
 
 
 def _fits(
-    p: ConvProblem,
+    p: Problem,
     template: KernelTemplate,
     schedule: Any,
     cpu: Cpu,

@@ -21,11 +21,12 @@ from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import follow_plan
 from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.runtime.weights import Block
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import READ_SLACK
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import pack_bias
+from fastrun.kernels.core.reference import random_operands
 from fastrun.kernels.core.rounding import rounds_weights
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.core.types import Types
@@ -46,7 +47,7 @@ def keeping_bits(graph: Graph, plan: Plan, inputs: PlanInputs, cpu: Cpu) -> Plan
     own = own_choices(graph, todo, plan.forms)
 
     @functools.cache
-    def same(p: ConvProblem, text: str) -> bool:
+    def same(p: Problem, text: str) -> bool:
         if any(text == choice.schedule for choice in own(p)):
             return True
         if p.types or not own(p):
@@ -57,7 +58,7 @@ def keeping_bits(graph: Graph, plan: Plan, inputs: PlanInputs, cpu: Cpu) -> Plan
             return False
 
     def allowed(choose: Choose) -> Choose:
-        def chosen(p: ConvProblem) -> list[Choice]:
+        def chosen(p: Problem) -> list[Choice]:
             known = {choice.schedule for choice in own(p)}
             further = [c for c in choose(p) if c.schedule not in known and same(p, c.schedule)]
             return [*own(p), *further]
@@ -93,19 +94,16 @@ def same_results(graph: Graph, plan: Plan, other: Plan, cpu: Cpu, threads: int) 
 
 
 @functools.lru_cache(256)
-def _bits(p: ConvProblem, text: str, cpu: Cpu) -> Array:
+def _bits(p: Problem, text: str, cpu: Cpu) -> Array:
     """The bits of what a schedule computes of random operands."""
     template, schedule = parse_schedule(text)
     program = template.program(p, schedule, cpu)
-    draw = np.random.default_rng(0)
+    operands = random_operands(p, seed=0)
     io, arrays = program.io, dict[str, Array]()
-    shape = p.oc, p.c // p.groups, *p.kernel
-    arrays["src"] = io.src.pack(draw.standard_normal((p.n, p.c, p.h, p.w), np.float32))
-    arrays["weights"] = program.pack_weights(draw.standard_normal(shape, np.float32))
-    bias = draw.standard_normal(p.oc, np.float32) if p.bias else np.zeros(p.oc, np.float32)
-    arrays["bias"] = pack_bias(bias)
-    added = draw.standard_normal((p.n, p.oc, p.oh, p.ow), np.float32)
-    arrays["add"] = io.add.pack(added) if p.add else np.zeros(0, np.float32)
+    arrays["src"] = io.src.pack(operands["x"])
+    arrays["weights"] = program.pack_weights(operands["weights"])
+    arrays["bias"] = pack_bias(operands["bias"] * np.float32(p.bias))
+    arrays["add"] = io.add.pack(operands["add"]) if p.add else np.zeros(0, np.float32)
     arrays["dst"] = np.zeros(io.dst.size, np.float32)
     blocks = {name: _placed(values) for name, values in arrays.items()}
     sizes = program.shared_bytes, program.local_bytes

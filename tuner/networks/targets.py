@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fastrun.kernels.core.attention import Problem, parse_problem
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import Roundings, no_rounding
 
-Name = str | Path | ConvProblem
+Name = str | Path | Problem
 Targets = Name | Sequence[Name]
 """One or several: built-in networks, ONNX files, problems or their texts."""
 
@@ -27,7 +28,7 @@ class Target:
     """
 
     name: str
-    problems: tuple[tuple[ConvProblem, int], ...]
+    problems: tuple[tuple[Problem, int], ...]
     graph: str = ""
     lacks: str = ""
     shapes: Shapes = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Target:
 
 def is_problem(text: str) -> bool:
     """Whether a text begins like that of a problem."""
-    return text.split()[:1] in (["conv"], ["matmul"])
+    return text.split()[:1] in (["conv"], ["matmul"], ["attention"])
 
 
 def read_target(text: str, shapes: Shapes | None = None) -> Target:
@@ -65,7 +66,7 @@ def read_target(text: str, shapes: Shapes | None = None) -> Target:
         GraphError: there is no such network or file, or it cannot be used.
     """
     if is_problem(text):
-        problem = ConvProblem.parse(text)
+        problem = parse_problem(text)
         return Target(str(problem), ((problem, 1),))
     # A problem does not need ONNX.
     from fastrun.graph.core.errors import UnsupportedError
@@ -95,14 +96,16 @@ def read_targets(targets: Targets, shapes: Shapes | None = None) -> list[Target]
 
 def merged(
     targets: Iterable[Target], rounded: Roundings = no_rounding
-) -> list[tuple[ConvProblem, int]]:
+) -> list[tuple[Problem, int]]:
     """The distinct problems of all targets, each with its number of occurrences in all of them.
 
     Behind those of networks come the same with their weights `rounded`, as far as they may be.
     """
-    counts = Counter[ConvProblem]()
+    counts = Counter[Problem]()
     for target in targets:
         for problem, count in target.problems:
-            for types in ("", *rounded(problem)) if target.is_network else ("",):
-                counts[replace(problem, types=types) if types else problem] += count
+            counts[problem] += count
+            if target.is_network and isinstance(problem, ConvProblem):
+                for types in rounded(problem):
+                    counts[replace(problem, types=types)] += count
     return list(counts.items())

@@ -1,4 +1,4 @@
-"""Tune targets within a budget: their convolutions, then the plans of whole networks."""
+"""Tune targets within a budget: convolutions and attention, then the plans of whole networks."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from time import monotonic
 from typing import Any
 
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.problems import convolutions
+from fastrun.graph.core.problems import attentions, convolutions
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import roundings
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.networks.stored_plans import store_plan
@@ -60,17 +60,18 @@ def tune(
     observe: Callable[[Progress], None] | None = None,
     quiet: bool = False,
 ) -> Tuned:
-    """Tune networks or single convolutions on this machine, as `fastrun tune` does.
+    """Tune networks, single convolutions or attention on this machine, as `fastrun tune` does.
 
     `targets` is one or several of: the name of a built-in network, the path of an ONNX file, a
-    `ConvProblem` or its text. All outcomes go into `database` (a Database, path or URL; by default
-    the one in the cache folder); what it holds already is not measured again. The default budget
-    is 8 seconds for each distinct convolution. The times are those of `threads` threads ("auto": as
-    many as this process can keep busy) and choose nothing for other numbers. `shapes` gives or
-    overrides the shapes of the networks' inputs; it is needed where a model leaves sizes open.
+    `ConvProblem` or `AttentionProblem`, or the text of one. All outcomes go into `database` (a
+    Database, path or URL; by default the one in the cache folder); what it holds already is not
+    measured again. The default budget is 8 seconds for each distinct problem. The times are those
+    of `threads` threads ("auto": as many as this process can keep busy) and choose nothing for
+    other numbers. `shapes` gives or overrides the shapes of the networks' inputs; it is needed
+    where a model leaves sizes open.
 
     A share of the budget goes to a final of each network's plans; a final takes some seconds at
-    least. A network that cannot be run has no final, only its convolutions are tuned. `regime` is
+    least. A network that cannot be run has no final, only its problems are tuned. `regime` is
     "hot" or "cold-weights"; `sampler`, `options`, `observe` and `quiet` are those of
     `fastrun.fast_run`.
 
@@ -125,7 +126,7 @@ def tune_network(
         As `fast_run` and `store_plan`.
         KeyboardInterrupt: what was measured until then is stored.
     """
-    own = tuple((p, count) for p, count, _ in convolutions(graph))
+    own = tuple((p, count) for p, count, _ in [*convolutions(graph), *attentions(graph)])
     problems = merged([Target(graph.name, own)], roundings(limits.error, Cpu.host()))
     budget, options = Budget(seconds=seconds), SearchOptions(limits=limits)
     graphs = {graph.name: graph}
@@ -135,7 +136,7 @@ def tune_network(
 
 
 def _tune(
-    problems: Sequence[tuple[ConvProblem, int]],
+    problems: Sequence[tuple[Problem, int]],
     graphs: Mapping[str, Graph],
     database: Database,
     budget: Budget,

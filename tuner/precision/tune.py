@@ -20,8 +20,8 @@ from fastrun.graph.core.problems import convolutions
 from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.quantise.network import BITS, Progress, calibrated, silent
 from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.types import Types
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.networks.calibration import batches, read_samples
@@ -107,9 +107,9 @@ def worthwhile_bits(cpu: Cpu) -> list[int]:
     return [*found.values()] or [BITS[0]]
 
 
-def problems_of(network: Advised) -> tuple[tuple[ConvProblem, int], ...]:
+def problems_of(network: Advised) -> tuple[tuple[Problem, int], ...]:
     """The distinct problems that a search must measure, and how often the network has each."""
-    found = dict[ConvProblem, int]()
+    found = dict[Problem, int]()
     for graph in network.rounded.values():
         found |= {p: occurrences for p, occurrences, _ in convolutions(graph)}
     return tuple(found.items())

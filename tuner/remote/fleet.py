@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from distributed import Client, KilledWorker, Worker
 from distributed.client import FutureCancelledError
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.measure.cores import Cores
 from fastrun.tuner.measure.job import Job, ProcessLimits, Result
 from fastrun.tuner.measure.measurer import Measurer
@@ -79,7 +79,7 @@ class Fleet(Measurer):
         self.compiler = stack.enter_context(Compiler(self.cores, self.cpu, self.limits))
         self.sandbox = stack.enter_context(self._remote)
 
-    def operands(self, problem: ConvProblem) -> Operands:
+    def operands(self, problem: Problem) -> Operands:
         """Operands without files: each worker makes its own."""
         return Operands(str(problem))
 

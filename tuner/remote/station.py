@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from distributed import Worker, WorkerPlugin, get_worker
 from distributed.core import connect
 
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.machine.probe import MachineReport, probe
 from fastrun.tuner.measure.job import Compiled, Job, Result
 from fastrun.tuner.measure.measurer import Measurer
@@ -91,7 +91,7 @@ class BenchPlugin(WorkerPlugin):  # type: ignore[misc]
         if work.restart > self._restart:
             self._restart = work.restart
             self._measurer.sandbox.restart()
-        problems = [ConvProblem.parse(job.program.problem) for job in work.jobs]
+        problems = [parse_problem(job.program.problem) for job in work.jobs]
         making = [
             self._measurer.compile(problem, job.program.schedule, job.program.code)
             for problem, job in zip(problems, work.jobs, strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.precision.kept import Front
@@ -68,7 +69,7 @@ def algorithms_frame(records: Iterable[Record]) -> pd.DataFrame:
     return table.astype({"baseline": bool})
 
 
-def pareto_frame(fronts: Mapping[ConvProblem, Sequence[Record]]) -> pd.DataFrame:
+def pareto_frame(fronts: Mapping[Problem, Sequence[Record]]) -> pd.DataFrame:
     """The Pareto `front` of each problem: a row for each schedule, the fastest first.
 
     Columns `layer`, `problem`, `algorithm`, `schedule`, `seconds` per call, `slower` (over the
@@ -175,30 +176,42 @@ def rows(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples(index=False))
 
 
-def layer_labels(problems: Sequence[ConvProblem]) -> list[str]:
-    """A short name for each problem, different from all other names: `3x3 64→128 @56 /2`."""
+def layer_labels(problems: Sequence[Problem]) -> list[str]:
+    """A short name for each problem, different from all other names: `3x3 64→128 @56 /2`.
+
+    Attention of 197 queries and keys in 12 heads of 64 numbers is `attention 12x64 @197`.
+    """
     labels: list[str] = []
     for p in problems:
-        words = [f"{p.kernel[0]}x{p.kernel[1]}", f"{p.c}→{p.oc}", f"@{p.h}"]
-        if p.groups == p.c == p.oc:
-            words[:2] = [f"dw {words[0]}", str(p.c)]
-        elif p.groups > 1:
-            words.append(f"g{p.groups}")
-        if p.w != p.h:
-            words[2] += f"x{p.w}"
-        if p.stride != (1, 1):
-            words.append(f"/{max(p.stride)}")
-        words += ["+add"] if p.add else []
-        label = " ".join(words)
+        label = _attention_label(p) if isinstance(p, AttentionProblem) else _label(p)
         number = 1 + sum(other.partition(" (")[0] == label for other in labels)
         labels.append(label if number == 1 else f"{label} ({number})")
     return labels
 
 
+def _attention_label(p: AttentionProblem) -> str:
+    keys = f"x{p.keys}" if p.add else ""
+    return f"attention {p.heads}x{p.size} @{p.queries}{keys}{' mask' * p.mask}"
+
+
+def _label(p: ConvProblem) -> str:
+    words = [f"{p.kernel[0]}x{p.kernel[1]}", f"{p.c}→{p.oc}", f"@{p.h}"]
+    if p.groups == p.c == p.oc:
+        words[:2] = [f"dw {words[0]}", str(p.c)]
+    elif p.groups > 1:
+        words.append(f"g{p.groups}")
+    if p.w != p.h:
+        words[2] += f"x{p.w}"
+    if p.stride != (1, 1):
+        words.append(f"/{max(p.stride)}")
+    words += ["+add"] if p.add else []
+    return " ".join(words)
+
+
 def _best_row(s: Standing, label: str, peak: float) -> dict[str, Any]:
     p, best = s.problem, s.best
     samples = best.samples if best else (math.nan,)
-    moved = F32.bytes(p.n * p.c * p.h * p.w + p.oc * p.depth + p.n * p.oc * p.oh * p.ow)
+    moved = F32.bytes(sum(p.sizes))
     return {
         "layer": label,
         "problem": str(p),

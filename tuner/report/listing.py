@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.template import KernelTemplate
 from fastrun.kernels.native.assembly import Facts, facts
-from fastrun.kernels.registry import applicable, templates
+from fastrun.kernels.registry import applicable, every_template
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.units import duration, percent, plural, significant, size, span
 
@@ -24,7 +24,7 @@ _LINES = 60
 class Listing:
     """A problem, a schedule of it, and the program they make."""
 
-    problem: ConvProblem
+    problem: Problem
     template: KernelTemplate
     schedule: Any
     program: Program
@@ -32,7 +32,7 @@ class Listing:
     cpu: Cpu
 
     @classmethod
-    def of(cls, problem: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> Listing:
+    def of(cls, problem: Problem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> Listing:
         """Build and compile a schedule.
 
         Raises:
@@ -42,26 +42,26 @@ class Listing:
         return cls(problem, template, schedule, program, facts(program, cpu), cpu)
 
 
-def problem_lines(p: ConvProblem) -> Iterator[str]:
+def problem_lines(p: Problem) -> Iterator[str]:
     """The size of a problem, in operations and bytes."""
     yield str(p)
-    sizes = p.n * p.c * p.h * p.w, p.oc * p.depth, p.n * p.oc * p.oh * p.ow
-    source, weights, result = map(F32.bytes, sizes)
+    source, weights, result = map(F32.bytes, p.sizes)
     moved = source + weights + result
-    yield f"  {significant(p.flops / 1e6)} MFLOP, output {p.n}x{p.oc}x{p.oh}x{p.ow}"
+    yield f"  {significant(p.flops / 1e6)} MFLOP, output {'x'.join(map(str, p.output_shape))}"
+    kind = "mask" if isinstance(p, AttentionProblem) else "weights"
     yield (
-        f"  {size(source)} in, {size(weights)} of weights, {size(result)} out: "
+        f"  {size(source)} in, {size(weights)} of {kind}, {size(result)} out: "
         f"{significant(p.flops / moved)} FLOP per byte"
     )
 
 
-def algorithm_lines(p: ConvProblem, cpu: Cpu) -> Iterator[str]:
+def algorithm_lines(p: Problem, cpu: Cpu) -> Iterator[str]:
     """The algorithms for a problem with their schedules; for others why they do not apply."""
     able = applicable(p, cpu)
     for template in able:
         yield f"  {template.text(template.heuristic(p, cpu))}"
-    for template in templates().values():
-        if template not in able:
+    for template in every_template().values():
+        if template not in able and isinstance(p, template.problem):
             yield f"  not {template.name}: {template.refusal(p, cpu)}"
 
 
@@ -110,7 +110,7 @@ def listing_lines(
             yield f"        ... and {len(shown) - _LINES} more; --asm shows all of the kernel"
 
 
-def _measured(p: ConvProblem, record: Record | None, peak: float) -> str:
+def _measured(p: Problem, record: Record | None, peak: float) -> str:
     if record is None or not record.samples:
         return "not yet; `fastrun tune` measures"
     took = record.seconds_per_call

@@ -10,7 +10,7 @@ from jinja2 import Environment as Templates
 from jinja2 import PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target, merged
 from fastrun.tuner.precision.kept import kept_front
@@ -120,7 +120,7 @@ def gather(
     """
     problems = merged(targets)
     if not targets:
-        problems = [(ConvProblem.parse(text), 1) for text in database.best_all(conditions)]
+        problems = [(parse_problem(text), 1) for text in database.best_all(conditions)]
     names = {str(p) for p, _ in problems}
     stored = database.records(
         machine=conditions.machine, threads=conditions.threads, regime=conditions.regime

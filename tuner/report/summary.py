@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.machine.noise import NOISY, noise_of
 from fastrun.tuner.machine.probe import MachineReport
 from fastrun.tuner.networks.targets import Target
@@ -34,7 +34,7 @@ class Facts:
     found: list[Standing]
     records: list[Record]
     decisive: list[Record]
-    fronts: dict[ConvProblem, list[Record]]
+    fronts: dict[Problem, list[Record]]
     networks: Sequence[NetworkTimes]
 
     @property

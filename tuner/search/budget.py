@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem, parse_problem
 from fastrun.tuner.measure.races import FINAL, Format
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.records.record import Record
@@ -76,18 +76,18 @@ RACES = (
 """The races of a run, from the fullest to the shortest that gives an interval."""
 
 
-def first_seconds(p: ConvProblem) -> float:
+def first_seconds(p: Problem) -> float:
     """How long a problem's first outcome should take: operands, their reference, a schedule."""
     return 0.5 + p.flops / _REFERENCE + p.flops / _SCHEDULE
 
 
-def baseline_seconds(p: ConvProblem, known: Iterable[Record]) -> float:
+def baseline_seconds(p: Problem, known: Iterable[Record]) -> float:
     """How long a naive loop should take, by the slowest of those `known`."""
-    rates = [ConvProblem.parse(r.problem).flops / r.seconds_per_call for r in known]
+    rates = [parse_problem(r.problem).flops / r.seconds_per_call for r in known]
     return p.flops / min(rates, default=_NAIVE)
 
 
-def enough(problems: Sequence[ConvProblem]) -> float:
+def enough(problems: Sequence[Problem]) -> float:
     """Seconds that should be enough for a first look at all problems."""
     return _START + math.fsum(_LOOK + 2 * first_seconds(p) for p in problems)
 
@@ -103,7 +103,7 @@ def entry_seconds(record: Record, form: Format) -> float:
     return verify + (2 + form.rounds * (1 + warm)) * max(call, form.block)
 
 
-def slowness(p: ConvProblem, seconds: float) -> float:
+def slowness(p: Problem, seconds: float) -> float:
     """How many times longer than expected a run took to its first outcome, of `p`; at least 1."""
     return max(1.0, seconds / (_START + first_seconds(p)))
 

@@ -16,7 +16,7 @@ from itertools import permutations
 from time import monotonic
 from typing import Any
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem, parse_problem
 from fastrun.tuner.measure.job import Compiled, Job, Result
 from fastrun.tuner.measure.measurer import DISTURBED, RETRIES, Measurer
 from fastrun.tuner.measure.races import FINAL, RACE, Format, race
@@ -58,7 +58,7 @@ ESTIMATE_EVERY = 10
 
 
 def fast_run(
-    problems: Sequence[tuple[ConvProblem, int]],
+    problems: Sequence[tuple[Problem, int]],
     database: Database,
     budget: Budget,
     *,
@@ -139,7 +139,7 @@ class _Tuning:
         self._slow = 1.0
         self._reserved, self._reserved_at = 0.0, 0
         self._for_baselines = costs.BASELINES * self._left
-        self._proposed = Counter[ConvProblem]()
+        self._proposed = Counter[Problem]()
         self._disturbances = Disturbances()
         # Where compiling must pause for timing, it pauses for several trials at once.
         cores = self.measurer.cores
@@ -151,13 +151,13 @@ class _Tuning:
         """The search of each problem."""
         return list(self.by_problem.values())
 
-    def prepare(self, problems: Sequence[tuple[ConvProblem, int]]) -> None:
+    def prepare(self, problems: Sequence[tuple[Problem, int]]) -> None:
         """Make the searches and teach them what the database knows."""
         cpu, conditions = self.measurer.cpu, self.measurer.conditions
         threads, machine = plural(conditions.threads, "thread"), conditions.machine[:8]
         label = f"{threads}, {conditions.regime}, machine {machine}, {self.measurer.run}"
         best = self.database.best_all(conditions)
-        winners = {ConvProblem.parse(text): record.schedule for text, record in best.items()}
+        winners = {parse_problem(text): record.schedule for text, record in best.items()}
         for problem, occurrences in problems:
             search = ProblemSearch(problem, occurrences, cpu, self.sampler, self.options, label)
             stored = self.database.records(
@@ -246,11 +246,11 @@ class _Tuning:
         fields = {
             p: [r.schedule for r in some] for p, some in fastest.items() if len(some) > FINALISTS
         }
-        raced: dict[ConvProblem, list[Record]] = {}
+        raced: dict[Problem, list[Record]] = {}
         begin = self._elapsed
         for record in race(self.measurer, fields, RACE, self._race_left):
             self._store(record)
-            raced.setdefault(ConvProblem.parse(record.problem), []).append(record)
+            raced.setdefault(parse_problem(record.problem), []).append(record)
         finalists = {
             s.problem: _finalists(s, raced.get(s.problem) or fastest[s.problem], races)
             for s in searches
@@ -308,7 +308,7 @@ class _Tuning:
     def _begun(self, search: ProblemSearch) -> bool:
         return bool(search.history or self._proposed[search.problem])
 
-    def _baseline_fits(self, problem: ConvProblem, algorithm: str) -> bool:
+    def _baseline_fits(self, problem: Problem, algorithm: str) -> bool:
         """Whether there is time for a baseline; if so, it is set aside."""
         if not self.options.baselines:
             return False
@@ -348,14 +348,14 @@ class _Tuning:
         fields = [record for some in fastest if len(some) > FINALISTS for record in some]
         return costs.race_seconds(fields, RACE, self._slow) if fields else 0.0
 
-    def _final_cost(self, finalists: Mapping[ConvProblem, Sequence[str]], form: Format) -> float:
+    def _final_cost(self, finalists: Mapping[Problem, Sequence[str]], form: Format) -> float:
         measured = {p: self._search_of(p).measured for p in finalists}
         known = [measured[p][x] for p, some in finalists.items() for x in some if x in measured[p]]
         return costs.race_seconds(known, form, self._slow) * (1 + len(self.options.also))
 
     def _that_fits(
-        self, finalists: Mapping[ConvProblem, list[str]], form: Format, pace: float
-    ) -> tuple[dict[ConvProblem, list[str]], Format]:
+        self, finalists: Mapping[Problem, list[str]], form: Format, pace: float
+    ) -> tuple[dict[Problem, list[str]], Format]:
         """The final for which there is time: a shorter one, then one of fewer problems.
 
         A final cut off before its third process would decide nothing. The first problems stay.
@@ -391,7 +391,7 @@ class _Tuning:
         self.by_problem[record.problem].tell(record, trial, given_up)
         self._tell("search" if record.stage == Stage.SCREEN else "final", record)
 
-    def _search_of(self, problem: ConvProblem) -> ProblemSearch:
+    def _search_of(self, problem: Problem) -> ProblemSearch:
         return self.by_problem[str(problem)]
 
     @property
@@ -428,14 +428,14 @@ class _Tuning:
     def _say_what_was_not_raced(
         self,
         races: Races,
-        fastest: Mapping[ConvProblem, Sequence[Record]],
+        fastest: Mapping[Problem, Sequence[Record]],
         found: Sequence[Record],
     ) -> None:
         if races.most == 0:
             self.left_out.append("races before the final")
         elif races.most < RACES[0].most:
             self.left_out.append(f"races of more than {races.most} schedules")
-        raced = {ConvProblem.parse(r.problem) for r in found}
+        raced = {parse_problem(r.problem) for r in found}
         if missing := sum(len(some) > 1 and p not in raced for p, some in fastest.items()):
             self.left_out.append(f"the final of {plural(missing, 'problem')}")
         ran = max((len(set(r.processes)) for r in found), default=FINAL.processes)

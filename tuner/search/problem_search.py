@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna import Study
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.problem import ConvProblem
@@ -33,7 +34,7 @@ SPREAD = 1.25
 class Trial:
     """A schedule to be measured for a problem. `text` is the schedule's text form."""
 
-    problem: ConvProblem
+    problem: Problem
     template: KernelTemplate
     schedule: Any
     text: str
@@ -68,7 +69,7 @@ class ProblemSearch:
 
     def __init__(
         self,
-        problem: ConvProblem,
+        problem: Problem,
         occurrences: int,
         cpu: Cpu,
         sampler: Sampler = "gp",
@@ -132,7 +133,7 @@ class ProblemSearch:
         return {name: arm.study.study for name, arm in tuned}
 
     def propose(
-        self, baseline_fits: Callable[[ConvProblem, str], bool] = lambda problem, algorithm: True
+        self, baseline_fits: Callable[[Problem, str], bool] = lambda problem, algorithm: True
     ) -> Trial | None:
         """The next trial, or None when every algorithm has run out of new schedules.
 
@@ -308,7 +309,9 @@ def next_search(searches: Sequence[ProblemSearch]) -> ProblemSearch | None:
     return max(live, key=gain, default=None)
 
 
-def related(a: ConvProblem, b: ConvProblem) -> bool:
+def related(a: Problem, b: Problem) -> bool:
     """Whether a schedule that wins for one is worth trying on the other first."""
+    if not isinstance(a, ConvProblem) or not isinstance(b, ConvProblem):
+        return type(a) is type(b)
     alike = (a.kernel, a.stride, a.dilation) == (b.kernel, b.stride, b.dilation)
     return alike and (a.groups == 1) == (b.groups == 1)

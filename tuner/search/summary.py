@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.notebook import card
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.records.units import clock, ms, plural, ratio
 from fastrun.tuner.search.problem_search import ProblemSearch
 
@@ -32,7 +32,7 @@ class Summary:
     known: int
     seconds: float
     interrupted: bool
-    settled: Sequence[ConvProblem] = ()
+    settled: Sequence[Problem] = ()
     left_out: Sequence[str] = ()
 
     def frame(self) -> pd.DataFrame:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
+from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.registry import parse_schedule
 from fastrun.search_spaces.space import Space, space_for
@@ -32,11 +32,11 @@ _STEPS = 2
 _EPILOGUE = 0.25
 
 
-def distance(a: ConvProblem, b: ConvProblem) -> float:
+def distance(a: Problem, b: Problem) -> float:
     """How far apart two problems are: factors between their sizes, as logarithms to base 2.
 
-    Infinite between different filters, strides, dilations or kinds of groups (none, one channel
-    each, several), which are different classes of problems.
+    Infinite between convolution and attention, and between different filters, strides, dilations
+    or kinds of groups (none, one channel each, several): different classes of problems.
     """
     if _kind(a) != _kind(b):
         return math.inf
@@ -46,13 +46,13 @@ def distance(a: ConvProblem, b: ConvProblem) -> float:
     return float(between + _EPILOGUE * sum(x != y for x, y in zip(*epilogues, strict=True)))
 
 
-def nearest(p: ConvProblem, known: Iterable[ConvProblem]) -> list[ConvProblem]:
+def nearest(p: Problem, known: Iterable[Problem]) -> list[Problem]:
     """Those of `known` that are of the same class as `p`, the nearest first, without `p` itself."""
     far = {other: distance(p, other) for other in known if other != p}
     return sorted((q for q in far if far[q] < math.inf), key=far.__getitem__)
 
 
-def transferred(schedule: str, p: ConvProblem, cpu: Cpu) -> str | None:
+def transferred(schedule: str, p: Problem, cpu: Cpu) -> str | None:
     """The schedule nearest to this one of another problem that is worth trying for `p`.
 
     Numbers that the algorithm's space for `p` does not have move to the closest that it has, and
@@ -70,8 +70,8 @@ def transferred(schedule: str, p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def suggestions(
-    p: ConvProblem, winners: Mapping[ConvProblem, str], cpu: Cpu
-) -> Iterator[tuple[ConvProblem, str]]:
+    p: Problem, winners: Mapping[Problem, str], cpu: Cpu
+) -> Iterator[tuple[Problem, str]]:
     """Schedules for `p` from the winners of other problems, with the problem; nearest first."""
     seen = set()
     for other in nearest(p, winners):
@@ -82,7 +82,7 @@ def suggestions(
 
 
 def first_guesses(
-    p: ConvProblem, ranking: Iterable[Record], winners: Mapping[ConvProblem, str], cpu: Cpu
+    p: Problem, ranking: Iterable[Record], winners: Mapping[Problem, str], cpu: Cpu
 ) -> list[str]:
     """What a search for `p` should try first: its own old winners, then those of other problems.
 
@@ -94,12 +94,16 @@ def first_guesses(
     return [*filter(None, own), *(schedule for _, schedule in near)]
 
 
-def _kind(p: ConvProblem) -> tuple[Any, ...]:
+def _kind(p: Problem) -> tuple[Any, ...]:
+    if isinstance(p, AttentionProblem):
+        return (AttentionProblem,)
     groups = 0 if p.groups == 1 else 1 if p.group_c == 1 else 2
     return p.kernel, p.stride, p.dilation, groups
 
 
-def _sizes(p: ConvProblem) -> tuple[int, ...]:
+def _sizes(p: Problem) -> tuple[int, ...]:
+    if isinstance(p, AttentionProblem):
+        return p.n * p.heads, p.queries, p.size, p.keys, p.values
     return p.n, p.c, p.oc, p.group_c, p.oh, p.ow
 
 

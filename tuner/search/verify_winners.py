@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.measure.measurer import Measurer, heuristic_text
 from fastrun.tuner.measure.races import FINAL, race
 from fastrun.tuner.records.environment import Environment
@@ -27,7 +27,7 @@ class Verification:
     one and the same where the heuristic's schedule is the winner.
     """
 
-    problem: ConvProblem
+    problem: Problem
     stored: Record
     before: float
     stale: bool
@@ -70,7 +70,7 @@ class Verification:
 
 def verify(
     database: Database,
-    problems: Sequence[ConvProblem],
+    problems: Sequence[Problem],
     *,
     threads: int = 1,
     regime: str = "hot",

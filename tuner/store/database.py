@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Unpack
 import sqlalchemy as sql
 from sqlalchemy import exc
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.notebook import card
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.network_record import NetworkRecord
@@ -167,7 +167,7 @@ class Database:
 
     def ranking(
         self,
-        problem: str | ConvProblem,
+        problem: str | Problem,
         conditions: Conditions,
         limits: Limits = NO_LIMITS,
         *,
@@ -186,7 +186,7 @@ class Database:
         return [record for record in self._fetched(query) if limits.allow(record)]
 
     def best(
-        self, problem: str | ConvProblem, conditions: Conditions, limits: Limits = NO_LIMITS
+        self, problem: str | Problem, conditions: Conditions, limits: Limits = NO_LIMITS
     ) -> Record | None:
         """The first of `ranking`, or None."""
         return next(iter(self.ranking(problem, conditions, limits)), None)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from fastrun.kernels.core.problem import ConvProblem, ProblemError
+from fastrun.kernels.core.attention import parse_problem
+from fastrun.kernels.core.problem import ProblemError
 from fastrun.tuner.records.record import Record
 
 
@@ -38,7 +39,7 @@ _COLUMNS = [
 def _flops(problem: str) -> float:
     """FLOP of one call; NaN if this version does not know the problem."""
     try:
-        return ConvProblem.parse(problem).flops
+        return parse_problem(problem).flops
     except ProblemError:
         return math.nan
 

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 import sqlalchemy as sql
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.records.environment import Environment
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.provenance import Run
@@ -135,7 +135,7 @@ _JSON = ("errors", "samples", "seconds", "processes", "rounds", "clocks", "tempe
 class Match(TypedDict, total=False):
     """Columns and the values that a record must have in them."""
 
-    problem: str | ConvProblem
+    problem: str | Problem
     algorithm: str
     schedule: str
     machine: str
@@ -315,7 +315,7 @@ def equal(match: Match) -> Iterator[sql.ColumnElement[bool]]:
 
 def ranked(
     conditions: Conditions,
-    problem: str | ConvProblem | None = None,
+    problem: str | Problem | None = None,
     include_baselines: bool = False,
 ) -> sql.Select[Any]:
     """The query behind `Database.ranking`, for all problems if none is given.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 
+from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.registry import parse_schedule
@@ -46,7 +46,7 @@ def _todays_hash(problem: str, schedule: str) -> str | None:
     """The hash of the code that today's generator makes here; None if it refuses."""
     try:
         template, parsed = parse_schedule(schedule)
-        p = ConvProblem.parse(problem)
+        p = parse_problem(problem)
         program = template.build(p, parsed, Cpu.host(), Io.of(p, parsed.layout))
         return ObjectCache().named(program).ir_hash
     except ValueError:  # a ScheduleError, or there is no such layout any more

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.attention import Problem
 from fastrun.tuner.records.record import NO_LIMITS, Conditions, Limits, Record
 from fastrun.tuner.records.verdicts import paired, speedup_interval, verdict
 from fastrun.tuner.store.staleness import first_current, is_current
@@ -26,7 +26,7 @@ class Standing:
     be the heuristic's.
     """
 
-    problem: ConvProblem
+    problem: Problem
     count: int
     naive: Record | None
     heuristic: Record | None
@@ -90,7 +90,7 @@ class Standing:
 
 def standings(
     database: Database,
-    problems: Iterable[tuple[ConvProblem, int]],
+    problems: Iterable[tuple[Problem, int]],
     conditions: Conditions,
     limits: Limits = NO_LIMITS,
 ) -> list[Standing]:
@@ -125,7 +125,7 @@ def seconds(record: Record | None) -> float:
 
 
 def of_network(
-    found: Iterable[Standing], problems: Iterable[tuple[ConvProblem, int]]
+    found: Iterable[Standing], problems: Iterable[tuple[Problem, int]]
 ) -> list[Standing]:
     """The standings of a network's problems, with the counts of the network."""
     known = {s.problem: s for s in found}

@@ -12,6 +12,7 @@ from fastrun.graph.core.ops import (
     Clip,
     CumSum,
     Gemm,
+    GroupNorm,
     Identity,
     LayerNorm,
     MatMul,
@@ -268,6 +269,25 @@ def _reduce(site: Site) -> None:
     if function == "sumsquare":
         x, function = site.emit(Binary("mul"), x, x), "sum"
     site.finish(Reduce(function, axes), x, shape=tuple(sizes))
+
+
+@lowers("InstanceNormalization", "GroupNormalization")
+def _group_normalization(site: Site) -> None:
+    """More than two axes of pixels become one first. Scales of groups become those of channels."""
+    shape = site.shape(0)
+    given = [site.constant(i, "scale and shift") for i in (1, 2)]
+    if len(shape) < 3 or any(values.dtype != np.float32 for values in given):
+        raise Unsupported("pixels, and a scale and a shift in float32")
+    groups = int(site.attribute("num_groups", shape[1]))
+    if shape[1] % groups or any(shape[1] % max(1, values.size) for values in given):
+        raise Unsupported("groups that divide the channels")
+    names = [site.put(np.repeat(values, shape[1] // values.size)) for values in given]
+    op, x = GroupNorm(groups, float(site.attribute("epsilon", 1e-5))), site.inputs[0]
+    if len(shape) <= 4:
+        site.finish(op, x, *names)
+        return
+    flat = site.emit(Reshape(), x, shape=(*shape[:2], math.prod(shape[2:])))
+    site.finish(Reshape(), site.emit(op, flat, *names), shape=shape)
 
 
 @lowers("LayerNormalization")

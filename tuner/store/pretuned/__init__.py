@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.records.record import PROTOCOL, Outcome, Record, Stage
 from fastrun.tuner.records.verdicts import speedup_interval
 from fastrun.tuner.store import exchange
@@ -43,7 +43,7 @@ def file_for(cpu: Cpu) -> Path:
     return FOLDER / f"{kind(cpu)}.jsonl.gz"
 
 
-def pretuned(p: ConvProblem, cpu: Cpu, threads: int, heuristic: str) -> Pair | None:
+def pretuned(p: Problem, cpu: Cpu, threads: int, heuristic: str) -> Pair | None:
     """The records of `heuristic` and of a schedule that surely beat it on this kind of processor.
 
     Only a final on so many threads counts, and only one against the heuristic's schedule of today:

@@ -1,0 +1,1 @@
+"""Every file here is one algorithm of attention."""
