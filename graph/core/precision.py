@@ -67,10 +67,10 @@ def _bipolar(graph: Graph, name: str) -> bool:
 
 
 def weight_bits(weights: NDArray[Any]) -> int:
-    """The bits of `Types` that integer weights need; those of 8 bits may be -128."""
+    """The bits of `Types` that integer weights need."""
     low, high = int(weights.min(initial=-1)), int(weights.max(initial=1))
-    fewest = (b for b in range(2, 8) if max(-low, high) <= Types(bits=b).largest)
-    return next(fewest, 8 if low >= S8.range[0] and high <= S8.range[1] else 9)
+    every = (Types(bits=bits) for bits in range(2, 9))
+    return next((x.bits for x in every if -x.bound <= low and high <= x.largest), 9)
 
 
 def float_reason(graph: Graph, node: Node) -> str:

@@ -7,8 +7,10 @@ a pixel's group is broadcast as one number of 32 bits, and the weights of a grou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,9 @@ from fastrun.kernels.core.types import Types
 Group = tuple[Vec, ...]
 
 _WORD = 4  # bytes that one broadcast brings
+PACKED = "packed"  # the kind of weights that lie packed
+_GROUP = 32  # channels of a group of packed weights
+_STREAMS = 4  # vectors of channels of which packed weights are read at the same time
 _EXACT = "vnni", "usdot", "sdot"  # kinds that multiply bytes of any value
 _SPARE = 5  # a tile of 4x2 is left of 16 registers: it is fastest for all kinds (Zen 4)
 
@@ -40,6 +45,7 @@ class Dot:
     `widens`, the operand of four bytes is two vectors of int16: bytes 0 and 2, and bytes 1 and 3.
     Weights of nine bits may be `centred` to fit s8: taken less the middle of their output channel.
     A kernel then adds this middle, from a table too, times the sum of the input under the filter.
+    Packed weights of a lane and a group are `stored` elements, 0 for as many as the group has.
     """
 
     name: str
@@ -55,11 +61,17 @@ class Dot:
     prepare: Callable[[Vec], Group] = lambda words: (words,)
     widens: bool = False
     centred: bool = False
+    stored: int = 0
 
     @property
     def plain(self) -> bool:
-        """Whether sums of products of the packed weights are all that there is to compute."""
-        return not self.offset and not self.centred
+        """Whether weights lie as they are, and sums of their products are all there is to do."""
+        return not (self.offset or self.centred or self.stored)
+
+    @property
+    def width(self) -> int:
+        """Elements of packed weights of a lane and a group."""
+        return self.stored or self.group
 
     @property
     def operand(self) -> DType:
@@ -315,6 +327,71 @@ def _sdot(types: Types) -> Dot:
     )
 
 
+def _packed(dot: Dot) -> Dot:
+    """The products of a kind with weights of 4 to 6 bits that lie packed: fewer bytes to read.
+
+    Of 32 channels in each lane there are four words of nibbles, the lower four bits of channels
+    that are four apart, and a word for each further bit: one of single bits, or two of pairs.
+    """
+    quads, words = dot.group // _WORD, _GROUP // _WORD
+    half, extra = dot.types.bound, dot.types.bits - 4
+    per = words // extra if extra else 1
+
+    def spread(at: Buffer, lanes: int) -> Group:
+        first = at.strided(1)
+        return tuple(
+            x for i in range(0, words, quads) for x in dot.spread(first.at(i * _WORD), lanes)
+        )
+
+    def read(at: Buffer, lanes: int) -> Group:
+        k = at.k
+
+        def masked(number: int, shift: int, bits: int) -> Vec:
+            """Bits of a word that it shifts to the right."""
+            place = replace(at.strided(1).at(number * lanes * _WORD), dtype=I32)
+            word = place.load(lanes=lanes)
+            if shift:
+                word = k.shifted(word, "lshr" if shift > 0 else "shl", abs(shift))
+            mask = k.const(bits * 0x01010101, lanes, I32)
+            return Vec(k, k.emit(f"and {word.type} {word.ssa}, {mask.ssa}"), lanes, I32)
+
+        found = []
+        for i in range(words):
+            value = masked(i // 2, 4 * (i % 2), 15)
+            if extra:
+                high = masked(words // 2 + i // per, extra * (i % per) - 4, (2**extra - 1) << 4)
+                both = k.emit(f"or {value.type} {value.ssa}, {high.ssa}")
+                value = Vec(k, both, lanes, I32)
+            found.append(value.bits_as(S8) - half)
+        return tuple(found)
+
+    def add(acc: Vec, x: Group, w: Group) -> Vec:
+        for i in range(0, words, quads):
+            acc = dot.add(acc, x[i : i + quads], w[i : i + quads])
+        return acc
+
+    def order(packed: NDArray[np.int8]) -> NDArray[np.int8]:
+        whole = (packed.astype(np.int16) + half).astype(np.uint8)
+        each = np.moveaxis(whole.reshape(*whole.shape[:-1], words, _WORD), -2, 0)
+        lines = [each[i] & 15 | (each[i + 1] & 15) << 4 for i in range(0, words, 2)]
+        for first in range(0, words if extra else 0, per):
+            fields = (each[first + i] >> 4 << extra * i for i in range(per))
+            lines.append(functools.reduce(np.bitwise_or, fields))
+        return np.stack(lines, axis=-3).view(np.int8)
+
+    return replace(
+        dot,
+        name=PACKED,
+        group=_GROUP,
+        stored=_GROUP * dot.types.bits // 8,
+        spread=spread,
+        read=read,
+        add=add,
+        order=order,
+        registers=6,
+    )
+
+
 def table_room(dot: Dot, channels: int) -> int:
     """Elements of 32 bits in front of the packed weights of so many channels.
 
@@ -341,16 +418,18 @@ def dots(types: Types, cpu: Cpu) -> Sequence[Dot]:
     if not types.integer:
         native = types.weights is BF16 and has(cpu, "avx512bf16")
         return [*([_bf16(types)] if native else []), _fma(types)]
+    few = 4 <= types.bits <= 6
     if not x86:
         wider = [_usdot(types)] if has(cpu, "i8mm") else []
         found = [*wider, *([_sdot(types)] if has(cpu, "dotprod") else [])]
-        return found or [_mul(types)]
+        return [*found, *(_packed(dot) for dot in found[:1] if few)] or [_mul(types)]
     found = [_vnni(types)] if vnni else []
-    # 255 * 2 * chain * largest must fit int16.
-    chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.largest < 1 << 15]
+    # 255 * 2 * chain * the largest absolute value must fit int16.
+    chains = [n for n in (8, 4, 2, 1) if 255 * 2 * n * types.bound < 1 << 15]
+    found += [_ubsw(types, n) for n in chains]
+    packed = [_packed(found[0])] if few else []
     # Beside the best kind the one of fewer bytes is enough.
-    packed = [] if vnni else [_wdp(types)]
-    return [*found, *(_ubsw(types, n) for n in chains), *packed, _wd(types)]
+    return [*found, *([] if vnni else [_wdp(types)]), _wd(types), *packed]
 
 
 def usual_dot(p: ConvProblem, cpu: Cpu) -> Dot:
@@ -363,6 +442,16 @@ def multiply_add(total: Vec, x: Vec, w: Vec) -> Vec:
     """total + x * w, computed in the type of the total."""
     x, w = x.to(total.dtype), w.to(total.dtype)
     return fma(x, w, total) if total.dtype.is_float else x * w + total
+
+
+def reads_less(p: ConvProblem, schedule: Any) -> Any:
+    """The schedule with packed weights, if a single pixel reads weights of 4 to 6 bits.
+
+    Each pixel unpacks them again, and from a cache reading bytes takes less time.
+    """
+    if p.n * p.oh * p.ow > 1 or not 4 <= p.precision.bits <= 6:
+        return schedule
+    return replace(schedule, dot=PACKED, cols=min(schedule.cols, _STREAMS), unroll=1)
 
 
 def has(cpu: Cpu, feature: str) -> bool:

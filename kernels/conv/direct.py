@@ -28,7 +28,7 @@ from fastrun.kernels.codegen.builder import (
     outcomes,
 )
 from fastrun.kernels.codegen.chunks import Chunk, chunk_loop
-from fastrun.kernels.codegen.dot import Dot, dot_of, dots, table_room, usual_dot
+from fastrun.kernels.codegen.dot import Dot, dot_of, dots, reads_less, table_room, usual_dot
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.half import unscale, weights_at
 from fastrun.kernels.codegen.micro_kernel import check_tile, outer_product, registers
@@ -253,7 +253,7 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         src = k.tensor(source, where, y=-p.padding[0], x=-p.padding[1]).at(image)
         if not io.gathered:
             src = at_channel(src, io.src, group, p.group_c)
-        terms = window.steps * window.kernel[0] * window.kernel[1] * dot.group
+        terms = window.steps * window.kernel[0] * window.kernel[1] * dot.width
         width = panels[-1].end * lanes
         strides = (width * terms, lanes * terms)
         table = channel_table(p.c) if io.gathered else table_room(dot, p.groups * width)
@@ -263,7 +263,7 @@ def _of_rows(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         of_row = (left_tile, left_tile + per_row) if across > 1 else ()
         for v in panels:
             with v.when(k, panel) as vector:
-                packed = weights.at(group, vector).strided(v.size * lanes * dot.group, 1)
+                packed = weights.at(group, vector).strided(v.size * lanes * dot.width, 1)
                 scale = scales.strided(width, lanes).at(group, vector) if scales else None
                 kept = tail if v is panels[-1] else 0
                 outputs = _Outputs(
@@ -574,7 +574,7 @@ class _Outputs:
             pixels = [here.at(*offset) for offset in offsets]
             lane = table.index(self.group, lane + begin) if io.gathered else lane * dot.group
             at = (0, b, ky * dy, kx * dx, lane)
-            across = lanes * dot.group
+            across = lanes * dot.width
             line = weights.dtype.count(CACHE_LINE)
             for first in range(0, acc.cols * across if s.prefetch else 0, line):
                 weights.prefetch(position + s.prefetch, first, level=2)
@@ -669,5 +669,6 @@ template = KernelTemplate(
     gathers=True,
     takes=lambda types, cpu: bool(dots(types, cpu)),
     grain=lambda p, s: int(s.tile_h),
+    streaming=reads_less,
     levels=levels,
 )

@@ -136,5 +136,6 @@ template = KernelTemplate(
     rank=lambda p, cpu: 2,
     gathers=True,
     takes=direct.template.takes,
+    streaming=direct.template.streaming,
     levels=levels,
 )

@@ -217,7 +217,7 @@ def trial_operands(p: ConvProblem, seed: int) -> tuple[dict[str, NDArray[Any]], 
         weights = (rng.integers(0, 256, p.weight_shape) + least[:, None, None, None]).astype(kind)
         extremes = np.where(rng.random(p.oc) < 0.5, least, least + 255).astype(kind)
     else:
-        low, high = -128 if types.bits == 8 else -types.largest, types.largest
+        low, high = -types.bound, types.largest
         weights = rng.integers(low, high + 1, p.weight_shape).astype(kind)
         extremes = np.where(rng.random(p.oc) < 0.5, high, low).astype(kind)
     chosen = rng.random(p.oc) < 0.25

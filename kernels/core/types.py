@@ -18,12 +18,12 @@ _WORDS = r"u8s[2-9](>(u8|f32))?|f32f16|f32bf16|f32s16|bf16(>(bf16|f32))?|b1"
 class Types:
     """Element types of input, weights, sums and output; a residual has the output's type.
 
-    Integer weights have `bits` bits: their absolute values are at most 2^(bits - 1). Input of type
-    u8 means (stored - zero point) * scale; weights of type s8 are symmetric, with a scale for each
-    output channel. Weights of nine bits are bytes less a zero point of their output channel, as
-    int16: those of a channel differ by at most 255. With one bit tensors are float32 and count by
-    their signs. Of `f32s16` tensors are float32 too, and products those of int16: a kernel scales
-    and rounds both operands.
+    Integer weights have `bits` bits, as two's complement; of seven bits there is a 64, too. Input
+    of type u8 means (stored - zero point) * scale; weights of type s8 are symmetric, with a scale
+    for each output channel. Weights of nine bits are bytes less a zero point of their output
+    channel, as int16: those of a channel differ by at most 255. With one bit tensors are float32
+    and count by their signs. Of `f32s16` tensors are float32 too, and products those of int16: a
+    kernel scales and rounds both operands.
     """
 
     src: DType = F32
@@ -53,8 +53,8 @@ class Types:
 
     @property
     def largest(self) -> int:
-        """The largest integer weight of symmetric rounding; of 8 bits there is a -128 too."""
-        return self.bound - 1 if self.bits >= 8 else self.bound
+        """The largest integer weight; the least is -`bound`, of nine bits one more."""
+        return self.bound if self.bits == 7 else self.bound - 1
 
     @property
     def bound(self) -> int:

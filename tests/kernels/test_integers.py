@@ -33,6 +33,8 @@ PROBLEMS = [
     "conv 1x12x7x7 8x3x3 s1 p1 g4 bias leaky0.1 u8s7>u8",
     "conv 1x64x5x5 16x3x3 s1 p1 bias u8s4>u8",
     "conv 1x16x5x5 17x3x3 s1 p1 d2 bias hardswish u8s6>u8",
+    "conv 1x100x1x1 37x1x1 s1 p0 bias u8s6>u8",
+    "conv 2x64x3x2 40x2x2 s1 p0 g2 bias u8s5>u8",
     "conv 1x32x5x5 1x1x1 s1 p0 bias sigmoid u8s5>f32",
     "conv 1x40x9x8 40x3x3 s1 p1 g40 bias relu6 u8s8>u8",
     "conv 2x19x9x8 19x3x3 s2 p1 g19 bias add u8s7>u8",
@@ -101,6 +103,25 @@ def test_weights_of_nine_bits_need_products_of_their_own() -> None:
             if dot.centred:
                 with pytest.raises(ValueError, match="differ by more than 255"):
                     program.pack_weights(np.resize([-128, 128], p.weight_shape))
+
+
+@pytest.mark.parametrize("cpu", CPUS, ids=lambda c: f"{c.lanes} lanes {c.name}")
+def test_weights_of_few_bits_lie_packed_where_they_come_from_memory(cpu: Cpu) -> None:
+    """For a single pixel, and in as many bits as they have but for the last group of channels."""
+    template = templates()["pointwise"]
+    for types in ("u8s4>u8", "u8s5>u8", "u8s6>f32", "u8s7>u8"):
+        p = ConvProblem.parse(f"conv 1x128x1x1 80x1x1 s1 p0 bias relu {types}")
+        schedule = template.streaming(p, template.heuristic(p, cpu))
+        assert (schedule.dot == "packed") == (p.precision.bits < 7)
+        program = template.program(p, schedule, cpu)
+        assert steps_off_by(p, program) == 0
+        several = replace(p, w=2)
+        usual = template.heuristic(several, cpu)
+        assert template.streaming(several, usual) is usual
+        if p.precision.bits < 7:
+            packed = program.pack_weights(trial_operands(p, seed=1)[0]["weights"])
+            tables = 4 * 80 if any(dot.offset for dot in dots(p.precision, cpu)) else 0
+            assert packed.nbytes == 128 * 80 * p.precision.bits // 8 + tables
 
 
 def test_sums_beyond_int32_are_refused() -> None:

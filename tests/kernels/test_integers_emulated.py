@@ -42,8 +42,10 @@ int main(void) {
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (EMULATOR and CROSS), reason="no emulator of AArch64, or no compiler")
-@pytest.mark.parametrize("bits", [8, 9])
-@pytest.mark.parametrize("kind", ["sdot", "usdot", "fma"])
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [("sdot", 8), ("sdot", 9), ("usdot", 8), ("usdot", 9), ("packed", 5), ("fma", 8), ("fma", 9)],
+)
 def test_neon(kind: str, bits: int, tmp_path: Path) -> None:
     cpu = replace(Cpu.neon(), features="+dotprod,+i8mm")
     p = ConvProblem.parse(f"conv 1x20x6x5 24x3x3 s1 p1 g2 bias add relu u8s{bits}>u8")
@@ -51,7 +53,8 @@ def test_neon(kind: str, bits: int, tmp_path: Path) -> None:
         p = ConvProblem.parse(f"conv 1x20x6x5 20x3x3 s1 p1 g20 bias add relu u8s{bits}>u8")
     template = templates()["depthwise" if kind == "fma" else "direct"]
     assert kind == "fma" or kind in [dot.name for dot in dots(p.precision, cpu)]
-    schedule = replace(template.heuristic(p, cpu), dot=kind)
+    small = {"tile_w": 2, "cols": 2} if kind == "packed" else {}
+    schedule = replace(template.heuristic(p, cpu), dot=kind, **small)
     program = template.program(p, schedule, cpu)
     operands, scales = trial_operands(p, seed=1)
     sums = scales.sums(p, operands["x"], operands["weights"], operands["bias"])
