@@ -64,6 +64,11 @@ class Buffer:
         word = self.k.emit(f"load i32, ptr {self.address(*index)}, align 4")
         return Index(self.k, self.k.emit(f"sext i32 {word} to i64"))
 
+    def store_index(self, value: Index, *index: Int) -> None:
+        """Store an integer as an int32 in place of an element."""
+        word = self.k.emit(f"trunc i64 {value.value} to i32")
+        self.k.emit_void(f"store i32 {word}, ptr {self.address(*index)}, align 4")
+
     def load_strided(self, *index: Int, step: int, lanes: int = 0) -> Vec:
         """Every `step`-th element, `lanes` of them; reads to the end of the last step."""
         lanes = lanes or self.k.lanes

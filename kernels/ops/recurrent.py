@@ -6,12 +6,15 @@ values are summed side by side; the gates are applied while these sums are in re
 state of a step is read where the step before has left it, in the result. A task does all steps of
 one direction for some images of the batch. Each step reads all recurrence weights, which may be
 stored in 16 bits.
+
+Where that gives a core nothing to do and the weights are large, every step is a stage instead, and
+cores share its hidden values: each then reads its own part of the weights, which its cache holds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,9 @@ from fastrun.kernels.core.template import check, check_f32
 
 # Products in straight code, and vectors that are summed at the same time, if there are few images.
 UNROLL, SUMS = 4, 8
+
+# Steps up to which each may be a stage.
+STAGES = 1024
 
 # The gates of each kind of cell. A GRU has two forms: `gru` resets the product of the hidden state,
 # `gru_before` the hidden state before that product.
@@ -102,6 +108,10 @@ def recurrent(
     panels = channel_panels(hidden, lanes, wide, split_tail=True)
     layer = _Layer(spec, lanes, hidden, panels, dtype)
     width, stride = layer.width, dst.strides[-2]
+    large = dtype.bytes(layer.weights) > cpu.l2 // 4 and tile_count(panels) > 1
+    idle = ways * tile_count(images) == 1 < cpu.cores
+    if large and idle and steps <= STAGES and spec.cell != "gru_before":
+        return _step_by_step(layer, cpu, src, dst, initial)
     module = Module(cpu)
 
     @module.stage("recur", ways * tile_count(images))
@@ -150,6 +160,74 @@ def recurrent(
     local = images[0].size * (2 * width + stride) + READ_SLACK
     io = Io(src.buffer, dst.buffer, initial.buffer if initial else dst.buffer)
     return module.program(io, layer.packed, local_bytes=F32.bytes(local))
+
+
+def _step_by_step(
+    layer: _Layer, cpu: Cpu, src: Strided, dst: Strided, initial: Strided | None
+) -> Program:
+    """The kernel of one direction whose every step is a stage, with a task for each panel.
+
+    Each panel counts its steps, since stages are told nothing but their tasks.
+    """
+    spec, (steps, batch, _), lanes = layer.spec, src.shape, layer.lanes
+    width, stride, module = layer.width, dst.strides[-2], Module(cpu)
+    panels = tile_count(layer.panels)
+
+    def states(k: Kernel) -> tuple[Buffer, Buffer, Buffer]:
+        """The cell state, the hidden state before the first step, and the panels' counters."""
+        kept = k.argument("shared", width, 1)
+        first = k.argument("shared", stride, 1, offset=batch * width)
+        return kept, first, k.argument("shared", 1, offset=batch * (width + stride))
+
+    @module.stage("recur_begin", 1)
+    def write_begin(k: Kernel, task: Index) -> None:
+        kept, first_state, counters = states(k)
+        for state, where in enumerate((first_state, kept)[: spec.states]):
+            for i in range(batch):
+                for at, _ in layer.vectors(k):
+                    value = k.const(0.0, lanes)
+                    if initial:
+                        there = operand(k, "add", initial).at(state, 0, i, at)
+                        value = there.strided(1).load(0, lanes=lanes)
+                    where.store(value, i, at)
+        with k.loop(panels) as panel:
+            counters.store(k.const(0.0, 1), panel)  # whose bits are those of the integer
+
+    @module.stage("recur", panels)
+    def write_recur(k: Kernel, panel: Index) -> None:
+        kept, first_state, counters = states(k)
+        step = counters.index(panel)
+        counters.store_index(step + 1, panel)
+        products, target = operand(k, "src", src), operand(k, "dst", dst)
+        now, last = (_time(spec.backwards, 0, x, steps) for x in (step, step - 1))
+        weights, scales = weights_at(k, layer.dtype, layer.sums, 1)
+        layer.step(
+            k,
+            products.at(now).strided(src.strides[1], 1),
+            weights,
+            scales.strided(width, 1) if scales else None,
+            k.argument("bias", 1),
+            k.either(step < 1, first_state, target.at(last).strided(stride, 1)),
+            kept,
+            target.at(now).strided(stride, 1),
+            batch,
+            panel,
+        )
+
+    if spec.keeps_cell:
+
+        @module.stage("recur_end", 1)
+        def write_end(k: Kernel, task: Index) -> None:
+            kept, end = states(k)[0], operand(k, "dst", dst).at(steps).strided(stride, 1)
+            for i in range(batch):
+                for at, count in layer.vectors(k):
+                    end.store_first(kept.load(i, at, lanes=lanes), count, i, at)
+
+    room = batch * (width + stride) + panels + READ_SLACK
+    io = Io(src.buffer, dst.buffer, initial.buffer if initial else dst.buffer)
+    program = module.program(io, layer.packed, shared_bytes=F32.bytes(room))
+    begin, step, *end = program.stages
+    return replace(program, stages=(begin, *[step] * steps, *end))
 
 
 def _time(backwards: tuple[bool, ...], way: Int, step: Index, steps: int) -> Int:
@@ -226,10 +304,15 @@ class _Layer:
         kept: Buffer,
         target: Buffer,
         rows: int,
+        panel: Index | None = None,
     ) -> None:
-        """One step of some images; `before` is their hidden state, which goes to `target`."""
+        """One step of some images; `before` is their hidden state, which goes to `target`.
+
+        Only the hidden values of one `panel` are computed, if that is given.
+        """
         if self.spec.cell != "gru_before":
-            for sums, i, at, count in self._sums(k, products, weights, scales, before, rows, 0):
+            parts = k, products, weights, scales, before, rows, 0, panel
+            for sums, i, at, count in self._sums(*parts):
                 if self.spec.cell == "gru":
                     sums[2] = sums[2] + bias.load(at, lanes=self.lanes)
                     sums.append(products.load(i, 2 * self.hidden + at, lanes=self.lanes))
@@ -263,6 +346,7 @@ class _Layer:
         before: Buffer,
         rows: int,
         number: int,
+        only: Index | None = None,
     ) -> Iterator[tuple[list[Vec], int, Int, int]]:
         """The sums of a pass's gates for each image and vector of hidden values.
 
@@ -272,7 +356,7 @@ class _Layer:
         gates, lanes = self.passes[number], self.lanes
         count = len(gates)
         for panel in self.panels:
-            with panel.loop(k) as first:
+            with panel.loop(k) if only is None else panel.when(k, only) as first:
                 places = [*self._of(panel, first)]
                 acc = k.tile(rows, panel.size * count, lanes)
                 for i, j in acc:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -48,6 +50,26 @@ def test_weights_of_16_bits(cell: str, cpu: Cpu) -> None:
         dst = Strided.row_major(truth.shape)
         program = recurrent(op, cpu, Strided.row_major(x.shape), dst, None, dtype)
         assert_close(run(program, dst, x, None, weights, bias), truth, 16, 3e-6)
+
+
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+@pytest.mark.parametrize("cell", [cell for cell in GATES if cell != "gru_before"])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_cores_share_a_step(cell: str, backwards: bool, cpu: Cpu) -> None:
+    """Weights that are large for the cache: every step is a stage with a task for each panel."""
+    batch, hidden, steps = 2, 149, 6
+    op = Recurrent(cell, (backwards,), cell == "lstm")
+    rows = op.gates * hidden
+    x, weights = normal(steps, batch, rows), 0.1 * normal(1, rows, hidden)
+    bias = normal(1, hidden) if cell == "gru" else None
+    initial = normal(op.states, 1, batch, hidden)
+    truth = recurrence(op, x.astype(float), weights.astype(float), bias, initial)
+    dst, before = Strided.row_major(truth.shape), Strided.row_major(initial.shape)
+    shared = replace(cpu, cores=2, l2=1 << 16)
+    program = recurrent(op, shared, Strided.row_major(x.shape), dst, before)
+    assert len(program.stages) == 1 + steps + op.keeps_cell
+    assert program.stages[1].tasks > 1
+    assert_close(run(program, dst, x, initial, weights, bias), truth, 16, 3e-6)
 
 
 def test_refusals() -> None:
