@@ -10,6 +10,10 @@ from typing import Any
 
 import onnx
 
+from fastrun.graph.core.model import Shape
+from fastrun.graph.core.ops import Ints
+from fastrun.graph.core.shapes import spans, windows
+
 _BY_ONNX = {
     "Attention",
     "GroupNormalization",
@@ -40,6 +44,48 @@ InstanceNormalization (x, scale, shift) => (y) {
 }
 """
 
+# The sum of powers of what a window of LpPool sees, by a convolution of ones.
+_LP_POOL = """
+<domain: "", opset_import: ["" : 18]>
+LpPool (x) => (y) {
+    size = Abs (x)
+    p = Constant <value = float {POWER}> ()
+    powers = Pow (size, p)
+    shape = Constant <value = int64[LENGTH] {SHAPE}> ()
+    ones = ConstantOfShape <value = float[1] {1}> (shape)
+    sums = Conv <WINDOWS> (powers, ones)
+    root = Constant <value = float {ROOT}> ()
+    y = Pow (sums, root)
+}
+"""
+
+_GLOBAL_LP_POOL = """
+<domain: "", opset_import: ["" : 18]>
+GlobalLpPool (x) => (y) {
+    size = Abs (x)
+    p = Constant <value = float {POWER}> ()
+    powers = Pow (size, p)
+    axes = Constant <value = int64[LENGTH] {SHAPE}> ()
+    sums = ReduceSum (powers, axes)
+    root = Constant <value = float {ROOT}> ()
+    y = Pow (sums, root)
+}
+"""
+
+# Where all is zero, the result is.
+_LP_NORMALIZATION = """
+<domain: "", opset_import: ["" : 18]>
+LpNormalization (x) => (y) {
+    axis = Constant <value = int64[1] {AXIS}> ()
+    norm = ReduceLPOWER (x, axis)
+    zero = Constant <value = float {0}> ()
+    empty = Equal (norm, zero)
+    one = CastLike (empty, norm)
+    positive = Add (norm, one)
+    y = Div (x, positive)
+}
+"""
+
 
 def composition(
     node: onnx.NodeProto, opset: int, types: Sequence[onnx.TypeProto]
@@ -50,6 +96,8 @@ def composition(
     """
     if node.op_type == "InstanceNormalization" and not node.domain:
         return _instance_normalization(node, opset, types)
+    if node.op_type in ("LpPool", "GlobalLpPool", "LpNormalization") and not node.domain:
+        return _of_powers(node, types)
     if node.op_type not in _BY_ONNX or node.domain:
         return None
     schema: Any = onnx.defs.get_schema(node.op_type, opset, node.domain)
@@ -80,6 +128,53 @@ def _instance_normalization(
         "ONES": ", 1" * (rank - 2),
     }
     return _parsed(_INSTANCE_NORMALIZATION, known)
+
+
+def _of_powers(node: onnx.NodeProto, types: Sequence[onnx.TypeProto]) -> onnx.FunctionProto | None:
+    """LpPool, GlobalLpPool or LpNormalization; None if its attributes or shape are none."""
+    given = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    shape = tuple(d.dim_value for d in types[0].tensor_type.shape.dim)
+    p = given.get("p", 2)
+    known = {"POWER": str(p), "ROOT": f"{1 / p:.9g}" if p else ""}
+    if node.op_type == "LpNormalization":
+        known["AXIS"] = str(given.get("axis", -1))
+        return _parsed(_LP_NORMALIZATION, known) if p in (1, 2) else None
+    rank, mode = len(shape) - 2, given.get("auto_pad", b"NOTSET").decode()
+    if p < 1 or rank < 1 or 0 in shape:
+        return None
+    if node.op_type == "GlobalLpPool":
+        axes = range(2, len(shape))
+        known |= {"LENGTH": str(rank), "SHAPE": ", ".join(map(str, axes))}
+        return _parsed(_GLOBAL_LP_POOL, known)
+    kernel = tuple(given.get("kernel_shape", ()))
+    strides, gaps = (tuple(given.get(x, ())) or (1,) * rank for x in ("strides", "dilations"))
+    pads = tuple(given.get("pads", ())) or (0,) * 2 * rank
+    if not len(kernel) == len(strides) == len(gaps) == len(pads) // 2 == rank:
+        return None
+    if given.get("ceil_mode", 0) and mode == "NOTSET":
+        pads = _with_last_windows(shape[2:], kernel, strides, pads, gaps)
+    values = {"group": shape[1], "strides": strides, "dilations": gaps, "kernel_shape": kernel}
+    values |= {"pads": pads} if mode == "NOTSET" else {"auto_pad": f'"{mode}"'}
+    words = (f"{k} = {[*v] if isinstance(v, tuple) else v}" for k, v in values.items())
+    filters = (shape[1], 1, *kernel)
+    known |= {"LENGTH": str(len(filters)), "SHAPE": ", ".join(map(str, filters))}
+    return _parsed(_LP_POOL, known | {"WINDOWS": ", ".join(words)})
+
+
+def _with_last_windows(space: Shape, kernel: Ints, strides: Ints, pads: Ints, gaps: Ints) -> Ints:
+    """The padding with what `ceil_mode` adds behind."""
+    sizes, rank = spans(kernel, gaps), len(space)
+    try:
+        counts = windows(space, sizes, strides, pads, ceil=True)
+    except ValueError:
+        return pads  # the convolution refuses it
+    ends = (
+        max(end, (count - 1) * step + span - size - begin)
+        for size, span, step, begin, end, count in zip(
+            space, sizes, strides, pads[:rank], pads[rank:], counts, strict=True
+        )
+    )
+    return (*pads[:rank], *ends)
 
 
 def _parsed(text: str, known: Mapping[str, str]) -> onnx.FunctionProto:

@@ -52,8 +52,6 @@ _SINCE = {
     "DequantizeLinear": 19,
     "QLinearConv": 10,
     "QLinearMatMul": 10,
-    "LpNormalization": 22,
-    "LpPool": 22,
     "MaxPool": 22,
     "AveragePool": 22,
     "GlobalAveragePool": 7,

@@ -13,6 +13,14 @@ from onnx.reference.op_run import OpRun
 from fastrun.graph.core.model import Array
 from fastrun.graph.reference.recurrent import GRU, LSTM, RNN
 from fastrun.graph.reference.sampled import GridSample, NonMaxSuppression
+from fastrun.graph.reference.vectorised import (
+    Col2Im,
+    DeformConv,
+    GatherND,
+    Scatter,
+    ScatterElements,
+    TopK,
+)
 
 
 class _WithBody(OpRun):
@@ -107,20 +115,7 @@ class GatherElements(OpRun):
         return (x[tuple(places)],)
 
 
-class Scatter(OpRun):
-    """The name of ScatterElements before opset 11, which ONNX's own lacks."""
-
-    op_domain = ""
-
-    def _run(self, x: Array, indices: Array, updates: Array, **given: Any) -> tuple[Array]:
-        axis = int(given.get("axis") or getattr(self, "axis", None) or 0)
-        places: list[Array] = [*np.indices(indices.shape)]
-        found = x.copy()
-        places[axis] = np.where(indices < 0, indices + x.shape[axis], indices)
-        found[tuple(places)] = updates
-        return (found,)
-
-
 CORRECTED: tuple[type[OpRun], ...] = (
-    Loop, Scan, NonZero, GatherElements, Scatter, RNN, GRU, LSTM, GridSample, NonMaxSuppression
+    Loop, Scan, NonZero, GatherElements, RNN, GRU, LSTM, GridSample, NonMaxSuppression, TopK,
+    GatherND, Scatter, ScatterElements, Col2Im, DeformConv,
 )  # fmt: skip

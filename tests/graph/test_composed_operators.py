@@ -229,3 +229,33 @@ def test_newer_operators_are_written_out(nodes: list[onnx.NodeProto], opset: int
     x = normal(1, 4, 8, 8)
     (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
     agrees(source, np.asarray(expected), x=x)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"ceil_mode": 1, "strides": [2, 2]},
+        {"p": 1, "ceil_mode": 1, "strides": [2, 3], "pads": [1, 0, 0, 1]},
+        {"p": 3, "dilations": [1, 2]},
+        {"auto_pad": "SAME_UPPER", "strides": [2, 2]},
+    ],
+)
+def test_norms_of_windows(attributes: dict[str, Any]) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x = normal(2, 3, 8, 7)
+    pool = node("LpPool", "x", "y", kernel_shape=[3, 2], **attributes)
+    source = model([pool], shape=x.shape, opset=22)
+    session = onnxruntime.InferenceSession(source.SerializeToString())
+    (expected,) = session.run(None, {"x": x})
+    agrees(source, expected, x=x)
+
+
+@pytest.mark.parametrize("p", [1, 2])
+def test_norms_of_whole_axes(p: int) -> None:
+    x = normal(2, 3, 4, 5)
+    x[0, :, 1] = 0  # a norm of zero divides nothing
+    norm = np.linalg.norm(x, p, axis=1, keepdims=True)
+    source = model([node("LpNormalization", "x", "y", p=p, axis=1)], shape=x.shape)
+    agrees(source, np.divide(x, norm, out=np.zeros_like(x), where=norm > 0), x=x)
+    source = model([node("GlobalLpPool", "x", "y", p=p)], shape=x.shape)
+    agrees(source, (np.abs(x) ** p).sum((2, 3), keepdims=True) ** (1 / p), x=x)

@@ -103,3 +103,50 @@ def test_non_max_suppression(centred: int, most: int) -> None:
         "least": np.float32([0.2]),
     }
     compared("NonMaxSuppression", inputs, ["y"], 11, center_point_box=centred)
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_first_values(axis: int, largest: int) -> None:
+    ties = np.round(normal(9, 9) * 2)  # of equal values the first ones come first
+    inputs = {"x": ties, "k": np.int64([4])}
+    compared("TopK", inputs, ["values", "indices"], 20, axis=axis, largest=largest)
+    whole = {"x": ties.astype(np.int64), "k": np.int64([9])}
+    compared("TopK", whole, ["values", "indices"], 20, axis=axis, largest=largest)
+
+
+def test_slices_at_places_of_each_image() -> None:
+    inputs = {"x": normal(2, 3, 5, 4), "places": np.int64([[[0, -1]], [[2, 3]]])}
+    compared("GatherND", inputs, ["y"], 20, batch_dims=1)
+
+
+@pytest.mark.parametrize("reduction", ["none", "add", "mul", "max", "min"])
+def test_values_put_at_places(reduction: str) -> None:
+    places = np.int64([[1, -1, 3], [0, 2, 1]])
+    if reduction != "none":
+        places[:, 2] = places[:, 0]  # twice at one place
+    inputs = {"x": normal(2, 4), "places": places, "values": normal(2, 3, seed=1)}
+    compared("ScatterElements", inputs, ["y"], 20, axis=1, reduction=reduction)
+
+
+@pytest.mark.parametrize("attributes", [{}, {"strides": [2, 1], "pads": [1, 0, 0, 2]}])
+def test_windows_added_up(attributes: dict[str, Any]) -> None:
+    attributes = {**attributes, "dilations": [1, 2]}
+    columns = 4 * 4 if len(attributes) == 1 else 3 * 6
+    inputs = {"x": normal(2, 3 * 6, columns), "image": np.int64([5, 8]), "block": np.int64([2, 3])}
+    compared("Col2Im", inputs, ["y"], 20, **attributes)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolutions_of_moved_taps(groups: int) -> None:
+    inputs = {
+        "x": normal(2, 4, 7, 6),
+        "w": normal(6, 4 // groups, 3, 2),
+        "offset": 2 * normal(2, 2 * 3 * 2 * 2, 4, 6),
+        "b": normal(6),
+        "mask": normal(2, 2 * 3 * 2, 4, 6, seed=1),
+    }
+    compared(
+        "DeformConv", inputs, ["y"], 19,
+        group=groups, offset_group=2, strides=[2, 1], pads=[1, 0, 1, 1], kernel_shape=[3, 2],
+    )  # fmt: skip
