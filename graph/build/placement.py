@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph
-from fastrun.graph.core.ops import Concat, Conv, Identity, Numpy, Reshape, Slice, Transpose
+from fastrun.graph.core.ops import (
+    Attention,
+    Concat,
+    Conv,
+    Identity,
+    Numpy,
+    Reshape,
+    Slice,
+    Transpose,
+)
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import Shape4, is_range, same_memory, shape4
@@ -279,6 +288,9 @@ class Placer:
             gathered = parts if len(parts) > 1 else []
             reads = [parts[0], *reads[task.parts :]]
         dst = self._left(task, form)
+        if isinstance(task.node.op, Attention):
+            reads = [self._in_a_row(x, part) for x, part in zip(task.reads, reads, strict=True)]
+            dst.root.rigid = True
         behind = self._taken(reads[0]) if form.rows else None
         self.work.append(Compute(task, form, reads, dst, gathered, behind))
         self._quantise(task, form, dst)
@@ -319,6 +331,13 @@ class Placer:
             if i:
                 parts[0].twin(parts[i])
         return parts
+
+    def _in_a_row(self, name: str, tensor: Placed) -> Placed:
+        """The tensor, or a copy of it, with rows that never get a gap between them."""
+        if tensor.root.halo != NO_HALO or tensor.root.twins:
+            tensor = self._copied(name, tensor)
+        tensor.root.rigid = True
+        return tensor
 
     def _copied(self, name: str, source: Placed) -> Placed:
         """A copy of the tensor in a buffer of its own."""

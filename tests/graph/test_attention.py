@@ -175,3 +175,30 @@ def test_what_resembles_it() -> None:
             nodes["s"].CopyFrom(node("Add", "s0 s0", "s"))
         done = optimise(import_onnx(m))
         assert "Attention" not in works(done)
+
+
+def test_of_images_that_convolutions_read_too() -> None:
+    """As in EfficientFormerV2: values, and the result, get a halo for padded convolutions."""
+    image, rows = (1, WIDTH, 4, 5), (1, HEADS, SIZE, 20)
+    shapes: Weights = {f"w{x}": normal(WIDTH, WIDTH, 1, 1, seed=i) for i, x in enumerate("qkv")}
+    shapes |= {"local": normal(WIDTH, 1, 3, 3), "out": normal(8, WIDTH, 3, 3)}
+    shapes |= {"rows": np.array(rows), "image": np.array(image)}
+    nodes = [node("Conv", f"x w{x}", x) for x in "qkv"]
+    nodes += [node("Conv", "v local", "near", group=WIDTH, pads=[1] * 4)]
+    nodes += [node("Reshape", f"{x} rows", f"{x}1") for x in "qkv"]
+    nodes += [node("Transpose", f"{x}1", f"{x}2", perm=[0, 1, 3, 2]) for x in "qv"]
+    nodes += [
+        node("MatMul", "q2 k1", "scores"),
+        node("Softmax", "scores", "e"),
+        node("MatMul", "e v2", "seen"),
+        node("Transpose", "seen", "turned", perm=[0, 1, 3, 2]),
+        node("Reshape", "turned image", "far"),
+        node("Conv", "far out", "a", pads=[1] * 4),
+        node("Conv", "near out", "b", pads=[1] * 4),
+        node("Add", "a b", "y"),
+    ]
+    source = model(nodes, shapes, shape=image)
+    graph, x = import_onnx(source), normal(*image)
+    assert "Attention" in works(optimise(graph))
+    found = load(source, policy="heuristic").run({"x": x})["y"]
+    assert relative_error(found, reference.run(graph, {"x": x})["y"]) < 1e-4
