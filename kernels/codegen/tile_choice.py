@@ -11,13 +11,18 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
 
 
-def step_cycles(rows: int, cols: int) -> float:
+def step_cycles(rows: int, cols: int, widens: bool = False) -> float:
     """Cycles of one `outer_product` on a core with two FMA and two load ports, FMA latency four.
 
     The last term is the cost of loads that are not hidden. Of two tiles at full rate, the one
-    with fewer loads is therefore cheaper.
+    with fewer loads is therefore cheaper. A step that `widens` bytes takes those of each pixel
+    apart and loads two vectors of weights for one, which costs half as much as a sum; additions
+    need not wait.
     """
-    return max(rows * cols, rows + cols, 8) / 2 + (rows + cols) / 32
+    loads = (rows + cols) / 32
+    if widens:
+        return (rows * cols + (rows + cols) / 2) / 2 + loads
+    return max(rows * cols, rows + cols, 8) / 2 + loads
 
 
 # How much longer the busiest core may work than the mean before tasks get smaller; and what tasks
@@ -63,12 +68,13 @@ def best_tile(
     depth: int = 0,
     share: Callable[[int], float] = lambda rows: 1.0,
     further: int = 0,
+    widens: bool = False,
 ) -> tuple[int, int, int]:
     """(rows, columns, vectors) of the register tile that covers an output in fewest cycles.
 
     It counts only FMAs and loads, for sums of `depth` products. `share(rows)` is the part of them
-    that tiles of so many rows need, `further` the registers that a step needs beside the tile. Of
-    equally good tiles the least high one is chosen.
+    that tiles of so many rows need, `further` the registers that a step needs beside the tile; it
+    may be one that `widens` bytes. Of equally good tiles the least high one is chosen.
     """
 
     def from_l2(rows: int, cols: int) -> float:
@@ -82,7 +88,7 @@ def best_tile(
         total = 0.0
         for y, x, v in sizes:
             tile = y.size * x.size, v.size
-            step = step_cycles(*tile) + (from_l2(*tile) if far else 0)
+            step = step_cycles(*tile, widens) + (from_l2(*tile) if far else 0)
             total += y.count * x.count * v.count * step
         return total * share(th), th
 

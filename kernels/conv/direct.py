@@ -104,7 +104,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     kind = usual_dot(p, cpu)
     depth = kind.groups(p.group_c) * p.kernel[0] * p.kernel[1]
     share = functools.cache(functools.partial(share_met, p, 0))
-    tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.spare)
+    tile_h, tile_w, cols = best_tile(*shape, cpu, depth, share, kind.spare, kind.widens)
     width = cols * lanes
     kc = p.group_c if first else block_of_k(p, tile_h * tile_w, width, cpu.block, 0, cpu)
     panel = p.precision.weights.bytes(kc * p.kernel[0] * p.kernel[1] * width)

@@ -6,6 +6,7 @@ pixels, so a register tile may continue over the end of a row. `direct` or `plan
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.blocking import block_of_k
@@ -50,7 +51,8 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
     lanes = channel_lanes(p.group_oc, Layout(block), cpu, p.precision)
     dot = usual_dot(p, cpu)
     vectors, depth = -(-p.group_oc // lanes), dot.groups(p.group_c)
-    _, rows, cols = best_tile(1, p.h * p.w, vectors, cpu, depth, further=dot.spare)
+    best = functools.partial(best_tile, further=dot.spare, widens=dot.widens)
+    _, rows, cols = best(1, p.h * p.w, vectors, cpu, depth)
     # Pixels of eight steps would spill where there are 28 sums. With few products for each output
     # a small tile lets the next one begin while it is stored. It may have a single vector where
     # FMAs broadcast their operand from memory (AVX-512).
@@ -68,7 +70,7 @@ def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
         return tiles_per_task(tiles, fit, cpu, panels, p.n * p.groups)
 
     # Blocks of K keep a panel in L1, where it costs no tile more than its loads.
-    _, near_rows, near_cols = best_tile(1, p.h * p.w, vectors, cpu, further=dot.spare)
+    _, near_rows, near_cols = best(1, p.h * p.w, vectors, cpu)
     near = near_rows, near_cols * lanes
     kc = block_of_k(p, *near, cpu.block, per_task(near_rows, near_cols), cpu)
     if kc < p.group_c:

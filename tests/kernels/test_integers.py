@@ -124,6 +124,16 @@ def test_weights_of_few_bits_lie_packed_where_they_come_from_memory(cpu: Cpu) ->
             assert packed.nbytes == 128 * 80 * p.precision.bits // 8 + tables
 
 
+def test_three_vectors_of_channels_share_the_pixels_that_are_widened() -> None:
+    """A tile of one vector takes the bytes of each pixel apart for one product."""
+    for text, name in (
+        ("conv 1x96x56x56 24x1x1 s1 p0 u8s8>u8", "pointwise"),
+        ("conv 1x40x28x28 24x3x3 s1 p1 u8s8>u8", "direct"),
+    ):
+        schedule = templates()[name].heuristic(ConvProblem.parse(text), Cpu.avx2())
+        assert (schedule.dot, schedule.cols) == ("wdp", 3)
+
+
 def test_sums_beyond_int32_are_refused() -> None:
     with pytest.raises(ProblemError, match="can exceed int32"):
         ConvProblem.parse("conv 1x70000x1x1 1x1x1 s1 p0 u8s8>f32")
