@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -135,12 +136,19 @@ def _children() -> list[int]:
     return found
 
 
+def _judged(row: Any) -> str:
+    """The search's winner among all that were timed directly."""
+    if row.searched == row.direct:
+        return "the same"
+    return f"{ratio(row.ratio)} the best time, {'a tie' if row.low <= 1 else 'slower'}"
+
+
 _COLUMNS: dict[str, Column] = {
     "layer": lambda r: r.layer,
     "timed>": lambda r: str(r.timed),
     "best\nms>": lambda r: ms(r.seconds),
-    "winner of the search": lambda r: r.searched,
-    "is": lambda r: "the same" if r.searched == r.direct else ratio(r.ratio),
+    "winner of\nthe search": lambda r: r.searched.partition("(")[0],
+    "timed directly": lambda r: _judged(r),
     "95 %\ninterval>": lambda r: interval(r.low, r.high),
     "trials\nlost>": lambda r: str(r.lost),
 }
