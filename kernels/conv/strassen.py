@@ -23,7 +23,6 @@ from fastrun.kernels.codegen.builder import (
     Module,
     Tile,
     at_channel,
-    outcomes,
 )
 from fastrun.kernels.codegen.epilogue import finish
 from fastrun.kernels.codegen.micro_kernel import check_tile
@@ -53,6 +52,9 @@ from fastrun.kernels.core.template import (
 
 # Products of halves, and chains of them.
 PRODUCTS, CHAINS = 7, 3
+
+# The state of register tiles that is zero, behind the two that are kept.
+_NOTHING = 2
 
 # What sums for a register tile take, in the time of its products with one panel.
 SUMS = 0.25
@@ -215,8 +217,8 @@ class _Work:
 
     @property
     def room(self) -> int:
-        """Numbers of a task's workspace: its left operands, and two states of register tiles."""
-        return PRODUCTS * self.tall * self.depth + 2 * self.state
+        """Numbers of a task's workspace: its left operands, and states of register tiles."""
+        return PRODUCTS * self.tall * self.depth + (_NOTHING + 1) * self.state
 
     def pack(self, weights: Array) -> Array:
         """The right operands in reading order: panel, product, input channel, output channel."""
@@ -246,6 +248,8 @@ class _Task:
         """Write the code."""
         work = self.work
         self._sums()
+        with self.k.times(work.state // work.lanes) as i:
+            self.states().at(_NOTHING, i * work.lanes).store(self.k.const(0.0, work.lanes))
         begin = self.panel if work.parts > 1 else 0
         for panel in work.panels:
             # The right operands of a chain stay in L2 for all pixels of the task.
@@ -287,6 +291,12 @@ class _Task:
         for number, value in enumerate((a11, a12, s2, a11 - a21, a22, s1, a12 - s2)):
             to.store(value, number)
 
+    def states(self) -> Buffer:
+        """Register tiles as they were: (state, number)."""
+        work = self.work
+        offset = PRODUCTS * work.tall * work.depth
+        return self.k.argument("local", work.state, 1, offset=offset)
+
     def left(self) -> Buffer:
         """The left operands: (product, pixel of the task, channel)."""
         return self.k.argument("local", self.work.tall * self.work.depth, self.work.depth, 1)
@@ -305,26 +315,21 @@ class _Cells:
 
         The second goes on from the state behind product 0, which becomes state 0. State 0 is then
         that behind product 2, and state 1 that behind product 3. Products 1, 4, 5 and 6 complete
-        an output; to the last two these states are added.
+        an output; to the last two these states are added. State 2 is zero: the other chains begin
+        with it, and it is added to products 1 and 4.
         """
         k = self._k
-        resumes = number.equals(1)
-        for resumed in outcomes(resumes):
-            with k.when(resumes, resumed):
-                for cell in self.acc:
-                    start = k.const(0.0, self._work.lanes)
-                    self.acc[cell] = self._kept(0, cell) if resumed else start
+        for cell in self.acc:
+            self.acc[cell] = self._kept(_NOTHING - number % 2 * _NOTHING, cell)
         with k.loop(_first_of(number), _first_of(number + 1)) as product:
             self._add(product)
-            alone, joined = k.index(product % 3).equals(1), product >= 5
-            with k.when(~alone & ~joined):
+            continued = ~k.index(product % 3).equals(1) & ~(product >= 5)
+            with k.when(continued):
                 self._keep(product // 3)
             # The last rows of the output are its low half, the last columns its second half.
             low, second = k.index(product % 6) // 4, product // 5
-            with k.when(alone):
-                self._finish(low, second)
-            with k.when(joined):
-                self._finish(low, second, 6 - product)
+            with k.when(~continued):
+                self._finish(low, second, least(6 - product, _NOTHING))
 
     def _add(self, product: Index) -> None:
         """Add a product to the tile."""
@@ -355,7 +360,7 @@ class _Cells:
         """A vector of the tile as it was."""
         return self._state(state).load(*cell, lanes=self._work.lanes)
 
-    def _finish(self, low: Int, second: Int, further: Int | None = None) -> None:
+    def _finish(self, low: Int, second: Int, further: Int) -> None:
         """Leave the tile, plus a `further` state, as output of these halves, each 0 or 1."""
         work, p, k = self._work, self._work.p, self._k
         vector = self._vector + second * (p.oc // 2 // work.lanes)
@@ -366,9 +371,7 @@ class _Cells:
             perhaps = work.pixels % 2 and i == self.acc.rows - 1
             with k.when(first + i < work.pixels) if perhaps else nullcontext():
                 for j, shift in enumerate(shifts):
-                    total = self.acc[i, j] + shift
-                    if further is not None:
-                        total = total + self._kept(further, (i, j))
+                    total = self.acc[i, j] + shift + self._kept(further, (i, j))
                     self._store(total, vector + j, first + i)
 
     def _store(self, total: Vec, vector: Int, pixel: Int) -> None:
@@ -387,14 +390,7 @@ class _Cells:
     def _state(self, number: Int) -> Buffer:
         work = self._work
         across = work.panels[0].size * work.lanes
-        whole = self._k.argument(
-            "local",
-            work.state,
-            across,
-            work.lanes,
-            offset=PRODUCTS * work.tall * work.depth,
-        )
-        return whole.at(number, self._place).strided(across, work.lanes)
+        return self._task.states().at(number, self._place * across).strided(across, work.lanes)
 
     def _output(self, name: str, where: Placement, vector: Int, pixel: Int) -> Buffer:
         tensor = self._k.tensor(name, where).at(self._task.image)
