@@ -14,13 +14,14 @@ from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import READ_SLACK
 from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Program
 from fastrun.kernels.core.quantised import trial_operands
 from fastrun.kernels.native.compile import compile_assembly
 from fastrun.kernels.registry import templates
 
 EMULATOR, CROSS = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-gcc")
 
-MAIN = """
+_MAIN = """
 #include <stdio.h>
 #include <stdlib.h>
 static void *whole(const char *name, size_t size) {
@@ -38,6 +39,15 @@ int main(void) {
     return fwrite(dst, 1, SIZE, out) != SIZE || fclose(out);
 }
 """
+
+
+def main_of(program: Program) -> str:
+    """A C program that runs the stages on operands from files."""
+    signature, calls, text = "void *, " * 7 + "long, long", "", _MAIN
+    for stage in program.stages:
+        text = f"void {stage.symbol}({signature});\n{text}"
+        calls += f"    {stage.symbol}(src, w, bias, add, dst, shared, 0, 0, {stage.tasks});\n"
+    return text.replace("    STAGES\n", calls).replace("SIZE", str(1 << 16))
 
 
 @pytest.mark.slow
@@ -66,13 +76,7 @@ def test_neon(kind: str, bits: int, tmp_path: Path) -> None:
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content.tobytes())
-    signature, calls = "void *, " * 7 + "long, long", ""
-    text = MAIN
-    for stage in program.stages:
-        text = f"void {stage.symbol}({signature});\n{text}"
-        calls += f"    {stage.symbol}(src, w, bias, add, dst, shared, 0, 0, {stage.tasks});\n"
-    text = text.replace("    STAGES\n", calls)
-    (tmp_path / "main.c").write_text(text.replace("SIZE", str(1 << 16)))
+    (tmp_path / "main.c").write_text(main_of(program))
     (tmp_path / "kernel.s").write_text(compile_assembly(program.ir, cpu))
     build = [CROSS or "", "-static", "-march=armv8.6-a", "main.c", "kernel.s", "-o", "run"]
     subprocess.run(build, cwd=tmp_path, check=True)

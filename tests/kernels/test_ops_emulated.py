@@ -16,7 +16,7 @@ from fastrun.kernels.native.compile import compile_assembly
 from fastrun.kernels.ops import pool, reorder
 from fastrun.kernels.ops.pool import Pool
 from fastrun.kernels.ops.reorder import Reorder
-from tests.kernels.test_integers_emulated import CROSS, EMULATOR, MAIN
+from tests.kernels.test_integers_emulated import CROSS, EMULATOR, main_of
 from tests.kernels.test_ops import pooled
 from tests.support.typed import DST, values, with_scales
 
@@ -29,9 +29,7 @@ def emulated(program: Program, folder: Path, **operands: np.ndarray) -> np.ndarr
     files |= {"src": program.io.src.pack(operands["x"])}
     for name, content in files.items():
         (folder / name).write_bytes(np.ascontiguousarray(content).tobytes())
-    (stage,) = program.stages
-    text = MAIN.replace("STAGE", stage.symbol).replace("TASKS", str(stage.tasks))
-    (folder / "main.c").write_text(text.replace("SIZE", str(1 << 16)))
+    (folder / "main.c").write_text(main_of(program))
     (folder / "kernel.s").write_text(compile_assembly(program.ir, Cpu.neon()))
     build = [CROSS or "", "-static", "-march=armv8.6-a", "main.c", "kernel.s", "-o", "run"]
     subprocess.run(build, cwd=folder, check=True)
