@@ -12,7 +12,7 @@ import onnx
 from fastrun.graph import zoo
 from fastrun.graph.core.errors import ModelFileError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.frontend.file import SharedModel, Source, current, read_model
+from fastrun.graph.frontend.file import SharedModel, Source, current, parse_model, read_model
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.zoo.published import PUBLISHED, published
 
@@ -38,14 +38,16 @@ def load_network(source: Source, shapes: Mapping[str, Sequence[int]] | None = No
 
 
 def find_model(source: Source) -> onnx.ModelProto | SharedModel:
-    """The model that a name, a path or a model means, in an opset that the importer knows.
+    """The model that a name, a path, bytes or a model means, in an opset that the importer knows.
 
     Raises:
         GraphError: as `load_network`, as far as the file is concerned.
     """
     if isinstance(source, SharedModel):
         return replace(source, proto=current(source.proto))
-    if not isinstance(source, onnx.ModelProto):
+    if isinstance(source, bytes):
+        source = parse_model(source)
+    elif not isinstance(source, onnx.ModelProto):
         if str(source) in zoo.NAMES:
             source = zoo.build(str(source))
         elif str(source) in PUBLISHED:

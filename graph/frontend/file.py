@@ -41,7 +41,7 @@ class SharedModel:
         return [v.name for v in self.proto.graph.output]
 
 
-Source = str | Path | onnx.ModelProto | SharedModel
+Source = str | Path | bytes | onnx.ModelProto | SharedModel
 """Where a model comes from: a file, or memory."""
 
 
@@ -75,6 +75,21 @@ _FOREIGN = {
     ".ort": "a file of onnxruntime's own format: give the ONNX file that it was made of",
 }
 """Files of other formats by their suffix, and what to do with them."""
+
+
+def parse_model(content: bytes) -> onnx.ModelProto:
+    """The model in the bytes of a file.
+
+    Raises:
+        ModelFileError: they are no whole ONNX model.
+    """
+    try:
+        model = onnx.load_from_string(content)
+    except DecodeError:
+        raise ModelFileError("these bytes are no ONNX model, or are cut short") from None
+    if not model.graph.output:
+        raise ModelFileError("these bytes are no ONNX model: it has no outputs")
+    return model
 
 
 def read_model(path: Path) -> onnx.ModelProto:

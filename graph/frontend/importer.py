@@ -42,6 +42,7 @@ from fastrun.graph.frontend.file import (
     live_nodes,
     names_defined,
     names_read,
+    parse_model,
     read_model,
 )
 from fastrun.graph.frontend.floats import as_cast, in_float32, is_network, other_type, target
@@ -80,6 +81,8 @@ def import_onnx(source: Source, shapes: Mapping[str, Sequence[int]] | None = Non
     weights: Mapping[str, Array] = {}
     if isinstance(source, SharedModel):
         source, weights = source.proto, source.weights
+    if isinstance(source, bytes):
+        source = parse_model(source)
     model = source if isinstance(source, onnx.ModelProto) else read_model(Path(source))
     try:
         return _Importer(current(model), shapes or {}, weights).graph()
@@ -287,7 +290,10 @@ class _Importer:
         infer(node, opsets, values)
         # Many exporters name outputs that nothing reads, such as the mask of a dropout.
         outputs = tuple(y if y in values.read else "" for y in node.output)
-        if not any(outputs):
+        empty = {y: values.tensors[y] for y in outputs if y and 0 in (values.shape(y) or ())}
+        for y, tensor in empty.items():
+            values.constants[y] = np.empty(tensor.shape, tensor.dtype)  # nothing is to compute
+        if not any(y and y not in empty for y in outputs):
             return
         name = self._label(node)
         constant = values.are_constant(node.input)

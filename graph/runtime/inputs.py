@@ -35,18 +35,29 @@ def check_arrays(
 def by_name(inputs: Any, wanted: Iterable[str]) -> Mapping[str, Any]:
     """Inputs by name; one that is not in a mapping is the network's only input.
 
+    Arrays of other libraries become NumPy's, and those of the other byte order this machine's.
+
     Raises:
         InputError: the network has several.
     """
     if isinstance(inputs, Mapping):
-        return inputs
+        return {name: _as_array(x) for name, x in inputs.items()}
     names = [*wanted]
     if len(names) != 1:
         raise InputError(
             f"the network has {len(names)} inputs: give a dictionary of arrays by the names "
             f"{', '.join(names)}"
         )
-    return {names[0]: np.asarray(inputs)}
+    return {names[0]: _as_array(inputs if hasattr(inputs, "__array__") else np.asarray(inputs))}
+
+
+def _as_array(x: Any) -> Any:
+    """An array as NumPy's in this machine's byte order; anything else as it is."""
+    if not isinstance(x, np.ndarray) and hasattr(x, "__array__"):
+        x = np.asarray(x)
+    if isinstance(x, np.ndarray) and not x.dtype.isnative:
+        return x.astype(x.dtype.newbyteorder("="))
+    return x
 
 
 def only_or_all(outputs: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import fastrun
-from fastrun.graph.core.errors import InputError
+from fastrun.graph.core.errors import InputError, ModelFileError
 from tests.support.graph_models import model, node, normal
 
 W = {"w": normal(6, 4, 1, 1)}
@@ -126,3 +126,32 @@ def test_a_constant_cast_like_an_input_stays_constant() -> None:
     m = model(nodes, {**W, "zero": np.float32(0), "six": np.array([6])}, opset=20)
     network = fastrun.load(m, policy="heuristic")
     assert "numpy" not in {step.algorithm for step in network.steps}
+
+
+class Wrapped:
+    """An array of another library, such as PyTorch's."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return self._values
+
+
+def test_arrays_may_come_from_elsewhere() -> None:
+    x = normal(1, 2, 3)
+    source = model([node("Relu", "x", "y")], shape=x.shape)
+    for given in (source, source.SerializeToString()):
+        network = fastrun.load(given, policy="heuristic")
+        for same in (x.astype(">f4"), Wrapped(x)):
+            assert np.array_equal(network.run({"x": same})["y"], np.maximum(x, 0))
+            assert np.array_equal(network.run(same)["y"], np.maximum(x, 0))
+
+
+def test_what_is_no_model_or_shape_is_said_in_one_line() -> None:
+    with pytest.raises(ModelFileError, match="bytes are no ONNX model"):
+        fastrun.load(b"\x08\x07hello")
+    with pytest.raises(ModelFileError, match="bytes are no ONNX model"):
+        fastrun.load(b"")
+    with pytest.raises(InputError, match=r"by the names of inputs: \{name: \(1, 2, 3\)\}"):
+        fastrun.load(model([node("Relu", "x", "y")]), shapes=(1, 2, 3))  # type: ignore[arg-type]

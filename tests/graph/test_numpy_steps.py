@@ -269,3 +269,26 @@ def test_a_product_in_numpy_is_warned_of(
     shape = (2, 1, 2, 2, 2) if nodes[0].op_type == "Conv" else (1, 2, 2, 2, 2)
     with pytest.warns(UserWarning, match=re.escape(message)):
         fastrun.load(model(nodes, weights, shape=shape), policy="heuristic")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Conv", "x w", "y")],
+        [node("ConvTranspose", "x w", "a"), node("Relu", "a", "y")],
+        [node("GlobalAveragePool", "x", "y")],
+        [node("GlobalMaxPool", "x", "a"), node("Flatten", "a", "b"), node("Softmax", "b", "y")],
+        [node("MaxPool", "x", "y", kernel_shape=[2, 2])],
+    ],
+    ids=lambda nodes: nodes[0].op_type,
+)
+def test_no_images(nodes: list[onnx.NodeProto], recwarn: pytest.WarningsRecorder) -> None:
+    """A batch of none has results without values, and no warning of slow steps."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source = model(nodes, {"w": normal(4, 4, 3, 3)}, shape=(0, 4, 6, 5))
+    x = np.zeros((0, 4, 6, 5), np.float32)
+    found = fastrun.load(source, policy="heuristic").run({"x": x})["y"]
+    session = onnxruntime.InferenceSession(source.SerializeToString())
+    (expected,) = session.run(None, {"x": x})
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    assert not [w for w in recwarn if "NumPy" in str(w.message)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrun.graph.build.steps import Arrangement
-from fastrun.graph.core.errors import ModelFileError
+from fastrun.graph.core.errors import InputError, ModelFileError
 from fastrun.graph.core.model import Array, Graph, Shape
 from fastrun.graph.core.problems import convolutions
 from fastrun.graph.core.sizes import is_open
@@ -81,7 +81,7 @@ def load(
     seconds: float = 60.0,
     kept_shapes: int = 16,
 ) -> Executable | DynamicExecutable:
-    """A built-in network by name, an ONNX file or an ONNX model, ready to run.
+    """A built-in network by name, an ONNX file, its bytes or an ONNX model, ready to run.
 
     `shapes` gives or overrides the shapes of inputs. If sizes stay open after that, the network is
     a `DynamicExecutable`: it takes inputs of any sizes, plans for them when they first come, and
@@ -132,6 +132,8 @@ def load(
         raise ValueError(f"unknown policy {policy!r}: use one of {', '.join(POLICIES)}")
     threads = thread_number(threads)
     check_threads(threads)
+    if shapes is not None and not isinstance(shapes, Mapping):
+        raise InputError(f"shapes are given by the names of inputs: {{name: {shapes!r}}}")
     model, given = find_model(source), dict(shapes or {})
     again = partial(
         _with_values,
