@@ -14,12 +14,17 @@ REUSED, TERMS = 24, 64
 
 
 def input_span(p: ConvProblem, rows: int, columns: int) -> int:
-    """Bytes of the input that so many rows and columns of the output read, of one group."""
-    sizes = zip((rows, columns), p.stride, p.kernel, p.dilation, (p.h, p.w), strict=True)
-    down, across = (
-        min(limit, (size - 1) * stride + (taps - 1) * apart + 1)
-        for size, stride, taps, apart, limit in sizes
-    )
+    """Bytes of the input that so many rows and columns of the output read, of one group.
+
+    Taps that lie further apart than the outputs leave gaps between what they read.
+    """
+
+    def read(size: int, stride: int, taps: int, apart: int, limit: int) -> int:
+        run = (size - 1) * stride + 1
+        return min(limit, run + (taps - 1) * min(apart, run))
+
+    axes = zip((rows, columns), p.stride, p.kernel, p.dilation, (p.h, p.w), strict=True)
+    down, across = (read(*axis) for axis in axes)
     return p.precision.src.bytes(p.group_c * down * across)
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
+from fastrun.kernels.codegen.blocking import input_span
 from fastrun.kernels.codegen.tile_choice import tiles_per_task
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.levels import LEVELS
@@ -59,6 +60,15 @@ def test_no_block_exceeds_its_level(text: str) -> None:
                 for block in blocks:
                     told = f"{template.text(schedule)} on {cpu.l1 >> 10}, {cpu.l2 >> 10} KiB"
                     assert block.share(cpu) <= 1, f"{told}: {block}"
+
+
+def test_dilated_filters_leave_gaps_in_what_tasks_read() -> None:
+    """One row reads three rows of the image, not all from the first to the last of them."""
+    near, far = (ConvProblem.parse(f"conv 1x512x41x41 256x3x3 s1 p{d} d{d}") for d in (1, 18))
+    assert input_span(far, 1, 41) == input_span(near, 1, 41) == 4 * 512 * 3 * 41
+    assert input_span(near, 4, 4) == 4 * 512 * 6 * 6
+    assert input_span(far, 4, 4) == 4 * 512 * 12 * 12
+    assert templates()["direct"].heuristic(far, Cpu.avx512()).columns == ""
 
 
 def test_cache_sizes_decide_blocks() -> None:
