@@ -51,7 +51,7 @@ _STARTS = 3
 _STEPS = 8
 
 # A schedule is proposed instead of the heuristic's if it should be faster by this share.
-MARGIN = 0.03
+MARGIN = 0.06
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastrun.kernels.codegen.blocking import input_span
+from fastrun.kernels.codegen.reduction import share_met
+from fastrun.kernels.codegen.tile_choice import step_cycles
 from fastrun.kernels.codegen.tiling import channel_lanes
 from fastrun.kernels.conv.planar import pixel_lanes
+from fastrun.kernels.conv.strassen import AHEAD, PRODUCTS
+from fastrun.kernels.conv.winograd.parts import Parts, widened
 from fastrun.kernels.conv.winograd.transform import tile_grid
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -23,13 +28,14 @@ from fastrun.kernels.core.layout import Layout, layout_pair
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import applicable
 
-ALGORITHMS = ("depthwise", "direct", "im2col", "planar", "pointwise", "winograd")
+ALGORITHMS = ("depthwise", "direct", "im2col", "planar", "pointwise", "strassen", "winograd")
 """The algorithms whose schedules have features: those with which the model was learnt."""
 
 # Fields of schedules. One that a schedule lacks is -1.
 _FIELDS = (
     *("tile_h", "tile_w", "cols", "unroll", "rows", "oc_outer", "prefetch", "ocs", "tiles"),
     *("vectors", "hold", "block", "kc", "fused", "mh", "mw", "nr_tiles", "oc_block"),
+    *("columns", "parts"),
 )
 
 _PROBLEM = (
@@ -41,6 +47,7 @@ _PROBLEM = (
 _DERIVED = (
     *("tile_rows", "tile_vectors", "accumulators", "loads", "lanes_used", "rows_used"),
     *("products", "transforms", "panel_in_l1", "task_in_l2", "passes", "tasks"),
+    *("cycles", "weights_again", "input_again", "taps_met", "filter_parts"),
 )
 
 NAMES = (
@@ -137,7 +144,14 @@ def _derived(p: ConvProblem, name: str, s: Any, cpu: Cpu) -> tuple[float, ...]:
     across, down = (p.ow, p.group_oc) if planes else (p.group_oc, int(shape["length"]))
     if name == "depthwise":
         across = p.oc
-    panel = F32.bytes(p.depth * vectors * lanes)
+    across = int(shape.get("across", across))
+    panel = F32.bytes(int(shape.get("depth", p.depth)) * vectors * lanes)
+    useful = _used(across, vectors * lanes) * _used(down, tile)
+    products, met = shape.get("products", 1.0), shape.get("met", 1.0)
+    # Cycles for each product of the direct method, in those of a register tile at full rate.
+    cycles = products * met * 2 * step_cycles(tile, vectors) / (tile * vectors * useful)
+    weights = shape.get("weights", F32.bytes(p.oc * p.depth))
+    read = F32.bytes(p.n * p.c * p.h * p.w)
     return (
         float(tile),
         float(vectors),
@@ -145,13 +159,24 @@ def _derived(p: ConvProblem, name: str, s: Any, cpu: Cpu) -> tuple[float, ...]:
         (tile + vectors) / (tile * vectors),
         _used(across, vectors * lanes),
         _used(down, tile),
-        math.log2(shape.get("products", 1.0)),
+        math.log2(products),
         math.log2(1 + shape.get("transforms", 0.0)),
         math.log2(panel / cpu.l1),
         math.log2(max(shape.get("task", 1.0), 1.0) / cpu.l2),
         math.log2(max(1.0, down / tile)),
         math.log2(max(1.0, shape.get("tasks", 1.0))),
+        math.log2(cycles),
+        _again(p, weights, shape.get("weights_read", 1.0), cpu),
+        _again(p, read, shape.get("input_read", 1.0), cpu),
+        met,
+        math.log2(shape.get("parts", 1.0)),
     )
+
+
+def _again(p: ConvProblem, size: float, times: float, cpu: Cpu) -> float:
+    """Bytes from beyond L2 for each vector of products; L2 keeps half of its size."""
+    beyond = size if size <= cpu.l2 / 2 else size * max(1.0, times)
+    return math.log2(1 + 2 * cpu.lanes * beyond / p.flops)
 
 
 def _used(count: int, size: float) -> float:
@@ -162,34 +187,68 @@ def _used(count: int, size: float) -> float:
 def _direct(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
     rows = s.rows * s.tile_h
     fill = _used(p.oh, s.tile_h) * _used(p.ow, s.tile_w)
+    strips = math.ceil(p.oh / rows)
+    if s.columns:
+        strips *= math.ceil(p.ow / (int(s.columns) * s.tile_w))
     return {
         "rows": s.tile_h * s.tile_w,
         "vectors": s.cols,
         # A length of which the tiles fill the same share as of the image.
         "length": max(1, round(fill * 64 * s.tile_h * s.tile_w)),
-        "task": F32.bytes(p.group_c * p.w * min(p.h, rows * p.stride[0] + p.kernel[0])),
-        "tasks": math.ceil(p.oh / rows) * p.groups,
+        "task": input_span(p, min(rows, p.oh), min(int(s.columns or p.ow) * s.tile_w, p.ow)),
+        "tasks": strips * p.groups,
+        "met": share_met(p, 0, s.tile_h) * share_met(p, 1, s.tile_w),
+        **_reads(p, s, strips, cpu),
     }
 
 
+def _reads(p: ConvProblem, s: Any, strips: int, cpu: Cpu) -> dict[str, float]:
+    """How often tasks read all weights or all input again, by the order in which they run."""
+    panels = math.ceil(p.group_oc / (s.cols * cpu.lanes))
+    return {"input_read": panels} if s.oc_outer else {"weights_read": strips * p.n}
+
+
 def _planar(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
+    strips, panels = math.ceil(p.oh / s.rows), math.ceil(p.group_oc / s.ocs)
     return {
         "rows": s.ocs,
         "vectors": s.cols,
         "length": p.group_oc,
-        "task": F32.bytes(p.group_c * p.w * min(p.h, s.rows * p.stride[0] + p.kernel[0])),
-        "tasks": math.ceil(p.oh / s.rows) * p.groups,
+        "task": input_span(p, min(s.rows, p.oh), p.ow),
+        "tasks": strips * p.groups,
+        **({"input_read": panels} if s.oc_outer else {"weights_read": strips * p.n}),
     }
 
 
 def _pointwise(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
     pixels = p.h * p.w
+    strips = math.ceil(pixels / (s.rows * s.tiles))
     return {
         "rows": s.rows,
         "vectors": s.cols,
         "length": pixels,
         "task": F32.bytes(p.group_c * s.rows * s.tiles),
-        "tasks": math.ceil(pixels / (s.rows * s.tiles)),
+        "tasks": strips,
+        **_reads(p, s, strips, cpu),
+    }
+
+
+def _strassen(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
+    half = math.ceil(p.n * p.h * p.w / 2)
+    strips = math.ceil(half / (s.rows * s.tiles))
+    return {
+        "rows": s.rows,
+        "vectors": s.cols,
+        "length": half,
+        "across": p.oc // 2,
+        "depth": p.c // 2,
+        "products": PRODUCTS / 8,
+        # Sums of pixels for each product: each part of the output channels makes them again.
+        "transforms": s.parts / p.oc,
+        "task": F32.bytes(AHEAD * (p.c // 2) * s.rows * s.tiles),
+        "tasks": strips * s.parts,
+        "weights": F32.bytes(PRODUCTS * p.c * p.oc // 4),
+        "weights_read": strips,
     }
 
 
@@ -222,23 +281,30 @@ def _im2col(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
         "transforms": 1 / p.group_oc,
         "task": F32.bytes(s.block * s.kc * math.prod(p.kernel)),
         "tasks": math.ceil(pixels / s.block) * math.ceil(p.group_c / s.kc),
+        "weights_read": math.ceil(pixels / s.block),
     }
 
 
 def _winograd(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
-    side = (s.mh + p.kernel[0] - 1) * (s.mw + p.kernel[1] - 1)
-    tiles = math.prod(tile_grid(p, (s.mh, s.mw)))
+    # A strided or large filter is one in parts, which read further channels.
+    wide, parts = widened(p), Parts.of(p).count
+    side = (s.mh + wide.kernel[0] - 1) * (s.mw + wide.kernel[1] - 1)
+    tiles = math.prod(tile_grid(wide, (s.mh, s.mw)))
     outputs = p.oh * p.ow
     rows = max(1, min((cpu.registers - 1 - s.cols) // s.cols, s.nr_tiles))
+    blocks = math.ceil(p.n * tiles / s.nr_tiles)
     return {
         "rows": rows,
         "vectors": s.cols,
         "length": s.nr_tiles,
-        "products": tiles * side / (outputs * math.prod(p.kernel)),
+        "products": parts * tiles * side / (outputs * math.prod(p.kernel)),
         # Transformed numbers of input and output for each product.
-        "transforms": 8 * tiles * side * (1 / p.group_c + 1 / p.group_oc) / outputs,
-        "task": F32.bytes(side * s.nr_tiles * p.group_c),
-        "tasks": math.ceil(p.n * tiles / s.nr_tiles),
+        "transforms": 8 * tiles * side * (1 / p.group_c + parts / p.group_oc) / outputs,
+        "task": F32.bytes(side * s.nr_tiles * wide.group_c),
+        "tasks": blocks,
+        "weights": F32.bytes(side * wide.group_c * p.oc),
+        "weights_read": blocks,
+        "parts": parts,
     }
 
 
@@ -248,5 +314,6 @@ _SHAPES = {
     "im2col": _im2col,
     "planar": _planar,
     "pointwise": _pointwise,
+    "strassen": _strassen,
     "winograd": _winograd,
 }

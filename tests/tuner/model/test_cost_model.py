@@ -88,6 +88,8 @@ def test_every_feature_is_finite_for_every_algorithm_and_processor() -> None:
         "conv 1x24x5x5 24x3x3 s1 p1 g24 relu",
         "conv 2x16x7x7 40x1x1 s1 p0 bias add",
         "conv 1x12x6x6 12x3x3 s1 p2 d2 g3",
+        "conv 1x192x7x7 384x1x1 s1 p0",
+        "conv 1x32x20x20 32x5x5 s2 p2",
     )
     for cpu in (CPU, Cpu.avx2(), Cpu.neon()):
         for p in map(parse, shapes):
@@ -99,6 +101,27 @@ def test_every_feature_is_finite_for_every_algorithm_and_processor() -> None:
                     found = rows(p, [(name, s) for s in schedules], cpu)
                     assert found.shape == (len(schedules), len(NAMES))
                     assert np.isfinite(found).all()
+
+
+def features(p: ConvProblem, name: str) -> dict[str, float]:
+    """Those of the heuristic's schedule of an algorithm."""
+    [row] = rows(p, [(name, templates()[name].heuristic(p, CPU))], CPU)
+    return dict(zip(NAMES, map(float, row), strict=True))
+
+
+def test_products_are_those_that_the_algorithm_makes() -> None:
+    """Strassen makes seven of eight. A filter in parts has further channels and fewer taps."""
+    large = parse("conv 1x192x14x14 384x1x1 s1 p0")
+    assert features(large, "strassen")["products"] == pytest.approx(math.log2(7 / 8))
+    assert features(large, "pointwise")["products"] == 0
+    strided = parse("conv 1x64x28x28 64x3x3 s2 p1")
+    found, s = features(strided, "winograd"), templates()["winograd"].heuristic(strided, CPU)
+    assert found["filter_parts"] == 2  # two by two of them
+    tiles = math.prod(math.ceil(14 / m) * (m + 1) for m in (s.mh, s.mw))
+    assert found["products"] == pytest.approx(math.log2(4 * tiles / (14 * 14 * 9)))
+    dilated = parse("conv 1x64x20x20 64x3x3 s1 p18 d18")
+    assert features(dilated, "direct")["taps_met"] < 0.3
+    assert features(strided, "direct")["taps_met"] > 0.9
 
 
 def test_the_newest_record_of_the_highest_stage_counts() -> None:
