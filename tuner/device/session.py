@@ -68,10 +68,6 @@ class Session:
         """Add a system call to operations."""
         return operations.call(self.channel.syscall, self._numbers[name], *arguments)
 
-    def number(self, name: str) -> int:
-        """The number of a system call."""
-        return self._numbers[name]
-
     def do(self, name: str, *arguments: int) -> int:
         """The result of a system call of the runner; -errno for an error."""
         (result,) = self.channel.own(self.system(Operations(), name, *arguments))
