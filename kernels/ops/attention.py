@@ -9,7 +9,7 @@ keys and values are read, and results written, where the products around leave a
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from math import inf
@@ -47,9 +47,8 @@ from fastrun.kernels.core.layout import NCHW, NHWC, READ_SLACK, Array, Placement
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import check, check_f32, check_sizes
 
-# Without measuring: keys of a block, queries that are worth a task, and steps along a sum in
-# straight code.
-KEYS, QUERIES, UNROLL = 512, 32, 4
+# Without measuring: queries that are worth a task, and steps along a sum in straight code.
+QUERIES, UNROLL = 32, 4
 
 # Below every score that is not masked: where all are so far, differences stay finite.
 LOWEST = -1e30
@@ -102,7 +101,9 @@ def usual(pairs: int, queries: int, size: int, cpu: Cpu) -> Schedule:
     _, rows, cols = best_tile(1, queries, -(-size // _lanes(size, cpu)), cpu)
     tiles = tile_count(cover(queries, rows))
     chunks = min(-(-2 * cpu.cores // pairs), -(-queries // QUERIES))
-    return Schedule("NHWC", rows, cols, KEYS, -(-tiles // chunks), UNROLL)
+    # A block of keys and values takes half of the second cache.
+    keys = max(1, cpu.l2 // 2 // F32.bytes(2 * size))
+    return Schedule("NHWC", rows, cols, keys, -(-tiles // chunks), UNROLL)
 
 
 def _lanes(size: int, cpu: Cpu) -> int:
@@ -202,6 +203,7 @@ class _Work:
 
     spec: Attention
     lanes: int
+    registers: int
     cols: int
     unroll: int
     heights: list[Tiles]
@@ -215,7 +217,7 @@ class _Work:
         vectors = cover(-(-keys // lanes), -(-s.keys // lanes))[0].size
         blocks = cut(keys, vectors * lanes)
         per_chunk = min(s.tiles, tile_count(heights))
-        return cls(spec, lanes, s.cols, s.unroll, heights, per_chunk, blocks)
+        return cls(spec, lanes, cpu.registers, s.cols, s.unroll, heights, per_chunk, blocks)
 
     @property
     def chunks(self) -> int:
@@ -355,44 +357,58 @@ class _Task:
         k, lanes = self.k, self.work.lanes
         scores = self._array("scores", self._row(count), lanes)
         factors = self._array("factors", 1)
-        with k.loop(height) as i:
-            own = scores.at(i)
-            peak = self._over(own, count, LOWEST, Vec.max, lambda x: x)
-            if not single:
-                place = self._place(row) + i
-                before = self._array("peaks", 1).at(place).load(lanes=1)
-                peak = before.max(peak)
-            at = k.splat(peak, lanes)
-            total = self._over(own, count, 0.0, Vec.__add__, lambda x: exp(x - at), store=True)
-            if single:
-                factors.store(k.const(1.0, 1) / total, i)
-            else:
-                shrunk, sums = exp(before - peak), self._array("sums", 1).at(place)
-                sums.store(k.intrinsic("fma", sums.load(0, lanes=1), shrunk, total), 0)
-                self._array("peaks", 1).at(place).store(peak, 0)
-                factors.store(shrunk, i)
+        # Rows together: the steps of one alone would wait for one another.
+        for run in cut(height, max(1, self.work.registers // 8)):
+            with run.unrolled(k) as some:
+                rows = [scores.at(i) for i in some]
+                peaks = self._over(rows, count, LOWEST, Vec.max, lambda x, r: x)
+                before = list[Vec]()
+                if not single:
+                    own = [self._array("peaks", 1).at(self._place(row) + i) for i in some]
+                    before = [place.load(0, lanes=1) for place in own]
+                    peaks = [old.max(new) for old, new in zip(before, peaks, strict=True)]
+                totals = self._over(
+                    rows,
+                    count,
+                    0.0,
+                    Vec.__add__,
+                    functools.partial(_power, [k.splat(peak, lanes) for peak in peaks]),
+                    store=True,
+                )
+                for r, i in enumerate(some):
+                    if single:
+                        factors.store(k.const(1.0, 1) / totals[r], i)
+                        continue
+                    shrunk = exp(before[r] - peaks[r])
+                    sums = self._array("sums", 1).at(self._place(row) + i)
+                    sums.store(k.intrinsic("fma", sums.load(0, lanes=1), shrunk, totals[r]), 0)
+                    self._array("peaks", 1).at(self._place(row) + i).store(peaks[r], 0)
+                    factors.store(shrunk, i)
 
     def _over(
         self,
-        row: Buffer,
+        rows: Sequence[Buffer],
         count: int,
         neutral: float,
         join: Callable[[Vec, Vec], Vec],
-        term: Callable[[Vec], Vec],
+        term: Callable[[Vec, int], Vec],
         store: bool = False,
-    ) -> Vec:
-        """The terms of a row of scores joined to one number; `store` puts them in their place."""
+    ) -> list[Vec]:
+        """The terms of each of some rows of scores joined; `store` puts them in their place."""
         k, lanes = self.k, self.work.lanes
-        acc = k.tile(1, UNROLL, lanes)
+        apart = max(1, UNROLL // len(rows))
+        acc = k.tile(len(rows), apart, lanes)
         acc.fill(k.const(neutral, lanes))
-        for run in cut(self.work.vectors(count), UNROLL):
+        for run in cut(self.work.vectors(count), apart):
             with run.unrolled(k) as vectors:
                 for place, vector in enumerate(vectors):
-                    value = term(row.load(0, vector, lanes=lanes))
-                    if store:
-                        row.store(value, 0, vector)
-                    acc[0, place] = join(acc[0, place], value)
-        return across(functools.reduce(join, (acc[cell] for cell in acc)), join)
+                    for r, row in enumerate(rows):
+                        value = term(row.load(0, vector, lanes=lanes), r)
+                        if store:
+                            row.store(value, 0, vector)
+                        acc[r, place] = join(acc[r, place], value)
+        columns = ([acc[r, place] for place in range(apart)] for r in range(len(rows)))
+        return [across(functools.reduce(join, column), join) for column in columns]
 
     def _results(self, row: Int, height: int, count: int, single: bool) -> None:
         """Add a block's values, weighted by the powers, to a tile's results."""
@@ -446,3 +462,7 @@ class _Task:
                         for j in range(panel.size):
                             value = results.load(place, vector + j, lanes=lanes) / sums
                             self._leave(row + i, panel, vector, j, value)
+
+
+def _power(peaks: Sequence[Vec], score: Vec, row: int) -> Vec:
+    return exp(score - peaks[row])
