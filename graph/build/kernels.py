@@ -22,6 +22,7 @@ from fastrun.graph.core.ops import (
     Affine,
     Attention,
     Binary,
+    ByteFunction,
     ChannelShuffle,
     Clip,
     Conv,
@@ -153,7 +154,7 @@ def _built(
         case ChannelShuffle() if len(reads) > 1:
             program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
             return Built(program, "shuffle")
-        case Unary() | Clip() | Affine() | Binary():
+        case Unary() | Clip() | Affine() | Binary() | ByteFunction():
             built = _elementwise(graph, task, cpu, reads, dst)
         case _:
             built = strided.build(graph, task, cpu, reads, dst)
@@ -242,7 +243,7 @@ def _with_scales(
     places = [*zip(reads, task.reads, strict=True), (dst, task.output)]
     of = [stored_as(graph, name, where.dtype) for where, name in places]
     op = task.node.op
-    if isinstance(op, Unary | Clip) and reads[0].dtype is dst.dtype is U8:
+    if isinstance(op, Unary | Clip | ByteFunction) and reads[0].dtype is dst.dtype is U8:
 
         def function(x: Array) -> Array:
             return evaluate(task.node, [x], Tensor(x.shape, x.dtype))
@@ -270,6 +271,8 @@ def _elementwise(
     match op:
         case Unary():
             return Built(elementwise.unary(op, cpu, views[0], out), "elementwise")
+        case ByteFunction():
+            return Built(elementwise.lookup(cpu, views[0], out), "elementwise")
         case Clip():
             return Built(elementwise.clip(op, cpu, views[0], out), "elementwise")
         case Affine():

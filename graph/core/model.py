@@ -18,6 +18,7 @@ from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.ops import (
     Activating,
     Binary,
+    ByteFunction,
     Conv,
     Foreign,
     Numpy,
@@ -93,6 +94,8 @@ class Node:
                 return f"{replace(self, op=op).work} (NumPy)"
             case Onnx(operator):
                 return operator
+            case ByteFunction(links):
+                return "+".join(str(replace(self, op=link.op).work) for link in links)
             case Unary() | Binary() | Reduce():
                 name = self.op.function
             case _:

@@ -94,6 +94,30 @@ class Affine:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A part of a `ByteFunction`: an operator of values and numbers, and what its result becomes.
+
+    An operand is a number, or the index of a value: 0 is that of the function's input, 1 the result
+    of its first link, and so on. With `rounding`, a scale and a zero point, the result is rounded
+    to the numbers of u8 that they stand for.
+    """
+
+    op: Unary | Clip | Binary
+    operands: tuple[int | float, ...]
+    rounding: tuple[float, int] | None = None
+
+
+@dataclass(frozen=True)
+class ByteFunction:
+    """A function of each value of one tensor, computed link by link; the last gives the result.
+
+    The input can have no more than 256 values, since it is rounded to a grid of bytes.
+    """
+
+    links: tuple[Link, ...]
+
+
+@dataclass(frozen=True)
 class Gemm:
     """`alpha * a @ b + beta * c` of a, b and an optional c; a or b may be transposed first."""
 
@@ -227,9 +251,8 @@ class Foreign:
 
 Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | GroupNorm | Attention
-    | Recurrent
-    | Unary | Clip | Binary | Where | Softmax | Gemm | MatMul | Reduce | ArgReduce | CumSum | Concat
-    | Slice | Pad | Transpose
+    | Recurrent | Unary | Clip | Binary | ByteFunction | Where | Softmax | Gemm | MatMul | Reduce
+    | ArgReduce | CumSum | Concat | Slice | Pad | Transpose
     | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | GridSample | Cast
     | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip

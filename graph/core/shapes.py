@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     Attention,
     BatchNorm,
     Binary,
+    ByteFunction,
     Cast,
     ChannelShuffle,
     Clip,
@@ -103,7 +104,7 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
         case (
             Affine() | BatchNorm() | LRN() | LayerNorm() | GroupNorm() | Unary() | Clip()
-            | Softmax() | Cast() | Identity() | ChannelShuffle() | CumSum()
+            | Softmax() | Cast() | Identity() | ChannelShuffle() | CumSum() | ByteFunction()
         ):  # fmt: skip
             return x
     return None

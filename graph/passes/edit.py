@@ -64,6 +64,10 @@ class Edit:
         """Whether a node computes the value, for exactly one use."""
         return name in self._nodes and self._uses[name] == 1
 
+    def uses(self, name: str) -> int:
+        """How often a value is read; being an output of the network counts as one."""
+        return self._uses[name]
+
     def exact(self, name: str) -> Grid | None:
         """The grid to which a value is rounded, or on which weights lie; None if there is none."""
         grid = self.grids.get(name)
@@ -113,6 +117,11 @@ class Edit:
         del self._nodes[first.output]
         self._count(first, -1)
         self.replace(second, merged)
+
+    def drop(self, node: Node) -> None:
+        """Remove a node whose output nothing reads any more."""
+        del self._nodes[node.output]
+        self._count(node, -1)
 
     def fold(self, node: Node, value: Array) -> None:
         """Let a constant take the place of the node's output; it is rounded as that would be."""

@@ -34,6 +34,7 @@ from fastrun.graph.passes.rounding import (
     round_inputs,
     spread_rounding,
 )
+from fastrun.graph.passes.tabulate import tabulate
 from fastrun.graph.passes.transposed import convolve_transposed
 
 Pass = Callable[[Graph], Graph]
@@ -73,6 +74,7 @@ PASSES: tuple[Pass, ...] = (
     convolve_dense,
     fit_biases,
     round_inputs,
+    tabulate,
 )
 
 

@@ -12,6 +12,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import (
     Affine,
     Binary,
+    ByteFunction,
     ChannelShuffle,
     Clip,
     Concat,
@@ -69,6 +70,8 @@ def byte_kernels(graph: Graph, task: Task) -> Iterator[ByteKernel]:
                 yield from _outputs(mixed, grid is not None, exact)
             elif grid:
                 yield ByteKernel(floats, U8)
+        case ByteFunction():
+            yield ByteKernel((U8,), U8)
         case Binary() | Affine():
             if any(grids):
                 yield from _outputs(mixed, grid is not None, exact)

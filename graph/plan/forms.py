@@ -13,6 +13,7 @@ from fastrun.graph.core.ops import (
     Affine,
     Attention,
     Binary,
+    ByteFunction,
     ChannelShuffle,
     Clip,
     Concat,
@@ -211,6 +212,8 @@ class Forms:
             return self._views(task)
         floats, kernels = self._floats(task), [*byte_kernels(self.graph, task)]
         typed = (self._typed(task, form, kernel) for form in floats for kernel in kernels)
+        if isinstance(task.node.op, ByteFunction):
+            return [*filter(None, typed)]
         return [*(self._quantised(task, form) for form in floats), *filter(None, typed)]
 
     def _by_numpy(self, task: Task) -> Form:
@@ -254,7 +257,7 @@ class Forms:
                 ]
             case Reduce() if not is_global_pool(self.graph, task):
                 return across(2 * streaming)
-            case Pool() | Reduce() | Unary() | Clip() | Affine():
+            case Pool() | Reduce() | Unary() | Clip() | Affine() | ByteFunction():
                 return alike(self.layouts)
             case GroupNorm():
                 return alike(self.layouts, 2 * streaming)

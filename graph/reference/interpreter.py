@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastrun.graph.core.errors import GraphError, UnsupportedError
+from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, Tensor
 from fastrun.graph.core.ops import (
     LRN,
@@ -21,6 +22,7 @@ from fastrun.graph.core.ops import (
     Attention,
     BatchNorm,
     Binary,
+    ByteFunction,
     Cast,
     ChannelShuffle,
     Clip,
@@ -73,6 +75,7 @@ from fastrun.graph.reference.numerics import (
 )
 from fastrun.graph.reference.points import grid_sample
 from fastrun.graph.reference.recurrence import recurrence
+from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.forks import matmul
 from fastrun.kernels.core.reference import activate
 
@@ -207,6 +210,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return normal.reshape(x.shape) * scale + shift
         case Unary():
             return UNARY[op.function](x, op.alpha, op.beta)
+        case ByteFunction():
+            return _linked(op, x)
         case Clip():
             return np.minimum(np.maximum(x, op.low), op.high)
         case Binary():
@@ -260,6 +265,17 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case Foreign(need=need):
             raise UnsupportedError(f"node {node.label} needs {need}")
     raise UnsupportedError(f"node {node.label} has several results")
+
+
+def _linked(function: ByteFunction, x: Array) -> Array:
+    values = [x]
+    for link in function.links:
+        given = [values[a] if isinstance(a, int) else np.array(a) for a in link.operands]
+        found = evaluate(Node("link", link.op, (), ()), given, Tensor(x.shape, x.dtype))
+        if link.rounding:
+            found = Grid(*link.rounding, U8).rounded(found)
+        values.append(found)
+    return values[-1]
 
 
 def _taken(node: Node, x: Array, indices: Array) -> Any:

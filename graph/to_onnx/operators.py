@@ -19,6 +19,7 @@ from fastrun.graph.core.ops import (
     Attention,
     BatchNorm,
     Binary,
+    ByteFunction,
     Cast,
     ChannelShuffle,
     Clip,
@@ -115,6 +116,8 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             to.put(name, "LRN", x, output=output, **kept)
         case Unary():
             _unary(to, name, op, x, output)
+        case ByteFunction():
+            _linked(to, node, op, x, output)
         case Clip(low, high):
             limits = ["" if math.isinf(v) else to.number(name, v) for v in (low, high)]
             to.put(name, "Clip", x, *limits, output=output)
@@ -263,6 +266,27 @@ def _unary(to: Nodes, name: str, op: Unary, x: str, output: str) -> None:
         kept["gamma"] = op.beta
     kind = _NAMES.get(op.function, op.function.capitalize())
     to.put(name, kind, x, output=output, **kept)
+
+
+def _linked(to: Nodes, node: Node, function: ByteFunction, x: str, output: str) -> None:
+    """The links of a function of bytes, rounded between them as they are here."""
+    values = [x]
+    for i, link in enumerate(function.links):
+        name, last = f"{node.name}.{i}", i == len(function.links) - 1
+        given = [values[a] if isinstance(a, int) else to.number(name, a) for a in link.operands]
+        value = output if last else to.fresh(f"{name}.value")
+        write(to, Node(name, link.op, tuple(given), (node.output,)), given, value)
+        if link.rounding:
+            value = _rounded(to, name, value, link.rounding)
+        values.append(value)
+
+
+def _rounded(to: Nodes, name: str, value: str, rounding: tuple[float, int]) -> str:
+    """The value quantised to bytes and dequantised."""
+    scale = to.constant(f"{name}.scale", np.array(rounding[0], np.float32))
+    zero = to.constant(f"{name}.zero", np.array(rounding[1], np.uint8))
+    stored = to.put(f"{name}.quantise", "QuantizeLinear", value, scale, zero)
+    return to.put(f"{name}.dequantise", "DequantizeLinear", stored, scale, zero)
 
 
 def _activate(to: Nodes, name: str, activation: str, x: str, output: str) -> None:
