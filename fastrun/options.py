@@ -212,8 +212,9 @@ def limits(parser: argparse.ArgumentParser) -> None:
         type=between(0, 1, "an error between 0 and 1"),
         metavar="E",
         help="use only schedules whose rms error against float64 is at most E times the output's "
-        "rms, such as 2e-6 (default: any schedule that passed the check); from 2e-4 on, layers of "
-        "networks may compute with 16 bits, which gains most at 1e-3",
+        "rms, such as 2e-6 (default: any schedule that passed the check); of a network it is the "
+        "error of its outputs on normal inputs, and layers get less where theirs add up; from 2e-4 "
+        "on, layers may compute with 16 bits, which gains most at 1e-3",
     )
     parser.add_argument(
         "--max-workspace",

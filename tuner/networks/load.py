@@ -47,6 +47,7 @@ from fastrun.tuner.networks.measured_choices import (
     pretuned_choices,
     stored_choices,
 )
+from fastrun.tuner.networks.output_error import within_outputs
 from fastrun.tuner.records.affinity import Threads, check_threads, thread_number
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.records.units import plural
@@ -104,12 +105,15 @@ def load(
     If the database is missing, locked, damaged, of a newer schema or stale, the heuristic chooses,
     and one warning says why and what to do.
 
-    Convolutions use only schedules whose rms error, relative to the output's, is at most
-    `max_error` and whose workspace is at most `max_workspace` bytes. These are measured values, or
-    expected values of schedules without measurements. Where the limit allows it and a gain is
-    expected, a convolution or dense layer rounds its weights to 16 bits, each layer with an error
-    of its own: to f16 from 2e-4 on, to bf16 (and its input too, if the processor multiplies pairs
-    of bf16) from 2.3e-3 on. From 2e-4 on, Winograd may multiply as int16, which gains most at 1e-3.
+    The rms error of the outputs, relative to their rms, is at most `max_error`: on normal inputs
+    the network is compared with the most exact schedules, and where the errors of layers add up to
+    more, each layer gets a lower limit, and a warning says so. Quantised networks are not compared;
+    there the limit is that of each layer in float32. `max_workspace` limits the bytes that a
+    convolution needs besides its operands. Both are measured values of schedules, or expected ones
+    without measurements. Where the limit allows it and a gain is expected, a convolution or dense
+    layer rounds its weights to 16 bits: to f16 from 2e-4 on, to bf16 (and its input too, if the
+    processor multiplies pairs of bf16) from 2.3e-3 on. From 2e-4 on, Winograd may multiply as
+    int16, which gains most at 1e-3.
 
     The packed weights of the network take at most `max_weights` bytes. Winograd's are a multiple of
     the model's; under the limit, it runs where it gains most time for its bytes. A stored plan with
@@ -262,13 +266,32 @@ class _Loading:
         self, shapes: Mapping[str, Shape], common: Common | None = None
     ) -> tuple[Executable, str]:
         """The network for these shapes, and a remark."""
-        cpu, limits = Cpu.host(), self.limits
+        cpu = Cpu.host()
         graph = optimise(load_network(self.model, {**self.shapes, **shapes}))
+
+        def within(limits: Limits) -> tuple[Executable, str]:
+            return self._within(graph, limits, cpu, common)
+
+        found, remark, own = within_outputs(graph, self.limits, cpu, self.threads, within)
+        if own != self.limits:
+            tighter = (
+                f"the errors of layers of {graph.name} add up: to keep its outputs within "
+                f"{self.limits.error:.2g}, layers have a limit of {own.error:.2g}"
+            )
+            remark = "; ".join(filter(None, (remark, tighter)))
+        return found, remark
+
+    def _within(
+        self, graph: Graph, limits: Limits, cpu: Cpu, common: Common | None
+    ) -> tuple[Executable, str]:
+        """The network with these limits of its layers, and a remark."""
         planned = 1 if self.policy == "reproducible" else self.threads
         found, remark = None, ""
         if self.policy != "heuristic":
-            tuning = self.seconds if self.policy == "profile" else 0.0
-            found, remark = _by_database(graph, self.database, cpu, planned, limits, tuning)
+            first = self.policy == "profile" and limits == self.limits
+            found, remark = _by_database(
+                graph, self.database, cpu, planned, limits, self.seconds if first else 0.0
+            )
         plan, arrangement = found or _planned(
             graph, guessed_choices(cpu, planned, limits), cpu, planned, limits
         )

@@ -12,11 +12,13 @@ from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.plan.forms import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
-from fastrun.graph.planner import follow_plan
+from fastrun.graph.planner import follow_plan, make_plan
+from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.core.rounding import no_rounding, roundings
+from fastrun.kernels.core.rounding import roundings
 from fastrun.tuner.networks.measured_choices import guessed_choices, stored_choices
+from fastrun.tuner.networks.output_error import within_outputs
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.network_record import NetworkRecord
 from fastrun.tuner.records.record import NO_LIMITS, Limits
@@ -41,6 +43,7 @@ def store_plan(
 ) -> NetworkRecord:
     """Find the fastest plan of an optimised network by a final, and store it.
 
+    The limit of the error is that of the outputs: layers get a lower one if theirs add up to more.
     With the plan `kept` so far, only plans whose results have the same bits as its are compared.
 
     Raises:
@@ -58,15 +61,22 @@ def store_plan(
     from fastrun.tuner.networks.final import network_final
     from fastrun.tuner.networks.same_bits import BitsError, keeping_bits, same_results
 
-    cpu = Cpu.host()
+    cpu, moving = Cpu.host(), costs(probe(), threads)
+
+    def by_records(own: Limits) -> tuple[Executable, str]:
+        choose, rounded = stored_choices(database, cpu, threads, own), roundings(own.error, cpu)
+        plan, made = make_plan(graph, choose, cpu, moving, threads, rounded)
+        return Executable.of(made, cpu, threads, plan), ""
+
+    own = limits
+    if limits.error is not None:
+        *_, own = within_outputs(graph, limits, cpu, threads, by_records)
     inputs = PlanInputs(
-        guessed=functools.cache(guessed_choices(cpu, threads, limits)),
-        known=functools.cache(stored_choices(database, cpu, threads, limits)),
-        several=functools.cache(
-            stored_choices(database, cpu, threads, limits, SCHEDULES_PER_LAYOUTS)
-        ),
-        costs=costs(probe(), threads),
-        rounded=no_rounding if limits.error is None else roundings(limits.error, cpu),
+        guessed=functools.cache(guessed_choices(cpu, threads, own)),
+        known=functools.cache(stored_choices(database, cpu, threads, own)),
+        several=functools.cache(stored_choices(database, cpu, threads, own, SCHEDULES_PER_LAYOUTS)),
+        costs=moving,
+        rounded=roundings(own.error, cpu),
         proposed=functools.cache(_within(limits, cpu)),
     )
     if kept is not None:
