@@ -50,8 +50,10 @@ _RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
 # Time of depthwise layers whose bytes must be widened: 1.4 to 2.3 times that of float32.
 _WIDENED = 2.0
 
-# Time with weights of 16 bits: multiplied in pairs, as int16, or only read, from beyond L2.
-_PAIRS, _INT16, _FEWER_BYTES = 0.6, 0.8, 0.9
+# Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
+_PAIRS, _FEWER_BYTES = 0.6, 0.9
+# Time with products of int16, beside what follows from their number.
+_INT16 = 1.1
 
 # Time with one bit.
 _COUNTED = 0.15
@@ -80,15 +82,18 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
             return [c for t in templates for c in _variants(t, t.heuristic(p, cpu), guess)]
         if p.precision.integer:
             guess *= _of_integers(p, preferred, cpu)
-        elif p.types:
+        elif p.types and not p.precision.as_int16:
             guess *= _of_rounded(p, preferred, cpu)
         for template in templates:
             schedule = template.heuristic_within(p, cpu, max_error)
             if schedule is not None and not template.baseline:
+                own = guess
+                if p.precision.as_int16:
+                    own *= _of_int16(p, template, schedule, cpu, max_error)
                 # A lower rank is worse; the preferred one has the highest.
                 behind = preferred.rank(p, cpu) - template.rank(p, cpu)
                 factor = _SECOND_BEST ** (behind + (template is not preferred))
-                found += _variants(template, schedule, guess * factor)
+                found += _variants(template, schedule, own * factor)
                 if template is preferred and cpu.halves and not p.types:
                     found += _in_half_blocks(p, template, schedule, guess, cpu, max_error)
         return found
@@ -114,11 +119,22 @@ def _of_rounded(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     """The expected time with weights of 16 bits or one as a multiple of that of float32."""
     if p.precision.signs:
         return _COUNTED
-    if p.precision.as_int16:
-        return _INT16
     if getattr(preferred.heuristic(p, cpu), "dot", ""):
         return _PAIRS
     return _FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0
+
+
+def _of_int16(
+    p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu, max_error: float | None
+) -> float:
+    """The expected time of products of int16 as a multiple of that of float32.
+
+    A limit of the error makes tiles of int16 smaller than those of float32.
+    """
+    plain = replace(p, types="")
+    best, of_best = heuristic_choice(plain, cpu)
+    of_best = best.heuristic_within(plain, cpu, max_error) or of_best
+    return _INT16 * template.effort(p, schedule) / best.effort(plain, of_best)
 
 
 def _variants(template: KernelTemplate, schedule: Any, seconds: float) -> list[Choice]:

@@ -97,10 +97,11 @@ class KernelTemplate:
     the rms error to expect on normal data, relative to the output's rms, or in steps of an output
     that is u8. `careful` is the heuristic of an algorithm that can trade speed for a smaller error:
     its schedule with an expected error of at most the given one, or the most exact one.
-    `expansion` is how many times as many numbers the packed weights are as the weights. `streaming`
-    is a schedule as it is best where no cache keeps the weights from one run to the next. `levels`
-    says which block of a schedule is sized for which level of memory; of algorithms without blocks
-    there are none.
+    `effort` is the time to expect as a share of the direct method's in float32, as far as it
+    follows from operations and moved numbers. `expansion` is how many times as many numbers the
+    packed weights are as the weights. `streaming` is a schedule as it is best where no cache keeps
+    the weights from one run to the next. `levels` says which block of a schedule is sized for which
+    level of memory; of algorithms without blocks there are none.
     """
 
     name: str
@@ -116,6 +117,7 @@ class KernelTemplate:
     grain: Callable[[Any, Any], int] = lambda p, schedule: 1
     error: Callable[[Any, Any], float] = summation_error
     careful: Callable[[Any, Cpu, float], Any] | None = None
+    effort: Callable[[Any, Any], float] = lambda p, schedule: 1.0
     expansion: Callable[[Any, Any], float] = lambda p, schedule: 1.0
     streaming: Callable[[Any, Any], Any] = lambda p, schedule: schedule
     levels: Callable[[Any, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()

@@ -145,6 +145,18 @@ def test_rounded_problems_are_tuned_beside_their_own() -> None:
     assert merged([Target("network", ((BIG, 3),))], rounded) == every
 
 
+def test_products_of_int16_are_expected_to_be_as_fast_as_their_tiles() -> None:
+    """A strict limit makes tiles so small that those of float32 are faster."""
+    p = ConvProblem.parse("conv 1x64x56x56 64x3x3 s1 p1 bias relu")
+
+    def expected(types: str, limit: float) -> float:
+        choices = heuristic_choices(Cpu.avx512(), limit)(replace(p, types=types))
+        return min(choice.seconds for choice in choices)
+
+    assert 0.8 < expected("f32s16", 1e-3) / expected("", 1e-3) < 1
+    assert expected("f32s16", 3e-4) > 1.5 * expected("", 3e-4)
+
+
 def test_missing_measurements_of_rounded_problems_are_no_remark(tmp_path: Path) -> None:
     missing = list[ConvProblem]()
     with Database(tmp_path / "empty.db") as store:

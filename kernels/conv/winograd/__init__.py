@@ -397,6 +397,7 @@ template = KernelTemplate(
     careful=careful,
     streaming=streaming,
     levels=levels,
+    effort=lambda p, s: _cost(widened(p), (s.mh, s.mw), s.chunk) / _direct_cost(p),
     expansion=lambda p, s: expansion(
         p, math.prod(m + k - 1 for m, k in zip((s.mh, s.mw), widened(p).kernel, strict=True))
     ),
