@@ -19,6 +19,7 @@ def print_front(document: Mapping[str, Any]) -> None:
         (
             "chosen" if i == document["chosen"] else "",
             f"{point['layers']} of {point['of']}",
+            str(point.get("halves") or ""),
             ms(point["seconds"]),
             ratio(points[0]["seconds"] / point["seconds"]),
             percent(point["lost"], 1),
@@ -27,8 +28,8 @@ def print_front(document: Mapping[str, Any]) -> None:
         )
         for i, point in enumerate(points)
     ]
-    heads = ("", "layers in\n8 bits>", "ms>", "over\nfirst>", f"lost\n{what}>", "error\nrms>",
-             "expected\nerror>")  # fmt: skip
+    heads = ("", "layers in\n8 bits>", "in\n16>", "ms>", "over\nfirst>", f"lost\n{what}>",
+             "error\nrms>", "expected\nerror>")  # fmt: skip
     examples = plural(document["samples"], "example")
     print(f"\n{document['network']}: precisions as whole networks, {examples}")
     grid(screen(), heads, rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from fastrun.graph.build.steps import Arrangement, Step, arrange
@@ -33,12 +33,13 @@ def make_plan(
     threads: int = 0,
     rounded: Roundings = no_rounding,
     max_weights: int | None = None,
+    allowed: Callable[[Task, Form], bool] = lambda task, form: True,
 ) -> tuple[Plan, Arrangement]:
     """Choose a form for every task so that the expected time of the whole network is least.
 
     If `threads` is not 0, tasks also run in bands where a gain is expected with so many threads.
     `rounded` says which convolutions and dense layers may round their weights. The packed weights
-    take at most `max_weights` bytes, if that is given.
+    take at most `max_weights` bytes, if that is given; else only `allowed` forms are chosen.
 
     Raises:
         UnsupportedError: a node cannot be run; the message names it. Or the weights take more than
@@ -49,7 +50,8 @@ def make_plan(
         forms = Forms(graph, todo, choose, costs, rounded, several=True)
         return _light_plan(graph, todo, forms, cpu, costs.move, threads, max_weights)
     forms = Forms(graph, todo, choose, costs, rounded)
-    plan = cheapest_plan(graph, todo, {task.output: forms.of(task) for task in todo}, costs.move)
+    possible = {task.output: [x for x in forms.of(task) if allowed(task, x)] for task in todo}
+    plan = cheapest_plan(graph, todo, possible, costs.move)
     return _arranged(graph, todo, plan, forms, cpu, threads)
 
 

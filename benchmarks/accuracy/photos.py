@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,18 +54,41 @@ def load() -> Task:
     return Task("photos", model, calibration, samples)
 
 
+def labelled_crops() -> Iterator[Sample]:
+    """Random squares of ImageNet's pictures, with the class of the whole; without end.
+
+    A square may miss the object, and those of one picture are not independent.
+    """
+    paths = _imagenet()
+    for i in count():
+        path = paths[i % len(paths)]
+        yield Sample(_square(_pixels(path), draws(TEST, i)), classified(_class_of(path)))
+
+
 def _labelled() -> Iterator[Sample]:
-    """ImageNet's pictures; the end of a file's name is its class."""
     how = Preparation(mean=(MEAN,), std=(STD,))
-    for path in sorted((package_folder("foolbox") / "data").glob("imagenet_*.jpg")):
+    for path in _imagenet():
         x = read_picture(path, (1, 3, SIZE, SIZE), how)
-        yield Sample({INPUT: x}, classified(int(path.stem.split("_")[-1])))
+        yield Sample({INPUT: x}, classified(_class_of(path)))
+
+
+def _imagenet() -> list[Path]:
+    return sorted((package_folder("foolbox") / "data").glob("imagenet_*.jpg"))
+
+
+def _class_of(path: Path) -> int:
+    """The class of one of ImageNet's pictures: the end of its name."""
+    return int(path.stem.split("_")[-1])
 
 
 def _crop(names: tuple[str, ...], kind: int, i: int) -> Feeds:
     """A random square of a random picture, mirrored or not."""
     draw = draws(kind, i)
-    whole = _pixels(str(draw.choice(names)))
+    name = str(draw.choice(names))
+    return _square(_pixels(package_folder("skimage") / "data" / name), draw)
+
+
+def _square(whole: NDArray[np.uint8], draw: np.random.Generator) -> Feeds:
     height, width, _ = whole.shape
     side = int(min(height, width) * draw.uniform(_LEAST, 1))
     top, left = (int(draw.integers(space + 1)) for space in (height - side, width - side))
@@ -77,6 +101,6 @@ def _crop(names: tuple[str, ...], kind: int, i: int) -> Feeds:
 
 
 @functools.cache
-def _pixels(name: str) -> NDArray[np.uint8]:
-    with Image.open(package_folder("skimage") / "data" / name) as file:
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with Image.open(path) as file:
         return np.asarray(file.convert("RGB"))

@@ -30,6 +30,7 @@ from fastrun.options import (
 )
 from fastrun.tuner.networks.targets import Target, read_target
 from fastrun.tuner.records.affinity import usable_cores
+from fastrun.tuner.records.units import plural
 from fastrun.tuner.terminal.exits import INTERRUPTED
 from fastrun.tuning import Tuning
 
@@ -203,7 +204,13 @@ def _mixed(arguments: Namespace) -> int:
     from fastrun.kernels.core.cpu import Cpu
     from fastrun.kernels.core.whole_file import write_whole
     from fastrun.precision import print_front, too_few
-    from fastrun.tuner.precision.tune import advise, examples, problems_of, tune_precision
+    from fastrun.tuner.precision.tune import (
+        advise,
+        examples,
+        plan_of_file,
+        problems_of,
+        tune_precision,
+    )
     from fastrun.tuner.store.database import Database
     from fastrun.tuner.terminal.phases import Phases
 
@@ -222,7 +229,7 @@ def _mixed(arguments: Namespace) -> int:
     data, labels = examples(graph, arguments.calibrate, preparation(arguments))
     with Phases() as progress:
         network = advise(graph, data, Cpu.host(), progress)
-    problems = problems_of(network)
+    problems = problems_of(network, Cpu.host())
     target = Target(name, problems, graph.digest, "its precision is chosen after the search")
     left = math.inf
     if one.seconds is not None:
@@ -239,25 +246,25 @@ def _mixed(arguments: Namespace) -> int:
             done = tune_precision(
                 graph, network, data, labels, limit, database, one.threads, limits, progress, left
             )
+        if output:
+            write_whole(output, export_onnx(done.graph).SerializeToString())
+            plan = plan_of_file(output, done.types, database, one.threads, limits)
+            plan.save(output.with_suffix(".plan"))
     print_front(done.document())
     if advice := too_few(done.document(), limit):
         print(advice)
     if output:
-        write_whole(output, export_onnx(done.graph).SerializeToString())
-        _save_plan(output, one)
+        _say_what_was_written(output, len(done.types), one.threads)
     return 0
 
 
-def _save_plan(model: Path, arguments: Namespace) -> None:
-    """Save the plan of a file beside it: its tensors have other names than before the export."""
-    from fastrun.loading import loaded
-
-    asked = {"model": model, "policy": "cached", "shape": (), "plan": None, "max_weights": None}
-    file = model.with_suffix(".plan")
-    loaded(Namespace(**{**vars(arguments), **asked})).plan.save(file)
-    words = ["fastrun", "run", str(model), "--plan", str(file)]
-    words += ["--threads", str(arguments.threads)] if arguments.threads > 1 else []
-    print(f"{model}: the chosen network; {file}: its plan")
+def _say_what_was_written(model: Path, halves: int, threads: int) -> None:
+    """Print which files there are, and how to run them."""
+    plan = model.with_suffix(".plan")
+    only = f", which alone says that {plural(halves, 'layer')} have 16 bits" if halves else ""
+    print(f"{model}: the chosen network; {plan}: its plan{only}")
+    words = ["fastrun", "run", str(model), "--plan", str(plan)]
+    words += ["--threads", str(threads)] if threads > 1 else []
     print(f"next: `{shlex.join(words)} --input FILE`")
 
 

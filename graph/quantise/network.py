@@ -49,7 +49,8 @@ def calibrated(
 ) -> Advised:
     """The optimised network with advised grids for all tensors that may be rounded to 8 bits.
 
-    Weights are rounded to each of these numbers of bits, the largest first, as by `quantise`.
+    Weights are rounded to each of these numbers of bits, the largest first, as by `quantise`; to
+    the nearest number if none has less than 8, where GPTQ gains nothing and takes longest.
 
     Raises:
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
@@ -57,7 +58,7 @@ def calibrated(
     """
     scope, grids = _prepared(find_scope(graph), data, "mse", progress)
     edits = {b: _Layers(scope.graph, grids) for b in bits}
-    _round(scope, data, grids, edits, True, progress)
+    _round(scope, data, grids, edits, min(bits) < 8, progress)
     rounded = {b: _as_advice(edit.done()) for b, edit in edits.items()}
     first = rounded[bits[0]]
     plain = {x: scope.graph.constants[x] for x in first.constants}

@@ -17,11 +17,14 @@ from fastrun.graph.core.ops import Affine, Binary, Clip, Pool, Reduce, Unary
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.plan.assign import assign
 from fastrun.graph.plan.choices import Choose
-from fastrun.graph.plan.forms import Costs, Form, Forms
+from fastrun.graph.plan.forms import Costs, Form, Forms, typed_problem
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
 from fastrun.graph.quantise.network import Progress, silent
-from fastrun.kernels.core.dtype import U8
+from fastrun.kernels.core.dtype import BF16, F16, F32, I16, U8
+from fastrun.kernels.core.rounding import Roundings, no_rounding
+from fastrun.kernels.core.types import Types
+from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.precision.sensitivity import Losses
 
 # Prices of the whole loss, as multiples of the time of the plan in float32.
@@ -36,7 +39,8 @@ _HALVINGS = 6
 class Point:
     """A plan, the loss and the seconds that are expected of it, and its layers in integers.
 
-    `price` is that of the loss in seconds at which it is the cheapest.
+    `price` is that of the loss in seconds at which it is the cheapest. `types` are those of layers
+    in float32 whose products or weights have 16 bits, by the names of their nodes.
     """
 
     plan: Plan
@@ -44,6 +48,7 @@ class Point:
     seconds: float
     layers: int
     price: float
+    types: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,27 @@ def front(
     found: Losses,
     choose: Choose,
     costs: Costs,
+    rounded: Roundings = no_rounding,
     progress: Progress = silent,
 ) -> Front:
     """The plans from float32 to the fastest, for a network that may be rounded.
+
+    `rounded` says which of its layers may have 16 bits in float32.
 
     Raises:
         UnsupportedError: a node cannot be run.
     """
     todo = tasks(advised.graph)
-    every = [Forms(graph, todo, choose, costs) for graph in advised.rounded.values()]
+    every = [Forms(graph, todo, choose, costs, rounded) for graph in advised.rounded.values()]
     forms = {task.output: [*dict.fromkeys(x for f in every for x in f.of(task))] for task in todo}
+    for task in todo:
+        if task.node.input(1) not in found.layers:
+            forms[task.output] = [x for x in forms[task.output] if not _halved(x)]
     search = _Search(advised.graph, todo, costs, found)
-    plain = {output: [x for x in own if not x.touches_bytes] for output, own in forms.items()}
+    plain = {
+        output: [x for x in own if not x.touches_bytes and not _halved(x)]
+        for output, own in forms.items()
+    }
     base = replace(search.point(plain), price=math.inf)
     scale = base.seconds / max(found.whole, 1e-12)
     points = [base]
@@ -124,7 +138,13 @@ class _Search:
         loss = self._total(found)
         seconds = total - price * loss
         plan = Plan(self.graph.name, input_shapes(self.graph), found, seconds)
-        return Point(plan, loss, seconds, sum(x.integers for x in found.values()), price)
+        layers = sum(x.integers for x in found.values())
+        types = {
+            task.node.name: found[task.output].types
+            for task in self.tasks
+            if _halved(found[task.output])
+        }
+        return Point(plan, loss, seconds, layers, price, types)
 
     def _loss(self, task: Task, form: Form) -> float:
         """The loss by what a form rounds itself: its weights, and its result."""
@@ -132,6 +152,10 @@ class _Search:
         if form.integers:
             word = form.types.partition(">")[0]
             loss += self.losses.weights[task.node.input(1), word]
+        if _halved(form):
+            template, schedule = parse_schedule(form.algorithm)
+            error = template.error(typed_problem(self.graph, task, form), schedule)
+            loss += error**2 * self.losses.layers[task.node.input(1)]
         if form.writes.dtype is U8 and not self._passes_on(task, form):
             loss += self.losses.tensors.get(task.output, 0.0)
         return loss
@@ -158,3 +182,16 @@ class _Search:
                     rounded.add(x)
                     total += self.losses.tensors.get(x, 0.0)
         return total
+
+
+def allowed_types(types: Mapping[str, str]) -> Callable[[Task, Form], bool]:
+    """Whether a layer may run in a form: those of 16 bits only where they are its `types`."""
+    return lambda task, form: not _halved(form) or types.get(task.node.name) == form.types
+
+
+def _halved(form: Form) -> bool:
+    """Whether it is a convolution or dense layer of float32 with 16 bits in it."""
+    return form.types in _HALVES
+
+
+_HALVES = [str(Types(F32, dtype, F32, 16)) for dtype in (F16, BF16, I16)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import monotonic
@@ -17,6 +17,7 @@ from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.passes.products import densify
+from fastrun.graph.passes.tabulate import tabulate
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.forms import Costs
 from fastrun.graph.plan.plan import Plan
@@ -25,11 +26,15 @@ from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import Progress, silent
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.rounding import roundings
 from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.measure.timing import Protocol, interleave
-from fastrun.tuner.precision.front import Point, front
+from fastrun.tuner.precision.front import Point, allowed_types, front
 from fastrun.tuner.precision.sensitivity import Batch, Losses
 from fastrun.tuner.records.statistics import typical
+
+Right = Callable[[Sequence[Array]], NDArray[np.bool_]]
+"""Which examples are right, by the first output of all batches."""
 
 VALIDATED = 6
 """So many plans between float32 and the fastest are validated as whole networks, at most."""
@@ -45,8 +50,9 @@ class Validated:
     `expected_loss` and `expected_seconds` are those of the search; `seconds` and `lost` were
     measured. `lost` is a share of the examples: with labels those that are right in float32 and
     wrong here, less those that are wrong there and right here; without labels those whose largest
-    output is another one than in float32. `error` is the rms of the change of the outputs, relative
-    to their rms. `layers` in integers, of `of` that could be.
+    output is another one than in float32. Where an output has no classes, it is the `error`: the
+    rms of the change of the outputs, relative to their rms. `layers` are in integers, of `of` that
+    could be; `halves` are in float32 with products or weights of 16 bits.
     """
 
     expected_loss: float
@@ -56,6 +62,7 @@ class Validated:
     error: float
     layers: int
     of: int
+    halves: int = 0
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,8 @@ class Precision:
 
     Float32 is the first; among the others are all layers that can be in 8 bits. `chosen` is the
     index of the fastest that keeps the limit. `labelled` says whether `lost` is a loss of accuracy
-    or of agreement with float32.
+    or of agreement with float32. `types` are those of the chosen network's layers that are in
+    float32 with 16 bits, by the names of their nodes: the plan's, since no ONNX file says them.
     """
 
     graph: Graph
@@ -74,6 +82,7 @@ class Precision:
     chosen: int
     labelled: bool
     samples: int
+    types: Mapping[str, str]
 
     def document(self) -> dict[str, Any]:
         """The front as it is kept: seconds, shares and relative errors."""
@@ -96,7 +105,7 @@ def choose_precision(
     advised: Advised,
     found: Losses,
     data: Sequence[Batch],
-    labels: NDArray[np.int64] | None,
+    right: Right | None,
     limit: float,
     choose: Choose,
     costs: Costs,
@@ -107,40 +116,78 @@ def choose_precision(
 ) -> Precision:
     """The fastest network within a limit of the loss, for a network that may be rounded.
 
-    Float32, 8 bits wherever possible and the fastest plan are validated, and plans between them by
-    bisection: a plan that keeps the limit is followed by a faster one. Where the front has no plan
-    between the last that keeps it and the first that does not, another is looked for. Further
-    plans are validated as long as that should end before the moment `ends` of `time.monotonic`.
+    As `Validation`, `Validation.look_within` and `Validation.precision`.
 
     Raises:
         UnsupportedError: a node cannot be run.
-        InputError: there are no examples, or not a label for each.
+        InputError: there are no examples.
     """
-    if not data:
-        raise InputError("there are no examples to validate a precision: give some")
-    if labels is not None and len(labels) != sum(_count(batch) for batch in data):
-        raise InputError(f"{len(labels)} labels do not fit the examples: give one for each")
-    plans = front(advised, found, choose, costs, progress)
-    points = [*plans.points]
-    judge = _Judge(advised, data, labels, choose, costs, cpu, threads)
-    for i, point in enumerate((points[0], plans.whole, points[-1])):
-        progress("whole networks validated", i, VALIDATED + 3)
-        judge.look(point)
-    low, high = 0, len(points) - 1
-    if judge.lost(points[-1]) <= limit:
-        low = high
-    for turn in range(VALIDATED):
-        if high - low == 1 and (new := plans.between(points[low], points[high])):
-            points.insert(high, new)
-            high += 1
-        if high - low < 2 or not judge.has_time(ends):
-            break
-        middle = (low + high) // 2
-        progress("whole networks validated", turn + 3, VALIDATED + 3)
-        judge.look(points[middle])
-        low, high = (middle, high) if judge.lost(points[middle]) <= limit else (low, middle)
-    progress("whole networks timed in turns", 0, 1)
-    return judge.precision(points, limit)
+    validation = Validation(advised, found, data, right, choose, costs, cpu, threads, progress)
+    validation.look_within(limit, ends)
+    return validation.precision(limit)
+
+
+class Validation:
+    """Whole networks of the front of a network that may be rounded, judged on examples.
+
+    Float32, 8 bits wherever possible and the fastest plan are validated in any case. `right` says
+    of the first output of all batches which examples are right; without it float32 is the truth.
+
+    Raises:
+        UnsupportedError: a node cannot be run.
+        InputError: there are no examples.
+    """
+
+    def __init__(
+        self,
+        advised: Advised,
+        found: Losses,
+        data: Sequence[Batch],
+        right: Right | None,
+        choose: Choose,
+        costs: Costs,
+        cpu: Cpu,
+        threads: int,
+        progress: Progress = silent,
+    ) -> None:
+        if not data:
+            raise InputError("there are no examples to validate a precision: give some")
+        self._progress = progress
+        self._front = front(advised, found, choose, costs, roundings(math.inf, cpu), progress)
+        self._points = [*self._front.points]
+        self._judge = _Judge(advised, data, right, choose, costs, cpu, threads)
+        for point in (self._points[0], self._front.whole, self._points[-1]):
+            self._look(point)
+
+    def look_within(self, limit: float, ends: float = math.inf) -> None:
+        """Validate plans between the last that keeps a limit and the first that does not.
+
+        A plan that keeps it is followed by a faster one. Where the front has no plan between these
+        two, another is looked for. Further plans are validated as long as that should end before
+        the moment `ends` of `time.monotonic`.
+        """
+        points, judge = self._points, self._judge
+        low, high = 0, len(points) - 1
+        if judge.lost(points[-1]) <= limit:
+            return
+        for _ in range(VALIDATED):
+            if high - low == 1 and (new := self._front.between(points[low], points[high])):
+                points.insert(high, new)
+                high += 1
+            if high - low < 2 or not judge.has_time(ends):
+                return
+            middle = (low + high) // 2
+            self._look(points[middle])
+            low, high = (middle, high) if judge.lost(points[middle]) <= limit else (low, middle)
+
+    def precision(self, limit: float) -> Precision:
+        """All plans that were validated, timed in turns, and the fastest within a limit."""
+        self._progress("whole networks timed in turns", 0, 1)
+        return self._judge.precision(self._points, limit)
+
+    def _look(self, point: Point) -> None:
+        self._progress("whole networks validated", self._judge.count, VALIDATED + 3)
+        self._judge.look(point)
 
 
 def _count(batch: Batch) -> int:
@@ -152,16 +199,21 @@ class _Judge:
         self,
         advised: Advised,
         data: Sequence[Batch],
-        labels: NDArray[np.int64] | None,
+        right: Right | None,
         choose: Choose,
         costs: Costs,
         cpu: Cpu,
         threads: int,
     ) -> None:
-        self._advised, self._data, self._labels = advised, data, labels
+        self._advised, self._data, self._right = advised, data, right
         self._choose, self._costs, self._cpu, self._threads = choose, costs, cpu, threads
         self._seen: dict[int, tuple[Point, Graph, Plan, Executable, list[Array]]] = {}
         self._longest = 0.0
+
+    @property
+    def count(self) -> int:
+        """How many plans were looked at."""
+        return len(self._seen)
 
     def has_time(self, ends: float) -> bool:
         """Whether one more plan can be looked at, and all be timed, until then."""
@@ -173,8 +225,11 @@ class _Judge:
         if id(point) in self._seen:
             return
         begin = monotonic()
-        exact = densify(settled(self._advised, point.plan))
-        plan, made = make_plan(exact, self._choose, self._cpu, self._costs, self._threads)
+        exact = tabulate(densify(settled(self._advised, point.plan)))
+        plan, made = make_plan(
+            exact, self._choose, self._cpu, self._costs, self._threads,
+            roundings(math.inf, self._cpu), allowed=allowed_types(point.types),
+        )  # fmt: skip
         executable = Executable.of(made, self._cpu, self._threads, plan)
         first = exact.outputs[0]
         outputs = [executable.run(batch)[first] for batch in self._data]
@@ -184,11 +239,11 @@ class _Judge:
     def lost(self, point: Point) -> float:
         """The share of examples lost against float32, the first plan that was looked at."""
         truth, found = self._base, self._seen[id(point)][4]
-        one, other = (np.concatenate([_classes(y) for y in ys]) for ys in (truth, found))
-        if self._labels is None:
-            return float((one != other).mean())
-        labels = self._labels.reshape(-1)
-        return float((one == labels).mean() - (other == labels).mean())
+        if self._right:
+            return float(self._right(truth).mean() - self._right(found).mean())
+        if not has_classes(truth[0]):
+            return self._error(found)
+        return float((classes(truth) != classes(found)).mean())
 
     def precision(self, points: Sequence[Point], limit: float) -> Precision:
         """Time all plans that were looked at, and choose one."""
@@ -200,16 +255,17 @@ class _Judge:
         validated = [
             Validated(
                 point.loss, point.seconds, typical(times), self.lost(point),
-                self._error(outputs), point.layers, of,
+                self._error(outputs), point.layers, of, len(point.types),
             )
             for (point, _, _, _, outputs), times in zip(seen, samples, strict=True)
         ]  # fmt: skip
         keeping = [i for i, one in enumerate(validated) if one.lost <= limit]
         chosen = min(keeping, key=lambda i: validated[i].seconds)
-        _, exact, plan, _, _ = seen[chosen]
+        point, exact, plan, _, _ = seen[chosen]
         expected = [(point.loss, point.seconds) for point in points]
         count = sum(_count(batch) for batch in self._data)
-        return Precision(exact, plan, validated, expected, chosen, self._labels is not None, count)
+        labelled = self._right is not None
+        return Precision(exact, plan, validated, expected, chosen, labelled, count, point.types)
 
     @property
     def _base(self) -> list[Array]:
@@ -224,8 +280,15 @@ class _Judge:
         return float(np.sqrt(change / max(size, 1e-30)))
 
 
-def _classes(output: Array) -> NDArray[np.int64]:
-    """The place of the largest value: along the channels, or along the last of three axes."""
-    axis = 1 if output.ndim in (2, 4) else -1
-    found: NDArray[np.int64] = output.argmax(axis).reshape(-1)
-    return found
+def has_classes(output: Array) -> bool:
+    """Whether an output has several numbers of which the largest may name a class."""
+    return output.ndim > 1 and output.shape[_class_axis(output)] > 1
+
+
+def classes(outputs: Sequence[Array]) -> NDArray[np.int64]:
+    """The places of the largest values: along the channels, or along the last of three axes."""
+    return np.concatenate([y.argmax(_class_axis(y)).reshape(-1) for y in outputs])
+
+
+def _class_axis(output: Array) -> int:
+    return 1 if output.ndim in (2, 4) else -1

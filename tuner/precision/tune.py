@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -15,21 +15,28 @@ from numpy.typing import NDArray
 
 from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import InputError
-from fastrun.graph.core.model import Graph
+from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.problems import convolutions
+from fastrun.graph.networks import load_network
+from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
+from fastrun.graph.plan.plan import Plan
+from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import BITS, Progress, calibrated, silent
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.rounding import roundings
 from fastrun.kernels.core.types import Types
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.networks.calibration import batches, read_samples
 from fastrun.tuner.networks.costs import costs
 from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
+from fastrun.tuner.precision.front import allowed_types
 from fastrun.tuner.precision.kept import front_file
-from fastrun.tuner.precision.search import Precision, choose_precision
+from fastrun.tuner.precision.search import Precision, Right, choose_precision, classes, has_classes
 from fastrun.tuner.precision.sensitivity import Batch, losses
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
@@ -107,11 +114,17 @@ def worthwhile_bits(cpu: Cpu) -> list[int]:
     return [*found.values()] or [BITS[0]]
 
 
-def problems_of(network: Advised) -> tuple[tuple[Problem, int], ...]:
-    """The distinct problems that a search must measure, and how often the network has each."""
-    found = dict[Problem, int]()
+def problems_of(network: Advised, cpu: Cpu) -> tuple[tuple[Problem, int], ...]:
+    """The distinct problems that a search must measure, and how often the network has each.
+
+    Those of float32 are there with each of the types of 16 bits that may be faster, too.
+    """
+    found, halves = dict[Problem, int](), roundings(math.inf, cpu)
     for graph in network.rounded.values():
         found |= {p: occurrences for p, occurrences, _ in convolutions(graph)}
+    for p, occurrences in tuple(found.items()):
+        if isinstance(p, ConvProblem):
+            found |= {replace(p, types=types): occurrences for types in halves(p)}
     return tuple(found.items())
 
 
@@ -128,6 +141,21 @@ def shared_out(batches: int) -> tuple[list[int], list[int]]:
 def _spread(count: int, most: int, step: int = 1) -> list[int]:
     """At most so many of `count` numbers that are `step` apart, evenly spread over them."""
     return [step * round(i) for i in np.linspace(0, count - 1, min(count, most))]
+
+
+def as_labelled(labels: NDArray[np.int64], outputs: Sequence[Array]) -> NDArray[np.bool_]:
+    """Whether outputs name the classes of their labels.
+
+    Raises:
+        InputError: there is not a label for each class that is named.
+    """
+    if not has_classes(outputs[0]):
+        raise InputError("labels need an output with a number for each class: leave them out")
+    named = classes(outputs)
+    if named.shape != labels.shape:
+        raise InputError(f"{len(labels)} labels do not fit {len(named)} classes that are named")
+    found: NDArray[np.bool_] = named == labels
+    return found
 
 
 def tune_precision(
@@ -151,7 +179,7 @@ def tune_precision(
 
     Raises:
         UnsupportedError: a node cannot be run.
-        InputError: there is not a label for each example.
+        InputError: there is not a label for each class that an output names.
         DatabaseError: the database cannot be read.
     """
     cpu, ends = Cpu.host(), monotonic() + seconds
@@ -161,10 +189,31 @@ def tune_precision(
     found = losses(advised, known, cpu, progress, _SENSING * seconds)
     moving = costs(probe(), threads)
     others = [data[i] for i in judging]
+    right: Right | None = None
     if labels is not None:
-        labels = labels.reshape(len(data), -1)[judging].reshape(-1)
+        known_classes = labels.reshape(len(data), -1)[judging].reshape(-1)
+        right = functools.partial(as_labelled, known_classes)
     done = choose_precision(
-        advised, found, others, labels, limit, choose, moving, cpu, threads, progress, ends
+        advised, found, others, right, limit, choose, moving, cpu, threads, progress, ends
     )
     done.save(front_file(graph.digest, cpu.fingerprint, threads))
     return done
+
+
+def plan_of_file(
+    model: Path, types: Mapping[str, str], database: Database, threads: int, limits: Limits
+) -> Plan:
+    """The plan of the network that was chosen, and written to a file with other tensors' names.
+
+    `types` are those of its layers that are in float32 with 16 bits.
+
+    Raises:
+        GraphError: the file cannot be used.
+        DatabaseError: the database cannot be read.
+    """
+    cpu, graph = Cpu.host(), optimise(load_network(model, {}))
+    choose = functools.cache(stored_choices(database, cpu, threads, limits))
+    return make_plan(
+        graph, choose, cpu, costs(probe(), threads), threads, roundings(math.inf, cpu),
+        allowed=allowed_types(types),
+    )[0]  # fmt: skip

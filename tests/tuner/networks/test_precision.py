@@ -18,9 +18,11 @@ from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
-from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.passes.products import convolve_dense
+from fastrun.graph.plan.choices import Choice, heuristic_choices
 from fastrun.graph.plan.forms import GUESSED
 from fastrun.graph.plan.settled import settled
+from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import calibrated
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
@@ -31,10 +33,10 @@ from fastrun.precision import print_front, too_few
 from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision import tune
-from fastrun.tuner.precision.front import front
+from fastrun.tuner.precision.front import allowed_types, front
 from fastrun.tuner.precision.search import choose_precision
 from fastrun.tuner.precision.sensitivity import losses
-from fastrun.tuner.precision.tune import examples, shared_out, worthwhile_bits
+from fastrun.tuner.precision.tune import as_labelled, examples, shared_out, worthwhile_bits
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.store.database import Database
 from tests.graph.test_networks_run import residual
@@ -127,13 +129,63 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
     # All labels are what float32 says, but for the first.
     labels = np.concatenate([reference.run(plain(), x)["y"].argmax(1) for x in DATA])
     labels[0] += 1
-    strict = choose_precision(graph, found, DATA, labels, 0.0, CHOOSE, GUESSED, CPU, 1)
+    right = functools.partial(as_labelled, labels)
+    strict = choose_precision(graph, found, DATA, right, 0.0, CHOOSE, GUESSED, CPU, 1)
     assert strict.labelled
     assert strict.validated[strict.chosen].lost <= 0
-    with pytest.raises(InputError, match="3 labels do not fit the examples"):
-        choose_precision(graph, found, DATA, labels[:3], 0.0, CHOOSE, GUESSED, CPU, 1)
     with pytest.raises(InputError, match="no examples"):
         choose_precision(graph, found, [], None, 0.0, CHOOSE, GUESSED, CPU, 1)
+
+
+def test_labels_must_fit_what_an_output_names() -> None:
+    scores = [np.float32([[1, 3, 2], [5, 4, 0]])]
+    assert as_labelled(np.array([1, 2]), scores).tolist() == [True, False]
+    with pytest.raises(InputError, match="3 labels do not fit 2 classes that are named"):
+        as_labelled(np.array([1, 2, 0]), scores)
+    with pytest.raises(InputError, match="a number for each class"):
+        as_labelled(np.array([0, 0]), [scores[0][:, :1]])
+
+
+def test_an_output_without_classes_is_judged_by_its_error() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Conv", "b v", "y")]
+    weights = {"w": normal(8, 4, 3, 3), "v": normal(1, 8, 1, 1)}
+    graph = optimise(load_network(model(nodes, weights, shape=(1, 4, 8, 8))))
+    data = [normal_inputs(graph, seed) for seed in (1, 2)]
+    network = calibrated(graph, data, (8,))
+    found = losses(network, data, CPU)
+    chosen = choose_precision(network, found, data, None, 1e-6, CHOOSE, GUESSED, CPU, 1)
+    assert chosen.chosen == chosen.validated[0].lost == 0
+    assert all(one.lost == one.error > 0 for one in chosen.validated[1:])
+
+
+def test_a_layer_may_have_sixteen_bits_where_that_loses_less() -> None:
+    """Where bytes cost too much, 16 bits stay, which cost next to nothing."""
+    network = advised().each(convolve_dense)
+    found = losses(network, DATA, CPU)
+    assert found.layers.keys() == {name for name, _ in found.weights}
+    dear = replace(found, tensors=dict.fromkeys(found.tensors, 1e3))
+
+    def halved(p: ConvProblem) -> list[str]:
+        return ["f32f16"] if p.groups == 1 and not p.types else []
+
+    def choose(p: ConvProblem) -> list[Choice]:
+        return [
+            replace(choice, guessed=False, seconds=choice.seconds / (1 + (p.types == "f32f16")))
+            for choice in CHOOSE(p)
+        ]
+
+    base, *others = front(network, dear, choose, GUESSED, halved).points
+    assert not base.types
+    sixteen = next(point for point in others if not point.layers)
+    assert set(sixteen.types.values()) == {"f32f16"}
+    assert 0 < sixteen.loss < 1e-4
+    # The network that is built has them at the same nodes, and nowhere else.
+    exact = settled(network, sixteen.plan)
+    one = dict([next(iter(sixteen.types.items()))])
+    plan, _ = make_plan(exact, choose, CPU, rounded=halved, allowed=allowed_types(one))
+    names = {node.output: node.name for node in exact.nodes}
+    types = {names[x]: form.types for x, form in plan.forms.items() if form.types}
+    assert types == one
 
 
 def test_without_time_the_least_is_measured_and_validated() -> None:
