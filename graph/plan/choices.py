@@ -50,10 +50,10 @@ _RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
 # Time of depthwise layers whose bytes must be widened: 1.4 to 2.3 times that of float32.
 _WIDENED = 2.0
 
-# Time with weights of 16 bits: multiplied in pairs, or only read, from beyond L2.
-_PAIRS, _FEWER_BYTES = 0.6, 0.9
-# Time with products of int16, beside what follows from their number.
-_INT16 = 1.1
+# Times with weights of 16 bits as multiples of the direct method's in float32, measured on a Zen 4
+# (AVX-512). Multiplied in pairs, or only read, from beyond L2; products of int16, beside what
+# follows from their number; depthwise layers and groups of few channels, which have no kernel.
+_PAIRS, _FEWER_BYTES, _INT16, _DEPTHWISE_HALVES, _GROUPED_HALVES = 0.6, 0.9, 1.1, 12.0, 2.4
 
 # Time with one bit.
 _COUNTED = 0.15
@@ -82,18 +82,16 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
             return [c for t in templates for c in _variants(t, t.heuristic(p, cpu), guess)]
         if p.precision.integer:
             guess *= _of_integers(p, preferred, cpu)
-        elif p.types and not p.precision.as_int16:
-            guess *= _of_rounded(p, preferred, cpu)
+        elif p.types:
+            schedule = preferred.heuristic_within(p, cpu, max_error) or preferred.heuristic(p, cpu)
+            guess *= _of_rounded(p, preferred, schedule, cpu) / _float32(p, cpu, max_error)
         for template in templates:
             schedule = template.heuristic_within(p, cpu, max_error)
             if schedule is not None and not template.baseline:
-                own = guess
-                if p.precision.as_int16:
-                    own *= _of_int16(p, template, schedule, cpu, max_error)
                 # A lower rank is worse; the preferred one has the highest.
                 behind = preferred.rank(p, cpu) - template.rank(p, cpu)
                 factor = _SECOND_BEST ** (behind + (template is not preferred))
-                found += _variants(template, schedule, own * factor)
+                found += _variants(template, schedule, guess * factor)
                 if template is preferred and cpu.halves and not p.types:
                     found += _in_half_blocks(p, template, schedule, guess, cpu, max_error)
         return found
@@ -104,7 +102,8 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
 def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     """The expected time of a problem of integers as a multiple of that of float32.
 
-    Kernels of float32 may use a better algorithm for it.
+    Kernels of float32 may use a better algorithm for it. Where that is Winograd, it is up to three
+    times too short; so layers of quantised networks stay in integers, and their tensors in bytes.
     """
     dot = dots(p.precision, cpu)[0]
     if p.group_c == 1 and dot.name not in _RATES:
@@ -115,26 +114,27 @@ def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
     return _SECOND_BEST ** min(2, behind) / max(1.0, used * _RATES.get(dot.name, _RATES[""]))
 
 
-def _of_rounded(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
-    """The expected time with weights of 16 bits or one as a multiple of that of float32."""
+def _of_rounded(p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> float:
+    """The expected time with 16 bits or one, as a multiple of the direct method's in float32."""
+    effort = template.effort(p, schedule)
     if p.precision.signs:
         return _COUNTED
-    if getattr(preferred.heuristic(p, cpu), "dot", ""):
-        return _PAIRS
-    return _FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0
+    if p.precision.as_int16:
+        return effort * _INT16
+    if p.group_c == 1:
+        return _DEPTHWISE_HALVES
+    if p.groups > 1:
+        effort *= _GROUPED_HALVES
+    if getattr(schedule, "dot", ""):
+        return effort * _PAIRS
+    return effort * (_FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0)
 
 
-def _of_int16(
-    p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu, max_error: float | None
-) -> float:
-    """The expected time of products of int16 as a multiple of that of float32.
-
-    A limit of the error makes tiles of int16 smaller than those of float32.
-    """
+def _float32(p: ConvProblem, cpu: Cpu, max_error: float | None) -> float:
+    """The expected time of the best algorithm in float32, as a multiple of the direct method's."""
     plain = replace(p, types="")
-    best, of_best = heuristic_choice(plain, cpu)
-    of_best = best.heuristic_within(plain, cpu, max_error) or of_best
-    return _INT16 * template.effort(p, schedule) / best.effort(plain, of_best)
+    best, schedule = heuristic_choice(plain, cpu)
+    return best.effort(plain, best.heuristic_within(plain, cpu, max_error) or schedule)
 
 
 def _variants(template: KernelTemplate, schedule: Any, seconds: float) -> list[Choice]:
