@@ -15,6 +15,7 @@ from fastrun.graph.core.problems import convolutions
 from fastrun.graph.plan.choices import Choice
 from fastrun.graph.planner import make_plan
 from fastrun.graph.runtime.executable import Executable
+from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import summation_error
@@ -51,7 +52,8 @@ def within_outputs(
         return *load(limits), limits
     exact, inputs = _exact(graph, limits, cpu, threads), normal_inputs(graph)
     truth = _numbers(exact.run(inputs))
-    least = [0.0, *(_exact_error(p, most) for p, _, _ in convolutions(graph))]
+    problems = [p for p, _, _ in convolutions(graph) if isinstance(p, ConvProblem)]
+    least = [0.0, *(_exact_error(p, most) for p in problems)]
     for _ in range(_ATTEMPTS):
         own = replace(limits, error=layer)
         network, remark = load(own)
@@ -71,7 +73,9 @@ def _numbers(outputs: Mapping[str, Any]) -> dict[str, Array]:
 def _exact(graph: Graph, limits: Limits, cpu: Cpu, threads: int) -> Executable:
     """The network by schedules that err far less than the limit, if there are any."""
 
-    def choose(p: ConvProblem) -> Sequence[Choice]:
+    def choose(p: Problem) -> Sequence[Choice]:
+        if not isinstance(p, ConvProblem):
+            return guessed_choices(cpu, threads, limits)(p)
         assert limits.error is not None
         least = _exact_error(p, limits.error)
         return guessed_choices(cpu, threads, replace(limits, error=least))(p)
