@@ -12,7 +12,7 @@ from itertools import chain, repeat
 
 import numpy as np
 
-from fastrun.graph.build import strided
+from fastrun.graph.build import elementwise, strided
 from fastrun.graph.build.blocked import blocked
 from fastrun.graph.build.built import Built, constant
 from fastrun.graph.build.moves import stored_as
@@ -34,7 +34,7 @@ from fastrun.graph.core.ops import (
     Reduce,
     Unary,
 )
-from fastrun.graph.core.shapes import Shape4, pair, shape4
+from fastrun.graph.core.shapes import Shape4, pair
 from fastrun.graph.plan.forms import Form, typed_problem
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, pool_spec
 from fastrun.graph.plan.tasks import Task
@@ -47,14 +47,12 @@ from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.quantised import Scales
 from fastrun.kernels.core.rounding import rounds_weights
 from fastrun.kernels.core.scales import scales, table
-from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import ScheduleError, check
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.ops import (
     attention,
     dense,
-    elementwise,
     group_norm,
     layer_norm,
     pool,
@@ -155,7 +153,7 @@ def _built(
             program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
             return Built(program, "shuffle")
         case Unary() | Clip() | Affine() | Binary() | ByteFunction():
-            built = _elementwise(graph, task, cpu, reads, dst)
+            built = elementwise.build(graph, task, cpu, reads, dst)
         case _:
             built = strided.build(graph, task, cpu, reads, dst)
     return _with_scales(graph, task, reads, dst, built)
@@ -252,54 +250,6 @@ def _with_scales(
     if any(where.dtype is U8 for where, _ in places):
         return replace(built, bias=scales(of[0], of[-1], *of[1:-1]))
     return built
-
-
-def _elementwise(
-    graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Placement
-) -> Built:
-    """An operator that computes each value from the operands' values at the same place."""
-    op = task.node.op
-    if dst.layout.blocked:
-        for x in reads:
-            alike = (x.layout.order, x.c) == (dst.layout.order, dst.c)
-            check(alike, f"{x.c} channels in {x.layout} cannot become {dst.c} in {dst.layout}")
-        views, out = [Strided.of(x) for x in reads], Strided.of(dst)
-    else:
-        shapes = [graph.shape(x) for x in task.reads]
-        views = [strided.view(x, shape) for x, shape in zip(reads, shapes, strict=True)]
-        out = strided.view(dst, graph.shape(task.output))
-    match op:
-        case Unary():
-            return Built(elementwise.unary(op, cpu, views[0], out), "elementwise")
-        case ByteFunction():
-            return Built(elementwise.lookup(cpu, views[0], out), "elementwise")
-        case Clip():
-            return Built(elementwise.clip(op, cpu, views[0], out), "elementwise")
-        case Affine():
-            spec = elementwise.Affine((1, 4) if dst.layout.blocked else (1,), op.activation)
-            both = np.zeros((2, dst.blocks * dst.block), np.float32)
-            both[:, : dst.c] = [constant(graph, task, i) for i in (1, 2)]
-            return Built(elementwise.affine(spec, cpu, views[0], out), "elementwise", both)
-    assert isinstance(op, Binary)
-    rank = len(graph.shape(task.output))
-
-    def packed(values: Array) -> Array:
-        return _blocks(values, rank, dst) if dst.layout.blocked else values
-
-    (a, b), arguments, weights = strided.two_operands(graph, task, views, packed)
-    program = elementwise.binary(op, cpu, a, b, out, (arguments[0], arguments[1]))
-    return Built(program, "elementwise", weights)
-
-
-def _blocks(values: Array, rank: int, where: Placement) -> Array:
-    """Values that broadcast to a tensor of `rank` axes, as (n, block, h, w, place in the block)."""
-    n, c, h, w = shape4((1,) * (rank - values.ndim) + values.shape)
-    values = values.reshape(n, c, h, w)
-    if c == 1:
-        return values[..., None]
-    padded = np.zeros((n, where.blocks * where.block, h, w), np.float32)
-    padded[:, :c] = values
-    return padded.reshape(n, where.blocks, where.block, h, w).transpose(0, 1, 3, 4, 2)
 
 
 def _dense(graph: Graph, task: Task, op: Gemm) -> tuple[Array, Array]:

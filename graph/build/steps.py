@@ -313,7 +313,7 @@ class _Writer:
             kernel = Built(program, "copy", value)
         return Step(
             name=item.task.node.name,
-            work=item.task.node.work,
+            work=item.task.work,
             algorithm="copy",
             layouts=layouts_text(item.form),
             output=item.task.output,
@@ -370,7 +370,7 @@ class _Writer:
             replace(
                 self._computing(second, both, src, residuals),
                 name=", ".join(task.node.name for task in tasks),
-                work=" then ".join(task.node.work for task in tasks),
+                work=" then ".join(task.work for task in tasks),
                 layouts=f"{layouts_text(first.form)}>{second.form.writes}",
                 seconds=first.form.seconds + second.form.seconds,
                 flops=sum(flops(self._graph, task.node) for task in tasks),
@@ -394,7 +394,7 @@ class _Writer:
     ) -> Step:
         return Step(
             name=item.task.node.name,
-            work=item.task.node.work,
+            work=item.task.work,
             algorithm=kernel.algorithm,
             layouts=layouts_text(item.form),
             output=item.task.output,
@@ -407,7 +407,7 @@ class _Writer:
             seconds=item.form.seconds,
             forms={item.task.output: _as_built(item, kernel)},
             result=self.port(item.task.output, item.dst),
-            flops=flops(self._graph, item.task.node),
+            flops=sum(flops(self._graph, node) for node in item.task.nodes),
             nbytes=_bytes(src.placement, item.dst.placement, *(x.placement for x in others))
             + (0 if kernel.weights is None else kernel.weights.nbytes),
         )

@@ -65,8 +65,8 @@ def check_forms(tasks: Sequence[Task], chosen: Mapping[str, Form], forms: Forms)
             possible = [forms.convolution(task, _own_choice(task, form), types)]
         else:
             possible = forms.possible(task)
-            if form.algorithm not in (task.node.work, *forms.choices(task, form)):
-                raise _refused(task, f"it does {task.node.work}, not {form.algorithm}")
+            if form.algorithm not in (task.work, *forms.choices(task, form)):
+                raise _refused(task, f"it does {task.work}, not {form.algorithm}")
         same = [x for x in possible if x.types == form.types]
         layouts = dict.fromkeys(map(layouts_text, same or possible))
         if not same or layouts_text(form) not in layouts:

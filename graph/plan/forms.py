@@ -220,11 +220,11 @@ class Forms:
         """The form of a task that NumPy computes: it reads and writes in ONNX's order of axes."""
         values = {*task.node.inputs, *task.node.outputs} & self.graph.tensors.keys()
         seconds = NUMPY_CALL + sum(map(self._bytes, sorted(values))) / NUMPY_STREAMING
-        return Form((NCHW,) * len(task.reads), NCHW, task.node.work, seconds)
+        return Form((NCHW,) * len(task.reads), NCHW, task.work, seconds)
 
     def _floats(self, task: Task) -> list[Form]:
         """The forms of an operator's kernels of float32."""
-        op, name = task.node.op, task.node.work
+        op, name = task.node.op, task.work
         streaming = self._costs.stream(sum(map(self._bytes, (*task.reads, task.output))))
 
         def alike(layouts: Sequence[Layout], seconds: float = streaming) -> list[Form]:
@@ -257,6 +257,8 @@ class Forms:
                 ]
             case Reduce() if not is_global_pool(self.graph, task):
                 return across(2 * streaming)
+            case _ if task.before:
+                return alike(self._broadcastable(task))
             case Pool() | Reduce() | Unary() | Clip() | Affine() | ByteFunction():
                 return alike(self.layouts)
             case GroupNorm():
@@ -350,7 +352,7 @@ class Forms:
 
         Bytes stay bytes. What has another grid than the result, or none, is moved to it.
         """
-        grid, name = byte_grid(self.graph, task.output), task.node.work
+        grid, name = byte_grid(self.graph, task.output), task.work
         before = [byte_grid(self.graph, x) for x in task.reads]
         found = []
         if not exact_grid(self.graph, task.output):
@@ -436,7 +438,8 @@ class Forms:
         plain = [x for x in self.layouts if not x.blocked]
         if any(x != shape and (len(x) != len(shape) or len(x) > 4) for x in mine):
             return plain
-        constants = [self.graph.shape(x) for x in task.node.inputs if x in self.graph.constants]
+        given = (x for node in task.nodes for x in node.inputs if x in self.graph.constants)
+        constants = [self.graph.shape(x) for x in given]
         if any(len(x) > 4 and max(x[2:]) > 1 for x in constants):
             return plain
         return self.layouts if all(shape4(x)[1] == shape4(shape)[1] for x in mine) else plain

@@ -1,19 +1,34 @@
 """Decides the tasks of a graph: its nodes, each with the computed tensors that it reads.
 
 A task may read the inputs of a reshape or concatenation before it. If nothing else reads that
-node's result, it is no task.
+node's result, it is no task. Elementwise operators that follow one another are one task.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import ChannelShuffle, Concat, Conv, Gemm, Numpy, Reshape, Slice
+from fastrun.graph.core.ops import (
+    Affine,
+    Binary,
+    ChannelShuffle,
+    Clip,
+    Concat,
+    Conv,
+    Gemm,
+    Numpy,
+    Reshape,
+    Slice,
+    Unary,
+)
 from fastrun.graph.core.precision import byte_grid
+
+# Elementwise operators of one task, and computed tensors that their kernel can read.
+CHAIN, CHAIN_READS = 12, 2
 
 
 @dataclass(frozen=True)
@@ -22,17 +37,30 @@ class Task:
 
     These may be others than the inputs of the node. A dense layer reads the tensor before a
     reshape that flattens it. A channel shuffle or a 1x1 convolution may read the inputs of a
-    concatenation: the first `parts` tensors are then its input, one after another.
+    concatenation: the first `parts` tensors are then its input, one after another. An elementwise
+    operator reads what the operators `before` it in the same task compute, which nothing else
+    reads.
     """
 
     node: Node
     reads: tuple[str, ...]
     parts: int = 1
+    before: tuple[Node, ...] = ()
 
     @property
     def output(self) -> str:
         """The tensor that is computed, the first one if there are several."""
         return self.node.output
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """All nodes of the task, in topological order."""
+        return (*self.before, self.node)
+
+    @property
+    def work(self) -> str:
+        """What the task does: `Conv + relu`, `sub + mul + add`."""
+        return " + ".join(node.work for node in self.nodes)
 
 
 def tasks(graph: Graph) -> list[Task]:
@@ -61,7 +89,48 @@ def tasks(graph: Graph) -> list[Task]:
             kept.append(task)
         else:
             uses.subtract(_read(task))
-    return kept[::-1]
+    return _chained(graph, kept[::-1])
+
+
+def _chained(graph: Graph, found: list[Task]) -> list[Task]:
+    """The tasks, where an elementwise operator is one task with those whose results it alone reads.
+
+    Every value between them is computed, used and forgotten in registers.
+    """
+    uses = Counter([*graph.outputs, *(x for task in found for x in {*_read(task)})])
+    kept = dict[str, Task]()
+    for task in found:
+        while first := _before(graph, task, kept, uses):
+            reads = tuple(dict.fromkeys(x for x in (*first.reads, *task.reads)
+                                        if x != first.output))  # fmt: skip
+            uses.subtract({*first.reads} & {*task.reads})
+            task = replace(task, reads=reads, before=(*first.nodes, *task.before))
+            del kept[first.output]
+        kept[task.output] = task
+    return [*kept.values()]
+
+
+def _before(
+    graph: Graph, task: Task, found: Mapping[str, Task], uses: Mapping[str, int]
+) -> Task | None:
+    """A task whose kernel can compute the elementwise operators of `task` as well."""
+    if not _is_elementwise(graph, task):
+        return None
+    for name in task.reads:
+        first, shape = found.get(name), graph.shape(task.output)
+        if not first or uses[name] > 1 or graph.shape(name) != shape:
+            continue
+        reads = {*first.reads, *task.reads} - {name}
+        few = len(reads) <= CHAIN_READS and len(first.nodes) + len(task.nodes) <= CHAIN
+        if few and _is_elementwise(graph, first):
+            return first
+    return None
+
+
+def _is_elementwise(graph: Graph, task: Task) -> bool:
+    """Whether a task computes each element of float32 from one element of each operand."""
+    rounded = any(name in graph.grids for name in (*task.reads, task.output))
+    return isinstance(task.node.op, Unary | Clip | Binary | Affine) and not rounded
 
 
 def _read(task: Task) -> Sequence[str]:

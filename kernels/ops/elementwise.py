@@ -105,6 +105,20 @@ class Affine:
     activation: str = ""
 
 
+Step = Unary | Clip | Binary | Affine
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Operators one after another, each with the numbers of the values that it reads.
+
+    Value i is operand i; behind the operands follow the operators' results. The last is written.
+    An `Affine` reads scales and shifts as two more values; its `axes` do not matter.
+    """
+
+    steps: tuple[tuple[Step, Ints], ...]
+
+
 Operands = Sequence[tuple[str, Strided]]
 
 
@@ -118,8 +132,7 @@ def unary(spec: Unary, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     check(spec.function in UNARY, f"unknown function {spec.function!r}: use one of {[*UNARY]}")
     if src.dtype is U8 is dst.dtype:
         return lookup(cpu, src, dst)
-    function = UNARY[spec.function]
-    return _real(cpu, "unary", lambda x: function(x, spec.alpha, spec.beta), [("src", src)], dst)
+    return _real(cpu, "unary", _function(spec), [("src", src)], dst)
 
 
 @identified
@@ -131,9 +144,7 @@ def clip(spec: Clip, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     """
     if src.dtype is U8 is dst.dtype:
         return lookup(cpu, src, dst)
-    with np.errstate(over="ignore"):  # a limit beyond float32 has no effect
-        low, high = np.array([spec.low, spec.high]).astype(np.float32).tolist()
-    return _real(cpu, "clip", lambda x: x.max(low).min(high), [("src", src)], dst)
+    return _real(cpu, "clip", _function(spec), [("src", src)], dst)
 
 
 @identified
@@ -170,10 +181,7 @@ def binary(
     operands = list(zip(arguments, (src, add), strict=True))
     if dst.dtype is U8 and _scales_through(spec):
         return _map(cpu, "binary", _in_steps(spec, arguments), operands, dst)
-    function = BINARY[spec.function]
-    return _real(
-        cpu, "binary", lambda x, y: activate(function(x, y), spec.activation), operands, dst
-    )
+    return _real(cpu, "binary", _function(spec), operands, dst)
 
 
 def _scales_through(spec: Binary) -> bool:
@@ -224,9 +232,43 @@ def affine(spec: Affine, cpu: Cpu, src: Strided, dst: Strided) -> Program:
     scale = Strided(dst.shape, tuple(steps.get(axis, 0) for axis in range(len(dst.shape))))
     shift = replace(scale, offset=channels.size)
     operands = [("src", src), ("weights", scale), ("weights", shift)]
-    return _real(
-        cpu, "affine", lambda x, a, b: activate(fma(x, a, b), spec.activation), operands, dst
-    )
+    return _real(cpu, "affine", _function(spec), operands, dst)
+
+
+@identified
+def chain(spec: Chain, cpu: Cpu, operands: Operands, dst: Strided) -> Program:
+    """Compute several operators in one loop, without memory for what lies between them.
+
+    `operands` are broadcast to `dst`, each with the name of the kernel's argument that holds it.
+    Constants are in "weights", one after another, row-major.
+
+    Raises:
+        ScheduleError: a function is unknown, the shapes do not fit, or a tensor is not of f32.
+    """
+    check_f32("a chain of operators", dst, *(view for _, view in operands))
+
+    def function(*values: Vec) -> Vec:
+        known = [*values]
+        for step, reads in spec.steps:
+            known.append(_function(step)(*(known[i] for i in reads)))
+        return known[-1]
+
+    return _map(cpu, "chain", function, operands, dst)
+
+
+def _function(spec: Step) -> Callable[..., Vec]:
+    """What an operator computes of vectors of its operands."""
+    match spec:
+        case Unary(name, alpha, beta):
+            return lambda x: UNARY[name](x, alpha, beta)
+        case Clip():
+            with np.errstate(over="ignore"):  # a limit beyond float32 has no effect
+                low, high = np.array([spec.low, spec.high]).astype(np.float32).tolist()
+            return lambda x: x.max(low).min(high)
+        case Binary(name, activation):
+            return lambda x, y: activate(BINARY[name](x, y), activation)
+        case Affine(activation=activation):
+            return lambda x, scale, shift: activate(fma(x, scale, shift), activation)
 
 
 @identified

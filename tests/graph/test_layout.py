@@ -59,14 +59,14 @@ def cheapest(graph: Graph, todo: Sequence[Task], forms: FormsOf, move: MoveCost)
 
 
 def drawn(draw: random.Random) -> tuple[Graph, list[Task], FormsOf, MoveCost]:
-    """A network of some unary and binary operators; forms and moves at random prices."""
+    """A network of sums and other operators; forms and moves at random prices."""
     known, nodes = ["x"], []
     for i in range(draw.randint(2, 6)):
         name, first = f"t{i}", draw.choice(known[-2:])
         if draw.random() < 0.4:
             nodes.append(node("Add", f"{first} {draw.choice(known)}", name))
         else:
-            nodes.append(node(draw.choice(("Relu", "Neg", "Exp")), first, name))
+            nodes.append(node(draw.choice(("Softmax", "LogSoftmax")), first, name))
         known.append(name)
     if draw.random() < 0.3:
         nodes.append(node("GlobalAveragePool", known[-1], "pooled"))
@@ -105,7 +105,7 @@ def test_no_assignment_is_cheaper() -> None:
 def chain(*names: str) -> tuple[Graph, list[Task]]:
     before = ("x", *names)
     graph = load_network(
-        model([node("Relu", x, y) for x, y in itertools.pairwise(before)], output=names[-1])
+        model([node("Softmax", x, y) for x, y in itertools.pairwise(before)], output=names[-1])
     )
     return graph, tasks(graph)
 
@@ -140,7 +140,7 @@ def test_moves_weigh_against_faster_forms() -> None:
 
 
 def test_a_tensor_that_two_read_is_moved_once() -> None:
-    nodes = [node("Relu", "x", "a"), node("Neg", "a", "b"), node("Exp", "a", "c")]
+    nodes = [node("Softmax", "x", "a"), node("Softmax", "a", "b"), node("LogSoftmax", "a", "c")]
     graph = load_network(model([*nodes, node("Add", "b c", "y")]))
     todo = tasks(graph)
     only = {task.output: [Form((NHWC,) * len(task.reads), NHWC, "made up", 1.0)] for task in todo}

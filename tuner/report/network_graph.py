@@ -87,6 +87,8 @@ def annotated(graph: Graph, times: Sequence[TaskTimes]) -> onnx.ModelProto:
             )
         own = {f"fastrun.{key}": text for key, text in values.items()}
         notes[one.task.output] = nothing | own
+        inside = {"fastrun.algorithm": f"in the kernel of {one.task.output}"}
+        notes |= {node.output: inside for node in one.task.before}
     return export_onnx(graph, {"fastrun": "optimised graph with measured times"}, notes)
 
 
