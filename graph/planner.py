@@ -145,6 +145,6 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
     weighing = (task.output for task in todo if isinstance(task.node.op, Conv | Gemm | Recurrent))
     known = sorted({plan.forms[output].types for output in weighing})
     rounding = [x for x in known if rounds_weights(Types.parse(x))]
-    forms = Forms(graph, todo, own, costs, lambda p: rounding)
+    forms = Forms(graph, todo, own, costs, lambda p: rounding, planned=plan.forms.values())
     check_forms(todo, plan.forms, forms)
     return arrange(forms, plan.forms, cpu)

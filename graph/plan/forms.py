@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -141,9 +141,9 @@ class Forms:
     """The forms of a network's tasks.
 
     `choose` is called once for each distinct problem. Layouts with blocks are considered only if
-    a convolution uses them. `rounded` says for a convolution of float32, or a dense or recurrent
-    layer seen as one, as which types it may also run. With `several` a convolution has all choices
-    for its layouts, not only the fastest.
+    a convolution may use them, or a `planned` form does. `rounded` says for a convolution of
+    float32, or a dense or recurrent layer seen as one, as which types it may also run. With
+    `several` a convolution has all choices for its layouts, not only the fastest.
     """
 
     def __init__(
@@ -154,6 +154,7 @@ class Forms:
         costs: Costs = GUESSED,
         rounded: Roundings = no_rounding,
         several: bool = False,
+        planned: Iterable[Form] = (),
     ) -> None:
         self.graph, self.tasks, self._costs, self._rounded = graph, tasks, costs, rounded
         self._several = several
@@ -163,9 +164,12 @@ class Forms:
                 if problem not in self._choices:
                     self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
+        used = [x for form in planned for x in (*form.reads, form.writes)]
+        found |= {x.order for x in used}
         self.layouts = (NCHW, NHWC, *sorted(found - {NCHW, NHWC}, key=str))
         of_bytes = (c for p, cs in self._choices.items() if p.precision.integer for c in cs)
         orders = {x for c in of_bytes for x in (c.src, c.dst)}
+        orders |= {x.order for x in used if x.dtype is U8}
         self._byte_orders = [x for x in self.layouts if x in orders or not x.blocked]
 
     def _posed(self, task: Task) -> Sequence[Problem]:
