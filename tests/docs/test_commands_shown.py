@@ -62,6 +62,7 @@ NOT_HERE = {
     r"make notebooks": "test_notebooks runs all with small budgets",
     r"make results|python -m fastrun\.benchmarks\.results .*": "takes hours: test_results, --quick",
     r"python -m fastrun\.benchmarks\.experiments\..*": "takes minutes: test_experiments, --quick",
+    r"python -m fastrun\.benchmarks\.pretuned.*": "changes the package: test_pretuned",
     r"python -m fastrun\.benchmarks\.unseen.*": "needs torch: test_unseen",
     r"python -m fastrun\.benchmarks\.precision.*": "needs other engines: test_precision",
     r"python -m pytest .*": "a part of test_conformance",

@@ -242,7 +242,7 @@ def test_show_says_what_each_pass_did(run: Run, classifier: Path) -> None:
 def test_show_of_a_network_without_convolutions(run: Run, pair: Path) -> None:
     code, out, _ = run("show", pair)
     assert code == 0
-    assert out.endswith("has no convolutions, so there is nothing to tune\n")
+    assert out.endswith("has no convolutions and no attention, so there is nothing to tune\n")
 
 
 @pytest.mark.parametrize(

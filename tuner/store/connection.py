@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ _CREATION_LOCK = 0x46617374
 
 _SMALLEST = 512
 """Bytes of an SQLite file that is not empty, at least. SQLite takes one byte for an empty file."""
+
+_PAUSE = 0.01
+"""Seconds between two attempts where SQLite does not wait by itself."""
 
 _ADVICE = {
     "SQLITE_BUSY": "is locked by another process: wait for it to end or use another file",
@@ -81,6 +85,7 @@ class Store:
         self._writer = self._engine.execution_options(writes=True)
         if path or address.get_backend_name() != "sqlite":
             FORKS.add(self)  # of a database in memory a child has a copy
+        self._timeout = timeout
         self._prepare()
 
     def close(self) -> None:
@@ -155,10 +160,23 @@ class Store:
             )
         if not self.read_only and self._engine.name == "sqlite":
             # Only after the check: files of other programs are not changed.
-            with FORKS.use(), self._explained(), closing(self._engine.raw_connection()) as raw:
-                raw.cursor().execute("PRAGMA journal_mode = WAL")
+            self._write_ahead()
         if version != schema_version():
             self._bring_up_to_date()
+
+    def _write_ahead(self) -> None:
+        """Let commits go to a log. SQLite does not wait here while others open a new file."""
+        end = time.monotonic() + self._timeout
+        with FORKS.use(), self._explained(), closing(self._engine.raw_connection()) as raw:
+            while True:
+                try:
+                    raw.cursor().execute("PRAGMA journal_mode = WAL")
+                    return
+                except sqlite3.Error as error:
+                    busy = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+                    if not busy or time.monotonic() > end:
+                        raise exc.DBAPIError("PRAGMA journal_mode", None, error) from error
+                    time.sleep(_PAUSE)
 
     def _bring_up_to_date(self) -> None:
         with self.writing() as connection:
