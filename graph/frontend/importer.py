@@ -290,14 +290,16 @@ class _Importer:
         infer(node, opsets, values)
         # Many exporters name outputs that nothing reads, such as the mask of a dropout.
         outputs = tuple(y if y in values.read else "" for y in node.output)
+        read = [y for y in outputs if y]
         # Nothing is computed of nothing; what is empty of something else, its operator refuses.
-        given = any(0 in (values.shape(x) or ()) for x in node.input)
-        empty = {
-            y: values.tensors[y] for y in outputs if given and y and 0 in (values.shape(y) or ())
-        }
-        for y, tensor in empty.items():
-            values.constants[y] = np.empty(tensor.shape, tensor.dtype)  # nothing is to compute
-        if not any(y and y not in empty for y in outputs):
+        if any(0 in (values.shape(x) or ()) for x in node.input) and all(
+            0 in (values.shape(y) or ()) for y in read
+        ):
+            for y in read:
+                tensor = values.tensors[y]
+                values.constants[y] = np.empty(tensor.shape, tensor.dtype)
+            return
+        if not read:
             return
         name = self._label(node)
         constant = values.are_constant(node.input)

@@ -49,6 +49,8 @@ PREPARED = (
 """Shortened commands on which others build; they are executed first."""
 
 NOT_HERE = {
+    r"fastrun demo": "takes minutes: test_cli runs it with a small budget",
+    r"fastrun bench --processes 3": "takes minutes: test_benchmarks has three small processes",
     r"fastrun (dashboard|worker)\b.*": "serves until it is stopped: test_storage, test_fleet",
     r"fastrun tune .* --calibrate .*": "takes minutes: tests/tuner/networks/test_precision",
     r"fastrun tune .* --device .*": "needs a board or an emulator: test_device",
