@@ -13,7 +13,8 @@ from fastrun.graph.plan.assign import assign
 from fastrun.graph.plan.bands import in_bands
 from fastrun.graph.plan.choices import Choose
 from fastrun.graph.plan.following import check_forms, own_choices
-from fastrun.graph.plan.forms import GUESSED, Costs, Form, Forms, MoveCost
+from fastrun.graph.plan.form import GUESSED, Costs, Form, MoveCost
+from fastrun.graph.plan.forms import Forms, Offers
 from fastrun.graph.plan.from_memory import streamed
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
@@ -47,9 +48,9 @@ def make_plan(
     """
     todo = tasks(graph)
     if max_weights is not None:
-        forms = Forms(graph, todo, choose, costs, rounded, several=True)
+        forms = Forms(graph, todo, Offers(choose, rounded, several=True), costs)
         return _light_plan(graph, todo, forms, cpu, costs.move, threads, max_weights)
-    forms = Forms(graph, todo, choose, costs, rounded)
+    forms = Forms(graph, todo, Offers(choose, rounded), costs)
     possible = {task.output: [x for x in forms.of(task) if allowed(task, x)] for task in todo}
     plan = cheapest_plan(graph, todo, possible, costs.move)
     return _arranged(graph, todo, plan, forms, cpu, threads)
@@ -145,6 +146,6 @@ def follow_plan(graph: Graph, plan: Plan, cpu: Cpu, costs: Costs = GUESSED) -> A
     weighing = (task.output for task in todo if isinstance(task.node.op, Conv | Gemm | Recurrent))
     known = sorted({plan.forms[output].types for output in weighing})
     rounding = [x for x in known if rounds_weights(Types.parse(x))]
-    forms = Forms(graph, todo, own, costs, lambda p: rounding, planned=plan.forms.values())
+    forms = Forms(graph, todo, Offers(own, lambda p: rounding), costs, plan.forms.values())
     check_forms(todo, plan.forms, forms)
     return arrange(forms, plan.forms, cpu)

@@ -10,7 +10,7 @@ from fastrun.graph.build.built import Built
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Pool
 from fastrun.graph.plan.bands import convolution_of
-from fastrun.graph.plan.forms import Form, typed_problem
+from fastrun.graph.plan.form import Form, typed_problem
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu

@@ -35,7 +35,7 @@ from fastrun.graph.core.ops import (
     Unary,
 )
 from fastrun.graph.core.shapes import Shape4, pair
-from fastrun.graph.plan.forms import Form, typed_problem
+from fastrun.graph.plan.form import Form, typed_problem
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.graph.reference.interpreter import evaluate

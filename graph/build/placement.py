@@ -24,7 +24,7 @@ from fastrun.graph.core.ops import (
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import Shape4, is_range, same_memory, shape4
-from fastrun.graph.plan.forms import Form, source_layout
+from fastrun.graph.plan.form import Form, source_layout
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.layout import NHWC, Halo, Layout, Placement

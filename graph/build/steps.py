@@ -22,7 +22,8 @@ from fastrun.graph.core.model import Array, Node, Tensor
 from fastrun.graph.core.ops import Conv
 from fastrun.graph.core.work import flops
 from fastrun.graph.plan.bands import partners
-from fastrun.graph.plan.forms import Form, Forms, layouts_text
+from fastrun.graph.plan.form import Form, layouts_text
+from fastrun.graph.plan.forms import Forms
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, READ_SLACK, Placement
 from fastrun.kernels.core.program import Io, Program

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.shapes import Shape4, shape4
-from fastrun.graph.plan.forms import Form, MoveCost
+from fastrun.graph.plan.form import Form, MoveCost
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.dtype import F32, U8
 from fastrun.kernels.core.layout import NCHW, Layout

@@ -14,7 +14,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Pool
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import is_depthwise, shape4
-from fastrun.graph.plan.forms import STEP, Form, typed_problem
+from fastrun.graph.plan.form import STEP, Form, typed_problem
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu

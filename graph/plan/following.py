@@ -9,7 +9,8 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Attention, Conv, Gemm
 from fastrun.graph.core.problems import attention_problem
 from fastrun.graph.plan.choices import Choice, Choose
-from fastrun.graph.plan.forms import Form, Forms, layouts_text, typed_problem
+from fastrun.graph.plan.form import Form, layouts_text, typed_problem
+from fastrun.graph.plan.forms import Forms
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.layout import layout_pair

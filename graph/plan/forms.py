@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -37,132 +37,65 @@ from fastrun.graph.core.ops import (
     Where,
 )
 from fastrun.graph.core.precision import byte_grid, exact_grid
-from fastrun.graph.core.problems import attention_problem, conv_problem, conv_problems
+from fastrun.graph.core.problems import attention_problem, conv_problems
 from fastrun.graph.core.shapes import Shape4, same_memory, shape4
 from fastrun.graph.plan.byte_kernels import ByteKernel, byte_kernels
 from fastrun.graph.plan.choices import Choice, Choose
+from fastrun.graph.plan.form import (
+    GUESSED,
+    NUMPY_CALL,
+    NUMPY_STREAMING,
+    STEP,
+    Costs,
+    Form,
+    source_layout,
+    typed_problem,
+)
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial, is_view
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.attention import Problem
-from fastrun.kernels.core.dtype import BY_NAME, F16, F32, U8
-from fastrun.kernels.core.layout import NCHW, NHWC, Layout, layout_pair
+from fastrun.kernels.core.dtype import F16, F32, U8
+from fastrun.kernels.core.layout import NCHW, NHWC, Layout
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.rounding import Roundings, no_rounding
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
-# Guesses for work that only moves data.
-STREAMING = 15e9  # bytes per second, read and written, with their order kept
-REORDERING = 8e9  # the same, with their order changed
-STEP = 1e-6  # seconds of a barrier, which every step has
-# Guesses for NumPy, between kernels.
-NUMPY_CALL = 50e-6  # seconds of a call, copies included
-NUMPY_STREAMING = 1e9  # bytes per second
-
 
 @dataclass(frozen=True)
-class Form:
-    """One way to run a task: the layouts it reads and writes, what runs, expected seconds.
+class Offers:
+    """What may run tasks that have schedules or weights.
 
-    `algorithm` is the text of a schedule, or the name of an operator without. `types`
-    are those of the kernel: "" for float32, for convolutions and dense layers those of their
-    problem, "u8" for other operators on bytes. If a kernel of float32 leaves a tensor that the
-    task `writes` in u8, it is quantised behind it. If `rows` is not 0, the task runs in one kernel
-    with the convolution it reads, `rows` rows at a time.
+    `choose` is called once for each distinct problem. `rounded` says for a convolution of float32,
+    or a dense or recurrent layer seen as one, as which types it may also run. With `several` a
+    convolution has all choices for its layouts, not only the fastest.
     """
 
-    reads: tuple[Layout, ...]
-    writes: Layout
-    algorithm: str
-    seconds: float
-    rows: int = 0
-    types: str = ""
-
-    @property
-    def leaves(self) -> Layout:
-        """The layout in which the kernel leaves the result, before it is quantised."""
-        return self.writes.of(BY_NAME.get(self.types.rpartition(">")[2], F32))
-
-    @property
-    def integers(self) -> bool:
-        """Whether it is a convolution of integers."""
-        return self.types.startswith("u8s")
-
-    @property
-    def touches_bytes(self) -> bool:
-        """Whether it reads or writes bytes."""
-        return U8 in {layout.dtype for layout in (*self.reads, self.writes)}
-
-
-def layouts_text(form: Form) -> str:
-    """`NCHW,NHWC>NHWC`: what a form reads and writes."""
-    return f"{','.join(map(str, form.reads))}>{form.writes}"
-
-
-def source_layout(form: Form) -> Layout:
-    """The layout that a convolution's kernel reads. Parts of its input may lie in another one."""
-    _, schedule = parse_schedule(form.algorithm)
-    return layout_pair(schedule.layout)[0].of(form.reads[0].dtype)
-
-
-def typed_problem(graph: Graph, task: Task, form: Form) -> ConvProblem:
-    """The problem that a convolution computes in a form."""
-    return replace(conv_problem(graph, task.node), types=form.types)
-
-
-# Seconds that moving a tensor of this shape from one layout to another takes.
-MoveCost = Callable[[Shape4, Layout, Layout], float]
-
-
-def _guessed_move(shape: Shape4, src: Layout, dst: Layout) -> float:
-    size = math.prod(shape)
-    return STEP + (src.dtype.bytes(size) + dst.dtype.bytes(size)) / REORDERING
-
-
-def _guessed_stream(size: int) -> float:
-    return STEP + size / STREAMING
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds of work that only moves data; by default guesses.
-
-    `move` moves a tensor to another layout, `stream` reads and writes a number of bytes in all.
-    """
-
-    move: MoveCost = _guessed_move
-    stream: Callable[[int], float] = _guessed_stream
-
-
-GUESSED = Costs()
+    choose: Choose
+    rounded: Roundings = no_rounding
+    several: bool = False
 
 
 class Forms:
     """The forms of a network's tasks.
 
-    `choose` is called once for each distinct problem. Layouts with blocks are considered only if
-    a convolution may use them, or a `planned` form does. `rounded` says for a convolution of
-    float32, or a dense or recurrent layer seen as one, as which types it may also run. With
-    `several` a convolution has all choices for its layouts, not only the fastest.
+    Layouts with blocks are considered only if a convolution may use them, or a `planned` form does.
     """
 
     def __init__(
         self,
         graph: Graph,
         tasks: Sequence[Task],
-        choose: Choose,
+        offers: Offers,
         costs: Costs = GUESSED,
-        rounded: Roundings = no_rounding,
-        several: bool = False,
         planned: Iterable[Form] = (),
     ) -> None:
-        self.graph, self.tasks, self._costs, self._rounded = graph, tasks, costs, rounded
-        self._several = several
+        self.graph, self.tasks, self._offers, self._costs = graph, tasks, offers, costs
         self._choices: dict[Problem, list[Choice]] = {}
         for task in tasks:
             for problem in self._posed(task):
                 if problem not in self._choices:
-                    self._choices[problem] = sorted(choose(problem), key=lambda c: c.seconds)
+                    self._choices[problem] = sorted(offers.choose(problem), key=lambda c: c.seconds)
         found = {x for cs in self._choices.values() for c in cs for x in (c.src, c.dst)}
         used = [x for form in planned for x in (*form.reads, form.writes)]
         found |= {x.order for x in used}
@@ -275,7 +208,7 @@ class Forms:
                 masks = int(task.reads[-1] == task.node.input(2))
                 reads = (NHWC,) * (len(task.reads) - masks) + (NCHW,) * masks
                 choices = [c for p in self._posed(task) for c in self._choices[p]]
-                kept = choices if self._several else choices[:1]
+                kept = choices if self._offers.several else choices[:1]
                 found = [Form(reads, NHWC, c.schedule, c.seconds) for c in kept]
                 return found or [Form(reads, NHWC, name, 2 * streaming)]
             case Recurrent():
@@ -385,7 +318,7 @@ class Forms:
                 if gathers and not parse_schedule(choice.schedule)[0].gathers:
                     continue
                 key: tuple[str, ...] = (problem.types, str(choice.src), str(choice.dst))
-                if self._several:
+                if self._offers.several:
                     key = (*key, choice.schedule)
                 if key not in found:
                     found[key] = self.convolution(task, choice, problem.precision)
@@ -394,7 +327,7 @@ class Forms:
     def problems(self, task: Task) -> list[ConvProblem]:
         """The problems as which a convolution may run. Gathered channels take float32 weights."""
         plain, *others = conv_problems(self.graph, task.node)
-        rounded = self._rounded(plain) if task.parts == 1 else ()
+        rounded = self._offers.rounded(plain) if task.parts == 1 else ()
         return [plain, *others, *(replace(plain, types=types) for types in rounded)]
 
     def _dense_bytes(self, task: Task) -> dict[str, int]:
@@ -409,7 +342,7 @@ class Forms:
 
         As a convolution it is this `problem`.
         """
-        halves = [x for x in self._rounded(problem) if Types.parse(x).weights is F16]
+        halves = [x for x in self._offers.rounded(problem) if Types.parse(x).weights is F16]
         return {types: self._weight_bytes(task, types) for types in ("", *halves)}
 
     def convolution(self, task: Task, choice: Choice, types: Types) -> Form:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv
-from fastrun.graph.plan.forms import Form, typed_problem
+from fastrun.graph.plan.form import Form, typed_problem
 from fastrun.graph.plan.tasks import Task
 from fastrun.graph.plan.weight_limit import weight_bytes
 from fastrun.kernels.core.cpu import Cpu

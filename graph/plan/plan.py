@@ -15,7 +15,7 @@ from typing import Any
 
 from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph, Shape
-from fastrun.graph.plan.forms import Form, layouts_text
+from fastrun.graph.plan.form import Form, layouts_text
 from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.notebook import card
 from fastrun.kernels.core.whole_file import write_whole

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv
-from fastrun.graph.plan.forms import Form, typed_problem
+from fastrun.graph.plan.form import Form, typed_problem
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.registry import parse_schedule
 

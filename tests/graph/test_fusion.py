@@ -14,7 +14,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.bands import in_bands, partners
-from fastrun.graph.plan.forms import Form
+from fastrun.graph.plan.form import Form
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import follow_plan, make_plan

@@ -17,7 +17,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.shapes import shape4
 from fastrun.graph.networks import load_network
 from fastrun.graph.plan.assign import assign
-from fastrun.graph.plan.forms import Form, MoveCost
+from fastrun.graph.plan.form import Form, MoveCost
 from fastrun.graph.plan.tasks import Task, tasks
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout
 from tests.support.graph_models import model, node

@@ -18,7 +18,7 @@ from fastrun.graph.core.problems import conv_problem, convolutions
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choice, crossed, heuristic_choices
-from fastrun.graph.plan.forms import Costs, Form, layouts_text
+from fastrun.graph.plan.form import Costs, Form, layouts_text
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan, make_plan
 from fastrun.graph.reference import interpreter as reference

@@ -17,7 +17,8 @@ from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.shapes import shape4
 from fastrun.graph.networks import load_network
 from fastrun.graph.plan.choices import heuristic_choices
-from fastrun.graph.plan.forms import Form, Forms
+from fastrun.graph.plan.form import Form
+from fastrun.graph.plan.forms import Forms, Offers
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
@@ -74,7 +75,7 @@ def test_an_operator_is_right_or_refused(name: str, src: Layout, dst: Layout) ->
         form = Form((src,) * len(reads), dst, name, 0.0)
         kernel = build(graph, task, form, [], Cpu.host(), reads, out)
     except UnsupportedError:
-        forms = Forms(graph, [task], heuristic_choices(Cpu.host()))
+        forms = Forms(graph, [task], Offers(heuristic_choices(Cpu.host())))
         forms.layouts = tuple(LAYOUTS)
         assert (src, dst) not in [(form.reads[0], form.writes) for form in forms.possible(task)]
         return

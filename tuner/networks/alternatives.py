@@ -9,7 +9,7 @@ from itertools import chain, zip_longest
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv
 from fastrun.graph.plan.choices import Choice, Choose
-from fastrun.graph.plan.forms import Costs, Form, source_layout, typed_problem
+from fastrun.graph.plan.form import Costs, Form, source_layout, typed_problem
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import make_plan

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrun.graph.core.shapes import Shape4
-from fastrun.graph.plan.forms import Costs
+from fastrun.graph.plan.form import Costs
 from fastrun.kernels.core.layout import Layout, Placement
 
 if TYPE_CHECKING:

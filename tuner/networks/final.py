@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from fastrun.graph.core.model import Graph
-from fastrun.graph.plan.forms import Form
+from fastrun.graph.plan.form import Form
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import carried_out, cheapest_plan, follow_plan

@@ -30,7 +30,7 @@ from fastrun.graph.frontend.file import (
 from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choose
-from fastrun.graph.plan.forms import GUESSED, Costs
+from fastrun.graph.plan.form import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import carried_out, follow_plan, make_plan, packed_bytes
 from fastrun.graph.runtime.defaults import Defaults

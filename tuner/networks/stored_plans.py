@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.errors import GraphError
 from fastrun.graph.core.model import Graph
-from fastrun.graph.plan.forms import GUESSED, Costs
+from fastrun.graph.plan.form import GUESSED, Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan, make_plan
 from fastrun.graph.runtime.executable import Executable

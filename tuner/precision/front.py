@@ -17,7 +17,8 @@ from fastrun.graph.core.ops import Affine, Binary, Clip, Pool, Reduce, Unary
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.plan.assign import assign
 from fastrun.graph.plan.choices import Choose
-from fastrun.graph.plan.forms import Costs, Form, Forms, typed_problem
+from fastrun.graph.plan.form import Costs, Form, typed_problem
+from fastrun.graph.plan.forms import Forms, Offers
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
 from fastrun.graph.quantise.network import Progress, silent
@@ -80,7 +81,9 @@ def front(
         UnsupportedError: a node cannot be run.
     """
     todo = tasks(advised.graph)
-    every = [Forms(graph, todo, choose, costs, rounded) for graph in advised.rounded.values()]
+    every = [
+        Forms(graph, todo, Offers(choose, rounded), costs) for graph in advised.rounded.values()
+    ]
     forms = {task.output: [*dict.fromkeys(x for f in every for x in f.of(task))] for task in todo}
     for task in todo:
         if task.node.input(1) not in found.layers:

@@ -19,7 +19,7 @@ from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.passes.products import densify
 from fastrun.graph.passes.tabulate import tabulate
 from fastrun.graph.plan.choices import Choose
-from fastrun.graph.plan.forms import Costs
+from fastrun.graph.plan.form import Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan

@@ -16,7 +16,7 @@ from fastrun.graph.core.problems import convolutions
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import heuristic_choices
-from fastrun.graph.plan.forms import Form
+from fastrun.graph.plan.form import Form
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import carried_out, follow_plan, make_plan
 from fastrun.kernels.conv import direct

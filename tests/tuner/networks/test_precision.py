@@ -20,7 +20,7 @@ from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.plan.choices import Choice, heuristic_choices
-from fastrun.graph.plan.forms import GUESSED
+from fastrun.graph.plan.form import GUESSED
 from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import calibrated

@@ -12,7 +12,7 @@ from fastrun.graph.core.problems import convolutions
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.choices import Choice, heuristic_choices
-from fastrun.graph.plan.forms import GUESSED
+from fastrun.graph.plan.form import GUESSED
 from fastrun.graph.planner import make_plan
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import layout_pair
