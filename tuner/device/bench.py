@@ -21,9 +21,10 @@ from fastrun.kernels.native.elf import ElfError
 from fastrun.tuner.device.canary import DeviceCanary
 from fastrun.tuner.device.channel import LostError
 from fastrun.tuner.device.cooling import wait_while_hot
+from fastrun.tuner.device.crew import Crew
 from fastrun.tuner.device.reach import Start
 from fastrun.tuner.device.session import Child, Session, kernel_library
-from fastrun.tuner.device.subject import Crew, Subject
+from fastrun.tuner.device.subject import Subject
 from fastrun.tuner.measure.climate import Sensors
 from fastrun.tuner.measure.guarded import STRAYS
 from fastrun.tuner.measure.job import Job, Result

@@ -15,9 +15,9 @@ from fastrun.kernels.native.apart import compile_all
 from fastrun.kernels.native.flat import Blob
 from fastrun.tuner.device.canary import DeviceCanary
 from fastrun.tuner.device.channel import Operations
+from fastrun.tuner.device.crew import Crew, Walk, stages_at
 from fastrun.tuner.device.identity import Identity
 from fastrun.tuner.device.session import READ, RUN, Child, Session, kernel_library
-from fastrun.tuner.device.subject import Crew, Walk, stages_at
 from fastrun.tuner.device.support import kernel
 from fastrun.tuner.machine.probe import (
     STREAMS,

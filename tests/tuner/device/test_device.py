@@ -30,11 +30,11 @@ from fastrun.tuner.device.bench import DeviceBench
 from fastrun.tuner.device.cache_sizes import levels
 from fastrun.tuner.device.channel import Channel, LostError, Operations
 from fastrun.tuner.device.cooling import wait_while_hot
+from fastrun.tuner.device.crew import Crew
 from fastrun.tuner.device.identity import Identity, identify
 from fastrun.tuner.device.reach import DeviceError, way_to
 from fastrun.tuner.device.runner import runner
 from fastrun.tuner.device.session import Child, Session
-from fastrun.tuner.device.subject import Crew
 from fastrun.tuner.measure.climate import Sensors
 from fastrun.tuner.measure.job import Compiled, Job, ProcessLimits, Result
 from fastrun.tuner.measure.operands import Operands, Scratch
