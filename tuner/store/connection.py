@@ -49,7 +49,8 @@ class DatabaseError(RuntimeError):
 class Store:
     """The connection of `tuner.store.database.Database`, which documents the arguments.
 
-    An empty database gets the tables of this program; one of an older schema is migrated.
+    An empty database gets the tables of this program; one of an older schema is migrated. A file
+    that is only read stays as it is, and a migrated copy in memory is read.
     Transactions of several processes wait for each other. A forked process opens connections of
     its own. A file is opened by SQLite alone: closing it elsewhere would drop SQLite's locks of
     the process.
@@ -72,17 +73,13 @@ class Store:
         if path:
             address = self._file_address(path)
         try:
-            self._engine = sql.create_engine(address, **options)
+            self._use(sql.create_engine(address, **options))
         except ModuleNotFoundError as error:
             raise DatabaseError(
                 f"database {self.name} needs the Python package {error.name}: install it"
             ) from error
         except exc.ArgumentError as error:
             raise DatabaseError(f"database {self.name}: {error}") from error
-        if address.get_backend_name() == "sqlite":
-            sql.event.listen(self._engine, "connect", self._on_connect)
-            sql.event.listen(self._engine, "begin", self._on_begin)
-        self._writer = self._engine.execution_options(writes=True)
         if path or address.get_backend_name() != "sqlite":
             FORKS.add(self)  # of a database in memory a child has a copy
         self._timeout = timeout
@@ -107,8 +104,19 @@ class Store:
         """A transaction that writes. It is committed at the end of the block, undone on errors."""
         if self.read_only:
             raise DatabaseError(f"database {self.name} {_ADVICE['SQLITE_READONLY']}")
+        with self._changing() as connection:
+            yield connection
+
+    @contextmanager
+    def _changing(self) -> Iterator[sql.Connection]:
         with FORKS.use(), self._explained(), self._writer.begin() as connection:
             yield connection
+
+    def _use(self, engine: sql.Engine) -> None:
+        if engine.name == "sqlite":
+            sql.event.listen(engine, "connect", self._on_connect)
+            sql.event.listen(engine, "begin", self._on_begin)
+        self._engine, self._writer = engine, engine.execution_options(writes=True)
 
     def _on_connect(self, connection: sqlite3.Connection, _: object) -> None:
         # SQLAlchemy's begin event opens transactions, not the driver.
@@ -153,11 +161,13 @@ class Store:
         with self.reading() as connection:
             version = self._stored_version(connection)
         if self.read_only and version != schema_version():
-            state = "is empty" if version is None else f"has schema {version}, which is older"
-            raise DatabaseError(
-                f"database {self.name} {state}: a command that writes to it, such as "
-                "`fastrun tune --db`, brings it up to date"
-            )
+            if not self.path or version is None:
+                state = "is empty" if version is None else f"has schema {version}, which is older"
+                raise DatabaseError(
+                    f"database {self.name} {state}: a command that writes to it, such as "
+                    "`fastrun tune --db`, brings it up to date"
+                )
+            self._read_a_copy()
         if not self.read_only and self._engine.name == "sqlite":
             # Only after the check: files of other programs are not changed.
             self._write_ahead()
@@ -178,8 +188,21 @@ class Store:
                         raise exc.DBAPIError("PRAGMA journal_mode", None, error) from error
                     time.sleep(_PAUSE)
 
+    def _read_a_copy(self) -> None:
+        """Go on with a copy of the file in memory, which can be migrated."""
+        copy = sqlite3.connect(":memory:", check_same_thread=False)
+        with FORKS.use(), self._explained(), closing(self._engine.raw_connection()) as raw:
+            try:
+                file: Any = raw.driver_connection
+                file.backup(copy)
+            except sqlite3.Error as error:
+                raise exc.DBAPIError("backup", None, error) from error
+        self._engine.dispose()
+        FORKS.discard(self)
+        self._use(sql.create_engine("sqlite://", creator=lambda: copy, poolclass=sql.StaticPool))
+
     def _bring_up_to_date(self) -> None:
-        with self.writing() as connection:
+        with self._changing() as connection:
             if self._engine.name == "postgresql":
                 # Writers of SQLite exclude each other without this.
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")

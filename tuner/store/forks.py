@@ -37,6 +37,10 @@ class Gate:
         """Close it before every later fork."""
         self._closables.add(closable)
 
+    def discard(self, closable: Closable) -> None:
+        """Leave it open from now on."""
+        self._closables.discard(closable)
+
     @contextmanager
     def use(self) -> Iterator[None]:
         """A block that uses connections."""

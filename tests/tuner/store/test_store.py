@@ -31,7 +31,12 @@ def test_older_schema_is_migrated(path: Path, monkeypatch: pytest.MonkeyPatch) -
     steps = (("ALTER TABLE meta ADD COLUMN a TEXT", "UPDATE meta SET a = 'x'"), ("SELECT 1",))
     monkeypatch.setattr(tables, "MIGRATIONS", (*tables.MIGRATIONS, *steps))
     before = schema_version() - 2
-    assert f"schema {before}" in refused(lambda: Database(path, read_only=True))
+    content = path.read_bytes()
+    with Database(path, read_only=True) as database:
+        assert database.info().schema == before + 2
+        assert database.records() == [record()]
+        assert "read-only" in refused(lambda: database.add(record(7)))
+    assert path.read_bytes() == content
     with Database(path) as database:
         assert database.info().schema == before + 2
         assert database.records() == [record()]
