@@ -87,80 +87,117 @@ def export(
         OSError: the folder cannot be written.
     """
     prefix = name or _identifier(graph.name)
+    _check(prefix, targets, system, embed)
+    named = list(dict.fromkeys(targets))
+    cpus = [_on(target(t), system) for t in named]
+    if len({cpu.triple for cpu in cpus}) > 1:
+        raise ExportError("targets of one export have one architecture: export twice")
+    plans = plans or {}
+    built = [
+        _built(graph, t, cpu, i, plans.get(t), threads, max_weights)
+        for i, (t, cpu) in enumerate(zip(named, cpus, strict=True))
+    ]
+    weights, starts = _weights(built)
+    if embed and len(weights) > MOST_EMBEDDED:
+        raise ExportError(
+            f"{len(weights) >> 20} MB of weights are too many to embed: leave them in their file"
+        )
+    facts = Interface(
+        prefix, weights[:HEAD_BYTES], len(weights), f"{prefix}_weights" if embed else "",
+        ports.inputs(graph), ports.outputs(graph), _in_place(built),
+    )  # fmt: skip
+    objects = _compiled(facts, built, starts, system)
+    files = {
+        f"{prefix}.h": texts.header(facts, graph.name, named).encode(),
+        "example.c": texts.example(prefix, graph, embed).encode(),
+        f"{prefix}.plan": str(built[0].plan).encode(),
+    }
+    outside = set[str]()
+    if SYSTEMS[system].suffix:
+        files |= _for_a_linker(prefix, system, objects)
+    else:
+        outside = imports([*objects.values()], [facts.embed])
+        if strange := sorted(outside - set(SERVES)):
+            raise ExportError(f"a kernel calls {strange[0]}, which not every C library has")
+        files |= _linked(facts, system, objects, weights)
+        files |= _for_builds(prefix, graph, built[0].cpu.triple, embed)
+    if not embed:
+        files[f"{prefix}.weights"] = weights
+    _write(folder, files)
+    sizes = {name: len(data) for name, data in files.items()}
+    return Export(prefix, folder, sizes, tuple(built), tuple(sorted(outside)))
+
+
+def _check(prefix: str, targets: Sequence[str], system: str, embed: bool) -> None:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
         raise ExportError(f"{prefix!r} is no name for C: use a-z, 0-9 and _, a letter first")
     if unknown := [t for t in targets if t not in NAMES]:
         raise ExportError(f"unknown target {unknown[0]!r}: use {', '.join(NAMES)}")
     if system not in SYSTEMS:
         raise ExportError(f"unknown system {system!r}: use {', '.join(SYSTEMS)}")
-    kind = SYSTEMS[system]
-    if kind.suffix and embed:
+    if SYSTEMS[system].suffix and embed:
         raise ExportError(f"weights lie in their file on {system}: leave out --embed")
-    plans = plans or {}
-    named = list(dict.fromkeys(targets))
-    cpus = [_on(target(t), system) for t in named]
-    if len({cpu.triple for cpu in cpus}) > 1:
-        raise ExportError("targets of one export have one architecture: export twice")
-    built = [
-        _built(graph, t, cpu, i, plans.get(t), threads, max_weights)
-        for i, (t, cpu) in enumerate(zip(named, cpus, strict=True))
-    ]
+
+
+def _weights(built: Sequence[Built]) -> tuple[bytes, list[int]]:
+    """The weights of all targets behind their head, and where those of each begin."""
     body, starts = b"", list[int]()
     for b in built:
         body = body.ljust(-(-len(body) // WEIGHTS_ALIGN) * WEIGHTS_ALIGN, b"\0")
         starts.append(WEIGHTS_ALIGN + len(body))
         body += b.image.weights
-    weights = _head(built, body).ljust(WEIGHTS_ALIGN, b"\0") + body
-    if embed and len(weights) > MOST_EMBEDDED:
-        raise ExportError(
-            f"{len(weights) >> 20} MB of weights are too many to embed: leave them in their file"
-        )
-    blob = f"{prefix}_weights" if embed else ""
+    return _head(built, body).ljust(WEIGHTS_ALIGN, b"\0") + body, starts
+
+
+def _compiled(
+    facts: Interface, built: Sequence[Built], starts: Sequence[int], system: str
+) -> dict[str, bytes]:
+    """The objects of the interface and of each target's code, by the names of their files."""
     variants = [
         Variant(b.target, b.image.steps, b.image.loose, b.image.count, b.image.arena,
                 b.image.local, start, len(b.image.weights), needs(b.cpu))
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
-    triple = built[0].cpu.triple
     base = _on(baseline(built[0].cpu.machine), system)
-    facts = Interface(
-        prefix, weights[:HEAD_BYTES], len(weights), blob, ports.inputs(graph),
-        ports.outputs(graph), _in_place(built),
-    )  # fmt: skip
-    interface = interface_ir(facts, base.triple, variants)
-    if kind.suffix:
-        interface = with_glue(interface, prefix)
+    interface, suffix = interface_ir(facts, base.triple, variants), SYSTEMS[system].suffix
+    if suffix:
+        interface = with_glue(interface, facts.prefix)
     objects = compile_all([(interface, base), *((b.image.ir, b.cpu) for b in built)])
-    suffix = kind.suffix or "o"
-    names = [f"interface.{suffix}", *(f"code{i}.{suffix}" for i in range(len(built)))]
-    files: dict[str, bytes] = {
-        f"{prefix}.h": texts.header(facts, graph.name, named).encode(),
-        "example.c": texts.example(prefix, graph, embed).encode(),
-        f"{prefix}.plan": str(built[0].plan).encode(),
+    names = ["interface", *(f"code{i}" for i in range(len(built)))]
+    return {f"{x}.{suffix or 'o'}": data for x, data in zip(names, objects, strict=True)}
+
+
+def _for_a_linker(prefix: str, system: str, objects: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of an export that another system's linker completes."""
+    makefile = texts.objects_makefile(prefix, [*objects], SYSTEMS[system].libraries)
+    return {
+        **objects,
+        f"{prefix}_os.c": glue(prefix).encode(),
+        "Makefile": makefile.encode(),
     }
-    if kind.suffix:
-        outside = set[str]()
-        files |= dict(zip(names, objects, strict=True))
-        files[f"{prefix}_os.c"] = glue(prefix).encode()
-        files["Makefile"] = texts.objects_makefile(prefix, names, kind.libraries).encode()
-    else:
-        outside = imports(objects, [blob])
-        if strange := sorted(outside - set(SERVES)):
-            raise ExportError(f"a kernel calls {strange[0]}, which not every C library has")
-        exports = [f"{prefix}_{f}" for f in FUNCTIONS]
-        blobs = {blob: weights} if embed else {}
-        files[f"lib{prefix}.so"] = link(f"lib{prefix}.so", objects, exports, blobs, kind.needed)
-        files["Makefile"] = texts.makefile(prefix, triple).encode()
-        files[f"{prefix}.pc"] = texts.pkg_config(prefix, graph).encode()
-        files[f"{prefix}-config.cmake"] = texts.cmake(prefix).encode()
-        files[f"{prefix}.py"] = texts.loader(prefix, graph, embed).encode()
-        if not embed:
-            files[f"lib{prefix}.a"] = archive(dict(zip(names, objects, strict=True)))
-    if not embed:
-        files[f"{prefix}.weights"] = weights
-    _write(folder, files)
-    sizes = {name: len(data) for name, data in files.items()}
-    return Export(prefix, folder, sizes, tuple(built), tuple(sorted(outside)))
+
+
+def _linked(
+    facts: Interface, system: str, objects: Mapping[str, bytes], weights: bytes
+) -> dict[str, bytes]:
+    """The shared library; the archive too, if the weights are in a file of their own."""
+    library = f"lib{facts.prefix}.so"
+    exports = [f"{facts.prefix}_{f}" for f in FUNCTIONS]
+    blobs = {facts.embed: weights} if facts.embed else {}
+    parts, needed = [*objects.values()], SYSTEMS[system].needed
+    files = {library: link(library, parts, exports, blobs, needed)}
+    return files if facts.embed else files | {f"lib{facts.prefix}.a": archive(objects)}
+
+
+def _for_builds(prefix: str, graph: Graph, triple: str, embed: bool) -> dict[str, bytes]:
+    """The files that say to make, pkg-config, CMake and Python how the library is used."""
+    made = {
+        "Makefile": texts.makefile(prefix, triple),
+        f"{prefix}.pc": texts.pkg_config(prefix, graph),
+        f"{prefix}-config.cmake": texts.cmake(prefix),
+        f"{prefix}.py": texts.loader(prefix, graph, embed),
+    }
+    return {name: text.encode() for name, text in made.items()}
 
 
 def _on(cpu: Cpu, system: str) -> Cpu:
