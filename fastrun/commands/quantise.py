@@ -93,7 +93,7 @@ def run(arguments: Namespace) -> int:
     everything = len(done.layers) + len(done.kept)
     print(
         f"{arguments.model}: {len(done.layers)} of {plural(everything, 'layer')} in 8 bits, "
-        f"calibrated with {plural(done.batches, 'input')} in "
+        f"{_weights(int(arguments.bits))}calibrated with {plural(done.batches, 'input')} in "
         f"{duration(time.perf_counter() - start)}"
     )
     if done.kept:
@@ -105,6 +105,14 @@ def run(arguments: Namespace) -> int:
         print(f"{name}: SQNR {difference.sqnr:.1f} dB{same} (on the calibration data)")
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def _weights(bits: int) -> str:
+    """What is to be said of weights of fewer than 8 bits."""
+    if bits == 8:
+        return ""
+    ends = ", the first and the last layers' of 8" if bits < 7 else ""
+    return f"their weights of {bits}{ends}, "
 
 
 def _check_output(path: Path, model: str) -> None:

@@ -167,6 +167,13 @@ class Arrangement:
         return tuple(step for step in self.steps if isinstance(step, Step))
 
     @property
+    def ports(self) -> Mapping[str, tuple[int, Port]]:
+        """The inputs, and the tensors that a step computes whole, with the steps up to them."""
+        results = ((i, step.result) for i, step in enumerate(self.steps, 1))
+        found = {port.name: (i, port) for i, port in results if port}
+        return {port.name: (0, port) for port in self.inputs} | found
+
+    @property
     def ir_hash(self) -> str:
         """Thirty-two hex digits that identify the code of all steps."""
         code = "".join(step.program.ir_hash for step in self.kernels)

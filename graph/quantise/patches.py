@@ -63,17 +63,27 @@ class Filters:
         kernel, stride, dilation = (pair(v, 1) for v in (self.shape[2:], op.stride, op.dilation))
         begins, ends = pair(op.padding[:rank], 0), pair(op.padding[rank:], 0)
         pictures = x.reshape(*x.shape[:2], -1, x.shape[-1])
-        padded = np.pad(pictures, [(0, 0), (0, 0), *zip(begins, ends, strict=True)])
+        inner = pictures.shape[2:]
         sizes = [
-            (n - (k - 1) * d - 1) // s + 1
-            for n, k, d, s in zip(padded.shape[2:], kernel, dilation, stride, strict=True)
+            (n + begin + end - (k - 1) * d - 1) // s + 1
+            for n, begin, end, k, d, s in zip(
+                inner, begins, ends, kernel, dilation, stride, strict=True
+            )
         ]
         places = draw.permutation(len(x) * math.prod(sizes))[:count]
-        n, top, left = np.unravel_index(places, (len(x), *sizes))
+        n, *corner = np.unravel_index(places, (len(x), *sizes))
         found = np.empty((len(places), x.shape[1], *kernel), np.float32)
-        for ky, kx in np.ndindex(*kernel):
-            y, across = top * stride[0] + ky * dilation[0], left * stride[1] + kx * dilation[1]
-            found[:, :, ky, kx] = padded[n, :, y, across]
+        for offset in np.ndindex(*kernel):
+            at = [
+                place * s + k * d - begin
+                for place, s, k, d, begin in zip(
+                    corner, stride, offset, dilation, begins, strict=True
+                )
+            ]
+            outside = np.any([(i < 0) | (i >= size) for i, size in zip(at, inner, strict=True)], 0)
+            y, across = (i.clip(0, size - 1) for i, size in zip(at, inner, strict=True))
+            found[:, :, *offset] = pictures[n, :, y, across]
+            found[outside, :, *offset] = 0
         return found.reshape(len(places), self.groups, -1)
 
 

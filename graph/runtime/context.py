@@ -156,11 +156,19 @@ class Context:
         return parts
 
     def _view(self, port: Port) -> Array:
-        """The pixels of an input or output in the arena, as (n, c, h, w)."""
+        """The pixels of a tensor of layout NCHW in the arena, as (n, c, h, w)."""
+        return self.pixels(port)[..., 0]
+
+    def pixels(self, port: Port) -> Array:
+        """A tensor in the arena in any layout: (n, blocks, h, w, channels of a block).
+
+        There may be padding channels in the last block, whose values do not matter.
+        """
         where, dtype = port.placement, port.placement.dtype
         start = self._at[port.buffer] - self._arena.address + dtype.bytes(where.origin)
-        steps = (where.n_stride, where.block_stride, where.y_stride, where.x_stride)
-        shape, strides = (where.n, where.c, where.h, where.w), tuple(map(dtype.bytes, steps))
+        steps = (where.n_stride, where.block_stride, where.y_stride, where.x_stride, 1)
+        shape = (where.n, where.blocks, where.h, where.w, where.block)
+        strides = tuple(map(dtype.bytes, steps))
         return np.ndarray(shape, dtype.numpy, self._arena.bytes, start, strides)
 
     def stored(self, port: Port) -> Array:

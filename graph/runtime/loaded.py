@@ -65,9 +65,7 @@ class Loaded:
                 pairs.append((0, 0))
                 light.append(step)
                 continue
-            weights = packed(step)
-            if step.gathered:
-                weights = np.concatenate([_table(step, offsets).view(weights.dtype), weights])
+            weights = with_table(step, offsets, packed(step))
             bias = None if step.bias is None else pack_bias(step.bias)
             pairs.append((block.put(weights), block.put(bias)))
             light.append(replace(step, weights=None, bias=None))
@@ -89,10 +87,16 @@ def _libraries(arrangement: Arrangement, cpu: Cpu) -> dict[str, Library]:
     }
 
 
-def _table(step: Step, offsets: Sequence[int]) -> Array:
-    """Where the channels lie that a step gathers from several buffers, relative to its input."""
+def with_table(step: Step, offsets: Sequence[int], weights: Array) -> Array:
+    """The packed weights, behind where the channels lie that a step gathers from several buffers.
+
+    These places are relative to its input.
+    """
+    if not step.gathered:
+        return weights
     src, size = offsets[step.src], step.program.io.src.dtype.bytes()
-    return pack_channels([(offsets[buffer] - src) // size + at for buffer, at in step.gathered])
+    table = pack_channels([(offsets[buffer] - src) // size + at for buffer, at in step.gathered])
+    return np.concatenate([table.view(weights.dtype), weights])
 
 
 def _arena(arrangement: Arrangement) -> tuple[list[int], int]:

@@ -65,7 +65,7 @@ def test_a_folder_of_pictures(run: Run) -> None:
     code, out, err = run("net.onnx", "--calibrate", "pictures", "-o", "q.onnx", "--bits", "7")
     assert code == 0
     assert all(line.startswith("[") for line in err.splitlines())  # how far it is
-    assert "net.onnx: 3 of 3 layers in 8 bits, calibrated with 3 inputs" in out
+    assert "3 of 3 layers in 8 bits, their weights of 7, calibrated with 3 inputs" in out
     assert "y: SQNR " in out
     written = onnx.load("q.onnx")
     assert [(p.key, p.value) for p in written.metadata_props] == [("labels", "cat dog")]

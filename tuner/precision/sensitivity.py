@@ -1,33 +1,38 @@
 """Measures what rounding one tensor, or the weights of one layer, does to a network's outputs.
 
 The loss is the mean square of the change relative to the mean square of the outputs. Errors from
-different places are nearly independent, so that their squares add up. Each is measured alone.
+different places are nearly independent, so that their squares add up. Each is measured alone, and
+for each only what follows it is computed again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from time import monotonic
 
 import numpy as np
 
-from fastrun.graph.build.steps import Step
+from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.model import Array, Graph, Node, unused
 from fastrun.graph.core.ops import Binary
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.plan.choices import heuristic_choices
+from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import Progress, silent
-from fastrun.graph.runtime.executable import Executable
+from fastrun.graph.runtime.incremental import Incremental, Run
 from fastrun.kernels.core.cpu import Cpu
 
 Batch = Mapping[str, Array]
 
 # The relative error of weights by which the loss by errors of a layer is measured.
 _SHAKE = 1e-2
+# Bytes that the tensors of all examples may take.
+_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -68,144 +73,100 @@ def losses(
     """
     graph, begin = advised.graph, monotonic()
     names = [x for x in (*graph.inputs, *graph.producers) if byte_grid(graph, x)]
-    kernels = [*dict.fromkeys(name for name, _ in advised.weights)]
-    count = len(names) + len(advised.weights) + len(kernels)
-    shaken = _Shaken.of(replace(graph, grids={}), names, cpu)
-    truths = [shaken.values(data[0])]
-    each = shaken.executable.seconds() * count
-    left = seconds - (monotonic() - begin)
-    data = data[: max(1, math.floor(min(left / each, len(data))))]
-    truths += [shaken.values(batch) for batch in data[1:]]
-    tensors, weights = dict[str, float](), dict[tuple[str, str], float]()
-    for name in names:
-        progress("loss by rounding one tensor or weights", len(tensors), count)
-        grid, total = graph.grids[name], 0.0
-        for batch, truth in zip(data, truths, strict=True):
-            error = (grid.rounded(truth[name]) - truth[name]).astype(np.float32)
-            total += shaken.loss(batch, truth, {name: error})
-        tensors[name] = total / len(data)
-    for (name, word), other in advised.weights.items():
-        progress("loss by rounding one tensor or weights", len(tensors) + len(weights), count)
-        rounded = shaken.with_constants({x: other.constants[x] for x in advised.changed(name)})
-        total = sum(rounded.loss(*both, {}) for both in zip(data, truths, strict=True))
-        weights[name, word] = total / len(data)
-    layers, draw = dict[str, float](), np.random.default_rng(0)
-    for name in kernels:
-        done = len(tensors) + len(weights) + len(layers)
-        progress("loss by rounding one tensor or weights", done, count)
+    network, places = _observable(graph, names, cpu)
+    layer = {name: graph.readers[name][0] for name, _ in advised.weights}
+    tensors, layers = dict[str, float](), dict[str, float]()
+    weights = dict[tuple[str, str], float]()
+    runs = [network.run(data[0])]
+
+    def mean_loss(changed: Callable[[Run], Batch]) -> float:
+        return sum(_loss(changed(run), run.outputs) for run in runs) / len(runs)
+
+    def reweighed(name: str, values: Mapping[str, Array]) -> float:
+        node = layer[name]
+        with network.weighing(node.output, values[name], values.get(node.input(2))):
+            return mean_loss(lambda run: run.again(network.steps[node.output]))
+
+    def round_tensor(name: str) -> None:
+        grid = graph.grids[name]
+        tensors[name] = mean_loss(lambda run: run.after(places[name], grid.rounded))
+
+    def round_weights(name: str, word: str) -> None:
+        weights[name, word] = reweighed(name, advised.weights[name, word].constants)
+
+    def shake(name: str, seed: int) -> None:
         exact = graph.constants[name]
+        draw = np.random.default_rng(seed)
         shift = 1 + _SHAKE * draw.standard_normal(exact.shape, np.float32)
-        shaken_layer = shaken.with_constants({name: exact * shift})
-        total = sum(shaken_layer.loss(*both, {}) for both in zip(data, truths, strict=True))
-        layers[name] = total / len(data) / _SHAKE**2
+        layers[name] = reweighed(name, {name: exact * shift}) / _SHAKE**2
+
+    step = network.steps
+    changes = [(step[places[x]], partial(round_tensor, x)) for x in names]
+    changes += [(step[layer[x].output], partial(round_weights, x, y)) for x, y in advised.weights]
+    changes += [
+        (step[node.output], partial(shake, x, i)) for i, (x, node) in enumerate(layer.items())
+    ]
+    changes.sort(key=lambda change: -change[0])
+    behind = sum(1 - i / (1 + max(step.values())) for i, _ in changes)
+    once = monotonic()
+    runs[0].again(0)
+    each = (monotonic() - once) * behind
+    count = min((seconds - (once - begin)) / each, _ROOM / network.size, len(data))
+    runs += [network.run(batch) for batch in data[1 : max(1, math.floor(count))]]
+    for i, (_, measure) in enumerate(changes):
+        progress("loss by rounding one tensor or weights", i, len(changes))
+        measure()
     return Losses(tensors, weights, layers)
 
 
-@dataclass(frozen=True)
-class _Shaken:
-    """A network in float32 to whose tensors errors can be added, each by an input of its own.
+def _loss(found: Batch, truth: Batch) -> float:
+    """The mean square of the change of all outputs, relative to their mean square."""
+    change = sum(float(np.square(found[x] - y, dtype=np.float64).sum()) for x, y in truth.items())
+    size = sum(float(np.square(x, dtype=np.float64).sum()) for x in truth.values())
+    return change / max(size, 1e-30)
 
-    `errors` has the names of these inputs.
+
+def _observable(graph: Graph, names: Sequence[str], cpu: Cpu) -> tuple[Incremental, dict[str, str]]:
+    """The network in float32, and where in it to change each of these tensors.
+
+    A tensor that no step of its own computes, since it is a view of another one or is put together
+    from several, is copied for its readers.
     """
-
-    graph: Graph
-    outputs: tuple[str, ...]
-    errors: Mapping[str, str]
-    steps: Callable[[Callable[[Step], Step]], Executable]
-    executable: Executable
-
-    @classmethod
-    def of(cls, graph: Graph, names: Sequence[str], cpu: Cpu) -> _Shaken:
-        """The network for these tensors."""
-        wider, errors, moved = _with_errors(graph, names)
-        plan, arrangement = make_plan(wider, heuristic_choices(cpu), cpu)
-        packed: dict[int, Array] = {}
-
-        def made(change: Callable[[Step], Step]) -> Executable:
-            steps = tuple(change(x) if isinstance(x, Step) else x for x in arrangement.steps)
-            own = {id(step) for step in arrangement.steps}
-
-            def pack(step: Step) -> Array:
-                if id(step) not in own:
-                    return step.packed()
-                if id(step) not in packed:
-                    packed[id(step)] = step.packed()
-                return packed[id(step)]
-
-            return Executable.of(replace(arrangement, steps=steps), cpu, 1, plan, pack)
-
-        outputs = tuple(moved.get(x, x) for x in graph.outputs)
-        return cls(graph, outputs, errors, made, made(lambda step: step))
-
-    def values(self, batch: Batch) -> dict[str, Array]:
-        """All tensors that can be shaken, and the outputs, without errors."""
-        found = self.executable.run({**batch, **self._silence})
-        return {**batch, **found}
-
-    def loss(self, batch: Batch, truth: Batch, errors: Batch) -> float:
-        """The loss by errors, by the names of their tensors."""
-        given = {self.errors[x]: error for x, error in errors.items()}
-        found = self.executable.run({**batch, **self._silence, **given})
-        change = sum(
-            float(np.square(found[x] - truth[x], dtype=np.float64).sum()) for x in self.outputs
-        )
-        size = sum(float(np.square(truth[x], dtype=np.float64).sum()) for x in self.outputs)
-        return change / max(size, 1e-30)
-
-    def with_constants(self, changed: Mapping[str, Array]) -> _Shaken:
-        """The network with other weights and biases of these names."""
-        readers = (node for name in changed for node in self.graph.readers[name])
-        nodes = {node.output: node for node in readers}
-
-        def change(step: Step) -> Step:
-            node = nodes.get(step.output)
-            if not node or step.weights is None:
-                return step
-            weights = changed.get(node.inputs[1])
-            if weights is not None:
-                step = replace(step, weights=weights.reshape(step.weights.shape))
-            bias = changed.get(node.input(2))
-            if bias is not None and step.bias is not None:
-                step = replace(step, bias=bias.reshape(step.bias.shape))
-            return step
-
-        return replace(self, executable=self.steps(change))
-
-    @property
-    def _silence(self) -> dict[str, Array]:
-        return {x: np.zeros(self.executable.inputs[x], np.float32) for x in self.errors.values()}
+    # Tensors with grids are steps' results; weights have none, so that layers compute in float32.
+    plain = replace(graph, grids={x: graph.grids[x] for x in names})
+    plan, arrangement = _arranged(plain, cpu)
+    missing = {*names} - arrangement.ports.keys()
+    copies = dict[str, str]()
+    if missing:
+        wider, copies = _with_copies(plain, missing)
+        plan, arrangement = _arranged(wider, cpu)
+    return Incremental(arrangement, cpu, plan), {x: copies.get(x, x) for x in names}
 
 
-def _with_errors(
-    graph: Graph, names: Sequence[str]
-) -> tuple[Graph, dict[str, str], dict[str, str]]:
-    """The network with an input that is added to each tensor, and what each has become."""
-    tensors, errors, moved = dict(graph.tensors), dict[str, str](), dict[str, str]()
-    nodes = list[Node]()
+def _arranged(graph: Graph, cpu: Cpu) -> tuple[Plan, Arrangement]:
+    return make_plan(
+        graph, heuristic_choices(cpu), cpu, allowed=lambda _, form: not form.touches_bytes
+    )
 
-    def shake(name: str) -> None:
+
+def _with_copies(graph: Graph, names: Collection[str]) -> tuple[Graph, dict[str, str]]:
+    """The graph with copies of these tensors for all that read them, and the copies' names."""
+    tensors, constants = dict(graph.tensors), dict(graph.constants)
+    nodes, copies = list[Node](), dict[str, str]()
+    zero = unused("zero", tensors, constants)
+    constants[zero] = np.zeros((), np.float32)
+
+    def copy(name: str) -> None:
         if name in names:
-            errors[name] = unused(f"{name}.error", tensors, graph.constants)
-            tensors[errors[name]] = tensors[name]
-            moved[name] = unused(f"{name}.shaken", tensors, graph.constants)
-            tensors[moved[name]] = tensors[name]
-            inputs = name, errors[name]
-            nodes.append(Node(moved[name], Binary("add"), inputs, (moved[name],)))
+            new = copies[name] = unused(f"{name}.copy", tensors, constants)
+            tensors[new] = tensors[name]
+            nodes.append(Node(new, Binary("add"), (name, zero), (new,)))
 
     for name in graph.inputs:
-        shake(name)
+        copy(name)
     for node in graph.nodes:
-        nodes.append(replace(node, inputs=tuple(moved.get(x, x) for x in node.inputs)))
-        shake(node.output)
-    # Tensors are outputs too, so that their values can be seen.
-    outputs = dict.fromkeys(
-        [*(moved.get(x, x) for x in graph.outputs), *(x for x in names if x not in graph.inputs)]
-    )
-    wider = replace(
-        graph,
-        nodes=tuple(nodes),
-        tensors=tensors,
-        inputs=(*graph.inputs, *errors.values()),
-        outputs=tuple(outputs),
-    )
-    return wider, errors, moved
+        nodes.append(replace(node, inputs=tuple(copies.get(x, x) for x in node.inputs)))
+        copy(node.output)
+    outputs = tuple(copies.get(x, x) for x in graph.outputs)
+    wider = graph.with_nodes(tuple(nodes), tensors, constants, graph.grids)
+    return replace(wider, outputs=outputs), copies
