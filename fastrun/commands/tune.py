@@ -34,8 +34,8 @@ from fastrun.tuner.records.units import plural
 from fastrun.tuner.terminal.exits import INTERRUPTED
 from fastrun.tuning import Tuning
 
-# The share of the time, behind the calibration, that is for precisions of whole networks.
-_VALIDATION = 0.4
+# The share of the time for calibration, and of the time behind it that for whole networks.
+_CALIBRATION, _VALIDATION = 0.2, 0.4
 
 
 def options(parser: ArgumentParser) -> None:
@@ -227,13 +227,14 @@ def _mixed(arguments: Namespace) -> int:
     if graph.grids:
         raise InputError(f"{name} is quantised already: give the model of float32")
     data, labels = examples(graph, arguments.calibrate, preparation(arguments))
+    calibrating = math.inf if one.seconds is None else _CALIBRATION * one.seconds
     with Phases() as progress:
-        network = advise(graph, data, Cpu.host(), progress)
+        network = advise(graph, data, Cpu.host(), progress, calibrating)
     problems = problems_of(network, Cpu.host())
     target = Target(name, problems, graph.digest, "its precision is chosen after the search")
     left = math.inf
     if one.seconds is not None:
-        # Calibration cannot be cut short, and what follows needs some time in any case.
+        # A little of the calibration cannot be left out, and what follows needs some time anyway.
         left = max(one.seconds - (monotonic() - begin), one.seconds / 2)
         one.seconds, ends = (1 - _VALIDATION) * left, monotonic() + left
     with Database(arguments.db) as database:

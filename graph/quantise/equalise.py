@@ -9,6 +9,7 @@ channel, so for them the factors cost nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from fastrun.graph.core.model import Array, Graph, Node
 from fastrun.graph.core.ops import Conv
 from fastrun.graph.core.shapes import is_depthwise
-from fastrun.graph.quantise.observe import Batch, Observer
+from fastrun.graph.quantise.observe import Batch, Observer, timely
 from fastrun.graph.quantise.scope import Scope
 from fastrun.kernels.core.problem import slope
 
@@ -34,18 +35,18 @@ class _Pair:
     second: Node
 
 
-def equalised(scope: Scope, data: Sequence[Batch]) -> Graph:
+def equalised(scope: Scope, data: Sequence[Batch], ends: float = math.inf) -> Graph:
     """The graph with other weights and biases in the same places, which computes the same.
 
     Pairs are changed if one of the two is depthwise and the activation between them is linear for
-    positive factors: none, ReLU, or leaky ReLU. Raises as `Observer`.
+    positive factors: none, ReLU, or leaky ReLU. `timely` data count. Raises as `Observer`.
     """
     graph, pairs = scope.graph, [*_pairs(scope)]
     if not pairs:
         return graph
     peaks = {pair.first.output: np.zeros(0) for pair in pairs}
     observer = Observer(graph, peaks)
-    for batch in data:
+    for batch in timely(data, ends):
         for name, values in observer(batch).items():
             peak = np.abs(values).max(axis=tuple(i for i in range(values.ndim) if i != 1))
             peaks[name] = np.maximum(peaks[name], peak) if peaks[name].size else peak

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +35,8 @@ _DEEPEST = 8192
 _NUMBERS = 1 << 26
 # A bias is at most so many steps, so that sums of products can be added within 32 bits.
 _LARGEST_BIAS = 2**28
+# Shares of the time for calibration after which even channels and ranges must be known.
+_EVEN, _RANGES = 0.15, 0.5
 # Products of two scales stay normal float32 numbers.
 _LEAST_SCALE = 2.0**-100
 
@@ -46,17 +50,20 @@ def calibrated(
     data: Sequence[Batch],
     bits: Sequence[int] = (8,),
     progress: Progress = silent,
+    seconds: float = math.inf,
 ) -> Advised:
     """The optimised network with advised grids for all tensors that may be rounded to 8 bits.
 
     Weights are rounded to each of these numbers of bits, the largest first, as by `quantise`; to
-    the nearest number if none has less than 8, where GPTQ gains nothing and takes longest.
+    the nearest number if none has less than 8, where GPTQ gains nothing and takes longest. The
+    first of the data are used, as many as `seconds` allow and at least eight.
 
     Raises:
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.
     """
-    scope, grids = _prepared(find_scope(graph), data, "mse", progress)
+    scope, grids, used = _prepared(find_scope(graph), data, "mse", progress, seconds)
+    data = data[:used]
     edits = {b: _Layers(scope.graph, grids) for b in bits}
     _round(scope, data, grids, edits, min(bits) < 8, progress)
     rounded = {b: _as_advice(edit.done()) for b, edit in edits.items()}
@@ -88,20 +95,34 @@ def quantise(
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.
     """
-    scope, grids = _prepared(find_scope(graph, keep), data, ranges, progress)
+    scope, grids, _ = _prepared(find_scope(graph, keep), data, ranges, progress)
     edit = _Layers(scope.graph, grids)
     _round(scope, data, grids, {bits: edit}, rounding == "gptq", progress)
     return edit.done()
 
 
 def _prepared(
-    scope: Scope, data: Sequence[Batch], ranges: str, progress: Progress
-) -> tuple[Scope, dict[str, Grid]]:
-    """The scope with even channels and constants of each layer's own, and its tensors' grids."""
+    scope: Scope,
+    data: Sequence[Batch],
+    ranges: str,
+    progress: Progress,
+    seconds: float = math.inf,
+) -> tuple[Scope, dict[str, Grid], int]:
+    """The scope with even channels and constants of each layer's own, and its tensors' grids.
+
+    Also of how many of the data the grids are.
+    """
+    begin = monotonic()
     progress("ranges of tensors", 0, 1)
     scope = _with_own_constants(scope)
-    scope = replace(scope, graph=equalised(scope, data))
-    return scope, _activation_grids(scope, data, ranges)
+    scope = replace(scope, graph=equalised(scope, data, begin + _EVEN * seconds))
+    histograms, used = observe(scope.graph, data, scope.groups, begin + _RANGES * seconds)
+    grids = {
+        name: activation_grid(histogram, ranges)
+        for names, histogram in zip(scope.groups, histograms, strict=True)
+        for name in names
+    }
+    return scope, grids, used
 
 
 def _with_own_constants(scope: Scope) -> Scope:
@@ -151,15 +172,6 @@ def _round(
                 own = 8 if bits < 7 and node.output in scope.ends else bits
                 edit.quantise(node, moments[node.output], own)
             done += 1
-
-
-def _activation_grids(scope: Scope, data: Sequence[Batch], ranges: str) -> dict[str, Grid]:
-    histograms = observe(scope.graph, data, scope.groups)
-    return {
-        name: activation_grid(histogram, ranges)
-        for names, histogram in zip(scope.groups, histograms, strict=True)
-        for name in names
-    }
 
 
 def _portions(scope: Scope) -> Iterator[list[Node]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
+from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,8 @@ Batch = Mapping[str, NDArray[np.float32]]
 _BINS = 8192
 # Values of a tensor that one batch adds to its histogram.
 _VALUES = 1 << 17
+# Batches that are looked at even if there is no time.
+_LEAST = 8
 
 
 class Histogram:
@@ -96,14 +100,25 @@ class Observer:
 
 
 def observe(
-    graph: Graph, data: Iterable[Batch], groups: Sequence[Sequence[str]]
-) -> list[Histogram]:
-    """A histogram of all values of the tensors of each group; raises as `Observer`."""
-    found = [Histogram() for _ in groups]
+    graph: Graph, data: Iterable[Batch], groups: Sequence[Sequence[str]], ends: float = math.inf
+) -> tuple[list[Histogram], int]:
+    """A histogram of all values of the tensors of each group, and of how many batches they are.
+
+    Those of the data that are `timely`. Raises as `Observer`.
+    """
+    found, count = [Histogram() for _ in groups], 0
     observer = Observer(graph, chain.from_iterable(groups))
-    for batch in data:
-        values = observer(batch)
+    for batch in timely(data, ends):
+        values, count = observer(batch), count + 1
         for histogram, names in zip(found, groups, strict=True):
             for name in names:
                 histogram.add(values[name])
-    return found
+    return found, count
+
+
+def timely(data: Iterable[Batch], ends: float) -> Iterator[Batch]:
+    """The batches until the moment `ends` of `time.monotonic`, but at least eight."""
+    for i, batch in enumerate(data):
+        if i >= _LEAST and monotonic() > ends:
+            return
+        yield batch

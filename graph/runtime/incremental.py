@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from fastrun.graph.core.model import Array
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.runtime.context import Context
 from fastrun.graph.runtime.loaded import Loaded, with_table
-from fastrun.graph.runtime.segments import Calculation
+from fastrun.graph.runtime.segments import Calculation, Native
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.program import pack_bias
 
@@ -82,12 +83,7 @@ class Run:
     ) -> None:
         self._context, self._ports = Context(loaded), ports
         self._work: list[Callable[[], object]] = [lambda: self._begin(inputs)]
-        for part in self._context.cut(apart=True):
-            if isinstance(part, Calculation):
-                # No value is forgotten.
-                self._work.append(lambda part=part: part.results(self._context.values))
-            else:
-                self._work.append(lambda part=part: self._context.team.run(part.script))
+        self._work += [partial(self._step, part) for part in self._context.cut(apart=True)]
         self._valid = 0  # the work at the beginning whose results are those of the run
         self.outputs = self.again(len(self._work))
 
@@ -118,8 +114,14 @@ class Run:
         self._context.fill(inputs)
         self._context.begin()
 
+    def _step(self, part: Native | Calculation) -> None:
+        if isinstance(part, Calculation):
+            part.results(self._context.values)  # of which none is forgotten
+        else:
+            self._context.team.run(part.script)
+
 
 def _memory(address: int, like: Array) -> Array:
     """The numbers at an address, as many and of the same type as those given."""
     there = (ctypes.c_uint8 * like.nbytes).from_address(address)
-    return np.frombuffer(there, like.dtype)
+    return np.ctypeslib.as_array(there).view(like.dtype)

@@ -34,11 +34,14 @@ from fastrun.tuner.precision.sensitivity import Batch, Losses
 from fastrun.tuner.records.statistics import typical
 
 Right = Callable[[Sequence[Array]], NDArray[np.bool_]]
-"""Which examples are right, by the first output of all batches."""
+"""Which examples are right, by the first output of the first batches, of all or fewer."""
 
 VALIDATED = 6
 """So many plans between float32 and the fastest are validated as whole networks, at most."""
 
+# The share of the time in which float32 computes as many examples as there is time for, and the
+# least examples.
+_JUDGING, _LEAST = 0.05, 50
 _ROUNDS = 30
 _PROTOCOL = Protocol(block=0.02)
 
@@ -122,7 +125,9 @@ def choose_precision(
         UnsupportedError: a node cannot be run.
         InputError: there are no examples.
     """
-    validation = Validation(advised, found, data, right, choose, costs, cpu, threads, progress)
+    validation = Validation(
+        advised, found, data, right, choose, costs, cpu, threads, progress, ends
+    )
     validation.look_within(limit, ends)
     return validation.precision(limit)
 
@@ -131,7 +136,8 @@ class Validation:
     """Whole networks of the front of a network that may be rounded, judged on examples.
 
     Float32, 8 bits wherever possible and the fastest plan are validated in any case. `right` says
-    of the first output of all batches which examples are right; without it float32 is the truth.
+    of first outputs which examples are right; without it float32 is the truth. The first of the
+    data are judged, as many as there is time for until the moment `ends` of `time.monotonic`.
 
     Raises:
         UnsupportedError: a node cannot be run.
@@ -149,13 +155,14 @@ class Validation:
         cpu: Cpu,
         threads: int,
         progress: Progress = silent,
+        ends: float = math.inf,
     ) -> None:
         if not data:
             raise InputError("there are no examples to validate a precision: give some")
         self._progress = progress
         self._front = front(advised, found, choose, costs, roundings(math.inf, cpu), progress)
         self._points = [*self._front.points]
-        self._judge = _Judge(advised, data, right, choose, costs, cpu, threads)
+        self._judge = _Judge(advised, data, right, choose, costs, cpu, threads, ends)
         for point in (self._points[0], self._front.whole, self._points[-1]):
             self._look(point)
 
@@ -204,9 +211,11 @@ class _Judge:
         costs: Costs,
         cpu: Cpu,
         threads: int,
+        ends: float,
     ) -> None:
         self._advised, self._data, self._right = advised, data, right
         self._choose, self._costs, self._cpu, self._threads = choose, costs, cpu, threads
+        self._ends = ends
         self._seen: dict[int, tuple[Point, Graph, Plan, Executable, list[Array]]] = {}
         self._longest = 0.0
 
@@ -232,7 +241,14 @@ class _Judge:
         )  # fmt: skip
         executable = Executable.of(made, self._cpu, self._threads, plan)
         first = exact.outputs[0]
-        outputs = [executable.run(batch)[first] for batch in self._data]
+        outputs, start, examples = list[Array](), monotonic(), 0
+        time = math.inf if self._seen else _JUDGING * (self._ends - start)
+        for batch in self._data:
+            if examples >= _LEAST and monotonic() - start > time:
+                break
+            outputs.append(executable.run(batch)[first])
+            examples += _count(batch)
+        self._data = self._data[: len(outputs)]
         self._seen[id(point)] = point, exact, plan, executable, outputs
         self._longest = max(self._longest, monotonic() - begin)
 

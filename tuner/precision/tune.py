@@ -46,6 +46,8 @@ _LABELS = "labels"
 _CALIBRATION, _SENSED = 128, 8
 # The share of the time for the loss by each layer; the rest is for whole networks.
 _SENSING = 0.3
+# Parts of 1 by which numbers go on that are spread evenly however many there are.
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 def examples(
@@ -90,18 +92,24 @@ def _labels(file: Path) -> NDArray[np.int64] | None:
     return found
 
 
-def advise(graph: Graph, data: Sequence[Batch], cpu: Cpu, progress: Progress = silent) -> Advised:
+def advise(
+    graph: Graph,
+    data: Sequence[Batch],
+    cpu: Cpu,
+    progress: Progress = silent,
+    seconds: float = math.inf,
+) -> Advised:
     """How an optimised float32 network may be rounded; dense layers are convolutions then.
 
-    Those of the data calibrate that `shared_out` says. Weights may have fewer than 8 bits if the
-    processor gains by it.
+    Those of the data calibrate that `shared_out` says, or as many of them as `seconds` allow.
+    Weights may have fewer than 8 bits if the processor gains by it.
 
     Raises:
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: the data do not fit the inputs.
     """
     some = [data[i] for i in shared_out(len(data))[0]]
-    return calibrated(graph, some, worthwhile_bits(cpu), progress).each(convolve_dense)
+    return calibrated(graph, some, worthwhile_bits(cpu), progress, seconds).each(convolve_dense)
 
 
 def worthwhile_bits(cpu: Cpu) -> list[int]:
@@ -131,11 +139,17 @@ def problems_of(network: Advised, cpu: Cpu) -> tuple[tuple[Problem, int], ...]:
 def shared_out(batches: int) -> tuple[list[int], list[int]]:
     """The batches that calibrate, and the others, on which whole networks are judged.
 
-    A single batch does both.
+    A single batch does both. The first ones of each are spread evenly over all, however few.
     """
-    calibrating = _spread(-(-batches // 2), _CALIBRATION, 2)
-    others = [i for i in range(batches) if i not in calibrating]
+    calibrating = _scattered(_spread(-(-batches // 2), _CALIBRATION, 2))
+    others = _scattered([i for i in range(batches) if i not in calibrating])
     return calibrating, others or calibrating
+
+
+def _scattered(numbers: Sequence[int]) -> list[int]:
+    """The numbers in another order, in which the first ones are spread over all."""
+    places = np.argsort(np.argsort(np.arange(len(numbers)) * _GOLDEN % 1))
+    return [numbers[i] for i in places]
 
 
 def _spread(count: int, most: int, step: int = 1) -> list[int]:
@@ -144,17 +158,17 @@ def _spread(count: int, most: int, step: int = 1) -> list[int]:
 
 
 def as_labelled(labels: NDArray[np.int64], outputs: Sequence[Array]) -> NDArray[np.bool_]:
-    """Whether outputs name the classes of their labels.
+    """Whether outputs of the first batches name the classes of their labels (batches, labels).
 
     Raises:
         InputError: there is not a label for each class that is named.
     """
     if not has_classes(outputs[0]):
         raise InputError("labels need an output with a number for each class: leave them out")
-    named = classes(outputs)
-    if named.shape != labels.shape:
-        raise InputError(f"{len(labels)} labels do not fit {len(named)} classes that are named")
-    found: NDArray[np.bool_] = named == labels
+    named, known = classes(outputs), labels[: len(outputs)].reshape(-1)
+    if named.shape != known.shape:
+        raise InputError(f"{len(known)} labels do not fit {len(named)} classes that are named")
+    found: NDArray[np.bool_] = named == known
     return found
 
 
@@ -173,8 +187,8 @@ def tune_precision(
     """The fastest precision within a limit, by the records of a database; its front is kept.
 
     `advised` says how the network `graph` may be rounded. The loss of each layer is measured on
-    data that calibrated, that of whole networks on the others. Where `seconds` are short, the loss
-    is measured on fewer batches, and fewer whole networks are validated: at least float32, 8 bits
+    data that calibrated, that of whole networks on the others. Where `seconds` are short, both are
+    measured on fewer batches, and fewer whole networks are validated: at least float32, 8 bits
     everywhere and the fastest plan.
 
     Raises:
@@ -185,14 +199,13 @@ def tune_precision(
     cpu, ends = Cpu.host(), monotonic() + seconds
     choose = functools.cache(stored_choices(database, cpu, threads, limits))
     calibrating, judging = shared_out(len(data))
-    known = [data[calibrating[i]] for i in _spread(len(calibrating), _SENSED)]
+    known = [data[i] for i in calibrating[:_SENSED]]
     found = losses(advised, known, cpu, progress, _SENSING * seconds)
     moving = costs(probe(), threads)
     others = [data[i] for i in judging]
     right: Right | None = None
     if labels is not None:
-        known_classes = labels.reshape(len(data), -1)[judging].reshape(-1)
-        right = functools.partial(as_labelled, known_classes)
+        right = functools.partial(as_labelled, labels.reshape(len(data), -1)[judging])
     done = choose_precision(
         advised, found, others, right, limit, choose, moving, cpu, threads, progress, ends
     )

@@ -83,11 +83,13 @@ def test_the_loss_of_a_tensor_is_what_rounding_it_does() -> None:
 
 def test_what_calibrates_does_not_judge() -> None:
     assert shared_out(1) == ([0], [0])
-    assert shared_out(5) == ([0, 2, 4], [1, 3])
+    assert [sorted(x) for x in shared_out(5)] == [[0, 2, 4], [1, 3]]
     calibrating, judging = shared_out(601)
     assert len(calibrating) == 128
     assert not set(calibrating) & set(judging)
-    assert len(judging) == 601 - 128
+    assert len({*judging}) == len(judging) == 601 - 128
+    # The first few are spread over all.
+    assert {i // 121 for i in judging[:8]} == {i // 121 for i in calibrating[:8]} == {*range(5)}
 
 
 def test_bits_are_offered_where_they_are_faster() -> None:
@@ -129,7 +131,7 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
     # All labels are what float32 says, but for the first.
     labels = np.concatenate([reference.run(plain(), x)["y"].argmax(1) for x in DATA])
     labels[0] += 1
-    right = functools.partial(as_labelled, labels)
+    right = functools.partial(as_labelled, labels.reshape(len(DATA), -1))
     strict = choose_precision(graph, found, DATA, right, 0.0, CHOOSE, GUESSED, CPU, 1)
     assert strict.labelled
     assert strict.validated[strict.chosen].lost <= 0
@@ -139,11 +141,12 @@ def test_the_fastest_within_the_limit_is_chosen() -> None:
 
 def test_labels_must_fit_what_an_output_names() -> None:
     scores = [np.float32([[1, 3, 2], [5, 4, 0]])]
-    assert as_labelled(np.array([1, 2]), scores).tolist() == [True, False]
+    assert as_labelled(np.array([[1, 2]]), scores).tolist() == [True, False]
+    assert as_labelled(np.array([[1, 2], [1, 1]]), scores).tolist() == [True, False]
     with pytest.raises(InputError, match="3 labels do not fit 2 classes that are named"):
-        as_labelled(np.array([1, 2, 0]), scores)
+        as_labelled(np.array([[1, 2, 0]]), scores)
     with pytest.raises(InputError, match="a number for each class"):
-        as_labelled(np.array([0, 0]), [scores[0][:, :1]])
+        as_labelled(np.array([[0, 0]]), [scores[0][:, :1]])
 
 
 def test_an_output_without_classes_is_judged_by_its_error() -> None:
@@ -196,6 +199,16 @@ def test_without_time_the_least_is_measured_and_validated() -> None:
     assert 2 <= len(hurried.validated) <= 3
     assert hurried.validated[0].layers == 0
     assert hurried.validated[-1].layers == hurried.validated[-1].of
+
+
+def test_without_time_few_examples_calibrate_and_judge() -> None:
+    data = [normal_inputs(plain(), seed) for seed in range(30)]
+    some = calibrated(plain(), data, (8,), seconds=0).graph
+    assert some.grids == calibrated(plain(), data[:8], (8,)).graph.grids
+    assert some.grids != calibrated(plain(), data, (8,)).graph.grids
+    found = losses(advised(), data, CPU, seconds=0)
+    hurried = choose_precision(advised(), found, data, None, 0.0, CHOOSE, GUESSED, CPU, 1, ends=0)
+    assert hurried.samples == 50  # in batches of two
 
 
 X = np.arange(5 * 3 * 33 * 29).reshape(5, 3, 33, 29)
