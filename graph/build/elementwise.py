@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from fastrun.graph.build import strided
 from fastrun.graph.build.built import Built, constant
 from fastrun.graph.core.model import Array, Graph, Node
-from fastrun.graph.core.ops import Affine, Binary, ByteFunction, Clip, Unary
+from fastrun.graph.core.ops import Affine, Binary, ByteFunction, Clip, Unary, Where
 from fastrun.graph.core.shapes import shape4
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
@@ -35,7 +33,7 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
         shapes = [graph.shape(x) for x in task.reads]
         views = [strided.view(x, shape) for x, shape in zip(reads, shapes, strict=True)]
         out = strided.view(dst, graph.shape(task.output))
-    if task.before:
+    if task.before or isinstance(op, Where):
         return _chain(graph, task, cpu, views, out, dst)
     match op:
         case Unary():
@@ -63,28 +61,21 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
 def _chain(
     graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Strided, dst: Placement
 ) -> Built:
-    """All operators of a task in one loop; their constants lie one after another."""
+    """All operators of a task in one loop."""
     rank = len(graph.shape(task.output))
-    operands = list(zip(("src", "add"), views, strict=False))
-    numbers = {x: i for i, x in enumerate(task.reads)}
-    weights, size = list[Array](), 0
-    for node in task.nodes:
-        for x in node.inputs:
-            if x in numbers or x not in graph.constants:
-                continue
-            values = graph.constants[x].astype(np.float32)
-            if isinstance(node.op, Affine):  # one number for each channel
-                values = values.reshape(-1, *(1,) * (rank - 2))
-            if dst.layout.blocked:
-                values = _blocks(values, rank, dst)
-            numbers[x] = len(operands)
-            operands.append(("weights", replace(Strided.row_major(values.shape), offset=size)))
-            weights.append(values.reshape(-1))
-            size += values.size
-    numbers |= {node.output: len(operands) + i for i, node in enumerate(task.nodes)}
+
+    def packed(node: Node, values: Array) -> Array:
+        if isinstance(node.op, Affine):  # one number for each channel
+            values = values.reshape(-1, *(1,) * (rank - 2))
+        return _blocks(values, rank, dst) if dst.layout.blocked else values
+
+    operands, weights = strided.operands(graph, task, views, packed)
+    known = [*operands, *(node.output for node in task.nodes)]
+    numbers = {name: i for i, name in enumerate(known)}
     steps = ((_kernel(node), tuple(numbers[x] for x in node.inputs)) for node in task.nodes)
-    program = elementwise.chain(elementwise.Chain(tuple(steps)), cpu, operands, out)
-    return Built(program, "elementwise", np.concatenate(weights) if weights else None)
+    spec = elementwise.Chain(tuple(steps))
+    program = elementwise.chain(spec, cpu, [*operands.values()], out)
+    return Built(program, "elementwise", weights)
 
 
 def _kernel(node: Node) -> elementwise.Step:
@@ -92,7 +83,7 @@ def _kernel(node: Node) -> elementwise.Step:
     op = node.op
     if isinstance(op, Affine):
         return elementwise.Affine(activation=op.activation)
-    assert isinstance(op, Unary | Clip | Binary)
+    assert isinstance(op, Unary | Clip | Binary | Where)
     return op
 
 

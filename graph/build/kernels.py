@@ -32,7 +32,9 @@ from fastrun.graph.core.ops import (
     Pool,
     Recurrent,
     Reduce,
+    Rotary,
     Unary,
+    Where,
 )
 from fastrun.graph.core.shapes import Shape4, pair
 from fastrun.graph.plan.form import Form, typed_problem
@@ -57,6 +59,7 @@ from fastrun.kernels.ops import (
     layer_norm,
     pool,
     reduce,
+    rotary,
     shuffle,
 )
 from fastrun.kernels.ops.dense import Dense
@@ -138,6 +141,9 @@ def _built(
             planned = _planned(schedules)
             program = attention.build(op, cpu, src, dst, context, shape, computed, planned)
             built = Built(program, form.algorithm, mask)
+        case Rotary():
+            factors = np.stack([constant(graph, task, i) for i in (1, 2)])
+            built = Built(rotary.build(op, cpu, src, dst), "rotary", factors)
         case LayerNorm():
             pair = np.zeros((2, dst.c), np.float32)
             for i, _ in enumerate(filter(None, node.inputs[1:])):
@@ -152,7 +158,7 @@ def _built(
         case ChannelShuffle() if len(reads) > 1:
             program = shuffle.build(shuffle.Shuffle(op.groups), cpu, src, dst, reads[1])
             return Built(program, "shuffle")
-        case Unary() | Clip() | Affine() | Binary() | ByteFunction():
+        case Unary() | Clip() | Affine() | Binary() | Where() | ByteFunction():
             built = elementwise.build(graph, task, cpu, reads, dst)
         case _:
             built = strided.build(graph, task, cpu, reads, dst)

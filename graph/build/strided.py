@@ -16,7 +16,7 @@ import numpy as np
 from fastrun.graph.build.built import Built, constant
 from fastrun.graph.build.moves import stored_as
 from fastrun.graph.core.errors import UnsupportedError
-from fastrun.graph.core.model import Array, Graph, Shape
+from fastrun.graph.core.model import Array, Graph, Node, Shape
 from fastrun.graph.core.ops import (
     LRN,
     ArgReduce,
@@ -26,6 +26,7 @@ from fastrun.graph.core.ops import (
     DepthToSpace,
     Expand,
     Gather,
+    GatherElements,
     Gemm,
     GridSample,
     MatMul,
@@ -36,24 +37,25 @@ from fastrun.graph.core.ops import (
     Resize,
     Slice,
     Softmax,
+    TopK,
     Transpose,
-    Where,
 )
+from fastrun.graph.plan.kinds import is_lookup
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, DType
 from fastrun.kernels.core.layout import Placement
-from fastrun.kernels.core.program import Program
+from fastrun.kernels.core.program import Program, channel_table
 from fastrun.kernels.core.strided import Strided
 from fastrun.kernels.core.template import check
 from fastrun.kernels.ops import (
     conv_transpose,
-    elementwise,
     grid_sample,
     lookup,
     lrn,
     matmul,
     movement,
+    ranks,
     recurrent,
     reduce,
     sampling,
@@ -100,11 +102,11 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
         (x, grid), places, fixed = two_operands(graph, task, views)
         program = grid_sample.grid_sample(op, cpu, x, grid, out, (places[0], places[1]))
         return Built(program, "strided", fixed)
-    if isinstance(op, Where):
-        return _where(graph, task, cpu, views, out)
-    if isinstance(op, Gather) and task.node.inputs[1] not in graph.constants:
+    if is_lookup(graph, task):
+        assert isinstance(op, Gather | GatherElements)
         (x, indices), places, fixed = two_operands(graph, task, views)
-        program = lookup.lookup(op.axis, cpu, x, indices, out, (places[0], places[1]))
+        kernel = lookup.lookup if isinstance(op, Gather) else lookup.elements
+        program = kernel(op.axis, cpu, x, indices, out, (places[0], places[1]))
         return Built(program, "strided", fixed)
     if isinstance(op, MatMul | Gemm):
         return _product(graph, task, cpu, views, out)
@@ -136,6 +138,8 @@ def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided)
             return reduce.reduce(op, cpu, x, out)
         case ArgReduce() as op:
             return scans.arg_reduce(op, cpu, x, out)
+        case TopK() as op:
+            return ranks.top_k(op, cpu, x, out)
         case CumSum() as op:
             return scans.cum_sum(op, cpu, x, out)
         case LRN() as op:
@@ -229,20 +233,26 @@ def two_operands(
     return operands, arguments, weights
 
 
-def _where(graph: Graph, task: Task, cpu: Cpu, views: list[Strided], out: Strided) -> Built:
-    """A choice of up to three computed operands; constants lie one after another in the weights."""
-    operands, constants, at = list[tuple[str, Strided]](), list[Array](), 0
-    for name in task.node.inputs:
-        if name in graph.constants:
-            values = graph.constants[name].astype(np.float32)
+def operands(
+    graph: Graph, task: Task, views: list[Strided], packed: Callable[[Node, Array], Array]
+) -> tuple[dict[str, tuple[str, Strided]], Array | None]:
+    """All that the nodes of a task read, each with the kernel's argument that holds it; constants.
+
+    Constants lie one after another in the weights, behind the table that says where a third
+    computed tensor lies. `packed` turns one that a node reads into the array that the kernel reads.
+    """
+    arguments = zip(("src", "add", "third"), views, strict=False)
+    found = dict(zip(task.reads, arguments, strict=True))
+    constants, at = list[Array](), channel_table(1) if len(views) > 2 else 0
+    for node in task.nodes:
+        for name in node.inputs:
+            if name in found or name not in graph.constants:
+                continue
+            values = packed(node, graph.constants[name].astype(np.float32))
+            found[name] = "weights", replace(Strided.row_major(values.shape), offset=at)
             constants.append(values.reshape(-1))
-            operands.append(("weights", replace(Strided.row_major(values.shape), offset=at)))
             at += values.size
-        else:
-            index = task.reads.index(name)
-            operands.append((("src", "add", "third")[index], views[index]))
-    weights = np.concatenate(constants) if constants else None
-    return Built(elementwise.where(cpu, operands, out), "strided", weights)
+    return found, np.concatenate(constants) if constants else None
 
 
 def _conv_transpose(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided) -> Built:

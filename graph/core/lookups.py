@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import Expand, Gather, Identity, Reshape, Slice, Transpose
+from fastrun.graph.core.ops import (
+    Expand,
+    Gather,
+    GatherElements,
+    Identity,
+    Reshape,
+    Slice,
+    Transpose,
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,7 @@ def indices(graph: Graph) -> Mapping[str, Indices]:
     """The inputs of a graph that are indices, read by kernels, which do not look at each."""
     found: dict[str, Indices] = {}
     for node in graph.nodes:
-        if isinstance(node.op, Gather) and node.inputs[1] not in graph.constants:
+        if isinstance(node.op, Gather | GatherElements) and node.inputs[1] not in graph.constants:
             name, size = _source(graph, node), graph.shape(node.inputs[0])[node.op.axis]
             if name in graph.inputs:
                 known = found.get(name)

@@ -22,9 +22,11 @@ from fastrun.kernels.ops.group_norm import GroupNorm as GroupNorm
 from fastrun.kernels.ops.layer_norm import LayerNorm as LayerNorm
 from fastrun.kernels.ops.lrn import LRN as LRN
 from fastrun.kernels.ops.movement import Pad as Pad
+from fastrun.kernels.ops.ranks import TopK as TopK
 from fastrun.kernels.ops.recurrent import Recurrent as Recurrent
 from fastrun.kernels.ops.reduce import Reduce as Reduce
 from fastrun.kernels.ops.reduce import Softmax as Softmax
+from fastrun.kernels.ops.rotary import Rotary as Rotary
 from fastrun.kernels.ops.sampling import Resize as Resize
 from fastrun.kernels.ops.scans import ArgReduce as ArgReduce
 from fastrun.kernels.ops.scans import CumSum as CumSum
@@ -198,6 +200,13 @@ class Gather:
 
 
 @dataclass(frozen=True)
+class GatherElements:
+    """Elements of x: each index says where along one axis that of its own place lies."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
 class Cast:
     """Conversion to the output's dtype."""
 
@@ -251,10 +260,10 @@ class Foreign:
 
 Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | GroupNorm | Attention
-    | Recurrent | Unary | Clip | Binary | ByteFunction | Where | Softmax | Gemm | MatMul | Reduce
-    | ArgReduce | CumSum | Concat | Slice | Pad | Transpose
-    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | Resize | GridSample | Cast
-    | Identity | Onnx | Numpy | Foreign
+    | Rotary | Recurrent | Unary | Clip | Binary | ByteFunction | Where | Softmax | Gemm | MatMul
+    | Reduce | ArgReduce | TopK | CumSum | Concat | Slice | Pad | Transpose
+    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | GatherElements | Resize
+    | GridSample | Cast | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

@@ -28,6 +28,7 @@ from fastrun.graph.core.ops import (
     CumSum,
     DepthToSpace,
     Gather,
+    GatherElements,
     Gemm,
     GridSample,
     GroupNorm,
@@ -39,8 +40,10 @@ from fastrun.graph.core.ops import (
     Pad,
     Pool,
     Recurrent,
+    Rotary,
     Slice,
     Softmax,
+    TopK,
     Transpose,
     Unary,
     Where,
@@ -96,12 +99,18 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return (x[0], x[1] // math.prod(size), *(n * s - 2 * cut for n, s, cut in axes))
         case Attention(heads=heads, v=v):
             return (x[0], heads * v.size, *x[2:])
+        case Rotary(heads=heads, of=of):
+            return (x[0], heads * of.size, *x[2:])
         case Recurrent(backwards=backwards, keeps_cell=keeps_cell):
             return (x[0] + keeps_cell, len(backwards), x[1], shapes[1][-1])
         case GridSample():
             return (*x[:2], *shapes[1][1:-1])
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
+        case GatherElements():
+            return shapes[1]
+        case TopK(axis, count):
+            return (*x[:axis], count, *x[axis + 1 :])
         case (
             Affine() | BatchNorm() | LRN() | LayerNorm() | GroupNorm() | Unary() | Clip()
             | Softmax() | Cast() | Identity() | ChannelShuffle() | CumSum() | ByteFunction()

@@ -16,11 +16,13 @@ from fastrun.graph.core.ops import (
     CumSum,
     Expand,
     Gather,
+    GatherElements,
     Identity,
     Op,
     Reduce,
     Reshape,
     Slice,
+    TopK,
     Transpose,
     Unary,
     Where,
@@ -57,7 +59,7 @@ def computed(
     match op:
         case Reshape() | Expand() | Transpose() | Slice() | Identity() | Concat():
             return op, _union(_all(ranges))
-        case Gather(axis=axis):
+        case Gather(axis=axis) | GatherElements(axis=axis):
             if len(ranges) > 1 and not given:
                 n = shape[axis]
                 _check(ranges[1] is not None and -n <= ranges[1][0] and ranges[1][1] < n)
@@ -67,7 +69,7 @@ def computed(
         case Where():
             _check(len(whole) in (1, 3) and ranges[0] is not None)
             return op, _union(whole[1:]) if whole[1:] else None
-        case ArgReduce(axis=axis):
+        case ArgReduce(axis=axis) | TopK(axis=axis):
             _check(shape[axis] <= EXACT)
             return op, (0, shape[axis] - 1)
         case CumSum() | Reduce(function="sum"):

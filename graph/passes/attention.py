@@ -22,12 +22,14 @@ from fastrun.graph.core.ops import (
     Identity,
     MatMul,
     Reshape,
+    Rotary,
     Slice,
     Softmax,
     Transpose,
 )
 from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
 from fastrun.graph.passes.edit import Edit
+from fastrun.graph.passes.rotary import Rotation, rotation
 from fastrun.kernels.core.strided import Strided
 
 
@@ -47,13 +49,15 @@ class _Scores(NamedTuple):
 class _Operand(NamedTuple):
     """Queries, keys or values: heads of the tensor `source`, times a factor.
 
-    The channels of the source are its last axis, or axis 1 if they are `first`.
+    The channels of the source are its last axis, or axis 1 if they are `first`. Heads may be turned
+    by a `rotation`.
     """
 
     source: str
     first: bool
     heads: Heads
     factor: float
+    rotation: Rotation | None = None
 
 
 def recognise_attention(graph: Graph) -> Graph:
@@ -90,16 +94,17 @@ def _rewrite(edit: Edit, node: Node, scores: _Scores, shape: Shape) -> None:
         mask = _groups(mask, images, (heads, shape[-2], keys[-1]))
         if mask is None:
             return
-    alone = q.source == k.source == v.source
+    alone = q.source == k.source == v.source and not (q.rotation or k.rotation)
     form = _mask_shape(edit, scores, images, (heads, shape[-2], keys[-1]))
     if scores.computed and not (alone and form):
         return
-    x = _channels_first(edit, node, q)
+    x, q = _channels_first(edit, node, q, heads)
     context = ""
     if not alone:
-        context = _channels_first(edit, node, k)
-        if k.source != v.source:
-            other = _channels_first(edit, node, v)
+        beside = k.source == v.source and not k.rotation
+        context, k = _channels_first(edit, node, k, heads)
+        if not beside:
+            other, v = _alone(edit, node, *_channels_first(edit, node, v, heads), heads)
             own, more = edit.shape(context), edit.shape(other)
             if not own or not more or own[2:] != more[2:]:
                 return
@@ -220,6 +225,12 @@ def _operand(edit: Edit, name: str, turned: Sequence[int] = ()) -> _Operand | No
     """
     moves, factor = list[Node](), 1.0
     while (node := edit.producer(name)) and not edit.exact(name):
+        turning = rotation(edit, name)
+        if turning:
+            inner = _operand(edit, turning.x) if _only_turned(edit, name, moves, turned) else None
+            if inner is None or inner.rotation:
+                return None
+            return inner._replace(factor=factor * inner.factor, rotation=turning)
         scaled = _factor(edit, node)
         if scaled:
             factor, name = factor * scaled, node.inputs[_computed(edit, node)]
@@ -242,6 +253,15 @@ def _operand(edit: Edit, name: str, turned: Sequence[int] = ()) -> _Operand | No
         if view and (heads := _heads(view, rows)):
             return _Operand(name, first, heads, factor)
     return None
+
+
+def _only_turned(edit: Edit, name: str, moves: Sequence[Node], turned: Sequence[int]) -> bool:
+    """Whether the nodes behind a value do nothing but turn it, and `turned` turns it back."""
+    plain = Strided.row_major(edit.shape(name) or ())
+    view: Strided | None = plain
+    for node in reversed(moves):
+        view = _moved(view, node, edit.shape(node.output) or ())
+    return view is not None and (view.transpose(tuple(turned)) if turned else view) == plain
 
 
 def _moved(view: Strided | None, node: Node, shape: Shape) -> Strided | None:
@@ -272,12 +292,35 @@ def _heads(view: Strided, rows: Shape) -> Heads | None:
     return Heads(view.offset, step, size) if right and inside else None
 
 
-def _channels_first(edit: Edit, node: Node, operand: _Operand) -> str:
-    """The operand's tensor with channels as axis 1."""
-    shape = edit.shape(operand.source)
+def _channels_first(edit: Edit, node: Node, operand: _Operand, heads: int) -> tuple[str, _Operand]:
+    """The operand's tensor with channels as axis 1, where its rotation is done; and its heads."""
+    name, shape = operand.source, edit.shape(operand.source)
     assert shape
-    if operand.first:
-        return operand.source
-    order = CHANNELS_FIRST[len(shape)]
-    turned = tuple(shape[axis] for axis in order)
-    return edit.put(node, Transpose(order), (operand.source,), turned)
+    if not operand.first:
+        order = CHANNELS_FIRST[len(shape)]
+        shape = tuple(shape[axis] for axis in order)
+        name = edit.put(node, Transpose(order), (name,), shape)
+    if turning := operand.rotation:
+        of = operand.heads
+        factors = (
+            edit.constant(f"{node.name}.{x}", values.astype(np.float32))
+            for x, values in (("cos", turning.cos), ("sin", turning.sin))
+        )
+        op, whole = Rotary(heads, of, turning.adjacent), (shape[0], heads * of.size, *shape[2:])
+        name = edit.put(node, op, (name, *factors), whole)
+        operand = operand._replace(heads=Heads(0, of.size, of.size), rotation=None)
+    return name, operand
+
+
+def _alone(
+    edit: Edit, node: Node, name: str, operand: _Operand, heads: int
+) -> tuple[str, _Operand]:
+    """A tensor with no other channels beside its heads, if these lie together; and the heads."""
+    shape, of = edit.shape(name), operand.heads
+    size = heads * of.size
+    assert shape
+    if shape[1] == size or (of.step != of.size and heads > 1):
+        return name, operand
+    starts, kept = (0, of.start, *(0 for _ in shape[2:])), (shape[0], size, *shape[2:])
+    op = Slice(starts, kept, (1,) * len(shape))
+    return edit.put(node, op, (name,), kept), operand._replace(heads=replace(of, start=0))

@@ -19,6 +19,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     Gather,
+    GatherElements,
     Gemm,
     GridSample,
     GroupNorm,
@@ -31,6 +32,7 @@ from fastrun.graph.core.ops import (
     Reduce,
     Reshape,
     Resize,
+    Rotary,
     Slice,
     Transpose,
     Unary,
@@ -51,7 +53,7 @@ from fastrun.graph.plan.form import (
     source_layout,
     typed_problem,
 )
-from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_spatial, is_view
+from fastrun.graph.plan.kinds import is_dense, is_global_pool, is_lookup, is_spatial, is_view
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.dtype import F16, F32, U8
@@ -200,9 +202,7 @@ class Forms:
                 return alike(self.layouts)
             case GroupNorm():
                 return alike(self.layouts, 2 * streaming)
-            case Where():
-                return alike(plain)
-            case Gather() if task.node.inputs[1] not in self.graph.constants:
+            case Gather() | GatherElements() if is_lookup(self.graph, task):
                 return alike([NCHW], 2 * streaming)
             case Attention():
                 masks = int(task.reads[-1] == task.node.input(2))
@@ -211,6 +211,8 @@ class Forms:
                 kept = choices if self._offers.several else choices[:1]
                 found = [Form(reads, NHWC, c.schedule, c.seconds) for c in kept]
                 return found or [Form(reads, NHWC, name, 2 * streaming)]
+            case Rotary():
+                return alike([NHWC])
             case Recurrent():
                 steps, images, sums = self.graph.shape(task.reads[0])
                 hidden = self.graph.shape(task.output)[-1]
@@ -231,7 +233,7 @@ class Forms:
             case LayerNorm():
                 single = shape4(self.graph.shape(task.output))[2:] == (1, 1)
                 return alike([x for x in self.layouts if single or x != NCHW])
-            case Binary():
+            case Binary() | Where():
                 return alike(self._broadcastable(task))
             case ChannelShuffle() if len(task.reads) == 2:
                 return alike([NHWC], 2 * streaming)

@@ -7,6 +7,8 @@ import math
 from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import (
     Concat,
+    Gather,
+    GatherElements,
     Gemm,
     Identity,
     Pad,
@@ -42,6 +44,14 @@ def is_view(graph: Graph, task: Task) -> bool:
         case Identity() | Reshape():
             return True
     return False
+
+
+def is_lookup(graph: Graph, task: Task) -> bool:
+    """Whether a task takes entries or elements at indices that are data of its kernel."""
+    op = task.node.op
+    return isinstance(op, GatherElements) or (
+        isinstance(op, Gather) and task.node.inputs[1] not in graph.constants
+    )
 
 
 def is_global_pool(graph: Graph, task: Task) -> bool:

@@ -24,11 +24,12 @@ from fastrun.graph.core.ops import (
     Reshape,
     Slice,
     Unary,
+    Where,
 )
 from fastrun.graph.core.precision import byte_grid
 
 # Elementwise operators of one task, and computed tensors that their kernel can read.
-CHAIN, CHAIN_READS = 12, 2
+CHAIN, CHAIN_READS = 12, 3
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def _before(
 def _is_elementwise(graph: Graph, task: Task) -> bool:
     """Whether a task computes each element of float32 from one element of each operand."""
     rounded = any(name in graph.grids for name in (*task.reads, task.output))
-    return isinstance(task.node.op, Unary | Clip | Binary | Affine) and not rounded
+    return isinstance(task.node.op, Unary | Clip | Binary | Affine | Where) and not rounded
 
 
 def _read(task: Task) -> Sequence[str]:

@@ -34,6 +34,7 @@ from fastrun.graph.core.ops import (
     Expand,
     Foreign,
     Gather,
+    GatherElements,
     Gemm,
     GridSample,
     GroupNorm,
@@ -48,8 +49,10 @@ from fastrun.graph.core.ops import (
     Reduce,
     Reshape,
     Resize,
+    Rotary,
     Slice,
     Softmax,
+    TopK,
     Transpose,
     Unary,
     Where,
@@ -71,7 +74,9 @@ from fastrun.graph.reference.numerics import (
     pad,
     pool,
     resize,
+    rotary,
     softmax,
+    top_k,
 )
 from fastrun.graph.reference.points import grid_sample
 from fastrun.graph.reference.recurrence import recurrence
@@ -196,6 +201,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return lrn(op, x)
         case Attention():
             return attention(op, x, *(*rest, None, None)[:2])
+        case Rotary():
+            return rotary(op, x, *rest)
         case Recurrent():
             return recurrence(op, x, *(*rest, None, None)[:3])
         case LayerNorm(epsilon=epsilon):
@@ -220,6 +227,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return np.where(x != 0, *rest)
         case ArgReduce():
             return arg_reduce(op, x).reshape(result.shape)
+        case TopK():
+            return top_k(x, op.axis, op.count, op.largest)
         case CumSum():
             return cum_sum(op, x)
         case Softmax():
@@ -254,6 +263,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
             return np.broadcast_to(x, result.shape)
         case Gather():
             return _taken(node, x, rest[0])
+        case GatherElements(axis=axis):
+            return _elements(node, x, rest[0], axis)
         case Resize():
             return resize(op, result.shape, x)
         case GridSample():
@@ -282,6 +293,15 @@ def _taken(node: Node, x: Array, indices: Array) -> Any:
     assert isinstance(node.op, Gather)
     try:
         return x.take(indices.astype(np.int64), node.op.axis)
+    except IndexError as error:
+        raise GraphError(f"node {node.label} cannot be computed: {error}") from error
+
+
+def _elements(node: Node, x: Array, indices: Array, axis: int) -> Any:
+    places: list[Array] = [*np.indices(indices.shape, sparse=True)]
+    places[axis] = indices.astype(np.int64)
+    try:
+        return x[tuple(places)]
     except IndexError as error:
         raise GraphError(f"node {node.label} cannot be computed: {error}") from error
 

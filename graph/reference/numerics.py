@@ -25,6 +25,7 @@ from fastrun.graph.core.ops import (
     Pad,
     Pool,
     Resize,
+    Rotary,
     Softmax,
 )
 from fastrun.graph.core.problems import problem_of
@@ -130,6 +131,42 @@ def arg_reduce(op: ArgReduce, x: Array) -> Array:
         return function(x, op.axis)
     places: Array = x.shape[op.axis] - 1 - function(np.flip(x, op.axis), op.axis)
     return places
+
+
+def top_k(x: Array, axis: int, count: int, largest: bool) -> Array:
+    """The places of the first elements along an axis in the order of their size.
+
+    Of equal ones the first come first; NaN counts as larger than all numbers.
+    """
+    rows = np.moveaxis(x, axis, -1)
+    found = _first(rows, count, largest)
+    order = _order(np.take_along_axis(rows, found, -1), largest)
+    places: Array = np.take_along_axis(found, order, -1).astype(np.int64)
+    return np.moveaxis(places, -1, axis)
+
+
+def _first(rows: Array, k: int, largest: bool) -> Array:
+    """Where the first k of each row are, in ascending order; of equal values the first ones."""
+    size = rows.shape[-1]
+    whole = np.broadcast_to(np.arange(size), rows.shape)
+    if k in (0, size) or np.isnan(rows).any():
+        return np.sort(_order(rows, largest)[..., :k], -1) if 0 < k < size else whole[..., :k]
+    place = size - k if largest else k - 1
+    last = np.partition(rows, place, -1)[..., place : place + 1]
+    taken, equal = rows > last if largest else rows < last, rows == last
+    free = k - taken.sum(-1, keepdims=True)
+    taken |= equal & (np.cumsum(equal, -1) <= free)
+    found: Array = whole[taken].reshape(*rows.shape[:-1], k)
+    return found
+
+
+def _order(rows: Array, largest: bool) -> Array:
+    """The order that sorts each row; equal values keep theirs."""
+    if not largest:
+        return np.argsort(rows, -1, kind="stable")
+    turned = np.argsort(rows[..., ::-1], -1, kind="stable")
+    order: Array = rows.shape[-1] - 1 - turned[..., ::-1]
+    return order
 
 
 def cum_sum(op: CumSum, x: Array) -> Array:
@@ -312,6 +349,14 @@ def attention(op: Attention, x: Array, context: Array | None, mask: Array | None
         powers = np.exp(scores - scores.max(-1, keepdims=True))
         found.append(matmul(v, (powers / powers.sum(-1, keepdims=True)).swapaxes(1, 2)))
     return np.concatenate(found, 1).reshape(n, -1, *space)
+
+
+def rotary(op: Rotary, x: Array, cos: Array, sin: Array) -> Array:
+    """The heads with their pairs of numbers turned."""
+    channels = np.arange(op.heads)[:, None] * op.of.step + op.of.start + np.arange(op.of.size)
+    heads = x.reshape(*x.shape[:2], -1)[:, channels]  # (images, heads, numbers, pixels)
+    turned: Array = heads * cos.T + heads[:, :, op.pairs] * sin.T
+    return turned.reshape(len(x), -1, *x.shape[2:])
 
 
 def along_channels(values: Array, x: Array) -> Array:

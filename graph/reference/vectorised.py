@@ -13,6 +13,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from fastrun.graph.core.model import Array
+from fastrun.graph.reference.numerics import top_k
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -32,38 +33,8 @@ class TopK(OpRun):
     def _run(self, x: Array, *counts: Array, **given: Any) -> tuple[Array, Array]:
         axis = _attribute(self, given, "axis", -1)
         k = int(np.reshape(counts[0] if counts else _attribute(self, given, "k", 1), ()))
-        rows = np.moveaxis(x, axis, -1)
-        largest = bool(_attribute(self, given, "largest", 1))
-        found = _first(rows, k, largest)
-        values = np.take_along_axis(rows, found, -1)
-        order = _order(values, largest)
-        indices = np.take_along_axis(found, order, -1).astype(np.int64)
-        values = np.take_along_axis(values, order, -1)
-        return np.moveaxis(values, -1, axis), np.moveaxis(indices, -1, axis)
-
-
-def _first(rows: Array, k: int, largest: bool) -> Array:
-    """Where the first k of each row are, in ascending order; of equal values the first ones."""
-    size = rows.shape[-1]
-    whole = np.broadcast_to(np.arange(size), rows.shape)
-    if k in (0, size) or np.isnan(rows).any():
-        return np.sort(_order(rows, largest)[..., :k], -1) if 0 < k < size else whole[..., :k]
-    place = size - k if largest else k - 1
-    last = np.partition(rows, place, -1)[..., place : place + 1]
-    taken, equal = rows > last if largest else rows < last, rows == last
-    free = k - taken.sum(-1, keepdims=True)
-    taken |= equal & (np.cumsum(equal, -1) <= free)
-    found: Array = whole[taken].reshape(*rows.shape[:-1], k)
-    return found
-
-
-def _order(rows: Array, largest: bool) -> Array:
-    """The order that sorts each row; equal values keep theirs."""
-    if not largest:
-        return np.argsort(rows, -1, kind="stable")
-    turned = np.argsort(rows[..., ::-1], -1, kind="stable")
-    order: Array = rows.shape[-1] - 1 - turned[..., ::-1]
-    return order
+        indices = top_k(x, axis, k, bool(_attribute(self, given, "largest", 1)))
+        return np.take_along_axis(x, indices, axis), indices
 
 
 class GatherND(OpRun):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,12 +34,26 @@ class Nodes:
 
     def put(self, label: str, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:
         """Add a node called like `label`. Returns its output, a new value unless it is given."""
+        output = output or self.fresh(f"{label}.{op.lower()}")
+        self._add(label, op, inputs, [output], attributes)
+        return output
+
+    def put_second(self, label: str, op: str, *inputs: str, output: str, **attributes: Any) -> None:
+        """Add a node of two outputs, the first of which nothing reads."""
+        self._add(label, op, inputs, [self.fresh(f"{label}.unread"), output], attributes)
+
+    def _add(
+        self,
+        label: str,
+        op: str,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: Mapping[str, Any],
+    ) -> None:
         name = unused(label, self._labels)
         self._labels.add(name)
-        output = output or self.fresh(f"{label}.{op.lower()}")
         given = {key: value for key, value in attributes.items() if value is not None}
-        self.nodes.append(helper.make_node(op, inputs, [output], name, **given))
-        return output
+        self.nodes.append(helper.make_node(op, inputs, outputs, name, **given))
 
     def constant(self, name: str, values: Array) -> str:
         """Add a constant under a name like `name`. Returns the name."""

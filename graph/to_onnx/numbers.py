@@ -12,7 +12,16 @@ import numpy as np
 from onnx import TensorProto
 
 from fastrun.graph.core.model import Node
-from fastrun.graph.core.ops import ArgReduce, Binary, CumSum, Gather, Unary, Where
+from fastrun.graph.core.ops import (
+    ArgReduce,
+    Binary,
+    CumSum,
+    Gather,
+    GatherElements,
+    TopK,
+    Unary,
+    Where,
+)
 from fastrun.graph.to_onnx.nodes import Nodes
 
 _NAMES = {
@@ -57,13 +66,23 @@ def write_numbers(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> 
             keep = len(to.graph.shape(node.output)) == len(to.graph.shape(node.inputs[0]))
             given = {"axis": axis, "keepdims": int(keep), "select_last_index": int(last)}
             _converted(to, node, output, f"Arg{function.capitalize()}", *inputs, **given)
+        case TopK(axis, count, largest):
+            number = to.constant(f"{node.name}.count", np.array([count], np.int64))
+            native = _is_float(to, node.output)
+            places = to.fresh(f"{node.name}.places") if native else output
+            given = {"axis": axis, "largest": int(largest)}
+            to.put_second(node.name, "TopK", *inputs, number, output=places, **given)
+            if native:
+                to.put(f"{node.name}.cast", "Cast", places, output=output, to=TensorProto.FLOAT)
         case CumSum(axis, exclusive, backwards):
             at = to.constant(f"{node.name}.axis", np.array(axis, np.int64))
             given = {"exclusive": int(exclusive), "reverse": int(backwards)}
             to.put(node.name, "CumSum", *inputs, at, output=output, **given)
-        case Gather(axis) if _is_float(to, node.inputs[1]):
-            indices = to.put(node.name, "Cast", inputs[1], to=TensorProto.INT64)
-            to.put(node.name, "Gather", inputs[0], indices, output=output, axis=axis)
+        case Gather(axis) | GatherElements(axis):
+            indices, kind = inputs[1], type(node.op).__name__
+            if _is_float(to, node.inputs[1]):
+                indices = to.put(node.name, "Cast", indices, to=TensorProto.INT64)
+            to.put(node.name, kind, inputs[0], indices, output=output, axis=axis)
         case _:
             return False
     return True

@@ -28,7 +28,6 @@ from fastrun.graph.core.ops import (
     ConvTranspose,
     DepthToSpace,
     Expand,
-    Gather,
     Gemm,
     GridSample,
     GroupNorm,
@@ -43,6 +42,7 @@ from fastrun.graph.core.ops import (
     Reduce,
     Reshape,
     Resize,
+    Rotary,
     Slice,
     Softmax,
     Transpose,
@@ -99,6 +99,8 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
                 x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
         case Attention():
             _attention(to, node, op, inputs, output)
+        case Rotary():
+            _rotary(to, node, op, inputs, output)
         case Recurrent():
             recurrent(to, node, op, inputs, output)
         case LayerNorm(epsilon=epsilon):
@@ -165,8 +167,6 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
             _reshape(to, name, x, shape, output)
         case Expand():
             to.put(name, "Expand", x, _sizes(to, name, shape), output=output)
-        case Gather(axis):
-            to.put(name, "Gather", *inputs, output=output, axis=axis)
         case Resize():
             _resize(to, node, op, x, output)
         case Cast():
@@ -399,6 +399,18 @@ def _group_norm(
         values = to.graph.constants[parameter].reshape(-1, *wide)
         factor = to.constant(f"{parameter}.wide", values)
         x = to.put(name, kind, x, factor, output=output if kind == "Add" else "")
+
+
+def _rotary(to: Nodes, node: Node, op: Rotary, inputs: Sequence[str], output: str) -> None:
+    """The numbers of all heads and those of their pairs, gathered, with the factors of either."""
+    name, shape, heads = node.name, to.graph.shape(node.output), np.arange(op.heads)[:, None]
+    first, terms = heads * op.of.step + op.of.start, list[str]()
+    for columns, factor in zip((range(op.of.size), op.pairs), inputs[1:], strict=True):
+        channels = to.constant(f"{name}.channels", (first + np.array(columns)).reshape(-1))
+        values = np.tile(to.graph.constants[factor].T, (op.heads, 1)).reshape(1, *shape[1:])
+        picked = to.put(name, "Gather", inputs[0], channels, axis=1)
+        terms.append(to.put(name, "Mul", picked, to.constant(f"{factor}.wide", values)))
+    to.put(name, "Add", *terms, output=output)
 
 
 def _attention(to: Nodes, node: Node, op: Attention, inputs: Sequence[str], output: str) -> None:

@@ -83,12 +83,13 @@ class DType:
 F32 = DType("f32", 32, "float32", "float")
 F16 = DType("f16", 16, "float16", "half")
 BF16 = DType("bf16", 16, "uint16", "bfloat")
+I64 = DType("i64", 64, "int64", "i64")
 I32 = DType("i32", 32, "int32", "i32")
 I16 = DType("i16", 16, "int16", "i16")
 S8 = DType("s8", 8, "int8", "i8")
 U8 = DType("u8", 8, "uint8", "i8")
 
-BY_NAME = {dtype.name: dtype for dtype in (F32, F16, BF16, I32, I16, S8, U8)}
+BY_NAME = {dtype.name: dtype for dtype in (F32, F16, BF16, I64, I32, I16, S8, U8)}
 
 
 def _known(*fields: Any) -> DType:

@@ -105,7 +105,7 @@ class Affine:
     activation: str = ""
 
 
-Step = Unary | Clip | Binary | Affine
+Step = Unary | Clip | Binary | Affine | Where
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def lookup(cpu: Cpu, src: Strided, dst: Strided) -> Program:
         ScheduleError: the shapes do not fit, or the elements are no u8.
     """
     check(src.dtype is U8 is dst.dtype, "a table has an entry for each number of u8")
-    return _map(cpu, "lookup", looked_up, [("src", src)], dst)
+    return each_element(cpu, "lookup", looked_up, [("src", src)], dst)
 
 
 @identified
@@ -180,7 +180,7 @@ def binary(
     check(spec.function in BINARY, f"unknown function {spec.function!r}: use one of {[*BINARY]}")
     operands = list(zip(arguments, (src, add), strict=True))
     if dst.dtype is U8 and _scales_through(spec):
-        return _map(cpu, "binary", _in_steps(spec, arguments), operands, dst)
+        return each_element(cpu, "binary", _in_steps(spec, arguments), operands, dst)
     return _real(cpu, "binary", _function(spec), operands, dst)
 
 
@@ -240,7 +240,8 @@ def chain(spec: Chain, cpu: Cpu, operands: Operands, dst: Strided) -> Program:
     """Compute several operators in one loop, without memory for what lies between them.
 
     `operands` are broadcast to `dst`, each with the name of the kernel's argument that holds it.
-    Constants are in "weights", one after another, row-major.
+    Computed ones are in "src", "add" and "third", of which the last lies where the table of one
+    entry in front of the weights says (see `Io`). Constants are in "weights", row-major.
 
     Raises:
         ScheduleError: a function is unknown, the shapes do not fit, or a tensor is not of f32.
@@ -253,7 +254,7 @@ def chain(spec: Chain, cpu: Cpu, operands: Operands, dst: Strided) -> Program:
             known.append(_function(step)(*(known[i] for i in reads)))
         return known[-1]
 
-    return _map(cpu, "chain", function, operands, dst)
+    return each_element(cpu, "chain", function, operands, dst)
 
 
 def _function(spec: Step) -> Callable[..., Vec]:
@@ -269,26 +270,8 @@ def _function(spec: Step) -> Callable[..., Vec]:
             return lambda x, y: activate(BINARY[name](x, y), activation)
         case Affine(activation=activation):
             return lambda x, scale, shift: activate(fma(x, scale, shift), activation)
-
-
-@identified
-def where(cpu: Cpu, operands: Operands, dst: Strided) -> Program:
-    """Choose between two operands by a condition, all broadcast to `dst`.
-
-    `operands` are the condition and what is taken where it is not zero and where it is, each with
-    the name of the kernel's argument that holds it. Three computed ones are in "src", "add" and
-    "third": the weights then hold a table of one entry, where the third lies from "src" on (see
-    `Io`). Constants are in "weights", one after another, row-major.
-
-    Raises:
-        ScheduleError: the shapes do not fit, or a tensor is not of f32.
-    """
-    check_f32("a choice", dst, *(view for _, view in operands))
-
-    def chosen(condition: Vec, yes: Vec, no: Vec) -> Vec:
-        return condition.k.blend(compare("une", condition, 0.0), yes, no)
-
-    return _map(cpu, "where", chosen, operands, dst)
+        case Where():
+            return lambda x, yes, no: x.k.blend(compare("une", x, 0.0), yes, no)
 
 
 def _real(
@@ -300,10 +283,10 @@ def _real(
         known = [numbers(x, argument) for (argument, _), x in zip(operands, elements_, strict=True)]
         return elements(function(*known), dst.dtype)
 
-    return _map(cpu, name, typed, operands, dst)
+    return each_element(cpu, name, typed, operands, dst)
 
 
-def _map(
+def each_element(
     cpu: Cpu, name: str, function: Callable[..., Vec], operands: Operands, dst: Strided
 ) -> Program:
     """`function` of vectors of all operands, element by element."""

@@ -1,4 +1,7 @@
-"""Entries of a table at computed indices: embeddings, and Gather of what the network computes."""
+"""Entries of a table at computed indices: embeddings, Gather of what the network computes.
+
+Whole entries along an axis, or an element for each index.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +47,56 @@ def lookup(
     shape = (*before, *indices.shape, *after)
     check(dst.shape == shape, f"{table.shape} at {indices.shape} indices is not {dst.shape}")
     none = (0,) * len(indices.shape)
-    n, step = table.shape[axis], table.strides[axis]
     strides = (*table.strides[:axis], *none, *table.strides[axis + 1 :])
     places = ((0,) * len(before), indices.strides, (0,) * len(after))
-    out, entries, found = aligned(
-        dst,
-        Strided(shape, strides, table.offset),
-        Strided(shape, tuple(s for part in places for s in part), indices.offset),
+    entries = Strided(shape, strides, table.offset)
+    wide = Strided(shape, tuple(s for part in places for s in part), indices.offset)
+    return _found(axis, cpu, table, indices, dst, (entries, wide), arguments)
+
+
+@identified
+def elements(
+    axis: int,
+    cpu: Cpu,
+    table: Strided,
+    indices: Strided,
+    dst: Strided,
+    arguments: tuple[str, str] = ("src", "add"),
+) -> Program:
+    """Elements of `table`: each index says where along an axis that of its own place lies.
+
+    Indices and `arguments` are those of `lookup`. Along other axes there may be fewer indices than
+    entries.
+
+    Raises:
+        ScheduleError: the shapes do not fit, or a tensor is not of f32.
+    """
+    check_f32("a look-up", table, indices, dst)
+    sizes = [*zip(indices.shape, table.shape, strict=False)]
+    fits = len(indices.shape) == len(table.shape) and all(
+        a <= b for i, (a, b) in enumerate(sizes) if i != axis
     )
+    check(
+        fits and dst.shape == indices.shape,
+        f"{table.shape} at {indices.shape} indices is not {dst.shape}",
+    )
+    strides = (*table.strides[:axis], 0, *table.strides[axis + 1 :])
+    entries = Strided(indices.shape, strides, table.offset)
+    return _found(axis, cpu, table, indices, dst, (entries, indices), arguments)
+
+
+def _found(
+    axis: int,
+    cpu: Cpu,
+    table: Strided,
+    indices: Strided,
+    dst: Strided,
+    views: tuple[Strided, Strided],
+    arguments: tuple[str, str],
+) -> Program:
+    """What lies at the indices. `views` of first entries and of indices have the result's shape."""
+    n, step = table.shape[axis], table.strides[axis]
+    out, entries, found = aligned(dst, *views)
     *outer, length = out.shape
     single = found.strides[-1] != 0  # each element of a row has an index of its own
     tiles = rows(length, 1 if single else cpu.lanes, 1 if single else UNROLL)

@@ -97,15 +97,42 @@ def test_smaller_tensors_are_not_computed_again_for_each_element() -> None:
     checked(model(nodes, shape=(1, 4, 8)), [1, 1, 2])
 
 
-def test_two_computed_operands_at_most() -> None:
+def test_three_computed_operands_at_most() -> None:
+    """A third one lies where a table says, in front of the constants."""
     nodes = [
         node("Softmax", "x", "a"),
         node("Softmax", "x", "b", axis=1),
+        node("Softmax", "x", "c", axis=0),
         node("Add", "a b", "p"),
-        node("Mul", "p x", "q"),
-        node("Neg", "q", "y"),
+        node("Mul", "p scale", "q"),
+        node("Sub", "q x", "r"),
+        node("Mul", "r c", "y"),
     ]
-    checked(model(nodes, shape=(1, 4, 8)), [1, 1, 1, 2])
+    checked(model(nodes, {"scale": normal(4, 1)}, shape=(2, 4, 8)), [1, 1, 1, 3, 1])
+
+
+@pytest.mark.parametrize("shape", [(1, 20, 6, 5), (2, 3, 7)])
+def test_choices_are_members(shape: tuple[int, ...]) -> None:
+    """A leaky activation as some exporters write it, between convolutions."""
+    c, wide = shape[1], (1,) * (len(shape) - 2)
+    nodes = [
+        node("Conv", "x v", "k"),
+        node("Greater", "k least", "m"),
+        node("Mul", "k slope", "s"),
+        node("Where", "m k s", "w"),
+        node("Where", "fixed w none", "t"),
+        node("Neg", "t", "n"),
+        node("Conv", "n u", "y"),
+    ]
+    values = {
+        "v": normal(c, c, *wide),
+        "u": normal(c, c, *wide, seed=1),
+        "least": np.float32(0),
+        "slope": normal(c, *wide),
+        "fixed": normal(*shape[1:]) > 0,
+        "none": np.float32(-2),
+    }
+    checked(model(nodes, values, shape=shape), [1, 5, 1])
 
 
 def test_long_chains_are_cut() -> None:

@@ -98,6 +98,31 @@ def test_running_sums() -> None:
     computed(several(nodes, weights, *(n.output[0] for n in nodes)), x=X)
 
 
+@pytest.mark.parametrize("largest", [0, 1])
+def test_first_elements(largest: int) -> None:
+    """Values and places, elements of another tensor there, and elements at constant places."""
+    nodes = [node("Round", "x", "r")]
+    for axis, k in ((1, "two"), (-1, "three"), (-2, "one")):
+        name = f"{axis + 4}"
+        nodes += [
+            node("TopK", f"r {k}", f"v{name} i{name}", axis=axis, largest=largest),
+            node("GatherElements", f"x i{name}", f"g{name}", axis=axis),
+        ]
+    nodes += [
+        node("GatherElements", "i3 fixed", "f", axis=-1),
+        node("Div", "i3 two", "half"),
+        node("GatherElements", "x half", "h", axis=3),
+    ]
+    weights = {
+        "one": np.array([1]),
+        "two": np.array([2]),
+        "three": np.array([3]),
+        "fixed": np.resize(np.array([2, 0, -1, 1]), (1, 4, 8, 5)),
+    }
+    outputs = (f"{kind}{name}" for kind in "vig" for name in ("5", "3", "2"))
+    computed(several(nodes, weights, *outputs, "f", "half", "h"), x=X)
+
+
 def test_arithmetic_of_places() -> None:
     """Row and column of the largest value, as keypoints are read off maps."""
     nodes = [

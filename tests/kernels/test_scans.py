@@ -75,7 +75,8 @@ def test_choices_broadcast(cpu: Cpu) -> None:
     for no in (np.float32(np.inf), normal(5, 3, 1)):
         operands = [("src", row_major(5, 1, 7)), ("add", row_major(3, 7)),
                     ("weights", row_major(*no.shape))]  # fmt: skip
-        found = run(elementwise.where(cpu, operands, dst), dst, condition, yes, no)
+        choice = elementwise.Chain(((elementwise.Where(), (0, 1, 2)),))
+        found = run(elementwise.chain(choice, cpu, operands, dst), dst, condition, yes, no)
         assert np.array_equal(found, np.where(condition != 0, yes, no))
 
 

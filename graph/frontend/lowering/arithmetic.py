@@ -11,6 +11,7 @@ from fastrun.graph.core.ops import (
     Binary,
     Clip,
     CumSum,
+    GatherElements,
     Gemm,
     GroupNorm,
     Identity,
@@ -19,11 +20,13 @@ from fastrun.graph.core.ops import (
     Reduce,
     Reshape,
     Softmax,
+    TopK,
     Transpose,
     Unary,
 )
 from fastrun.graph.core.shapes import CHANNELS_FIRST, CHANNELS_LAST
 from fastrun.graph.frontend.lowering.site import Site, Unsupported, lowers
+from fastrun.kernels.ops.ranks import MOST
 
 # Functions of one value by ONNX's names; ours are the same in lower case.
 _FUNCTIONS = """
@@ -132,6 +135,43 @@ def _arg_reduce(site: Site) -> None:
     last = bool(site.attribute("select_last_index", 0))
     op = ArgReduce(site.operator.removeprefix("Arg").lower(), site.axis(0), last)
     site.finish(op, site.inputs[0], shape=site.result.shape)
+
+
+@lowers("TopK")
+def _top_k(site: Site) -> None:
+    """Places, and the elements there. The order of elements is free if they need not be sorted."""
+    _check_numbers(site)
+    axis, shape = site.axis(-1), site.shape(0)
+    (count,) = site.ints("k", 1, "number of elements") or (0,)
+    if not 0 <= count <= shape[axis]:
+        raise site.impossible(f"the first {count} of {shape[axis]}")
+    largest, x = bool(site.attribute("largest", 1)), site.inputs[0]
+    if not 0 < count <= MOST:
+        raise Unsupported(f"1 to {MOST} elements")
+    values, indices = (*site.outputs, "")[:2]
+    op: ArgReduce | TopK = TopK(axis, count, largest)
+    if count == 1 and largest:
+        op = ArgReduce("max", axis)
+    found = (*shape[:axis], count, *shape[axis + 1 :])
+    places = site.emit(op, x, output=indices, shape=found, dtype=np.dtype(np.int64))
+    if values:
+        site.emit(GatherElements(axis), x, places, output=values)
+
+
+@lowers("GatherElements")
+def _gather_elements(site: Site) -> None:
+    _check_numbers(site)
+    axis, shape, indices = site.axis(0), site.shape(0), site.shape(1)
+    fits = len(shape) == len(indices) and all(
+        a <= b for i, (a, b) in enumerate(zip(indices, shape, strict=True)) if i != axis
+    )
+    if not fits:
+        raise site.impossible(f"{indices} indices of {shape} along axis {axis}")
+    if site.is_constant(1):
+        known, size = site.constant(1, "indices"), shape[axis]
+        if known.size and not -size <= known.min() <= known.max() < size:
+            raise site.impossible(f"an index is outside an axis of {size}")
+    site.finish(GatherElements(axis), *site.inputs)
 
 
 @lowers("CumSum")

@@ -137,10 +137,18 @@ class Site:
         """The error for a node that contradicts itself."""
         return GraphError(f"node {self.name!r} ({self.operator}) is impossible: {why}")
 
-    def emit(self, op: Op, *inputs: str, output: str = "", shape: Shape | None = None) -> str:
+    def emit(
+        self,
+        op: Op,
+        *inputs: str,
+        output: str = "",
+        shape: Shape | None = None,
+        dtype: np.dtype[Any] | None = None,
+    ) -> str:
         """Add a node. Returns the name of its result, a new one unless `output` is given.
 
-        `shape` is needed if the operator and its operands do not determine it.
+        `shape` is needed if the operator and its operands do not determine it, `dtype` if the
+        result has another type than the first output.
         """
         while inputs and not inputs[-1]:
             inputs = inputs[:-1]
@@ -153,7 +161,7 @@ class Site:
         k = len(self.nodes)
         name = f"{self.name}.{k}" if k else self.name
         output = output or self._fresh(f"{self.outputs[0]}.{k}")
-        self.tensors[output] = Tensor(shape, self._dtype)
+        self.tensors[output] = Tensor(shape, dtype or self._dtype)
         self.nodes.append(Node(name, op, inputs, (output,)))
         return output
 
