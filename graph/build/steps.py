@@ -32,6 +32,10 @@ from fastrun.kernels.core.template import ScheduleError
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.ops import halo, movement
 
+# The share of a buffer from which on its halo is kept from run to run instead of being zeroed in
+# each. That takes memory: only tensors that lie alike share it.
+KEPT = 0.125
+
 
 @dataclass(frozen=True)
 class Port:
@@ -265,10 +269,10 @@ class _Writer:
         return Port(name, self._graph.shape(name), self._number(tensor), tensor.placement)
 
     def zeroed(self, tensor: Placed) -> Iterable[Step]:
-        """The step that zeroes a halo. Steps that write the pixels need not wait for it."""
+        """The step that zeroes a halo that is not kept. Steps that write pixels need not wait."""
         where = replace(tensor.placement, c=tensor.placement.buffer_c, whole=0)
         number = self._number(tensor)
-        if any(where.halo):
+        if any(where.halo) and not _kept(tensor):
             program = halo.build(halo.ZeroHalo(), self._cpu, where, where)
             layouts = f"{where.layout}>{where.layout}"
             yield Step("", "halo", "zero", layouts, "", program, number, None, number, joins=False)
@@ -437,9 +441,22 @@ class _Writer:
                 spans[x] = first, max(last, i)
         for x in map(self._number, outputs):
             spans[x] = spans[x][0], len(steps)
-        places = (root.placement for root in self._roots)
-        sizes = (place.dtype.bytes(place.size + READ_SLACK) for place in places)
-        return tuple(Lifetime(size, *spans[x]) for x, size in enumerate(sizes))
+        places = [root.placement for root in self._roots]
+        sizes = [place.dtype.bytes(place.size + READ_SLACK) for place in places]
+        kept = [place if _kept(root) else None
+                for root, place in zip(self._roots, places, strict=True)]  # fmt: skip
+        return tuple(Lifetime(size, *spans[x], kept[x]) for x, size in enumerate(sizes))
+
+
+def _kept(tensor: Placed) -> bool:
+    """Whether the halo of a tensor stays zero from run to run.
+
+    Memory begins with zeros. That of the network's inputs may be the caller's.
+    """
+    where = tensor.placement
+    pixels = where.h * where.w
+    whole = where.block_stride // where.x_stride
+    return any(where.halo) and not (tensor.given or where.zero) and whole - pixels > KEPT * whole
 
 
 def _bytes(*places: Placement) -> int:

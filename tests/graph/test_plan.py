@@ -25,7 +25,7 @@ from fastrun.graph.reference import interpreter as reference
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.conv import direct
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
-from fastrun.kernels.core.layout import NCHW, NHWC, Layout
+from fastrun.kernels.core.layout import NCHW, NHWC, Layout, Placement
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.records.environment import toolchain
@@ -56,6 +56,29 @@ def test_buffers_that_live_together_lie_apart() -> None:
                 if a.first <= b.last and b.first <= a.last:
                     apart = offsets[i] + a.size <= offsets[j] or offsets[j] + b.size <= offsets[i]
                     assert apart or 0 in (a.size, b.size)
+
+
+def test_kept_halos_share_memory_with_their_like_alone() -> None:
+    """No other buffer lies there at any time, and two of their like only one after the other."""
+    draw = random.Random(0)
+    places = [Placement(NHWC, 1, 4, 2 + i, 2, (1, 1, 1, 1)) for i in range(2)]
+    for _ in range(50):
+        lifetimes = []
+        for _ in range(draw.randint(1, 20)):
+            kept, first = draw.choice([None, *places]), draw.randint(0, 10)
+            size = 4 * kept.size if kept else draw.randint(1, 999)
+            lifetimes.append(Lifetime(size, first, first + draw.randint(0, 5), kept))
+        offsets, size = allocate(lifetimes)
+        for i, a in enumerate(lifetimes):
+            assert offsets[i] + a.size <= size
+            for j, b in enumerate(lifetimes[:i]):
+                together = a.first <= b.last and b.first <= a.last
+                if offsets[i] < offsets[j] + b.size and offsets[j] < offsets[i] + a.size:
+                    assert not together
+                    assert a.kept == b.kept
+                    assert offsets[i] == offsets[j] or not a.kept
+    turns = [Lifetime(4 * places[0].size, i, i, places[0]) for i in range(9)]
+    assert len({*allocate(turns)[0]}) == 1
 
 
 def test_a_chain_needs_two_buffers() -> None:
