@@ -11,9 +11,7 @@ from the first? Measurements are kept (`--work`), so that the same command conti
 from __future__ import annotations
 
 import json
-import time
-from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,13 +19,13 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
+from fastrun.benchmarks.experiments.steps import Step, carry_on, step_options
 from fastrun.kernels.core.attention import parse_problem
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.measure.races import FINAL, race
 from fastrun.tuner.records.record import Conditions, Stage
-from fastrun.tuner.records.units import interval, ms, plural, ratio
+from fastrun.tuner.records.units import interval, ms, ratio
 from fastrun.tuner.report.frames import layer_labels
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.search.fastrun import fast_run
@@ -77,39 +75,20 @@ LATER = (
     "conv 1x192x17x17 192x1x7 s1 p0x3 bias relu",
 )
 
-Step = Callable[[], None]
-
 
 def main(words: Sequence[str] | None = None) -> int:
     """Make the missing measurements, then print and write all of them."""
-    parser = ArgumentParser(
-        prog="python -m fastrun.benchmarks.experiments.agreement",
-        description=str(__doc__).split("\n")[0],
-    )
-    parser.add_argument(
-        "--minutes", type=float, default=60.0, help="begin no measurement after these (default 60)"
-    )
+    parser = step_options("agreement", __doc__)
     parser.add_argument(
         "--seconds",
         type=float,
         default=20.0,
         help="seconds of every tuning (default 20); half of it for layers that are raced again",
     )
-    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the tables to files here")
-    parser.add_argument(
-        "--work", type=Path, default=cache_root() / "agreement", help="folder of the measurements"
-    )
     arguments = parser.parse_args(words)
     arguments.work.mkdir(parents=True, exist_ok=True)
     report.introduce((), {})
-    end = time.monotonic() + 60 * arguments.minutes
-    steps = list(_missing(arguments.work, arguments.seconds))
-    for number, step in enumerate(steps):
-        if time.monotonic() > end:
-            left = plural(len(steps) - number, "step")
-            report.notice(f"{left} left: run the same command again to continue")
-            break
-        step()
+    carry_on(_missing(arguments.work, arguments.seconds), arguments.minutes)
     for name, table, print_ in (
         ("agreement-tunings", tunings(arguments.work), _show_tunings),
         ("agreement-later", later(arguments.work), _show_later),
@@ -127,16 +106,16 @@ def _missing(work: Path, seconds: float) -> Iterator[Step]:
     for text in REPEATED:
         for seed in range(TUNINGS):
             if not _chosen(work, text, seed):
-                yield partial(_tune, work, text, seed, seconds)
+                yield Step(f"tuning {seed}: {text}", partial(_tune, work, text, seed, seconds))
         if not (work / _name(text, "race")).exists():
-            yield partial(_race, work, text)
+            yield Step(f"race: {text}", partial(_race, work, text))
     for text in LATER:
         if not (work / _name(text, "later")).exists():
-            yield partial(_again, work, text, seconds / 2)
+            again = partial(_again, work, text, seconds / 2)
+            yield Step(f"tune and race again: {text}", again)
 
 
 def _tune(work: Path, text: str, seed: int, seconds: float) -> None:
-    report.notice(f"tuning {seed}: {text}")
     with Database(work / f"tuning-{seed}.db") as database:
         options = SearchOptions(seed=seed)
         problems = [(ConvProblem.parse(text), 1)]
@@ -157,7 +136,6 @@ def _chosen(work: Path, text: str, seed: int) -> str | None:
 
 def _race(work: Path, text: str) -> None:
     """Race the schedules of all tunings."""
-    report.notice(f"race: {text}")
     chosen = [s for seed in range(TUNINGS) if (s := _chosen(work, text, seed))]
     with Measurer() as measurer:
         entries = {parse_problem(text): list(dict.fromkeys(chosen))}
@@ -168,7 +146,6 @@ def _race(work: Path, text: str) -> None:
 
 def _again(work: Path, text: str, seconds: float) -> None:
     """Tune a layer, and race the winner again at once."""
-    report.notice(f"tune and race again: {text}")
     p = ConvProblem.parse(text)
     with Database(work / "later.db") as database:
         if fast_run([(p, 1)], database, Budget(seconds)).interrupted:

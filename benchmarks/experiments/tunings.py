@@ -12,11 +12,10 @@ of the longer one, and by heuristics run in turns in fresh processes. Measuremen
 from __future__ import annotations
 
 import json
-import time
-from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,13 @@ import pandas as pd
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
 from fastrun.benchmarks.experiments.network_plans import raced_plans
+from fastrun.benchmarks.experiments.steps import Step, carry_on, step_options
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import make_plan
 from fastrun.kernels.core.cpu import Cpu
-from fastrun.kernels.native.cache import cache_root
 from fastrun.tuner.networks.alternatives import same
 from fastrun.tuner.networks.measured_choices import guessed_choices
 from fastrun.tuner.networks.tune import tune
@@ -57,10 +56,7 @@ _PROCESSES = 3
 
 def main(words: Sequence[str] | None = None) -> int:
     """Make the missing tunings and races, then print and write all of them."""
-    parser = ArgumentParser(
-        prog="python -m fastrun.benchmarks.experiments.tunings",
-        description=str(__doc__).split("\n")[0],
-    )
+    parser = step_options("tunings", __doc__)
     parser.add_argument("networks", nargs="*", metavar="NETWORK", default=NETWORKS)
     parser.add_argument("--tunings", type=int, default=5, metavar="N", help="(default 5)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each tuning (default 60)")
@@ -72,28 +68,14 @@ def main(words: Sequence[str] | None = None) -> int:
         help="seconds of the one that has the records of all others (default 60; 0: none)",
     )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="(default 1)")
-    parser.add_argument(
-        "--minutes", type=float, default=60.0, help="begin no step after these (default 60)"
-    )
-    parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
-    parser.add_argument(
-        "--work", type=Path, default=cache_root() / "tunings", help="folder of the measurements"
-    )
     arguments = parser.parse_args(words)
     arguments.work.mkdir(parents=True, exist_ok=True)
     report.introduce((), {})
-    end = time.monotonic() + 60 * arguments.minutes
     names = [*map(str, range(arguments.tunings)), *([LONGER] if arguments.longer else [])]
-    tables = []
-    for network in arguments.networks:
-        tuned = Tunings(network, arguments.work, arguments.threads, names)
-        for step in tuned.missing(arguments.seconds, arguments.longer):
-            if time.monotonic() > end:
-                report.notice(f"{network} is not finished: run the same command to continue")
-                break
-            report.notice(f"{network}: {step}")
-        if tuned.race.exists():
-            tables.append(tuned.table())
+    tuned = [Tunings(x, arguments.work, arguments.threads, names) for x in arguments.networks]
+    missing = (x.missing(arguments.seconds, arguments.longer) for x in tuned)
+    carry_on(chain.from_iterable(missing), arguments.minutes)
+    tables = [x.table() for x in tuned if x.race.exists()]
     if tables:
         table = pd.concat(tables, ignore_index=True)
         _print(table)
@@ -120,38 +102,41 @@ class Tunings:
         """The optimised network."""
         return optimise(load_network(self.network))
 
-    def missing(self, seconds: float, longer: float) -> Iterator[str]:
-        """Do what is missing; before each step, say which it is."""
+    def missing(self, seconds: float, longer: float) -> Iterator[Step]:
+        """The steps that are missing, in order."""
         for seed, name in enumerate(self.names):
             if not self._plan(name).exists():
-                yield f"tuning {name}"
-                with Database(self._file(name, "db")) as database:
-                    if name == LONGER:
-                        for other in self.names[:-1]:
-                            database.merge(self._file(other, "db"))
-                    tuned = tune(
-                        self.network,
-                        database,
-                        Budget(longer if name == LONGER else seconds),
-                        threads=self.threads,
-                        options=SearchOptions(seed=seed),
-                        quiet=True,
-                    )
-                if tuned.search.interrupted:
-                    raise KeyboardInterrupt
-                [final] = tuned.finals.values()
-                self._plan(name).write_text(final.plan)
+                lasts = longer if name == LONGER else seconds
+                yield Step(f"{self.network}: tuning {name}", partial(self._tune, name, seed, lasts))
         if not self.race.exists():
-            yield "race of all plans"
-            plans = {
-                HEURISTIC: self._heuristic(),
-                **{x: Plan.load(self._plan(x)) for x in self.names},
-            }
-            raced = {x: next(y for y in plans if same(plans[y], plan)) for x, plan in plans.items()}
-            racing = {name: plans[name] for name in dict.fromkeys(raced.values())}
-            samples = raced_plans(self.graph, racing, self.threads, _PROCESSES, quick=False)
-            found = {"same": raced, "samples": samples, "processes": _PROCESSES}
-            self.race.write_text(json.dumps(found))
+            yield Step(f"{self.network}: race of all plans", self._race)
+
+    def _tune(self, name: str, seed: int, seconds: float) -> None:
+        with Database(self._file(name, "db")) as database:
+            if name == LONGER:
+                for other in self.names[:-1]:
+                    database.merge(self._file(other, "db"))
+            tuned = tune(
+                self.network,
+                database,
+                Budget(seconds),
+                threads=self.threads,
+                options=SearchOptions(seed=seed),
+                quiet=True,
+            )
+        if tuned.search.interrupted:
+            raise KeyboardInterrupt
+        [final] = tuned.finals.values()
+        self._plan(name).write_text(final.plan)
+
+    def _race(self) -> None:
+        plans = {HEURISTIC: self._heuristic()}
+        plans |= {name: Plan.load(self._plan(name)) for name in self.names}
+        raced = {x: next(y for y in plans if same(plans[y], plan)) for x, plan in plans.items()}
+        racing = {name: plans[name] for name in dict.fromkeys(raced.values())}
+        samples = raced_plans(self.graph, racing, self.threads, _PROCESSES, quick=False)
+        found = {"same": raced, "samples": samples, "processes": _PROCESSES}
+        self.race.write_text(json.dumps(found))
 
     def table(self) -> pd.DataFrame:
         """A row for each tuning: the time of its plan, and how far it is behind the fastest.

@@ -34,7 +34,7 @@ def test_tunings_go_on_where_they_were_stopped(
     monkeypatch.setattr(tunings, "Budget", lambda seconds: Budget(trials=2))
     words = [network, "--tunings", "1", "--longer", "0", "--work", str(tmp_path)]
     assert tunings.main([*words, "--minutes", "0"]) == 0
-    assert "is not finished" in capsys.readouterr().err
+    assert "2 steps left" in capsys.readouterr().err
     assert tunings.main([*words, "--csv", str(tmp_path)]) == 0
     assert "of 1 tuning within 2 % of the fastest plan" in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "tunings.csv")
