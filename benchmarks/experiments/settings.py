@@ -6,6 +6,7 @@
 Each engine loads a network once with every setting, and all of them run in turns. Then the engine's
 own benchmark tool runs the network in a process of its own, three times by turns with our way to
 time it: onnxruntime's test tool says the mean of its calls, OpenVINO's `benchmark_app` the median.
+The wheels of ncnn and MNN have no such tool.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
-from fastrun.benchmarks.peers import LoadError, Session, missing, openvino, ort, shapes
+from fastrun.benchmarks.peers import LoadError, Session, missing, mnn, ncnn, openvino, ort, shapes
 from fastrun.benchmarks.race import calls_of, in_turns
 from fastrun.graph.networks import find_model
 from fastrun.tuner.measure.cores import Cores
@@ -41,7 +42,7 @@ NETWORKS = ("resnet18", "mobilenetv2")
 BENCHED = "as in fastrun bench"
 """The name of the settings that `fastrun bench` uses."""
 
-Options = Mapping[str, Any]
+Options = Mapping[Any, Any]
 
 _ORT: Mapping[str, Options] = {
     BENCHED: {},
@@ -63,24 +64,55 @@ _OPENVINO: Mapping[str, Options] = {
     "NHWC at the ends": {"channels last": True},
 }
 
-_MEANS = re.compile(r"avg latency: ([0-9.]+) ms")
-_MEDIAN = re.compile(r"Median:\s+([0-9.]+) ms")
+_NCNN: Mapping[str, Options] = {
+    BENCHED: {},
+    "no Winograd": {"use_winograd_convolution": False},
+    "no Winograd F(6,3)": {"use_winograd63_convolution": False},
+    "no matrix products": {"use_sgemm_convolution": False},
+    "no blocks of channels": {"use_packing_layout": False},
+    "denormals stay": {"flush_denormals": 0},
+    "threads do not spin": {"openmp_blocktime": 0},
+}
+
+# MNN's numbers of its hints.
+_ALLOCATOR, _WINOGRAD_MEMORY = 2, 3
+
+_MNN: Mapping[str, Options] = {
+    BENCHED: {},
+    "much power": {"power": "high"},
+    "little power": {"power": "low"},
+    "much memory": {"memory": "high"},
+    "little memory": {"memory": "low"},
+    "memory when it is needed": {_ALLOCATOR: 1},
+    "no memory for Winograd": {_WINOGRAD_MEMORY: 0},
+}
+
+_MEANS = re.compile(r"avg latency: ([0-9.]+) (ms)")
+_MEDIAN = re.compile(r"Median:\s+([0-9.]+) (ms|us)")
+_SECONDS = {"ms": 1e-3, "us": 1e-6}
 
 _TURNS = 3
 
 
 @dataclass(frozen=True)
-class Swept:
-    """An engine: its settings by name, how it loads a model with one, and its tool.
+class Tool:
+    """An engine's own benchmark tool, run by Python.
 
-    `tool` gives the words of a command for a model's file, a number of threads and seconds for
-    about so many calls; `says` finds its milliseconds in what it prints.
+    `words` are those of the command for a model's file, a number of threads, and seconds for about
+    so many calls; `says` finds the time of a call and its unit in what it prints.
     """
+
+    words: Callable[[Path, int, float, int], Sequence[str]]
+    says: re.Pattern[str]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """An engine: its settings by name, how it loads a model with one, and its tool, if any."""
 
     settings: Mapping[str, Options]
     load: Callable[[onnx.ModelProto, int, Options], Session]
-    tool: Callable[[Path, int, float, int], Sequence[str]]
-    says: re.Pattern[str]
+    tool: Tool | None = None
 
 
 def _ort_with(model: onnx.ModelProto, threads: int, options: Options) -> Session:
@@ -95,6 +127,16 @@ def _openvino_with(model: onnx.ModelProto, threads: int, options: Options) -> Se
     return openvino.compiled(openvino.read(model), threads, inner, more)
 
 
+def _ncnn_with(model: onnx.ModelProto, threads: int, options: Options) -> Session:
+    return ncnn.load(model, threads, more=options)
+
+
+def _mnn_with(model: onnx.ModelProto, threads: int, options: Options) -> Session:
+    config = {k: v for k, v in options.items() if isinstance(k, str)}
+    hints = {k: v for k, v in options.items() if k not in config}
+    return mnn.load(model, threads, config=config, hints=hints)
+
+
 def _ort_tool(model: Path, threads: int, seconds: float, calls: int) -> Sequence[str]:
     # It has no option for threads, but takes as many as the process has cores.
     return ["-m", "onnxruntime.tools.onnxruntime_test", str(model), str(calls)]
@@ -103,15 +145,19 @@ def _ort_tool(model: Path, threads: int, seconds: float, calls: int) -> Sequence
 def _openvino_tool(model: Path, threads: int, seconds: float, calls: int) -> Sequence[str]:
     run = "from openvino.tools.benchmark.main import main; main()"
     return [
-        *("-c", run, "-m", str(model), "-d", "CPU", "-hint", "latency", "-api", "sync"),
-        *("-nthreads", str(threads), "-infer_precision", "f32", "-pin", "NO"),
+        # With a hint it takes no number of threads; one stream is what the hint would choose.
+        *("-c", run, "-m", str(model), "-d", "CPU", "-hint", "none", "-api", "sync"),
+        *("-nstreams", "1", "-nireq", "1", "-nthreads", str(threads), "-pin", "NO"),
+        *("-infer_precision", "f32"),
         *("-t", str(max(1, round(seconds)))),
     ]
 
 
 ENGINES: Mapping[str, Swept] = {
-    "ort": Swept(_ORT, _ort_with, _ort_tool, _MEANS),
-    "openvino": Swept(_OPENVINO, _openvino_with, _openvino_tool, _MEDIAN),
+    "ort": Swept(_ORT, _ort_with, Tool(_ort_tool, _MEANS)),
+    "openvino": Swept(_OPENVINO, _openvino_with, Tool(_openvino_tool, _MEDIAN)),
+    "ncnn": Swept(_NCNN, _ncnn_with),
+    "mnn": Swept(_MNN, _mnn_with),
 }
 
 
@@ -143,8 +189,9 @@ def main(words: Sequence[str] | None = None) -> int:
             found = {"network": Path(network).stem, "engine": name, "threads": arguments.threads}
             rows, benched = _swept(swept, model, arguments.threads, arguments.rounds)
             settings += [{**found, **row} for row in rows]
-            if arguments.tool_seconds and benched:
-                row = _tool(swept, benched, model, arguments.threads, arguments.tool_seconds)
+            if arguments.tool_seconds and benched and swept.tool:
+                seconds = arguments.tool_seconds
+                row = _tool(swept.tool, benched, model, arguments.threads, seconds)
                 tools.append({**found, **row})
     _print(pd.DataFrame(settings), pd.DataFrame(tools))
     write_csv(arguments.csv, "settings", pd.DataFrame(settings))
@@ -187,7 +234,7 @@ def _swept(
 
 
 def _tool(
-    swept: Swept, session: Session, model: onnx.ModelProto, threads: int, seconds: float
+    tool: Tool, session: Session, model: onnx.ModelProto, threads: int, seconds: float
 ) -> dict[str, Any]:
     """What the engine's own tool measures, by turns with our samples of the same settings."""
     theirs, ours = [], []
@@ -199,18 +246,20 @@ def _tool(
             [timing] = in_turns([calls_of(session)], threads, 10)
             ours.append(typical(timing.samples))
             calls = max(10, round(seconds / ours[0]))
-            words = swept.tool(path, threads, seconds, calls)
+            words = tool.words(path, threads, seconds, calls)
             done = subprocess.run(
                 [sys.executable, *words],
                 capture_output=True,
                 text=True,
-                check=True,
+                check=False,
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
-            said = swept.says.search(done.stdout)
+            said = tool.says.search(done.stdout)
             if said is None:
-                raise RuntimeError(f"no time in what the tool printed: {done.stdout[-300:]}")
-            theirs.append(1e-3 * float(said[1]))
+                raise RuntimeError(
+                    f"no time in what the tool printed: {done.stdout[-300:].strip()}"
+                )
+            theirs.append(_SECONDS[said[2]] * float(said[1]))
     least = min(theirs), min(ours)
     return {
         "tool": statistics.median(theirs),

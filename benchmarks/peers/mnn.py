@@ -23,13 +23,21 @@ packages = ("MNN",)
 _CONVERT = "import _tools, sys; _tools.mnnconvert(sys.argv)"
 
 
-def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
+def load(
+    model: onnx.ModelProto,
+    threads: int,
+    inner: bool = False,
+    config: Mapping[str, str] | None = None,
+    hints: Mapping[int, int] | None = None,
+) -> Session:
+    """As `Engine.load`; `config` has further entries of a session's, `hints` those of MNN."""
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "model.mnn"
         onnx.save(model, source)
         _convert(source, target, inner)
         outputs = [v.name for v in model.graph.output]
-        return Session(target, list(shapes(model)), outputs, threads, inner)
+        further = {"numThread": threads, **(config or {})}
+        return Session(target, list(shapes(model)), outputs, inner, further, hints or {})
 
 
 class Session:
@@ -40,15 +48,23 @@ class Session:
     """
 
     def __init__(
-        self, path: Path, inputs: list[str], outputs: list[str], threads: int, inner: bool
+        self,
+        path: Path,
+        inputs: list[str],
+        outputs: list[str],
+        inner: bool,
+        config: Mapping[str, Any],
+        hints: Mapping[int, int],
     ) -> None:
         self._inputs, self._outputs, self._inner = inputs, outputs, inner
         with _quiet():
             import MNN
 
             self._interpreter = MNN.Interpreter(str(path))
-            config = {"backend": "CPU", "precision": "high", "numThread": threads}
-            self._session = self._interpreter.createSession(config)
+            for hint, value in hints.items():
+                self._interpreter.setSessionHint(hint, value)
+            whole = {"backend": "CPU", "precision": "high", **config}
+            self._session = self._interpreter.createSession(whole)
 
     def run(self, inputs: Mapping[str, Array]) -> list[Array]:
         find = self._interpreter.getSessionInput

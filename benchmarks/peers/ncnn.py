@@ -21,17 +21,30 @@ packages = ("ncnn", "pnnx")
 _NARROW = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed")
 
 
-def load(model: onnx.ModelProto, threads: int, inner: bool = False) -> Session:
+def load(
+    model: onnx.ModelProto,
+    threads: int,
+    inner: bool = False,
+    more: Mapping[str, Any] | None = None,
+) -> Session:
+    """As `Engine.load`, with further options of ncnn's."""
     with tempfile.TemporaryDirectory() as folder:
         onnx.save(model, Path(folder) / "model.onnx")
         convert(Path(folder))
-        return Session(Path(folder) / "model.ncnn", list(shapes(model)), threads, inner)
+        return Session(Path(folder) / "model.ncnn", list(shapes(model)), threads, inner, more)
 
 
 class Session:
     """A net with pools that keep memory between calls, as in ncnn's own benchmark."""
 
-    def __init__(self, stem: Path, inputs: list[str], threads: int, inner: bool) -> None:
+    def __init__(
+        self,
+        stem: Path,
+        inputs: list[str],
+        threads: int,
+        inner: bool,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         import ncnn
 
         self._inputs, self._inner = inputs, inner
@@ -44,6 +57,8 @@ class Session:
         options.blob_allocator, options.workspace_allocator = self._pools
         for name in _NARROW:
             setattr(options, f"use_{name}", False)
+        for name, value in (more or {}).items():
+            setattr(options, name, value)
         self._net.opt = options
         if self._net.load_param(f"{stem}.param") or self._net.load_model(f"{stem}.bin"):
             raise LoadError("ncnn cannot read what pnnx wrote: a layer is not supported")
