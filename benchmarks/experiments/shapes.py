@@ -65,7 +65,10 @@ def candidates(p: Problem, cpu: Cpu, winners: Mapping[Problem, str], seed: int =
 
 
 def raced(
-    measurer: Measurer, entries: Mapping[Problem, Sequence[str]], seconds: float
+    measurer: Measurer,
+    entries: Mapping[Problem, Sequence[str]],
+    seconds: float,
+    rounds: int = _ROUNDS,
 ) -> Iterator[Record]:
     """A record of each entry of the problems whose race begins within `seconds`."""
     begin, todo = monotonic(), iter(entries.items())
@@ -81,7 +84,7 @@ def raced(
         p, compiling = ahead.popleft()
         compile_next()
         made = {text: future.result() for text, future in compiling.items()}
-        yield from _race(measurer, p, made)
+        yield from _race(measurer, p, made, rounds)
         measurer.forget(p)
     for _, compiling in ahead:
         for future in compiling.values():
@@ -89,11 +92,11 @@ def raced(
 
 
 def _race(
-    measurer: Measurer, p: Problem, made: Mapping[str, Compiled | Result]
+    measurer: Measurer, p: Problem, made: Mapping[str, Compiled | Result], rounds: int
 ) -> Iterator[Record]:
     programs = {text: program for text, program in made.items() if isinstance(program, Compiled)}
     jobs = [measurer.job(p, program) for program in programs.values()]
-    results = measurer.sandbox.race(jobs, _ROUNDS).result()
+    results = measurer.sandbox.race(jobs, rounds).result()
     for (text, program), result in zip(programs.items(), results, strict=True):
         yield measurer.record(p, text, result, program, Stage.SCREEN)
         program.discard()

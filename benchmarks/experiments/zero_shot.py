@@ -6,18 +6,21 @@
 Each network in turn is left out, or with `--folds` several at once: a model learns from the records
 of `--data` without their shapes, and chooses a schedule for each of them. So do the heuristic, the
 nearest other shape's winner, and chance. All choices for a shape race each other and the best
-schedule known, that of a tuning or a sample. Where the data has records of another processor, two
-more models choose: one that knows only the other processor, and one that knows both. `--choices`
-keeps the choices in a file; races go to the database `--db`. So the same command continues after
-`--seconds` of races.
+schedules known, those of tunings or samples. Which of all is best is decided by half of a race's
+rounds, and its time is that of the other half, so that luck makes nothing the best. Where the data
+has records of another processor, two more models choose: one that knows only the other processor,
+and one that knows both. `--choices` keeps the choices in a file; races go to the database `--db`.
+So the same command continues after `--seconds` of races.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import random
+import statistics
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,14 +40,18 @@ from fastrun.tuner.measure.measurer import Measurer, heuristic_text
 from fastrun.tuner.model.cost_model import CostModel, Times, times
 from fastrun.tuner.networks.targets import read_target
 from fastrun.tuner.records.record import Record
-from fastrun.tuner.records.statistics import mean_interval
+from fastrun.tuner.records.statistics import mean_interval, typical
 from fastrun.tuner.records.units import interval, plural
 from fastrun.tuner.search.transfer import suggestions
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.exits import ended, leave
 
-KNOWN, HEURISTIC, MODEL, NEAREST, RANDOM = "best known", "heuristic", "model", "nearest", "random"
+KNOWN, KNOWN_TOO = "best known", "second known"
+HEURISTIC, MODEL, NEAREST, RANDOM = "heuristic", "model", "nearest", "random"
 OTHER, BOTH = "model of the other processor", "model of both"
+
+# Each half of them decides which schedule is best, the other half how fast it is.
+_ROUNDS = 10
 
 Choices = dict[str, dict[str, str]]
 """For each problem's text the schedule of each way to choose."""
@@ -96,7 +103,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if text not in known
         }
         with Measurer(cpu=cpus[0]) as measurer:
-            for record in raced(measurer, entries, arguments.seconds):
+            for record in raced(measurer, entries, arguments.seconds, _ROUNDS):
                 database.add(record)
         found = database.records(machine=cpus[0].fingerprint)
     table = compared(chosen, found)
@@ -118,7 +125,7 @@ def choices(
     """
     cpu = cpus[0]
     data = times(records, cpus)
-    known = {group.problem: group for group in data if group.cpu is cpu}
+    known = _winners(group for group in data if group.cpu is cpu)
     found: Choices = {}
     for problems in folds:
         wanted = [p for p in problems if p in known and str(p) not in found]
@@ -129,12 +136,12 @@ def choices(
         own, other = ([g for g in rest if (g.cpu is cpu) == mine] for mine in (True, False))
         models = {MODEL: own, OTHER: other, BOTH: rest} if other else {MODEL: own}
         learnt = {name: CostModel.learnt(part) for name, part in models.items()}
-        winners: dict[Problem, str] = {group.problem: _best(group) for group in own}
+        winners = {p: best for p, (best, *_) in _winners(own).items()}
         for p in wanted:
             first = heuristic_text(p, cpu)
             near = next((text for _, text in suggestions(p, winners, cpu)), first)
             found[str(p)] = {
-                KNOWN: _best(known[p]),
+                **dict(zip((KNOWN, KNOWN_TOO), known[p], strict=False)),
                 HEURISTIC: first,
                 **{name: model.choice(p, cpu, first) for name, model in learnt.items()},
                 NEAREST: near,
@@ -146,28 +153,53 @@ def choices(
 def compared(chosen: Choices, records: Sequence[Record]) -> pd.DataFrame:
     """A row for each shape that was raced: the seconds of each way, infinite for a failure.
 
-    `best` is the least of all, `label` the problem's text.
+    `problem` is its text, `schedules` the number of those raced. Columns with `share of ` have the
+    time of the best schedule over that of a way. Shapes are left out of which a schedule was called
+    once, because its first call was slow.
     """
-    took = {(r.problem, r.schedule): r.seconds_per_call for r in records}
+    took = {(r.problem, r.schedule): r for r in records if len(r.samples) != 1}
     rows = []
     for text, ways in chosen.items():
         if all((text, schedule) in took for schedule in ways.values()):
-            seconds = {way: took[text, schedule] for way, schedule in ways.items()}
-            rows.append({"problem": text, **seconds, "best": min(seconds.values())})
+            raced = {way: took[text, schedule] for way, schedule in ways.items()}
+            seconds = {way: r.seconds_per_call for way, r in raced.items()}
+            ran = {r.schedule: r.samples for r in raced.values() if r.samples}
+            shares = {
+                f"share of {way}": _share(ran, r.schedule) if r.samples else math.nan
+                for way, r in raced.items()
+            }
+            rows.append({"problem": text, "schedules": len(ran), **seconds, **shares})
     return pd.DataFrame(rows)
+
+
+def _share(ran: Mapping[str, Sequence[float]], schedule: str) -> float:
+    """The time of the best schedule over that of a given one, from samples of the same rounds.
+
+    One half of the rounds says which is best, the other half gives the times, and the other way
+    round.
+    """
+    halves = [{name: samples[i::2] for name, samples in ran.items()} for i in (0, 1)]
+    found = []
+    for deciding, timing in (halves, halves[::-1]):
+        best = min(deciding, key=lambda name: typical(deciding[name]))
+        found.append(typical(timing[best]) / typical(timing[schedule]))
+    return statistics.geometric_mean(found)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each way: how near the best it comes, and how it compares with the heuristic.
 
-    `share` is the geometric mean of best / seconds, `low_share` its fifth percentile; `gain` the
+    `share` is the geometric mean of its shares, `low_share` their fifth percentile; `gain` the
     geometric mean of the heuristic's time over its own, with its 95 % interval over shapes; `over`
     and `under` count the shapes that are faster or slower than by the heuristic by 3 %.
     """
     rows = []
-    for way in [name for name in table if name not in ("problem", "best")]:
-        ran = table[np.isfinite(table[way])]
-        shares = np.log(ran["best"] / ran[way])
+    columns = map(str, table)
+    for way in [x.removeprefix("share of ") for x in columns if x.startswith("share of ")]:
+        ran = table[np.isfinite(table[way]) & np.isfinite(table[HEURISTIC])]
+        if ran.empty:
+            continue
+        shares = np.log(ran[f"share of {way}"])
         gains = np.log(ran[HEURISTIC] / ran[way]).to_numpy()
         low, high = mean_interval(gains)
         rows.append(
@@ -214,8 +246,15 @@ def _shape(p: ConvProblem) -> ConvProblem:
     return replace(p, bias=False, add=False, activation="")
 
 
-def _best(group: Times) -> str:
-    return min(zip(group.seconds, group.schedules, strict=True))[1]
+def _winners(groups: Iterable[Times]) -> dict[Problem, list[str]]:
+    """The fastest schedules of each problem: of every measurement one, the largest first."""
+    found: dict[Problem, list[str]] = {}
+    for group in sorted(groups, key=lambda group: len(group.seconds), reverse=True):
+        best = min(zip(group.seconds, group.schedules, strict=True))[1]
+        known = found.setdefault(group.problem, [])
+        if best not in known:
+            known.append(best)
+    return found
 
 
 def _any(p: ConvProblem, cpu: Cpu) -> str:

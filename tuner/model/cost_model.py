@@ -1,9 +1,13 @@
-"""How long a schedule should take, learnt from the records of other problems and processors.
+"""Which schedules of a problem should be fast, learnt from the records of other problems.
 
-The model says how many times longer a schedule takes than its operations at the peak of a nominal
-processor with so many lanes. Boosted trees learn the logarithm of that from the features of
-problem, schedule and processor. A schedule's record weighs less the slower it is than the fastest
-of its problem: it matters which of the good ones is best, not how bad a bad one is.
+Boosted trees learn the logarithm of a schedule's time from the features of problem, schedule and
+processor, as far as it differs between schedules that were measured together: how fast the machine
+was that day explains nothing. A schedule's record weighs less the slower it is than the fastest
+beside it: it matters which of the good ones is best, not how bad a bad one is.
+
+Several models learn, each with other weights of the problems (Rubin, "The Bayesian bootstrap",
+Annals of Statistics, 1981). Where they disagree about a schedule, too little like it was measured,
+and the heuristic's runs instead.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
@@ -36,11 +40,12 @@ Floats = NDArray[np.floating[Any]]
 SHIPPED = Path(__file__).with_name("trained.npz")
 """The model that comes with the package."""
 
-# Operations per second and lane at the nominal peak: two multiply-adds a cycle at 3 GHz.
-_PEAK = 4 * 3e9
-
-# A schedule that is twice as slow as the best of its problem weighs a quarter.
+# A schedule that is twice as slow as the best beside it weighs a quarter.
 _FADES = 2.0
+
+# Models that learn with other weights, and how each grows.
+_MEMBERS = 3
+_GROWTH = Growth(trees=200, rate=0.25)
 
 # Proposals are sought among this many random schedules of an algorithm...
 _SAMPLE = 150
@@ -50,13 +55,15 @@ _ALGORITHMS = 3
 _STARTS = 3
 _STEPS = 8
 
-# A schedule is proposed instead of the heuristic's if it should be faster by this share.
-MARGIN = 0.06
+# A schedule runs instead of the heuristic's if it should be faster by this share, even where its
+# advantage is less than expected by so many standard deviations of the models.
+MARGIN = 0.02
+_CAUTION = 1.0
 
 
 @dataclass(frozen=True)
 class Times:
-    """Measured schedules of one problem on one processor: texts, and seconds per call."""
+    """Schedules of one problem that were measured together: texts, and seconds per call."""
 
     problem: ConvProblem
     cpu: Cpu
@@ -70,31 +77,32 @@ class Times:
 
 
 def times(records: Iterable[Record], cpus: Sequence[Cpu]) -> list[Times]:
-    """What records of these processors say, by problem and processor, on one thread in f32.
+    """What records of these processors say, on one thread in float32.
 
-    The newest record of the highest stage says how long a schedule takes. Left out are baselines,
-    failures, schedules with other fields than today's, and those that were called once, which may
-    have been a cold call.
+    Together are those of a problem, a run and a stage; of several of a schedule the newest counts.
+    Left out are baselines, failures, schedules with other fields than today's, those that were
+    called once, which may have been a cold call, and schedules without any other beside them.
     """
     known = {cpu.fingerprint: cpu for cpu in cpus}
-    found: defaultdict[tuple[str, str], dict[str, Record]] = defaultdict(dict)
-    for record in sorted(records, key=lambda r: (not r.screened, r.time)):
+    found: defaultdict[tuple[str, str, str, str], dict[str, Record]] = defaultdict(dict)
+    for record in sorted(records, key=lambda r: r.time):
         usable = len(record.samples) > 1 and record.threads == 1 and record.machine in known
         if usable and _has_features(record.schedule):
-            found[record.problem, record.machine][record.schedule] = record
-    parsed = {text: ConvProblem.parse(text) for text, _ in found}
+            together = record.problem, record.machine, record.run, record.stage
+            found[together][record.schedule] = record
+    parsed = {text: ConvProblem.parse(text) for text, *_ in found}
     return [
         Times(parsed[text], known[machine], [*group], [r.seconds_per_call for r in group.values()])
-        for (text, machine), group in found.items()
-        if not parsed[text].types
+        for (text, machine, _, _), group in found.items()
+        if len(group) > 1 and not parsed[text].types
     ]
 
 
 @dataclass(frozen=True)
 class CostModel:
-    """Expected seconds of schedules of float32 convolutions on one thread, with hot caches."""
+    """Which schedules of a float32 convolution should be fast on one thread, with hot caches."""
 
-    trees: Trees
+    members: Sequence[Trees]
 
     @classmethod
     def learnt(cls, data: Sequence[Times], growth: Growth | None = None) -> Self:
@@ -102,10 +110,19 @@ class CostModel:
         x = np.concatenate([group.rows for group in data])
         values, weights = [], []
         for group in data:
-            logs = np.log(group.seconds) - _nominal(group.problem, group.cpu)
+            logs = np.log(group.seconds)
             values.append(logs)
             weights.append(np.exp(-_FADES * (logs - logs.min())))
-        return cls(Trees.grown(x, np.concatenate(values), np.concatenate(weights), growth))
+        y, weight = np.concatenate(values), np.concatenate(weights)
+        groups = np.repeat(np.arange(len(data)), [len(group.seconds) for group in data])
+        numbers = {p: i for i, p in enumerate({group.problem: None for group in data})}
+        problems = np.array([numbers[group.problem] for group in data])[groups]
+        members = []
+        for seed in range(_MEMBERS):
+            drawn = np.random.default_rng(seed).exponential(size=len(numbers))
+            grows = replace(growth or _GROWTH, seed=seed)
+            members.append(Trees.grown(x, y, weight * drawn[problems], groups, grows))
+        return cls(members)
 
     @classmethod
     @functools.cache
@@ -115,9 +132,10 @@ class CostModel:
 
     def save(self, path: Path) -> None:
         """Write the model to a file of NumPy arrays."""
+        arrays = [member.arrays() for member in self.members]
+        stacked: dict[str, Any] = {x: np.stack([each[x] for each in arrays]) for x in arrays[0]}
         with path.open("wb") as file:
-            arrays: dict[str, Any] = self.trees.arrays()
-            np.savez_compressed(file, names=np.array(NAMES), **arrays)
+            np.savez_compressed(file, names=np.array(NAMES), **stacked)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -129,11 +147,18 @@ class CostModel:
         with np.load(path, allow_pickle=False) as found:
             if tuple(found["names"]) != NAMES:
                 raise ValueError(f"{path.name} is a model of other features: learn it again")
-            return cls(Trees.of_arrays(found))
+            stacked = {name: found[name] for name in found.files if name != "names"}
+        count = len(next(iter(stacked.values())))
+        return cls(
+            [Trees.of_arrays({x: each[i] for x, each in stacked.items()}) for i in range(count)]
+        )
 
-    def seconds(self, p: ConvProblem, schedules: Sequence[str], cpu: Cpu) -> Floats:
-        """Expected seconds per call of schedules, given by their texts."""
-        return self._seconds(p, [_parsed(text) for text in schedules], cpu)
+    def logarithms(self, p: ConvProblem, schedules: Sequence[str], cpu: Cpu) -> Floats:
+        """What each member expects (members x schedules): logarithms of times.
+
+        Only their differences between schedules of one problem mean something.
+        """
+        return self._logarithms(p, [_parsed(text) for text in schedules], cpu)
 
     def proposals(
         self, p: ConvProblem, cpu: Cpu, most: int = 8, seed: int = 0, layout: str = ""
@@ -145,35 +170,41 @@ class CostModel:
         """
         if p.types:
             return []
-        known = _Pool(self, p, cpu, layout)
-        templates = [t for t in applicable(p, cpu) if t.name in ALGORITHMS and known.has(t)]
-        templates.sort(key=lambda t: t.rank(p, cpu), reverse=True)
-        known.add((t, s) for t in templates if known.fits(s := t.heuristic(p, cpu)))
-        for template in templates[:_ALGORITHMS]:
-            known.add((template, s) for s in known.space(template, seed).sample(_SAMPLE))
-        for _ in range(_STEPS):
-            starts = [key for key in known.best(_STARTS) if key not in known.explored]
-            if not starts:
-                break
-            for template, schedule in starts:
-                known.explored.add((template, schedule))
-                near = known.space(template, seed).neighbours(schedule)
-                known.add((template, s) for s in near)
-        return [template.text(schedule) for template, schedule in known.best(most)]
+        pool = self._pool(p, cpu, seed, layout)
+        return [template.text(schedule) for template, schedule in pool.best(most)]
 
     def choice(self, p: ConvProblem, cpu: Cpu, heuristic: str) -> str:
         """The schedule to run without any measurement: the heuristic's unless a gain is expected.
 
         `heuristic` is the text of that schedule.
         """
-        proposed = self.proposals(p, cpu, 1)
-        if not proposed or not _has_features(heuristic):
+        if p.types or not _has_features(heuristic):
             return heuristic
-        ours, theirs = self.seconds(p, [proposed[0], heuristic], cpu)
-        return proposed[0] if (1 + MARGIN) * ours < theirs else heuristic
+        template, schedule = parse_schedule(heuristic)
+        (better, changed), gain = self._pool(p, cpu).surest((template, schedule))
+        return better.text(changed) if gain > math.log(1 + MARGIN) else heuristic
 
-    def _seconds(self, p: ConvProblem, schedules: Sequence[tuple[str, Any]], cpu: Cpu) -> Floats:
-        return np.exp(self.trees(rows(p, schedules, cpu)) + _nominal(p, cpu))
+    def _pool(self, p: ConvProblem, cpu: Cpu, seed: int = 0, layout: str = "") -> _Pool:
+        """Schedules that may be fast, and what is expected of them."""
+        pool = _Pool(self, p, cpu, layout)
+        templates = [t for t in applicable(p, cpu) if t.name in ALGORITHMS and pool.has(t)]
+        templates.sort(key=lambda t: t.rank(p, cpu), reverse=True)
+        pool.add((t, s) for t in templates if pool.fits(s := t.heuristic(p, cpu)))
+        for template in templates[:_ALGORITHMS]:
+            pool.add((template, s) for s in pool.space(template, seed).sample(_SAMPLE))
+        for _ in range(_STEPS):
+            starts = [key for key in pool.best(_STARTS) if key not in pool.explored]
+            if not starts:
+                break
+            for template, schedule in starts:
+                pool.explored.add((template, schedule))
+                near = pool.space(template, seed).neighbours(schedule)
+                pool.add((template, s) for s in near)
+        return pool
+
+    def _logarithms(self, p: ConvProblem, schedules: Sequence[tuple[str, Any]], cpu: Cpu) -> Floats:
+        x = rows(p, schedules, cpu)
+        return np.stack([member(x) for member in self.members])
 
 
 @functools.lru_cache(2048)
@@ -184,14 +215,18 @@ def shipped_proposals(p: Problem, cpu: Cpu, most: int) -> Sequence[str]:
     return CostModel.shipped().proposals(p, cpu, most)
 
 
+_Key = tuple[KernelTemplate, Any]
+"""An algorithm and a schedule of it."""
+
+
 class _Pool:
-    """The schedules of a problem whose expected seconds are known."""
+    """Schedules of a problem, and the logarithms of their times that each member expects."""
 
     def __init__(self, model: CostModel, p: ConvProblem, cpu: Cpu, layout: str) -> None:
         self._model, self._p, self._cpu, self._layout = model, p, cpu, layout
-        self._expected: dict[tuple[KernelTemplate, Any], float] = {}
+        self._expected: dict[_Key, Floats] = {}
         self._spaces: dict[str, Untried] = {}
-        self.explored: set[tuple[KernelTemplate, Any]] = set()
+        self.explored: set[_Key] = set()
 
     def space(self, template: KernelTemplate, seed: int) -> Untried:
         if template.name not in self._spaces:
@@ -210,21 +245,27 @@ class _Pool:
         """Whether a schedule has the layout."""
         return not self._layout or schedule.layout == self._layout
 
-    def add(self, found: Iterable[tuple[KernelTemplate, Any]]) -> None:
+    def add(self, found: Iterable[_Key]) -> None:
         new = [key for key in dict.fromkeys(found) if key not in self._expected]
         if new:
             pairs = [(template.name, schedule) for template, schedule in new]
-            expected = self._model._seconds(self._p, pairs, self._cpu)
-            self._expected.update(zip(new, expected, strict=True))
+            expected = self._model._logarithms(self._p, pairs, self._cpu)
+            self._expected.update(zip(new, expected.T, strict=True))
 
-    def best(self, most: int) -> list[tuple[KernelTemplate, Any]]:
-        ordered = sorted(self._expected, key=self._expected.__getitem__)
+    def best(self, most: int) -> list[_Key]:
+        ordered = sorted(self._expected, key=lambda key: float(self._expected[key].mean()))
         return list(islice(ordered, most))
 
+    def surest(self, usual: _Key) -> tuple[_Key, float]:
+        """What is surest to be faster than `usual`, and the logarithm of how many times faster.
 
-def _nominal(p: ConvProblem, cpu: Cpu) -> float:
-    """The logarithm of the seconds of a problem's operations at the nominal peak."""
-    return math.log(p.flops / (_PEAK * cpu.lanes))
+        That is so many standard deviations of the members less than they expect.
+        """
+        self.add([usual])
+        gains = self._expected[usual] - np.stack([*self._expected.values()])
+        sure = gains.mean(axis=1) - _CAUTION * gains.std(axis=1)
+        at = int(np.argmax(sure))
+        return [*self._expected][at], float(sure[at])
 
 
 def _parsed(text: str) -> tuple[str, Any]:

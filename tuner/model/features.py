@@ -58,6 +58,7 @@ NAMES = (
     *_DERIVED,
     *("heuristic", "usual"),
     *(f"{name}_moved" for name in _FIELDS),
+    *(f"{name}_over" for name in _DERIVED),
 )
 """The names of the features, in order."""
 
@@ -68,28 +69,31 @@ def rows(p: ConvProblem, schedules: Iterable[tuple[str, Any]], cpu: Cpu) -> NDAr
     """A row of features for each schedule, given with the name of its algorithm.
 
     `heuristic` says that it is the heuristic's schedule among the `ALGORITHMS`, `usual` that it has
-    its algorithm; fields with `_moved` are how far they are from the heuristic's, as logarithms.
+    its algorithm. Names with `_moved` say how far fields are from the heuristic's, as logarithms,
+    those with `_over` how much what is derived differs from the heuristic's.
     """
     problem = _of_problem(p, cpu)
     known = [t for t in applicable(p, cpu) if t.name in ALGORITHMS]
     best = max(known, key=lambda t: t.rank(p, cpu))
     first = best.heuristic(p, cpu)
-    usual = _fields(first)
+    usual, over = _fields(first), _derived(p, best.name, first, cpu)
     found = []
     for name, schedule in schedules:
         fields = _fields(schedule)
         alike = name == best.name
         moved = (b - a if alike and a >= 0 else 0.0 for a, b in zip(usual, fields, strict=True))
+        derived = _derived(p, name, schedule, cpu)
         found.append(
             [
                 *problem,
                 *(float(name == other) for other in ALGORITHMS),
                 *_layouts(schedule),
                 *fields,
-                *_derived(p, name, schedule, cpu),
+                *derived,
                 float(alike and schedule == first),
                 float(alike),
                 *moved,
+                *(b - a for a, b in zip(over, derived, strict=True)),
             ]
         )
     return np.array(found, np.float32).reshape(len(found), len(NAMES))

@@ -3,7 +3,8 @@
 Each tree corrects the sum of those before it (Friedman, "Greedy function approximation: a gradient
 boosting machine", Annals of Statistics, 2001). All nodes of a level ask the same question, as in
 CatBoost (Prokhorenkova et al., NeurIPS 2018), so the answers of a row are the number of its leaf.
-Questions compare a feature with one of its quantiles.
+Questions compare a feature with one of its quantiles. Rows come in groups, and only differences
+within a group are learnt: what its rows have in common is subtracted after every tree.
 """
 
 from __future__ import annotations
@@ -43,17 +44,26 @@ class Growth:
 class Trees:
     """A sum of trees: `features` and `thresholds` (trees x levels), `leaves` (trees x 2^levels).
 
-    A row goes right where its feature is above the threshold. `start` is the value without trees.
+    A row goes right where its feature is above the threshold.
     """
 
     features: NDArray[np.int16]
     thresholds: NDArray[np.float32]
     leaves: NDArray[np.float32]
-    start: float
 
     @classmethod
-    def grown(cls, x: Floats, y: Floats, weights: Floats, growth: Growth | None = None) -> Self:
-        """Trees that predict `y` from the rows of `x`; errors count by their weights."""
+    def grown(
+        cls,
+        x: Floats,
+        y: Floats,
+        weights: Floats,
+        groups: NDArray[np.integer[Any]],
+        growth: Growth | None = None,
+    ) -> Self:
+        """Trees that say how `y` differs between rows of a group; errors count by their weights.
+
+        `groups` is the number of each row's group.
+        """
         growth = growth or Growth()
         draw = np.random.default_rng(growth.seed)
         x = np.asarray(x, np.float32)
@@ -62,8 +72,7 @@ class Trees:
             [np.searchsorted(cut, column) for cut, column in zip(cuts, x.T, strict=True)]
         )
         asked = [feature for feature, cut in enumerate(cuts) if len(cut)]
-        start = float(np.average(y, weights=weights))
-        rest = np.asarray(y - start, np.float64)
+        rest = _within(np.asarray(y, np.float64), weights, groups)
         features, thresholds, leaves = [], [], []
         for _ in range(growth.trees):
             columns = draw.choice(asked, max(1, round(growth.columns * len(asked))), replace=False)
@@ -75,7 +84,7 @@ class Trees:
             leaf = np.zeros(len(y), np.int64)
             for feature, bin_ in asks:
                 leaf = 2 * leaf + (binned[feature] > bin_)
-            rest -= values[leaf]
+            rest = _within(rest - values[leaf], weights, groups)
             features.append([feature for feature, _ in asks])
             thresholds.append([_threshold(cuts[feature], bin_) for feature, bin_ in asks])
             leaves.append(values)
@@ -83,25 +92,33 @@ class Trees:
             np.array(features, np.int16),
             np.array(thresholds, np.float32),
             np.array(leaves, np.float32),
-            start,
         )
 
     def __call__(self, x: Floats) -> NDArray[np.float64]:
-        """The value of each row."""
+        """The value of each row; that of a group's differences counts."""
         right = np.asarray(x, np.float32)[:, self.features] > self.thresholds
         powers = 1 << np.arange(self.features.shape[1])[::-1]
         found = self.leaves[np.arange(len(self.leaves)), right @ powers]
-        return np.asarray(self.start + found.sum(axis=1, dtype=np.float64))
+        return np.asarray(found.sum(axis=1, dtype=np.float64))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What `of_arrays` reads."""
-        names = ("features", "thresholds", "leaves", "start")
+        names = ("features", "thresholds", "leaves")
         return {name: np.asarray(getattr(self, name)) for name in names}
 
     @classmethod
     def of_arrays(cls, found: Mapping[str, NDArray[Any]]) -> Self:
         """The trees that `arrays` wrote."""
-        return cls(found["features"], found["thresholds"], found["leaves"], float(found["start"]))
+        return cls(found["features"], found["thresholds"], found["leaves"])
+
+
+def _within(
+    values: NDArray[np.float64], weights: Floats, groups: NDArray[np.integer[Any]]
+) -> NDArray[np.float64]:
+    """The values without the mean of their group."""
+    sums, held = np.bincount(groups, weights * values), np.bincount(groups, weights)
+    means = np.divide(sums, held, out=np.zeros_like(sums), where=held > 0)
+    return np.asarray(values - means[groups])
 
 
 def _quantiles(column: Floats, bins: int) -> NDArray[np.float32]:

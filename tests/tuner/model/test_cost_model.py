@@ -14,6 +14,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
 from fastrun.search_spaces.space import space_for
+from fastrun.tuner.model import cost_model
 from fastrun.tuner.model.cost_model import CostModel, Times, times
 from fastrun.tuner.model.features import ALGORITHMS, NAMES, rows
 from fastrun.tuner.model.trees import Growth
@@ -57,11 +58,22 @@ def test_it_proposes_what_is_fast_on_other_shapes(model: CostModel) -> None:
     assert best.layout != "NHWC"
 
 
-def test_expected_seconds_scale_with_the_operations(model: CostModel) -> None:
+def test_expected_times_differ_as_measured_ones_do(model: CostModel) -> None:
     texts = by_law(NEW).schedules[:50]
-    expected = model.seconds(NEW, texts, CPU)
-    true = np.array([law(NEW, text) for text in texts])
-    assert np.exp(np.abs(np.log(expected / true)).mean()) < 1.15
+    expected = model.logarithms(NEW, texts, CPU).mean(axis=0)
+    rest = expected - np.log([law(NEW, text) for text in texts])
+    assert np.exp(np.abs(rest - rest.mean()).mean()) < 1.15
+
+
+def test_how_fast_the_machine_was_explains_nothing() -> None:
+    """Half of the shapes were measured on a slow day: they say the same but for ties of trees."""
+    data = [by_law(p) for p in SHAPES]
+    slow = [replace(group, seconds=[3 * s for s in group.seconds]) for group in data]
+    texts = by_law(NEW).schedules[:50]
+    usual, disturbed = (
+        CostModel.learnt(x, FEW).logarithms(NEW, texts, CPU) for x in (data, [*data[:3], *slow[3:]])
+    )
+    assert usual - usual[:, :1] == pytest.approx(disturbed - disturbed[:, :1], abs=0.05)
 
 
 def test_the_heuristic_s_choice_stays_unless_a_gain_is_expected(model: CostModel) -> None:
@@ -70,6 +82,15 @@ def test_the_heuristic_s_choice_stays_unless_a_gain_is_expected(model: CostModel
     assert model.choice(NEW, CPU, slow) != slow
     best = model.proposals(NEW, CPU, 1)[0]
     assert model.choice(NEW, CPU, best) == best
+
+
+def test_it_stays_where_the_models_disagree(
+    model: CostModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template, s = heuristic_choice(NEW, CPU)
+    slow = template.text(replace(s, unroll=1, layout="NHWC"))
+    monkeypatch.setattr(cost_model, "_CAUTION", 1e3)
+    assert model.choice(NEW, CPU, slow) == slow
 
 
 def test_proposals_of_one_layout(model: CostModel) -> None:
@@ -124,15 +145,17 @@ def test_products_are_those_that_the_algorithm_makes() -> None:
     assert features(strided, "direct")["taps_met"] > 0.9
 
 
-def test_the_newest_record_of_the_highest_stage_counts() -> None:
+def test_what_was_measured_together_is_together() -> None:
     p = SHAPES[0]
     template, s = heuristic_choice(p, CPU)
     text, other = template.text(s), template.text(replace(s, unroll=1))
-    usual = {"problem": str(p), "machine": CPU.fingerprint, "threads": 1}
+    usual = {"problem": str(p), "machine": CPU.fingerprint, "threads": 1, "run": "a"}
     records = [
         record(**usual, schedule=text, samples=(3e-6, 3e-6), stage=Stage.RACE),
+        record(**usual, schedule=other, samples=(5e-6, 5e-6), stage=Stage.RACE),
         record(**usual, schedule=text, samples=(2e-6, 2e-6)),
         record(**usual, schedule=other, samples=(4e-6, 4e-6)),
+        record(**{**usual, "run": "b"}, schedule=text, samples=(1e-6, 1e-6)),  # nothing beside it
         record(**{**usual, "threads": 2}, schedule=other, samples=(1e-6, 1e-6)),
         record(**usual, schedule=template.text(replace(s, unroll=2)), samples=(),
                outcome=Outcome.TIMEOUT),
@@ -140,14 +163,17 @@ def test_the_newest_record_of_the_highest_stage_counts() -> None:
         record(**{**usual, "machine": "0" * 16}, schedule=text, samples=(1e-6, 1e-6)),
         record(**usual, schedule="pointwise(gone=1)", samples=(1e-6, 1e-6)),
     ]  # fmt: skip
-    [found] = times(records, [CPU])
-    assert dict(zip(found.schedules, found.seconds, strict=True)) == {text: 3e-6, other: 4e-6}
+    raced, screened = times(records, [CPU])
+    found = [dict(zip(x.schedules, x.seconds, strict=True)) for x in (raced, screened)]
+    assert found == [{text: 3e-6, other: 5e-6}, {text: 2e-6, other: 4e-6}]
 
 
 def test_a_model_of_other_features_is_refused(model: CostModel, tmp_path: Path) -> None:
     file = tmp_path / "model.npz"
     model.save(file)
-    assert CostModel.load(file).seconds(NEW, [model.proposals(NEW, CPU, 1)[0]], CPU) > 0
+    texts = model.proposals(NEW, CPU, 3)
+    again = CostModel.load(file).logarithms(NEW, texts, CPU)
+    assert np.array_equal(again, model.logarithms(NEW, texts, CPU))
     with np.load(file) as arrays:
         changed = {**arrays, "names": np.array(["other"])}
     np.savez(file, **changed)
@@ -159,6 +185,6 @@ def test_the_shipped_model_tells_good_schedules_from_bad_ones() -> None:
     p = parse("conv 1x64x56x56 64x3x3 s1 p1 bias relu")
     template, s = heuristic_choice(p, CPU)
     bad = replace(s, mh=1, mw=2, nr_tiles=8, layout="NHWC")
-    good, worse = CostModel.shipped().seconds(p, [template.text(s), template.text(bad)], CPU)
-    assert 1.2 * good < worse
-    assert math.isfinite(worse)
+    texts = [template.text(s), template.text(bad)]
+    good, worse = CostModel.shipped().logarithms(p, texts, CPU).mean(axis=0)
+    assert good + math.log(1.2) < worse < math.inf
