@@ -254,12 +254,7 @@ def _tool(
                 check=False,
                 preexec_fn=lambda: os.sched_setaffinity(0, cores),
             )
-            said = tool.says.search(done.stdout)
-            if said is None:
-                raise RuntimeError(
-                    f"no time in what the tool printed: {done.stdout[-300:].strip()}"
-                )
-            theirs.append(_SECONDS[said[2]] * float(said[1]))
+            theirs.append(seconds_said(tool, done.stdout))
     least = min(theirs), min(ours)
     return {
         "tool": statistics.median(theirs),
@@ -267,6 +262,18 @@ def _tool(
         "ratio": statistics.median(t / o for t, o in zip(theirs, ours, strict=True)),
         "least_ratio": least[0] / least[1],
     }
+
+
+def seconds_said(tool: Tool, printed: str) -> float:
+    """The seconds of a call in what a tool printed.
+
+    Raises:
+        RuntimeError: there are none.
+    """
+    said = tool.says.search(printed)
+    if said is None:
+        raise RuntimeError(f"no time in what the tool printed: {printed[-300:].strip()}")
+    return _SECONDS[said[2]] * float(said[1])
 
 
 def _print(settings: pd.DataFrame, tools: pd.DataFrame) -> None:

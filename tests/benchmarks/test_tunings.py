@@ -57,3 +57,15 @@ def test_settings_race_those_of_the_benchmark(
     [benched] = table.query("setting == @settings.BENCHED")["faster"]
     assert benched == 1
     assert "threads do not spin" in capsys.readouterr().out
+
+
+def test_times_are_read_with_their_unit() -> None:
+    engines = settings.ENGINES
+    assert engines["ort"].tool
+    assert engines["openvino"].tool
+    printed = "[ INFO ]    Median:        912.42 us\n[ INFO ]    Average:  1.02 ms"
+    assert settings.seconds_said(engines["openvino"].tool, printed) == pytest.approx(912.42e-6)
+    printed = "iterations: 10\navg latency: 33.5 ms\n"
+    assert settings.seconds_said(engines["ort"].tool, printed) == pytest.approx(33.5e-3)
+    with pytest.raises(RuntimeError, match="no time in what the tool printed: nothing"):
+        settings.seconds_said(engines["ort"].tool, "nothing")

@@ -72,7 +72,7 @@ ONLY_HERE = {
             "benchmarks/accuracy/photos.py"},
 }  # fmt: skip
 
-OPTIONAL = {"timm", "ipython"}
+OPTIONAL = {"timm", "ipython", "tvm"}
 """Libraries that are used where they are installed, and that no extra asks for."""
 
 NAMED = {"cv2": ["opencv-python-headless"]}
