@@ -18,6 +18,7 @@ from fastrun.tuner.records.units import UNKNOWN, finite, interval, ms, plural
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.standing import Standing, network_seconds, seconds, standings
 from fastrun.tuner.terminal.display import grid, screen
+from fastrun.tuner.terminal.prose import say
 
 
 def print_choices(
@@ -44,10 +45,11 @@ def print_choices(
         )
         for s in found
     ]
-    grid(screen(), ("problem", "n>", "schedule", "from", "ms>", "over next>", "GFLOP/s>"), rows)
+    heads = ("problem", "n>", "schedule", "from", "ms>", "over next>", "GFLOP/s>")
+    grid(screen(), heads, rows, below="schedule")
     missing = sum(s.best is None for s in found)
     if missing and database is not None:
-        print(f"{missing} of {not_measured(len(found), arguments)}")
+        say(f"{missing} of {not_measured(len(found), arguments)}")
     return 0
 
 

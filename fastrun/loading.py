@@ -13,6 +13,7 @@ from fastrun.graph.runtime.executable import Executable
 from fastrun.graph.zoo import NAMES
 from fastrun.options import shapes_of
 from fastrun.tuner.networks.load import load
+from fastrun.tuner.terminal.prose import say
 
 
 def loaded(arguments: Namespace) -> Executable:
@@ -49,4 +50,4 @@ def remarks() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for remark in dict.fromkeys(str(warning.message) for warning in said):
-        print(f"fastrun: {remark}", file=sys.stderr)
+        say(f"fastrun: {remark}", to=sys.stderr)

@@ -13,6 +13,7 @@ from fastrun.options import limits_of
 from fastrun.tuner.networks.targets import Target, merged
 from fastrun.tuner.records.units import duration, finite, percent, plural
 from fastrun.tuner.terminal.exits import INTERRUPTED
+from fastrun.tuner.terminal.prose import say
 
 if TYPE_CHECKING:
     from fastrun.graph.plan.plan import Plan
@@ -109,10 +110,10 @@ class Tuning:
         if not self._elsewhere:
             warnings = (unconfined(), others())
         for warning in filter(None, (shortcoming(self._measurer.cpu), *warnings)):
-            print(warning)
+            say(warning)
         for target in self._targets:
             if target.lacks:
-                print(f"only the convolutions of {target.title} are tuned: {target.lacks}")
+                say(f"only the convolutions of {target.title} are tuned: {target.lacks}")
 
     def search(self) -> Summary:
         """Search the schedules of all problems, with a board that shows how it goes."""
@@ -202,24 +203,24 @@ class Tuning:
             "database": self._database.name,
         }
         if noise >= NOISY:
-            print(f"noise {amount(noise)}; {in_words(noise)}")
-        print(
+            say(f"noise {amount(noise)}; {in_words(noise)}")
+        say(
             f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
             f"{summary.known} known before, noise {amount(noise)}; stored in {self._database.name}"
         )
         if storage := self._arguments.storage:
-            print(f"studies in {storage}: `fastrun dashboard {storage}` shows them")
+            say(f"studies in {storage}: `fastrun dashboard {storage}` shows them")
         if summary.left_out:
-            print(f"left out, because time ran out: {'; '.join(summary.left_out)}")
+            say(f"left out, because time ran out: {'; '.join(summary.left_out)}")
         if limit and not (summary.trials or summary.interrupted or summary.settled):
             look = start + enough([p for p, _ in self._problems])
-            print(
+            say(
                 f"no schedule was measured: {duration(limit)} is too short for {count}, "
                 f"{duration(start)} of it went to the start; {duration(look)} is enough for a "
                 "first look"
             )
         if self._budget.worth is not None and summary.settled:
-            print(
+            say(
                 f"{len(summary.settled)} of {count} were ended early: doubling their trials "
                 f"improved the best time by less than {percent(self._budget.worth)}"
             )
@@ -232,12 +233,12 @@ class Tuning:
         for target, seconds in zip(self._networks, parts, strict=True):
             naive, *_ = network_seconds(of_network(found, target.problems))
             if seconds <= 0:
-                print(f"left out, because time ran out: the final of {target.title}")
+                say(f"left out, because time ran out: the final of {target.title}")
                 continue
-            print(f"final of the plans of {target.title}, for some {duration(seconds)}")
+            say(f"final of the plans of {target.title}, for some {duration(seconds)}")
             self._final(target, seconds, summary.run, naive)
         if limit := self._budget.seconds:
-            print(f"{duration(self._shares.elapsed)} of {duration(limit)} taken")
+            say(f"{duration(self._shares.elapsed)} of {duration(limit)} taken")
 
     def _final(self, target: Target, seconds: float, run: str, naive: float) -> None:
         """Race the plans of a network, store the fastest, and show how they did."""
@@ -256,7 +257,7 @@ class Tuning:
         try:
             record = store_plan(graph, database, threads, seconds, limits, run, strict, kept)
         except (UnsupportedError, WorkerDied, NoTimeError, BitsError) as error:
-            print(f"{target.title} has no final: {error}")
+            say(f"{target.title} has no final: {error}")
             return
         self.document.setdefault("networks", []).append(
             {

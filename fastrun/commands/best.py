@@ -64,7 +64,7 @@ def _print_fronts(target: Target, database: Database, arguments: Namespace) -> i
         for i, r in enumerate(records)
     ]
     heads = ("problem", "ms>", "as long as\nthe fastest>", "workspace>", "rms error>", "schedule")
-    grid(screen(), heads, rows)
+    grid(screen(), heads, rows, below="schedule")
     if missing := sum(not records for records in fronts.values()):
         print(not_measured(missing, arguments))
     if target.is_network:

@@ -33,6 +33,7 @@ def run(arguments: Namespace) -> int:
     from fastrun.tuner.machine.probe import probe
     from fastrun.tuner.measure.confine import unconfined
     from fastrun.tuner.records.environment import Environment
+    from fastrun.tuner.terminal.prose import say
 
     report, cpu, here = probe(arguments.refresh), Cpu.host(), Environment.host()
     if arguments.json:
@@ -68,7 +69,7 @@ def run(arguments: Namespace) -> int:
         ("files", str(cache_root())),
     ]
     for name, text in lines:
-        print(f"{name:<11}{text}".rstrip())
+        say(f"{name:<11}{text}".rstrip(), indent=11)
     return 0
 
 

@@ -77,7 +77,7 @@ def run(arguments: Namespace) -> int:
     ]
     heads = ("node", "work", "runs", "layouts", "expected\nms>", "measured\nms>", "share>")
     further = ("waiting\nms>", "imbalance>") if several else ()
-    grid(screen(), (*heads, *further), rows)
+    grid(screen(), (*heads, *further), rows, below="runs")
     print(
         f"{arguments.model}: {plural(len(rows), 'step')}, "
         f"{plural(arguments.threads, 'thread')}, "

