@@ -202,12 +202,12 @@ class Tuning:
             "left_out": list(summary.left_out),
             "database": self._database.name,
         }
-        if noise >= NOISY:
-            say(f"noise {amount(noise)}; {in_words(noise)}")
+        noisy = f" ({in_words(noise)})" if noise >= NOISY else ""
         say(
             f"{plural(summary.trials, 'trial')} in {duration(summary.seconds)} ({rate:.1f}/s), "
-            f"{summary.known} known before, noise {amount(noise)}; stored in {self._database.name}"
+            f"{summary.known} known before; stored in {self._database.name}"
         )
+        say(f"noise {amount(noise)}{noisy}")
         if storage := self._arguments.storage:
             say(f"studies in {storage}: `fastrun dashboard {storage}` shows them")
         if summary.left_out:

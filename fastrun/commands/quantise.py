@@ -73,6 +73,7 @@ def run(arguments: Namespace) -> int:
     """Quantise, write the file, print what became of the network."""
     from fastrun.tuner.networks.quantise import quantise
     from fastrun.tuner.terminal.phases import Phases
+    from fastrun.tuner.terminal.prose import say
 
     _check_output(arguments.output, arguments.model)
     start = time.perf_counter()
@@ -91,19 +92,19 @@ def run(arguments: Namespace) -> int:
         )
     done.save(arguments.output)
     everything = len(done.layers) + len(done.kept)
-    print(
+    say(
         f"{arguments.model}: {len(done.layers)} of {plural(everything, 'layer')} in 8 bits, "
         f"{_weights(int(arguments.bits))}calibrated with {plural(done.batches, 'input')} in "
         f"{duration(time.perf_counter() - start)}"
     )
     if done.kept:
-        print(f"in float32: {', '.join(done.kept)}")
+        say(f"in float32: {', '.join(done.kept)}")
     for name, difference in done.differences.items():
         same = ""
         if difference.agreement is not None:
             same = f", the same largest value in {percent(difference.agreement)} of rows"
-        print(f"{name}: SQNR {difference.sqnr:.1f} dB{same} (on the calibration data)")
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
+        say(f"{name}: SQNR {difference.sqnr:.1f} dB{same} (on the calibration data)")
+    say(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -64,6 +64,8 @@ CASES = [
     # Half a stride is cut off on both axes, or on one
     ((2, 128, 3, 5), (128, 3, 8, 8), {"strides": [4, 4], "pads": [2] * 4}, PHASES),
     ((1, 128, 3, 5), (128, 5, 4, 6), {"strides": [2, 3], "pads": [1, 0, 1, 3]}, PHASES),
+    ((2, 128, 5, 3), (128, 5, 6, 4), {"strides": [3, 2], "pads": [0, 1, 3, 1]}, PHASES),
+    ((1, 128, 4, 5), (128, 6, 8, 2), {"strides": [4, 2], "pads": [2, 0, 2, 0]}, PHASES),
     ((1, 256, 7), (256, 6, 4), {"strides": [2], "pads": [1, 1]}, PHASES),
     # One input pixel
     ((1, 40, 1, 1), (40, 6, 4, 4), {}, ["Reshape", "Gemm", "Reshape"]),

@@ -123,12 +123,15 @@ class _Final:
             if name in named:
                 racing[name] = self._ready(named[name])
         base = self._ready(apart(racing.get(LAYERS, racing[HEURISTIC])))
+        last = 0.0
         for name, plan in self._others(named, base):
-            if self._elapsed > _COMPARING * self.seconds:
+            if not self._has_time(_COMPARING, last):
                 break
+            begin = monotonic()
             slower = self._compare(base, self._ready(plan))
             if slower < _RACE_WITHIN and name in named.keys() - racing:
                 racing[name] = self._ready(named[name])
+            last = monotonic() - begin
         if self.took and self._elapsed < self.seconds:
             racing[IN_PLACE] = self._ready(self._refined())
         racing = distinct(racing)
@@ -196,6 +199,7 @@ class _Final:
         names = list(racing)
         samples: dict[str, list[float]] = {name: [] for name in names}
         for process in range(_PROCESSES):
+            begin = monotonic()
             self.sandbox.restart()
             texts = [str(racing[name]) for name in names]
             try:
@@ -210,9 +214,13 @@ class _Final:
             for name, found in zip(samples, times, strict=True):
                 samples[name] += found
             samples = {name: samples[name] for name in names}
-            if self._elapsed > self.seconds:
+            if not self._has_time(1.0, monotonic() - begin):
                 break
         return samples
+
+    def _has_time(self, share: float, last: float) -> bool:
+        """Whether this share of the time leaves at least half of what the last piece took."""
+        return self._elapsed + last / 2 < share * self.seconds
 
     def _ready(self, plan: Plan) -> Plan:
         """The plan as this machine can build it; its kernels are compiled on all cores."""

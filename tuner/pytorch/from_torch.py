@@ -44,15 +44,22 @@ def from_torch(
     Needs the packages torch and onnxscript.
 
     Raises:
-        ModuleNotFoundError: torch is not installed.
+        ModuleNotFoundError: torch or onnxscript is not installed.
         UnsupportedError: the module is in training mode, or PyTorch cannot export it, or it needs
             an operator that this package lacks.
         As `fastrun.load`.
     """
     # `from fastrun import *` works without PyTorch.
-    import torch
+    try:
+        import torch
 
-    from fastrun.tuner.pytorch.conversion import converted
+        from fastrun.tuner.pytorch.conversion import converted
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"from_torch needs the Python package {error.name}: install torch and onnxscript "
+            "(the extra `torch` of this package)",
+            name=error.name,
+        ) from None
 
     name = type(module).__name__
     if module.training:

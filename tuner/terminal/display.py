@@ -49,9 +49,12 @@ def grid(
     """
     table = _table(heads, rows)
     unbounded = console.options.update_width(_UNBOUNDED)
-    width = max(console.width, console.measure(table, options=unbounded).maximum)
-    if not below or width == console.width or not console.is_terminal:
-        console.print(table, width=width if below else None, crop=False)
+    needed = console.measure(table, options=unbounded).maximum
+    if not below or needed <= console.width:
+        console.print(table)
+        return
+    if not console.is_terminal:
+        Console(file=console.file, width=needed, highlight=False).print(table)
         return
     column = heads.index(below)
     kept = [i for i in range(len(heads)) if i != column]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -25,9 +26,10 @@ from fastrun.kernels.core.layout import NHWC
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.machine import probe as machine
+from fastrun.tuner.measure.sandbox import Sandbox
 from fastrun.tuner.networks import final as network
 from fastrun.tuner.networks import tune as tuning
-from fastrun.tuner.networks.alternatives import apart, distinct, same, variants
+from fastrun.tuner.networks.alternatives import PlanInputs, apart, distinct, same, variants
 from fastrun.tuner.networks.final import FinalResult
 from fastrun.tuner.networks.in_place import Comparison, PickledNetwork
 from fastrun.tuner.networks.load import load
@@ -274,3 +276,24 @@ def test_profile_spends_its_budget_on_layers_and_then_on_the_whole(
     assert spent["options"].limits == Limits(workspace=0)
     assert (spent["measurer"].threads, len(spent["problems"])) == (1, 4)
     assert path.exists()
+
+
+def test_a_race_ends_where_half_a_process_has_no_time(
+    graph: Graph, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process takes ten seconds; of 24 the third would leave after 30."""
+    now = [0.0]
+
+    class Processes:
+        def restart(self) -> None: ...
+
+        def call(self, work: object, arguments: tuple[object, Sequence[str]], _: float) -> object:
+            now[0] += 10.0
+            return [(1.0,) for _ in arguments[1]]
+
+    monkeypatch.setattr(network, "monotonic", lambda: now[0])
+    sandbox, pickled = cast(Sandbox, Processes()), cast(PickledNetwork, None)
+    racing = {HEURISTIC: plan, LAYERS: plan}
+    inputs = cast(PlanInputs, None)
+    found = network._Final(graph, inputs, CPU, pickled, sandbox, 24.0, False)._race(racing)
+    assert {name: len(samples) for name, samples in found.items()} == {HEURISTIC: 2, LAYERS: 2}
