@@ -58,6 +58,7 @@ from fastrun.graph.frontend.qoperators import (
     scales_read,
 )
 from fastrun.graph.frontend.quantised import Quantised, Stored
+from fastrun.graph.frontend.sequences import Sequences
 from fastrun.graph.frontend.values import Values
 
 # Nodes of functions and branches written out; more come from files that are made to be endless.
@@ -106,6 +107,7 @@ class _Importer:
         check_calls(self._functions)
         self._values = Values()
         self._quantised = Quantised(self._values)
+        self._sequences = Sequences(self._values)
         self._nodes: list[Node] = []
         self._labels: set[str] = set()  # of nodes
         self._results: set[str] = set()  # outputs that no node reads
@@ -130,6 +132,8 @@ class _Importer:
         self._push(in_order(nodes, values.known), self._opsets)
         while self._pending:
             self._add(*self._pending.pop())
+        for node in self._sequences.needed(outputs):
+            self._add(node, self._opsets)
         for name in self._quantised.stored.keys() & {*outputs}:
             self._outside.types[name] = self._quantised.stored[name].dtype
             self._quantised.returned(name, self._nodes)
@@ -195,12 +199,18 @@ class _Importer:
             plain = onnx.NodeProto()
             plain.CopyFrom(node)
             plain.domain, node = "", plain
+        if (parts := self._sequences.written(node, opsets[""])) is not None:
+            self._write_out(parts, opsets)
+            return
         if (branch := chosen(node, values)) is not None:
             self._write_out(branch, opsets)
             return
         node = self._computing_float32(as_cast(node, values))
         if (iterations := unrolled(node, opsets[""], values)) is not None:
             self._write_out(iterations, opsets)
+            return
+        if needed := self._sequences.needed(names_read([node])):
+            self._push([*needed, node], opsets)
             return
         if self._quantise(node, opsets):
             return

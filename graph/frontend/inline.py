@@ -1,4 +1,4 @@
-"""Writes out a function, a branch of an `If` or a `Loop`, in the place of the node that calls it.
+"""Writes out a function, a branch of an `If`, a `Loop` or `Scan`, in the place of its node.
 
 Every value in the body gets a new name. Bodies may use any names, also names of the model and of
 other bodies, and a function may be called several times.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import graphlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -114,8 +114,11 @@ def branch_nodes(
     return _inlined([*weights, *branch.node], outputs, choice, names, {}, fresh)
 
 
-def goes_on(body: onnx.GraphProto) -> bool:
-    """Whether a loop's body never changes the condition, or always says that it holds."""
+def goes_on(body: onnx.GraphProto, constants: Mapping[str, Array]) -> bool:
+    """Whether a loop's body never changes the condition, or always says that it holds.
+
+    The body may read `constants` around it.
+    """
     values = {w.name: w for w in body.initializer}
     made = {y: node for node in body.node for y in node.output}
     name = body.output[0].name
@@ -125,9 +128,11 @@ def goes_on(body: onnx.GraphProto) -> bool:
         for attribute in made[name].attribute:
             if attribute.name == "value":
                 values[name] = attribute.t
-    return name == body.input[1].name or (
-        name in values and bool(numpy_helper.to_array(values[name]).all())
-    )
+    if name in values:
+        return bool(numpy_helper.to_array(values[name]).all())
+    inside = made.keys() | {v.name for v in body.input}
+    outside = name in constants and name not in inside and bool(constants[name].all())
+    return name == body.input[1].name or outside
 
 
 def loop_nodes(
@@ -147,7 +152,7 @@ def loop_nodes(
         raise GraphError(f"node {label(loop)} is impossible: its body has other operands")
     first, going, *states = (v.name for v in body.input)
     nodes, scanned = list[onnx.NodeProto](), [list[str]() for _ in loop.output[count:]]
-    holds, axis = constant(going, np.array(True)), constant("axis", np.array([0]))
+    holds = constant(going, np.array(True))
     for i in range(trips):
         names = {first: constant(first, np.array(i)), going: holds}
         names |= dict(zip(states, carried, strict=True))
@@ -156,18 +161,71 @@ def loop_nodes(
         nodes += branch_nodes(body, call, fresh, names)
         carried = results[1 : count + 1]
         for rows, result in zip(scanned, results[count + 1 :], strict=True):
-            rows.append(fresh(f"{result}.row"))
-            if opset < 13:
-                nodes.append(helper.make_node("Unsqueeze", [result], rows[-1:], axes=[0]))
-            else:
-                nodes.append(helper.make_node("Unsqueeze", [result, axis], rows[-1:]))
-    for outer, inner in zip(loop.output, carried, strict=False):
-        if outer:
-            nodes.append(helper.make_node("Identity", [inner], [outer]))
+            rows.append(result)
+    nodes += _passed_on(carried, loop.output)
     for outer, rows in zip(loop.output[count:], scanned, strict=True):
         if outer:
-            nodes.append(helper.make_node("Concat", rows, [outer], axis=0))
+            nodes += stacked(rows, outer, 0, opset, fresh, constant)
     return nodes
+
+
+def scan_nodes(
+    scan: onnx.NodeProto, trips: int, opset: int, fresh: Fresh, constant: Constant
+) -> list[onnx.NodeProto]:
+    """As `loop_nodes`, for a Scan, of opset 9 or newer."""
+    given: Any = {a.name: helper.get_attribute_value(a) for a in scan.attribute}
+    body, count = given["body"], given["num_scan_inputs"]
+    first = len(scan.input) - count
+    if len(body.input) != len(scan.input) or len(body.output) != len(scan.output) or first < 0:
+        raise GraphError(f"node {label(scan)} is impossible: its body has other operands")
+    collected = len(scan.output) - first
+    axes, turned = (
+        [list(given.get(f"scan_{name}_{kind}") or [0] * n)
+         for name, n in (("input", count), ("output", collected))]
+        for kind in ("axes", "directions")
+    )  # fmt: skip
+    nodes, carried = list[onnx.NodeProto](), list(scan.input[:first])
+    scanned = [list[str]() for _ in range(collected)]
+    for i in range(trips):
+        parts = []
+        for x, axis, backwards in zip(scan.input[first:], axes[0], turned[0], strict=True):
+            place = constant("place", np.array(trips - 1 - i if backwards else i))
+            parts.append(fresh(f"{x}.{i}"))
+            nodes.append(helper.make_node("Gather", [x, place], parts[-1:], axis=axis))
+        names = dict(zip((v.name for v in body.input), (*carried, *parts), strict=True))
+        results = [fresh(f"{v.name}.{i}") for v in body.output]
+        nodes += branch_nodes(body, helper.make_node("Scan", [], results, scan.name), fresh, names)
+        carried = results[:first]
+        for rows, result in zip(scanned, results[first:], strict=True):
+            rows.append(result)
+    nodes += _passed_on(carried, scan.output)
+    for outer, rows, axis, backwards in zip(
+        scan.output[first:], scanned, axes[1], turned[1], strict=True
+    ):
+        if outer:
+            rows = rows[::-1] if backwards else rows
+            nodes += stacked(rows, outer, axis, opset, fresh, constant)
+    return nodes
+
+
+def _passed_on(inner: Sequence[str], outer: Sequence[str]) -> list[onnx.NodeProto]:
+    """Nodes that give values the names that they have outside."""
+    pairs = zip(inner, outer, strict=False)
+    return [helper.make_node("Identity", [x], [y]) for x, y in pairs if y]
+
+
+def stacked(
+    parts: Sequence[str], output: str, axis: int, opset: int, fresh: Fresh, constant: Constant
+) -> list[onnx.NodeProto]:
+    """Nodes that put values together along a new axis."""
+    nodes, rows = list[onnx.NodeProto](), [fresh(f"{x}.row") for x in parts]
+    places = constant("axis", np.array([axis])) if opset >= 13 else ""
+    for x, row in zip(parts, rows, strict=True):
+        if places:
+            nodes.append(helper.make_node("Unsqueeze", [x, places], [row]))
+        else:
+            nodes.append(helper.make_node("Unsqueeze", [x], [row], axes=[axis]))
+    return [*nodes, helper.make_node("Concat", rows, [output], axis=axis)]
 
 
 def _inlined(
