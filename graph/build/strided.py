@@ -27,6 +27,7 @@ from fastrun.graph.core.ops import (
     Expand,
     Gather,
     GatherElements,
+    GatherND,
     Gemm,
     GridSample,
     MatMul,
@@ -103,10 +104,8 @@ def build(graph: Graph, task: Task, cpu: Cpu, reads: list[Placement], dst: Place
         program = grid_sample.grid_sample(op, cpu, x, grid, out, (places[0], places[1]))
         return Built(program, "strided", fixed)
     if is_lookup(graph, task):
-        assert isinstance(op, Gather | GatherElements)
         (x, indices), places, fixed = two_operands(graph, task, views)
-        kernel = lookup.lookup if isinstance(op, Gather) else lookup.elements
-        program = kernel(op.axis, cpu, x, indices, out, (places[0], places[1]))
+        program = _lookup(op, cpu, x, indices, out, (places[0], places[1]))
         return Built(program, "strided", fixed)
     if isinstance(op, MatMul | Gemm):
         return _product(graph, task, cpu, views, out)
@@ -127,6 +126,18 @@ def recurrent_layer(
     program = recurrent.recurrent(op, cpu, x, out, initial, weights)
     bias = constant(graph, task, 2).reshape(-1) if task.node.input(2) else None
     return Built(program, "strided", constant(graph, task, 1), bias)
+
+
+def _lookup(
+    op: Op, cpu: Cpu, x: Strided, indices: Strided, out: Strided, arguments: tuple[str, str]
+) -> Program:
+    match op:
+        case Gather(axis):
+            return lookup.lookup(axis, cpu, x, indices, out, arguments)
+        case GatherElements(axis):
+            return lookup.elements(axis, cpu, x, indices, out, arguments)
+    assert isinstance(op, GatherND)
+    return lookup.points(op.batch, cpu, x, indices, out, arguments)
 
 
 def _of_one_tensor(graph: Graph, task: Task, cpu: Cpu, x: Strided, out: Strided) -> Program:

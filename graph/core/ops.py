@@ -207,6 +207,16 @@ class GatherElements:
 
 
 @dataclass(frozen=True)
+class GatherND:
+    """Entries of x at points: the last axis of the indices has a number for each of x's axes.
+
+    The first `batch` axes are those of the indices too.
+    """
+
+    batch: int
+
+
+@dataclass(frozen=True)
 class Cast:
     """Conversion to the output's dtype."""
 
@@ -262,8 +272,8 @@ Op = (
     Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | GroupNorm | Attention
     | Rotary | Recurrent | Unary | Clip | Binary | ByteFunction | Where | Softmax | Gemm | MatMul
     | Reduce | ArgReduce | TopK | CumSum | Concat | Slice | Pad | Transpose
-    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | GatherElements | Resize
-    | GridSample | Cast | Identity | Onnx | Numpy | Foreign
+    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | GatherElements | GatherND
+    | Resize | GridSample | Cast | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.

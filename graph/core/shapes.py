@@ -29,6 +29,7 @@ from fastrun.graph.core.ops import (
     DepthToSpace,
     Gather,
     GatherElements,
+    GatherND,
     Gemm,
     GridSample,
     GroupNorm,
@@ -107,6 +108,8 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
             return (*x[:2], *shapes[1][1:-1])
         case Gather(axis):
             return (*x[:axis], *shapes[1], *x[axis + 1 :])
+        case GatherND(batch):
+            return (*shapes[1][:-1], *x[batch + shapes[1][-1] :])
         case GatherElements():
             return shapes[1]
         case TopK(axis, count):

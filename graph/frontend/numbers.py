@@ -15,7 +15,16 @@ from typing import Any
 import numpy as np
 
 from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
-from fastrun.graph.core.ops import Binary, Cast, Gather, Identity, Numpy, Reshape
+from fastrun.graph.core.ops import (
+    Binary,
+    Cast,
+    Concat,
+    Gather,
+    GatherND,
+    Identity,
+    Numpy,
+    Reshape,
+)
 from fastrun.graph.frontend.ranges import ANY, EXACT, TRUTH, Range, Unknown, computed
 
 
@@ -113,6 +122,8 @@ class _Attempt:
         names = node.inputs[:1] if fixed else node.inputs
         read = [self._operand(x) for x in names]
         given = len(names) > 1 and names[1] in self._given
+        if isinstance(node.op.op, GatherND):
+            given = self._points_inside(node.op.op, node)
         shape = self._graph.shape(names[0])
         op, values = computed(node.op.op, [known for _, known in read], shape, result, given)
         inputs = (*(x for x, _ in read), *node.inputs[len(names) :])
@@ -124,6 +135,16 @@ class _Attempt:
             self._represent(node.output, values)
         if inputs[0] in self._given and isinstance(op, Reshape | Identity):
             self._given.add(node.output)
+
+    def _points_inside(self, op: GatherND, node: Node) -> bool:
+        """Whether the numbers of each axis, which the last axis of the indices has, are inside."""
+        sizes = self._graph.shape(node.inputs[0])[op.batch :]
+        shape, before = self._graph.shape(node.inputs[1]), self._graph.producers.get(node.inputs[1])
+        names = [node.inputs[1]] * shape[-1]
+        if before and before.op in (Concat(len(shape) - 1), Numpy(Concat(len(shape) - 1))):
+            names = [x for x in before.inputs for _ in range(self._graph.shape(x)[-1])]
+        known = [self._operand(x)[1] for x in names]
+        return all(r and -n <= r[0] and r[1] < n for r, n in zip(known, sizes, strict=False))
 
     def _put(self, name: str, values: Array) -> None:
         self._constants[name] = values

@@ -17,6 +17,7 @@ from fastrun.graph.core.ops import (
     Expand,
     Gather,
     GatherElements,
+    GatherND,
     Identity,
     Op,
     Reduce,
@@ -49,7 +50,7 @@ def computed(
 
     `ranges` are those of the operands, None for one that is no number; `shape` is that of the
     first. `given` says that the second one is an input as it was given, whose numbers a run
-    checks if they are indices.
+    checks if they are indices, or that it is known to have indices of points inside.
 
     Raises:
         Unknown: not every value is exact.
@@ -63,6 +64,9 @@ def computed(
             if len(ranges) > 1 and not given:
                 n = shape[axis]
                 _check(ranges[1] is not None and -n <= ranges[1][0] and ranges[1][1] < n)
+            return op, x
+        case GatherND():
+            _check(given)
             return op, x
         case Cast():
             return _converted(x, result)
@@ -126,7 +130,7 @@ def _combined(op: Binary, ranges: Sequence[Range | None]) -> tuple[Op, Range]:
             return op, (function(a[0], b[0]), function(a[1], b[1]))
         case "div":  # rounded towards zero, so down for these
             _check(a[0] >= 0 and b[0] >= 1)
-            return Binary("quotient"), (0, a[1])
+            return Binary("quotient"), (0, a[1] // b[0])
         case "mod":
             _check(b[0] >= 1)
             return op, (0, b[1] - 1)

@@ -20,6 +20,7 @@ from fastrun.graph.core.ops import (
     Conv,
     Gather,
     GatherElements,
+    GatherND,
     Gemm,
     GridSample,
     GroupNorm,
@@ -202,7 +203,7 @@ class Forms:
                 return alike(self.layouts)
             case GroupNorm():
                 return alike(self.layouts, 2 * streaming)
-            case Gather() | GatherElements() if is_lookup(self.graph, task):
+            case Gather() | GatherElements() | GatherND() if is_lookup(self.graph, task):
                 return alike([NCHW], 2 * streaming)
             case Attention():
                 masks = int(task.reads[-1] == task.node.input(2))

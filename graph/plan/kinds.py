@@ -9,6 +9,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Gather,
     GatherElements,
+    GatherND,
     Gemm,
     Identity,
     Pad,
@@ -49,7 +50,7 @@ def is_view(graph: Graph, task: Task) -> bool:
 def is_lookup(graph: Graph, task: Task) -> bool:
     """Whether a task takes entries or elements at indices that are data of its kernel."""
     op = task.node.op
-    return isinstance(op, GatherElements) or (
+    return isinstance(op, GatherElements | GatherND) or (
         isinstance(op, Gather) and task.node.inputs[1] not in graph.constants
     )
 

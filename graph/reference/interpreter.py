@@ -5,7 +5,7 @@ Integers stay integers. Tensors of a quantised network are rounded to their grid
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ from fastrun.graph.core.ops import (
     Foreign,
     Gather,
     GatherElements,
+    GatherND,
     Gemm,
     GridSample,
     GroupNorm,
@@ -69,6 +70,7 @@ from fastrun.graph.reference.numerics import (
     conv,
     conv_transpose,
     cum_sum,
+    gather_nd,
     gemm,
     lrn,
     pad,
@@ -262,9 +264,11 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
         case Expand():
             return np.broadcast_to(x, result.shape)
         case Gather():
-            return _taken(node, x, rest[0])
-        case GatherElements(axis=axis):
-            return _elements(node, x, rest[0], axis)
+            return _taken(node, lambda at: x.take(at, op.axis), rest[0])
+        case GatherElements():
+            return _taken(node, lambda at: _elements(x, at, op.axis), rest[0])
+        case GatherND():
+            return _taken(node, lambda at: gather_nd(x, at, op.batch), rest[0])
         case Resize():
             return resize(op, result.shape, x)
         case GridSample():
@@ -289,21 +293,18 @@ def _linked(function: ByteFunction, x: Array) -> Array:
     return values[-1]
 
 
-def _taken(node: Node, x: Array, indices: Array) -> Any:
-    assert isinstance(node.op, Gather)
+def _taken(node: Node, take: Callable[[Array], Array], indices: Array) -> Array:
     try:
-        return x.take(indices.astype(np.int64), node.op.axis)
+        return take(indices.astype(np.int64))
     except IndexError as error:
         raise GraphError(f"node {node.label} cannot be computed: {error}") from error
 
 
-def _elements(node: Node, x: Array, indices: Array, axis: int) -> Any:
+def _elements(x: Array, indices: Array, axis: int) -> Array:
     places: list[Array] = [*np.indices(indices.shape, sparse=True)]
-    places[axis] = indices.astype(np.int64)
-    try:
-        return x[tuple(places)]
-    except IndexError as error:
-        raise GraphError(f"node {node.label} cannot be computed: {error}") from error
+    places[axis] = indices
+    found: Array = x[tuple(places)]
+    return found
 
 
 def _widen(values: Any) -> Any:

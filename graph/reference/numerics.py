@@ -6,6 +6,7 @@ Arrays have ONNX's axes: batch, channels, then space.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -167,6 +168,16 @@ def _order(rows: Array, largest: bool) -> Array:
     turned = np.argsort(rows[..., ::-1], -1, kind="stable")
     order: Array = rows.shape[-1] - 1 - turned[..., ::-1]
     return order
+
+
+def gather_nd(x: Array, indices: Array, batch: int) -> Array:
+    """Entries at points; the first `batch` axes are those of the indices too."""
+    depth, images = indices.shape[-1], math.prod(x.shape[:batch])
+    parts = x.reshape(images, *x.shape[batch:])
+    places = indices.reshape(images, -1, depth)
+    image = np.arange(images)[:, None]
+    found: Array = parts[(image, *np.moveaxis(places, -1, 0))]
+    return found.reshape(*indices.shape[:-1], *x.shape[batch + depth :])
 
 
 def cum_sum(op: CumSum, x: Array) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 from onnx.reference.op_run import OpRun
 
 from fastrun.graph.core.model import Array
-from fastrun.graph.reference.numerics import top_k
+from fastrun.graph.reference.numerics import gather_nd, top_k
 
 _REDUCTIONS = {"add": np.add, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
 
@@ -43,13 +43,7 @@ class GatherND(OpRun):
     op_domain = ""
 
     def _run(self, x: Array, indices: Array, **given: Any) -> tuple[Array]:
-        shared, depth = _attribute(self, given, "batch_dims", 0), indices.shape[-1]
-        batches = math.prod(x.shape[:shared])
-        parts = x.reshape(batches, *x.shape[shared:])
-        places = indices.reshape(batches, -1, depth)
-        batch = np.arange(batches)[:, None]
-        found = parts[(batch, *np.moveaxis(places, -1, 0))]
-        return (found.reshape(*indices.shape[:-1], *x.shape[shared + depth :]),)
+        return (gather_nd(x, indices, _attribute(self, given, "batch_dims", 0)),)
 
 
 class ScatterElements(OpRun):

@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     CumSum,
     Gather,
     GatherElements,
+    GatherND,
     TopK,
     Unary,
     Where,
@@ -78,11 +79,13 @@ def write_numbers(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> 
             at = to.constant(f"{node.name}.axis", np.array(axis, np.int64))
             given = {"exclusive": int(exclusive), "reverse": int(backwards)}
             to.put(node.name, "CumSum", *inputs, at, output=output, **given)
-        case Gather(axis) | GatherElements(axis):
+        case Gather() | GatherElements() | GatherND():
             indices, kind = inputs[1], type(node.op).__name__
             if _is_float(to, node.inputs[1]):
                 indices = to.put(node.name, "Cast", indices, to=TensorProto.INT64)
-            to.put(node.name, kind, inputs[0], indices, output=output, axis=axis)
+            op = node.op
+            given = {"batch_dims": op.batch} if isinstance(op, GatherND) else {"axis": op.axis}
+            to.put(node.name, kind, inputs[0], indices, output=output, **given)
         case _:
             return False
     return True

@@ -1,9 +1,11 @@
 """Entries of a table at computed indices: embeddings, Gather of what the network computes.
 
-Whole entries along an axis, or an element for each index.
+Whole entries along an axis or several, or an element for each index.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from fastrun.kernels.codegen.builder import Index, Int, Kernel, Module, Vec
 from fastrun.kernels.codegen.strided_loops import (
@@ -51,7 +53,7 @@ def lookup(
     places = ((0,) * len(before), indices.strides, (0,) * len(after))
     entries = Strided(shape, strides, table.offset)
     wide = Strided(shape, tuple(s for part in places for s in part), indices.offset)
-    return _found(axis, cpu, table, indices, dst, (entries, wide), arguments)
+    return _found([(axis, 0)], cpu, table, indices, dst, (entries, wide), arguments)
 
 
 @identified
@@ -82,11 +84,44 @@ def elements(
     )
     strides = (*table.strides[:axis], 0, *table.strides[axis + 1 :])
     entries = Strided(indices.shape, strides, table.offset)
-    return _found(axis, cpu, table, indices, dst, (entries, indices), arguments)
+    return _found([(axis, 0)], cpu, table, indices, dst, (entries, indices), arguments)
+
+
+@identified
+def points(
+    batch: int,
+    cpu: Cpu,
+    table: Strided,
+    indices: Strided,
+    dst: Strided,
+    arguments: tuple[str, str] = ("src", "add"),
+) -> Program:
+    """Entries of `table` at points: the last axis of the indices has a number for each of its axes.
+
+    The first `batch` axes are those of the indices too. Indices and `arguments` are those of
+    `lookup`.
+
+    Raises:
+        ScheduleError: the shapes do not fit, or a tensor is not of f32.
+    """
+    check_f32("a look-up", table, indices, dst)
+    *lead, depth = indices.shape
+    end, beside = batch + depth, len(lead) - batch
+    after = table.shape[end:]
+    fits = beside >= 0 and end <= len(table.shape) and table.shape[:batch] == tuple(lead[:batch])
+    check(
+        fits and depth > 0 and dst.shape == (*lead, *after),
+        f"{table.shape} at {indices.shape} indices is not {dst.shape}",
+    )
+    strides = (*table.strides[:batch], *(0,) * beside, *table.strides[end:])
+    entries = Strided(dst.shape, strides, table.offset)
+    wide = Strided(dst.shape, (*indices.strides[:-1], *(0,) * len(after)), indices.offset)
+    axes = [(batch + i, i * indices.strides[-1]) for i in range(depth)]
+    return _found(axes, cpu, table, indices, dst, (entries, wide), arguments)
 
 
 def _found(
-    axis: int,
+    axes: Sequence[tuple[int, int]],
     cpu: Cpu,
     table: Strided,
     indices: Strided,
@@ -94,8 +129,10 @@ def _found(
     views: tuple[Strided, Strided],
     arguments: tuple[str, str],
 ) -> Program:
-    """What lies at the indices. `views` of first entries and of indices have the result's shape."""
-    n, step = table.shape[axis], table.strides[axis]
+    """What lies at the indices. `views` of first entries and of indices have the result's shape.
+
+    `axes` has the axes of the table along which indices lead, and where those of each lie.
+    """
     out, entries, found = aligned(dst, *views)
     *outer, length = out.shape
     single = found.strides[-1] != 0  # each element of a row has an index of its own
@@ -107,9 +144,11 @@ def _found(
     def write_lookup(k: Kernel, *at: Int) -> None:
         for run in nest.inner:
             with nest.loop(run) as x:
-                number = operand(k, arguments[1], found).at(*at, x).strided(1).load(0, lanes=1)
+                numbers = operand(k, arguments[1], found).at(*at, x).strided(1)
                 source = operand(k, arguments[0], entries).at(*at, x)
-                source = source.strided(step).at(_entry(number, n))
+                for axis, place in axes:
+                    entry = _entry(numbers.load(place, lanes=1), table.shape[axis])
+                    source = source.strided(table.strides[axis]).at(entry)
                 target = operand(k, "dst", out).at(*at, x).strided(written)
                 lanes = cpu.lanes_for(run.size)
                 for start in range(0, run.size, lanes):

@@ -147,14 +147,26 @@ class _Best:
         k, lanes = self._k, self._lanes
         high = k.emit(f"shl i64 {key.to(I64).ssa}, 32")
         low = k.emit(f"sub i64 4294967295, {place.value}")
-        element = k.splat(Vec(k, k.emit(f"or i64 {high}, {low}"), 1, I64), lanes)
+        one = Vec(k, k.emit(f"or i64 {high}, {low}"), 1, I64)
+        element, begin = k.splat(one, lanes), self._block(one)
         # What is smaller moves one place back; from the end, so that nothing is lost.
-        with k.times(self._blocks) as i:
-            at = self._kept.at((self._blocks - 1) * lanes - i * lanes)
+        with k.loop(begin, self._blocks) as i:
+            at = self._kept.at((begin - i + (self._blocks - 1)) * lanes)
             own, before = at.load(1, lanes=lanes), at.load(0, lanes=lanes)
             at.store(own.max(before.min(element)), 1)
         last = self._kept.load(self._spec.count, lanes=1)
         self._last[0, 0] = k.shifted(last, "ashr", 32).to(I32)
+
+    def _block(self, element: Vec) -> Index:
+        """The block in which an element belongs: the last of which the first element is larger."""
+        k, begin = self._k, self._k.index(0)
+        for power in reversed(range((self._blocks - 1).bit_length())):
+            later = (begin + (1 << power)).min(self._blocks - 1)
+            head = self._kept.load(later * self._lanes + 1, lanes=1)
+            larger = k.emit(f"icmp sgt i64 {head.ssa}, {element.ssa}")
+            text = f"select i1 {larger}, i64 {later.value}, i64 {begin.value}"
+            begin = Index(k, k.emit(text))
+        return begin
 
     def place(self, i: Int) -> Vec:
         """The place of an element, by its number in the order."""

@@ -123,6 +123,35 @@ def test_first_elements(largest: int) -> None:
     computed(several(nodes, weights, *outputs, "f", "half", "h"), x=X)
 
 
+@pytest.mark.parametrize("batch", [0, 1, 2])
+def test_entries_at_points(batch: int) -> None:
+    """Computed ones, constant ones, and those that name all entries in their order."""
+    rest = X.shape[batch:]
+    wanted = np.random.default_rng(0).integers(-3, 4, (*X.shape[:batch], 5, 2))
+    order = np.stack(np.indices(X.shape[batch : batch + 2]), -1)
+    order = np.broadcast_to(order, (*X.shape[:batch], *order.shape))
+    nodes = [
+        node("ArgMax", "x", "best", axis=batch + 1, keepdims=0),
+        node("Reshape", "best rows", "first"),
+        node("Expand", "zero like", "second"),
+        node("Concat", "second first", "places", axis=-1),
+        node("GatherND", "x places", "y", batch_dims=batch),
+        node("GatherND", "x wanted", "z", batch_dims=batch),
+        node("GatherND", "x order", "o", batch_dims=batch),
+        node("GatherND", "b wanted", "t", batch_dims=batch),
+        node("IsNaN", "x", "b"),
+    ]
+    each = X.size // X.shape[batch + 1] // int(np.prod(X.shape[:batch]))
+    shape = (*X.shape[:batch], each, 1)
+    weights = {
+        "rows": np.array(shape), "like": np.array(shape), "zero": np.array([0]),
+        "wanted": np.clip(wanted, [-n for n in rest[:2]], [n - 1 for n in rest[:2]]),
+        "order": order,
+    }  # fmt: skip
+    nodes = [nodes[-1], *nodes[:-1]]
+    computed(several(nodes, weights, "y", "z", "o", "t"), x=X)
+
+
 def test_arithmetic_of_places() -> None:
     """Row and column of the largest value, as keypoints are read off maps."""
     nodes = [
@@ -134,9 +163,10 @@ def test_arithmetic_of_places() -> None:
         node("Sub", "both eight", "moved"),
         node("Mod", "moved five", "turned"),
         node("Cast", "both", "y", to=TensorProto.FLOAT),
+        node("Gather", "x row", "rows", axis=2),
     ]
     weights = {"flat": np.array([1, 4, 64]), "eight": np.array(8), "five": np.array(5)}
-    computed(several(nodes, weights, "y", "both", "turned"), x=X)
+    computed(several(nodes, weights, "y", "both", "turned", "rows"), x=X)
 
 
 def test_numbers_that_float32_lacks_stay_integers() -> None:

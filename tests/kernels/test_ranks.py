@@ -7,11 +7,12 @@ import itertools
 import numpy as np
 import pytest
 
+from fastrun.graph.reference.numerics import gather_nd
 from fastrun.graph.reference.numerics import top_k as truth
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.strided import Ints, Strided
 from fastrun.kernels.core.template import ScheduleError
-from fastrun.kernels.ops.lookup import elements
+from fastrun.kernels.ops.lookup import elements, points
 from fastrun.kernels.ops.ranks import MOST, TopK, top_k
 from tests.support.lanes import CPUS, cpus
 from tests.support.strided import CPU, normal, run
@@ -68,6 +69,19 @@ def test_elements_at_places(shape: Ints, wanted: Ints, cpu: Cpu) -> None:
         program = elements(axis, cpu, row_major(*shape), row_major(*size), row_major(*size))
         found = run(program, row_major(*size), x, places.astype(np.float32))
         assert np.array_equal(found, np.take_along_axis(inside, places, axis))
+
+
+@pytest.mark.parametrize("cpu", CPUS, ids=cpus)
+@pytest.mark.parametrize(("batch", "depth"), [(0, 1), (0, 3), (1, 2), (2, 1)])
+def test_entries_at_points(batch: int, depth: int, cpu: Cpu) -> None:
+    x = normal(3, 4, 5, 6)
+    sizes = x.shape[batch : batch + depth]
+    wanted = (*x.shape[:batch], 7, depth)
+    places = np.random.default_rng(2).integers([-n for n in sizes], sizes, wanted)
+    expected = gather_nd(x, places, batch)
+    dst = row_major(*expected.shape)
+    program = points(batch, cpu, row_major(*x.shape), row_major(*places.shape), dst)
+    assert np.array_equal(run(program, dst, x, places.astype(np.float32)), expected)
 
 
 def test_refusals() -> None:

@@ -12,6 +12,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Expand,
     Gather,
+    GatherND,
     Identity,
     Ints,
     Pad,
@@ -227,6 +228,32 @@ def _gather(site: Site) -> None:
     entry = (*shape[:axis], 1, *shape[axis + 1 :])
     x = site.emit(Slice(starts, entry, (1,) * len(shape)), site.inputs[0])
     site.finish(Reshape(), x, shape=(*shape[:axis], *shape[axis + 1 :]))
+
+
+@lowers("GatherND")
+def _gather_nd(site: Site) -> None:
+    """At constant points: entries of the table with its axes in one; maybe all in their order."""
+    shape, places, batch = site.shape(0), site.shape(1), int(site.attribute("batch_dims", 0))
+    end = batch + (places[-1] if places else 0)
+    fits = 0 <= batch < len(places) and end <= len(shape) and shape[:batch] == places[:batch]
+    if not fits or end == batch:
+        raise site.impossible(f"{places} indices of {shape} with {batch} axes in common")
+    if site.tensor(0).dtype.kind not in "biuf" or 0 in (*shape, *places):
+        raise Unsupported("elements that are numbers of 8 bits or more, at least one")
+    if not site.is_constant(1) or site.is_constant(0):
+        site.finish(GatherND(batch), *site.inputs)
+        return
+    indices, sizes = site.constant(1, "indices"), np.array(shape[batch:end])
+    if not np.all((-sizes <= indices) & (indices < sizes)):
+        raise site.impossible(f"an index is outside of {shape}")
+    points = np.where(indices < 0, indices + sizes, indices).reshape(-1, end - batch)
+    each = math.prod(places[batch:-1])
+    image = np.arange(math.prod(shape[:batch])).repeat(each)
+    entries = image * math.prod(sizes) + np.ravel_multi_index(tuple(points.T), tuple(sizes))
+    x = site.emit(Reshape(), site.inputs[0], shape=(math.prod(shape[:end]), *shape[end:]))
+    if not np.array_equal(entries, np.arange(math.prod(shape[:end]))):
+        x = site.emit(Gather(0), x, site.put(entries.astype(np.int64)))
+    site.finish(Reshape(), x, shape=site.result.shape)
 
 
 @lowers("DepthToSpace")
