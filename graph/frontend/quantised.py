@@ -258,6 +258,8 @@ class Quantised:
             steps = read_steps(node, values.shape, values.dtype, scale, zero)
             self.weights.add(y, steps)
             return Meaning(steps.numbers(values))
+        if x not in self.stored and x in self._tensors and scale.dtype == np.float32:
+            return self._of_integers(node, scale, zero)
         if x not in self.stored or x not in self._tensors or scale.dtype != np.float32:
             raise Unsupported("an input that QuantizeLinear computes, and a scale of float32")
         stored, shape = self.stored[x], self._tensors[x].shape
@@ -279,6 +281,22 @@ class Quantised:
             back = []
         start = zero.astype(np.float32)
         return Meaning(nodes=self._chain(node, *back, ("Sub", start), ("Mul", scale)))
+
+    def _of_integers(self, node: onnx.NodeProto, scale: Array, zero: Array | None) -> Meaning:
+        """The numbers of integers that something else computes, as rows of a quantised table."""
+        tensor = self._tensors[node.input[0]]
+        if not is_whole(tensor.dtype):
+            raise Unsupported("integers")
+        steps = read_steps(node, tensor.shape, tensor.dtype, scale, zero)
+        if steps.block:
+            raise Unsupported("one scale for a channel")
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.input[0] = self._fresh(f"{node.output[0]}.float")
+        cast = helper.make_node("Cast", node.input[:1], copy.input[:1], to=onnx.TensorProto.FLOAT)
+        scale, zero = steps.wide(tensor.shape)
+        start = zero.astype(np.float32)
+        return Meaning(nodes=[cast, *self._chain(copy, ("Sub", start), ("Mul", scale))])
 
     def _chain(self, node: onnx.NodeProto, *steps: _Step) -> list[onnx.NodeProto]:
         """Nodes that apply operators, with constants as further operands, to the node's input."""

@@ -231,6 +231,20 @@ def test_masks_as_inputs(dtype: int) -> None:
     computed(m, x=X, mask=(np.arange(8) % 3 > 0).reshape(1, 8).astype(given))
 
 
+@pytest.mark.parametrize("scale", [np.float32(0.1), np.float32([0.1, 0.2, 0.3, 0.4])])
+def test_embeddings_of_bytes(scale: Array) -> None:
+    """Rows of a table in int8 become numbers behind the look-up, as dynamic quantisation has it."""
+    table = np.random.default_rng(0).integers(-128, 128, (10, 4)).astype(np.int8)
+    zero = np.full(scale.shape, 3, np.int8)
+    nodes = [
+        node("Gather", "table x", "rows"),
+        node("DequantizeLinear", "rows scale zero", "y", axis=-1),
+    ]
+    weights = {"table": table, "scale": scale, "zero": zero}
+    computed(model(nodes, weights, shape=(2, 3), dtype=TensorProto.INT64, opset=19),
+             x=np.array([[0, 9, -1], [4, 5, 4]]))  # fmt: skip
+
+
 def test_libraries_take_indices_and_return_truth(tmp_path: Path) -> None:
     nodes = [
         node("Gather", "table x", "words"),
