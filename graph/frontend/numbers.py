@@ -31,7 +31,7 @@ from fastrun.graph.frontend.ranges import ANY, EXACT, TRUTH, Range, Unknown, com
 def with_numbers(graph: Graph) -> Graph:
     """The graph with integers and truth values in float32 where that computes the same."""
     kinds = {t.dtype.kind for t in graph.tensors.values()}
-    if graph.grids or not kinds & {*"biu"}:
+    if not kinds & {*"biu"}:
         return graph
     kept: set[str] = set()
     while True:

@@ -245,6 +245,21 @@ def test_embeddings_of_bytes(scale: Array) -> None:
              x=np.array([[0, 9, -1], [4, 5, 4]]))  # fmt: skip
 
 
+def test_places_in_a_quantised_network() -> None:
+    """What follows its rounded tensors runs in kernels too."""
+    nodes = [
+        node("QuantizeLinear", "x scale zero", "q"),
+        node("DequantizeLinear", "q scale zero", "d"),
+        node("ArgMax", "d", "at", axis=1, keepdims=1),
+        node("GatherElements", "d at", "most", axis=1),
+        node("Greater", "d most", "more"),
+        node("TopK", "d two", "best places", axis=-1),
+        node("Where", "more d most", "y"),
+    ]
+    weights = {"scale": np.float32(0.03), "zero": np.uint8(120), "two": np.array([2])}
+    computed(several(nodes, weights, "y", "best", "places"), x=X)
+
+
 def test_libraries_take_indices_and_return_truth(tmp_path: Path) -> None:
     nodes = [
         node("Gather", "table x", "words"),
