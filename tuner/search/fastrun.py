@@ -140,6 +140,7 @@ class _Tuning:
         self._reserved, self._reserved_at = 0.0, 0
         self._for_baselines = costs.BASELINES * self._left
         self._proposed = Counter[Problem]()
+        self._unasked = set[Problem]()  # the cost model was not asked about these yet
         self._disturbances = Disturbances()
         # Where compiling must pause for timing, it pauses for several trials at once.
         cores = self.measurer.cores
@@ -170,10 +171,10 @@ class _Tuning:
             )
             self.known += search.replay(stored)
             ranking = self.database.ranking(problem, conditions)
-            guesses = first_guesses(problem, ranking, winners, cpu)
-            for schedule in [*guesses, *shipped_proposals(problem, cpu, PROPOSALS)]:
+            for schedule in first_guesses(problem, ranking, winners, cpu):
                 search.suggest(schedule)
             self.by_problem[str(problem)] = search
+            self._unasked.add(problem)
 
     def close(self) -> None:
         """Let the trials fail that were not measured."""
@@ -298,12 +299,20 @@ class _Tuning:
             and (self._begun(s) or self._slow * costs.first_seconds(s.problem) <= self._search_left)
         ]
         while search := next_search([s for s in live if not self._begun(s)] or live):
+            self._ask_the_model(search)
             trial = search.propose(self._baseline_fits)
             if trial is not None:
                 self._proposed[search.problem] += 1
                 return trial
             live.remove(search)
         return None
+
+    def _ask_the_model(self, search: ProblemSearch) -> None:
+        """Let the cost model propose schedules, after the first trial: that compiles meanwhile."""
+        if self._begun(search) and search.problem in self._unasked:
+            self._unasked.remove(search.problem)
+            for schedule in shipped_proposals(search.problem, self.measurer.cpu, PROPOSALS):
+                search.suggest(schedule)
 
     def _begun(self, search: ProblemSearch) -> bool:
         return bool(search.history or self._proposed[search.problem])
