@@ -57,7 +57,7 @@ _STEPS = 8
 
 # A schedule runs instead of the heuristic's if it should be faster by this share, even where its
 # advantage is less than expected by so many standard deviations of the models.
-MARGIN = 0.02
+MARGIN = 0.04
 _CAUTION = 1.0
 
 
