@@ -18,6 +18,7 @@ from fastrun.kernels.core.dtype import F32
 from fastrun.kernels.core.layout import Layout, layout_pair, layout_text
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.template import KernelTemplate
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import applicable, heuristic_choice, parse_schedule
 
 
@@ -44,11 +45,20 @@ _EFFICIENCY = 0.5  # part of a core's peak that a kernel reaches
 _SECOND_BEST = 1.5  # how many times slower the next algorithm in rank is
 _PEAK = 4 * 3e9  # operations per second and lane: two fused multiply-adds a cycle, at 3 GHz
 
-# Products of integers in the time of one of float32, by the kind of dot product.
-_RATES = {"vnni": 4.0, "usdot": 4.0, "": 1.6}
+# Products of integers in the time of one of float32, by the kind of dot product: as measured on a
+# Zen 4 (exact kinds, and those of int16) and a Zen 3 (the others).
+_RATES = {
+    "vnni": 4.0, "usdot": 4.0, "sdot": 4.0, "vnni16": 2.2, "wd16": 1.6,
+    "ubsw8": 2.65, "ubsw4": 2.46, "ubsw2": 2.35, "ubsw1": 1.93, "": 1.6,
+}  # fmt: skip
 
-# Time of depthwise layers whose bytes must be widened: 1.4 to 2.3 times that of float32.
-_WIDENED = 2.0
+# Time of depthwise layers as a multiple of that of float32: where bytes must be widened it is 1.4
+# to 2.3, else 0.5 to 0.7.
+_WIDENED, _DEPTHWISE_BYTES = 2.0, 0.6
+
+# Seconds beside those of products: of rounding a vector of results, of a kernel's call, and of a
+# byte of weights, which only the third cache keeps from one run to the next (Zen 4).
+_ROUNDED, _CALL, _FETCHED = 0.6e-9, 0.25e-6, 1 / 36e9
 
 # Times with weights of 16 bits as multiples of the direct method's in float32, measured on a Zen 4
 # (AVX-512). Multiplied in pairs, or only read, from beyond L2; products of int16, beside what
@@ -81,10 +91,11 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
         if isinstance(p, AttentionProblem):
             return [c for t in templates for c in _variants(t, t.heuristic(p, cpu), guess)]
         if p.precision.integer:
-            guess *= _of_integers(p, preferred, cpu)
+            guess = _of_integers(p, preferred, guess, cpu)
         elif p.types:
             schedule = preferred.heuristic_within(p, cpu, max_error) or preferred.heuristic(p, cpu)
             guess *= _of_rounded(p, preferred, schedule, cpu) / _float32(p, cpu, max_error)
+        guess = max(guess, _CALL + p.precision.weights.bytes(p.oc * p.depth) * _FETCHED)
         for template in templates:
             schedule = template.heuristic_within(p, cpu, max_error)
             if schedule is not None and not template.baseline:
@@ -99,19 +110,25 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
     return choose
 
 
-def _of_integers(p: ConvProblem, preferred: KernelTemplate, cpu: Cpu) -> float:
-    """The expected time of a problem of integers as a multiple of that of float32.
+def _of_integers(p: ConvProblem, preferred: KernelTemplate, direct: float, cpu: Cpu) -> float:
+    """The expected seconds of a problem of integers, of which the direct method in float32 takes
+    `direct`.
 
-    Kernels of float32 may use a better algorithm for it. Where that is Winograd, it is up to three
-    times too short; so layers of quantised networks stay in integers, and their tensors in bytes.
+    Guesses for float32 are those of the direct method as well. Where Winograd computes it faster,
+    layers of quantised networks therefore stay in integers, and their tensors in bytes.
     """
-    dot = dots(p.precision, cpu)[0]
-    if p.group_c == 1 and dot.name not in _RATES:
-        return _WIDENED
-    used = min(1.0, p.group_c / dot.group)
-    best, _ = heuristic_choice(replace(p, types=""), cpu)
-    behind = max(0, best.rank(p, cpu) - preferred.rank(p, cpu))
-    return _SECOND_BEST ** min(2, behind) / max(1.0, used * _RATES.get(dot.name, _RATES[""]))
+    dot, wide = dots(p.precision, cpu)[0], _padded(p.group_oc, cpu.lanes) / p.group_oc
+    if p.group_c == 1:
+        if dot.name not in ("vnni", "usdot"):
+            return direct * _WIDENED
+        return direct * _DEPTHWISE_BYTES * _padded(p.oc, cpu.lanes) / p.oc
+    effort = preferred.effort(p, preferred.heuristic(p, cpu))
+    if effort != 1:  # products of int16
+        rate = _RATES[dots(Types.pairs(), cpu)[0].name]
+    else:
+        rate = max(1.0, min(1.0, p.group_c / dot.group) * _RATES.get(dot.name, _RATES[""]))
+    products = direct * effort * wide / rate
+    return products + p.n * p.oc * p.oh * p.ow * wide * _ROUNDED / cpu.lanes
 
 
 def _of_rounded(p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> float:

@@ -383,3 +383,31 @@ def test_guesses_know_what_widening_bytes_costs() -> None:
     for cpu, widens in ((Cpu.avx2(), True), (replace(Cpu.avx2(), features="+avxvnni"), False)):
         seconds, of_bytes = (min(c.seconds for c in heuristic_choices(cpu)(x)) for x in (p, q))
         assert (of_bytes > seconds) == widens
+
+
+@pytest.mark.parametrize(
+    ("text", "measured"),
+    [
+        ("1x64x56x56 64x3x3 s1 p1", 316e-6),  # Winograd
+        ("1x256x14x14 256x3x3 s1 p1", 431e-6),
+        ("1x64x56x56 128x3x3 s2 p1", 258e-6),
+        ("1x3x224x224 32x3x3 s2 p1", 80.4e-6),
+        ("1x512x28x28 128x1x1 s1 p0", 225e-6),
+        ("1x1024x14x14 256x1x1 s1 p0", 248e-6),  # Strassen in float32
+        ("1x16x112x112 24x1x1 s1 p0", 49.1e-6),  # rounding results takes most of it
+        ("1x48x112x112 48x3x3 s2 p1 g2", 196e-6),
+        ("1x240x28x28 240x5x5 s1 p2 g240", 47.6e-6),
+        ("1x24x112x112 24x3x3 s1 p1 g24", 57.7e-6),
+        ("1x2048x1x1 1000x1x1 s1 p0", 61e-6),  # reading weights takes most of it
+        ("1x480x1x1 120x1x1 s1 p0", 1.6e-6),
+    ],
+)
+def test_guesses_of_integers_are_near_what_was_measured(text: str, measured: float) -> None:
+    """The measurements are of a Zen 4 with AVX-512 VNNI, in networks on one thread."""
+    cpu = replace(Cpu.avx512(), features="+avx512vnni")
+    p = ConvProblem.parse(f"conv {text} u8s8>u8")
+    choose = heuristic_choices(cpu)
+    expected = min(c.seconds for c in choose(p))
+    assert measured / 1.5 < expected < 1.5 * measured
+    # A layer of a quantised network stays in integers.
+    assert expected < min(c.seconds for c in choose(replace(p, types="")))
