@@ -201,6 +201,18 @@ def _count(batch: Batch) -> int:
     return int(next(iter(batch.values())).shape[0])
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A plan that was looked at: its network, the share of examples lost, the rms error."""
+
+    point: Point
+    graph: Graph
+    plan: Plan
+    executable: Executable
+    lost: float
+    error: float
+
+
 class _Judge:
     def __init__(
         self,
@@ -216,7 +228,8 @@ class _Judge:
         self._advised, self._data, self._right = advised, data, right
         self._choose, self._costs, self._cpu, self._threads = choose, costs, cpu, threads
         self._ends = ends
-        self._seen: dict[int, tuple[Point, Graph, Plan, Executable, list[Array]]] = {}
+        self._seen: dict[int, _Seen] = {}
+        self._truth: list[Array] = []  # the outputs in float32
         self._longest = 0.0
 
     @property
@@ -230,7 +243,7 @@ class _Judge:
         return monotonic() + self._longest + 2 * timed < ends
 
     def look(self, point: Point) -> None:
-        """Build a plan's network and compute its outputs of all examples."""
+        """Build a plan's network and compare its outputs with those of the first one."""
         if id(point) in self._seen:
             return
         begin = monotonic()
@@ -249,50 +262,52 @@ class _Judge:
             outputs.append(executable.run(batch)[first])
             examples += _count(batch)
         self._data = self._data[: len(outputs)]
-        self._seen[id(point)] = point, exact, plan, executable, outputs
+        self._truth = self._truth or outputs
+        # Outputs of all plans would fill the memory.
+        lost, error = self._lost(outputs), self._error(outputs)
+        self._seen[id(point)] = _Seen(point, exact, plan, executable, lost, error)
         self._longest = max(self._longest, monotonic() - begin)
 
     def lost(self, point: Point) -> float:
         """The share of examples lost against float32, the first plan that was looked at."""
-        truth, found = self._base, self._seen[id(point)][4]
+        return self._seen[id(point)].lost
+
+    def precision(self, points: Sequence[Point], limit: float) -> Precision:
+        """Time all plans that were looked at, and choose one."""
+        base, *others = self._seen.values()
+        seen = [base, *sorted(others, key=lambda one: -one.point.seconds)]
+        calls = [one.executable.seconds for one in seen]
+        samples = [x.samples for x in interleave(calls, _ROUNDS, _PROTOCOL, 0)]
+        of = max(one.point.layers for one in seen)
+        validated = [
+            Validated(
+                one.point.loss, one.point.seconds, typical(times), one.lost,
+                one.error, one.point.layers, of, len(one.point.types),
+            )
+            for one, times in zip(seen, samples, strict=True)
+        ]  # fmt: skip
+        keeping = [i for i, one in enumerate(validated) if one.lost <= limit]
+        chosen = min(keeping, key=lambda i: validated[i].seconds)
+        best = seen[chosen]
+        expected = [(point.loss, point.seconds) for point in points]
+        count = sum(_count(batch) for batch in self._data)
+        labelled, types = self._right is not None, best.point.types
+        return Precision(best.graph, best.plan, validated, expected, chosen, labelled, count, types)
+
+    def _lost(self, found: Sequence[Array]) -> float:
+        truth = self._truth
         if self._right:
             return float(self._right(truth).mean() - self._right(found).mean())
         if not has_classes(truth[0]):
             return self._error(found)
         return float((classes(truth) != classes(found)).mean())
 
-    def precision(self, points: Sequence[Point], limit: float) -> Precision:
-        """Time all plans that were looked at, and choose one."""
-        base, *others = self._seen.values()
-        seen = [base, *sorted(others, key=lambda s: -s[0].seconds)]
-        calls = [executable.seconds for _, _, _, executable, _ in seen]
-        samples = [x.samples for x in interleave(calls, _ROUNDS, _PROTOCOL, 0)]
-        of = max(point.layers for point, *_ in seen)
-        validated = [
-            Validated(
-                point.loss, point.seconds, typical(times), self.lost(point),
-                self._error(outputs), point.layers, of, len(point.types),
-            )
-            for (point, _, _, _, outputs), times in zip(seen, samples, strict=True)
-        ]  # fmt: skip
-        keeping = [i for i, one in enumerate(validated) if one.lost <= limit]
-        chosen = min(keeping, key=lambda i: validated[i].seconds)
-        point, exact, plan, _, _ = seen[chosen]
-        expected = [(point.loss, point.seconds) for point in points]
-        count = sum(_count(batch) for batch in self._data)
-        labelled = self._right is not None
-        return Precision(exact, plan, validated, expected, chosen, labelled, count, point.types)
-
-    @property
-    def _base(self) -> list[Array]:
-        return next(iter(self._seen.values()))[4]
-
     def _error(self, found: Sequence[Array]) -> float:
         change = sum(
             float(np.square(a - b, dtype=np.float64).sum())
-            for a, b in zip(self._base, found, strict=True)
+            for a, b in zip(self._truth, found, strict=True)
         )
-        size = sum(float(np.square(a, dtype=np.float64).sum()) for a in self._base)
+        size = sum(float(np.square(a, dtype=np.float64).sum()) for a in self._truth)
         return float(np.sqrt(change / max(size, 1e-30)))
 
 
