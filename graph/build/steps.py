@@ -34,7 +34,7 @@ from fastrun.kernels.ops import halo, movement
 
 # The share of a buffer from which on its halo is kept from run to run instead of being zeroed in
 # each. That takes memory: only tensors that lie alike share it.
-KEPT = 0.125
+KEPT = 0.5
 
 
 @dataclass(frozen=True)
