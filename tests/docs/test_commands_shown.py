@@ -135,12 +135,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         Image.new("RGB", (20, 18), (90, 120, 200)).save(made / name)
     shutil.copytree(made, made / "pictures", ignore=shutil.ignore_patterns("*.onnx", "pictures"))
     np.save(made / "x.npy", normal(1, 3, 16, 16))
+    (made / "imagenet.txt").write_text("".join(f"class {i}\n" for i in range(8)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FASTRUN_CACHE", str(made / "cache"))
         patch.chdir(made)
         for words in PREPARED:
             assert main(words) == 0
-        for name in ("other.db", "boards.db"):
+        for name in ("other.db", "boards.db", "old.db"):
             shutil.copy(made / "cache" / "fastrun.db", made / name)
         yield made
 
