@@ -51,6 +51,8 @@ def distance(truth: Array, found: Array) -> float:
     Values that are not finite must be equal; otherwise the difference is infinite. For values that
     are no floating-point numbers it is the share of those that differ.
     """
+    if isinstance(truth, np.floating):  # of a tensor without axes
+        truth, found = np.asarray(truth), np.asarray(found)
     if not isinstance(truth, np.ndarray) or truth.dtype.kind != "f":
         same = np.shape(truth) == np.shape(found)
         return float(np.mean(np.asarray(truth) != np.asarray(found))) if same else np.inf

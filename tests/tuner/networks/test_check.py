@@ -47,6 +47,19 @@ def network(graph: Graph, threads: int = 1) -> Executable:
     return Executable.of(arrangement, cpu, threads, plan)
 
 
+def test_single_numbers_are_compared_like_others() -> None:
+    """Scales that are computed have no axes, and are off by their rounding."""
+    nodes = [
+        node("ReduceMax", "x", "largest", keepdims=0),
+        node("Div", "largest levels", "scale"),
+        node("Div", "x scale", "y"),
+    ]
+    graph = optimise(load_network(model(nodes, {"levels": np.array(255, np.float32)})))
+    checked, _ = check_steps(graph, network(graph), normal_inputs(graph))
+    assert {"scale"} <= {one.output for one in checked}
+    assert first_beyond(checked, 1e-6) is None
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_right_steps_are_near_float64(threads: int) -> None:
     graph = optimise(load_network(three_layers()))
