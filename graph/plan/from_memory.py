@@ -1,4 +1,4 @@
-"""Plans of networks whose packed weights leave the caches from one run to the next."""
+"""Plans of networks whose packed weights no cache keeps from one run to the next."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ _TIMES = 2
 def streamed(
     graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form], cpu: Cpu
 ) -> dict[str, Form]:
-    """The forms with schedules for weights from where those of the whole network lie.
+    """The forms with schedules for weights from memory, if the network has so many weights.
 
     A layer that is measured alone finds its weights in a cache.
     """
-    size = sum(weight_bytes(graph, task, forms[task.output]) for task in tasks)
+    if sum(weight_bytes(graph, task, forms[task.output]) for task in tasks) <= _TIMES * cpu.l3:
+        return dict(forms)
     found = dict(forms)
     for task in tasks:
         if isinstance(task.node.op, Conv):
-            form, p = forms[task.output], typed_problem(graph, task, forms[task.output])
+            form = forms[task.output]
             template, schedule = parse_schedule(form.algorithm)
-            schedule = template.in_network(p, schedule, cpu, size)
-            if size > _TIMES * cpu.l3:
-                schedule = template.streaming(p, schedule)
+            schedule = template.streaming(typed_problem(graph, task, form), schedule)
             found[task.output] = replace(form, algorithm=template.text(schedule))
     return found

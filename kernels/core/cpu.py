@@ -57,11 +57,6 @@ class Cpu:
         """
         return self.lanes == 16 and self.name == "znver4"
 
-    @property
-    def multiply_adds(self) -> int:
-        """Multiply-adds of float32 that a core begins in a cycle: two vectors, or one of halves."""
-        return self.lanes * (1 if self.halves else 2)
-
     def lanes_for(self, count: int) -> int:
         """Lanes of the narrowest vector for `count` elements, at most all."""
         return min(self.lanes, 1 << (count - 1).bit_length())

@@ -16,10 +16,6 @@ from fastrun.kernels.core.dtype import F32
 
 LEVELS = ("registers", "L1", "L2", "L3")
 
-# Bytes that a product reads in a cycle of a core from L3 and from memory. `fastrun doctor` measures
-# 27 and 8 on Zen 3 and Zen 4 (100 and 31 GB/s at 3.7 GHz); beside products it is a little less.
-FROM_L3, FROM_MEMORY = 23, 8
-
 
 @dataclass(frozen=True)
 class Block:
@@ -47,17 +43,6 @@ def room(cpu: Cpu, level: str) -> int:
     """
     sizes = {"L1": cpu.l1, "L2": cpu.l2, "L3": max(cpu.l3, cpu.l2)}
     return sizes.get(level) or F32.bytes(cpu.registers * cpu.lanes)
-
-
-def reading(cpu: Cpu, size: int) -> float:
-    """The multiply-adds that a core could do while it reads a float32 of `size` bytes in turn.
-
-    A quarter of L3 keeps what it has read. Of more, ever less is found there, since other cores
-    need it too; what exceeds L3 comes from memory.
-    """
-    last = room(cpu, "L3")
-    near = min(1.0, max(0.0, (last - size) / (last - last // 4)))
-    return F32.bytes(cpu.multiply_adds) * (near / FROM_L3 + (1 - near) / FROM_MEMORY)
 
 
 def register_tile(cpu: Cpu, fields: str, registers: int, holds: str) -> Block:

@@ -100,9 +100,8 @@ class KernelTemplate:
     `effort` is the time to expect as a share of the direct method's in float32, as far as it
     follows from operations and moved numbers. `expansion` is how many times as many numbers the
     packed weights are as the weights. `streaming` is a schedule as it is best where no cache keeps
-    the weights from one run to the next, `in_network` as it is best in a network whose packed
-    weights take so many bytes. `levels` says which block of a schedule is sized for which level of
-    memory; of algorithms without blocks there are none.
+    the weights from one run to the next. `levels` says which block of a schedule is sized for which
+    level of memory; of algorithms without blocks there are none.
     """
 
     name: str
@@ -121,7 +120,6 @@ class KernelTemplate:
     effort: Callable[[Any, Any], float] = lambda p, schedule: 1.0
     expansion: Callable[[Any, Any], float] = lambda p, schedule: 1.0
     streaming: Callable[[Any, Any], Any] = lambda p, schedule: schedule
-    in_network: Callable[[Any, Any, Cpu, float], Any] = lambda p, schedule, cpu, size: schedule
     levels: Callable[[Any, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()
     problem: type[Problem] = ConvProblem
 

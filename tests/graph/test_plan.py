@@ -23,7 +23,7 @@ from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import follow_plan, make_plan
 from fastrun.graph.reference import interpreter as reference
 from fastrun.graph.runtime.executable import Executable
-from fastrun.kernels.conv import direct, winograd
+from fastrun.kernels.conv import direct
 from fastrun.kernels.core.cpu import CACHE_LINE, Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Layout, Placement
 from fastrun.kernels.core.problem import ConvProblem
@@ -38,7 +38,6 @@ from tests.support.records import record
 
 NCHW8, NCHW16 = Layout("NCHW8c"), Layout("NCHW16c")
 CPU = Cpu.host()
-ZEN4 = replace(Cpu.avx512(), name="znver4", l1=32 << 10, l2=1 << 20, l3=32 << 20)
 ROOT = Path(__file__).parents[2]
 
 
@@ -80,37 +79,6 @@ def test_kept_halos_share_memory_with_their_like_alone() -> None:
                     assert offsets[i] == offsets[j] or not a.kept
     turns = [Lifetime(4 * places[0].size, i, i, places[0]) for i in range(9)]
     assert len({*allocate(turns)[0]}) == 1
-
-
-def test_winograd_tiles_depend_on_where_a_network_has_its_weights() -> None:
-    """Large tiles have many weights, which a layer alone finds in L3 and a large network does not.
-
-    A schedule that is not the heuristic's stays as it is.
-    """
-    p, template = ConvProblem.parse("conv 1x64x13x13 256x3x3 p1"), winograd.template
-    alone = template.heuristic(p, ZEN4)
-    assert (alone.mh, alone.mw) == (7, 7)
-    assert template.in_network(p, alone, ZEN4, 6e6) == alone
-    far = template.in_network(p, alone, ZEN4, 100e6)
-    assert template.expansion(p, far) < template.expansion(p, alone) / 1.5
-    assert template.error(p, far) <= template.error(p, alone)
-    other = replace(alone, unroll=8)
-    assert template.in_network(p, other, ZEN4, 100e6) == other
-
-
-@pytest.mark.parametrize("layers", [1, 8])
-def test_plans_take_the_weights_of_all_layers_into_account(layers: int) -> None:
-    nodes = [node("Relu", "x", "t0")]
-    for i in range(layers):
-        nodes += [conv(f"t{i}", f"u{i}", "up", 1), conv(f"u{i}", f"t{i + 1}", "down")]
-    nodes.append(node("Relu", f"t{layers}", "y"))
-    constants = {"up": weights(256, 64, 3), "down": weights(64, 256, 1)}
-    graph = optimise(load_network(model(nodes, constants, shape=(1, 64, 13, 13))))
-    plan, _ = make_plan(graph, heuristic_choices(ZEN4), ZEN4)
-    tiles = {f.algorithm for f in plan.forms.values() if f.algorithm.startswith("winograd")}
-    alone = winograd.template.heuristic(ConvProblem.parse("conv 1x64x13x13 256x3x3 p1"), ZEN4)
-    assert all((f"mh={alone.mh}, mw={alone.mw}," in text) == (layers == 1) for text in tiles)
-    assert tiles
 
 
 def test_a_chain_needs_two_buffers() -> None:

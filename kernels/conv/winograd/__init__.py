@@ -35,7 +35,7 @@ from fastrun.kernels.conv.winograd.transform import (
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32, I16, U8
 from fastrun.kernels.core.layout import NHWC, Layout, layout_text
-from fastrun.kernels.core.levels import Block, reading, register_tile
+from fastrun.kernels.core.levels import Block, register_tile
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
 from fastrun.kernels.core.template import ROUNDING, KernelTemplate, check, check_sizes
@@ -58,14 +58,10 @@ LEAVING = 12
 # The same for integers: an rms in steps of the output, beside that of rounding the output.
 MAX_STEPS = 0.1
 
-# Multiplications that transform an element of a channel; and in the time in which a weight is read,
-# where nothing is known of the processor or of the network: between L3 and memory.
-TRANSFORM, WAIT = 6, 5.0
-
 # The share of the direct method's cost up to which Winograd is faster, since it moves more data.
 PAYS = 0.95
 # The same for filters in parts, each of which transforms the input anew.
-PARTS_PAY = 0.85
+PARTS_PAY = 0.9
 # Columns of the direct method's usual tile.
 TILE = 9
 
@@ -86,13 +82,13 @@ def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), cpu, _careful(p)))
+    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), _careful(p)))
 
 
 def careful(p: ConvProblem, cpu: Cpu, max_error: float) -> Schedule:
     """The heuristic's schedule among tiles with an expected error of at most `max_error`."""
     limit = min(max_error, _careful(p))
-    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), cpu, limit), limit)
+    return heuristic_with_tile(p, cpu, *_best_sizes(widened(p), limit), limit)
 
 
 def heuristic_with_tile(
@@ -198,14 +194,13 @@ def _best_cols(tiles: int, vectors: int, cpu: Cpu, further: int) -> int:
     return max(range(min(narrowest, vectors), min(4, vectors) + 1), key=accumulators)
 
 
-def _best_sizes(p: ConvProblem, cpu: Cpu, limit: float, beside: float = 0.0) -> tuple[int, int]:
+def _best_sizes(p: ConvProblem, limit: float) -> tuple[int, int]:
     """The tile with the lowest cost whose expected error is within `limit`.
 
-    Caches hold at least `beside` bytes of weights. Integers get a tile whose input transform is
-    exact.
+    Integers get a tile whose input transform is exact.
     """
     chosen = {m: _exact_enough(p, m, limit) for m in _sizes(p) if m != (1, 1)}
-    sizes = sorted(chosen, key=lambda m: _cost(p, m, chosen[m][1], _wait(p, m, cpu, beside)))
+    sizes = sorted(chosen, key=lambda m: _cost(p, m, chosen[m][1]))
     if p.precision.integer:
         sizes = [m for m in sizes if input_is_exact(p, m)] or sizes
     errors = (_error(p, m, *chosen[m]) for m in sizes)
@@ -213,40 +208,27 @@ def _best_sizes(p: ConvProblem, cpu: Cpu, limit: float, beside: float = 0.0) -> 
     return cheapest or min(sizes, key=lambda m: _error(p, m, *chosen[m]))
 
 
-def _planes(p: ConvProblem, m: tuple[int, int]) -> int:
-    """Products of a tile for each pair of channels."""
-    return math.prod(size + taps - 1 for size, taps in zip(m, p.kernel, strict=True))
-
-
-def _wait(p: ConvProblem, m: tuple[int, int], cpu: Cpu, beside: float = 0.0) -> float:
-    """Multiplications in the time in which a core reads one of the weights of such tiles."""
-    return reading(cpu, max(F32.bytes(_planes(p, m) * p.c * p.group_oc), int(beside)))
-
-
-def _cost(p: ConvProblem, m: tuple[int, int], chunk: str = "", wait: float = WAIT) -> float:
+def _cost(p: ConvProblem, m: tuple[int, int], chunk: str = "") -> float:
     """What tiles of this size cost, in multiplications.
 
-    A transform costs some multiplications per element and channel. A weight is multiplied by every
-    tile while the next one is read, which takes as long as `wait` multiplications. The two overlap
-    as far as the root of the sum of their squares says: measured for 2 to 16 tiles, with weights
-    from L2 to memory. Two products of int16 cost as much as one of float32, and reading their
-    weights is not hidden.
+    A transform costs about 6 multiplications per element and channel; a weight, which streams from
+    L3, about 5, or 2 if it is int16. Two products of int16 cost as much as one of float32.
     """
-    tiles, planes = p.n * math.prod(tile_grid(p, m)), _planes(p, m)
-    products, transforms = p.c * p.group_oc, TRANSFORM * tiles * (p.c + p.oc)
+    reading = 2 if rounds(p) else 5
+    tiles = p.n * math.prod(tile_grid(p, m))
+    planes = (m[0] + p.kernel[0] - 1) * (m[1] + p.kernel[1] - 1)
+    products = p.c * p.group_oc
     if p.precision.as_int16:
         leaving = LEAVING / int(chunk) if chunk else 0.0
-        return planes * ((tiles * (1 + leaving) / 2 + 2) * products + transforms)
-    if rounds(p):
-        return planes * ((tiles + 2) * products + transforms)
-    return planes * (math.hypot(tiles, wait) * products + transforms)
+        each = (1 + leaving) / 2 * products + 6 * (p.c + p.oc)
+        return planes * (tiles * each + reading * products)
+    return planes * (tiles * (products + 6 * (p.c + p.oc)) + reading * products)
 
 
-def _direct_cost(p: ConvProblem, wait: float = WAIT) -> float:
+def _direct_cost(p: ConvProblem) -> float:
     """The same of the direct method, whose tiles skip padding."""
     met = share_met(p, 0, 1) * share_met(p, 1, min(p.ow, TILE))
-    products = p.c * p.group_oc * math.prod(p.kernel)
-    return products * math.hypot(p.n * p.oh * p.ow * met, wait)
+    return p.c * p.group_oc * math.prod(p.kernel) * (p.n * p.oh * p.ow * met + 5)
 
 
 def largest_error(p: ConvProblem) -> float:
@@ -375,7 +357,7 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
         pays &= min(p.kernel) > 1 and min(p.group_c, p.group_oc) >= 16 and tiles >= 8
     if pays and not p.precision.integer:
         most = (PAYS if p is whole else PARTS_PAY) * _direct_cost(whole)
-        pays = _cost(p, _best_sizes(p, cpu, _careful(p))) < most
+        pays = _cost(p, _best_sizes(p, _careful(p))) < most
     return 5 if pays else 0
 
 
@@ -392,19 +374,6 @@ def streaming(p: ConvProblem, s: Schedule) -> Schedule:
     Blocks of tiles that read all weights one after another find them in L3 from the second on.
     """
     return replace(s, prefetch=0) if s.split == "channels" and not p.types else s
-
-
-def in_network(p: ConvProblem, s: Schedule, cpu: Cpu, size: float) -> Schedule:
-    """The heuristic's schedule with the best tile for weights from farther away; others stay.
-
-    Its error is not larger.
-    """
-    usual = replace(heuristic_with_tile(p, cpu, s.mh, s.mw), layout=s.layout)
-    if p.types or s != usual:
-        return s
-    wide = widened(p)
-    m = _best_sizes(wide, cpu, _error(wide, (s.mh, s.mw), s.points, s.chunk), size)
-    return replace(heuristic_with_tile(p, cpu, *m), layout=s.layout)
 
 
 def takes(types: Types, cpu: Cpu) -> bool:
@@ -427,7 +396,6 @@ template = KernelTemplate(
     error=lambda p, s: _error(widened(p), (s.mh, s.mw), s.points, s.chunk),
     careful=careful,
     streaming=streaming,
-    in_network=in_network,
     levels=levels,
     effort=lambda p, s: _cost(widened(p), (s.mh, s.mw), s.chunk) / _direct_cost(p),
     expansion=lambda p, s: expansion(
