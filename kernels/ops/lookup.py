@@ -44,10 +44,9 @@ def lookup(
     Raises:
         ScheduleError: the shapes do not fit, or a tensor is not of f32.
     """
-    check_f32("a look-up", table, indices, dst)
     before, after = table.shape[:axis], table.shape[axis + 1 :]
     shape = (*before, *indices.shape, *after)
-    check(dst.shape == shape, f"{table.shape} at {indices.shape} indices is not {dst.shape}")
+    _check(table, indices, dst, dst.shape == shape)
     none = (0,) * len(indices.shape)
     strides = (*table.strides[:axis], *none, *table.strides[axis + 1 :])
     places = ((0,) * len(before), indices.strides, (0,) * len(after))
@@ -73,15 +72,11 @@ def elements(
     Raises:
         ScheduleError: the shapes do not fit, or a tensor is not of f32.
     """
-    check_f32("a look-up", table, indices, dst)
     sizes = [*zip(indices.shape, table.shape, strict=False)]
     fits = len(indices.shape) == len(table.shape) and all(
         a <= b for i, (a, b) in enumerate(sizes) if i != axis
     )
-    check(
-        fits and dst.shape == indices.shape,
-        f"{table.shape} at {indices.shape} indices is not {dst.shape}",
-    )
+    _check(table, indices, dst, fits and dst.shape == indices.shape)
     strides = (*table.strides[:axis], 0, *table.strides[axis + 1 :])
     entries = Strided(indices.shape, strides, table.offset)
     return _found([(axis, 0)], cpu, table, indices, dst, (entries, indices), arguments)
@@ -104,20 +99,21 @@ def points(
     Raises:
         ScheduleError: the shapes do not fit, or a tensor is not of f32.
     """
-    check_f32("a look-up", table, indices, dst)
     *lead, depth = indices.shape
     end, beside = batch + depth, len(lead) - batch
     after = table.shape[end:]
     fits = beside >= 0 and end <= len(table.shape) and table.shape[:batch] == tuple(lead[:batch])
-    check(
-        fits and depth > 0 and dst.shape == (*lead, *after),
-        f"{table.shape} at {indices.shape} indices is not {dst.shape}",
-    )
+    _check(table, indices, dst, fits and depth > 0 and dst.shape == (*lead, *after))
     strides = (*table.strides[:batch], *(0,) * beside, *table.strides[end:])
     entries = Strided(dst.shape, strides, table.offset)
     wide = Strided(dst.shape, (*indices.strides[:-1], *(0,) * len(after)), indices.offset)
     axes = [(batch + i, i * indices.strides[-1]) for i in range(depth)]
     return _found(axes, cpu, table, indices, dst, (entries, wide), arguments)
+
+
+def _check(table: Strided, indices: Strided, dst: Strided, fits: bool) -> None:
+    check_f32("a look-up", table, indices, dst)
+    check(fits, f"{table.shape} at {indices.shape} indices is not {dst.shape}")
 
 
 def _found(
