@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastrun.kernels.core.dtype import F32, DType
+from fastrun.kernels.core.tiles import permitted
 
 CACHE_LINE = 64  # bytes
 
@@ -74,12 +75,17 @@ class Cpu:
     @classmethod
     @functools.cache
     def host(cls) -> Cpu:
-        """This machine, as LLVM and the cache tables of Linux describe it."""
+        """This machine, as LLVM and the cache tables of Linux describe it.
+
+        Tile registers (AMX) count only where the system lets this process use them.
+        """
         import llvmlite.binding as llvm
 
         llvm.initialize_native_target()
         triple, features = llvm.get_process_triple(), llvm.get_host_cpu_features()
         lanes, registers = _vectors(triple, {f for f, on in features.items() if on})
+        if features.get("amx-tile") and not permitted():
+            features.update((f, False) for f in features if f.startswith("amx-"))
         caches = _caches()
         return cls(
             model=_model_name(),

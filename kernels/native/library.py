@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import llvmlite.binding as llvm
 
 from fastrun.kernels.core.forks import ONCE, once
+from fastrun.kernels.core.tiles import permitted
 
 
 class Library:
@@ -31,4 +32,5 @@ class Library:
 def _jit() -> llvm.LLJIT:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    permitted()  # code for a `Cpu` of another process's may use tiles
     return llvm.create_lljit_compiler()

@@ -18,6 +18,7 @@ from fastrun.tuner.measure.child import FRAME
 from fastrun.tuner.measure.job import Result
 from fastrun.tuner.measure.plain import PlainError, from_plain, to_plain
 from fastrun.tuner.records.record import Errors, Outcome
+from tests.support.tiles import BODY, DECLARATIONS, needs_tiles
 from tests.tuner.measure.test_sandbox import ENDLESS, Lab, after_naive, hostile, lab
 
 __all__ = ["lab"]
@@ -216,3 +217,8 @@ def test_a_kernel_changes_no_file(lab: Lab, call: str, declaration: str) -> None
     assert result.reason == "killed by SIGSYS"
     assert operand.read_bytes() == before
     assert lab.run().outcome == Outcome.CORRECT
+
+
+@needs_tiles
+def test_a_kernel_may_use_tiles(lab: Lab) -> None:
+    assert lab.run(after_naive(lab, f"{BODY}\nret void", DECLARATIONS)).outcome == Outcome.CORRECT
