@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _FEATURES = {
     *("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx512bf16", "avx512vnni"),
+    *("avx512fp16", "avxvnni", "amx-bf16", "amx-int8", "amx-tile"),
     *("neon", "fp-armv8", "dotprod", "fullfp16", "sve"),
 }
 

@@ -8,16 +8,15 @@ on tiles is illegal. Forked children inherit the permission, new programs ask an
 from __future__ import annotations
 
 import ctypes
+import functools
 import platform
 import sys
-
-from fastrun.kernels.core.forks import once
 
 ARCH_PRCTL, REQUEST, TILE_DATA = 158, 0x1023, 18
 """The system call of x86-64, its command and the part of a thread's state that is asked for."""
 
 
-@once
+@functools.cache  # asking twice does no harm
 def permitted() -> bool:
     """Whether this process may use tile registers from now on, if the processor has them.
 

@@ -19,6 +19,7 @@ from fastrun.kernels.core.types import Types
 from fastrun.kernels.native.cache import ObjectCache
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
+from fastrun.tuner.machine import tile_rates
 from fastrun.tuner.measure.timing import calibrate
 
 # Rows and vectors of register tiles; the best one that fits the registers counts.
@@ -28,13 +29,22 @@ _STEPS, _PASSES = 32, 64  # steps of K in L1, and how often a task runs through 
 _BLOCK, _BLOCKS = 3e-4, 8  # seconds of a block of calls, and how many of them
 
 
+def kinds(cpu: Cpu) -> set[str]:
+    """The kinds of dot product that the processor has, those of tile registers too."""
+    return {*_dots(cpu), *tile_rates.products(cpu)}
+
+
 def dot_rates(cpu: Cpu, cores: Sequence[int]) -> Mapping[str, float]:
     """Operations per second, two a multiply-add, of each kind of dot product that there is.
 
     Thread t runs on cores[t]; cores[0] is that of the caller.
     """
-    kinds = {d.name: d for types in _TYPES for d in dots(Types.parse(types), cpu) if d.name}
-    return {name: max(_rates(kind, cpu, cores)) for name, kind in kinds.items()}
+    found = {name: max(_rates(kind, cpu, cores)) for name, kind in _dots(cpu).items()}
+    return found | {name: _tile_rate(name, cpu, cores) for name in tile_rates.products(cpu)}
+
+
+def _dots(cpu: Cpu) -> dict[str, Dot]:
+    return {d.name: d for types in _TYPES for d in dots(Types.parse(types), cpu) if d.name}
 
 
 def _rates(dot: Dot, cpu: Cpu, cores: Sequence[int]) -> list[float]:
@@ -69,17 +79,37 @@ def dot_loop(dot: Dot, cpu: Cpu, rows: int, cols: int, tasks: int) -> Module:
 
 
 def _rate(dot: Dot, cpu: Cpu, rows: int, cols: int, cores: Sequence[int]) -> float:
+    seconds = _seconds(
+        dot_loop(dot, cpu, rows, cols, len(cores)),
+        dot.types.src.bytes(_STEPS * rows * dot.group),
+        dot.types.weights.bytes(_STEPS * cols * dot.group * cpu.lanes),
+        4 * rows * cols * cpu.lanes,
+        cores,
+    )
+    return 2 * rows * cols * cpu.lanes * dot.group * _STEPS * _PASSES * len(cores) / seconds
+
+
+def _tile_rate(product: str, cpu: Cpu, cores: Sequence[int]) -> float:
+    loop = tile_rates.tile_loop(product, cpu, len(cores))
+    held = tile_rates.SIDE * tile_rates.TILE_BYTES
+    seconds = _seconds(
+        loop, tile_rates.STEPS * held, tile_rates.STEPS * held, tile_rates.SIDE * held, cores
+    )
+    return tile_rates.operations(product) * len(cores) / seconds
+
+
+def _seconds(module: Module, src: int, weights: int, local: int, cores: Sequence[int]) -> float:
+    """The seconds of a task for each core; the operands are zeros of so many bytes."""
     tasks = len(cores)
     none = Placement(NCHW, 1, 1, 1, 1)
-    program = dot_loop(dot, cpu, rows, cols, tasks).program(Io(none, none, none))
+    program = module.program(Io(none, none, none))
     symbols = [stage.symbol for stage in program.stages]
-    library = Library(ObjectCache().object(program.ir, cpu), symbols)
+    library = Library(ObjectCache().object(program.ir, module.cpu), symbols)
     runner = Runner(library, program.stages, cores)
-    pixels = np.zeros(dot.types.src.bytes(_STEPS * rows * dot.group), np.uint8)
-    panel = np.zeros(dot.types.weights.bytes(_STEPS * cols * dot.group * cpu.lanes) + 64, np.uint8)
-    sums = np.zeros((tasks, rows * cols * cpu.lanes + 64), np.int32)
+    pixels, panel = np.zeros(src + 64, np.uint8), np.zeros(weights + 64, np.uint8)
+    sums = np.zeros((tasks, local + 64), np.uint8)
     buffers = Buffers(
-        src=pixels.ctypes.data, weights=_aligned(panel), bias=0, add=0, dst=0, shared=0,
+        src=_aligned(pixels), weights=_aligned(panel), bias=0, add=0, dst=0, shared=0,
         local=tuple(_aligned(row) for row in sums),
     )  # fmt: skip
 
@@ -87,9 +117,7 @@ def _rate(dot: Dot, cpu: Cpu, rows: int, cols: int, cores: Sequence[int]) -> flo
         return runner.run(buffers, tasks, repeats)
 
     repeats, _ = calibrate(calls, _BLOCK)
-    fastest = min(calls(repeats) for _ in range(_BLOCKS)) / repeats
-    products = rows * cols * cpu.lanes * dot.group * _STEPS * _PASSES * tasks
-    return 2 * products / fastest
+    return min(calls(repeats) for _ in range(_BLOCKS)) / repeats
 
 
 def _aligned(array: np.ndarray) -> int:

@@ -24,7 +24,7 @@ from fastrun.kernels.core.whole_file import write_whole
 from fastrun.kernels.native.cache import ObjectCache, cache_root
 from fastrun.kernels.native.library import Library
 from fastrun.kernels.native.runner import Buffers, Runner
-from fastrun.tuner.machine.dot_rates import dot_rates
+from fastrun.tuner.machine.dot_rates import dot_rates, kinds
 from fastrun.tuner.machine.move_rates import Rates, move_rates
 from fastrun.tuner.measure.canary import canary
 from fastrun.tuner.measure.timing import calibrate
@@ -45,7 +45,8 @@ class MachineReport:
     """Measured properties of a machine.
 
     `peak` and `peak_all` are FLOP/s of float32 fused multiply-adds on one core and on all `cores`,
-    `dots` the operations/s of one core in each kind of dot product of small types.
+    `dots` the operations/s of one core in each kind of dot product of small types,
+    those in tile registers by the names of their instructions.
     `read` and `read_streams` are the bytes/s that one core reads from L1, L2, L3 and DRAM, at one
     place and at several places in turn. `moves` and `moves_all` are the bytes/s of one core and of
     all cores that move tensors into other layouts, as in `tuner.machine.move_rates`. `noise` is the
@@ -77,12 +78,14 @@ class MachineReport:
 def probe(refresh: bool = False) -> MachineReport:
     """This machine's report, from its file or measured now, which takes about eight seconds.
 
-    There is a file for each machine and number of cores; `refresh` measures again.
+    There is a file for each machine and number of cores; `refresh` measures again. So does a file
+    that lacks a kind of dot product, since an earlier version or another program wrote it.
     """
+    cpu = Cpu.host()
     stored = None if refresh else on_file()
-    if stored:
+    if stored and kinds(cpu) <= stored.dots.keys():
         return stored
-    report = _measure(Cpu.host())
+    report = _measure(cpu)
     save(report)
     return report
 

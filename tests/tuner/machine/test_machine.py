@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastrun.kernels.codegen.builder import Module
-from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.codegen.dot import dots, has
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, Placement
 from fastrun.kernels.core.program import Io
@@ -28,6 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(machine, "_BLOCK", 1e-5)
     monkeypatch.setattr(machine, "_BLOCKS", 2)
     monkeypatch.setattr(machine, "dot_rates", lambda cpu, cores: {"vnni": 1e11})
+    monkeypatch.setattr(machine, "kinds", lambda cpu: {"vnni"})
     monkeypatch.setattr(machine, "move_rates", lambda cpu, sizes, cores: {"a>b": {"1": 1e9}})
     return tmp_path
 
@@ -68,7 +69,9 @@ def test_every_kind_of_dot_product_has_a_rate(monkeypatch: pytest.MonkeyPatch) -
     cpu = Cpu.host()
     rates = dot_rates.dot_rates(cpu, sorted(os.sched_getaffinity(0))[:1])
     kinds = {d.name for types in ("u8s8>u8", "u8s4>u8") for d in dots(Types.parse(types), cpu)}
-    assert kinds <= set(rates)
+    if has(cpu, "amx-int8"):
+        kinds.add("tdpbusd")
+    assert kinds <= set(rates) == dot_rates.kinds(cpu)
     assert all(1e6 < rate < math.inf for rate in rates.values())
 
 
@@ -76,6 +79,14 @@ def test_a_report_is_kept_until_a_new_one_is_asked_for() -> None:
     first = probe()
     assert probe() == first
     assert probe(refresh=True).time > first.time
+
+
+def test_a_report_without_a_kind_of_dot_product_is_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = probe()
+    monkeypatch.setattr(machine, "kinds", lambda cpu: {"vnni", "newer"})
+    assert probe().time > first.time
 
 
 @pytest.mark.parametrize(
