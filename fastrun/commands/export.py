@@ -25,8 +25,9 @@ def options(parser: ArgumentParser) -> None:
         default=("native",),
         metavar="A,B",
         help="kinds of processors, the best first: x86-64-v2, x86-64-v3, x86-64-v4, "
-        "x86-64-v4+vnni, aarch64, aarch64+dotprod, riscv64gcv, riscv64gcv+zvl256b, or native for "
-        "this machine (default). The library runs the first that its processor supports",
+        "x86-64-v4+vnni, x86-64-v4+amx, aarch64, aarch64+dotprod, riscv64gcv, "
+        "riscv64gcv+zvl256b, or native for this machine (default). The library runs the first "
+        "that its processor supports",
     )
     parser.add_argument(
         "--plan", type=Path, metavar="FILE", help="follow this plan (see `fastrun plan --save`)"

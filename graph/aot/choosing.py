@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastrun.graph.aot.layout import Variant
+from fastrun.kernels.core.processors import LEAVES
+from fastrun.kernels.core.tiles import ARCH_PRCTL, REQUEST, TILE_DATA
 
 
 def supported(triple: str, variants: Sequence[Variant]) -> str:
@@ -63,32 +65,41 @@ no:
 
 
 def _x86_supported(variants: Sequence[Variant]) -> str:
-    """CPUID leaf by leaf, and XGETBV: the system must keep the registers of wide vectors."""
+    """CPUID leaf by leaf, and XGETBV: the system must keep the registers of wide vectors.
+
+    For a variant with tile registers it must also permit them to this process.
+    """
+    count = len(LEAVES) + 1
     rows = ", ".join(
-        f"[6 x i32] [{', '.join(f'i32 {word - (1 << 32) * (word >> 31)}' for word in v.needs.x86)}]"
+        f"[{count} x i32] [{', '.join(f'i32 {_signed(word)}' for word in v.needs.x86)}]"
         for v in variants
     )
-    fields = ((1, 0, 2), (7, 0, 1), (7, 0, 2), (7, 1, 0), (0x80000001 - (1 << 32), 0, 2))
     lines = ["  %most = call { i32, i32, i32, i32 } @cpuid(i32 0, i32 0)"]
     lines.append("  %leaves = extractvalue { i32, i32, i32, i32 } %most, 0")
-    for i, (leaf, sub, register) in enumerate(fields):
+    for i, (leaf, sub, register) in enumerate(LEAVES):
         lines += [
-            f"  %leaf{i} = call {{ i32, i32, i32, i32 }} @cpuid(i32 {leaf}, i32 {sub})",
+            f"  %leaf{i} = call {{ i32, i32, i32, i32 }} @cpuid(i32 {_signed(leaf)}, i32 {sub})",
             f"  %raw{i} = extractvalue {{ i32, i32, i32, i32 }} %leaf{i}, {register}",
-            f"  %there{i} = icmp uge i32 %leaves, {leaf if 0 < leaf < 8 else 0}",
+            f"  %there{i} = icmp uge i32 %leaves, {leaf if leaf < 8 else 0}",
             f"  %word{i} = select i1 %there{i}, i32 %raw{i}, i32 0",
         ]
     checks = []
-    for i in range(6):
+    for i in range(count):
         checks += [
-            f"  %need{i}.at = getelementptr [6 x i32], ptr @needs, i64 %number, i64 {i}",
+            f"  %need{i}.at = getelementptr [{count} x i32], ptr @needs, i64 %number, i64 {i}",
             f"  %need{i} = load i32, ptr %need{i}.at, align 4",
-            f"  %held{i} = and i32 %need{i}, %{'state' if i == 5 else f'word{i}'}",
+            f"  %held{i} = and i32 %need{i}, %{'state' if i == len(LEAVES) else f'word{i}'}",
             f"  %has{i} = icmp eq i32 %held{i}, %need{i}",
             f"  %all{i} = and i1 %has{i}, {f'%all{i - 1}' if i else 'true'}",
         ]
     body = "\n".join(lines)
-    return f"""@needs = internal constant [{len(variants)} x [6 x i32]] [{rows}]
+    with_tiles = [i for i, v in enumerate(variants) if v.needs.tiles]
+    end = (
+        _permitted(with_tiles, f"%all{len(LEAVES)}")
+        if with_tiles
+        else (f"  ret i1 %all{len(LEAVES)}")
+    )
+    return f"""@needs = internal constant [{len(variants)} x [{count} x i32]] [{rows}]
 
 define internal {{ i32, i32, i32, i32 }} @cpuid(i32 %leaf, i32 %sub) nounwind {{
   %found = call {{ i32, i32, i32, i32 }} asm
@@ -109,8 +120,29 @@ ask:
 asked:
   %state = phi i32 [ 0, %entry ], [ %kept, %ask ]
 {chr(10).join(checks)}
-  ret i1 %all5
+{end}
 }}"""
+
+
+def _permitted(with_tiles: Sequence[int], able: str) -> str:
+    """The end of `supported`: variants with tile registers ask Linux for them, once able."""
+    cases = " ".join(f"i64 {i}, label %with.tiles" for i in with_tiles)
+    return f"""  switch i64 %number, label %answer [ {cases} ]
+with.tiles:
+  br i1 {able}, label %request, label %answer
+request:
+  %refused = call i64 asm sideeffect
+      "syscall", "={{ax}},{{ax}},{{di}},{{si}},~{{rcx}},~{{r11}},~{{memory}}"
+      (i64 {ARCH_PRCTL}, i64 {REQUEST}, i64 {TILE_DATA})
+  %permitted = icmp eq i64 %refused, 0
+  ret i1 %permitted
+answer:
+  ret i1 {able}"""
+
+
+def _signed(word: int) -> int:
+    """A word of 32 bits as LLVM writes it."""
+    return word - (1 << 32) * (word >> 31)
 
 
 def choose(count: int) -> str:

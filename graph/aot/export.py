@@ -89,7 +89,7 @@ def export(
     prefix = name or _identifier(graph.name)
     _check(prefix, targets, system, embed)
     named = list(dict.fromkeys(targets))
-    cpus = [_on(target(t), system) for t in named]
+    cpus = [_on(t, system) for t in named]
     if len({cpu.triple for cpu in cpus}) > 1:
         raise ExportError("targets of one export have one architecture: export twice")
     plans = plans or {}
@@ -158,7 +158,7 @@ def _compiled(
                 b.image.local, start, len(b.image.weights), needs(b.cpu))
         for b, start in zip(built, starts, strict=True)
     ]  # fmt: skip
-    base = _on(baseline(built[0].cpu.machine), system)
+    base = _under(system, baseline(built[0].cpu.machine))
     interface, suffix = interface_ir(facts, base.triple, variants), SYSTEMS[system].suffix
     if suffix:
         interface = with_glue(interface, facts.prefix)
@@ -200,8 +200,18 @@ def _for_builds(prefix: str, graph: Graph, triple: str, embed: bool) -> dict[str
     return {name: text.encode() for name, text in made.items()}
 
 
-def _on(cpu: Cpu, system: str) -> Cpu:
-    """A processor under a system."""
+def _on(name: str, system: str) -> Cpu:
+    """The processor of a target under a system, which may have other registers than the target."""
+    cpu = target(name)
+    found = _under(system, cpu)
+    if name != "native" and needs(cpu).tiles and not needs(found).tiles:
+        raise ExportError(
+            f"code for {system} has no tile registers (AMX): export for x86-64-v4+vnni"
+        )
+    return found
+
+
+def _under(system: str, cpu: Cpu) -> Cpu:
     found = SYSTEMS[system].of(cpu)
     if found is None:
         raise ExportError(f"{system} has no {cpu.machine}: export for another target")

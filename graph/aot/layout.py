@@ -24,7 +24,7 @@ ERRORS = {
     "WEIGHTS_OTHER": "the file of weights belongs to another export",
     "MEMORY": "the system gives no memory, or the caller gave too little",
     "THREADS": "the system allows no more threads",
-    "PROCESSOR": "the processor lacks what the code needs",
+    "PROCESSOR": "the processor lacks what the code needs, or its system does not allow it",
 }
 """Error codes by name, from 1 on in this order."""
 

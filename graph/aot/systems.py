@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.processors import without_tiles
 
 _RENAMED = (
     "open", "lseek", "mmap", "munmap", "madvise", "close", "pthread_create", "pthread_join",
@@ -23,7 +24,8 @@ class System:
     """A system: LLVM's names of it by architecture, all of them if none is given.
 
     One that gets objects has a `suffix` for them, and `libraries` to link them with. Else its
-    library names those that are `needed`.
+    library names those that are `needed`, and the system is a Linux, which can be asked for tile
+    registers (`kernels.core.tiles`); code for the others goes without.
     """
 
     triples: dict[str, str]
@@ -36,7 +38,9 @@ class System:
         if not self.triples:
             return cpu
         triple = self.triples.get(cpu.machine)
-        return replace(cpu, triple=triple) if triple else None
+        if triple is None:
+            return None
+        return replace(without_tiles(cpu) if self.suffix else cpu, triple=triple)
 
 
 LINUX = "linux"

@@ -14,7 +14,7 @@ from typing import Any
 from fastrun.kernels.core.cpu import Cpu
 
 # LLVM's features by the word of CPUID that tells of each: leaf 1 ECX, leaf 7 EBX, leaf 7 ECX,
-# leaf 7.1 EAX, leaf 0x80000001 ECX.
+# leaf 7.1 EAX, leaf 0x80000001 ECX, leaf 7 EDX.
 _WORDS: tuple[dict[str, int], ...] = (
     {"sse3": 0, "ssse3": 9, "fma": 12, "cx16": 13, "sse4.1": 19, "sse4.2": 20, "movbe": 22,
      "popcnt": 23, "aes": 25, "avx": 28, "f16c": 29},
@@ -24,6 +24,7 @@ _WORDS: tuple[dict[str, int], ...] = (
      "avx512vpopcntdq": 14},
     {"avxvnni": 4, "avx512bf16": 5},
     {"lzcnt": 5},
+    {"amx-bf16": 22, "avx512fp16": 23, "amx-tile": 24, "amx-int8": 25},
 )  # fmt: skip
 _HWCAP = {"neon": 1, "fullfp16": 10, "dotprod": 20}
 _HWCAP2 = {"i8mm": 13, "bf16": 14}
@@ -31,8 +32,8 @@ _HWCAP2 = {"i8mm": 13, "bf16": 14}
 _RISCV = {letter: ord(letter) - ord("a") for letter in "mafdcv"}
 _WIDER = {"zvl256b": 256, "zvl512b": 512}
 
-# Registers that the system must save: of 256 bits, and of 512 bits with their masks.
-_YMM, _ZMM = 0x06, 0xE6
+# Registers that the system must save: of 256 bits, of 512 bits with their masks, and tiles.
+_YMM, _ZMM, _TILES = 0x06, 0xE6, 0x60000
 
 _LEVELS = {
     "x86-64-v2": ("cx16", "popcnt", "sse3", "ssse3", "sse4.1", "sse4.2"),
@@ -40,8 +41,14 @@ _LEVELS = {
     "x86-64-v4": ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"),
 }
 
+# What `x86-64-v4+NAME` has beside the level. All processors with AMX have the rest of it.
+_EXTRAS = {
+    "vnni": ("avx512vnni",),
+    "amx": ("avx512vnni", "avx512bf16", "amx-tile", "amx-int8", "amx-bf16"),
+}
+
 NAMES = (
-    *_LEVELS, "x86-64-v4+vnni", "aarch64", "aarch64+dotprod",
+    *_LEVELS, *(f"x86-64-v4+{extra}" for extra in _EXTRAS), "aarch64", "aarch64+dotprod",
     "riscv64gcv", "riscv64gcv+zvl256b", "native",
 )  # fmt: skip
 """The names of targets; `native` is this machine."""
@@ -49,14 +56,19 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Needs:
-    """What a processor must say of itself: five words of CPUID and the saved state, or HWCAP.
+    """What a processor must say of itself: words of CPUID and the saved state, or HWCAP.
 
     `vlen` are bits of RISC-V's vector registers.
     """
 
-    x86: tuple[int, int, int, int, int, int] = (0, 0, 0, 0, 0, 0)
+    x86: tuple[int, ...] = (0,) * (len(_WORDS) + 1)
     hwcap: int = 0
     vlen: int = 0
+
+    @property
+    def tiles(self) -> bool:
+        """Whether the system must let the process use tile registers (`core.tiles`)."""
+        return bool(self.x86[-1] & _TILES)
 
 
 def target(name: str) -> Cpu:
@@ -80,8 +92,8 @@ def target(name: str) -> Cpu:
         generic = replace(Cpu.avx2(), name="x86-64-v2", model="generic x86-64-v2", fma=False)
         return replace(generic, lanes=4)
     cpu = Cpu.avx512() if base == "x86-64-v4" else Cpu.avx2()
-    more = ",+avx512vnni" if extra else ""
-    return replace(cpu, features=cpu.features + more)
+    more = (f"+{feature}" for feature in _EXTRAS.get(extra, ()))
+    return replace(cpu, features=",".join(filter(None, (cpu.features, *more))))
 
 
 def baseline(machine: str) -> Cpu:
@@ -115,17 +127,31 @@ def needs(cpu: Cpu) -> Needs:
         return Needs(hwcap=sum(1 << bit for f, bit in _HWCAP.items() if f in has))
     words = [sum(1 << bit for f, bit in word.items() if f in has) for word in _WORDS]
     state = _ZMM if "avx512f" in has else _YMM if "avx" in has else 0
-    return Needs(x86=(words[0], words[1], words[2], words[3], words[4], state))
+    if _of_tiles(has):
+        state |= _TILES
+    return Needs(x86=(*words, state))
 
 
-LEAVES = ((1, 0, 2), (7, 0, 1), (7, 0, 2), (7, 1, 0), (0x80000001, 0, 2))
+LEAVES = ((1, 0, 2), (7, 0, 1), (7, 0, 2), (7, 1, 0), (0x80000001, 0, 2), (7, 0, 3))
 """Leaf, sub-leaf and register (EAX to EDX) of each word of CPUID."""
 
 
-def x86_64(words: Sequence[int], state: int, **facts: Any) -> Cpu:
+def without_tiles(cpu: Cpu) -> Cpu:
+    """The processor without tile registers (AMX), for a system that does not let them be used."""
+    off = _of_tiles(features_of(cpu))
+    kept = (f"-{f[1:]}" if f[1:] in off else f for f in cpu.features.split(","))
+    return replace(cpu, features=",".join(kept))
+
+
+def _of_tiles(features: set[str]) -> set[str]:
+    return {f for f in features if f.startswith("amx-")}
+
+
+def x86_64(words: Sequence[int], state: int, permitted: bool = False, **facts: Any) -> Cpu:
     """The processor whose CPUID gives these words; `state` is what its system saves (XGETBV).
 
-    `facts` are the model, sizes of caches and number of cores.
+    Tile registers count if the system has `permitted` to use them. `facts` are the model, sizes of
+    caches and number of cores.
     """
     held = {f for word, bits in zip(words, _WORDS, strict=True) for f, b in bits.items()
             if word >> b & 1}  # fmt: skip
@@ -133,6 +159,8 @@ def x86_64(words: Sequence[int], state: int, **facts: Any) -> Cpu:
         held = {f for f in held if not f.startswith("avx512")}
     if state & _YMM != _YMM:
         held -= {"avx", "avx2", "f16c", "fma", "avxvnni"}
+    if state & _TILES != _TILES or not permitted:
+        held -= _of_tiles(held)
     level, has = "x86-64", {"sse2"}
     for name, features in _LEVELS.items():
         if not held >= set(features):

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -599,13 +600,11 @@ def test_androids_loader_takes_the_library(graph: Any, tmp_path: Path) -> None:
 
 
 def test_levels_need_what_they_say() -> None:
-    v2, v3, v4 = (
-        processors.needs(processors.target(x)) for x in ("x86-64-v2", "x86-64-v3", "x86-64-v4")
-    )
-    assert v2.x86[5] == 0
-    assert v3.x86[5] == 0x06
-    assert v4.x86[5] == 0xE6
-    for less, more in ((v2, v3), (v3, v4)):
+    names = "x86-64-v2", "x86-64-v3", "x86-64-v4", "x86-64-v4+vnni", "x86-64-v4+amx"
+    needs = [processors.needs(processors.target(name)) for name in names]
+    assert [need.x86[-1] for need in needs] == [0, 0x06, 0xE6, 0xE6, 0x600E6]
+    assert [need.tiles for need in needs] == [False] * 4 + [True]
+    for less, more in pairwise(needs):
         assert all(a & b == a for a, b in zip(less.x86, more.x86, strict=True))
         assert less != more
 

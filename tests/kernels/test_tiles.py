@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import platform
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.native.compile import compile_object
 from fastrun.kernels.native.library import Library
-from fastrun.tuner.measure import confine
 from tests.support.forking import child, code
-from tests.support.tiles import BODY, DECLARATIONS, needs_tiles
+from tests.support.tiles import BODY, DECLARATIONS, REFUSING, needs_refusal, needs_tiles
 
 
 def run(object_code: bytes) -> None:
@@ -52,16 +48,6 @@ def test_a_forked_child_may_use_tiles() -> None:
     assert code(child(work)) == 0
 
 
-REFUSING = """
-import errno
-from fastrun.kernels.core.tiles import ARCH_PRCTL
-from fastrun.tuner.measure import confine
-refused = confine._calls([ARCH_PRCTL], confine._REFUSE | errno.EPERM)
-load = (confine._LOAD, 0, 0, confine._NUMBER)
-assert confine._install([load, *refused, (confine._RETURN, 0, 0, confine._ALLOW)])
-"""
-
-
 def described(before: str = "") -> tuple[str, str]:
     """Features and fingerprint of this machine as a new process sees them after these lines."""
     told = f"{before}\nfrom fastrun.kernels.core.cpu import Cpu\nprint(Cpu.host().features)"
@@ -75,9 +61,7 @@ def described(before: str = "") -> tuple[str, str]:
     return features, fingerprint
 
 
-@pytest.mark.skipif(
-    platform.machine() != "x86_64" or not confine.available(), reason="needs seccomp of x86-64"
-)
+@needs_refusal
 def test_where_the_system_refuses_the_processor_has_no_tiles() -> None:
     features, fingerprint = described(REFUSING)
     assert "+amx" not in features

@@ -1,8 +1,11 @@
 """Code that uses tile registers, for processors that have them (AMX)."""
 
+import platform
+
 import pytest
 
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.tuner.measure import confine
 
 needs_tiles = pytest.mark.skipif(
     "+amx-tile" not in Cpu.host().features, reason="needs tile registers"
@@ -26,3 +29,17 @@ call void @llvm.x86.tilestored64(i8 0, ptr %room, i64 64)
 call void @llvm.x86.tilerelease()
 """
 """Zeroes a tile and stores it."""
+
+needs_refusal = pytest.mark.skipif(
+    platform.machine() != "x86_64" or not confine.available(), reason="needs seccomp of x86-64"
+)
+
+REFUSING = """
+import errno
+from fastrun.kernels.core.tiles import ARCH_PRCTL
+from fastrun.tuner.measure import confine
+refused = confine._calls([ARCH_PRCTL], confine._REFUSE | errno.EPERM)
+load = (confine._LOAD, 0, 0, confine._NUMBER)
+assert confine._install([load, *refused, (confine._RETURN, 0, 0, confine._ALLOW)])
+"""
+"""Python after which the system refuses tile registers to the process."""

@@ -182,7 +182,9 @@ def _x86_64(session: Session, facts: dict[str, int]) -> Cpu:
     saves = found[0] >> 27 & 1
     (state,) = session.channel.own(
         Operations().call(session.function("xgetbv"))) if saves else (0,)  # fmt: skip
-    return processors.x86_64(found, cast(int, state), model=name or "x86-64", **facts)
+    return processors.x86_64(
+        found, cast(int, state), session.tiles, model=name or "x86-64", **facts
+    )
 
 
 def _cpuid(session: Session, leaf: int, sub: int) -> bytes:

@@ -98,6 +98,7 @@ NUMBERS: dict[str, dict[str, int]] = {
         "exit_group": 231, "openat": 257, "mkdirat": 258, "unlinkat": 263, "renameat": 264,
         "chdir": 80, "getdents64": 217, "getpid": 39, "ppoll": 271, "dup3": 292, "pipe2": 293,
         "prlimit64": 302, "seccomp": 317, "clone": 56, "futex": 202, "rt_sigreturn": 15,
+        "arch_prctl": 158,
     },
     "aarch64": {
         "read": 63, "write": 64, "close": 57, "mmap": 222, "munmap": 215, "madvise": 233,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import cast
 
+from fastrun.kernels.core.tiles import REQUEST, TILE_DATA
 from fastrun.kernels.native.flat import Blob
 from fastrun.tuner.device.channel import Channel, LostError, Operations
 from fastrun.tuner.device.machine_code import NUMBERS
@@ -39,7 +40,8 @@ class Session:
     """One run of the runner, with a `folder` of its own there.
 
     Files are named by the hash of their content, so each is sent once. `close` removes the folder;
-    those of runners that were killed are removed by the next session.
+    those of runners that were killed are removed by the next session. `tiles` says whether its
+    system lets the runner and its children use tile registers, if the processor has them.
 
     Raises:
         ConnectionError: the device cannot be reached.
@@ -50,6 +52,7 @@ class Session:
         self.machine = self.channel.machine
         self._numbers = NUMBERS[self.machine]
         self._stored = set[str]()
+        self.tiles = "arch_prctl" in self._numbers and not self.do("arch_prctl", REQUEST, TILE_DATA)
         self.scratch = self.map(_SCRATCH)
         self.folder = self._own_folder()
         blob = _support(self.machine)

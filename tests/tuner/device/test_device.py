@@ -42,6 +42,7 @@ from fastrun.tuner.measure.process import Died
 from fastrun.tuner.measure.timing import Protocol
 from fastrun.tuner.measure.worker import compile_one
 from fastrun.tuner.records.record import Outcome
+from tests.support.tiles import BODY, DECLARATIONS
 
 PROBLEM = ConvProblem.parse("conv 1x5x6x6 7x3x3 s1 p1 bias relu")
 SCHEDULE = "naive(layout=NCHW)"
@@ -109,12 +110,12 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
             yield Lab(session, identity, bench, operands, good)
 
 
-def hostile(lab: Lab, body: str) -> Compiled:
+def hostile(lab: Lab, body: str, declarations: str = "") -> Compiled:
     """A program whose only stage is this IR."""
     pointers = ", ".join(f"ptr %{a}" for a in ARGUMENTS)
     cpu = lab.identity.cpu
     text = (
-        f'target triple = "{cpu.triple}"\n\n'
+        f'target triple = "{cpu.triple}"\n\n{declarations}'
         f"define void @bad({pointers}, i64 %begin, i64 %end) nounwind {{\n{body}\n}}\n"
     )
     return replace(lab.good, code=compile_all([(text, cpu)])[0], stages=(Stage("bad", 1),))
@@ -207,6 +208,13 @@ def test_bad_kernels_are_outcomes(lab: Lab, body: str, outcome: Outcome, reason:
     assert result.outcome == outcome
     assert reason in result.reason
     assert lab.run().outcome == Outcome.CORRECT
+
+
+def test_a_child_may_use_tiles(lab: Lab) -> None:
+    if not processors.needs(lab.identity.cpu).tiles:
+        pytest.skip("the device has no tile registers")
+    result = lab.run(hostile(lab, BODY + NOTHING, DECLARATIONS))
+    assert "unwritten or not finite" in result.reason
 
 
 def test_a_greedy_candidate_is_one_failed_trial(lab: Lab) -> None:
@@ -365,15 +373,20 @@ def test_cores_that_are_not_there_are_refused(lab: Lab) -> None:
 def test_what_a_processor_says_becomes_a_target() -> None:
     facts = {"model": "a model", "l1": 1, "l2": 2, "l3": 3, "cores": 4}
     needs = processors.needs(processors.target("x86-64-v4+vnni")).x86
-    cpu = processors.x86_64(needs[:5], 0xE6, **facts)
+    cpu = processors.x86_64(needs[:-1], 0xE6, **facts)
     assert (cpu.name, cpu.lanes, cpu.registers) == ("x86-64-v4", 16, 32)
     assert {"-prefer-256-bit", "+avx512vnni", "+avx512f"} <= set(cpu.features.split(","))
     assert processors.vectors(cpu.features) == ("x86_64", 16)
-    kept_off = processors.x86_64(needs[:5], 0x06, **facts)
+    kept_off = processors.x86_64(needs[:-1], 0x06, **facts)
     assert (kept_off.name, kept_off.lanes) == ("x86-64-v3", 8), "the system saves no wide registers"
     assert "avx512" not in kept_off.features
-    old = processors.x86_64(needs[:5], 0, **facts)
+    old = processors.x86_64(needs[:-1], 0, **facts)
     assert (old.name, old.fma) == ("x86-64-v2", False)
+    needs = processors.needs(processors.target("x86-64-v4+amx")).x86
+    for state, permitted in ((0x600E6, True), (0x600E6, False), (0xE6, True)):
+        tiled = processors.x86_64(needs[:-1], state, permitted, **facts)
+        assert ("+amx-int8" in tiled.features) is (permitted and state == 0x600E6)
+        assert "+avx512bf16" in tiled.features
     arm = processors.aarch64(processors.aarch64_features(1 << 20 | 2, 1 << 13), **facts)
     assert arm.features == "+dotprod,+i8mm,+neon"
     assert processors.vectors(arm.features) == ("aarch64", 4)
