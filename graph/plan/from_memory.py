@@ -25,7 +25,8 @@ def streamed(
 
     A layer that is measured alone finds its weights in a cache.
     """
-    if sum(weight_bytes(graph, task, forms[task.output]) for task in tasks) <= _TIMES * cpu.l3:
+    weights = sum(weight_bytes(graph, task, forms[task.output]) for task in tasks)
+    if weights <= _TIMES * cpu.usable_l3:
         return dict(forms)
     found = dict(forms)
     for task in tasks:

@@ -13,6 +13,10 @@ from fastrun.kernels.core.tiles import permitted
 
 CACHE_LINE = 64  # bytes
 
+# Bytes of L3 that a program can count on, however many the system reports: a larger one is shared
+# by the cores of a whole server.
+_USABLE_L3 = 64 << 20
+
 
 def whole_lines(count: int, dtype: DType = F32) -> int:
     """`count` elements, rounded up to whole cache lines."""
@@ -57,6 +61,15 @@ class Cpu:
         Zen 4 does (AMD, Software Optimization Guide for the Zen4 Microarchitecture).
         """
         return self.lanes == 16 and self.name == "znver4"
+
+    @property
+    def usable_l3(self) -> int:
+        """Bytes of L3 that a program finds its data in again: all, at most 64 MB.
+
+        A guest with two cores of many sees the cache of its whole host and can fill a part of it.
+        What passes this size before data is used again decides where that data comes from.
+        """
+        return min(self.l3, _USABLE_L3)
 
     def lanes_for(self, count: int) -> int:
         """Lanes of the narrowest vector for `count` elements, at most all."""

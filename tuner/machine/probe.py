@@ -158,8 +158,8 @@ def levels(cpu: Cpu) -> dict[str, int]:
     sizes = {"L1": cpu.l1 // 2, "L2": cpu.l2 // 2}
     if cpu.l3:
         # A share of it, because other cores and other virtual machines use the cache too.
-        sizes["L3"] = max(2 * cpu.l2, cpu.l3 // 4)
-    sizes["DRAM"] = max(4 * cpu.l3, 8 * cpu.l2, 64 << 20)
+        sizes["L3"] = max(2 * cpu.l2, cpu.usable_l3 // 4)
+    sizes["DRAM"] = max(4 * cpu.usable_l3, 8 * cpu.l2, 64 << 20)
     unit = cpu.lanes * _LOADS
     return {level: size // 4 // unit * unit for level, size in sizes.items()}
 

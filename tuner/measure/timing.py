@@ -234,5 +234,5 @@ def _surely_slower(samples: Sequence[float], fastest: Sequence[float]) -> bool:
 
 def weight_copies(weight_bytes: int, cpu: Cpu) -> int:
     """The number of copies of the weights that calls take in turn, so that none is cached."""
-    cache = max(cpu.l3, cpu.l2, 8 << 20)
+    cache = max(cpu.usable_l3, cpu.l2, 8 << 20)
     return 1 + math.ceil(2 * cache / max(weight_bytes, 1))

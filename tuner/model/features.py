@@ -109,11 +109,11 @@ def _of_problem(p: ConvProblem, cpu: Cpu) -> list[float]:
         area / (p.h * p.w) - 1,
         math.log2(p.flops),
         *(math.log2(count / cpu.l2) for count in (weights, read, written)),
-        math.log2((weights + read + written) / max(cpu.l3, cpu.l2)),
+        math.log2((weights + read + written) / max(cpu.usable_l3, cpu.l2)),
         float(p.add),
         float(p.activation not in _CHEAP),
         *map(float, (cpu.lanes, cpu.registers)),
-        *(math.log2(max(size, 1)) for size in (cpu.l1, cpu.l2, cpu.l3)),
+        *(math.log2(max(size, 1)) for size in (cpu.l1, cpu.l2, cpu.usable_l3)),
     ]
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,14 @@ from fastrun.kernels.core.types import Types
 from fastrun.kernels.native.compile import compile_assembly
 from fastrun.tuner.machine import dot_rates
 from fastrun.tuner.machine import probe as machine
-from fastrun.tuner.machine.probe import STREAMS, MachineReport, fma_loop, probe, read_loop
+from fastrun.tuner.machine.probe import (
+    STREAMS,
+    MachineReport,
+    fma_loop,
+    levels,
+    probe,
+    read_loop,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +68,14 @@ def test_a_probe_measures_everything_and_leaves_the_affinity_alone() -> None:
     assert report.peak_of(1, "vnni") == pytest.approx(1e11)
     assert report.peak_of(1, "unknown") == report.peak
     assert report.moves == report.moves_all == {"a>b": {"1": 1e9}}
+
+
+@pytest.mark.parametrize("l3", [0, 8 << 20, 32 << 20, 64 << 20, 480 << 20])
+def test_arrays_leave_the_caches_and_can_be_read_in_time(l3: int) -> None:
+    cpu = replace(Cpu.avx512(), l2=2 << 20, l3=l3)
+    sizes = {level: 4 * floats for level, floats in levels(cpu).items()}
+    assert sizes["L1"] < cpu.l1 < sizes["L2"] < cpu.l2 < sizes.get("L3", 4 << 20)
+    assert 4 * min(l3, 64 << 20) <= sizes["DRAM"] <= 256 << 20
 
 
 def test_every_kind_of_dot_product_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:

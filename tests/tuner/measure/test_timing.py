@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -257,12 +257,14 @@ def test_those_surely_slower_are_dropped_from_a_race() -> None:
     assert len(interleave(logs, 15, Protocol(), seed=0)[1].samples) == 15
 
 
-def test_weight_copies_exceed_twice_the_last_cache() -> None:
-    cpu = Cpu.avx2()
+@pytest.mark.parametrize("l3", [0, 16 << 20, 64 << 20, 480 << 20])
+def test_weight_copies_exceed_twice_the_last_cache(l3: int) -> None:
+    cpu = replace(Cpu.avx2(), l3=l3)
     for size in (64, 1000, 9 << 20, 600 << 20):
         copies = weight_copies(size, cpu)
-        assert (copies - 1) * size >= 2 * cpu.l3  # what is read between two uses of one copy
-        assert copies >= 2
+        # What is read between two uses of one copy; a cache that a whole server shares is no goal.
+        assert (copies - 1) * size >= 2 * min(l3, 64 << 20)
+        assert 2 <= copies <= 2 + (128 << 20) / size
 
 
 def test_the_canary_measures_a_deviation_from_its_best() -> None:
