@@ -19,6 +19,7 @@ from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.main import main
 from tests.graph.test_networks_run import conv, only, weights
+from tests.support.agreement import assert_close
 from tests.support.graph_models import model, node, normal
 
 CPU = Cpu.host()
@@ -162,7 +163,7 @@ def test_what_is_not_finite_passes_through_as_ieee_says(layout: str, value: floa
         truth = reference.run(load_network(passing()), {"x": x})
     assert not np.isfinite(truth["y"]).all()
     for name, expected in truth.items():
-        np.testing.assert_allclose(found[name], expected, rtol=1e-4, atol=1e-5)
+        assert_close(found[name], expected)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -107,7 +107,7 @@ def test_run_computes_what_the_interpreter_does(run: Run, classifier: Path, tmp_
     )
     assert code == 0
     truth = reference.run(load_network(classifier), {"x": x})["y"]
-    assert relative_error(np.load(tmp_path / "y.npy"), truth) < 1e-5
+    assert relative_error(np.load(tmp_path / "y.npy"), truth) < 1e-4
     assert re.search(r"y: 1x10, float32", out)
     best = [int(row.split()[0]) for row in out.splitlines()[-3:]]
     assert best == np.argsort(-truth[0])[:3].tolist()
@@ -152,7 +152,7 @@ def test_run_takes_pictures(run: Run, classifier: Path, tmp_path: Path) -> None:
     how = Preparation(0.9, (127.0,), (120.0, 127.0, 134.0))
     x = read_picture(tmp_path / "noise.png", (1, 3, 12, 16), how)
     truth = reference.run(load_network(classifier), {"x": x})["y"]
-    assert relative_error(np.load(tmp_path / "y.npy"), truth) < 1e-5
+    assert relative_error(np.load(tmp_path / "y.npy"), truth) < 1e-4
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp"])

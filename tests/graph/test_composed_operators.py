@@ -15,6 +15,7 @@ from fastrun.graph.core.model import Array
 from fastrun.graph.core.ops import Concat, Numpy, Pad
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
+from tests.support.agreement import assert_close
 from tests.support.graph_models import model, node, normal
 
 
@@ -23,8 +24,7 @@ def agrees(source: onnx.ModelProto, expected: Array, *, kernels: bool = True, **
     graph = optimise(import_onnx(source))
     assert any(isinstance(n.op, Numpy) for n in graph.nodes) is not kernels
     found = fastrun.load(source, policy="heuristic").run(x)["y"]
-    assert found.shape == expected.shape
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert_close(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from onnx import helper
 
 from fastrun.graph.core.model import Array
 from fastrun.graph.onnx_backend import Backend
+from tests.support.agreement import assert_close
 from tests.support.graph_models import normal
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -36,8 +37,7 @@ def compared(
     expected = session.run(None, given)
     found = Backend.prepare(source).run([*given.values()])
     for one, other in zip(found, expected, strict=True):
-        assert one.shape == other.shape
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+        assert_close(one, other)
 
 
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

@@ -18,6 +18,7 @@ from fastrun.graph.core.problems import conv_problems
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
+from tests.support.agreement import assert_close
 from tests.support.graph_models import node, normal
 
 RNG = np.random.default_rng(3)
@@ -169,7 +170,7 @@ def test_the_operators_that_onnxruntime_joins(operator: str) -> None:
     x = normal(5, 24)
     parts = model(scaled("MatMulInteger"), (5, 24), constants)
     found, graph = computed(model([*first, joined], (5, 24), constants), x)
-    np.testing.assert_allclose(found, computed(parts, x)[0], rtol=1e-5, atol=1e-5)
+    assert_close(found, computed(parts, x)[0])
     assert in_integers(graph)
 
 

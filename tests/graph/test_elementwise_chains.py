@@ -14,6 +14,7 @@ from fastrun.graph.planner import make_plan
 from fastrun.graph.reference.interpreter import run
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
+from tests.support.agreement import assert_close
 from tests.support.graph_models import model, node, normal
 from tests.support.lanes import EVERY_CPU
 
@@ -28,7 +29,7 @@ def checked(proto: ModelProto, sizes: list[int], cpu: Cpu = CPU) -> None:
     truth = run(graph, inputs)
     plan, arrangement = make_plan(graph, heuristic_choices(cpu), cpu)
     for name, found in Executable.of(arrangement, cpu, 1, plan).run(inputs).items():
-        np.testing.assert_allclose(found, truth[name], rtol=1e-5, atol=1e-5)
+        assert_close(found, truth[name])
 
 
 # Shapes of the input: vectors of one channel, of several; tails; three and two axes.

@@ -20,6 +20,7 @@ from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.reference.interpreter import run
 from fastrun.graph.to_onnx.model import export_onnx
+from tests.support.agreement import assert_close
 from tests.support.graph_models import Weights, model, node, normal
 from tests.support.peer import by_onnxruntime
 
@@ -43,7 +44,7 @@ def computed(m: onnx.ModelProto, numpy: int = 0, **inputs: Array) -> None:
         assert found
         for name, value in truth.items():
             assert value.dtype.kind == "f" or found[name].dtype == value.dtype
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+            assert_close(found[name], value)
 
 
 def several(nodes: list[onnx.NodeProto], weights: Weights, *outputs: str) -> onnx.ModelProto:

@@ -25,6 +25,7 @@ from fastrun.graph.to_onnx.model import export_onnx
 from fastrun.kernels.ops.ranks import MOST
 from fastrun.main import main
 from fastrun.tuner.networks.outputs import difference, normal_inputs
+from tests.support.agreement import assert_close
 from tests.support.graph_models import model, node, normal
 
 # More elements are put in order than a kernel does.
@@ -68,8 +69,7 @@ def assert_runs(source: onnx.ModelProto, threads: int = 1, **inputs: Array) -> f
         found = network.run(inputs)
         for name, value in expected.items():
             assert found[name].dtype == value.dtype
-            assert found[name].shape == value.shape
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-5)
+            assert_close(found[name], value)
     exact = interpreter.run(optimise(import_onnx(source)), inputs)
     for name, value in expected.items():
         np.testing.assert_allclose(exact[name], value, rtol=1e-5, atol=1e-5)

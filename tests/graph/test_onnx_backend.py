@@ -16,6 +16,7 @@ from onnx.backend.base import BackendRep
 
 from fastrun.graph.core.errors import InputError, UnsupportedError
 from fastrun.graph.onnx_backend import Backend, Prepared
+from tests.support.agreement import assert_close
 from tests.support.graph_models import model, node, normal
 
 pytestmark = pytest.mark.slow
@@ -117,13 +118,13 @@ def test_weights_may_be_inputs_and_change() -> None:
     for seed in range(2):
         w = normal(6, 4, 1, 1, seed=seed)
         (y,) = prepared.run([x, w])
-        np.testing.assert_allclose(y, np.einsum("oc,nchw->nohw", w[..., 0, 0], x), atol=1e-5)
+        assert_close(y, np.einsum("oc,nchw->nohw", w[..., 0, 0], x))
 
 
 def test_a_single_node() -> None:
     a, b = normal(3, 4), normal(4, 5)
     (y,) = Backend.run_node(node("MatMul", "a b", "y"), [a, b])
-    np.testing.assert_allclose(y, a @ b, atol=1e-5)
+    assert_close(y, a @ b)
     (y,) = Backend.run_node(node("Squeeze", "a", "y", axes=[0]), [a[None]], opset_version=11)
     assert np.array_equal(y, a)
     with pytest.raises(InputError, match="1 inputs are given: the node has 2"):

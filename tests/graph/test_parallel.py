@@ -29,7 +29,7 @@ def assert_one_convolution(nodes: list[onnx.NodeProto], weights: Weights) -> Non
     x = {"x": normal(2, 4, 9, 11)}
     truth = reference.run(import_onnx(source), x)["y"]
     assert relative_error(reference.run(graph, x)["y"], truth) < 1e-6
-    assert relative_error(load(source, policy="heuristic").run(x)["y"], truth) < 1e-5
+    assert relative_error(load(source, policy="heuristic").run(x)["y"], truth) < 1e-4
 
 
 @pytest.mark.parametrize("order", ["a b", "b a"])

@@ -27,6 +27,7 @@ from fastrun.graph.reference.interpreter import run
 from fastrun.graph.to_onnx.model import export_onnx
 from fastrun.kernels.core.dtype import I16, S8, U8
 from tests.graph.test_rounding import assert_weights_lie_on_grids
+from tests.support.agreement import assert_close
 from tests.support.graph_models import node, normal
 from tests.support.model_mutants import mutant
 from tests.support.quantised_models import exact, layer, model, quantised
@@ -419,7 +420,7 @@ def test_products_with_weights_of_4_bits(zeros: str, k: int, size: int) -> None:
     ]
     x = normal(2, 7, k)
     found = fastrun.load(m, policy="heuristic").run({"x": x})["y"]
-    np.testing.assert_allclose(found, exact(m, {"x": x})["y"], rtol=1e-4, atol=1e-4)
+    assert_close(found, exact(m, {"x": x})["y"])
 
 
 @pytest.mark.parametrize("kind", [TensorProto.INT4, TensorProto.UINT4])

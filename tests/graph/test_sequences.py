@@ -10,6 +10,7 @@ from onnx import TensorProto, helper
 import fastrun
 from fastrun.graph.build.steps import NumpyStep
 from fastrun.graph.core.model import Array
+from tests.support.agreement import assert_close
 from tests.support.graph_models import Weights, model, node, normal
 from tests.support.peer import by_onnxruntime
 
@@ -30,7 +31,7 @@ def equal(m: onnx.ModelProto, by_numpy: bool = False, **inputs: Array) -> None:
     found = network.run(inputs)
     for name, value in truth.items():
         assert found[name].dtype == value.dtype
-        np.testing.assert_allclose(found[name], value, rtol=1e-5, atol=1e-6)
+        assert_close(found[name], value)
 
 
 @pytest.mark.parametrize(

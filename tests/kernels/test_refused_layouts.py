@@ -85,7 +85,7 @@ def test_an_operator_is_right_or_refused(name: str, src: Layout, dst: Layout) ->
     program = replace(kernel.program, io=Io(reads[0], out, reads[-1]))
     found = execute(program, operands | weights)
     truth = reference.run(graph, {"x": x})["y"]
-    assert relative_error(found.reshape(truth.shape), truth) < 1e-5
+    assert relative_error(found.reshape(truth.shape), truth) < 1e-4
 
 
 LIKE = [
@@ -121,7 +121,7 @@ def test_a_dense_layer_writes_a_part_where_it_lies() -> None:
     x, weights = normal(2, 24, 1, 1), normal(9, 24)
     found = execute(dense.build(dense.Dense(), Cpu.host(), src, dst), {"x": x, "weights": weights})
     truth = x[:, :, 0, 0].astype(np.float64) @ weights.T
-    assert relative_error(found[:, :, 0, 0], truth) < 1e-5
+    assert relative_error(found[:, :, 0, 0], truth) < 1e-4
 
 
 def test_a_dense_layer_reads_a_part_alone() -> None:
@@ -131,5 +131,5 @@ def test_a_dense_layer_reads_a_part_alone() -> None:
     program = dense.build(dense.Dense(), Cpu.host(), src, dst)
     found = execute(program, {"x": x, "weights": weights})
     truth = x[:, 0, 0, :].astype(np.float64) @ weights.T
-    assert relative_error(found[:, :, 0, 0], truth) < 1e-5
+    assert relative_error(found[:, :, 0, 0], truth) < 1e-4
     assert program.pack_weights(weights).size == 24 * Cpu.host().lanes * -(-9 // Cpu.host().lanes)

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 
 from fastrun.graph.core.model import Array
+from tests.support.agreement import assert_close
 
 
 def by_onnxruntime(
@@ -32,9 +33,4 @@ def by_onnxruntime(
 def assert_same(found: dict[str, Array], truth: dict[str, Array], what: str = "") -> None:
     """Equal shapes, and values equal to rounding."""
     for name, expected in truth.items():
-        assert found[name].shape == expected.shape, what
-        finite = expected[np.isfinite(expected)].astype(np.float64)
-        size = float(np.sqrt(np.mean(finite**2))) if finite.size else 0.0
-        np.testing.assert_allclose(
-            found[name], expected, rtol=1e-4, atol=1e-4 * size + 1e-6, err_msg=what
-        )
+        assert_close(found[name], expected, what)

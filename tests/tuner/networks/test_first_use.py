@@ -84,7 +84,7 @@ def test_a_plan_from_elsewhere_is_compared_once(compared: list[float], tmp_path:
     for threads, times in ((1, 1), (1, 1), (2, 2), (1, 2)):
         load(residual(), threads, plan=tmp_path / "plan")
         assert len(compared) == times
-    assert max(compared) < 1e-5
+    assert max(compared) < 1e-4
     # Expected times do not change what runs. A schedule does.
     text = (tmp_path / "plan").read_text()
     load(residual(), plan=Plan.parse(text.replace("\ntotal\t", "\ntotal\t9")))

@@ -48,7 +48,9 @@ def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def close(found, truth) -> None:
     for a, b in zip(found, truth, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        # Kernels round at the scale of the output, whatever a single value is.
+        size = b.float().square().mean().sqrt().item()
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * size + 1e-6)
 
 
 def test_a_module_becomes_a_network() -> None:
