@@ -26,7 +26,7 @@ def streamed(
     A layer that is measured alone finds its weights in a cache.
     """
     weights = sum(weight_bytes(graph, task, forms[task.output]) for task in tasks)
-    if weights <= _TIMES * cpu.usable_l3:
+    if weights <= _TIMES * cpu.l3:
         return dict(forms)
     found = dict(forms)
     for task in tasks:

@@ -41,7 +41,7 @@ def room(cpu: Cpu, level: str) -> int:
 
     Where a processor has no L3, or none is known, L2 is the last cache.
     """
-    sizes = {"L1": cpu.l1, "L2": cpu.l2, "L3": max(cpu.usable_l3, cpu.l2)}
+    sizes = {"L1": cpu.l1, "L2": cpu.l2, "L3": max(cpu.l3, cpu.l2)}
     return sizes.get(level) or F32.bytes(cpu.registers * cpu.lanes)
 
 

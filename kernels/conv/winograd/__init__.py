@@ -114,7 +114,7 @@ def heuristic_with_tile(
     bytes_per_tile = kind.bytes(p.group_c) + F32.bytes(2 * block)
     fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // (planes * bytes_per_tile))
     everything = kind.bytes(planes * tiles * p.c)
-    far = LEAST * planes * bytes_per_tile > cpu.l2 and everything <= cpu.usable_l3 // 2
+    far = LEAST * planes * bytes_per_tile > cpu.l2 and everything <= cpu.l3 // 2
     if far and not integer:
         fit = min(cpu.l1 // bytes_per_tile, cpu.l2 // 2 // F32.bytes(planes * block))
     enough = 2 * cpu.cores
@@ -136,7 +136,7 @@ def heuristic_with_tile(
         unroll=4,
         oc_block=1,
         # A stream from memory is faster without software prefetch: see also `streaming`.
-        prefetch=64 if weight_bytes < cpu.usable_l3 // 2 else 0,
+        prefetch=64 if weight_bytes < cpu.l3 // 2 else 0,
         split="channels" if few else "tiles",
         dot=dot.name if dot else "",
         chunk=chunk,
