@@ -80,7 +80,7 @@ def _show_kernel(arguments: Namespace) -> int:
     if arguments.algorithm is None and arguments.schedule is None:
         print("\nalgorithms, with the schedules of their heuristics")
         print("\n".join(algorithm_lines(problem, cpu)))
-    peak = probe().peak_of(arguments.threads, getattr(schedule, "dot", ""))
+    peak = probe().peak_of(arguments.threads, template.products(problem.precision, schedule))
     title, *lines = listing_lines(listing, source, record, peak)
     print(f"\n{title}")
     end = lines.index("") if "" in lines else len(lines)

@@ -122,7 +122,10 @@ def _of_integers(p: ConvProblem, preferred: KernelTemplate, direct: float, cpu: 
         if dot.name not in ("vnni", "usdot"):
             return direct * _WIDENED
         return direct * _DEPTHWISE_BYTES * _padded(p.oc, cpu.lanes) / p.oc
-    effort = preferred.effort(p, preferred.heuristic(p, cpu))
+    schedule = preferred.heuristic(p, cpu)
+    effort = preferred.effort(p, schedule)
+    if not hasattr(schedule, "dot"):  # tiles, whose effort is that of bytes
+        return direct * effort
     if effort != 1:  # products of int16
         rate = _RATES[dots(Types.pairs(), cpu)[0].name]
     else:

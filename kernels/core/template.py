@@ -101,7 +101,8 @@ class KernelTemplate:
     follows from operations and moved numbers. `expansion` is how many times as many numbers the
     packed weights are as the weights. `streaming` is a schedule as it is best where no cache keeps
     the weights from one run to the next. `levels` says which block of a schedule is sized for which
-    level of memory; of algorithms without blocks there are none.
+    level of memory; of algorithms without blocks there are none. `products` names the kind of dot
+    product of a schedule, whose rate the machine's report has; "" is float32's.
     """
 
     name: str
@@ -122,6 +123,7 @@ class KernelTemplate:
     streaming: Callable[[Any, Any], Any] = lambda p, schedule: schedule
     levels: Callable[[Any, Any, Cpu], Sequence[Block]] = lambda p, schedule, cpu: ()
     problem: type[Problem] = ConvProblem
+    products: Callable[[Types, Any], str] = lambda types, schedule: getattr(schedule, "dot", "")
 
     def __post_init__(self) -> None:
         # Notebooks show a schedule under its algorithm's name, which it does not know itself.

@@ -33,7 +33,7 @@ from fastrun.tuner.store.database import Database
 from tests.graph.test_networks_run import check, conv, only, residual, shaken, weights
 from tests.support.execution import relative_error
 from tests.support.graph_models import model, node, normal
-from tests.support.lanes import EVERY_CPU
+from tests.support.lanes import EVERY_CPU, without_tiles
 from tests.support.records import record
 
 NCHW8, NCHW16 = Layout("NCHW8c"), Layout("NCHW16c")
@@ -221,6 +221,7 @@ def test_narrow_tensors_lie_in_half_blocks_where_half_a_vector_takes_half_of_the
 ) -> None:
     """With 16 lanes 24 channels are three half blocks and 96 whole ones. Nothing is moved."""
     monkeypatch.setattr(Cpu, "halves", property(lambda self: halves))
+    cpu = without_tiles(cpu)
     wide, expanded, narrow = (cpu.block * x // 2 for x in (12, 9, 3))
     filters = {
         "w0": weights(wide, wide, 1), "w1": weights(narrow, wide, 1),

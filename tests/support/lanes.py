@@ -13,6 +13,14 @@ CPUS = [
     replace(Cpu.host(), lanes=lanes, registers=registers)
     for lanes, registers in ((4, 32), (8, 16), (16, 32))
 ]
+
+
+def without_tiles(cpu: Cpu) -> Cpu:
+    """The processor without matrix registers: for tests of what is chosen for vectors."""
+    features = (x for x in cpu.features.split(",") if not x.startswith("+amx"))
+    return replace(cpu, features=",".join(features))
+
+
 RUN_HERE = [cpu for cpu in CPUS if cpu.lanes <= Cpu.host().lanes]
 
 # Parameters for kernels that name vector registers; LLVM splits all other vectors that are too

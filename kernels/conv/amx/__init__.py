@@ -1,0 +1,244 @@
+"""Convolution by products of matrix registers (Intel AMX): of bytes, of bf16, and of float32.
+
+A tile of pixels has the channels of a pixel in each row: for stride 1 the pixels of a whole strip
+of the image follow each other, with those of the halo between rows. Sums go to a workspace, from
+where they get bias, residual and activation.
+
+A float32 number is taken as the sum of `terms` numbers of bf16, the first the number rounded, the
+second what is left, rounded, and so on. Three products of pairs, which take 3/16 of the time of one
+in float32, then give 16 bits of precision, six give float32's (Henry, Tang and Heinecke,
+"Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations", 2019).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastrun.kernels.codegen.builder import Index, Kernel, Module
+from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES
+from fastrun.kernels.codegen.tile_choice import tiles_per_task
+from fastrun.kernels.codegen.tiling import (
+    channel_panels,
+    check_groups,
+    cover,
+    task_order,
+    tile_count,
+)
+from fastrun.kernels.conv.amx.copy import (
+    Copy,
+    check_source,
+    copied_rows,
+    copy_stage,
+    copy_strip,
+    whole_copy,
+    width_of,
+)
+from fastrun.kernels.conv.amx.packing import pack
+from fastrun.kernels.conv.amx.panel import Panel
+from fastrun.kernels.conv.amx.schedule import (
+    PAIRS,
+    Lines,
+    Schedule,
+    Window,
+    cycles,
+    vector_cycles,
+)
+from fastrun.kernels.conv.amx.sums import CHANNELS, fits, multiplies, product
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16, F32, I16, U8
+from fastrun.kernels.core.levels import Block
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io, Program
+from fastrun.kernels.core.template import (
+    ROUNDING,
+    KernelTemplate,
+    check,
+    check_sizes,
+    summation_error,
+)
+from fastrun.kernels.core.types import Types
+
+# The share of the time of vectors up to which tiles are preferred.
+PAYS = 0.8
+# How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
+BYTES, PAIRED = 4.0, 1.7
+
+
+def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
+    if p.group_oc < CHANNELS // 2 or p.depth < CHANNELS:
+        return "a group has too few channels to fill matrix registers"
+    return None
+
+
+def takes(types: Types, cpu: Cpu) -> bool:
+    """Bytes; and float32 or bf16 input with weights of these types."""
+    if cpu.lanes != CHANNELS or types.signs or types.as_int16:
+        return False
+    if types.integer:
+        return types.weights is not I16 and multiplies(cpu, U8)
+    return types.weights in (F32, BF16) and multiplies(cpu, BF16)
+
+
+def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
+    return _schedule(p, cpu, terms=2 if _of_float32(p) else 1)
+
+
+def _of_float32(p: ConvProblem) -> bool:
+    """Whether numbers are taken as sums of several of bf16."""
+    return p.precision.src is p.precision.weights is F32
+
+
+def careful(p: ConvProblem, cpu: Cpu, max_error: float) -> Schedule:
+    """Two numbers of bf16 for each, or three."""
+    two = heuristic(p, cpu)
+    return two if error(p, two) <= max_error or two.terms == 1 else _schedule(p, cpu, terms=3)
+
+
+def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
+    whole = p.groups == 1 or p.group_c % cpu.block == p.group_oc % cpu.block == 0
+    layout = f"NCHW{cpu.block}c" if whole and p.precision.src is F32 else "NHWC"
+    window = Window.of(p, Io.of(p, layout).src, terms)
+    vectors = -(-p.group_oc // CHANNELS)
+    cols = min(2, vectors)
+    pixel = window.chunks * (window.width if window.in_place else window.terms * ROW_BYTES)
+    row = (p.w + p.padding[1] + p.padding[3]) * p.stride[0] * pixel
+    fit = max(1, cpu.l2 // 2 // row)
+    # Weights that L2 does not keep are read once: a panel stays there while the image streams by.
+    if vectors * window.weight_bytes > cpu.l2 // 2:
+        return Schedule(layout, min(p.oh, fit), 1, 2, cols, True, False, terms)
+    # Else the sums of a panel stay in L1. Rows that overlap are not copied again by each task.
+    fit = min(fit, max(1, cpu.l1 * 2 // 3 // (p.ow * cols * ROW_BYTES)))
+    rows = tiles_per_task(p.oh, fit, cpu, images=p.n * p.groups)
+    strips = not window.in_place and p.kernel[0] == 1
+    return Schedule(layout, rows, -(-vectors // cols), 2, cols, False, strips, terms)
+
+
+def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    check_sizes(s)
+    check(fits(s.tiles, s.cols), f"{s.tiles}x{s.cols} tiles of sums leave none for operands")
+    types = p.precision
+    alone = types.src is types.weights is F32
+    check(s.terms in PAIRS and (s.terms == 1 or alone), f"terms={s.terms}: no {types} has them")
+    check(io.dst.layout.name == "NHWC" or io.dst.layout.blocked == CHANNELS,
+          f"amx writes NHWC or NCHW{CHANNELS}c, not {io.dst.layout}")  # fmt: skip
+    check_groups(p, io)
+    window = Window.of(p, io.src, s.terms)
+    if window.in_place:
+        check(io.src.layout.name == "NHWC", "amx reads integers in NHWC")
+    else:
+        check_source(io.src)
+    tail = p.group_oc % CHANNELS if io.dst.layout.name == "NHWC" else 0
+    panels = channel_panels(p.group_oc, CHANNELS, s.cols, split_tail=tail > 0)
+    strips = cover(p.oh, s.rows)
+    panel_tasks = -(-tile_count(panels) // s.panels)
+
+    module = Module(cpu)
+    check(not (s.strips and window.in_place), "input that is read in place is not copied")
+    pitch = width_of(io.src)
+    sums = max(x.total * x.height for x in (Lines.of(p, rows.size, pitch) for rows in strips))
+    sums *= s.cols * ROW_BYTES
+    copy = whole_copy(p, io.src, window)
+    if s.strips:
+        copy = Copy(copied_rows(p, strips[0].size), pitch, window)
+    if not (window.in_place or s.strips):
+        copy_stage(module, p, io.src, window)
+
+    @module.stage("amx", p.n * p.groups * tile_count(strips) * panel_tasks)
+    def write_amx(k: Kernel, task: Index) -> None:
+        strip, some, rest = task_order(task, tile_count(strips), panel_tasks, s.oc_outer)
+        group, image = rest % p.groups, rest // p.groups
+        for rows in strips:
+            with rows.when(k, strip) as top:
+                if s.strips:
+                    out = k.argument("local", 1, offset=sums, dtype=U8)
+                    copy_strip(k, p, io.src, copy, out, rows.size, image, group, top)
+                for run in panels:
+                    with run.loop(k, k.index(some * s.panels), some * s.panels + s.panels) as first:
+                        kept = tail if run is panels[-1] else 0
+                        panel = Panel(k, p, s, io, window, panels[-1].end, image, group,
+                                      first, run.size, kept, copy, sums)  # fmt: skip
+                        panel.compute(top, rows.size)
+
+    def packed(w: NDArray[Any]) -> NDArray[Any]:
+        return pack(w, p.groups, window, panels)
+
+    if s.strips:
+        return module.program(io, packed, 0, sums + copy.size)
+    return module.program(io, packed, 0 if window.in_place else p.n * copy.size, sums)
+
+
+# The rms error of outputs, relative to the outputs' rms, by what so many numbers of bf16 leave out.
+_LEFT_OUT = {2: 4e-6, 3: 1e-8}
+
+
+def error(p: ConvProblem, s: Schedule) -> float:
+    """The rms error to expect, as `KernelTemplate.error` says."""
+    types = p.precision
+    if types.src is F32 and s.terms == 1:  # weights are counted among the types'
+        return math.hypot(summation_error(p, s), ROUNDING[BF16])
+    return math.hypot(summation_error(p, s), _LEFT_OUT.get(s.terms, 0.0))
+
+
+def effort(p: ConvProblem, s: Schedule) -> float:
+    """The share of the direct method's time to expect."""
+    return cycles(p, s) / vector_cycles(p)
+
+
+def rank(p: ConvProblem, cpu: Cpu) -> int:
+    """Preferred where it takes less time than vectors do.
+
+    Winograd's method, which multiplies less, is as fast where few weights are reused by many
+    pixels; it reads several times as many weights, which cost most where there are many.
+    """
+    types = p.precision
+    share = effort(p, heuristic(p, cpu))
+    if types.integer:
+        return 6 if share < PAYS / BYTES else 0
+    if types != Types():
+        return 6 if share < PAYS / PAIRED else 0
+    near = F32.bytes(p.oc * p.depth) <= cpu.l2 // 4
+    less = near and min(p.kernel) > 1 and p.stride == p.dilation == (1, 1) and p.groups == 1
+    return (4 if less else 6) if share < PAYS else 0
+
+
+def products(types: Types, s: Schedule) -> str:
+    """The kind of product; of float32 there is none, since several make one."""
+    return "" if s.terms > 1 else product(types.src if types.integer else BF16)
+
+
+def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
+    """The blocks of a schedule."""
+    io = Io.of(p, s.layout)
+    window, pitch = Window.of(p, io.src, s.terms), width_of(io.src)
+    lines = Lines.of(p, min(s.rows, p.oh), pitch)
+    cols = min(s.cols, -(-p.group_oc // CHANNELS))
+    sums, panel = lines.total * lines.height * cols * ROW_BYTES, cols * window.weight_bytes
+    pixel = window.width if window.in_place else window.terms * ROW_BYTES
+    strip = copied_rows(p, min(s.rows, p.oh)) * pitch * window.chunks * pixel
+    found = []
+    if sums <= cpu.l1:
+        holds = f"sums of {min(s.rows, p.oh)} rows and {cols * CHANNELS} channels"
+        found.append(Block("L1", "rows", holds, "two thirds of L1", sums))
+    if strip + panel <= cpu.l2:
+        holds = f"the input of {min(s.rows, p.oh)} rows, and a panel of weights"
+        found.append(Block("L2", "rows, cols", holds, "the input fills half of L2", strip + panel))
+    return found
+
+
+template = KernelTemplate(
+    "amx",
+    Schedule,
+    why_not,
+    heuristic,
+    build,
+    rank=rank,
+    takes=takes,
+    error=error,
+    careful=careful,
+    effort=effort,
+    levels=levels,
+    products=products,
+)

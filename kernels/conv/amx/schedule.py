@@ -1,0 +1,159 @@
+"""The schedule of products in tiles, and what follows from it: steps, lines, expected cycles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES, ROWS
+from fastrun.kernels.conv.amx.sums import CHANNELS, tile_bytes
+from fastrun.kernels.core.dtype import BF16, DType
+from fastrun.kernels.core.layout import Placement
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rows and panels of a task, tiles of a block of sums, and what numbers consist of."""
+
+    layout: str
+    rows: int  # output rows of a task
+    panels: int  # panels of output channels of a task
+    tiles: int  # tiles of pixels of a block of sums
+    cols: int  # tiles of output channels of a block of sums, which are a panel
+    oc_outer: bool  # tasks run through the image for each block of panels, else the reverse
+    strips: bool  # each task copies the input of its rows, else a stage before copies all
+    terms: int  # bf16 numbers whose sum stands for one of float32
+
+
+# Which terms are multiplied, of pixels and of weights: all that matter, and neighbours share one.
+PAIRS = {
+    1: ((0, 0),),
+    2: ((1, 0), (0, 0), (0, 1)),
+    3: ((2, 0), (1, 0), (1, 1), (0, 1), (0, 0), (0, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Window:
+    """What a step of K multiplies: `width` bytes of each pixel, `chunks` of them under each tap.
+
+    The `channels` of a pixel are cut into chunks. Where it saves steps, a row of the filter is one
+    long pixel: it is one run of bytes where pixels have no gaps between them.
+    `in_place` pixels are read where they lie. Others are copied first, as `terms` of bf16.
+    """
+
+    dtype: DType  # of the products: U8 or BF16
+    channels: int
+    kernel: tuple[int, int]
+    chunks: int
+    width: int
+    in_place: bool
+    terms: int
+
+    @classmethod
+    def of(cls, p: ConvProblem, src: Placement, terms: int) -> Window:
+        """The window of a group of channels."""
+        types = p.precision
+        if not types.integer:
+            most = BF16.count(ROW_BYTES)
+            here = types.src is BF16 and p.group_c % most == 0 and src.layout.name == "NHWC"
+            chunks = -(-p.group_c // most)
+            return cls(BF16, p.group_c, p.kernel, chunks, ROW_BYTES, here, terms)
+        channels, (kh, kw) = p.group_c, p.kernel
+        row, dense = kw * channels, src.x_stride == p.c and p.dilation[1] == p.groups == 1
+        if dense and -(-row // ROW_BYTES) < kw * -(-channels // ROW_BYTES):
+            channels, kw = row, 1
+        chunks = -(-channels // ROW_BYTES)
+        width = -(-channels // (4 * chunks)) * 4
+        return cls(types.src, channels, (kh, kw), chunks, width, True, 1)
+
+    @property
+    def steps(self) -> int:
+        """Steps of K."""
+        return self.kernel[0] * self.kernel[1] * self.chunks
+
+    @property
+    def tile(self) -> int:
+        """Bytes of a tile of weights."""
+        return tile_bytes(self.width)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the packed weights of a tile of output channels."""
+        return self.steps * self.terms * self.tile
+
+    @property
+    def per_chunk(self) -> int:
+        """Channels of a chunk."""
+        return self.dtype.count(self.width)
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Output pixels as rows of tiles: `count` lines of `length` pixels, each in equal tiles.
+
+    The last tile of a line may overlap the one before. With `joined` the rows of the image are one
+    line, in which pixels of the padding between them are computed as well.
+    """
+
+    count: int
+    length: int
+    joined: bool
+
+    @classmethod
+    def of(cls, p: ConvProblem, rows: int, pitch: int) -> Lines:
+        """The lines of some rows, which takes less time; `pitch` is the pixels of an input row."""
+        apart = cls(rows, p.ow, joined=False)
+        if p.stride != (1, 1):
+            return apart
+        return min(apart, cls(1, (rows - 1) * pitch + p.ow, joined=True), key=lambda x: x.cycles)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a line."""
+        return -(-self.length // ROWS)
+
+    @property
+    def height(self) -> int:
+        """Rows of a tile."""
+        return -(-self.length // self.tiles)
+
+    @property
+    def total(self) -> int:
+        """Tiles of all lines."""
+        return self.count * self.tiles
+
+    @property
+    def overlap(self) -> int:
+        """Pixels that the last tile of a line and the one before both compute."""
+        return self.tiles * self.height - self.length
+
+    @property
+    def cycles(self) -> float:
+        """Cycles of a product of all tiles: those of few rows take longer by the row (measured)."""
+        return self.total * max(9.0, self.height + 0.75)
+
+
+# Cycles, as measured on an Intel Xeon with AMX: of a product of tiles of 16 rows, whose clock is a
+# quarter slower; of storing and clearing a block of sums; of finishing a vector of outputs; of
+# copying a chunk of a pixel for each term; of vectors, for each multiply-add of 32.
+_PRODUCT, _BLOCK, _FINISH, _COPY, _VECTOR = 1.3, 250.0, 7.0, 10.0, 1.25
+
+
+def cycles(p: ConvProblem, s: Schedule) -> float:
+    """The cycles of a schedule to expect."""
+    src = Io.of(p, s.layout).src
+    window, pitch = Window.of(p, src, s.terms), src.y_stride // src.x_stride
+    vectors, strips = -(-p.group_oc // CHANNELS), p.n * p.groups * -(-p.oh // s.rows)
+    lines = Lines.of(p, min(s.rows, p.oh), pitch)
+    products = strips * lines.cycles * vectors * window.steps * len(PAIRS[s.terms]) * _PRODUCT
+    blocks = strips * -(-lines.total // s.tiles) * -(-vectors // s.cols) * _BLOCK
+    finish = p.n * p.groups * p.oh * p.ow * vectors * _FINISH
+    copied = 0 if window.in_place else p.n * p.h * p.w * p.groups * window.chunks * s.terms
+    return products + blocks + finish + copied * _COPY
+
+
+def vector_cycles(p: ConvProblem) -> float:
+    """The cycles of the direct method in float32."""
+    return p.flops / 64 * _VECTOR

@@ -1,0 +1,168 @@
+"""Products in matrix registers, where the processor has them: of bytes, exact, and of floats."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+
+from fastrun.kernels.conv.amx.schedule import Lines, Schedule
+from fastrun.kernels.conv.amx.sums import multiplies
+from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16, U8
+from fastrun.kernels.core.problem import ConvProblem
+from fastrun.kernels.core.program import Io
+from fastrun.kernels.core.reference import random_operands
+from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.registry import heuristic_choice, templates
+from fastrun.search_spaces.space import space_for
+from tests.support.execution import reference, rms_error, run
+from tests.support.integers import steps_allowed, steps_off_by
+
+CPU = Cpu.host()
+TILES = replace(
+    Cpu.avx512(), features=f"{Cpu.avx512().features},+amx-tile,+amx-int8,+amx-bf16,+avx512bf16"
+)
+AMX = templates()["amx"]
+
+has_tiles = pytest.mark.skipif(
+    not (multiplies(CPU, U8) and multiplies(CPU, BF16)), reason="the processor has no tiles"
+)
+
+# Full and ragged tiles, rows of the filter as runs of bytes, strides, dilation, groups, batches.
+SHAPES = [
+    "conv 1x64x9x16 48x3x3 s1 p1 bias relu",
+    "conv 2x40x7x7 33x3x3 s1 p1 bias add relu",
+    "conv 1x96x14x14 16x1x1 s1 p0 bias",
+    "conv 1x24x20x33 40x3x3 s2 p1 bias relu6",
+    "conv 1x130x6x5 70x1x1 s1 p0 bias add",
+    "conv 1x32x12x9 24x3x3 s1x2 p2 d2x1 bias hardswish",
+    "conv 2x64x8x10 96x3x3 s1 p1 g2 bias",
+    "conv 1x16x23x19 16x5x5 s1 p2 bias leaky0.1",
+    "conv 1x200x1x1 100x1x1 s1 p0 bias",
+    "conv 1x128x1x50 64x1x1 s1 p0 bias gelu",
+]
+SCHEDULES = [
+    {},
+    {"rows": 1, "panels": 1, "tiles": 1, "cols": 1},
+    {"rows": 3, "panels": 2, "tiles": 3, "cols": 1, "oc_outer": True},
+    {"rows": 1000, "tiles": 1, "cols": 3},
+    {"strips": True, "rows": 2},
+    {"layout": "NHWC", "rows": 2, "strips": False},
+]
+
+
+@has_tiles
+@pytest.mark.parametrize("types", ["u8s8>u8", "u8s8>f32", "u8s7>u8", "u8s4>u8"])
+@pytest.mark.parametrize("text", [*SHAPES, "conv 1x3x20x21 18x7x7 s2 p3 bias relu6"])
+def test_integers_are_exact(text: str, types: str) -> None:
+    p = ConvProblem.parse(f"{text} {types}")
+    first = AMX.heuristic(p, CPU)
+    for fields in SCHEDULES:
+        if fields.get("strips"):
+            continue
+        program = AMX.program(p, replace(first, **fields), CPU)
+        assert steps_off_by(p, program) <= steps_allowed(p), fields
+
+
+@has_tiles
+@pytest.mark.parametrize("types", ["", "bf16", "bf16>f32", "f32bf16"])
+@pytest.mark.parametrize("text", SHAPES)
+def test_floats_are_as_exact_as_said(text: str, types: str) -> None:
+    p = ConvProblem.parse(f"{text} {types}".strip())
+    operands = random_operands(p, seed=3) | {"poison": np.array(0x7FC0)}
+    truth = reference(p, operands)
+    first, ran = AMX.heuristic(p, CPU), 0
+    for fields, terms in product(SCHEDULES, (2, 3) if not types else (1,)):
+        try:
+            schedule = replace(first, **fields, terms=terms)
+            program = AMX.program(p, schedule, CPU)
+        except ScheduleError:
+            assert types.startswith("bf16"), "only bf16 may be read in place"
+            continue
+        found, ran = run(p, program, operands, threads=2), ran + 1
+        assert rms_error(found, truth) <= 2 * AMX.error(p, schedule) + 2**-23, schedule
+    assert ran >= 4
+
+
+@has_tiles
+def test_three_numbers_are_as_exact_as_float32() -> None:
+    p = ConvProblem.parse("conv 1x256x9x9 64x3x3 s1 p1 bias")
+    operands = random_operands(p, seed=4)
+    truth = reference(p, operands)
+    two = AMX.heuristic(p, CPU)
+    assert two.terms == 2
+    three = AMX.heuristic_within(p, CPU, 2e-6)
+    assert three.terms == 3
+    errors = [rms_error(run(p, AMX.program(p, s, CPU), operands), truth) for s in (two, three)]
+    assert errors[0] > 2e-6 > 4 * errors[1]
+    direct = templates()["direct"]
+    plain = run(p, direct.program(p, direct.heuristic(p, CPU), CPU), operands)
+    assert errors[1] < 2 * rms_error(plain, truth)
+
+
+@has_tiles
+def test_rows_are_the_same_whoever_computes_them() -> None:
+    """The bits of an output do not depend on how an image is cut."""
+    p = ConvProblem.parse("conv 1x48x17x13 40x3x3 s1 p1 bias")
+    operands = random_operands(p, seed=5)
+    first = AMX.heuristic(p, CPU)
+    found = [
+        run(p, AMX.program(p, replace(first, rows=rows, tiles=tiles), CPU), operands)
+        for rows, tiles in product((1, 4, 17), (1, 2))
+    ]
+    assert all(np.array_equal(x, found[0]) for x in found)
+
+
+def test_a_line_covers_every_pixel_once_or_twice() -> None:
+    for text, rows in product(SHAPES, (1, 2, 5)):
+        p = ConvProblem.parse(text)
+        lines = Lines.of(p, min(rows, p.oh), p.w + p.padding[1] + p.padding[3])
+        assert lines.height <= 16
+        assert 0 <= lines.overlap < lines.tiles
+        assert lines.total * lines.height >= min(rows, p.oh) * p.ow
+
+
+def test_tiles_are_chosen_where_they_are_faster() -> None:
+    """Without measuring: for many channels, not for a first layer nor on other processors."""
+
+    def chosen(text: str, cpu: Cpu = TILES) -> str:
+        return heuristic_choice(ConvProblem.parse(text), cpu)[0].name
+
+    assert chosen("conv 1x512x7x7 512x3x3 s1 p1 bias") == "amx"
+    assert chosen("conv 1x1024x14x14 256x1x1 s1 p0 bias") == "amx"
+    assert chosen("conv 1x64x56x56 64x3x3 s1 p1 bias u8s8>u8") == "amx"
+    assert chosen("conv 1x3x224x224 64x7x7 s2 p3 bias") != "amx"
+    assert chosen("conv 1x64x56x56 64x3x3 s1 p1 g64 bias") != "amx"
+    assert chosen("conv 1x512x7x7 512x3x3 s1 p1 bias", Cpu.avx512()) != "amx"
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "message"),
+    [
+        (SHAPES[0], {"tiles": 3, "cols": 3}, "leave none for operands"),
+        (SHAPES[0], {"terms": 4}, "terms=4"),
+        (SHAPES[0] + " u8s8>u8", {"terms": 2}, "terms=2"),
+        (SHAPES[0] + " u8s8>u8", {"strips": True}, "is not copied"),
+        (SHAPES[0], {"layout": "NCHW"}, "writes NHWC or NCHW16c"),
+        (SHAPES[0], {"layout": "NCHW8c>NCHW16c"}, "copies input in NHWC or NCHW16c"),
+    ],
+)
+def test_what_cannot_be_is_one_line(text: str, fields: dict[str, object], message: str) -> None:
+    p = ConvProblem.parse(text)
+    with pytest.raises(ScheduleError, match=message):
+        AMX.program(p, replace(AMX.heuristic(p, TILES), **fields), TILES)
+
+
+def test_every_schedule_of_the_space_can_be_built() -> None:
+    for text in ("conv 1x64x14x14 96x3x3 s1 p1 bias", SHAPES[3] + " u8s8>u8", SHAPES[4]):
+        p = ConvProblem.parse(text)
+        space = space_for("amx", p, TILES)
+        assert space.point(AMX.heuristic(p, TILES)) is not None
+        schedules = list(space)
+        assert len(schedules) > 20
+        for schedule in schedules:
+            assert isinstance(schedule, Schedule)
+            AMX.build(p, schedule, TILES, Io.of(p, schedule.layout))
