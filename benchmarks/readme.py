@@ -144,7 +144,10 @@ def _losses(single: Bench) -> list[str]:
         words = ", ".join(f"{h.subject} {ratio(h.over_best)} ({h.best_peer})" for h in lost)
         where = f"On {plural(n, 'thread')} the best peer is faster on"
         said.append(f"{where} {len(lost)} of {len(single.of(n))}{': ' if lost else ''}{words}.")
-    said.append("Above 100 % of peak means Winograd: the direct method's operations are counted.")
+    said.append(
+        "Above 100 % of peak means Winograd, or tile registers (AMX): the direct method's "
+        "operations are counted, and the peak is that of float32 vectors."
+    )
     return said
 
 

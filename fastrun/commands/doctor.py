@@ -46,7 +46,7 @@ def run(arguments: Namespace) -> int:
     settings = {"governor": here.governor, "turbo": here.turbo, "SMT": here.smt}
     rates = ", ".join(f"{level} {rate / 1e9:.0f}" for level, rate in report.read_streams.items())
     lines = [
-        ("processor", f"{cpu.model} ({cpu.name}), {plural(cpu.cores, 'core')} to use"),
+        ("processor", f"{cpu.model}, {plural(cpu.cores, 'core')} to use; code for {cpu.name}"),
         ("vectors", f"{cpu.lanes} floats wide, {cpu.registers} registers"),
         ("features", " ".join(sorted(features(cpu) & _FEATURES)) or UNKNOWN),
         *([("", complaint)] if (complaint := shortcoming(cpu)) else []),

@@ -102,7 +102,8 @@ def write_report(
 
 def machine_slug(machine: MachineReport) -> str:
     """The name of a machine's folder: its model, and the beginning of its fingerprint."""
-    model = re.sub(r"[^a-z0-9]+", "-", machine.model.lower()).strip("-")
+    name = re.sub(r"\((r|tm)\)", "", machine.model.lower())
+    model = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
     return f"{model[:40].strip('-')}-{machine.machine[:8]}"
 
 

@@ -103,8 +103,9 @@ def standings_table(console: Console, found: Sequence[Standing], peak: float) ->
     grid(console, list(shown), [[column(s) for column in shown.values()] for s in found])
     if "of\npeak>" in shown and any(s.gflops * 1e9 > peak for s in found if s.best):
         console.print(
-            "More than 100 % of peak: GFLOP/s count the operations of the direct method, and "
-            "Winograd multiplies less."
+            "More than 100 % of peak: GFLOP/s count the operations of the direct method, and the "
+            "peak is that of float32 vectors. Winograd multiplies less; products of bytes or bf16, "
+            "and those of tile registers (AMX), are faster."
         )
 
 

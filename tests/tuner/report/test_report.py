@@ -470,7 +470,7 @@ def test_nothing_measured_is_a_mistake(database: Database, tmp_path: Path) -> No
 
 
 def test_folders_are_named_by_the_machine() -> None:
-    assert machine_slug(MACHINE) == f"made-up-cpu-tm-9000-{HERE[:8]}"
+    assert machine_slug(MACHINE) == f"made-up-cpu-9000-{HERE[:8]}"
 
 
 def test_what_was_not_searched_is_counted_apart(tmp_path: Path) -> None:
