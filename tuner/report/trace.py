@@ -5,10 +5,13 @@ The format is Google's "Trace Event Format": complete events (`ph` X) with times
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from fastrun.kernels.core.layout import Layout
 from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 from fastrun.tuner.machine.probe import MachineReport
 
@@ -52,17 +55,19 @@ def _facts(
         rate = step["flops"] / seconds
         facts["GFLOP/s"] = round(rate / 1e9, 1)
         if machine:
-            peak = machine.peak_of(threads, _dot(step["algorithm"]))
+            peak = machine.peak_of(threads, _products(step))
             facts["share of peak"] = f"{rate / peak:.0%}"
     return facts
 
 
-def _dot(algorithm: str) -> str:
-    """The kind of dot product of a schedule, "" for any other kernel."""
+def _products(step: Mapping[str, Any]) -> str:
+    """The kind of products of a step's schedule, "" for any other kernel."""
     try:
-        return str(getattr(parse_schedule(algorithm)[1], "dot", ""))
+        template, schedule = parse_schedule(step["algorithm"])
     except ScheduleError:
         return ""
+    src = Layout.parse(re.split("[,>]", step["layouts"])[0])
+    return template.products(Types(src=src.dtype), schedule)
 
 
 def _events(

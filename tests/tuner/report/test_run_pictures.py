@@ -168,3 +168,35 @@ def test_plan_writes_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for name, wrong in {"--trace": "x.txt", "--annotate": path.name}.items():
         assert main(["plan", str(path), name, str(tmp_path / wrong)]) == 2
     assert onnx.load(path).producer_name == residual().producer_name
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "layouts", "kind"),
+    [
+        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=1)",
+         "NHWC:u8>NHWC:u8", "tdpbusd"),
+        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=1)",
+         "NHWC>NHWC", "tdpbf16ps"),
+        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=2)",
+         "NHWC,NHWC>NHWC", ""),
+        ("max pool", "NHWC>NHWC", ""),
+    ],
+)  # fmt: skip
+def test_shares_are_of_the_peak_of_a_steps_products(
+    algorithm: str, layouts: str, kind: str
+) -> None:
+    asked = []
+
+    class Machine:
+        def peak_of(self, threads: int, dot: str) -> float:
+            asked.append(dot)
+            return 1e9
+
+    row = {
+        "thread": 0, "step": 0, "start": 0.0, "working": 1e-3, "waiting": 0.0, "name": "a",
+        "work": "Conv", "algorithm": algorithm, "layouts": layouts, "output": "y",
+        "flops": 5e5, "nbytes": 0,
+    }  # fmt: skip
+    found = trace([row], "", Machine())  # type: ignore[arg-type]
+    assert asked == [kind]
+    assert "'share of peak': '50%'" in str(found)
