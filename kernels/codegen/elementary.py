@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from fastrun.kernels.codegen.builder import Vec, constant, fma
 from fastrun.kernels.codegen.emit import vector_type
+from fastrun.kernels.codegen.estimates import known, quotient, scaled
 from fastrun.kernels.codegen.values import Vectors
 
 # ln 2 in two parts, so that multiples of it up to 2^8 are exact in the first.
@@ -81,7 +82,9 @@ def combine(instruction: str, like: Vec, a: str, b: str) -> str:
 
 def exp(x: Vec) -> Vec:
     """e^x."""
-    p, whole = _reduced_exp(x.max(-104.0).min(89.0))
+    p, n, whole = _reduced_exp(x.max(-104.0).min(89.0))
+    if known(x):
+        return scaled(p + 1.0, n)
     # In two steps, since 2^n may leave the range of floats where e^x does not.
     half = whole >> 1
     power = half.power_of_two
@@ -90,8 +93,8 @@ def exp(x: Vec) -> Vec:
 
 def expm1_negative(x: Vec) -> Vec:
     """e^x - 1 where x <= 0; 0 where it is positive."""
-    p, whole = _reduced_exp(x.min(0.0).max(-30.0))
-    power = whole.power_of_two
+    p, n, whole = _reduced_exp(x.min(0.0).max(-30.0))
+    power = scaled(_const(x, 1.0), n) if known(x) else whole.power_of_two
     return fma(p, power, power - 1.0)
 
 
@@ -121,12 +124,12 @@ def log1p(x: Vec) -> Vec:
 def tanh(x: Vec) -> Vec:
     """The hyperbolic tangent."""
     t = expm1_negative(absolute(x) * -2.0)
-    return copy_sign(t / (t + 2.0), x)
+    return copy_sign(quotient(t, t + 2.0), x)
 
 
 def sigmoid(x: Vec) -> Vec:
     """1 / (1 + e^-x)."""
-    return _const(x, 1.0) / (exp(x * -1.0) + 1.0)
+    return quotient(1.0, exp(x * -1.0) + 1.0)
 
 
 def softplus(x: Vec) -> Vec:
@@ -164,7 +167,7 @@ def gelu_tanh(x: Vec) -> Vec:
 def normal_tail(y: Vec) -> Vec:
     """erfc(y / sqrt 2): the normal distribution's mass beyond y on both sides, for y >= 0."""
     y = y.min(_TAIL_END)
-    t = _const(y, 1.0) / fma(y, _const(y, _TAIL_SLOPE), _const(y, 1.0))
+    t = quotient(1.0, fma(y, _const(y, _TAIL_SLOPE), _const(y, 1.0)))
     half = y * 0.5
     square = half * y
     # The rounding error of the square would be magnified by the exponential.
@@ -173,13 +176,13 @@ def normal_tail(y: Vec) -> Vec:
     return fma(envelope, lost * -1.0, envelope) * (t * polynomial(t, _TAIL))
 
 
-def _reduced_exp(x: Vec) -> tuple[Vec, _Bits]:
-    """e^r - 1 and the whole number n of x = n ln 2 + r."""
+def _reduced_exp(x: Vec) -> tuple[Vec, Vec, _Bits]:
+    """e^r - 1, and the whole number n of x = n ln 2 + r, as a float and as an integer."""
     shifted = fma(x, _const(x, 1 / math.log(2)), _const(x, _MAGIC))
     n = shifted - _MAGIC
     r = fma(n, _const(x, -_LN2_HIGH), x)
     r = fma(n, _const(x, -_LN2_LOW), r)
-    return r * polynomial(r, _EXPM1), _Bits.of(shifted) - _MAGIC_BITS
+    return r * polynomial(r, _EXPM1), n, _Bits.of(shifted) - _MAGIC_BITS
 
 
 def _log1p(f: Vec) -> Vec:

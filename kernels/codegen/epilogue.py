@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Vec, fma
 from fastrun.kernels.codegen.elementary import exp, gelu, gelu_tanh, sigmoid, tanh
+from fastrun.kernels.codegen.estimates import quotient
 from fastrun.kernels.codegen.narrow import side_by_side
 from fastrun.kernels.codegen.values import Vectors
 from fastrun.kernels.core.dtype import F32, I32, U8, DType
@@ -126,7 +127,7 @@ def activate(x: Vec, activation: str) -> Vec:
     if activation == "sigmoid":
         return sigmoid(x)
     if activation == "silu":
-        return x / (exp(x * -1.0) + 1.0)
+        return quotient(x, exp(x * -1.0) + 1.0)
     if activation == "gelu":
         return gelu(x)
     if activation == "gelu_tanh":

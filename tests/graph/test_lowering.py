@@ -248,3 +248,12 @@ def test_all_pixels_in_their_order_are_summed_in_vectors(operator: str) -> None:
     x = normal(2, 3, 70, 90) + 3
     truth = run(import_onnx(m), {"x": x})["y"]
     np.testing.assert_allclose(network.run({"x": x})["y"], truth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("slope", [floats(0.25), floats(0.25).reshape(1, 1, 1), floats(-1.5)])
+def test_one_slope_of_all_channels_belongs_to_the_convolution(slope: Array) -> None:
+    nodes = [node("Conv", "x w", "a"), node("PRelu", "a s", "y")]
+    m = model(nodes, {"w": normal(5, 4, 1, 1), "s": slope})
+    checked(m)
+    names = [type(n.op).__name__ for n in optimise(import_onnx(m)).nodes]
+    assert names == (["Conv"] if slope.item() > 0 else ["Conv", "Unary"])

@@ -56,6 +56,19 @@ def test_unary_is_accurate_and_keeps_special_values(function: str, cpu: Cpu) -> 
     assert_close(found, truth, least=LEAST.get(function, 2.0**-126))
 
 
+@pytest.mark.parametrize("function", ["sigmoid", "silu", "tanh", "erf"])
+def test_nothing_is_divided_where_there_are_estimates_of_reciprocals(function: str) -> None:
+    """A division takes as long as 32 multiply-adds on Intel's cores."""
+    view = Strided.row_major((64,))
+
+    def divides(cpu: Cpu) -> bool:
+        return "fdiv" in elementwise.unary(Unary(function), cpu, view, view).ir
+
+    assert divides(Cpu.avx2())
+    assert divides(Cpu.neon())
+    assert not divides(Cpu.avx512())
+
+
 @pytest.mark.parametrize("function", WHOLE)
 def test_quotients_and_remainders_of_whole_numbers_are_exact(function: str) -> None:
     draw = np.random.default_rng(0)

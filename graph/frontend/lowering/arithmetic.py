@@ -193,7 +193,12 @@ def _prelu(site: Site) -> None:
     if per_channel and shape[-1] not in (1, slope[0]):
         # Before opset 7 a vector meant one slope per channel.
         name = site.emit(Reshape(), name, shape=(*slope, *(1,) * (len(shape) - 2)))
-    site.finish(Binary("prelu"), site.inputs[0], name)
+    if site.is_constant(1) and math.prod(slope) == 1 and len(slope) <= len(shape):
+        # The convolution in front of it applies one slope in its epilogue.
+        known = float(site.constant(1, "slope").reshape(()))
+        site.finish(Unary("leakyrelu", known), site.inputs[0])
+    else:
+        site.finish(Binary("prelu"), site.inputs[0], name)
 
 
 @lowers("Softmax", "LogSoftmax")
