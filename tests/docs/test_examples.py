@@ -30,7 +30,7 @@ P = ConvProblem.parse("conv 1x16x14x14 16x3x3 s1 p1 bias relu")
 def run(folder: Path, example: str, *words: str | Path) -> str:
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / example, *words],
-        capture_output=True, text=True, cwd=folder, timeout=300,
+        capture_output=True, text=True, cwd=folder, timeout=900,
         env={**os.environ, "PYTHONPATH": str(ROOT), "FASTRUN_CACHE": str(folder / "cache")},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def test_examples_are_short(path: Path) -> None:
 
 
 def test_tune_a_model_and_embed_it(folder: Path) -> None:
-    options = ("--seconds", "300", "--trials", "2", "--plan", "two.plan", "--db", "two.db")
+    options = ("--seconds", "120", "--trials", "2", "--plan", "two.plan", "--db", "two.db")
     out = run(folder, "tune_model.py", "two.onnx", *options)
     assert "conv 1x4x12x12 16x3x3 s1 p1 relu: " in out
     assert out.splitlines()[-1] == "plan: two.plan"
