@@ -18,6 +18,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Index, Kernel, Module
+from fastrun.kernels.codegen.dot import has
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES
 from fastrun.kernels.codegen.tile_choice import tiles_per_task
 from fastrun.kernels.codegen.tiling import (
@@ -79,7 +80,8 @@ def takes(types: Types, cpu: Cpu) -> bool:
         return False
     if types.integer:
         return types.weights is not I16 and multiplies(cpu, U8)
-    return types.weights in (F32, BF16) and multiplies(cpu, BF16)
+    # The copy of the input rounds by instructions on vectors.
+    return types.weights in (F32, BF16) and multiplies(cpu, BF16) and has(cpu, "avx512bf16")
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
