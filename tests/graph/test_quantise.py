@@ -14,6 +14,7 @@ from fastrun.graph.core.model import Array, Graph
 from fastrun.graph.core.ops import Conv, Gemm
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
+from fastrun.graph.quantise.channels import linked
 from fastrun.graph.quantise.equalise import equalised
 from fastrun.graph.quantise.network import calibrated, quantise
 from fastrun.graph.quantise.observe import Histogram
@@ -314,6 +315,67 @@ def test_equalisation_leaves_the_network_as_it_is_and_its_channels_even() -> Non
     # A function that is not linear for positive factors is left alone.
     curved = find_scope(uneven("Sigmoid"))
     assert equalised(curved, data) is curved.graph
+
+
+def branched(tail: str = "Relu") -> Graph:
+    """Uneven channels that are pooled, concatenated, added, moved and read by several layers."""
+    range_ = np.float32(10) ** np.linspace(-2, 0, 8, dtype=np.float32)
+    uneven_rows, uneven_columns = range_.reshape(-1, 1, 1, 1), range_.reshape(1, -1, 1, 1)
+    nodes = [
+        node("Conv", "x w0", "c0"),
+        node("Relu", "c0", "r0"),
+        node("Conv", "r0 w1", "c1"),
+        node("Relu", "c1", "r1"),
+        node("Add", "r1 r0", "s"),
+        node("MaxPool", "r0", "m", kernel_shape=[3, 3], pads=[1] * 4),
+        node("Concat", "s m", "k", axis=1),
+        node("Reshape", "k five", "k5"),
+        node("Transpose", "k5", "k6", perm=[0, 2, 1, 3, 4]),
+        node("Reshape", "k6 four", "u"),
+        node("Resize", "u _ scales", "d", mode="nearest"),
+        node("Conv", "d w2", "c2", group=16),
+        node(tail, "c2", "r2"),
+        node("Slice", "r2 starts ends axes", "t"),
+        node("Conv", "t w3", "y"),
+    ]
+    weights = {
+        "five": np.array([1, 2, 8, 8, 8]),
+        "four": np.array([1, 16, 8, 8]),
+        "w0": normal(8, 4, 1, 1) * uneven_rows,
+        "w1": normal(8, 8, 1, 1) * uneven_rows / uneven_columns,
+        "scales": np.array([1, 1, 2, 2], np.float32),
+        "w2": normal(16, 1, 3, 3) / 3,
+        "starts": np.array([4]),
+        "ends": np.array([16]),
+        "axes": np.array([1]),
+        "w3": normal(5, 12, 1, 1) / np.tile(uneven_columns, (1, 2, 1, 1))[:, 4:] / 20,
+    }
+    return optimise(import_onnx(model(nodes, weights)))
+
+
+def test_channels_keep_one_factor_through_branches() -> None:
+    g, data = branched(), inputs(8)
+    scope = find_scope(g)
+    channels = linked(scope)
+    assert len(channels.layers) == 4
+    free = {name for name in channels.labels if channels.of(name) is not None}
+    assert {"c0", "s", "m", "k", "d", "c2", "t"} <= free
+    assert not free & {*g.inputs, *g.outputs}
+    labels = channels.labels
+    np.testing.assert_array_equal(labels["s"], labels["c0"])  # they are added
+    np.testing.assert_array_equal(labels["k"], np.tile(labels["c0"], 2))
+    np.testing.assert_array_equal(labels["t"], labels["c2"][4:])
+    np.testing.assert_array_equal(labels["d"], labels["k"].reshape(2, 8).T.reshape(-1))
+    x = inputs(1, seed=3)[0]
+    even = equalised(scope, data)
+    np.testing.assert_allclose(run(even, x)["y"], run(g, x)["y"], rtol=1e-5, atol=1e-6)
+    assert differences(g, quantise(g, data), inputs(4, seed=3))["y"].sqnr > 32
+
+
+def test_channels_between_others_stay_as_they_are() -> None:
+    channels = linked(find_scope(branched("Sigmoid")))
+    assert channels.of("t") is None
+    assert channels.of("k") is not None
 
 
 def test_the_written_file_is_read_as_it_was_made() -> None:
