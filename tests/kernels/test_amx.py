@@ -1,4 +1,4 @@
-"""Products in matrix registers, where the processor has them: of bytes, exact, and of floats."""
+"""Products in tile registers, where the processor has them: of bytes, exact, and of floats."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.reference import random_operands
 from fastrun.kernels.core.template import ScheduleError
+from fastrun.kernels.native.assembly import facts
 from fastrun.kernels.registry import heuristic_choice, templates
 from fastrun.search_spaces.space import space_for
 from tests.support.execution import reference, rms_error, run
@@ -166,3 +167,12 @@ def test_every_schedule_of_the_space_can_be_built() -> None:
         for schedule in schedules:
             assert isinstance(schedule, Schedule)
             AMX.build(p, schedule, TILES, Io.of(p, schedule.layout))
+
+
+def test_products_of_tiles_are_found_in_the_hot_loop() -> None:
+    """Twelve products and eight tiles that are read, for two numbers of bf16 each."""
+    p = ConvProblem.parse("conv 1x256x14x14 256x3x3 s1 p1 bias")
+    found = facts(AMX.program(p, AMX.heuristic(p, TILES), TILES), TILES)
+    assert (found.tiles, found.fmas) == (12, 0)
+    assert 8 * 16 <= found.memory_references < 8 * 16 + 8
+    assert found.bound == 1.0

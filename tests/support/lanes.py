@@ -16,7 +16,7 @@ CPUS = [
 
 
 def without_tiles(cpu: Cpu) -> Cpu:
-    """The processor without matrix registers: for tests of what is chosen for vectors."""
+    """The processor without tile registers: for tests of what is chosen for vectors."""
     features = (x for x in cpu.features.split(",") if not x.startswith("+amx"))
     return replace(cpu, features=",".join(features))
 

@@ -84,7 +84,7 @@ def listing_lines(
         f"  workspace  {size(program.shared_bytes)} shared, {size(program.local_bytes)} per thread"
     )
     yield (
-        f"  hot loop   {found.fmas} vector FMAs of {plural(found.instructions, 'instruction')}, "
+        f"  hot loop   {_products(found)} of {plural(found.instructions, 'instruction')}, "
         f"{found.memory_references} memory references"
     )
     spills = "" if not found.stack_references else ": values that found no register, or addresses"
@@ -95,10 +95,10 @@ def listing_lines(
     for block in listing.template.levels(listing.problem, listing.schedule, listing.cpu):
         share = f"{size(block.size)}, {percent(block.share(listing.cpu))} of it"
         yield f"  {block.level:<10} {block.fields}: {block.holds} ({share})"
-    if found.fmas:
+    if found.bound:
         yield f"  predicted  at most {percent(found.bound)} of peak, by the hot loop's instructions"
     else:
-        yield "  predicted  nothing: no vector FMA in the hot loop"
+        yield "  predicted  nothing: no product in the hot loop"
     yield f"  measured   {_measured(listing.problem, record, peak)}"
     # LLVM's comments around inline assembly are left out.
     lines = found.hot_loop.splitlines()
@@ -108,6 +108,11 @@ def listing_lines(
         yield from (line.expandtabs(8) for line in shown[:_LINES])
         if len(shown) > _LINES:
             yield f"        ... and {len(shown) - _LINES} more; --asm shows all of the kernel"
+
+
+def _products(found: Facts) -> str:
+    """What the hot loop multiplies by."""
+    return plural(found.tiles, "tile product") if found.tiles else f"{found.fmas} vector FMAs"
 
 
 def _measured(p: Problem, record: Record | None, peak: float) -> str:

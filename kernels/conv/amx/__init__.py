@@ -1,4 +1,4 @@
-"""Convolution by products of matrix registers (Intel AMX): of bytes, of bf16, and of float32.
+"""Convolution by products of tile registers (Intel AMX): of bytes, of bf16, and of float32.
 
 A tile of pixels has the channels of a pixel in each row: for stride 1 the pixels of a whole strip
 of the image follow each other, with those of the halo between rows. Sums go to a workspace, from
@@ -70,7 +70,7 @@ BYTES, PAIRED = 4.0, 1.7
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
     if p.group_oc < CHANNELS // 2 or p.depth < CHANNELS:
-        return "a group has too few channels to fill matrix registers"
+        return "a group has too few channels to fill tile registers"
     return None
 
 
