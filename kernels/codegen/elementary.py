@@ -20,6 +20,8 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
 # Adding this to a small number rounds it to a whole number, which is then in the lowest bits.
 _MAGIC, _MAGIC_BITS = 1.5 * 2**23, 0x4B400000
 
+_LEAST_NORMAL = -87.33654  # e to this is just above 2^-126
+
 _EXPM1 = tuple(1 / math.factorial(i) for i in range(1, 8))
 _LOG = tuple(2 / i for i in range(1, 11, 2))
 _ERF = tuple(
@@ -89,6 +91,16 @@ def exp(x: Vec) -> Vec:
     half = whole >> 1
     power = half.power_of_two
     return fma(p, power, power) * (whole - half).power_of_two
+
+
+def weight(x: Vec) -> Vec:
+    """e^x as a weight of a sum whose largest is 1: 0 where it would be no normal number.
+
+    Intel's cores take a hundred cycles and more for each product of subnormal numbers, as masks of
+    -100 make them.
+    """
+    value = exp(x.max(_LEAST_NORMAL))
+    return x.k.blend(compare("olt", x, _LEAST_NORMAL), _const(x, 0.0), value)
 
 
 def expm1_negative(x: Vec) -> Vec:

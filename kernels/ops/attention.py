@@ -26,7 +26,7 @@ from fastrun.kernels.codegen.builder import (
     first_lanes,
     fma,
 )
-from fastrun.kernels.codegen.elementary import exp
+from fastrun.kernels.codegen.elementary import weight
 from fastrun.kernels.codegen.micro_kernel import check_tile
 from fastrun.kernels.codegen.sums import across, add_products
 from fastrun.kernels.codegen.tile_choice import best_tile
@@ -379,7 +379,7 @@ class _Task:
                     if single:
                         factors.store(k.const(1.0, 1) / totals[r], i)
                         continue
-                    shrunk = exp(before[r] - peaks[r])
+                    shrunk = weight(before[r] - peaks[r])
                     sums = self._array("sums", 1).at(self._place(row) + i)
                     sums.store(k.intrinsic("fma", sums.load(0, lanes=1), shrunk, totals[r]), 0)
                     self._array("peaks", 1).at(self._place(row) + i).store(peaks[r], 0)
@@ -465,4 +465,4 @@ class _Task:
 
 
 def _power(peaks: Sequence[Vec], score: Vec, row: int) -> Vec:
-    return exp(score - peaks[row])
+    return weight(score - peaks[row])

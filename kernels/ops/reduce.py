@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.builder import Buffer, Int, Kernel, Module, Tile, Vec, first_lanes, fma
-from fastrun.kernels.codegen.elementary import exp, log, maximum, minimum
+from fastrun.kernels.codegen.elementary import log, maximum, minimum, weight
 from fastrun.kernels.codegen.strided_loops import (
     Nest,
     aligned,
@@ -161,7 +161,7 @@ def _softmax(log_of_it: bool, walk: _Walk, given: _Terms, result: _Terms) -> Non
     k, peaks = walk.k, walk.total(_MAX, given.load)
 
     def power(index: Index, column: int, count: int) -> Vec:
-        value = exp(given.load(index, column, count) - peaks[column])
+        value = weight(given.load(index, column, count) - peaks[column])
         if not log_of_it:
             result.store(index, column, count, value)
         return value

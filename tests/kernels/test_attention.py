@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import fastrun
 from fastrun.kernels.core.attention import AttentionProblem, parse_problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW, NHWC, Array, Placement
@@ -17,6 +18,7 @@ from fastrun.kernels.registry import applicable, parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.search_spaces.untried import Untried
 from tests.support.execution import execute, relative_error
+from tests.support.graph_models import model, node
 from tests.support.lanes import CPUS, cpus
 from tests.support.strided import CPU, normal
 
@@ -136,3 +138,15 @@ def test_texts_that_are_no_problem() -> None:
     for text in ("attention 1x2x3 4x5", "attention 1x1x5x4 5x3 relu", "attention 1x0x5x4 5x3"):
         with pytest.raises(ProblemError):
             parse_problem(text)
+
+
+def test_weights_are_never_subnormal() -> None:
+    """Masks of -100 would make subnormal numbers, whose products take Intel's cores very long."""
+    scores = np.zeros((1, 3, 5, 40), np.float32)
+    scores[..., 1::4], scores[..., 2::4], scores[..., 3::4] = -100, -95, -84
+    proto = model([node("Softmax", "x", "y", axis=-1)], {}, shape=scores.shape)
+    found = fastrun.load(proto).run({"x": scores})["y"]
+    masked = found[scores < -90]
+    assert (masked == 0).all()
+    assert (found[scores == -84] > 2.0**-126).all()
+    assert np.allclose(found.sum(axis=-1), 1)
