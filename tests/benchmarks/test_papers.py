@@ -29,7 +29,8 @@ def test_shares_are_of_each_side_s_own_peak(
     assert main(["bench", "--paper", "tvm-winograd", "--db", str(tmp_path / "empty.db")]) == 0
     out = capsys.readouterr().out
     assert len(measured) == 4
-    assert all(schedule.startswith("winograd(") for schedule, _, _ in measured)
+    # Where a processor has tile registers they may be faster than Winograd's method.
+    assert {schedule.partition("(")[0] for schedule, _, _ in measured} <= {"winograd", "amx"}
     assert "161 %" in out  # 193 of 120 GFLOP/s
     assert out.count("200 %") == 4
     assert "https://github.com/apache/tvm/pull/2111" in out
