@@ -35,7 +35,6 @@ from fastrun.kernels.conv.amx.copy import (
     copy_stage,
     copy_strip,
     whole_copy,
-    width_of,
 )
 from fastrun.kernels.conv.amx.packing import pack
 from fastrun.kernels.conv.amx.panel import Panel
@@ -46,6 +45,7 @@ from fastrun.kernels.conv.amx.schedule import (
     Window,
     cycles,
     vector_cycles,
+    width_of,
 )
 from fastrun.kernels.conv.amx.sums import CHANNELS, fits, multiplies, product
 from fastrun.kernels.core.cpu import Cpu
@@ -105,8 +105,7 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
     window = Window.of(p, Io.of(p, layout).src, terms)
     vectors = -(-p.group_oc // CHANNELS)
     cols = min(2, vectors)
-    pixel = window.chunks * (window.width if window.in_place else window.terms * ROW_BYTES)
-    row = (p.w + p.padding[1] + p.padding[3]) * p.stride[0] * pixel
+    row = (p.w + p.padding[1] + p.padding[3]) * p.stride[0] * window.row
     fit = max(1, cpu.l2 // 2 // row)
     # Weights that L2 does not keep are read once: a panel stays there while the image streams by.
     if vectors * window.weight_bytes > cpu.l2 // 2:
@@ -121,9 +120,8 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     check_sizes(s)
     check(fits(s.tiles, s.cols), f"{s.tiles}x{s.cols} tiles of sums leave none for operands")
-    types = p.precision
-    alone = types.src is types.weights is F32
-    check(s.terms in PAIRS and (s.terms == 1 or alone), f"terms={s.terms}: no {types} has them")
+    known = s.terms in PAIRS and (s.terms == 1 or _of_float32(p))
+    check(known, f"terms={s.terms}: no {p.precision} has them")
     check(io.dst.layout.name == "NHWC" or io.dst.layout.blocked == CHANNELS,
           f"amx writes NHWC or NCHW{CHANNELS}c, not {io.dst.layout}")  # fmt: skip
     check_groups(p, io)
@@ -218,8 +216,7 @@ def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
     lines = Lines.of(p, min(s.rows, p.oh), pitch)
     cols = min(s.cols, -(-p.group_oc // CHANNELS))
     sums, panel = lines.total * lines.height * cols * ROW_BYTES, cols * window.weight_bytes
-    pixel = window.width if window.in_place else window.terms * ROW_BYTES
-    strip = copied_rows(p, min(s.rows, p.oh)) * pitch * window.chunks * pixel
+    strip = copied_rows(p, min(s.rows, p.oh)) * pitch * window.row
     found = []
     if sums <= cpu.l1:
         holds = f"sums of {min(s.rows, p.oh)} rows and {cols * CHANNELS} channels"

@@ -8,9 +8,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Module, Vec, at_channel
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Index,
+    Int,
+    Kernel,
+    Module,
+    Vec,
+    at_channel,
+    first_lanes,
+)
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES
-from fastrun.kernels.conv.amx.schedule import Window
+from fastrun.kernels.conv.amx.schedule import Window, width_of
 from fastrun.kernels.core.dtype import BF16, F32, U8
 from fastrun.kernels.core.layout import Placement
 from fastrun.kernels.core.problem import ConvProblem
@@ -23,11 +32,6 @@ def check_source(src: Placement) -> None:
     """Raise `ScheduleError` unless 16 channels lie side by side."""
     good = src.layout.name == "NHWC" or src.layout.blocked == _HALF
     check(good, f"amx copies input in NHWC or NCHW{_HALF}c, not {src.layout}")
-
-
-def width_of(src: Placement) -> int:
-    """Pixels of a row of the copy, those of the halo included."""
-    return src.w + src.halo[1] + src.halo[3]
 
 
 def copied_rows(p: ConvProblem, rows: int) -> int:
@@ -130,8 +134,7 @@ def _numbers(k: Kernel, pixel: Buffer, src: Placement, channel: int, channels: i
     if kept == _HALF:
         return value
     # What lies behind may be no number, which zero weights would not remove.
-    mask = "<" + ", ".join(f"i1 {int(i < kept)}" for i in range(_HALF)) + ">"
-    return k.blend(mask, value, k.const(0.0, _HALF))
+    return k.blend(first_lanes(kept, _HALF), value, k.const(0.0, _HALF))
 
 
 def _store_terms(halves: list[Vec], out: Buffer, apart: int, terms: int) -> None:

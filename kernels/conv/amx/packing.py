@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.tiling import Tiles
 from fastrun.kernels.conv.amx.schedule import Window
-from fastrun.kernels.conv.amx.sums import CHANNELS
+from fastrun.kernels.conv.amx.sums import CHANNELS, WORD
 from fastrun.kernels.core.dtype import BF16, U8
 from fastrun.kernels.core.layout import Array
-
-_WORD = 4  # bytes of terms side by side
 
 
 def pack(
@@ -33,11 +31,11 @@ def pack(
     ordered = weights.reshape(groups, per_group, window.channels, *window.kernel)
     filled[:, :per_group, ..., : window.channels] = ordered.transpose(0, 1, 3, 4, 2)
     parts = [filled] if window.dtype is U8 else split(filled, window.terms)
-    word = _WORD // window.dtype.bytes()
+    word = WORD // window.dtype.bytes()
     pieces = []
     for part in parts:
         # group, tile, channel, tap, chunk, word, element
-        shape = groups, vectors, CHANNELS, -1, window.chunks, window.width // _WORD, word
+        shape = groups, vectors, CHANNELS, -1, window.chunks, window.width // WORD, word
         ordered = part.reshape(shape).transpose(0, 1, 4, 3, 5, 2, 6)
         pieces.append(ordered.reshape(groups, vectors, window.steps, -1, CHANNELS, word))
     found = []

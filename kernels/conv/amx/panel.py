@@ -8,8 +8,8 @@ from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Vec, at_
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES
 from fastrun.kernels.codegen.tiling import cut
-from fastrun.kernels.conv.amx.copy import Copy, width_of
-from fastrun.kernels.conv.amx.schedule import PAIRS, Lines, Schedule, Window
+from fastrun.kernels.conv.amx.copy import Copy
+from fastrun.kernels.conv.amx.schedule import PAIRS, Lines, Schedule, Window, width_of
 from fastrun.kernels.conv.amx.sums import CHANNELS, Sums
 from fastrun.kernels.core.dtype import U8
 from fastrun.kernels.core.layout import Placement

@@ -69,6 +69,11 @@ class Window:
         return cls(types.src, channels, (kh, kw), chunks, width, True, 1)
 
     @property
+    def row(self) -> int:
+        """Bytes of a pixel in all its chunks and terms."""
+        return self.chunks * (self.width if self.in_place else self.terms * ROW_BYTES)
+
+    @property
     def steps(self) -> int:
         """Steps of K."""
         return self.kernel[0] * self.kernel[1] * self.chunks
@@ -135,6 +140,11 @@ class Lines:
         return self.total * max(9.0, self.height + 0.75)
 
 
+def width_of(src: Placement) -> int:
+    """Pixels of a row of the copy, those of the halo included."""
+    return src.w + src.halo[1] + src.halo[3]
+
+
 # Cycles, as measured on an Intel Xeon with AMX: of a product of tiles of 16 rows, whose clock is a
 # quarter slower; of storing and clearing a block of sums; of finishing a vector of outputs; of
 # copying a chunk of a pixel for each term; of vectors, for each multiply-add of 32.
@@ -144,7 +154,7 @@ _PRODUCT, _BLOCK, _FINISH, _COPY, _VECTOR = 1.3, 250.0, 7.0, 10.0, 1.25
 def cycles(p: ConvProblem, s: Schedule) -> float:
     """The cycles of a schedule to expect."""
     src = Io.of(p, s.layout).src
-    window, pitch = Window.of(p, src, s.terms), src.y_stride // src.x_stride
+    window, pitch = Window.of(p, src, s.terms), width_of(src)
     vectors, strips = -(-p.group_oc // CHANNELS), p.n * p.groups * -(-p.oh // s.rows)
     lines = Lines.of(p, min(s.rows, p.oh), pitch)
     products = strips * lines.cycles * vectors * window.steps * len(PAIRS[s.terms]) * _PRODUCT

@@ -15,7 +15,7 @@ from fastrun.kernels.core.dtype import U8, DType
 
 CHANNELS = 16  # output channels of a tile of sums
 
-_WORD = 4  # bytes of terms that lie side by side in a tile of weights
+WORD = 4  # bytes of terms that lie side by side in a tile of weights
 
 
 def product(dtype: DType) -> str:
@@ -35,7 +35,7 @@ def fits(rows: int, cols: int) -> bool:
 
 def tile_bytes(width: int) -> int:
     """Bytes of a tile of weights for rows of pixels of `width` bytes."""
-    return width // _WORD * ROW_BYTES
+    return width // WORD * ROW_BYTES
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Sums:
         """Code in which registers have these sizes. They are given back behind it."""
         sizes = [(self.height, ROW_BYTES)] * (self.rows * self.cols)
         sizes += [(self.height, self.width)] * self.rows
-        sizes += [(self.width // _WORD, ROW_BYTES)] * self.cols
+        sizes += [(self.width // WORD, ROW_BYTES)] * self.cols
         matrix_tiles.configure(self.k, sizes)
         yield
         matrix_tiles.release(self.k)
