@@ -49,19 +49,25 @@ def make_plan(
     todo = tasks(graph)
     if max_weights is not None:
         forms = Forms(graph, todo, Offers(choose, rounded, several=True), costs)
-        return _light_plan(graph, todo, forms, cpu, costs.move, threads, max_weights)
+        return _light_plan(graph, todo, forms, cpu, costs, threads, max_weights)
     forms = Forms(graph, todo, Offers(choose, rounded), costs)
     possible = {task.output: [x for x in forms.of(task) if allowed(task, x)] for task in todo}
     plan = cheapest_plan(graph, todo, possible, costs.move)
-    return _arranged(graph, todo, plan, forms, cpu, threads)
+    return _arranged(graph, todo, plan, forms, cpu, threads, costs.passing)
 
 
 def _arranged(
-    graph: Graph, todo: Sequence[Task], plan: Plan, forms: Forms, cpu: Cpu, threads: int
+    graph: Graph,
+    todo: Sequence[Task],
+    plan: Plan,
+    forms: Forms,
+    cpu: Cpu,
+    threads: int,
+    passing: float,
 ) -> tuple[Plan, Arrangement]:
     plan = replace(plan, forms=streamed(graph, todo, plan.forms, cpu), machine=cpu.fingerprint)
     if threads:
-        plan = replace(plan, forms=in_bands(graph, todo, plan.forms, cpu, threads))
+        plan = replace(plan, forms=in_bands(graph, todo, plan.forms, cpu, threads, passing))
     arrangement = arrange(forms, plan.forms, cpu)
     return carried_out(plan, arrangement), arrangement
 
@@ -71,18 +77,18 @@ def _light_plan(
     todo: Sequence[Task],
     forms: Forms,
     cpu: Cpu,
-    move: MoveCost,
+    costs: Costs,
     threads: int,
     max_weights: int,
 ) -> tuple[Plan, Arrangement]:
     """The fastest plan found whose packed weights take `max_weights` bytes at most."""
     possible = {task.output: lighter(graph, task, forms.of(task)) for task in todo}
-    target = float(max_weights)
+    target, move = float(max_weights), costs.move
     for _ in range(_ATTEMPTS):
         chosen = within(graph, todo, possible, lambda some: assign(graph, todo, some, move), target)
         only = {output: [form] for output, form in chosen.items()}
         plan = cheapest_plan(graph, todo, only, move)
-        found = _arranged(graph, todo, plan, forms, cpu, threads)
+        found = _arranged(graph, todo, plan, forms, cpu, threads, costs.passing)
         taken = packed_bytes(found[1])
         if taken <= max_weights:
             return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 from argparse import ArgumentParser
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from itertools import islice
@@ -37,41 +37,44 @@ from fastrun.tuner.search.transfer import suggestions
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.exits import ended, leave
 
-# How many schedules of the heuristic's algorithm are neighbours of it, and how many random; how
-# many other algorithms have their heuristic's schedule; how many come from other shapes; how many
-# the model proposes that there is, which so learns where it expects too much.
-_NEIGHBOURS, _RANDOM, _ALGORITHMS, _TRANSFERRED, _PROPOSED = 3, 2, 3, 2, 2
+# How many algorithms, those with the highest ranks, have neighbours of their heuristic's schedule
+# and random ones, and how many of each; how many other algorithms have their heuristic's schedule;
+# how many come from other shapes; how many the model proposes that there is, which so learns where
+# it expects too much.
+_EXPLORED, _NEIGHBOURS, _RANDOM = 2, 2, 1
+_ALGORITHMS, _TRANSFERRED, _PROPOSED = 3, 2, 2
 
-_ROUNDS = 5
+_ROUNDS = 12
 
 # Shapes that are compiled while one races.
 _AHEAD = 3
 
 
 def candidates(p: Problem, cpu: Cpu, winners: Mapping[Problem, str], seed: int = 0) -> list[str]:
-    """The heuristics' schedules, neighbours of the first, random ones, proposed and near ones."""
+    """The heuristics' schedules, their neighbours, random ones, proposed and near ones."""
     draw = random.Random(f"{p} {seed}")
-    best, first = heuristic_choice(p, cpu)
+    best, _ = heuristic_choice(p, cpu)
     others = [t for t in applicable(p, cpu) if not t.baseline and t is not best]
     others.sort(key=lambda t: t.rank(p, cpu), reverse=True)
-    untried = Untried(space_for(best.name, p, cpu), draw.randrange(1 << 30))
-    found = [best.text(first)]
-    found += [t.text(t.heuristic(p, cpu)) for t in others[:_ALGORITHMS]]
+    usual = {t: t.heuristic(p, cpu) for t in [best, *others[:_ALGORITHMS]]}
+    found = [t.text(s) for t, s in usual.items()]
     found += [text for _, text in islice(suggestions(p, winners, cpu), _TRANSFERRED)]
     found += shipped_proposals(p, cpu, _PROPOSED)
-    found += [best.text(s) for s in islice(untried.neighbours(first), _NEIGHBOURS)]
-    found += [best.text(s) for s in untried.sample(_RANDOM)[:_RANDOM]]
+    for template, schedule in islice(usual.items(), _EXPLORED):
+        untried = Untried(space_for(template.name, p, cpu), draw.randrange(1 << 30))
+        found += [template.text(s) for s in islice(untried.neighbours(schedule), _NEIGHBOURS)]
+        found += [template.text(s) for s in untried.sample(_RANDOM)[:_RANDOM]]
     return list(dict.fromkeys(found))
 
 
 def raced(
     measurer: Measurer,
-    entries: Mapping[Problem, Sequence[str]],
+    entries: Iterable[tuple[Problem, Sequence[str]]],
     seconds: float,
     rounds: int = _ROUNDS,
 ) -> Iterator[Record]:
-    """A record of each entry of the problems whose race begins within `seconds`."""
-    begin, todo = monotonic(), iter(entries.items())
+    """A record of each schedule of the problems whose race begins within `seconds`."""
+    begin, todo = monotonic(), iter(entries)
     ahead = deque[tuple[Problem, dict[str, Future[Compiled | Result]]]]()
 
     def compile_next() -> None:
@@ -133,9 +136,8 @@ def main(words: Sequence[str] | None = None) -> int:
         best = database.best_all(measurer.conditions)
         winners = {parse_problem(text): record.schedule for text, record in best.items()}
         known = {r.problem for r in database.records(machine=cpu.fingerprint)}
-        entries = {
-            p: candidates(p, cpu, winners) for p in problems if str(p) not in known and not p.types
-        }
+        todo = [p for p in problems if str(p) not in known and not p.types]
+        entries = ((p, candidates(p, cpu, winners)) for p in todo)
         database.add_run(
             Run(name=measurer.run, command="shapes", timing=f"{_ROUNDS} rounds of 1 ms blocks")
         )
@@ -143,7 +145,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for record in raced(measurer, entries, arguments.seconds):
             database.add(record)
             done.add(record.problem)
-    print(f"{plural(len(done), 'shape')} measured, {len(entries) - len(done)} left")
+    print(f"{plural(len(done), 'shape')} measured, {len(todo) - len(done)} left")
     return 0
 
 

@@ -1,16 +1,21 @@
 """How good schedules are that a cost model chooses for shapes without any measurement.
 
     python -m fastrun.benchmarks.experiments.zero_shot NETWORK ... --data DB ... --db FILE
-        [--choices FILE] [--folds N] [--seconds S] [--avx2] [--csv FOLDER] [--model FILE]
+        [--machine FILE ...] [--before MODEL] [--choices FILE] [--folds N] [--seconds S]
+        [--avx2] [--csv FOLDER] [--model FILE]
 
 Each network in turn is left out, or with `--folds` several at once: a model learns from the records
 of `--data` without their shapes, and chooses a schedule for each of them. So do the heuristic, the
 nearest other shape's winner, and chance. All choices for a shape race each other and the best
 schedules known, those of tunings or samples. Which of all is best is decided by half of a race's
-rounds, and its time is that of the other half, so that luck makes nothing the best. Where the data
-has records of another processor, two more models choose: one that knows only the other processor,
-and one that knows both. `--choices` keeps the choices in a file; races go to the database `--db`.
-So the same command continues after `--seconds` of races.
+rounds, and its time is that of the other half, so that luck makes nothing the best.
+
+Where the data has records of another processor, whose manifest is a `--machine`, or where
+`--before` names a model of other processors, two more models choose: one that knows only the
+others, and one that knows both. Other processors may have no tile registers, so where this one has
+them, all choose a second time among the other algorithms.
+`--choices` keeps the choices in a file; races go to the
+database `--db`. So the same command continues after `--seconds` of races.
 """
 
 from __future__ import annotations
@@ -20,8 +25,8 @@ import math
 import random
 import statistics
 from argparse import ArgumentParser
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +34,18 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
+from fastrun.benchmarks.experiments.left_out import Data, folds_of, read_machine, read_records
 from fastrun.benchmarks.experiments.shapes import narrowed, raced
+from fastrun.kernels.codegen.dot import has
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.registry import heuristic_choice
+from fastrun.kernels.registry import applicable
 from fastrun.search_spaces.space import space_for
 from fastrun.search_spaces.untried import Untried
-from fastrun.tuner.measure.measurer import Measurer, heuristic_text
+from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.model.cost_model import CostModel, Times, times
-from fastrun.tuner.networks.targets import read_target
+from fastrun.tuner.model.features import ALGORITHMS, VECTORS
 from fastrun.tuner.records.record import Record
 from fastrun.tuner.records.statistics import mean_interval, typical
 from fastrun.tuner.records.units import interval, plural
@@ -47,8 +54,9 @@ from fastrun.tuner.store.database import Database
 from fastrun.tuner.terminal.exits import ended, leave
 
 KNOWN, KNOWN_TOO = "best known", "second known"
-HEURISTIC, MODEL, NEAREST, RANDOM = "heuristic", "model", "nearest", "random"
-OTHER, BOTH = "model of the other processor", "model of both"
+HEURISTIC, NEAREST, RANDOM = "heuristic", "nearest", "random"
+
+ALL, IN_VECTORS = "all algorithms", "without tile registers"
 
 # Each half of them decides which schedule is best, the other half how fast it is.
 _ROUNDS = 10
@@ -72,6 +80,13 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seconds", type=float, default=100.0, help="of races (default 100)")
     parser.add_argument(
+        "--machine", type=Path, action="append", default=[], metavar="FILE",
+        help="manifest of another processor in the data (fastrun doctor --json)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--before", type=Path, metavar="FILE", help="a model of other processors, to start from"
+    )
+    parser.add_argument(
         "--model", type=Path, metavar="FILE", help="learn from all data, write that and no more"
     )
     parser.add_argument("--avx2", action="store_true", help="choose and measure code for AVX2")
@@ -80,74 +95,89 @@ def main(words: Sequence[str] | None = None) -> int:
     report.introduce((), {})
     host = Cpu.host()
     cpus = [narrowed(host), host] if arguments.avx2 else [host, narrowed(host)]
+    cpus += map(read_machine, arguments.machine)
+    before = CostModel.load(arguments.before) if arguments.before else None
     if arguments.model:
-        CostModel.learnt(times(_records(arguments.data), cpus)).save(arguments.model)
+        data = times(read_records(arguments.data), cpus)
+        CostModel.learnt(data, before=before).save(arguments.model)
         return 0
     kept: Path | None = arguments.choices
     if kept and kept.exists():
-        chosen: Choices = json.loads(kept.read_text())
+        chosen: dict[str, Choices] = json.loads(kept.read_text())
     else:
-        groups = arguments.folds or len(arguments.networks)
-        folds: list[list[ConvProblem]] = [[] for _ in range(groups)]
-        for number, text in enumerate(arguments.networks):
-            posed = (p for p, _ in read_target(text).problems)
-            folds[number % groups] += [p for p in posed if isinstance(p, ConvProblem)]
-        chosen = choices(_records(arguments.data), folds, cpus)
+        folds = folds_of(arguments.networks, arguments.folds)
+        chosen = choices(Data.of(read_records(arguments.data), cpus, before), folds)
         if kept:
             kept.write_text(json.dumps(chosen, indent=1) + "\n")
     with Database(arguments.db) as database:
         known = {r.problem for r in database.records(machine=cpus[0].fingerprint)}
-        entries: dict[Problem, list[str]] = {
-            ConvProblem.parse(text): list(dict.fromkeys(ways.values()))
-            for text, ways in chosen.items()
-            if text not in known
-        }
+        entries: defaultdict[Problem, dict[str, None]] = defaultdict(dict)
+        for among in chosen.values():
+            for text in among.keys() - known:
+                entries[ConvProblem.parse(text)] |= dict.fromkeys(among[text].values())
         with Measurer(cpu=cpus[0]) as measurer:
-            for record in raced(measurer, entries, arguments.seconds, _ROUNDS):
+            todo = ((p, [*texts]) for p, texts in entries.items())
+            for record in raced(measurer, todo, arguments.seconds, _ROUNDS):
                 database.add(record)
         found = database.records(machine=cpus[0].fingerprint)
-    table = compared(chosen, found)
-    if table.empty:
-        report.notice("nothing was raced: give more --seconds")
-        return 1
-    _print(table)
-    write_csv(arguments.csv, "zero_shot", table)
+    for number, (name, among) in enumerate(chosen.items()):
+        table = compared(among, found)
+        if table.empty:
+            report.notice("nothing was raced: give more --seconds")
+            return 1
+        print(f"{name}: {plural(len(table), 'shape')}, each of a network that was left out")
+        _print(table)
+        write_csv(arguments.csv, "zero_shot" + "_vectors" * number, table)
     return 0
 
 
-def choices(
-    records: Sequence[Record], folds: Sequence[Sequence[ConvProblem]], cpus: Sequence[Cpu]
-) -> Choices:
-    """The choices for each shape that was measured on the first processor.
+def choices(data: Data, folds: Sequence[Sequence[ConvProblem]]) -> dict[str, Choices]:
+    """The choices for each shape that was measured, among all algorithms and those of vectors.
 
     All shapes of its fold are left out, whatever follows the convolution; one of several folds
     counts for the first of them.
     """
-    cpu = cpus[0]
-    data = times(records, cpus)
-    known = _winners(group for group in data if group.cpu is cpu)
-    found: Choices = {}
+    measured = {group.problem for group in data.own}
+    named: dict[str, Sequence[str]] = {ALL: ALGORITHMS}
+    if has(data.cpu, "amx-tile"):
+        named[IN_VECTORS] = VECTORS
+    known = {name: _winners(data.own, among) for name, among in named.items()}
+    found: dict[str, Choices] = {name: {} for name in named}
     for problems in folds:
-        wanted = [p for p in problems if p in known and str(p) not in found]
+        wanted = [p for p in problems if p in measured and str(p) not in found[ALL]]
         if not wanted:
             continue
-        left_out = set(map(_shape, problems))
-        rest = [g for g in data if _shape(g.problem) not in left_out]
-        own, other = ([g for g in rest if (g.cpu is cpu) == mine] for mine in (True, False))
-        models = {MODEL: own, OTHER: other, BOTH: rest} if other else {MODEL: own}
-        learnt = {name: CostModel.learnt(part) for name, part in models.items()}
-        winners = {p: best for p, (best, *_) in _winners(own).items()}
-        for p in wanted:
-            first = heuristic_text(p, cpu)
-            near = next((text for _, text in suggestions(p, winners, cpu)), first)
-            found[str(p)] = {
-                **dict(zip((KNOWN, KNOWN_TOO), known[p], strict=False)),
-                HEURISTIC: first,
-                **{name: model.choice(p, cpu, first) for name, model in learnt.items()},
-                NEAREST: near,
-                RANDOM: _any(p, cpu),
-            }
+        rest = data.without(problems)
+        models = rest.models()
+        for name, among in named.items():
+            winners = {p: best for p, (best, *_) in _winners(rest.own, among).items()}
+            for p in wanted:
+                if p in known[name]:
+                    ways = _choices(p, data.cpu, models, winners, among)
+                    best = dict(zip((KNOWN, KNOWN_TOO), known[name][p], strict=False))
+                    found[name][str(p)] = best | ways
     return found
+
+
+def _choices(
+    p: ConvProblem,
+    cpu: Cpu,
+    models: Mapping[str, CostModel],
+    winners: Mapping[Problem, str],
+    among: Sequence[str],
+) -> dict[str, str]:
+    """What each way chooses among some algorithms."""
+    usual = [t for t in applicable(p, cpu) if t.name in among]
+    template = max(usual, key=lambda t: t.rank(p, cpu))
+    first = template.text(template.heuristic(p, cpu))
+    near = (text for _, text in suggestions(p, winners, cpu))
+    drawn = Untried(space_for(template.name, p, cpu), random.Random(str(p)).randrange(1 << 30))
+    return {
+        HEURISTIC: first,
+        **{name: model.among(among).choice(p, cpu, first) for name, model in models.items()},
+        NEAREST: next(near, first),
+        RANDOM: template.text(drawn.any() or template.heuristic(p, cpu)),
+    }
 
 
 def compared(chosen: Choices, records: Sequence[Record]) -> pd.DataFrame:
@@ -219,7 +249,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _print(table: pd.DataFrame) -> None:
-    print(f"{plural(len(table), 'shape')}, each of a network that was left out")
     show(
         {
             "way": lambda r: r.way,
@@ -233,35 +262,19 @@ def _print(table: pd.DataFrame) -> None:
     )(summary(table))
 
 
-def _records(urls: Sequence[str]) -> list[Record]:
-    found: list[Record] = []
-    for url in urls:
-        with Database(url, read_only=True) as database:
-            found += database.records(threads=1, regime="hot")
-    return found
+def _winners(groups: Iterable[Times], among: Sequence[str]) -> dict[Problem, list[str]]:
+    """The fastest schedules of each problem, of some algorithms.
 
-
-def _shape(p: ConvProblem) -> ConvProblem:
-    """A problem without its epilogue, which hardly matters to what is fast."""
-    return replace(p, bias=False, add=False, activation="")
-
-
-def _winners(groups: Iterable[Times]) -> dict[Problem, list[str]]:
-    """The fastest schedules of each problem: of every measurement one, the largest first."""
+    Of every measurement there is one, the largest first.
+    """
     found: dict[Problem, list[str]] = {}
     for group in sorted(groups, key=lambda group: len(group.seconds), reverse=True):
-        best = min(zip(group.seconds, group.schedules, strict=True))[1]
-        known = found.setdefault(group.problem, [])
-        if best not in known:
-            known.append(best)
+        timed = zip(group.seconds, group.schedules, strict=True)
+        best = min((x for x in timed if x[1].partition("(")[0] in among), default=None)
+        known = found.setdefault(group.problem, []) if best else []
+        if best and best[1] not in known:
+            known.append(best[1])
     return found
-
-
-def _any(p: ConvProblem, cpu: Cpu) -> str:
-    """A random schedule of the heuristic's algorithm."""
-    template, first = heuristic_choice(p, cpu)
-    drawn = Untried(space_for(template.name, p, cpu), random.Random(str(p)).randrange(1 << 30))
-    return template.text(drawn.any() or first)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.core.ops import Conv, Pool
 from fastrun.graph.core.problems import conv_problem
 from fastrun.graph.core.shapes import is_depthwise, shape4
-from fastrun.graph.plan.form import STEP, Form, typed_problem
+from fastrun.graph.plan.form import PASSING, STEP, Form, typed_problem
 from fastrun.graph.plan.kinds import pool_spec
 from fastrun.graph.plan.tasks import Task
 from fastrun.kernels.core.cpu import Cpu
@@ -24,10 +24,6 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.ops import bands
 from fastrun.kernels.ops.bands import Part
 from fastrun.kernels.registry import parse_schedule
-
-# Bytes per second at which a result goes to its reader through L3 or to another core. Measured on
-# an EPYC; a result larger than its L3 takes longer.
-PASSING = 100e9
 
 
 def partners(graph: Graph, tasks: Sequence[Task]) -> dict[str, Task]:
@@ -57,9 +53,16 @@ def _takes_bands(graph: Graph, task: Task) -> bool:
 
 
 def in_bands(
-    graph: Graph, tasks: Sequence[Task], forms: Mapping[str, Form], cpu: Cpu, threads: int
+    graph: Graph,
+    tasks: Sequence[Task],
+    forms: Mapping[str, Form],
+    cpu: Cpu,
+    threads: int,
+    passing: float = PASSING,
 ) -> dict[str, Form]:
     """The forms, with `rows` for tasks that should run behind the convolution they read.
+
+    Results pass from one to the other at `passing` bytes per second, as in `Costs`.
 
     Only pools and readers of depthwise convolutions are considered. Other pairs of convolutions
     are compute-bound, so saving the transfer between them gains nothing.
@@ -70,7 +73,7 @@ def in_bands(
         one, two = forms[first.output], forms[output]
         cheap = isinstance(second.node.op, Pool) or is_depthwise(graph, first.node)
         if cheap and one.leaves == one.writes == two.reads[0]:
-            rows, gain = estimate(graph, (first, second), (one, two), cpu, threads)
+            rows, gain = estimate(graph, (first, second), (one, two), cpu, threads, passing)
             if gain > 0:
                 gains[output] = gain, rows, first.output
     found, taken = dict(forms), set[str]()
@@ -82,7 +85,12 @@ def in_bands(
 
 
 def estimate(
-    graph: Graph, pair: tuple[Task, Task], forms: tuple[Form, Form], cpu: Cpu, threads: int
+    graph: Graph,
+    pair: tuple[Task, Task],
+    forms: tuple[Form, Form],
+    cpu: Cpu,
+    threads: int,
+    passing: float = PASSING,
 ) -> tuple[int, float]:
     """Rows of a band, 0 if no band fits L2, and the seconds that bands should save.
 
@@ -101,7 +109,7 @@ def estimate(
     size = mid.dtype.bytes(mid.size)
     saved = STEP if threads > 1 else 0.0
     if size > cpu.l2 or threads > 1:
-        saved += size / PASSING
+        saved += size / passing
     busiest = bands.busiest(first, second, rows, mid.n, threads, cpu)
     all_rows = mid.n * bands.whole_grains(first, first.rows), mid.n * second.rows
     lost = sum(
@@ -109,7 +117,7 @@ def estimate(
         for form, most, whole in zip(forms, busiest, all_rows, strict=True)
     )
     if weights > cpu.l2 // 2:
-        lost += weights * (busiest[1] / rows - 1) / PASSING
+        lost += weights * (busiest[1] / rows - 1) / passing
     return rows, saved - lost
 
 

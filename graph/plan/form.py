@@ -18,6 +18,7 @@ from fastrun.kernels.registry import parse_schedule
 # Guesses for work that only moves data.
 STREAMING = 15e9  # bytes per second, read and written, with their order kept
 REORDERING = 8e9  # the same, with their order changed
+PASSING = 100e9  # bytes per second from one core to L3 and on to the reader
 STEP = 1e-6  # seconds of a barrier, which every step has
 # Guesses for NumPy, between kernels.
 NUMPY_CALL = 50e-6  # seconds of a call, copies included
@@ -92,10 +93,13 @@ class Costs:
     """Seconds of work that only moves data; by default guesses.
 
     `move` moves a tensor to another layout, `stream` reads and writes a number of bytes in all.
+    `passing` is the bytes per second at which a result that leaves L2 goes to its reader through L3
+    or to another core; a result larger than L3 takes longer.
     """
 
     move: MoveCost = _guessed_move
     stream: Callable[[int], float] = _guessed_stream
+    passing: float = PASSING
 
 
 GUESSED = Costs()

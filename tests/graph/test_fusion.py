@@ -14,7 +14,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.plan.bands import in_bands, partners
-from fastrun.graph.plan.form import Form
+from fastrun.graph.plan.form import PASSING, Form
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.tasks import tasks
 from fastrun.graph.planner import follow_plan, make_plan
@@ -159,15 +159,19 @@ def stem() -> Graph:
 
 
 @pytest.mark.parametrize(
-    ("l2", "threads", "seconds", "expected"),
+    ("l2", "threads", "seconds", "passing", "expected"),
     [
-        (256 << 10, 1, 1e-4, {"b"}),  # 0.8 MB do not fit L2
-        (2 << 20, 1, 1e-4, set()),  # they do, so passing them on costs nothing
-        (2 << 20, 2, 1e-6, {"b", "y"}),  # between threads it does
-        (2 << 20, 2, 1.0, {"y"}),  # rows computed twice would cost more
+        (256 << 10, 1, 1e-4, PASSING, {"b"}),  # 0.8 MB do not fit L2
+        (2 << 20, 1, 1e-4, PASSING, set()),  # they do, so passing them on costs nothing
+        (2 << 20, 2, 1e-6, PASSING, {"b", "y"}),  # between threads it does
+        (2 << 20, 2, 1.0, PASSING, {"y"}),  # rows computed twice would cost more
+        (2 << 20, 2, 5e-4, PASSING, {"y"}),  # still more than passing 0.8 MB on
+        (2 << 20, 2, 5e-4, PASSING / 4, {"b", "y"}),  # but less where L3 is slower
     ],
 )
-def test_where_bands_should_pay(l2: int, threads: int, seconds: float, expected: set[str]) -> None:
+def test_where_bands_should_pay(
+    l2: int, threads: int, seconds: float, passing: float, expected: set[str]
+) -> None:
     graph, cpu = stem(), replace(CPU, l2=l2, cores=2)
     layout = Layout("NCHW8c")
     texts = {
@@ -178,6 +182,6 @@ def test_where_bands_should_pay(l2: int, threads: int, seconds: float, expected:
         "y": "pointwise(layout=NCHW8c, rows=3, cols=2, unroll=8, tiles=9, oc_outer=no, prefetch=0)",
     }
     forms = {x: Form((layout,), layout, text, seconds) for x, text in texts.items()}
-    found = in_bands(graph, tasks(graph), forms, cpu, threads)
+    found = in_bands(graph, tasks(graph), forms, cpu, threads, passing)
     assert {name for name, form in found.items() if form.rows} == expected
     assert all(replace(form, rows=0) == forms[name] for name, form in found.items())

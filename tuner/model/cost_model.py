@@ -103,10 +103,14 @@ class CostModel:
     """Which schedules of a float32 convolution should be fast on one thread, with hot caches."""
 
     members: Sequence[Trees]
+    algorithms: Sequence[str] = ALGORITHMS
+    """Those of its data, which it proposes."""
 
     @classmethod
-    def learnt(cls, data: Sequence[Times], growth: Growth | None = None) -> Self:
-        """A model of these times."""
+    def learnt(
+        cls, data: Sequence[Times], growth: Growth | None = None, before: CostModel | None = None
+    ) -> Self:
+        """A model of these times; it corrects the model `before`, whose data it need not have."""
         x = np.concatenate([group.rows for group in data])
         values, weights = [], []
         for group in data:
@@ -117,12 +121,15 @@ class CostModel:
         groups = np.repeat(np.arange(len(data)), [len(group.seconds) for group in data])
         numbers = {p: i for i, p in enumerate({group.problem: None for group in data})}
         problems = np.array([numbers[group.problem] for group in data])[groups]
+        known = {_parsed(text)[0] for group in data for text in group.schedules}
+        known.update(before.algorithms if before else ())
         members = []
         for seed in range(_MEMBERS):
             drawn = np.random.default_rng(seed).exponential(size=len(numbers))
             grows = replace(growth or _GROWTH, seed=seed)
-            members.append(Trees.grown(x, y, weight * drawn[problems], groups, grows))
-        return cls(members)
+            first = before.members[seed] if before else None
+            members.append(Trees.grown(x, y, weight * drawn[problems], groups, grows, first))
+        return cls(members, tuple(x for x in ALGORITHMS if x in known))
 
     @classmethod
     @functools.cache
@@ -130,28 +137,36 @@ class CostModel:
         """The model that comes with the package."""
         return cls.load(SHIPPED)
 
+    def among(self, algorithms: Sequence[str]) -> CostModel:
+        """The same model, which proposes and chooses only some of the algorithms that it knows."""
+        return replace(self, algorithms=tuple(x for x in self.algorithms if x in algorithms))
+
     def save(self, path: Path) -> None:
         """Write the model to a file of NumPy arrays."""
         arrays = [member.arrays() for member in self.members]
         stacked: dict[str, Any] = {x: np.stack([each[x] for each in arrays]) for x in arrays[0]}
         with path.open("wb") as file:
-            np.savez_compressed(file, names=np.array(NAMES), **stacked)
+            known = np.array(self.algorithms)
+            np.savez_compressed(file, names=np.array(NAMES), algorithms=known, **stacked)
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: the file holds a model of other features than today's.
+            ValueError: the file holds a model of features that there are no longer.
         """
         with np.load(path, allow_pickle=False) as found:
-            if tuple(found["names"]) != NAMES:
-                raise ValueError(f"{path.name} is a model of other features: learn it again")
-            stacked = {name: found[name] for name in found.files if name != "names"}
-        count = len(next(iter(stacked.values())))
-        return cls(
-            [Trees.of_arrays({x: each[i] for x, each in stacked.items()}) for i in range(count)]
-        )
+            names = [str(name) for name in found["names"]]
+            known = [str(name) for name in found.get("algorithms", names)]
+            stacked = {name: found[name] for name in ("features", "thresholds", "leaves")}
+        if not set(names) <= set(NAMES):
+            raise ValueError(f"{path.name} is a model of other features: learn it again")
+        numbers = np.array([NAMES.index(name) for name in names], np.int16)
+        stacked["features"] = numbers[stacked["features"]]
+        count = len(stacked["features"])
+        members = [Trees.of_arrays({x: y[i] for x, y in stacked.items()}) for i in range(count)]
+        return cls(members, tuple(name for name in ALGORITHMS if name in known))
 
     def logarithms(self, p: ConvProblem, schedules: Sequence[str], cpu: Cpu) -> Floats:
         """What each member expects (members x schedules): logarithms of times.
@@ -178,7 +193,7 @@ class CostModel:
 
         `heuristic` is the text of that schedule.
         """
-        if p.types or not _has_features(heuristic):
+        if p.types or not _has_features(heuristic, self.algorithms):
             return heuristic
         template, schedule = parse_schedule(heuristic)
         (better, changed), gain = self._pool(p, cpu).surest((template, schedule))
@@ -187,7 +202,7 @@ class CostModel:
     def _pool(self, p: ConvProblem, cpu: Cpu, seed: int = 0, layout: str = "") -> _Pool:
         """Schedules that may be fast, and what is expected of them."""
         pool = _Pool(self, p, cpu, layout)
-        templates = [t for t in applicable(p, cpu) if t.name in ALGORITHMS and pool.has(t)]
+        templates = [t for t in applicable(p, cpu) if t.name in self.algorithms and pool.has(t)]
         templates.sort(key=lambda t: t.rank(p, cpu), reverse=True)
         pool.add((t, s) for t in templates if pool.fits(s := t.heuristic(p, cpu)))
         for template in templates[:_ALGORITHMS]:
@@ -273,8 +288,8 @@ def _parsed(text: str) -> tuple[str, Any]:
     return template.name, schedule
 
 
-def _has_features(text: str) -> bool:
+def _has_features(text: str, algorithms: Sequence[str] = ALGORITHMS) -> bool:
     try:
-        return _parsed(text)[0] in ALGORITHMS
+        return _parsed(text)[0] in algorithms
     except ScheduleError:
         return False

@@ -59,10 +59,12 @@ class Trees:
         weights: Floats,
         groups: NDArray[np.integer[Any]],
         growth: Growth | None = None,
+        before: Trees | None = None,
     ) -> Self:
         """Trees that say how `y` differs between rows of a group; errors count by their weights.
 
-        `groups` is the number of each row's group.
+        `groups` is the number of each row's group. The trees come behind those of `before`, whose
+        errors they correct.
         """
         growth = growth or Growth()
         draw = np.random.default_rng(growth.seed)
@@ -72,7 +74,8 @@ class Trees:
             [np.searchsorted(cut, column) for cut, column in zip(cuts, x.T, strict=True)]
         )
         asked = [feature for feature, cut in enumerate(cuts) if len(cut)]
-        rest = _within(np.asarray(y, np.float64), weights, groups)
+        rest = np.asarray(y, np.float64) - (before(x) if before else 0.0)
+        rest = _within(rest, weights, groups)
         features, thresholds, leaves = [], [], []
         for _ in range(growth.trees):
             columns = draw.choice(asked, max(1, round(growth.columns * len(asked))), replace=False)
@@ -88,11 +91,15 @@ class Trees:
             features.append([feature for feature, _ in asks])
             thresholds.append([_threshold(cuts[feature], bin_) for feature, bin_ in asks])
             leaves.append(values)
-        return cls(
+        found = cls(
             np.array(features, np.int16),
             np.array(thresholds, np.float32),
             np.array(leaves, np.float32),
         )
+        if before is None:
+            return found
+        both = before.arrays(), found.arrays()
+        return cls.of_arrays({x: np.concatenate([part[x] for part in both]) for x in both[0]})
 
     def __call__(self, x: Floats) -> NDArray[np.float64]:
         """The value of each row; that of a group's differences counts."""

@@ -31,7 +31,9 @@ def costs(report: MachineReport, threads: int) -> Costs:
         size = sum(x.dtype.bytes(Placement(x, *shape).size) for x in (src, dst))
         return seconds(f"{kind_of(src)}>{kind_of(dst)}", size)
 
-    return Costs(move, lambda size: seconds("NHWC>NHWC", size))
+    # Without an L3 results pass through memory.
+    passing = report.read_streams.get("L3", report.read_streams["DRAM"])
+    return Costs(move, lambda size: seconds("NHWC>NHWC", size), passing)
 
 
 def _at(rates: Mapping[str, float], size: int) -> float:

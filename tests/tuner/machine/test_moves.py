@@ -46,6 +46,11 @@ def test_costs_follow_size_layouts_and_threads() -> None:
     assert costs(REPORT, 2).move(shape, NCHW, NHWC) == step + 2048 / 4e9
 
 
+def test_results_pass_through_l3_as_fast_as_it_is_read() -> None:
+    slow = replace(REPORT, read_streams={**REPORT.read_streams, "L3": 28e9})
+    assert costs(slow, 2).passing == 28e9
+
+
 def test_missing_channels_of_a_block_are_moved_too() -> None:
     blocked = costs(REPORT, 1).move((1, 3, 64, 64), NCHW, Layout("NCHW16c"))
     assert blocked > 2 * costs(REPORT, 1).move((1, 3, 64, 64), NCHW, NHWC)

@@ -15,8 +15,10 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.model import cost_model
+from fastrun.tuner.model import features as features_
 from fastrun.tuner.model.cost_model import CostModel, Times, times
 from fastrun.tuner.model.features import ALGORITHMS, NAMES, rows
+from fastrun.tuner.model.rates import Rates
 from fastrun.tuner.model.trees import Growth
 from fastrun.tuner.records.record import Outcome, Stage
 from tests.support.records import record
@@ -112,7 +114,8 @@ def test_every_feature_is_finite_for_every_algorithm_and_processor() -> None:
         "conv 1x192x7x7 384x1x1 s1 p0",
         "conv 1x32x20x20 32x5x5 s2 p2",
     )
-    for cpu in (CPU, Cpu.avx2(), Cpu.neon()):
+    tiles = replace(CPU, features="+amx-tile,+amx-bf16,+amx-int8,+avx512bf16")
+    for cpu in (CPU, Cpu.avx2(), Cpu.neon(), tiles):
         for p in map(parse, shapes):
             for name in ALGORITHMS:
                 template = templates()[name]
@@ -143,6 +146,41 @@ def test_products_are_those_that_the_algorithm_makes() -> None:
     dilated = parse("conv 1x64x20x20 64x3x3 s1 p18 d18")
     assert features(dilated, "direct")["taps_met"] < 0.3
     assert features(strided, "direct")["taps_met"] > 0.9
+
+
+def test_where_l3_is_slow_reading_again_costs_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    p = parse("conv 1x512x14x14 512x3x3 s1 p1")
+    template = templates()["direct"]
+    s = template.heuristic(p, CPU)
+    few, many = ((template.name, replace(s, rows=n, oc_outer=False)) for n in (14, 1))
+
+    def expected(l3: float) -> float:
+        rates = Rates(l2=1.0, l3=l3, memory=0.05, tiles=0.0)
+        monkeypatch.setattr(features_, "rates_of", lambda cpu: rates)
+        once, again = rows(p, [few, many], CPU)[:, NAMES.index("expected")]
+        return float(again - once)
+
+    assert expected(0.1) > expected(1.0) > 0
+
+
+def test_a_model_knows_the_algorithms_of_its_data(model: CostModel, tmp_path: Path) -> None:
+    assert model.algorithms == ("pointwise",)
+    model.save(tmp_path / "model.npz")
+    assert CostModel.load(tmp_path / "model.npz").algorithms == ("pointwise",)
+    usual = direct_text = templates()["direct"].text(templates()["direct"].heuristic(NEW, CPU))
+    assert model.choice(NEW, CPU, usual) == direct_text
+    assert model.among(["direct"]).proposals(NEW, CPU) == []
+
+
+def test_a_model_corrects_one_before_it(model: CostModel) -> None:
+    """Data of a machine on which unrolling does not matter; the first model's is not at hand."""
+    group = by_law(SHAPES[0])
+    flat = [1.5 if "NHWC" in text else 1.0 for text in group.schedules]
+    later = CostModel.learnt([replace(group, seconds=flat)], FEW, before=model)
+    texts = [x for x in by_law(NEW).schedules if "NHWC" not in x][:50]
+    was, now = (m.logarithms(NEW, texts, CPU).mean(axis=0) for m in (model, later))
+    assert now.std() < 0.6 * was.std()
+    assert [len(x.leaves) for x in later.members] == [2 * FEW.trees] * len(model.members)
 
 
 def test_what_was_measured_together_is_together() -> None:
@@ -179,6 +217,20 @@ def test_a_model_of_other_features_is_refused(model: CostModel, tmp_path: Path) 
     np.savez(file, **changed)
     with pytest.raises(ValueError, match="other features"):
         CostModel.load(file)
+
+
+def test_a_model_of_fewer_features_is_read(model: CostModel, tmp_path: Path) -> None:
+    """Features that were added since do not matter to it."""
+    file = tmp_path / "model.npz"
+    model.save(file)
+    with np.load(file) as arrays:
+        asked = sorted({*arrays["features"].ravel()})
+        fewer = {**arrays, "names": arrays["names"][asked]}
+    fewer["features"] = np.searchsorted(asked, fewer["features"])
+    np.savez(file, **fewer)
+    texts = model.proposals(NEW, CPU, 3)
+    again = CostModel.load(file).logarithms(NEW, texts, CPU)
+    assert np.array_equal(again, model.logarithms(NEW, texts, CPU))
 
 
 def test_the_shipped_model_tells_good_schedules_from_bad_ones() -> None:
