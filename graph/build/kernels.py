@@ -26,6 +26,7 @@ from fastrun.graph.core.ops import (
     ChannelShuffle,
     Clip,
     Conv,
+    DepthwiseVolume,
     Gemm,
     GroupNorm,
     LayerNorm,
@@ -61,6 +62,7 @@ from fastrun.kernels.ops import (
     reduce,
     rotary,
     shuffle,
+    volume,
 )
 from fastrun.kernels.ops.dense import Dense
 from fastrun.kernels.registry import applicable, parse_schedule
@@ -117,6 +119,8 @@ def _built(
                 return Built(program, text, filters, operand)
             filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
             return Built(program, text, filters, np.zeros(problem.oc) if bias is None else bias)
+        case DepthwiseVolume():
+            return _volume(graph, task, op, cpu, src, dst)
         case Gemm() if is_dense(graph, task):
             weights, bias = _dense(graph, task, op)
             dtype = Types.parse(form.types).weights
@@ -163,6 +167,16 @@ def _built(
         case _:
             built = strided.build(graph, task, cpu, reads, dst)
     return _with_scales(graph, task, reads, dst, built)
+
+
+def _volume(
+    graph: Graph, task: Task, op: DepthwiseVolume, cpu: Cpu, src: Placement, dst: Placement
+) -> Built:
+    weights = constant(graph, task, 1)
+    bias = constant(graph, task, 2) if task.node.input(2) else np.zeros(src.c)
+    depth, kernel = graph.shape(task.reads[0])[2], weights.shape[2:]
+    spec = volume.Volume(depth, kernel, op.stride, op.padding, op.dilation, op.activation)
+    return Built(volume.build(spec, cpu, src, dst), "volume", weights, bias)
 
 
 def _planned(schedules: Iterable[str]) -> attention.Schedule | None:

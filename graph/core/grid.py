@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastrun.graph.core.ops import Conv, ConvTranspose, Gemm, MatMul, Op
+from fastrun.graph.core.ops import Conv, ConvTranspose, DepthwiseVolume, Gemm, MatMul, Op
 from fastrun.kernels.core.dtype import DType
 
 Array = NDArray[Any]
@@ -126,7 +126,7 @@ def weight_axis(op: Op) -> int | None:
     A transposed convolution in groups has no such axis: each of its filters is in one group.
     """
     match op:
-        case Conv():
+        case Conv() | DepthwiseVolume():
             return 0
         case ConvTranspose(groups=1):
             return 1

@@ -49,6 +49,19 @@ class Conv:
 
 
 @dataclass(frozen=True)
+class DepthwiseVolume:
+    """`activation(conv(x) + bias)` of x (n, c, d, h, w), weights (c, 1, *kernel), optional bias.
+
+    Each channel has a filter of its own.
+    """
+
+    stride: Ints
+    padding: Ints
+    dilation: Ints
+    activation: str = ""
+
+
+@dataclass(frozen=True)
 class ConvTranspose:
     """Transposed convolution of x, weights (c, oc / groups, *kernel) and an optional bias.
 
@@ -268,13 +281,12 @@ class Foreign:
     convolves: bool = False
 
 
-Op = (
-    Conv | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm | GroupNorm | Attention
-    | Rotary | Recurrent | Unary | Clip | Binary | ByteFunction | Where | Softmax | Gemm | MatMul
-    | Reduce | ArgReduce | TopK | CumSum | Concat | Slice | Pad | Transpose
-    | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | GatherElements | GatherND
-    | Resize | GridSample | Cast | Identity | Onnx | Numpy | Foreign
+Op = (    Conv | DepthwiseVolume | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm
+    | GroupNorm | Attention | Rotary | Recurrent | Unary | Clip | Binary | ByteFunction | Where
+    | Softmax | Gemm | MatMul | Reduce | ArgReduce | TopK | CumSum | Concat | Slice | Pad
+    | Transpose | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | GatherElements
+    | GatherND | Resize | GridSample | Cast | Identity | Onnx | Numpy | Foreign
 )  # fmt: skip
 
 # Operators that can apply an activation to their result.
-Activating = Conv | ConvTranspose | Affine | GroupNorm | Binary | Gemm | MatMul
+Activating = Conv | DepthwiseVolume | ConvTranspose | Affine | GroupNorm | Binary | Gemm | MatMul

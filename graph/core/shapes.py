@@ -27,6 +27,7 @@ from fastrun.graph.core.ops import (
     ConvTranspose,
     CumSum,
     DepthToSpace,
+    DepthwiseVolume,
     Gather,
     GatherElements,
     GatherND,
@@ -60,7 +61,7 @@ def result_shape(op: Op, shapes: Sequence[Shape]) -> Shape | None:
     """
     x = shapes[0]
     match op:
-        case Conv(stride, padding, dilation):
+        case Conv(stride, padding, dilation) | DepthwiseVolume(stride, padding, dilation):
             window = spans(shapes[1][2:], dilation)
             return (x[0], shapes[1][0], *windows(x[2:], window, stride, padding))
         case Pool(_, kernel, stride, padding, dilation, ceil):

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 
 from fastrun.graph.core.model import Graph, Node
-from fastrun.graph.core.ops import Attention, Conv, ConvTranspose, Gemm, MatMul, Recurrent
+from fastrun.graph.core.ops import (
+    Attention,
+    Conv,
+    ConvTranspose,
+    DepthwiseVolume,
+    Gemm,
+    MatMul,
+    Recurrent,
+)
 
 
 def flops(graph: Graph, node: Node) -> int:
     """Two for each multiply-add of a product of matrices or more; 0 for every other node."""
     match node.op:
-        case Conv():
+        case Conv() | DepthwiseVolume():
             weights = graph.shape(node.inputs[1])
             return 2 * math.prod(graph.shape(node.output)) * math.prod(weights[1:])
         case ConvTranspose():

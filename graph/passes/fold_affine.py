@@ -8,7 +8,15 @@ import numpy as np
 
 from fastrun.graph.core.grid import weight_axis
 from fastrun.graph.core.model import Array, Graph, Node, Shape
-from fastrun.graph.core.ops import Affine, BatchNorm, Binary, Conv, ConvTranspose, Gemm
+from fastrun.graph.core.ops import (
+    Affine,
+    BatchNorm,
+    Binary,
+    Conv,
+    ConvTranspose,
+    DepthwiseVolume,
+    Gemm,
+)
 from fastrun.graph.core.shapes import is_depthwise
 from fastrun.graph.passes.edit import Edit
 
@@ -162,7 +170,7 @@ def _is_linear(node: Node, edit: Edit) -> bool:
     match node.op:
         case Conv(activation="") if not node.input(3):
             linear = True
-        case ConvTranspose(activation=""):
+        case ConvTranspose(activation="") | DepthwiseVolume(activation=""):
             linear = True
         case Gemm(alpha=1.0, beta=1.0, activation=""):
             # Other biases have one value per row, or one in all.

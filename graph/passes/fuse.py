@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from fastrun.graph.core.model import Graph
+from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.core.ops import (
     Activating,
     Binary,
@@ -33,21 +33,44 @@ def fuse_add(graph: Graph) -> Graph:
 
     If both operands are convolutions that nothing else reads, the first one adds the other.
     Exporters write the main path first; its problem is then the same as in the other blocks.
+    A reshape may follow the convolution, as of volumes. The other operand is then reshaped before.
     """
     edit = Edit(graph)
     for node in edit:
         if node.op != Binary("add") or edit.shape(node.inputs[0]) != edit.shape(node.inputs[1]):
             continue
         for x, other in (node.inputs, node.inputs[::-1]):
-            conv = edit.private_producer(x)
+            view = conv = edit.private_producer(x)
+            if view and _joins_pixels(edit, view):
+                conv = edit.private_producer(view.inputs[0])
             if conv is None or not isinstance(conv.op, Conv):
                 continue
             if conv.op.activation or conv.input(3) or other in edit.constants:
                 continue
+            if view and view is not conv:
+                _add_before(edit, conv, view, node, other)
+                break
             inputs = (*conv.inputs[:2], conv.input(2), other)
             edit.merge(conv, node, replace(conv, inputs=inputs, outputs=node.outputs))
             break
     return edit.done()
+
+
+def _joins_pixels(edit: Edit, node: Node) -> bool:
+    """Whether a node is a reshape that keeps images and channels."""
+    before, after = edit.shape(node.inputs[0]), edit.shape(node.output)
+    return isinstance(node.op, Reshape) and (before or ())[:2] == (after or ())[:2]
+
+
+def _add_before(edit: Edit, conv: Node, view: Node, node: Node, other: str) -> None:
+    """Let `conv` add `other`, which `node` adds to its result behind the reshape `view`."""
+    shape = edit.tensor(conv.output).shape
+    added = edit.put(node, Reshape(), (other,), shape)
+    inputs = (*conv.inputs[:2], conv.input(2), added)
+    total = edit.put(node, conv.op, inputs, shape)
+    edit.replace(node, replace(view, inputs=(total,), outputs=node.outputs))
+    edit.drop(view)
+    edit.drop(conv)
 
 
 def fuse_activation(graph: Graph) -> Graph:

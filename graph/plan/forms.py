@@ -18,6 +18,7 @@ from fastrun.graph.core.ops import (
     Clip,
     Concat,
     Conv,
+    DepthwiseVolume,
     Gather,
     GatherElements,
     GatherND,
@@ -201,6 +202,8 @@ class Forms:
                 return alike(self._broadcastable(task))
             case Pool() | Reduce() | Unary() | Clip() | Affine() | ByteFunction():
                 return alike(self.layouts)
+            case DepthwiseVolume():
+                return alike([x for x in self.layouts if x != NCHW], 2 * streaming)
             case GroupNorm():
                 return alike(self.layouts, 2 * streaming)
             case Gather() | GatherElements() | GatherND() if is_lookup(self.graph, task):

@@ -31,6 +31,7 @@ from fastrun.graph.core.ops import (
     ConvTranspose,
     CumSum,
     DepthToSpace,
+    DepthwiseVolume,
     Expand,
     Foreign,
     Gather,
@@ -70,6 +71,7 @@ from fastrun.graph.reference.numerics import (
     conv,
     conv_transpose,
     cum_sum,
+    depthwise_volume,
     gather_nd,
     gemm,
     lrn,
@@ -189,6 +191,8 @@ def _value(node: Node, x: Array, rest: Sequence[Any], result: Tensor) -> Any:
     match op:
         case Conv():
             return conv(op, x, *rest)
+        case DepthwiseVolume():
+            return depthwise_volume(op, result.shape, x, *rest)
         case ConvTranspose():
             return conv_transpose(op, result.shape, x, *rest)
         case Pool():

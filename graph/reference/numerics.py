@@ -21,6 +21,7 @@ from fastrun.graph.core.ops import (
     Conv,
     ConvTranspose,
     CumSum,
+    DepthwiseVolume,
     Gemm,
     Ints,
     Pad,
@@ -199,6 +200,18 @@ def conv(
         add = add.reshape(p.n, p.oc, p.oh, p.ow)
     y = convolve(p, x.reshape(p.n, p.c, p.h, p.w), weights.reshape(p.weight_shape), bias, add)
     return y[:, :, 0] if x.ndim == 3 else y
+
+
+def depthwise_volume(
+    op: DepthwiseVolume, shape: Shape, x: Array, weights: Array, bias: Array | None = None
+) -> Array:
+    """The depthwise convolution: every tap adds its multiple of the pixels that it meets."""
+    rank = len(op.stride)
+    pads = list(zip(op.padding[:rank], op.padding[rank:], strict=True))
+    padded, y = np.pad(x, [(0, 0), (0, 0), *pads]), np.zeros(shape)
+    for tap, window in _taps(weights.shape[2:], op.dilation, op.stride, shape[2:]):
+        y += padded[window] * along_channels(weights[tap][:, 0], x)
+    return y if bias is None else y + along_channels(bias, y)
 
 
 def conv_transpose(

@@ -27,6 +27,7 @@ from fastrun.graph.core.ops import (
     Conv,
     ConvTranspose,
     DepthToSpace,
+    DepthwiseVolume,
     Expand,
     Gemm,
     GridSample,
@@ -85,7 +86,7 @@ def _write(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
         return
     x = inputs[0]
     match op:
-        case Conv() | ConvTranspose():
+        case Conv() | DepthwiseVolume() | ConvTranspose():
             _convolution(to, node, inputs, output)
         case Pool():
             _pool(to, node, x, output)
@@ -194,7 +195,8 @@ def _depth_to_space(to: Nodes, node: Node, op: DepthToSpace, x: str, output: str
 def _convolution(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> None:
     """A convolution, transposed or not, and the sum with its residual."""
     op = node.op
-    assert isinstance(op, Conv | ConvTranspose)
+    assert isinstance(op, Conv | DepthwiseVolume | ConvTranspose)
+    weights = to.graph.shape(node.inputs[1])
     add = inputs[3] if len(inputs) > 3 else ""
     begins, ends = op.padding[: len(op.stride)], op.padding[len(op.stride) :]
     extra = None
@@ -202,14 +204,14 @@ def _convolution(to: Nodes, node: Node, inputs: Sequence[str], output: str) -> N
         extra, ends = [max(-end, 0) for end in ends], tuple(max(end, 0) for end in ends)
     result = to.put(
         node.name,
-        type(op).__name__,
+        "ConvTranspose" if isinstance(op, ConvTranspose) else "Conv",
         *(inputs[:3] if len(inputs) > 2 and inputs[2] else inputs[:2]),
         output="" if add else output,
-        kernel_shape=to.graph.shape(node.inputs[1])[2:],
+        kernel_shape=weights[2:],
         strides=op.stride,
         pads=(*begins, *ends),
         dilations=op.dilation,
-        group=op.groups,
+        group=weights[0] if isinstance(op, DepthwiseVolume) else op.groups,
         output_padding=extra,
     )
     if add:

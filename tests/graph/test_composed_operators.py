@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 
 import fastrun
 from fastrun.graph.core.model import Array
-from fastrun.graph.core.ops import Concat, Numpy, Pad
+from fastrun.graph.core.ops import Concat, Conv, DepthwiseVolume, Numpy, Pad, Reshape
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.pipeline import optimise
 from tests.support.agreement import assert_close
@@ -108,6 +108,52 @@ def test_convolutions_along_the_depth_move_nothing(groups: int) -> None:
     agrees(source, expected, x=x)
     moves = [n.op for n in optimise(import_onnx(source)).nodes if isinstance(n.op, Pad | Concat)]
     assert not moves
+
+
+WIDE_VOLUMES: list[tuple[int, dict[str, Any]]] = [
+    (24, {"pads": [1] * 6}),
+    (20, {"pads": [1, 0, 2, 0, 1, 1], "strides": [2, 1, 2]}),
+    (5, {"pads": [0, 2, 2, 3, 2, 2], "dilations": [1, 2, 2]}),
+    (40, {"pads": [4, 0, 5, 4, 6, 0]}),  # windows that see nothing but padding
+]
+
+
+@pytest.mark.parametrize(("channels", "attributes"), WIDE_VOLUMES)
+def test_a_filter_for_each_channel_of_a_volume(channels: int, attributes: dict[str, Any]) -> None:
+    """Rows of several tiles, tails of channels; normalisation and activation belong to it."""
+    x, w = normal(2, channels, 5, 7, 45), normal(channels, 1, 3, 3, 3)
+    scale, shift, mean = (normal(channels, seed=i) for i in range(3))
+    nodes = [
+        node("Conv", "x w", "a", group=channels, **attributes),
+        node("BatchNormalization", "a scale shift mean variance", "b"),
+        node("Sigmoid", "b", "s"),
+        node("Mul", "b s", "y"),
+    ]
+    constants = {"w": w, "scale": scale, "shift": shift, "mean": mean, "variance": mean**2 + 0.5}
+    source = model(nodes, constants, shape=x.shape)
+    graph = optimise(import_onnx(source))
+    (only,) = graph.nodes
+    assert isinstance(only.op, DepthwiseVolume)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    agrees(source, expected, x=x)
+
+
+def test_volumes_move_nothing_between_layers() -> None:
+    """A block with a filter for each channel has neither transposes nor stored sums."""
+    w, v, u = normal(36, 16, 1, 1, 1), normal(36, 1, 3, 3, 3), normal(16, 36, 1, 1, 1)
+    nodes = [
+        node("Conv", "x w", "a"),
+        node("Conv", "a v", "b", group=36, pads=[1] * 6),
+        node("Relu", "b", "c"),
+        node("Conv", "c u", "d"),
+        node("Add", "x d", "y"),
+    ]
+    source = model(nodes, {"w": w, "v": v, "u": u}, shape=(1, 16, 4, 7, 7))
+    kinds = {type(n.op) for n in optimise(import_onnx(source)).nodes}
+    assert kinds == {Conv, DepthwiseVolume, Reshape}
+    x = normal(1, 16, 4, 7, 7)
+    (expected,) = ReferenceEvaluator(source).run(None, {"x": x})
+    agrees(source, expected, x=x)
 
 
 @pytest.mark.parametrize("operator", ["MaxPool", "AveragePool"])

@@ -98,7 +98,7 @@ _WIDTH = 1180  # to the right of the lanes
 _INK, _FAINT, _LINE = "#1f2430", "#6b7280", "#9aa4b2"
 
 _KINDS = (
-    ("convolution", "#2f6fdf", ("Conv", "ConvTranspose")),
+    ("convolution", "#2f6fdf", ("Conv", "DepthwiseVolume", "ConvTranspose")),
     ("dense, product", "#7a4fd0", ("Gemm", "MatMul")),
     ("pool, reduction", "#2f9e6e", ("Pool", "Reduce", "Softmax", "LRN")),
     ("elementwise", "#d98a1f", ("Binary", "Unary", "Clip", "Affine", "BatchNorm")),

@@ -17,6 +17,7 @@ from fastrun.graph.core.ops import (
     Concat,
     Conv,
     ConvTranspose,
+    DepthwiseVolume,
     Ints,
     Pad,
     Pool,
@@ -33,9 +34,10 @@ _FIRST, _LAST = Transpose(CHANNELS_FIRST[4]), Transpose(CHANNELS_LAST[4])
 def convolve_volume(site: Site, op: Conv) -> None:
     """A convolution of constant weights.
 
-    Along the depth alone it is one of an image whose rows are planes. Otherwise every plane of the
-    result is an image: in one group, the planes that a window sees become channels; in several, a
-    convolution for each of them adds to the others.
+    Where each channel has a filter of its own, one kernel computes it. Along the depth alone it is
+    one of an image whose rows are planes. Otherwise every plane of the result is an image: in one
+    group, the planes that a window sees become channels; in several, a convolution for each of them
+    adds to the others.
     """
     weights, bias = site.constant(1, "weights"), site.inputs[2] if site.has(2) else ""
     n, c, *space = site.shape(0)
@@ -43,6 +45,9 @@ def convolve_volume(site: Site, op: Conv) -> None:
         out = windows(tuple(space), spans(weights.shape[2:], op.dilation), op.stride, op.padding)
     except ValueError as error:
         raise site.impossible(str(error)) from None
+    if op.groups == c == len(weights) and site.tensor(0).dtype == np.float32:
+        site.finish(DepthwiseVolume(op.stride, op.padding, op.dilation), *site.inputs)
+        return
     result, count = (n, len(weights), *out), weights.shape[2]
     around = (*op.padding[1:3], *op.padding[4:])
     if {*weights.shape[3:], *op.stride[1:]} == {1} and not any(around):
