@@ -30,7 +30,7 @@ from fastrun.graph.passes.edit import Edit
 from fastrun.graph.passes.products import MANY_ROWS
 
 # Products of an output value from which on moving it once more does not matter.
-PRODUCTS = 256
+PRODUCTS = 32
 # Taps of an axis and channels with which Winograd pays, by the number of axes with several taps.
 TAPS, CHANNELS = 7, {1: 32, 2: 8}
 
