@@ -65,6 +65,10 @@ from fastrun.kernels.core.rounding import Roundings, no_rounding
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
 
+# Time of volumes in NHWC, as a multiple of that in blocks, where vectors begin inside cache lines
+# (Intel Xeon with AMX).
+_RAGGED = 1.4
+
 
 @dataclass(frozen=True)
 class Offers:
@@ -203,7 +207,13 @@ class Forms:
             case Pool() | Reduce() | Unary() | Clip() | Affine() | ByteFunction():
                 return alike(self.layouts)
             case DepthwiseVolume():
-                return alike([x for x in self.layouts if x != NCHW], 2 * streaming)
+                blocks, channels = (
+                    [x for x in self.layouts if x.blocked],
+                    self._channels(task.output),
+                )
+                ragged = any(channels % x.blocked for x in blocks)
+                inside = 2 * streaming * (_RAGGED if ragged else 1.0)
+                return alike(blocks, 2 * streaming) + alike([NHWC], inside)
             case GroupNorm():
                 return alike(self.layouts, 2 * streaming)
             case Gather() | GatherElements() | GatherND() if is_lookup(self.graph, task):
@@ -389,11 +399,14 @@ class Forms:
 
     def _together(self, names: Sequence[str]) -> list[Layout]:
         """The layouts in which these tensors can be ranges of one tensor's channels."""
-        sizes = [shape4(self.graph.shape(x))[1] for x in names]
+        sizes = [self._channels(x) for x in names]
         return self._aligned(list(accumulate(sizes, initial=0))[:-1])
 
     def _whole_blocks(self, name: str, layout: Layout) -> bool:
-        return not layout.blocked or shape4(self.graph.shape(name))[1] % layout.blocked == 0
+        return not layout.blocked or self._channels(name) % layout.blocked == 0
+
+    def _channels(self, name: str) -> int:
+        return shape4(self.graph.shape(name))[1]
 
     def _size(self, name: str) -> int:
         return math.prod(self.graph.shape(name))

@@ -305,3 +305,19 @@ def test_norms_of_whole_axes(p: int) -> None:
     agrees(source, np.divide(x, norm, out=np.zeros_like(x), where=norm > 0), x=x)
     source = model([node("GlobalLpPool", "x", "y", p=p)], shape=x.shape)
     agrees(source, (np.abs(x) ** p).sum((2, 3), keepdims=True) ** (1 / p), x=x)
+
+
+def test_volumes_of_odd_channels_lie_in_blocks() -> None:
+    """In NHWC, in which planes are images, their vectors would begin inside cache lines."""
+    u, w, v = normal(24, 3, 1, 3, 3), normal(54, 24, 1, 1, 1), normal(54, 1, 3, 3, 3)
+    nodes = [
+        node("Conv", "x u", "a", strides=[1, 2, 2], pads=[0, 1, 1, 0, 1, 1]),
+        node("Conv", "a w", "b"),
+        node("Conv", "b v", "c", group=54, pads=[1] * 6),
+        node("Conv", "c t", "y"),
+    ]
+    constants = {"u": u, "w": w, "v": v, "t": normal(24, 54, 1, 1, 1)}
+    source = model(nodes, constants, shape=(1, 3, 8, 112, 112))
+    plan = str(fastrun.load(source, policy="heuristic").plan)
+    (line,) = (line for line in plan.splitlines() if "DepthwiseVolume" in line)
+    assert "NHWC" not in line
