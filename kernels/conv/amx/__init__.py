@@ -64,6 +64,8 @@ from fastrun.kernels.core.types import Types
 
 # The share of the time of vectors up to which tiles are preferred.
 PAYS = 0.8
+# Outputs of a side of Winograd's tile, as far as what it saves is compared.
+WINOGRAD = 4
 # How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
 BYTES, PAIRED = 4.0, 1.7
 
@@ -200,8 +202,14 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
     if types != Types():
         return 6 if share < PAYS / PAIRED else 0
     near = F32.bytes(p.oc * p.depth) <= cpu.l2 // 4
-    less = near and min(p.kernel) > 1 and p.stride == p.dilation == (1, 1) and p.groups == 1
+    plain = p.stride == p.dilation == (1, 1) and p.groups == 1
+    less = near and plain and max(p.kernel) > 1 and share * saved(p.kernel) > 1
     return (4 if less else 6) if share < PAYS else 0
+
+
+def saved(kernel: tuple[int, int]) -> float:
+    """How many times fewer products Winograd's method has, in tiles of four outputs a side."""
+    return math.prod(WINOGRAD * k / (WINOGRAD + k - 1) for k in kernel if k > 1)
 
 
 def products(types: Types, s: Schedule) -> str:
