@@ -6,12 +6,13 @@ The planner gets them from a function of type `Choose`. Here it answers from heu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from fastrun.kernels.codegen.dot import dots
+from fastrun.kernels.codegen.dot import dots, has
+from fastrun.kernels.codegen.matrix_tiles import HALVES, NEEDS
 from fastrun.kernels.core.attention import AttentionProblem, Problem
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import F32
@@ -61,9 +62,13 @@ _WIDENED, _DEPTHWISE_BYTES = 2.0, 0.6
 _ROUNDED, _CALL, _FETCHED = 0.6e-9, 0.25e-6, 1 / 36e9
 
 # Times with weights of 16 bits as multiples of the direct method's in float32, measured on a Zen 4
-# (AVX-512). Multiplied in pairs, or only read, from beyond L2; products of int16, beside what
-# follows from their number; depthwise layers and groups of few channels, which have no kernel.
-_PAIRS, _FEWER_BYTES, _INT16, _DEPTHWISE_HALVES, _GROUPED_HALVES = 0.6, 0.9, 1.1, 12.0, 2.4
+# (AVX-512). Only read, from beyond L2; products of int16, beside what follows from their number;
+# depthwise layers and groups of few channels, which have no kernel.
+_FEWER_BYTES, _INT16, _DEPTHWISE_HALVES, _GROUPED_HALVES = 0.9, 1.1, 12.0, 2.4
+
+# The same of products of pairs of bf16 in vectors, where their rate was not measured: of a Zen 4,
+# and of an Intel Xeon with AMX, whose units for them are its tiles'.
+_PAIRS, _PAIRS_BESIDE_TILES = 0.6, 2.0
 
 # Time with one bit.
 _COUNTED = 0.15
@@ -76,11 +81,16 @@ _FILLED = 0.9
 _OTHER_BLOCKS = 1.05
 
 
-def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
+def heuristic_choices(
+    cpu: Cpu, max_error: float | None = None, rates: Mapping[str, float] | None = None
+) -> Choose:
     """Every algorithm's heuristic schedule, in its layout and in NHWC, with guessed seconds.
 
-    Algorithms without a schedule whose expected error is at most `max_error` are left out.
+    Algorithms without a schedule whose expected error is at most `max_error` are left out. `rates`
+    are the operations a second in kinds of dot products, as multiples of those in float32, where
+    they were measured.
     """
+    pairs = _pairs(cpu, rates or {})
 
     def choose(p: Problem) -> list[Choice]:
         found, templates = list[Choice](), applicable(p, cpu)
@@ -94,7 +104,7 @@ def heuristic_choices(cpu: Cpu, max_error: float | None = None) -> Choose:
             guess = _of_integers(p, preferred, guess, cpu)
         elif p.types:
             schedule = preferred.heuristic_within(p, cpu, max_error) or preferred.heuristic(p, cpu)
-            guess *= _of_rounded(p, preferred, schedule, cpu) / _float32(p, cpu, max_error)
+            guess *= _of_rounded(p, preferred, schedule, cpu, pairs) / _float32(p, cpu, max_error)
         guess = max(guess, _CALL + p.precision.weights.bytes(p.oc * p.depth) * _FETCHED)
         for template in templates:
             schedule = template.heuristic_within(p, cpu, max_error)
@@ -134,8 +144,20 @@ def _of_integers(p: ConvProblem, preferred: KernelTemplate, direct: float, cpu: 
     return products + p.n * p.oc * p.oh * p.ow * wide * _ROUNDED / cpu.lanes
 
 
-def _of_rounded(p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu) -> float:
-    """The expected time with 16 bits or one, as a multiple of the direct method's in float32."""
+def _pairs(cpu: Cpu, rates: Mapping[str, float]) -> float:
+    """The time of products of pairs of bf16 in vectors, as a multiple of those of float32."""
+    if rate := rates.get("bf16"):
+        return 1 / rate
+    return _PAIRS_BESIDE_TILES if has(cpu, NEEDS[HALVES]) else _PAIRS
+
+
+def _of_rounded(
+    p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cpu, pairs: float
+) -> float:
+    """The expected time with 16 bits or one, as a multiple of the direct method's in float32.
+
+    Products of pairs of bf16 take `pairs` times as long as those of float32.
+    """
     effort = template.effort(p, schedule)
     if p.precision.signs:
         return _COUNTED
@@ -146,7 +168,7 @@ def _of_rounded(p: ConvProblem, template: KernelTemplate, schedule: Any, cpu: Cp
     if p.groups > 1:
         effort *= _GROUPED_HALVES
     if getattr(schedule, "dot", ""):
-        return effort * _PAIRS
+        return effort * pairs
     return effort * (_FEWER_BYTES if F32.bytes(p.oc * p.depth) > cpu.l2 else 1.0)
 
 

@@ -45,9 +45,13 @@ def zero(k: Kernel, tile: int) -> None:
     _call(k, "tilezero", f"i8 {tile}")
 
 
-def load(k: Kernel, tile: int, address: str, stride: Int) -> None:
-    """Fill a register with rows that are `stride` bytes apart."""
-    _call(k, "tileloadd64", f"i8 {tile}", f"ptr {address}", _stride(k, stride))
+def load(k: Kernel, tile: int, address: str, stride: Int, stream: bool = False) -> None:
+    """Fill a register with rows that are `stride` bytes apart.
+
+    What is said to `stream` leaves L1 first, so that other data stays there.
+    """
+    name = "tileloaddt164" if stream else "tileloadd64"
+    _call(k, name, f"i8 {tile}", f"ptr {address}", _stride(k, stride))
 
 
 def store(k: Kernel, tile: int, address: str, stride: Int) -> None:

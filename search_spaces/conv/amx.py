@@ -14,7 +14,8 @@ from fastrun.search_spaces.space import Space, upto
 def space(p: ConvProblem, cpu: Cpu) -> Space:
     usual = heuristic(p, cpu)
     vectors = -(-p.group_oc // CHANNELS)
-    copied = not Window.of(p, Io.of(p, usual.layout).src, usual.terms).in_place
+    window = Window.of(p, Io.of(p, usual.layout).src, usual.terms)
+    copied = not window.in_place
     layouts = [usual.layout] if usual.layout == "NHWC" else ["NHWC", usual.layout]
 
     def leaves_tiles_for_operands(s: Schedule) -> bool:
@@ -42,6 +43,8 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "oc_outer": [False, True],
             "strips": [False, True] if copied else [False],
             "terms": [2, 3] if usual.terms == 2 else [usual.terms],
+            "chunks": upto(window.chunks, *sorted({1, 2, 4, 8, 16, window.chunks, usual.chunks})),
+            "stream": [False, True],
         },
         [
             leaves_tiles_for_operands,

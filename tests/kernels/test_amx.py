@@ -52,6 +52,8 @@ SCHEDULES = [
     {"rows": 1000, "tiles": 1, "cols": 3},
     {"strips": True, "rows": 2},
     {"layout": "NHWC", "rows": 2, "strips": False},
+    {"rows": 5, "chunks": 1, "stream": True},
+    {"rows": 1000, "chunks": 2, "tiles": 1},
 ]
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Buffer, Index, Kernel, Module
 from fastrun.kernels.codegen.dot import Dot, dots
+from fastrun.kernels.codegen.matrix_tiles import HALVES
 from fastrun.kernels.codegen.micro_kernel import outer_product, registers
 from fastrun.kernels.core.cpu import Cpu
+from fastrun.kernels.core.dtype import BF16
 from fastrun.kernels.core.layout import NCHW, Placement
 from fastrun.kernels.core.program import Io
 from fastrun.kernels.core.types import Types
@@ -81,6 +84,7 @@ def dot_loop(dot: Dot, cpu: Cpu, rows: int, cols: int, tasks: int) -> Module:
 def _rate(dot: Dot, cpu: Cpu, rows: int, cols: int, cores: Sequence[int]) -> float:
     seconds = _seconds(
         dot_loop(dot, cpu, rows, cols, len(cores)),
+        dot.types.src is BF16,
         dot.types.src.bytes(_STEPS * rows * dot.group),
         dot.types.weights.bytes(_STEPS * cols * dot.group * cpu.lanes),
         4 * rows * cols * cpu.lanes,
@@ -92,21 +96,26 @@ def _rate(dot: Dot, cpu: Cpu, rows: int, cols: int, cores: Sequence[int]) -> flo
 def _tile_rate(product: str, cpu: Cpu, cores: Sequence[int]) -> float:
     loop = tile_rates.tile_loop(product, cpu, len(cores))
     held = tile_rates.SIDE * tile_rates.TILE_BYTES
-    seconds = _seconds(
-        loop, tile_rates.STEPS * held, tile_rates.STEPS * held, tile_rates.SIDE * held, cores
-    )
+    size = tile_rates.STEPS * held
+    seconds = _seconds(loop, product == HALVES, size, size, tile_rates.SIDE * held, cores)
     return tile_rates.operations(product) * len(cores) / seconds
 
 
-def _seconds(module: Module, src: int, weights: int, local: int, cores: Sequence[int]) -> float:
-    """The seconds of a task for each core; the operands are zeros of so many bytes."""
+def _seconds(
+    module: Module, halves: bool, src: int, weights: int, local: int, cores: Sequence[int]
+) -> float:
+    """The seconds of a task for each core; operands are random numbers, of so many bytes in all.
+
+    With zeros a processor takes less power, and clocks higher than it ever does at work. Operands
+    are numbers of bf16 if they are `halves`, else bytes.
+    """
     tasks = len(cores)
     none = Placement(NCHW, 1, 1, 1, 1)
     program = module.program(Io(none, none, none))
     symbols = [stage.symbol for stage in program.stages]
     library = Library(ObjectCache().object(program.ir, module.cpu), symbols)
     runner = Runner(library, program.stages, cores)
-    pixels, panel = np.zeros(src + 64, np.uint8), np.zeros(weights + 64, np.uint8)
+    pixels, panel = _random(src + 64, halves), _random(weights + 64, halves)
     sums = np.zeros((tasks, local + 64), np.uint8)
     buffers = Buffers(
         src=_aligned(pixels), weights=_aligned(panel), bias=0, add=0, dst=0, shared=0,
@@ -118,6 +127,14 @@ def _seconds(module: Module, src: int, weights: int, local: int, cores: Sequence
 
     repeats, _ = calibrate(calls, _BLOCK)
     return min(calls(repeats) for _ in range(_BLOCKS)) / repeats
+
+
+def _random(size: int, halves: bool) -> NDArray[np.uint8]:
+    """So many bytes of numbers: any bytes, or normal numbers of bf16."""
+    rng = np.random.default_rng(0)
+    if halves:
+        return BF16.encode(rng.standard_normal(size // 2).astype(np.float32)).view(np.uint8)
+    return rng.integers(0, 256, size, np.uint8)
 
 
 def _aligned(array: np.ndarray) -> int:

@@ -66,6 +66,11 @@ class MachineReport:
     noise: float
     time: str
 
+    @property
+    def relative(self) -> Mapping[str, float]:
+        """The rates of kinds of dot products as multiples of that of float32, on one core."""
+        return {kind: rate / self.peak for kind, rate in self.dots.items()}
+
     def peak_of(self, threads: int, dot: str = "") -> float:
         """FLOP/s of `threads` threads, each on its own core.
 

@@ -32,8 +32,14 @@ _DISTRUST = 1.3
 
 
 def guessed_choices(cpu: Cpu, threads: int, limits: Limits) -> Choose:
-    """The heuristics' choices that are expected to be within `limits`."""
-    guess = heuristic_choices(cpu, limits.error)
+    """The heuristics' choices that are expected to be within `limits`.
+
+    What a report of the machine has of rates decides between element types.
+    """
+    from fastrun.tuner.machine.probe import of_machine
+
+    report = of_machine(cpu.fingerprint, cpu.cores)
+    guess = heuristic_choices(cpu, limits.error, report.relative if report else None)
 
     def choose(p: Problem) -> Sequence[Choice]:
         found = [c for c in guess(p) if _within(p, c.schedule, cpu, threads, limits)]

@@ -1,8 +1,8 @@
 """Convolution by products of tile registers (Intel AMX): of bytes, of bf16, and of float32.
 
 A tile of pixels has the channels of a pixel in each row: for stride 1 the pixels of a whole strip
-of the image follow each other, with those of the halo between rows. Sums go to a workspace, from
-where they get bias, residual and activation.
+of the image follow each other, with those of the halo between rows. Sums go to a workspace, and get
+residual and activation while tiles multiply for the next block of sums.
 
 A float32 number is taken as the sum of `terms` numbers of bf16, the first the number rounded, the
 second what is left, rounded, and so on. Three products of pairs, which take 3/16 of the time of one
@@ -66,8 +66,10 @@ from fastrun.kernels.core.types import Types
 PAYS = 0.8
 # Outputs of a side of Winograd's tile, as far as what it saves is compared.
 WINOGRAD = 4
+# Pixels of a task for which it pays to keep weights in L1 and let pixels pass (measured).
+_MANY = 64
 # How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
-BYTES, PAIRED = 4.0, 1.7
+BYTES, PAIRED = 3.5, 0.5
 
 
 def why_not(p: ConvProblem, cpu: Cpu) -> str | None:
@@ -108,15 +110,22 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
     vectors = -(-p.group_oc // CHANNELS)
     cols = min(2, vectors)
     row = (p.w + p.padding[1] + p.padding[3]) * p.stride[0] * window.row
-    fit = max(1, cpu.l2 // 2 // row)
-    # Weights that L2 does not keep are read once: a panel stays there while the image streams by.
-    if vectors * window.weight_bytes > cpu.l2 // 2:
-        return Schedule(layout, min(p.oh, fit), 1, 2, cols, True, False, terms)
-    # Else the sums of a panel stay in L1. Rows that overlap are not copied again by each task.
-    fit = min(fit, max(1, cpu.l1 * 2 // 3 // (p.ow * cols * ROW_BYTES)))
-    rows = tiles_per_task(p.oh, fit, cpu, images=p.n * p.groups)
     strips = not window.in_place and p.kernel[0] == 1
-    return Schedule(layout, rows, -(-vectors // cols), 2, cols, False, strips, terms)
+    fit = max(1, cpu.l2 // (4 if strips else 2) // row)
+    # Weights of a block of K stay in L1. Where several products share operands it need not be.
+    part = cols * window.tile * math.prod(window.kernel)
+    most = cpu.l1 * 3 // 4 // part if terms == 1 else window.chunks
+    chunks = min(window.chunks, max(1, most))
+    panels = -(-vectors // cols)
+    # Rows that overlap are not copied again by each task.
+    rows = tiles_per_task(p.oh, fit, cpu, images=p.n * p.groups)
+    # Weights that L2 does not keep are read once: a panel stays there while the image streams by.
+    outer = vectors * window.weight_bytes > cpu.l2 // 2
+    if outer:
+        rows, panels, strips = min(p.oh, fit), 1, False
+    reused = chunks * part >= cpu.l1 // 2 and rows * p.ow >= _MANY
+    stream = window.kernel == (1, 1) and (reused or not window.in_place)
+    return Schedule(layout, rows, panels, 2, cols, outer, strips, terms, chunks, stream)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -140,8 +149,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     module = Module(cpu)
     check(not (s.strips and window.in_place), "input that is read in place is not copied")
     pitch = width_of(io.src)
-    sums = max(x.total * x.height for x in (Lines.of(p, rows.size, pitch) for rows in strips))
-    sums *= s.cols * ROW_BYTES
+    lines = [Lines.of(p, rows.size, pitch) for rows in strips]
+    kept = s.chunks < window.chunks  # sums of all blocks, from one block of K to the next
+    sums = s.cols * ROW_BYTES * max(x.height * (x.total if kept else s.tiles) for x in lines)
     copy = whole_copy(p, io.src, window)
     if s.strips:
         copy = Copy(copied_rows(p, strips[0].size), pitch, window)
@@ -159,9 +169,9 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
                     copy_strip(k, p, io.src, copy, out, rows.size, image, group, top)
                 for run in panels:
                     with run.loop(k, k.index(some * s.panels), some * s.panels + s.panels) as first:
-                        kept = tail if run is panels[-1] else 0
+                        last = tail if run is panels[-1] else 0
                         panel = Panel(k, p, s, io, window, panels[-1].end, image, group,
-                                      first, run.size, kept, copy, sums)  # fmt: skip
+                                      first, run.size, last, copy, sums)  # fmt: skip
                         panel.compute(top, rows.size)
 
     def packed(w: NDArray[Any]) -> NDArray[Any]:
@@ -221,14 +231,13 @@ def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
     """The blocks of a schedule."""
     io = Io.of(p, s.layout)
     window, pitch = Window.of(p, io.src, s.terms), width_of(io.src)
-    lines = Lines.of(p, min(s.rows, p.oh), pitch)
     cols = min(s.cols, -(-p.group_oc // CHANNELS))
-    sums, panel = lines.total * lines.height * cols * ROW_BYTES, cols * window.weight_bytes
+    panel = cols * window.weight_bytes
     strip = copied_rows(p, min(s.rows, p.oh)) * pitch * window.row
-    found = []
-    if sums <= cpu.l1:
-        holds = f"sums of {min(s.rows, p.oh)} rows and {cols * CHANNELS} channels"
-        found.append(Block("L1", "rows", holds, "two thirds of L1", sums))
+    found, part = [], panel * min(s.chunks, window.chunks) // window.chunks
+    if part <= cpu.l1 and s.terms == 1:
+        holds = f"weights of {s.chunks * window.per_chunk} of a panel's input channels"
+        found.append(Block("L1", "chunks", holds, "three quarters of L1", part))
     if strip + panel <= cpu.l2:
         holds = f"the input of {min(s.rows, p.oh)} rows, and a panel of weights"
         found.append(Block("L2", "rows, cols", holds, "the input fills half of L2", strip + panel))

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from fastrun.kernels.codegen.builder import Buffer, Index, Int, Kernel, Vec, at_channel
+from fastrun.kernels.codegen.builder import (
+    Buffer,
+    Index,
+    Int,
+    Kernel,
+    Vec,
+    at_channel,
+    least,
+)
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES
-from fastrun.kernels.codegen.tiling import cut
+from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.conv.amx.copy import Copy
 from fastrun.kernels.conv.amx.schedule import PAIRS, Lines, Schedule, Window, width_of
 from fastrun.kernels.conv.amx.sums import CHANNELS, Sums
@@ -36,60 +47,89 @@ class Panel:
     room: int  # bytes of sums in the workspace
 
     def compute(self, top: Int, rows: int) -> None:
-        """All outputs of the strip that begins at row `top`."""
-        p, io = self.p, self.io
-        lines = Lines.of(p, rows, width_of(io.src))
-        tiles = Sums(
-            self.k, self.s.tiles, self.cols, lines.height, self.window.width, self.window.dtype
-        )
-        with tiles.configured():
-            for some in cut(lines.total, self.s.tiles):
-                with some.loop(self.k) as first:
-                    self._block(tiles, lines, first, some.size, top)
-        self._finish(lines, top, rows)
+        """All outputs of the strip that begins at row `top`.
 
-    def _block(self, tiles: Sums, lines: Lines, first: Int, count: int, top: Int) -> None:
-        """The sums of `count` tiles of pixels from number `first` on."""
+        In the last block of K vectors finish a block of sums while tiles multiply for the next one.
+        """
+        k, most = self.k, self.s.tiles
+        lines = Lines.of(self.p, rows, width_of(self.io.src))
+        tiles = Sums(k, most, self.cols, lines.height, self.window.width, self.window.dtype)
+        blocks, parts = cut(lines.total, most), self._parts()
+        with tiles.configured():
+            for part in parts:
+                with part.loop(k) as chunk:
+                    for some in blocks:
+                        with (
+                            some.loop(k) as first,
+                            self._products(
+                                tiles, lines, first, some.size, chunk, part.size, top
+                            ) as step,
+                        ):
+                            if part is parts[-1] and (isinstance(first, Index) or first):
+                                self._finish_share(lines, first - most, step, top)
+        last = blocks[-1]
+        with k.times(lines.height) as row:
+            self._finish_row(lines, last.end - last.size, last.size, row, top)
+
+    def _parts(self) -> list[Tiles]:
+        """The blocks of K: the first and the last have code of their own."""
+        whole, most = self.window.chunks, self.s.chunks
+        before = (whole - 1) // most
+        return consecutive(
+            (most, min(before, 1)), (most, max(0, before - 1)), (whole - before * most, 1)
+        )
+
+    @contextmanager
+    def _products(
+        self, tiles: Sums, lines: Lines, first: Int, count: int, start: Int, chunks: int, top: Int
+    ) -> Iterator[Int]:
+        """A block of sums, of `count` tiles of pixels from number `first` on: adds products.
+
+        They are those of `chunks` chunks from number `start` on. Yields each step.
+        """
         k, p, window = self.k, self.p, self.window
         (sy, sx), (dy, dx) = p.stride, p.dilation
         src, pixel = self._source(top)
         pitch = width_of(self.io.src)
+        apart = window.width if window.in_place else self.copy.chunk
         pixels = list[Buffer]()
         for number in range(count):
-            tile = first + number
-            line, part = (tile // lines.tiles, tile % lines.tiles) if lines.count > 1 else (0, tile)
-            start = part * lines.height
-            if lines.overlap:
-                most = lines.length - lines.height
-                start = start.min(most) if isinstance(start, Index) else min(start, most)
-            at = line * (sy * pitch) + start * sx
-            pixels.append(src.strided(pixel).at(at).strided(1))
-        step_bytes, whole = window.tile * window.terms * self.cols, window.weight_bytes
+            line, place = _place(lines, first + number)
+            at = line * (sy * pitch) + place * sx
+            pixels.append(src.strided(pixel, apart).at(at, start).strided(1))
+        (kh, kw), whole = window.kernel, window.weight_bytes
+        step_bytes = window.tile * window.terms * self.cols
         weights = k.argument("weights", self.vectors * whole, whole, dtype=U8)
-        weights = weights.at(self.group, self.first).strided(step_bytes)
-        tiles.clear(count)
-        kh, kw = window.kernel
-        apart = window.width if window.in_place else self.copy.chunk
-        with k.times(window.chunks) as chunk, k.times(kh) as ky, k.times(kw) as kx:
+        weights = weights.at(self.group, self.first).strided(step_bytes).at(start * (kh * kw))
+        sums = self._sums(lines, first).strided(1)
+        bias = k.argument("bias", p.group_oc, CHANNELS, dtype=p.precision.sums)
+        if isinstance(start, Index) or start:
+            tiles.load(count, sums, self._width)
+        else:
+            tiles.clear(count, bias.at(self.group, self.first).strided(CHANNELS))
+        with k.times(chunks) as chunk, k.times(kh) as ky, k.times(kw) as kx:
             offset = (ky * (dy * pitch) + kx * dx) * pixel + chunk * apart
-            position = chunk * (kh * kw) + ky * kw + kx
-            here = [x.at(offset) for x in pixels]
+            step = chunk * (kh * kw) + ky * kw + kx
             tiles.multiply(
-                here,
+                [x.at(offset) for x in pixels],
                 sx * pixel,
                 self.copy.term,
-                weights.at(position).strided(1),
+                weights.at(step).strided(1),
                 PAIRS[self.s.terms],
+                self.s.stream,
             )
-        tiles.store(count, self._sums().at(first * lines.height).strided(1), self._width)
+            yield step
+        tiles.store(count, sums, self._width)
 
     @property
     def _width(self) -> int:
         """Bytes from one pixel's sums to the next's."""
         return self.cols * ROW_BYTES
 
-    def _sums(self) -> Buffer:
-        return Buffer(self.k, "%local", (self._width,), U8)
+    def _sums(self, lines: Lines, first: Int) -> Buffer:
+        """Those of the block of tiles from number `first` on: its own, if they are kept."""
+        whole = Buffer(self.k, "%local", (self._width,), U8)
+        return whole.at(first * lines.height) if self.s.chunks < self.window.chunks else whole
 
     def _source(self, top: Int) -> tuple[Buffer, int]:
         """Bytes of the first pixel under the filter of output row `top`, and those of a pixel."""
@@ -110,37 +150,55 @@ class Panel:
         tensor = at_channel(tensor.at(self.image, 0, y), src, self.group, p.group_c)
         return replace(tensor, strides=(1,), dtype=U8), src.dtype.bytes(src.x_stride)
 
-    def _finish(self, lines: Lines, top: Int, rows: int) -> None:
-        """Add bias and residual, apply the activation, store."""
-        k, p, io = self.k, self.p, self.io
-        dst, add = k.tensor("dst", io.dst), k.tensor("add", io.add) if p.add else None
-        pitch = width_of(io.src)
-        edge = (lines.tiles - 1) * lines.height
-        longest = longest_run(p) if io.dst.blocks == 1 else 1
-        with k.loop(rows) as y, k.loop(p.ow) as x:
-            place: Int = y * pitch + x if lines.joined else x
-            if lines.overlap:
-                place = _moved(k.index(place), edge, lines.overlap)
+    def _finish_share(self, lines: Lines, first: Int, step: Int, top: Int) -> None:
+        """In a step of K: a share of the rows of the block from tile `first` on, if there is one.
+
+        A negative number of a tile is that of no block.
+        """
+        height, steps = lines.height, self._parts()[-1].size * math.prod(self.window.kernel)
+        share = -(-height // steps)
+        begin = self.k.index(step * share)
+        end = least(begin + share, least((first + 1) * height, height))
+        with self.k.loop(begin, end) as row:
+            self._finish_row(lines, first, self.s.tiles, row, top)
+
+    def _finish_row(self, lines: Lines, first: Int, count: int, row: Int, top: Int) -> None:
+        """Finish the sums in a row of each of `count` tiles from number `first` on."""
+        pitch = width_of(self.io.src)
+        for number in range(count):
+            line, start = _place(lines, first + number)
+            x = start + row
+            sums = self._sums(lines, first).at(row + number * lines.height)
             if not lines.joined:
-                place = y * (lines.tiles * lines.height) + place
-            sums = replace(self._sums().at(place), dtype=p.precision.sums, strides=(1,))
-            for start in range(0, self.cols, longest):
-                run = range(start, min(start + longest, self.cols))
-                pixel = (0, 0, top + y, x)
-                totals = [self._total(sums, j) for j in run]
-                adds = [self._at(add, io.add, j).load(*pixel, lanes=CHANNELS) if add else None
-                        for j in run]  # fmt: skip
-                value = finish_run(p, totals, adds, [self._channel(j) for j in run])
-                kept = len(run) * CHANNELS
-                if self.tail and run[-1] == self.cols - 1:
-                    kept += self.tail - CHANNELS
-                self._at(dst, io.dst, start).store_first(value, kept, *pixel)
+                self._finish_pixel(sums, top + line, x)
+                continue
+            y, x = x // pitch, x % pitch
+            with self.k.when(x < self.p.ow):  # else it is a pixel of the padding
+                self._finish_pixel(sums, top + y, x)
+
+    def _finish_pixel(self, sums: Buffer, y: Int, x: Int) -> None:
+        """Add the residual, apply the activation, store."""
+        k, p, io = self.k, self.p, self.io
+        sums = replace(sums, dtype=p.precision.sums, strides=(1,))
+        dst, add = k.tensor("dst", io.dst), k.tensor("add", io.add) if p.add else None
+        longest = longest_run(p) if io.dst.blocks == 1 else 1
+        for start in range(0, self.cols, longest):
+            run = range(start, min(start + longest, self.cols))
+            totals = [self._total(sums, j) for j in run]
+            adds = [self._at(add, io.add, j).load(0, 0, y, x, lanes=CHANNELS) if add else None
+                    for j in run]  # fmt: skip
+            value = finish_run(p, totals, adds, [self._channel(j) for j in run])
+            kept = len(run) * CHANNELS
+            if self.tail and run[-1] == self.cols - 1:
+                kept += self.tail - CHANNELS
+            self._at(dst, io.dst, start).store_first(value, kept, 0, 0, y, x)
 
     def _total(self, sums: Buffer, j: int) -> Vec:
+        total = sums.load(j * CHANNELS, lanes=CHANNELS)
+        if self.window.dtype is U8:  # which began with the bias
+            return total
         bias = self.k.argument("bias", self.p.group_oc, CHANNELS, dtype=sums.dtype)
-        return sums.load(j * CHANNELS, lanes=CHANNELS) + bias.load(
-            self.group, self.first + j, lanes=CHANNELS
-        )
+        return total + bias.load(self.group, self.first + j, lanes=CHANNELS)
 
     def _channel(self, j: int) -> Int:
         if not self.p.precision.integer:
@@ -152,8 +210,8 @@ class Panel:
         return at_channel(tensor, where, self.first + j, CHANNELS)
 
 
-def _moved(place: Index, edge: int, by: int) -> Index:
-    """The place of a pixel's sums: the last tile of a line has its own, which begin earlier."""
-    k, moved = place.k, place + by
-    last = place >= edge
-    return Index(k, k.emit(f"select i1 {last.ssa}, i64 {moved.value}, i64 {place.value}"))
+def _place(lines: Lines, tile: Int) -> tuple[Int, Int]:
+    """The line of a tile of pixels, and its first pixel there."""
+    line, part = (tile // lines.tiles, tile % lines.tiles) if lines.count > 1 else (0, tile)
+    start = part * lines.height
+    return line, least(start, lines.length - lines.height) if lines.overlap else start

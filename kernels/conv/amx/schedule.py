@@ -24,6 +24,8 @@ class Schedule:
     oc_outer: bool  # tasks run through the image for each block of panels, else the reverse
     strips: bool  # each task copies the input of its rows, else a stage before copies all
     terms: int  # bf16 numbers whose sum stands for one of float32
+    chunks: int  # chunks of input channels of a block of K, between which sums are stored
+    stream: bool  # pixels leave L1 first, so that weights stay
 
 
 # Which terms are multiplied, of pixels and of weights: all that matter, and neighbours share one.
@@ -136,8 +138,8 @@ class Lines:
 
     @property
     def cycles(self) -> float:
-        """Cycles of a product of all tiles: those of few rows take longer by the row (measured)."""
-        return self.total * max(9.0, self.height + 0.75)
+        """Cycles of a product of all tiles. Those of few rows wait for operands (measured)."""
+        return self.total * max(12.0, self.height + 0.75)
 
 
 def width_of(src: Placement) -> int:
@@ -146,9 +148,9 @@ def width_of(src: Placement) -> int:
 
 
 # Cycles, as measured on an Intel Xeon with AMX: of a product of tiles of 16 rows, whose clock is a
-# quarter slower; of storing and clearing a block of sums; of finishing a vector of outputs; of
-# copying a chunk of a pixel for each term; of vectors, for each multiply-add of 32.
-_PRODUCT, _BLOCK, _FINISH, _COPY, _VECTOR = 1.3, 250.0, 7.0, 10.0, 1.25
+# quarter slower; of storing and beginning a block of sums; of finishing a vector of outputs, beside
+# products; of copying a chunk of a pixel for each term; of vectors, for a multiply-add of 32.
+_PRODUCT, _BLOCK, _FINISH, _COPY, _VECTOR = 1.3, 300.0, 6.0, 10.0, 1.25
 
 
 def cycles(p: ConvProblem, s: Schedule) -> float:
@@ -158,10 +160,11 @@ def cycles(p: ConvProblem, s: Schedule) -> float:
     vectors, strips = -(-p.group_oc // CHANNELS), p.n * p.groups * -(-p.oh // s.rows)
     lines = Lines.of(p, min(s.rows, p.oh), pitch)
     products = strips * lines.cycles * vectors * window.steps * len(PAIRS[s.terms]) * _PRODUCT
-    blocks = strips * -(-lines.total // s.tiles) * -(-vectors // s.cols) * _BLOCK
+    parts = -(-window.chunks // s.chunks)
+    blocks = strips * -(-lines.total // s.tiles) * -(-vectors // s.cols) * parts * _BLOCK
     finish = p.n * p.groups * p.oh * p.ow * vectors * _FINISH
     copied = 0 if window.in_place else p.n * p.h * p.w * p.groups * window.chunks * s.terms
-    return products + blocks + finish + copied * _COPY
+    return max(products + blocks, finish) + copied * _COPY
 
 
 def vector_cycles(p: ConvProblem) -> float:

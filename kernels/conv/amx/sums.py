@@ -62,18 +62,32 @@ class Sums:
         yield
         matrix_tiles.release(self.k)
 
-    def clear(self, rows: int) -> None:
-        """Begin the sums of the first `rows` tiles of pixels with zero."""
+    def clear(self, rows: int, bias: Buffer) -> None:
+        """Begin the sums of the first `rows` tiles of pixels: of bytes with the bias, else with 0.
+
+        So sums of floats do not round what is less than the bias.
+        """
         for i in range(rows):
             for j in range(self.cols):
-                matrix_tiles.zero(self.k, self._sum(i, j))
+                if self.dtype is U8:
+                    matrix_tiles.load(self.k, self._sum(i, j), bias.address(j), 0)
+                else:
+                    matrix_tiles.zero(self.k, self._sum(i, j))
+
+    def load(self, rows: int, sums: Buffer, pitch: int) -> None:
+        """Go on with the sums that `store` left."""
+        for i in range(rows):
+            for j in range(self.cols):
+                matrix_tiles.load(self.k, self._sum(i, j), self._place(sums, pitch, i, j), pitch)
 
     def store(self, rows: int, sums: Buffer, pitch: int) -> None:
         """Leave sums in memory, in bytes; those of a pixel lie `pitch` from the next one's."""
         for i in range(rows):
             for j in range(self.cols):
-                place = sums.address(i * self.height * pitch + j * ROW_BYTES)
-                matrix_tiles.store(self.k, self._sum(i, j), place, pitch)
+                matrix_tiles.store(self.k, self._sum(i, j), self._place(sums, pitch, i, j), pitch)
+
+    def _place(self, sums: Buffer, pitch: int, i: int, j: int) -> str:
+        return sums.address(i * self.height * pitch + j * ROW_BYTES)
 
     def multiply(
         self,
@@ -82,20 +96,22 @@ class Sums:
         apart: int,
         weights: Buffer,
         pairs: Sequence[tuple[int, int]],
+        stream: bool,
     ) -> None:
         """Add the products of one step of K.
 
         The rows of each tile of `pixels` lie `pitch` bytes apart. Operands consist of several
         tiles, as sums of numbers: those of `pairs` are multiplied. The next tile of pixels lies
         `apart` bytes behind one, that of weights just behind it. What two neighbouring pairs have
-        in common is read once.
+        in common is read once. Pixels that are not read again soon may `stream` through the cache.
         """
         k, size = self.k, tile_bytes(self.width)
         before: tuple[int, int] = (-1, -1)
         for left, right in pairs:
             for i, pixel in enumerate(pixels):
                 if left != before[0]:
-                    matrix_tiles.load(k, self._left(i), pixel.address(left * apart), pitch)
+                    place = pixel.address(left * apart)
+                    matrix_tiles.load(k, self._left(i), place, pitch, stream)
                 for j in range(self.cols):
                     if i == 0 and right != before[1]:
                         place = weights.address((right * self.cols + j) * size)

@@ -173,11 +173,14 @@ def test_plan_writes_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("algorithm", "layouts", "kind"),
     [
-        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=1)",
+        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=1, "
+         "chunks=1, stream=no)",
          "NHWC:u8>NHWC:u8", "tdpbusd"),
-        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=1)",
+        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=1, "
+         "chunks=1, stream=no)",
          "NHWC>NHWC", "tdpbf16ps"),
-        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=2)",
+        ("amx(layout=NHWC, rows=1, panels=1, tiles=2, cols=2, oc_outer=no, strips=no, terms=2, "
+         "chunks=1, stream=no)",
          "NHWC,NHWC>NHWC", ""),
         ("max pool", "NHWC>NHWC", ""),
     ],
