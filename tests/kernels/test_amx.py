@@ -143,7 +143,8 @@ def test_tiles_are_chosen_where_they_are_faster() -> None:
     # Of filters with few rows or columns Winograd's method saves less.
     large = replace(TILES, l2=2 << 20)
     assert chosen("conv 1x128x16x16 256x2x2 s1 p1 bias relu", large) == "amx"
-    assert chosen("conv 1x64x64x64 64x3x3 s1 p1 bias", large) == "winograd"
+    assert chosen("conv 1x64x64x64 64x3x3 s1 p1 bias", large) == "amx"
+    assert chosen("conv 1x16x128x128 16x3x3 s1 p1 bias", large) == "winograd"
     assert chosen("conv 1x45x8x3136 64x3x1 s1 p1x0 bias", large) == "winograd"
 
 

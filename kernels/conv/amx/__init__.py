@@ -64,8 +64,9 @@ from fastrun.kernels.core.types import Types
 
 # The share of the time of vectors up to which tiles are preferred.
 PAYS = 0.8
-# Outputs of a side of Winograd's tile, as far as what it saves is compared.
-WINOGRAD = 4
+# Outputs of a side of Winograd's tile, as far as what it saves is compared; and what its transforms
+# take along an axis, in products of a channel with a pixel for each channel (measured).
+WINOGRAD, TRANSFORM = 4, 7.0
 # Pixels of a task for which it pays to keep weights in L1 and let pixels pass (measured).
 _MANY = 64
 # How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
@@ -213,13 +214,15 @@ def rank(p: ConvProblem, cpu: Cpu) -> int:
         return 6 if share < PAYS / PAIRED else 0
     near = F32.bytes(p.oc * p.depth) <= cpu.l2 // 4
     plain = p.stride == p.dilation == (1, 1) and p.groups == 1
-    less = near and plain and max(p.kernel) > 1 and share * saved(p.kernel) > 1
+    less = near and plain and max(p.kernel) > 1 and share > winograd(p)
     return (4 if less else 6) if share < PAYS else 0
 
 
-def saved(kernel: tuple[int, int]) -> float:
-    """How many times fewer products Winograd's method has, in tiles of four outputs a side."""
-    return math.prod(WINOGRAD * k / (WINOGRAD + k - 1) for k in kernel if k > 1)
+def winograd(p: ConvProblem) -> float:
+    """The share of the direct method's time that Winograd's takes, in tiles of four a side."""
+    sides = [k for k in p.kernel if k > 1]
+    saved = math.prod(WINOGRAD * k / (WINOGRAD + k - 1) for k in sides)
+    return (1 + TRANSFORM * len(sides) * (1 / p.c + 1 / p.oc)) / saved
 
 
 def products(types: Types, s: Schedule) -> str:

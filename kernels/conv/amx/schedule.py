@@ -151,6 +151,8 @@ def width_of(src: Placement) -> int:
 # quarter slower; of storing and beginning a block of sums; of finishing a vector of outputs, beside
 # products; of copying a chunk of a pixel for each term; of vectors, for a multiply-add of 32.
 _PRODUCT, _BLOCK, _FINISH, _COPY, _VECTOR = 1.3, 300.0, 6.0, 10.0, 1.25
+# The same of a copy that L2 does not keep, of more bytes than these.
+_FAR_COPY, _NEAR = 30.0, 2 << 20
 
 
 def cycles(p: ConvProblem, s: Schedule) -> float:
@@ -164,7 +166,8 @@ def cycles(p: ConvProblem, s: Schedule) -> float:
     blocks = strips * -(-lines.total // s.tiles) * -(-vectors // s.cols) * parts * _BLOCK
     finish = p.n * p.groups * p.oh * p.ow * vectors * _FINISH
     copied = 0 if window.in_place else p.n * p.h * p.w * p.groups * window.chunks * s.terms
-    return max(products + blocks, finish) + copied * _COPY
+    far = not s.strips and copied * ROW_BYTES > _NEAR
+    return max(products + blocks, finish) + copied * (_FAR_COPY if far else _COPY)
 
 
 def vector_cycles(p: ConvProblem) -> float:
