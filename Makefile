@@ -1,8 +1,10 @@
 # Both main commands do all their set-up on a machine that has git, make and Python with venv.
 PYTHON ?= python3
 BIN := .venv/bin
-# Every file of tests runs in one process, so that its fixtures are made once.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Every file of tests runs in one process, so that its fixtures are made once. Files keep their
+# order: those with few tests, which take longest, would come last otherwise, one beside none.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 .PHONY: demo test check lint docs notebooks results clean
 

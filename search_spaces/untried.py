@@ -89,8 +89,7 @@ class Untried:
 
     def _drawn(self, points: int, draw: random.Random) -> Iterator[Any]:
         """The schedules that may be tried among so many random points."""
-        volume = self.space.volume
-        drawn = draw.sample(range(volume), min(volume, points))
+        drawn = itertools.islice(_permutation(self.space.volume, draw), points)
         return (s for s in map(self.space.at, map(self._point, drawn)) if s in self)
 
     def _legal(self, moved: Point, origin: Point) -> Any | None:
@@ -113,6 +112,20 @@ class Untried:
             number, position = divmod(number, size)
             point.append(position)
         return tuple(reversed(point))
+
+
+def _permutation(count: int, draw: random.Random) -> Iterator[int]:
+    """The numbers below `count` in random order, each drawn when it is asked for.
+
+    Fisher and Yates's method; of its array only the places that were swapped are kept.
+    """
+    swapped: dict[int, int] = {}
+    for place in range(count):
+        other = draw.randrange(place, count)
+        first = swapped.pop(place, place)
+        yield first if other == place else swapped.get(other, other)
+        if other != place:
+            swapped[other] = first
 
 
 def rings(space: Space, point: Point, steps: int) -> Iterator[list[Point]]:

@@ -12,6 +12,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.measure.measurer import heuristic_text
 from fastrun.tuner.search.budget import Budget
 from fastrun.tuner.store.database import Database
+from tests.support.commands import short_finals
 from tests.tuner.search.test_verify_winners import stored
 
 pytestmark = pytest.mark.slow
@@ -26,6 +27,7 @@ def test_agreement_goes_on_where_it_was_stopped(
     monkeypatch.setattr(agreement, "REPEATED", (P,))
     monkeypatch.setattr(agreement, "LATER", (P,))
     monkeypatch.setattr(agreement, "TUNINGS", 1)
+    short_finals(monkeypatch)
     # A number of trials, because no time is enough on every machine.
     monkeypatch.setattr(agreement, "Budget", lambda seconds: Budget(trials=4))
     options = ["--work", str(tmp_path), "--csv", str(tmp_path), "--seconds", "2"]

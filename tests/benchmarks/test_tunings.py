@@ -11,6 +11,7 @@ import pytest
 from fastrun.benchmarks.experiments import settings, tunings
 from fastrun.benchmarks.peers import missing
 from fastrun.tuner.search.budget import Budget
+from tests.support.commands import short_finals
 from tests.support.graph_models import model, node, normal
 
 
@@ -30,6 +31,7 @@ def test_tunings_go_on_where_they_were_stopped(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    short_finals(monkeypatch)
     # A number of trials, because no time is enough on every machine.
     monkeypatch.setattr(tunings, "Budget", lambda seconds: Budget(trials=2))
     words = [network, "--tunings", "1", "--longer", "0", "--work", str(tmp_path)]

@@ -22,6 +22,7 @@ from PIL import Image
 from fastrun.graph.zoo import NAMES
 from fastrun.main import main, parsers
 from tests.docs.test_docs import PAGES, ROOT, commands
+from tests.support.commands import fresh_cache, short_finals
 from tests.support.graph_models import model, node, normal
 
 pytestmark = pytest.mark.slow
@@ -58,6 +59,7 @@ NOT_HERE = {
     r"fastrun tune .* --workers .*": "needs a scheduler: test_fleet",
     r"fastrun compare-search .*": "needs a space measured whole: test_replay",
     r"fastrun (--version|help COMMAND|completion \w+)": "test_command_line",
+    r"fastrun bench .*--paper .*": "measures large layers: test_papers",
     r"fastrun bench --layers": "all layers: test_benchmarks runs one",
     r"make (demo|docs)": "their commands: test_cli, test_reference",
     r"make (test|check|lint|.venv/test)": "runs this test, or sets up for it",
@@ -137,7 +139,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     np.save(made / "x.npy", normal(1, 3, 16, 16))
     (made / "imagenet.txt").write_text("".join(f"class {i}\n" for i in range(8)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTRUN_CACHE", str(made / "cache"))
+        fresh_cache(made / "cache", patch)
+        short_finals(patch)
         patch.chdir(made)
         for words in PREPARED:
             assert main(words) == 0

@@ -15,6 +15,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import parse_schedule
 from fastrun.main import parsers
+from tests.support.commands import fresh_cache
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
@@ -156,8 +157,9 @@ def test_every_machine_with_results_has_a_row() -> None:
         assert f"`results/{folder.name}/`" in page
 
 
-def test_the_tutorials_snippets_run(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "FASTRUN_CACHE": str(tmp_path / "cache")}
+def test_the_tutorials_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh_cache(tmp_path / "cache", monkeypatch)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     snippets = blocks(ROOT / "docs" / "tutorial.md", "python")
     assert len(snippets) == 3
     for i, snippet in enumerate(snippets):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from fastrun.kernels.core.problem import ConvProblem
 from fastrun.tuner.records.record import Outcome
 from fastrun.tuner.store import exchange
 from fastrun.tuner.store.database import Database
+from tests.support.commands import fresh_cache
 from tests.support.graph_models import model, node, normal
 from tests.support.records import record
 from tests.support.synthetic import records
@@ -31,15 +33,15 @@ def run(folder: Path, example: str, *words: str | Path) -> str:
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / example, *words],
         capture_output=True, text=True, cwd=folder, timeout=900,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "FASTRUN_CACHE": str(folder / "cache")},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model of two convolutions in it."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder and a cache; in the folder is a model of two convolutions."""
     made = tmp_path_factory.mktemp("examples")
     nodes = [
         node("Conv", "x v", "a", pads=[1, 1, 1, 1]),
@@ -48,7 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     weights = {"v": normal(16, 4, 3, 3), "w": normal(8, 16, 1, 1)}
     onnx.save(model(nodes, weights, shape=(1, 4, 12, 12)), made / "two.onnx")
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        fresh_cache(made / "cache", patch)
+        yield made
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
@@ -58,7 +62,7 @@ def test_examples_are_short(path: Path) -> None:
 
 
 def test_tune_a_model_and_embed_it(folder: Path) -> None:
-    options = ("--seconds", "120", "--trials", "2", "--plan", "two.plan", "--db", "two.db")
+    options = ("--seconds", "25", "--trials", "2", "--plan", "two.plan", "--db", "two.db")
     out = run(folder, "tune_model.py", "two.onnx", *options)
     assert "conv 1x4x12x12 16x3x3 s1 p1 relu: " in out
     assert out.splitlines()[-1] == "plan: two.plan"
@@ -85,10 +89,10 @@ def test_a_service_answers_like_its_network(folder: Path, monkeypatch: pytest.Mo
 
 
 def test_an_own_sampler(folder: Path) -> None:
-    out = run(folder, "own_sampler.py", str(P), "--trials", "12", "--db", "own.db")
-    assert "after 10 trials" in out
+    out = run(folder, "own_sampler.py", str(P), "--trials", "5", "--db", "own.db")
+    assert "after 5 trials" in out
     with Database(folder / "own.db") as database:
-        assert len(database.records(stage="screen")) == 12
+        assert len(database.records(stage="screen")) == 5
         assert out.splitlines()[-1] in {r.schedule for r in database.records(problem=P)}
 
 

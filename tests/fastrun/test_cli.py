@@ -28,6 +28,7 @@ from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.standing import standings
 from fastrun.tuner.terminal.board import Board
 from fastrun.tuner.terminal.display import screen, standings_table
+from tests.support.commands import fresh_cache, short_finals
 from tests.support.forking import interruptible
 from tests.support.synthetic import PEAK, records
 
@@ -45,7 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of its own, with a problem tuned in it."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FASTRUN_CACHE", str(folder))
+        fresh_cache(folder, patch)
         done = subprocess.run(
             [sys.executable, "-m", "fastrun", "tune", P, "--trials", "3"],
             capture_output=True, text=True, cwd=ROOT, timeout=600,
@@ -253,6 +254,7 @@ def test_demo_ends_with_the_report(
 ) -> None:
     """The network is a tiny one here; everything else is what `make demo` runs."""
     tiny = Target("resnet18", ((ConvProblem.parse(OTHER), 2),))
+    short_finals(monkeypatch)
     monkeypatch.setattr("fastrun.commands.demo.read_target", {"resnet18": tiny}.__getitem__)
     monkeypatch.chdir(tmp_path)
     code, out, _ = run("demo", "--trials", "2", "--db", tmp_path / "demo.db")

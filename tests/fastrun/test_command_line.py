@@ -23,6 +23,7 @@ from fastrun.main import COMMANDS, main
 from fastrun.options import new_folder
 from fastrun.tuner.store.standing import Standing
 from fastrun.tuner.terminal.display import standings_table
+from tests.support.commands import fresh_cache, short_finals
 from tests.support.graph_models import model, node, normal
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,8 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "cache"))
+    fresh_cache(tmp_path / "cache", monkeypatch)
+    short_finals(monkeypatch)
 
     def call(*words: str | Path) -> tuple[int, str, str]:
         try:

@@ -151,11 +151,11 @@ def test_an_experiment_is_interrupted_in_one_line(tmp_path: Path) -> None:
         time.sleep(0.05)
     _, err = running.communicate(timeout=300)
     assert running.returncode == 130, err
-    assert "spaces: interrupted" in err
+    assert err.splitlines()[-1].startswith("spaces: interrupted")
     # Python itself reports an interrupt that arrives in a destructor, and SQLAlchemy one that
-    # arrives as a connection closes.
-    reported = err.count("Exception ignored") + err.count("Exception closing connection")
-    assert err.count("Traceback") == reported
+    # arrives as a connection closes, with the exception that it interrupted, if any.
+    reported = "Exception ignored" in err or "Exception closing connection" in err
+    assert reported or "Traceback" not in err
     assert _records(path)
 
 

@@ -20,6 +20,7 @@ from fastrun.graph.reference import interpreter as reference
 from fastrun.main import main
 from fastrun.tuner.networks.load import load
 from fastrun.tuner.networks.pictures import Preparation, read_picture
+from tests.support.commands import fresh_cache, short_finals
 from tests.support.execution import relative_error
 from tests.support.graph_models import batch_norm, model, node, normal
 from tests.support.quantised_models import layer
@@ -32,7 +33,8 @@ PLAIN = Preparation(1.0, (0.0,), (1.0,))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "cache"))
+    fresh_cache(tmp_path / "cache", monkeypatch)
+    short_finals(monkeypatch)
 
 
 @pytest.fixture

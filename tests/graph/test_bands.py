@@ -144,7 +144,7 @@ def pools(draw: st.DrawFn) -> Pool:
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(producers(), pools(), st.integers(1, 9), st.sampled_from(CPUS))
 def test_a_pool_behind_a_convolution(
     producer: tuple[ConvProblem, str, str], spec: Pool, rows: int, cpu: Cpu
@@ -156,7 +156,7 @@ def test_a_pool_behind_a_convolution(
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     producers(), st.sampled_from([4, 16, 21]), st.integers(1, 2), st.booleans(),
     st.sampled_from(["", "relu"]), st.integers(1, 9), st.sampled_from(CPUS),

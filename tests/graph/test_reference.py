@@ -150,9 +150,8 @@ def test_local_response_normalisation_of_any_size(size: int) -> None:
         )
 
 
-@pytest.mark.parametrize("name", ["shufflenetv2", "mobilenetv2"])
-def test_a_whole_network_as_onnx_itself_computes_it(name: str) -> None:
-    m = zoo.build(name)
+def test_a_whole_network_as_onnx_itself_computes_it() -> None:
+    m = zoo.build("shufflenetv2")
     x = normal(1, 3, 224, 224)
     (expected,) = ReferenceEvaluator(m).run(None, {"input": x})
     result = run(optimise(import_onnx(m)), {"input": x})["logits"]

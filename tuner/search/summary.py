@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.notebook import card
 from fastrun.tuner.records.units import clock, ms, plural, ratio
 from fastrun.tuner.search.problem_search import ProblemSearch
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from fastrun.tuner.report.style import Figure
 
 
@@ -42,6 +42,8 @@ class Summary:
         `best` (NaN where nothing correct was measured), `over_naive` and `over_heuristic` (how many
         times faster the best is), `algorithm` and `schedule`.
         """
+        import pandas as pd  # which a search does without
+
         rows = [
             {
                 "problem": str(search.problem),
@@ -61,6 +63,8 @@ class Summary:
 
     def plot(self) -> Figure:
         """How the best time of every problem fell over its trials, those known before included."""
+        import pandas as pd
+
         from fastrun.tuner.report.plots import convergence
 
         rows = [

@@ -19,6 +19,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.main import main
 from fastrun.tuner.networks.check import check_steps, first_beyond
 from fastrun.tuner.networks.outputs import normal_inputs
+from tests.support.commands import fresh_cache
 from tests.support.graph_models import model, node, normal
 from tests.support.quantised_models import layer
 
@@ -94,7 +95,7 @@ def test_bytes_are_compared_as_the_numbers_they_stand_for() -> None:
 def test_the_command_compares_with_another_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "cache"))
+    fresh_cache(tmp_path / "cache", monkeypatch)
     file = tmp_path / "net.onnx"
     onnx.save(three_layers(), file)
     assert main(["check", str(file), "--against", "onnxruntime"]) == 0

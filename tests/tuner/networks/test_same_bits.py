@@ -21,6 +21,7 @@ from fastrun.kernels.registry import parse_schedule
 from fastrun.main import main
 from fastrun.tuner.networks.alternatives import PlanInputs
 from fastrun.tuner.networks.same_bits import keeping_bits, same_results
+from tests.support.commands import fresh_cache, short_finals
 from tests.support.graph_models import model, node, normal
 
 CPU = Cpu.host()
@@ -75,7 +76,8 @@ def test_tune_keeps_bits(
 ) -> None:
     import fastrun
 
-    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "cache"))
+    fresh_cache(tmp_path / "cache", monkeypatch)
+    short_finals(monkeypatch)
     file = tmp_path / "net.onnx"
     onnx.save(network(), file)
     assert main(["tune", str(file), "--trials", "2", "--keep-bits"]) == 2

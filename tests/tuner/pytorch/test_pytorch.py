@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402
 
 from fastrun.graph.core.errors import UnsupportedError  # noqa: E402
 from fastrun.tuner.pytorch.backend import backend  # noqa: E402
+from tests.support.commands import fresh_cache  # noqa: E402
 
 pytestmark = [
     pytest.mark.slow,
@@ -41,7 +42,7 @@ class Small(nn.Module):
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FASTRUN_CACHE", str(tmp_path / "cache"))
+    fresh_cache(tmp_path / "cache", monkeypatch)
     torch._dynamo.reset()
     torch.manual_seed(0)
 

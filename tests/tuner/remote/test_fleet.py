@@ -30,6 +30,7 @@ from distributed import KilledWorker, LocalCluster
 
 from fastrun.tuner.remote.fleet import Fleet, _Remote, choose
 from fastrun.tuner.remote.station import Station
+from tests.support.commands import short_finals
 from tests.support.forking import interruptible
 
 pytestmark = pytest.mark.slow
@@ -82,8 +83,12 @@ def workers(address: str) -> Iterator[list[subprocess.Popen[str]]]:
 
 
 def test_two_workers_and_the_death_of_one(
-    address: str, workers: list[subprocess.Popen[str]], tmp_path: Path
+    address: str,
+    workers: list[subprocess.Popen[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    short_finals(monkeypatch)
     told = []
 
     def observe(progress: Progress) -> None:

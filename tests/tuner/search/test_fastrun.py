@@ -23,6 +23,7 @@ from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.problem_search import ProblemSearch, next_search, related
 from fastrun.tuner.search.progress import Progress
 from fastrun.tuner.store.database import Database
+from tests.support.commands import short_finals
 from tests.support.forking import interruptible
 from tests.support.records import record
 
@@ -68,7 +69,10 @@ def test_every_outcome_is_stored_and_the_best_is_found(tmp_path: Path) -> None:
     assert {r.schedule for r in heuristics} == {template.text(schedule)}
 
 
-def test_the_final_may_be_raced_in_both_regimes(tmp_path: Path) -> None:
+def test_the_final_may_be_raced_in_both_regimes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_finals(monkeypatch)
     with Database(tmp_path / "records.db") as database:
         options = SearchOptions(also=["cold-weights"])
         summary = fast_run([(TINY, 1)], database, Budget(trials=4), options=options)
@@ -82,7 +86,10 @@ def test_the_final_may_be_raced_in_both_regimes(tmp_path: Path) -> None:
     assert other == []
 
 
-def test_without_baselines_only_rivals_are_timed_again(tmp_path: Path) -> None:
+def test_without_baselines_only_rivals_are_timed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_finals(monkeypatch)
     with Database(tmp_path / "records.db") as database:
         options = SearchOptions(baselines=False)
         summary = fast_run([(TINY, 1)], database, Budget(trials=1), options=options)
@@ -91,7 +98,8 @@ def test_without_baselines_only_rivals_are_timed_again(tmp_path: Path) -> None:
     assert not records[0].baseline
 
 
-def test_a_second_run_repeats_nothing(tmp_path: Path) -> None:
+def test_a_second_run_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short_finals(monkeypatch)
     with Database(tmp_path / "records.db") as database:
         options = SearchOptions(algorithms=["direct"])
         fast_run([(TINY, 1)], database, Budget(trials=8), options=options)

@@ -22,6 +22,7 @@ from fastrun.tuner.search.options import SearchOptions
 from fastrun.tuner.search.transfer import distance, first_guesses, nearest, suggestions, transferred
 from fastrun.tuner.store.database import Database
 from fastrun.tuner.store.staleness import first_current
+from tests.support.commands import short_finals
 from tests.support.records import record
 
 parse = ConvProblem.parse
@@ -106,7 +107,10 @@ def test_own_old_winners_come_before_those_of_others() -> None:
     assert first_guesses(TINY, ranking, {other: second, TINY: first}, CPU) == [first, second]
 
 
-def test_after_a_change_old_winners_are_measured_again_before_they_count(tmp_path: Path) -> None:
+def test_after_a_change_old_winners_are_measured_again_before_they_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short_finals(monkeypatch)
     template = next(t for t in applicable(TINY, CPU) if t.name == "direct")
     heuristic = template.heuristic(TINY, CPU)
     winner = template.text(replace(heuristic, rows=1, unroll=2))
