@@ -5,6 +5,7 @@ from __future__ import annotations
 from fastrun.kernels.conv.amx import heuristic
 from fastrun.kernels.conv.amx.schedule import Schedule, Window
 from fastrun.kernels.conv.amx.sums import CHANNELS, fits
+from fastrun.kernels.conv.amx.upright import upright
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io
@@ -36,7 +37,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
         Schedule,
         {
             "layout": layouts,
-            "rows": upto(p.oh, *sorted({1, 2, 4, 7, 14, 28, 56, usual.rows})),
+            "rows": upto(upright(p).oh, *sorted({1, 2, 4, 7, 14, 28, 56, usual.rows})),
             "panels": upto(vectors, *sorted({1, 2, 4, 8, 16, usual.panels})),
             "tiles": [1, 2, 3],
             "cols": [1, 2, 3],

@@ -44,6 +44,8 @@ SHAPES = [
     "conv 1x16x23x19 16x5x5 s1 p2 bias leaky0.1",
     "conv 1x200x1x1 100x1x1 s1 p0 bias",
     "conv 1x128x1x50 64x1x1 s1 p0 bias gelu",
+    "conv 2x40x1x90 33x1x3 s1 p0,2,0,5 d1x2 bias add relu",
+    "conv 1x32x1x40 48x1x5 s1x2 p0x2 bias",
 ]
 SCHEDULES = [
     {},
@@ -104,6 +106,25 @@ def test_three_numbers_are_as_exact_as_float32() -> None:
     direct = templates()["direct"]
     plain = run(p, direct.program(p, direct.heuristic(p, CPU), CPU), operands)
     assert errors[1] < 2 * rms_error(plain, truth)
+
+
+@pytest.mark.parametrize(
+    ("text", "strips"),
+    [
+        ("conv 1x64x1x8000 128x1x3 s1 p0x1 d1x8 bias", True),
+        ("conv 1x64x1x8000 128x1x3 s1 p0x128 d1x128 bias", False),
+        ("conv 1x64x1x197 192x1x1 s1 p0 bias gelu", True),
+        ("conv 1x192x1x197 768x1x1 s1 p0 bias u8s8>u8", False),
+    ],
+)
+def test_a_row_of_pixels_is_shared_by_tasks(text: str, strips: bool) -> None:
+    """It was a single task, so one thread did all."""
+    p = ConvProblem.parse(text)
+    s = AMX.heuristic(p, TILES)
+    assert s.strips is strips
+    program = AMX.program(p, s, TILES)
+    assert program.stages[-1].tasks > 1
+    assert program.io == Io.of(p, s.layout)
 
 
 @has_tiles

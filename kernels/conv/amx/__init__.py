@@ -13,6 +13,7 @@ in float32, then give 16 bits of precision, six give float32's (Henry, Tang and 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -48,6 +49,7 @@ from fastrun.kernels.conv.amx.schedule import (
     width_of,
 )
 from fastrun.kernels.conv.amx.sums import CHANNELS, fits, multiplies, product
+from fastrun.kernels.conv.amx.upright import in_strips, stands, upright, upright_io
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import BF16, F32, I16, U8
 from fastrun.kernels.core.levels import Block
@@ -90,7 +92,7 @@ def takes(types: Types, cpu: Cpu) -> bool:
 
 
 def heuristic(p: ConvProblem, cpu: Cpu) -> Schedule:
-    return _schedule(p, cpu, terms=2 if _of_float32(p) else 1)
+    return in_strips(p, _schedule(upright(p), cpu, terms=2 if _of_float32(p) else 1))
 
 
 def _of_float32(p: ConvProblem) -> bool:
@@ -101,7 +103,9 @@ def _of_float32(p: ConvProblem) -> bool:
 def careful(p: ConvProblem, cpu: Cpu, max_error: float) -> Schedule:
     """Two numbers of bf16 for each, or three."""
     two = heuristic(p, cpu)
-    return two if error(p, two) <= max_error or two.terms == 1 else _schedule(p, cpu, terms=3)
+    if error(p, two) <= max_error or two.terms == 1:
+        return two
+    return in_strips(p, _schedule(upright(p), cpu, terms=3))
 
 
 def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
@@ -130,6 +134,9 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
+    if p != upright(p) and stands(io):
+        column = build(upright(p), s, cpu, upright_io(io))
+        return replace(column, io=io, pack_weights=lambda w: column.pack_weights(w.swapaxes(2, 3)))
     check_sizes(s)
     check(fits(s.tiles, s.cols), f"{s.tiles}x{s.cols} tiles of sums leave none for operands")
     known = s.terms in PAIRS and (s.terms == 1 or _of_float32(p))
@@ -197,7 +204,7 @@ def error(p: ConvProblem, s: Schedule) -> float:
 
 def effort(p: ConvProblem, s: Schedule) -> float:
     """The share of the direct method's time to expect."""
-    return cycles(p, s) / vector_cycles(p)
+    return cycles(upright(p), s) / vector_cycles(p)
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:
@@ -232,6 +239,7 @@ def products(types: Types, s: Schedule) -> str:
 
 def levels(p: ConvProblem, s: Schedule, cpu: Cpu) -> list[Block]:
     """The blocks of a schedule."""
+    p = upright(p)
     io = Io.of(p, s.layout)
     window, pitch = Window.of(p, io.src, s.terms), width_of(io.src)
     cols = min(s.cols, -(-p.group_oc // CHANNELS))
