@@ -120,11 +120,23 @@ def test_three_numbers_are_as_exact_as_float32() -> None:
 def test_a_row_of_pixels_is_shared_by_tasks(text: str, strips: bool) -> None:
     """It was a single task, so one thread did all."""
     p = ConvProblem.parse(text)
-    s = AMX.heuristic(p, TILES)
+    cpu = replace(TILES, cores=2)
+    s = AMX.heuristic(p, cpu)
     assert s.strips is strips
-    program = AMX.program(p, s, TILES)
+    program = AMX.program(p, s, cpu)
     assert program.stages[-1].tasks > 1
     assert program.io == Io.of(p, s.layout)
+
+
+def test_padding_that_vectors_leave_out_is_not_multiplied_in_tiles() -> None:
+    """Wide dilation, as in DeepLab: of nine taps all but one to four meet only padding."""
+    chosen = {}
+    for dilation in (1, 24, 36):
+        text = f"conv 1x960x20x20 256x3x3 s1 p{dilation} d{dilation} bias relu"
+        template, _ = heuristic_choice(ConvProblem.parse(text), TILES)
+        chosen[dilation] = template.name
+    assert chosen[1] == "amx"
+    assert chosen[24] == chosen[36] == "direct"
 
 
 @has_tiles

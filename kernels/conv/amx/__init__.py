@@ -45,6 +45,7 @@ from fastrun.kernels.conv.amx.schedule import (
     Schedule,
     Window,
     cycles,
+    taps_met,
     vector_cycles,
     width_of,
 )
@@ -204,7 +205,7 @@ def error(p: ConvProblem, s: Schedule) -> float:
 
 def effort(p: ConvProblem, s: Schedule) -> float:
     """The share of the direct method's time to expect."""
-    return cycles(upright(p), s) / vector_cycles(p)
+    return cycles(upright(p), s) / (taps_met(p) * vector_cycles(p))
 
 
 def rank(p: ConvProblem, cpu: Cpu) -> int:

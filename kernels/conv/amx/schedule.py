@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES, ROWS
+from fastrun.kernels.codegen.reduction import share_met
 from fastrun.kernels.conv.amx.sums import CHANNELS, tile_bytes
 from fastrun.kernels.core.dtype import BF16, DType
 from fastrun.kernels.core.layout import Placement
@@ -154,6 +155,8 @@ _PRODUCT, _BLOCK, _FINISH, _COPY, _VECTOR = 1.3, 300.0, 6.0, 10.0, 1.25
 # The same of a copy that L2 does not keep, of more bytes than these.
 _FAR_COPY, _NEAR = 30.0, 2 << 20
 
+_COLUMNS = 8  # of a register tile of the direct method
+
 
 def cycles(p: ConvProblem, s: Schedule) -> float:
     """The cycles of a schedule to expect."""
@@ -173,3 +176,8 @@ def cycles(p: ConvProblem, s: Schedule) -> float:
 def vector_cycles(p: ConvProblem) -> float:
     """The cycles of the direct method in float32."""
     return p.flops / 64 * _VECTOR
+
+
+def taps_met(p: ConvProblem) -> float:
+    """The share of the products that the direct method computes: it leaves out most padding."""
+    return share_met(p, 0, 1) * share_met(p, 1, min(p.ow, _COLUMNS))
