@@ -281,7 +281,8 @@ class Foreign:
     convolves: bool = False
 
 
-Op = (    Conv | DepthwiseVolume | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm
+Op = (
+    Conv | DepthwiseVolume | ConvTranspose | Pool | BatchNorm | Affine | LRN | LayerNorm
     | GroupNorm | Attention | Rotary | Recurrent | Unary | Clip | Binary | ByteFunction | Where
     | Softmax | Gemm | MatMul | Reduce | ArgReduce | TopK | CumSum | Concat | Slice | Pad
     | Transpose | ChannelShuffle | DepthToSpace | Reshape | Expand | Gather | GatherElements
