@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from argparse import ArgumentParser
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,6 +90,18 @@ def folds_of(networks: Sequence[str], count: int | None) -> list[list[ConvProble
         posed = (p for p, _ in read_target(text).problems)
         folds[number % len(folds)] += [p for p in posed if isinstance(p, ConvProblem)]
     return folds
+
+
+def data_options(parser: ArgumentParser) -> None:
+    """The options that say what there is to learn from: records, and what knows other machines."""
+    parser.add_argument("--data", nargs="+", required=True, metavar="DB", help="learn from these")
+    parser.add_argument(
+        "--machine", type=Path, action="append", default=[], metavar="FILE",
+        help="manifest of another processor in the data (fastrun doctor --json)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--before", type=Path, metavar="FILE", help="a model of other processors, to start from"
+    )
 
 
 def read_machine(path: Path) -> Cpu:

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from fastrun.benchmarks.experiments.command import show, write_csv
 from fastrun.benchmarks.experiments.left_out import (
     Data,
+    data_options,
     folds_of,
     read_machine,
     read_records,
@@ -56,12 +57,7 @@ def main(words: Sequence[str] | None = None) -> int:
         description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("networks", nargs="*", metavar="NETWORK")
-    parser.add_argument("--data", nargs="+", required=True, metavar="DB", help="learn from these")
-    parser.add_argument(
-        "--machine", type=Path, action="append", default=[], metavar="FILE",
-        help="manifest of another processor in the data (fastrun doctor --json)",
-    )  # fmt: skip
-    parser.add_argument("--before", type=Path, metavar="FILE", help="a model of other processors")
+    data_options(parser)
     parser.add_argument("--folds", type=int, default=5, metavar="N", help="groups (default 5)")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
     arguments = parser.parse_args(words)

@@ -34,7 +34,13 @@ import pandas as pd
 
 from fastrun.benchmarks import report
 from fastrun.benchmarks.experiments.command import show, write_csv
-from fastrun.benchmarks.experiments.left_out import Data, folds_of, read_machine, read_records
+from fastrun.benchmarks.experiments.left_out import (
+    Data,
+    data_options,
+    folds_of,
+    read_machine,
+    read_records,
+)
 from fastrun.benchmarks.experiments.shapes import narrowed, raced
 from fastrun.kernels.codegen.dot import has
 from fastrun.kernels.core.attention import Problem
@@ -72,20 +78,13 @@ def main(words: Sequence[str] | None = None) -> int:
         description=str(__doc__).split("\n")[0],
     )
     parser.add_argument("networks", nargs="+", metavar="NETWORK")
-    parser.add_argument("--data", nargs="+", required=True, metavar="DB", help="learn from these")
+    data_options(parser)
     parser.add_argument("--db", required=True, metavar="FILE", help="add the races here")
     parser.add_argument("--choices", type=Path, metavar="FILE", help="keep the choices here")
     parser.add_argument(
         "--folds", type=int, metavar="N", help="leave out networks in N groups (default: singly)"
     )
     parser.add_argument("--seconds", type=float, default=100.0, help="of races (default 100)")
-    parser.add_argument(
-        "--machine", type=Path, action="append", default=[], metavar="FILE",
-        help="manifest of another processor in the data (fastrun doctor --json)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--before", type=Path, metavar="FILE", help="a model of other processors, to start from"
-    )
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="learn from all data, write that and no more"
     )
