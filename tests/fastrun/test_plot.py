@@ -34,7 +34,7 @@ FIGURES = [
 @pytest.fixture(scope="module")
 def database() -> Iterator[Database]:
     with Database("sqlite://") as opened:
-        for record in records([ConvProblem.parse(text) for text in LAYERS], trials=90):
+        for record in records([ConvProblem.parse(text) for text in LAYERS], trials=180):
             opened.add(record)
         yield opened
 

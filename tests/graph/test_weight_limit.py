@@ -26,6 +26,7 @@ from fastrun.tuner.records.record import PROTOCOL
 from fastrun.tuner.store.database import Database
 from tests.support.execution import relative_error
 from tests.support.graph_models import model, node, normal
+from tests.support.lanes import without_tiles
 from tests.support.records import record
 
 CPU = Cpu.avx2()
@@ -76,9 +77,13 @@ def test_loading_and_exporting_keep_to_the_limit(tmp_path: Path) -> None:
     options: dict[str, Any] = {"policy": "heuristic", "name": "net"}
     done = fastrun.export(network(), tmp_path / "a", ["aarch64"], max_weights=limit, **options)
     assert done.files["net.weights"] <= limit + 3 * 4096
+    host = Cpu.host()
+    graph = optimise(load_network(network()))
+    in_vectors, _ = make_plan(graph, heuristic_choices(without_tiles(host)), host)
+    assert "winograd" in algorithms(in_vectors)
     with pytest.raises(ExportError, match="plan again with this limit"):
         fastrun.export(
-            network(), tmp_path / "b", ["native"], plan=free.plan, max_weights=limit, **options
+            network(), tmp_path / "b", ["native"], plan=in_vectors, max_weights=limit, **options
         )
     assert not (tmp_path / "b").exists()
 

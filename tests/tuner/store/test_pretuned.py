@@ -13,6 +13,8 @@ from fastrun.benchmarks import pretuned as renewed
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.registry import heuristic_choice, parse_schedule
+from fastrun.search_spaces.space import space_for
+from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.records.environment import toolchain
 from fastrun.tuner.records.record import Record, Stage
 from fastrun.tuner.records.verdicts import speedup_interval
@@ -24,7 +26,15 @@ from tests.support.records import placed, record
 CPU = Cpu.host()
 P = ConvProblem.parse("conv 1x32x12x12 48x3x3 s1 p1 bias")
 TEMPLATE, USUAL = heuristic_choice(P, CPU)
-HEURISTIC, OTHER = TEMPLATE.text(USUAL), TEMPLATE.text(replace(USUAL, unroll=2 * USUAL.unroll))
+
+
+def neighbour(p: ConvProblem) -> str:
+    """A schedule one step from the heuristic's."""
+    template, usual = heuristic_choice(p, CPU)
+    return template.text(next(Untried(space_for(template.name, p, CPU), 0).neighbours(usual)))
+
+
+HEURISTIC, OTHER = TEMPLATE.text(USUAL), neighbour(P)
 
 
 def final(schedule: str, seconds: float, threads: int = 1, **fields: object) -> Record:
@@ -101,7 +111,7 @@ def test_the_file_is_made_anew_of_what_holds(
     """A winner over another heuristic goes, one of a database comes, others stay."""
     q = ConvProblem.parse("conv 1x32x20x20 48x3x3 s1 p1 bias")
     template, usual = heuristic_choice(q, CPU)
-    fast = template.text(replace(usual, unroll=2 * usual.unroll))
+    fast = neighbour(q)
     other = {"problem": "conv 1x32x30x30 48x3x3 s1 p1 bias"}  # whose heuristic differs
     before = [final(HEURISTIC, 1e-3), final(OTHER, 0.8e-3)]
     gone = [final(fast, 1e-3, **other, heuristic=True), final(HEURISTIC, 0.8e-3, **other)]
