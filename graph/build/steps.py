@@ -431,10 +431,10 @@ class _Writer:
         outputs: Iterable[Placed],
     ) -> tuple[Lifetime, ...]:
         """The lifetimes of all buffers, from the first step that writes each to its last reader."""
-        # NumPy refuses what no input can be, such as an index that is too large. Inputs stay, so
-        # that a second run of the same inputs computes the same.
-        stay = len(steps) if any(isinstance(step, NumpyStep) for step in steps) else 0
-        spans = {self._number(x): (0, stay) for x in inputs}
+        # Inputs stay, so that a second run of the same inputs computes the same. Other numbers in
+        # their place may be none that NumPy steps can compute with, or subnormal: a processor may
+        # take ten times as long for these.
+        spans = {self._number(x): (0, len(steps)) for x in inputs}
         for i, step in enumerate(steps):
             for x in step.buffers:
                 first, last = spans.get(x, (i, i))

@@ -393,6 +393,15 @@ def test_a_network_may_do_nothing() -> None:
     assert executable.seconds() == 0
 
 
+def test_runs_that_are_timed_have_the_inputs_of_the_first() -> None:
+    """Times would be those of other numbers, and subnormal ones take ten times as long."""
+    executable = check(residual(), heuristic_choices(CPU))
+    expected = executable.run({"x": normal(2, 3, 33, 29, seed=3)})["y"]
+    executable.seconds(3)
+    executable.profile(2)
+    np.testing.assert_array_equal(executable._context.results()["y"], expected)
+
+
 def test_clones_share_weights_and_nothing_else() -> None:
     first = check(residual(), heuristic_choices(CPU))
     second = first.clone()
