@@ -20,7 +20,7 @@ from fastrun.kernels.ops.pool import Pool
 from fastrun.kernels.registry import applicable, templates
 from tests.kernels.test_ops import pooled
 from tests.support.execution import execute, relative_error
-from tests.support.lanes import CPUS
+from tests.support.lanes import CPUS, TILES
 
 HOST = Cpu.host()
 SMALL = replace(HOST, l2=64 << 10, cores=2)
@@ -255,3 +255,23 @@ def test_packing_does_not_depend_on_the_rows() -> None:
 
     for template in applicable(p, HOST):
         assert np.array_equal(packed(template, 3), packed(template, 12)), template.name
+
+
+@pytest.mark.parametrize("cpu", [*CPUS, TILES], ids=["4 lanes", "8 lanes", "16 lanes", "tiles"])
+def test_rows_of_a_higher_image_need_no_more_memory(cpu: Cpu) -> None:
+    """A convolution of a few rows copies these, not the whole image they lie in."""
+    images = [ConvProblem.parse(f"conv 1x32x{h}x20 32x3x3 s1 p1 bias") for h in (16, 160)]
+    built = 0
+    for template in applicable(images[0], cpu):
+        schedule = template.heuristic(images[0], cpu)
+        sizes = set()
+        for p in images:
+            first = bands.convolution(p, template, schedule, cpu)
+            try:
+                program = first.build(4, 0, 0, Io.of(p, schedule.layout))
+            except ScheduleError:
+                continue
+            sizes.add((program.shared_bytes, program.local_bytes))
+        assert len(sizes) < 2, template.name
+        built += len(sizes)
+    assert built

@@ -21,11 +21,9 @@ from fastrun.kernels.registry import heuristic_choice, templates
 from fastrun.search_spaces.space import space_for
 from tests.support.execution import reference, rms_error, run
 from tests.support.integers import steps_allowed, steps_off_by
+from tests.support.lanes import TILES
 
 CPU = Cpu.host()
-TILES = replace(
-    Cpu.avx512(), features=f"{Cpu.avx512().features},+amx-tile,+amx-int8,+amx-bf16,+avx512bf16"
-)
 AMX = templates()["amx"]
 
 has_tiles = pytest.mark.skipif(

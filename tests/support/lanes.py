@@ -38,3 +38,9 @@ EVERY_CPU = [
 def cpus(cpu: Cpu) -> str:
     """The parameter's name in a test's."""
     return f"{cpu.lanes} lanes"
+
+
+# A processor with tile registers.
+TILES = replace(
+    Cpu.avx512(), features=f"{Cpu.avx512().features},+amx-tile,+amx-int8,+amx-bf16,+avx512bf16"
+)

@@ -41,7 +41,7 @@ def copied_rows(p: ConvProblem, rows: int) -> int:
 
 @dataclass(frozen=True)
 class Copy:
-    """The copy of so many rows of the input, halo included, of some groups of channels.
+    """The copy of so many rows of the input, with the halo at their ends, of some groups.
 
     Distances are in bytes.
     """
@@ -78,18 +78,18 @@ class Copy:
 
 
 def whole_copy(p: ConvProblem, src: Placement, window: Window) -> Copy:
-    """That of an image."""
-    return Copy(src.h + src.halo[0] + src.halo[2], width_of(src), window, p.groups)
+    """That of all rows under the filter, which may be a few of those of `src`."""
+    return Copy(copied_rows(p, p.oh), width_of(src), window, p.groups)
 
 
 def copy_stage(module: Module, p: ConvProblem, src: Placement, window: Window) -> None:
-    """The stage that copies all of the input, with a task for each row of pixels."""
-    copy = whole_copy(p, src, window)
+    """The stage that copies all rows under the filter, with a task for each of them."""
+    copy, first = whole_copy(p, src, window), src.halo[0] - p.padding[0]
 
     @module.stage("copy", p.n * copy.rows)
     def write_copy(k: Kernel, task: Index) -> None:
         image, y = task // copy.rows, task % copy.rows
-        row = _rows(k, src).at(image, 0, y)
+        row = _rows(k, src).at(image, 0, y + first)
         out = k.argument("shared", copy.size, copy.row, copy.group, dtype=U8).at(image, y)
         with k.times(p.groups) as group:
             to = out.strided(0, 0, copy.group).at(0, 0, group)

@@ -134,17 +134,12 @@ class Panel:
     def _source(self, top: Int) -> tuple[Buffer, int]:
         """Bytes of the first pixel under the filter of output row `top`, and those of a pixel."""
         p, src, window = self.p, self.io.src, self.window
-        above, before = src.halo[0] - p.padding[0], src.halo[1] - p.padding[1]
-        y, copy = top * p.stride[0], self.copy
+        y, copy, left = top * p.stride[0], self.copy, (src.halo[1] - p.padding[1]) * ROW_BYTES
         if self.s.strips:
-            start = self.room + before * ROW_BYTES
-            return self.k.argument("local", 1, offset=start, dtype=U8), ROW_BYTES
+            return self.k.argument("local", 1, offset=self.room + left, dtype=U8), ROW_BYTES
         if not window.in_place:
-            start, strides = (
-                above * copy.row + before * ROW_BYTES,
-                (copy.size, copy.group, copy.row),
-            )
-            whole = self.k.argument("shared", *strides, offset=start, dtype=U8)
+            strides = copy.size, copy.group, copy.row
+            whole = self.k.argument("shared", *strides, offset=left, dtype=U8)
             return whole.at(self.image, self.group, y), ROW_BYTES
         tensor = self.k.tensor("src", src, y=-p.padding[0], x=-p.padding[1])
         tensor = at_channel(tensor.at(self.image, 0, y), src, self.group, p.group_c)
