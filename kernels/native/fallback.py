@@ -7,6 +7,9 @@ system takes the other's core away. Only times tell which is the case.
 
 from __future__ import annotations
 
+from collections import deque
+from statistics import median
+
 DISTURBED = 1.25
 """A team is disturbed if it takes so many times as long as when it was quick."""
 
@@ -16,8 +19,9 @@ TRIAL_SECONDS, TRIAL_RUNS = 0.02, 3
 SHORTEST, LONGEST = 0.1, 0.8
 """Seconds from one trial to the next. They double as long as trials change nothing."""
 
-# Of a new time in the moving means.
-_WEIGHT = 0.125
+# The middle one of so many runs counts. A mean would remember the first run, with cold caches, and
+# those beside threads that another engine leaves spinning for a while.
+_RECENT = 9
 
 # Growth of the quickest time with every run: a quick run of long ago says little.
 _FORGET = 1.0002
@@ -35,7 +39,7 @@ class Fallback:
     def __init__(self) -> None:
         self.alone = False
         self._quick = 0.0
-        self._means = {False: 0.0, True: 0.0}  # by `alone`
+        self._recent = {alone: deque[float](maxlen=_RECENT) for alone in (False, True)}
         self._trial = False
         self._spent, self._runs = 0.0, 0  # seconds and runs since the last change
         self._stay = SHORTEST
@@ -46,22 +50,21 @@ class Fallback:
         self._runs += 1
         if not self.alone and not late:
             self._quick = min(seconds, self._quick * _FORGET) if self._quick else seconds
-        mean = self._means[self.alone]
-        self._means[self.alone] = mean + (seconds - mean) * _WEIGHT if mean else seconds
+        self._recent[self.alone].append(seconds)
         if self._trial:
             if self._spent >= TRIAL_SECONDS and self._runs >= TRIAL_RUNS:
-                self._judge(self._spent / self._runs)
+                self._judge()
         elif self._spent >= self._stay:
             self._spent, self._runs = 0.0, 0
-            if self.alone or late or self._means[False] > DISTURBED * self._quick:
+            if self.alone or late or median(self._recent[False]) > DISTURBED * self._quick:
                 self.alone, self._trial = not self.alone, True
+                self._recent[self.alone].clear()
             else:
                 self._stay = SHORTEST
 
-    def _judge(self, mean: float) -> None:
-        """End a trial of runs that took `mean` seconds."""
-        better = mean < self._means[not self.alone]
-        self._means[self.alone] = mean
+    def _judge(self) -> None:
+        """End a trial."""
+        better = median(self._recent[self.alone]) < median(self._recent[not self.alone])
         self._stay = SHORTEST if better else min(2 * self._stay, LONGEST)
         self.alone = self.alone == better
         self._trial, self._spent, self._runs = False, 0.0, 0

@@ -31,6 +31,14 @@ def test_a_team_that_is_not_disturbed_does_all_runs() -> None:
     assert share_alone(Fallback(), 20, noise) == 0
 
 
+def test_few_slow_runs_are_no_disturbance() -> None:
+    """The first run is cold, and threads that another engine leaves spinning slow others down."""
+    for slow in ((0,), (3, 4), (0, 5, 12, 13)):
+        runs = iter(range(1_000_000))
+        took = lambda: 20 * TEAM * (2.5 if next(runs) in slow else 1)  # noqa: B023, E731
+        assert share_alone(Fallback(), 5, took) == 0
+
+
 def test_a_disturbed_team_gives_way_and_comes_back() -> None:
     fallback = Fallback()
     share_alone(fallback, 1, lambda: TEAM)
