@@ -8,6 +8,7 @@ from fastrun.graph.core.model import Graph
 from fastrun.graph.passes.absorb_shuffles import absorb_shuffles
 from fastrun.graph.passes.attention import recognise_attention
 from fastrun.graph.passes.cleanup import drop_identities, fold_constants, fold_padding
+from fastrun.graph.passes.crop_filters import crop_filters
 from fastrun.graph.passes.fold_affine import fold_affine, fold_input_scale, normalise_affine
 from fastrun.graph.passes.fuse import fuse_activation, fuse_add, fuse_bias
 from fastrun.graph.passes.merge_parallel import merge_parallel
@@ -59,6 +60,7 @@ PASSES: tuple[Pass, ...] = (
     merge_moves,
     drop_identities,
     fold_padding,
+    crop_filters,
     recognise_group_norm,
     normalise_affine,
     fold_into_layer_norm,

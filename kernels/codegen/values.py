@@ -100,9 +100,11 @@ def least(a: Int, b: Int) -> Int:
     return b.min(a) if isinstance(b, Index) else min(a, b)
 
 
-def most(i: Int, bound: int) -> Int:
+def most(a: Int, b: Int) -> Int:
     """The larger of the two."""
-    return max(i, bound) if isinstance(i, int) else i.max(bound)
+    if isinstance(a, Index):
+        return a.max(b)
+    return b.max(a) if isinstance(b, Index) else max(a, b)
 
 
 @dataclass(frozen=True)

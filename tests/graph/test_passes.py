@@ -21,6 +21,7 @@ from fastrun.graph.core.ops import (
 )
 from fastrun.graph.frontend.importer import import_onnx
 from fastrun.graph.passes.cleanup import drop_identities, fold_constants, fold_padding
+from fastrun.graph.passes.crop_filters import crop_filters
 from fastrun.graph.passes.fold_affine import fold_affine, normalise_affine
 from fastrun.graph.passes.fuse import fuse_activation, fuse_add
 from fastrun.graph.passes.pipeline import Pass, optimise
@@ -178,6 +179,35 @@ def test_reflected_padding_and_shared_padding_stay() -> None:
     assert isinstance(checked(m, fold_padding).nodes[0].op, Pad)
     m = also_output(model([node("Pad", "x pads", "p"), conv], weights), "p")
     assert isinstance(checked(m, fold_padding).nodes[0].op, Pad)
+
+
+@pytest.mark.parametrize(
+    ("size", "taps", "stride", "pads", "dilation", "kept"),
+    [
+        (8, 3, 1, (24, 24), 24, 1),
+        (8, 3, 1, (8, 8), 8, 1),
+        (8, 3, 1, (7, 7), 7, 3),
+        (8, 5, 1, (12, 12), 6, 3),
+        (8, 3, 1, (16, 0), 8, 1),
+        (1, 3, 1, (1, 1), 1, 1),
+        (2, 3, 2, (1, 1), 1, 2),
+        (2, 3, 1, (1, 1), 1, 3),
+        (1, 3, 2, (3, 3), 2, 1),  # no tap meets a pixel, but a filter has at least one
+        (3, 3, 2, (0, 16), 8, 1),
+        (3, 3, 2, (0, 15), 8, 2),  # two taps less would need a padding of -1
+        (4, 3, 8, (1, 6), 3, 2),
+    ],
+)
+def test_taps_that_meet_only_padding_go(
+    size: int, taps: int, stride: int, pads: tuple[int, int], dilation: int, kept: int
+) -> None:
+    begin, end = pads
+    conv = node(
+        "Conv", "x w b", "y", strides=[1, stride], pads=[0, begin, 0, end], dilations=[1, dilation]
+    )
+    weights = {"w": normal(6, 4, 1, taps), "b": normal(6)}
+    graph = checked(model([conv], weights, shape=(2, 4, 3, size)), crop_filters)
+    assert graph.constants[graph.nodes[0].inputs[1]].shape[-1] == kept
 
 
 @pytest.mark.parametrize("bias", [False, True])

@@ -44,6 +44,9 @@ SHAPES = [
     "conv 1x128x1x50 64x1x1 s1 p0 bias gelu",
     "conv 2x40x1x90 33x1x3 s1 p0,2,0,5 d1x2 bias add relu",
     "conv 1x32x1x40 48x1x5 s1x2 p0x2 bias",
+    "conv 2x40x13x20 33x3x3 s1 p12 d12 bias add relu",
+    "conv 1x64x9x33 48x3x3 s1x2 p7 d7 g2 bias",
+    "conv 1x48x5x40 40x3x3 s1 p0,9,8,0 d4x9 bias relu",
 ]
 SCHEDULES = [
     {},
@@ -126,17 +129,6 @@ def test_a_row_of_pixels_is_shared_by_tasks(text: str, strips: bool) -> None:
     assert program.io == Io.of(p, s.layout)
 
 
-def test_padding_that_vectors_leave_out_is_not_multiplied_in_tiles() -> None:
-    """Wide dilation, as in DeepLab: of nine taps all but one to four meet only padding."""
-    chosen = {}
-    for dilation in (1, 24, 36):
-        text = f"conv 1x960x20x20 256x3x3 s1 p{dilation} d{dilation} bias relu"
-        template, _ = heuristic_choice(ConvProblem.parse(text), TILES)
-        chosen[dilation] = template.name
-    assert chosen[1] == "amx"
-    assert chosen[24] == chosen[36] == "direct"
-
-
 @has_tiles
 def test_rows_are_the_same_whoever_computes_them() -> None:
     """The bits of an output do not depend on how an image is cut."""
@@ -153,10 +145,24 @@ def test_rows_are_the_same_whoever_computes_them() -> None:
 def test_a_line_covers_every_pixel_once_or_twice() -> None:
     for text, rows in product(SHAPES, (1, 2, 5)):
         p = ConvProblem.parse(text)
-        lines = Lines.of(p, min(rows, p.oh), p.w + p.padding[1] + p.padding[3])
+        pitch = p.w + p.padding[1] + p.padding[3]
+        lines = Lines.of(p, AMX.heuristic(p, TILES), pitch, min(rows, p.oh))
         assert lines.height <= 16
         assert 0 <= lines.overlap < lines.tiles
         assert lines.total * lines.height >= min(rows, p.oh) * p.ow
+
+
+def test_tiles_leave_out_taps_that_meet_only_padding() -> None:
+    """Wide dilation, as in DeepLab: of nine taps all but one to four meet only padding."""
+    met = {}
+    for dilation in (1, 12, 24):
+        text = f"conv 1x960x20x20 256x3x3 s1 p{dilation} d{dilation} bias"
+        p = ConvProblem.parse(text)
+        schedule = AMX.heuristic(p, TILES)
+        met[dilation] = Lines.of(p, schedule, p.w + 2 * dilation, 20).met
+        zero_point = ConvProblem.parse(f"{text} u8s8>u8")  # in the padding, and of some effect
+        assert Lines.of(zero_point, schedule, p.w + 2 * dilation, 20).met == 1
+    assert met == pytest.approx({1: 1, 12: 0.4, 24: 1 / 9})
 
 
 def test_tiles_are_chosen_where_they_are_faster() -> None:

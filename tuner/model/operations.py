@@ -34,7 +34,7 @@ def used(count: int, size: float) -> float:
 def _amx(p: ConvProblem, s: Any, cpu: Cpu) -> Mapping[str, float]:
     src = Io.of(p, s.layout).src
     window = Window.of(p, src, s.terms)
-    lines = Lines.of(p, min(s.rows, p.oh), width_of(src))
+    lines = Lines.of(p, s, width_of(src), min(s.rows, p.oh))
     panels = math.ceil(p.group_oc / CHANNELS)
     strips = math.ceil(p.oh / s.rows)
     blocks = math.ceil(panels / (s.cols * s.panels))

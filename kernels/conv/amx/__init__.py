@@ -48,6 +48,7 @@ from fastrun.kernels.conv.amx.schedule import (
     taps_met,
     vector_cycles,
     width_of,
+    width_read,
 )
 from fastrun.kernels.conv.amx.sums import CHANNELS, fits, multiplies, product
 from fastrun.kernels.conv.amx.upright import in_strips, stands, upright, upright_io
@@ -70,6 +71,7 @@ PAYS = 0.8
 # Outputs of a side of Winograd's tile, as far as what it saves is compared; and what its transforms
 # take along an axis, in products of a channel with a pixel for each channel (measured).
 WINOGRAD, TRANSFORM = 4, 7.0
+TILES = 2  # of pixels in a block of sums, as many as of output channels
 # Pixels of a task for which it pays to keep weights in L1 and let pixels pass (measured).
 _MANY = 64
 # How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
@@ -115,7 +117,7 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
     window = Window.of(p, Io.of(p, layout).src, terms)
     vectors = -(-p.group_oc // CHANNELS)
     cols = min(2, vectors)
-    row = (p.w + p.padding[1] + p.padding[3]) * p.stride[0] * window.row
+    row = width_read(p, TILES) * p.stride[0] * window.row
     strips = not window.in_place and p.kernel[0] == 1
     fit = max(1, cpu.l2 // (4 if strips else 2) // row)
     # Weights of a block of K stay in L1. Where several products share operands it need not be.
@@ -131,7 +133,7 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
         rows, panels, strips = min(p.oh, fit), 1, False
     reused = chunks * part >= cpu.l1 // 2 and rows * p.ow >= _MANY
     stream = window.kernel == (1, 1) and (reused or not window.in_place)
-    return Schedule(layout, rows, panels, 2, cols, outer, strips, terms, chunks, stream)
+    return Schedule(layout, rows, panels, TILES, cols, outer, strips, terms, chunks, stream)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -158,7 +160,7 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
     module = Module(cpu)
     check(not (s.strips and window.in_place), "input that is read in place is not copied")
     pitch = width_of(io.src)
-    lines = [Lines.of(p, rows.size, pitch) for rows in strips]
+    lines = [Lines.of(p, s, pitch, rows.size) for rows in strips]
     kept = s.chunks < window.chunks  # sums of all blocks, from one block of K to the next
     sums = s.cols * ROW_BYTES * max(x.height * (x.total if kept else s.tiles) for x in lines)
     copy = whole_copy(p, io.src, window)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 
 from fastrun.kernels.codegen.builder import (
@@ -15,9 +15,11 @@ from fastrun.kernels.codegen.builder import (
     Vec,
     at_channel,
     least,
+    most,
 )
 from fastrun.kernels.codegen.epilogue import finish_run, longest_run
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES
+from fastrun.kernels.codegen.reduction import Taps, met_taps
 from fastrun.kernels.codegen.tiling import Tiles, consecutive, cut
 from fastrun.kernels.conv.amx.copy import Copy
 from fastrun.kernels.conv.amx.schedule import PAIRS, Lines, Schedule, Window, width_of
@@ -52,7 +54,7 @@ class Panel:
         In the last block of K vectors finish a block of sums while tiles multiply for the next one.
         """
         k, most = self.k, self.s.tiles
-        lines = Lines.of(self.p, rows, width_of(self.io.src))
+        lines = Lines.of(self.p, self.s, width_of(self.io.src), rows)
         tiles = Sums(k, most, self.cols, lines.height, self.window.width, self.window.dtype)
         blocks, parts = cut(lines.total, most), self._parts()
         with tiles.configured():
@@ -85,7 +87,8 @@ class Panel:
     ) -> Iterator[Int]:
         """A block of sums, of `count` tiles of pixels from number `first` on: adds products.
 
-        They are those of `chunks` chunks from number `start` on. Yields each step.
+        They are those of `chunks` chunks from number `start` on. Yields each step, or each chunk if
+        taps are left out.
         """
         k, p, window = self.k, self.p, self.window
         (sy, sx), (dy, dx) = p.stride, p.dilation
@@ -94,7 +97,7 @@ class Panel:
         apart = window.width if window.in_place else self.copy.chunk
         pixels = list[Buffer]()
         for number in range(count):
-            line, place = _place(lines, first + number)
+            line, place = lines.place(first + number)
             at = line * (sy * pitch) + place * sx
             pixels.append(src.strided(pixel, apart).at(at, start).strided(1))
         (kh, kw), whole = window.kernel, window.weight_bytes
@@ -107,19 +110,36 @@ class Panel:
             tiles.load(count, sums, self._width)
         else:
             tiles.clear(count, bias.at(self.group, self.first).strided(CHANNELS))
-        with k.times(chunks) as chunk, k.times(kh) as ky, k.times(kw) as kx:
-            offset = (ky * (dy * pitch) + kx * dx) * pixel + chunk * apart
-            step = chunk * (kh * kw) + ky * kw + kx
-            tiles.multiply(
-                [x.at(offset) for x in pixels],
-                sx * pixel,
-                self.copy.term,
-                weights.at(step).strided(1),
-                PAIRS[self.s.terms],
-                self.s.stream,
-            )
-            yield step
+        rows, columns = self._taps(lines, first, count, top)
+        with k.times(chunks) as chunk:
+            with _over(k, rows) as ky, _over(k, columns) as kx:
+                offset = (ky * (dy * pitch) + kx * dx) * pixel + chunk * apart
+                step = chunk * (kh * kw) + ky * kw + kx
+                tiles.multiply(
+                    [x.at(offset) for x in pixels],
+                    sx * pixel,
+                    self.copy.term,
+                    weights.at(step).strided(1),
+                    PAIRS[self.s.terms],
+                    self.s.stream,
+                )
+                if lines.met == 1:
+                    yield step
+            if lines.met < 1:
+                yield chunk
         tiles.store(count, sums, self._width)
+
+    def _taps(
+        self, lines: Lines, first: Int, count: int, top: Int
+    ) -> tuple[tuple[Int, Int], tuple[Int, Int]]:
+        """Rows and columns of the filter, as (first, end), that `count` tiles must multiply."""
+        kernel = self.window.kernel
+        if lines.met == 1:
+            return (0, kernel[0]), (0, kernel[1])
+        places = [lines.place(first + number) for number in range(count)]
+        down = [met_taps(self.p, 0, top + line, 1) for line, _ in places]
+        across = [met_taps(self.p, 1, x, lines.height) for _, x in places]
+        return _union(down, kernel[0]), _union(across, kernel[1])
 
     @property
     def _width(self) -> int:
@@ -146,11 +166,13 @@ class Panel:
         return replace(tensor, strides=(1,), dtype=U8), src.dtype.bytes(src.x_stride)
 
     def _finish_share(self, lines: Lines, first: Int, step: Int, top: Int) -> None:
-        """In a step of K: a share of the rows of the block from tile `first` on, if there is one.
+        """In a step or chunk of K: a share of the rows of the block from tile `first` on.
 
         A negative number of a tile is that of no block.
         """
-        height, steps = lines.height, self._parts()[-1].size * math.prod(self.window.kernel)
+        height, steps = lines.height, self._parts()[-1].size
+        if lines.met == 1:
+            steps *= math.prod(self.window.kernel)
         share = -(-height // steps)
         begin = self.k.index(step * share)
         end = least(begin + share, least((first + 1) * height, height))
@@ -161,7 +183,7 @@ class Panel:
         """Finish the sums in a row of each of `count` tiles from number `first` on."""
         pitch = width_of(self.io.src)
         for number in range(count):
-            line, start = _place(lines, first + number)
+            line, start = lines.place(first + number)
             x = start + row
             sums = self._sums(lines, first).at(row + number * lines.height)
             if not lines.joined:
@@ -205,8 +227,17 @@ class Panel:
         return at_channel(tensor, where, self.first + j, CHANNELS)
 
 
-def _place(lines: Lines, tile: Int) -> tuple[Int, Int]:
-    """The line of a tile of pixels, and its first pixel there."""
-    line, part = (tile // lines.tiles, tile % lines.tiles) if lines.count > 1 else (0, tile)
-    start = part * lines.height
-    return line, least(start, lines.length - lines.height) if lines.overlap else start
+def _union(taps: Sequence[Taps], every: int) -> tuple[Int, Int]:
+    """From the first tap to the end of those of several tiles."""
+    known = [each or (0, every) for each in taps]
+    first, end = known[0]
+    for other in known[1:]:
+        first, end = least(first, other[0]), most(end, other[1])
+    if isinstance(first, int) and isinstance(end, int) and first >= end:
+        return 0, 1  # nothing but padding, and no loop without turns
+    return first, end
+
+
+def _over(k: Kernel, taps: tuple[Int, Int]) -> AbstractContextManager[Int]:
+    first, end = taps
+    return k.times(end) if isinstance(end, int) and first == 0 else k.loop(first, end)

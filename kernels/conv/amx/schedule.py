@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from fastrun.kernels.codegen.builder import Int, least
 from fastrun.kernels.codegen.matrix_tiles import ROW_BYTES, ROWS
 from fastrun.kernels.codegen.reduction import share_met
 from fastrun.kernels.conv.amx.sums import CHANNELS, tile_bytes
@@ -97,25 +98,44 @@ class Window:
         return self.dtype.count(self.width)
 
 
+# Padding is left out where this share of the products remains, or less: it takes loops over taps.
+_SKIPS = 0.8
+
+
 @dataclass(frozen=True)
 class Lines:
     """Output pixels as rows of tiles: `count` lines of `length` pixels, each in equal tiles.
 
     The last tile of a line may overlap the one before. With `joined` the rows of the image are one
-    line, in which pixels of the padding between them are computed as well.
+    line, in which pixels of the padding between them are computed as well. If `met` is less than 1,
+    blocks of tiles leave out taps that meet only padding, and have that share of the products left.
+    Tiles then follow each other down the image, since those below each other meet the same taps.
     """
 
     count: int
     length: int
     joined: bool
+    met: float = 1.0
 
     @classmethod
-    def of(cls, p: ConvProblem, rows: int, pitch: int) -> Lines:
+    def of(cls, p: ConvProblem, s: Schedule, pitch: int, rows: int) -> Lines:
         """The lines of some rows, which takes less time; `pitch` is the pixels of an input row."""
         apart = cls(rows, p.ow, joined=False)
+        apart = replace(apart, met=_met(p, s.tiles, apart.height))
         if p.stride != (1, 1):
             return apart
         return min(apart, cls(1, (rows - 1) * pitch + p.ow, joined=True), key=lambda x: x.cycles)
+
+    def place(self, tile: Int) -> tuple[Int, Int]:
+        """The line of a tile of pixels, and its first pixel there."""
+        line: Int = 0
+        part = tile
+        if self.met < 1:
+            line, part = tile % self.count, tile // self.count
+        elif self.count > 1:
+            line, part = tile // self.tiles, tile % self.tiles
+        start = part * self.height
+        return line, least(start, self.length - self.height) if self.overlap else start
 
     @property
     def tiles(self) -> int:
@@ -140,7 +160,19 @@ class Lines:
     @property
     def cycles(self) -> float:
         """Cycles of a product of all tiles. Those of few rows wait for operands (measured)."""
-        return self.total * max(12.0, self.height + 0.75)
+        return self.met * self.total * max(12.0, self.height + 0.75)
+
+
+def _met(p: ConvProblem, rows: int, columns: int) -> float:
+    """The share of products of blocks of such tiles that are left, 1 where none is left out."""
+    share = share_met(p, 0, rows) * share_met(p, 1, columns)
+    return share if share < _SKIPS else 1.0
+
+
+def width_read(p: ConvProblem, tiles: int) -> int:
+    """Pixels of a row that products read: those of wide padding are left out."""
+    padding = p.padding[1] + p.padding[3]
+    return p.w + (padding if _met(p, tiles, Lines(1, p.ow, joined=False).height) == 1 else 0)
 
 
 def width_of(src: Placement) -> int:
@@ -163,7 +195,7 @@ def cycles(p: ConvProblem, s: Schedule) -> float:
     src = Io.of(p, s.layout).src
     window, pitch = Window.of(p, src, s.terms), width_of(src)
     vectors, strips = -(-p.group_oc // CHANNELS), p.n * p.groups * -(-p.oh // s.rows)
-    lines = Lines.of(p, min(s.rows, p.oh), pitch)
+    lines = Lines.of(p, s, pitch, min(s.rows, p.oh))
     products = strips * lines.cycles * vectors * window.steps * len(PAIRS[s.terms]) * _PRODUCT
     parts = -(-window.chunks // s.chunks)
     blocks = strips * -(-lines.total // s.tiles) * -(-vectors // s.cols) * parts * _BLOCK
