@@ -2,10 +2,11 @@
 
     PYTHON metaschedule_tvm.py N C H W OC KERNEL STRIDE PADDING SECONDS CORES
 
-The convolution is NHWC with bias and ReLU, float32, on one thread. Builder and runner work in this
-process: those that come with the wheel start a Python with TVM for each of them, which takes longer
-than a search. The last line of the output has the trials, the seconds until the search ended, and
-the samples of the fastest kernel in seconds per call.
+The convolution is NHWC with bias and ReLU, float32, on one thread. TVM may lay weights out as it
+likes, which is not timed. Builder and runner work in this process: those that come with the wheel
+start a Python with TVM for each of them, which takes longer than a search. The last line of the
+output has the trials, the seconds until the search ended, and the samples of the fastest kernel in
+seconds per call.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ def main(words: list[str]) -> int:
     function = function.with_attr("global_symbol", "main")
     mcpu = tvm.target.codegen.llvm_get_system_cpu()
     target = tvm.target.Target({"kind": "llvm", "mcpu": mcpu, "num-cores": 1})
-    shapes = [tuple(map(int, x.shape)) for x in (data, weight, bias, result)]
-    search = _Search(shapes, float(seconds))
+    search = _Search(float(seconds))
     search.run(function, target, int(cores))
     found = search.again(20)
     print(
@@ -54,17 +54,10 @@ def main(words: list[str]) -> int:
 
 
 class _Search:
-    def __init__(self, shapes: list[tuple[int, ...]], seconds: float) -> None:
-        import numpy as np
-        import tvm
-
-        draw = np.random.default_rng(0)
-        self._arrays = [
-            tvm.runtime.tensor(draw.standard_normal(shape, np.float32)) for shape in shapes
-        ]
+    def __init__(self, seconds: float) -> None:
         self._begin, self._seconds = time.monotonic(), seconds
         self._built: dict[str, Any] = {}
-        self._best: tuple[float, Any] | None = None
+        self._best: tuple[float, Any, Any] | None = None
         self.trials = 0
         self.elapsed = 0.0
 
@@ -108,7 +101,7 @@ class _Search:
         """Samples of the fastest kernel."""
         if self._best is None:
             return []
-        return self._seconds_of(self._best[1], repeats)
+        return self._seconds_of(*self._best[1:], repeats)
 
     @property
     def _left(self) -> float:
@@ -117,9 +110,12 @@ class _Search:
     def _build(self, given: Any, ms: Any, tvm: Any) -> Any:
         if self._left <= 0:
             raise OutOfTimeError
-        name = str(len(self._built))
+        from tvm.s_tir.transform import RemoveWeightLayoutRewriteBlock
+
+        name = os.path.join(tempfile.mkdtemp(), "kernel")  # TVM removes the folder
         try:
-            self._built[name] = tvm.compile(given.mod, target=given.target)
+            module = RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(given.mod)
+            self._built[name] = tvm.compile(module, target=given.target).jit()
         except Exception as error:  # a schedule that LLVM refuses is an outcome
             return ms.builder.BuilderResult(None, str(error)[-200:])
         return ms.builder.BuilderResult(name, None)
@@ -127,20 +123,25 @@ class _Search:
     def _time(self, given: Any, ms: Any) -> Any:
         if self._left <= 0:
             raise OutOfTimeError
-        library = self._built[given.artifact_path]
-        samples = self._seconds_of(library, _REPEATS)
+        library = self._built.pop(given.artifact_path)
+        samples = self._seconds_of(library, given.args_info, _REPEATS)
         self.trials += 1
         if self._best is None or min(samples) < self._best[0]:
-            self._best = min(samples), library
+            self._best = min(samples), library, given.args_info
             print(f"{1e3 * min(samples):.3f} ms, trial {self.trials}", file=sys.stderr, flush=True)
         done = ms.runner.RunnerResult(samples, None)
         return ms.runner.RunnerFuture(lambda: True, lambda: done)
 
-    def _seconds_of(self, library: Any, repeats: int) -> list[float]:
+    def _seconds_of(self, library: Any, operands: Any, repeats: int) -> list[float]:
+        """Samples of a kernel with random operands of the shapes that it wants."""
+        import numpy as np
         import tvm
 
+        draw = np.random.default_rng(0)
+        shapes = [tuple(map(int, each.shape)) for each in operands]
+        arrays = [tvm.runtime.tensor(draw.standard_normal(x, np.float32)) for x in shapes]
         evaluator = library.time_evaluator("main", tvm.cpu(), number=_NUMBER, repeat=repeats)
-        return [float(x) for x in evaluator(*self._arrays).results]
+        return [float(x) for x in evaluator(*arrays).results]
 
 
 if __name__ == "__main__":

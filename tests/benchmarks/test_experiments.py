@@ -20,6 +20,7 @@ from fastrun.benchmarks.experiments import (
     exported,
     formulas,
     im2col,
+    metaschedule,
     pack,
     pairs,
     prefetch,
@@ -261,3 +262,23 @@ def test_starts_find_code_the_second_time(
     assert table.loc["first", "load"] > table.loc["again", "load"]
     with pytest.raises(RuntimeError, match="does not start from"):
         starts.Starts(["no network"], 1, str(tmp_path / "own.db")).measure()
+
+
+def test_a_search_without_tiles_stands_beside_that_of_tvm(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho \'{"trials": 3, "seconds": 2.0, "samples": [2.0]}\'\n')
+    python.chmod(0o700)
+    words = ["conv 1x64x14x14 64x1x1 s1 p0 bias relu", "--tvm", str(python), "--seconds", "2"]
+    assert metaschedule.main([*words, "--csv", str(tmp_path)]) == 0
+    assert "1x1 64" in capsys.readouterr().out
+    theirs, *ours = rows(pd.read_csv(tmp_path / "metaschedule.csv", keep_default_na=False))
+    assert (theirs.search, theirs.trials, theirs.seconds) == ("TVM", 3, 2.0)
+    assert [row.search for row in ours[-1:]] == ["ours"]
+    assert len(ours) == (2 if "+amx-tile" in Cpu.host().features else 1)
+    assert all(row.trials > 0 and row.faster > 1 for row in ours)
+    assert not any(row.schedule.startswith("amx") for row in ours[:-1])
+    python.write_text("#!/bin/sh\necho no TVM here >&2\nexit 1\n")
+    with pytest.raises(RuntimeError, match="no TVM here"):
+        metaschedule.main(words)
