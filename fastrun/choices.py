@@ -73,7 +73,7 @@ def _choice(s: Standing, cpu: Cpu, arguments: Namespace) -> str:
     guesses = guessed_choices(cpu, arguments.threads, limits_of(arguments))(s.problem)
     usual = min(guesses, key=lambda choice: choice.seconds).schedule
     if _by_model(arguments) and isinstance(s.problem, ConvProblem):
-        return CostModel.shipped().choice(s.problem, cpu, usual)
+        return CostModel.shipped(cpu).choice(s.problem, cpu, usual)
     return usual
 
 

@@ -8,8 +8,8 @@ each processor and each group of its networks three models learn without their s
 data, from that of the others, and from both. Each orders the schedules that were measured together.
 The table has the time of the best of them over that of the first choice (top 1), and of the fastest
 among the first five (top 5), which a search that begins so would find. Chance is the expectation of
-a random order. With `--before` a model of other processors is what the first processor's models
-start from.
+a random order. With `--before` an earlier model stands for the others' data, and the model of both
+starts from it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
     found = []
     for cpu in cpus:
         others = [x for x in cpus if x is not cpu]
-        data = Data.of(records, [cpu, *others], before if cpu is cpus[0] else None)
+        data = Data.of(records, [cpu, *others], before)
         found += [{"machine": cpu.model} | row for row in rows(data, folds)]
     table = pd.DataFrame(found)
     _print(summary(table))

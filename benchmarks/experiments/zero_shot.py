@@ -2,7 +2,7 @@
 
     python -m fastrun.benchmarks.experiments.zero_shot NETWORK ... --data DB ... --db FILE
         [--machine FILE ...] [--before MODEL] [--choices FILE] [--folds N] [--seconds S]
-        [--avx2] [--csv FOLDER] [--model FILE]
+        [--avx2] [--csv FOLDER] [--model FILE [--unproposed ALGORITHM ...]]
 
 Each network in turn is left out, or with `--folds` several at once: a model learns from the records
 of `--data` without their shapes, and chooses a schedule for each of them. So do the heuristic, the
@@ -88,6 +88,10 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--model", type=Path, metavar="FILE", help="learn from all data, write that and no more"
     )
+    parser.add_argument(
+        "--unproposed", action="append", default=[], choices=ALGORITHMS, metavar="ALGORITHM",
+        help="the model that is written proposes none of its schedules",
+    )  # fmt: skip
     parser.add_argument("--avx2", action="store_true", help="choose and measure code for AVX2")
     parser.add_argument("--csv", type=Path, metavar="FOLDER", help="write the table to a file here")
     arguments = parser.parse_args(words)
@@ -98,7 +102,8 @@ def main(words: Sequence[str] | None = None) -> int:
     before = CostModel.load(arguments.before) if arguments.before else None
     if arguments.model:
         data = times(read_records(arguments.data), cpus)
-        CostModel.learnt(data, before=before).save(arguments.model)
+        proposed = [name for name in ALGORITHMS if name not in arguments.unproposed]
+        CostModel.learnt(data, before=before).among(proposed).save(arguments.model)
         return 0
     kept: Path | None = arguments.choices
     if kept and kept.exists():

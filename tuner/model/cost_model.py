@@ -32,13 +32,14 @@ from fastrun.kernels.registry import applicable, parse_schedule
 from fastrun.search_spaces.space import space_for
 from fastrun.search_spaces.untried import Untried
 from fastrun.tuner.model.features import ALGORITHMS, NAMES, rows
+from fastrun.tuner.model.rates import nearest
 from fastrun.tuner.model.trees import Growth, Trees
 from fastrun.tuner.records.record import Record
 
 Floats = NDArray[np.floating[Any]]
 
-SHIPPED = Path(__file__).with_name("trained.npz")
-"""The model that comes with the package."""
+SHIPPED = Path(__file__).parent
+"""The folder of the models that come with the package: a file for each machine of `rates.MET`."""
 
 # A schedule that is twice as slow as the best beside it weighs a quarter.
 _FADES = 2.0
@@ -133,9 +134,9 @@ class CostModel:
 
     @classmethod
     @functools.cache
-    def shipped(cls) -> CostModel:
-        """The model that comes with the package."""
-        return cls.load(SHIPPED)
+    def shipped(cls, cpu: Cpu) -> CostModel:
+        """The model that comes with the package for machines whose caches are about as fast."""
+        return cls.load(SHIPPED / f"{nearest(cpu)}.npz")
 
     def among(self, algorithms: Sequence[str]) -> CostModel:
         """The same model, which proposes and chooses only some of the algorithms that it knows."""
@@ -227,7 +228,7 @@ def shipped_proposals(p: Problem, cpu: Cpu, most: int) -> Sequence[str]:
     """The proposals of the model that comes with the package; none for attention."""
     if not isinstance(p, ConvProblem):
         return []
-    return CostModel.shipped().proposals(p, cpu, most)
+    return CostModel.shipped(cpu).proposals(p, cpu, most)
 
 
 _Key = tuple[KernelTemplate, Any]

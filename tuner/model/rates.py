@@ -7,7 +7,9 @@ times faster than it reads from L3, one that reads weights again loses.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
 from typing import Self
 
 from fastrun.kernels.codegen.dot import has
@@ -47,16 +49,31 @@ class Rates:
         return size * max(1.0, times) / (self.l3 if size <= cpu.usable_l3 else self.memory)
 
 
-# As measured on a Zen 4 and on an Intel Xeon with AMX: where no report is on file, those of the one
-# that is more like the processor.
-_ZEN4 = Rates(l2=1.0, l3=0.84, memory=0.26, tiles=0.0)
-_XEON = Rates(l2=0.72, l3=0.127, memory=0.068, tiles=13.7)
+MET: Mapping[str, Rates] = {
+    "zen4": Rates(l2=1.0, l3=0.84, memory=0.26, tiles=0.0),
+    "xeon-amx": Rates(l2=0.72, l3=0.127, memory=0.068, tiles=13.7),
+}
+"""As measured on machines that a model has learnt from; each has a file of that name."""
 
 
 @functools.cache
 def rates_of(cpu: Cpu) -> Rates:
-    """A processor's rates: from the report of `fastrun doctor` if there is one, else typical."""
+    """A processor's rates: from the report of `fastrun doctor` if there is one.
+
+    Else those of the machine met that has tile registers as well, or none.
+    """
     report = of_machine(cpu.fingerprint, cpu.cores)
     if report:
         return Rates.of(report)
-    return _XEON if has(cpu, "amx-tile") else _ZEN4
+    return MET["xeon-amx" if has(cpu, "amx-tile") else "zen4"]
+
+
+def nearest(cpu: Cpu) -> str:
+    """The name of the machine met whose caches are as fast as the processor's, or nearly so."""
+    rates = rates_of(cpu)
+
+    def distance(name: str) -> float:
+        pairs = zip(astuple(rates)[:3], astuple(MET[name])[:3], strict=True)
+        return sum(math.log(a / b) ** 2 for a, b in pairs)
+
+    return min(MET, key=distance)

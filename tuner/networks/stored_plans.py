@@ -113,7 +113,7 @@ def _within(limits: Limits, cpu: Cpu) -> Propose:
     def propose(p: ConvProblem, layout: str) -> Sequence[str]:
         if limits != NO_LIMITS:
             return ()
-        return CostModel.shipped().proposals(p, cpu, PROPOSALS, layout=layout)
+        return CostModel.shipped(cpu).proposals(p, cpu, PROPOSALS, layout=layout)
 
     return propose
 

@@ -16,9 +16,10 @@ from fastrun.kernels.registry import heuristic_choice, parse_schedule, templates
 from fastrun.search_spaces.space import space_for
 from fastrun.tuner.model import cost_model
 from fastrun.tuner.model import features as features_
+from fastrun.tuner.model import rates as rates_
 from fastrun.tuner.model.cost_model import CostModel, Times, times
 from fastrun.tuner.model.features import ALGORITHMS, NAMES, rows
-from fastrun.tuner.model.rates import Rates
+from fastrun.tuner.model.rates import Rates, nearest
 from fastrun.tuner.model.trees import Growth
 from fastrun.tuner.records.record import Outcome, Stage
 from tests.support.records import record
@@ -148,6 +149,15 @@ def test_products_are_those_that_the_algorithm_makes() -> None:
     assert features(strided, "direct")["taps_met"] > 0.9
 
 
+def test_a_machine_gets_the_model_of_one_whose_caches_are_as_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert nearest(CPU) == "zen4"
+    slow = Rates(l2=0.8, l3=0.2, memory=0.1, tiles=0.0)
+    monkeypatch.setattr(rates_, "rates_of", lambda cpu: slow)
+    assert nearest(CPU) == "xeon-amx"
+
+
 def test_where_l3_is_slow_reading_again_costs_more(monkeypatch: pytest.MonkeyPatch) -> None:
     p = parse("conv 1x512x14x14 512x3x3 s1 p1")
     template = templates()["direct"]
@@ -233,10 +243,12 @@ def test_a_model_of_fewer_features_is_read(model: CostModel, tmp_path: Path) -> 
     assert np.array_equal(again, model.logarithms(NEW, texts, CPU))
 
 
-def test_the_shipped_model_tells_good_schedules_from_bad_ones() -> None:
+@pytest.mark.parametrize("features", ["", "+amx-tile,+amx-bf16,+avx512bf16"])
+def test_the_shipped_model_tells_good_schedules_from_bad_ones(features: str) -> None:
     p = parse("conv 1x64x56x56 64x3x3 s1 p1 bias relu")
     template, s = heuristic_choice(p, CPU)
     bad = replace(s, mh=1, mw=2, nr_tiles=8, layout="NHWC")
     texts = [template.text(s), template.text(bad)]
-    good, worse = CostModel.shipped().logarithms(p, texts, CPU).mean(axis=0)
+    cpu = replace(CPU, features=features)
+    good, worse = CostModel.shipped(cpu).logarithms(p, texts, cpu).mean(axis=0)
     assert good + math.log(1.2) < worse < math.inf
