@@ -1,4 +1,4 @@
-"""Open data: eleven spaces or parts of them, measured completely, in T4 files for replays.
+"""Open data: twelve spaces or parts of them, measured completely, in T4 files for replays.
 
     python -m fastrun.benchmarks.experiments.spaces [--quick] [--only TEXT] [--db URL]
         [--out FOLDER]
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.problem import ConvProblem
-from fastrun.kernels.registry import parse_schedule
+from fastrun.kernels.registry import applicable, parse_schedule
 from fastrun.search_spaces.space import Space, space_for
 from fastrun.tuner.machine.noise import in_words, noise_of, others
 from fastrun.tuner.measure.job import Compiled
@@ -70,6 +70,12 @@ class Ground:
         """The algorithm's whole space for the layer on this machine."""
         return space_for(self.algorithm, ConvProblem.parse(self.layer), Cpu.host())
 
+    @property
+    def runs_here(self) -> bool:
+        """Whether this processor has the instructions of the algorithm."""
+        able = applicable(ConvProblem.parse(self.layer), Cpu.host())
+        return self.algorithm in [template.name for template in able]
+
     def extent(self) -> dict[str, object]:
         """For a file's metadata: the pins, and the numbers of legal schedules of part and whole."""
         part, whole = (sum(1 for _ in s) for s in (self.space.pinned(self.pins), self.space))
@@ -112,6 +118,7 @@ GROUNDS = {
         "conv 1x256x14x14 1024x1x1 s1 p0 bias relu u8s8>u8",
         "pointwise(layout=NHWC, unroll=4, tiles=1|4|16, oc_outer=no, prefetch=0)",
     ),
+    "amx-int8-resnet-14x14": Ground("conv 1x256x14x14 256x3x3 s1 p1 bias relu u8s8>u8", "amx()"),
     "planar-first-32x32": Ground("conv 1x3x32x32 16x5x5 s1 p2 bias relu", "planar()"),
     "planar-grouped-28x28": Ground("conv 1x272x28x28 68x1x1 s1 p0 g4 bias relu", "planar()"),
 }
@@ -145,6 +152,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if warning := others():
         print(warning, file=sys.stderr)
     for name in (name for name in GROUNDS if arguments.only in name):
+        if not GROUNDS[name].runs_here:
+            print(f"{name} is left out: the processor cannot run it", flush=True)
+            continue
         with Database(arguments.db) as database:
             seconds = measure(GROUNDS[name], database, _QUICK if arguments.quick else None)
             found = results(GROUNDS[name], database)

@@ -39,10 +39,11 @@ def options(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--range",
-        choices=("minmax", "percentile", "mse"),
-        default="mse",
+        choices=("minmax", "percentile", "mse", "outputs"),
+        default="outputs",
         help="the range of a tensor: minmax: all values seen; percentile: all but 0.001 %% at each "
-        "end; mse: the one of the least squared error (default)",
+        "end; mse: the one of the least squared error; outputs: from there the one that changes "
+        "the network's outputs least (default)",
     )
     parser.add_argument(
         "--rounding",

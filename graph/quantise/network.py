@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from time import monotonic
 
@@ -16,16 +16,19 @@ from fastrun.graph.core.model import Array, Graph, Node, unused
 from fastrun.graph.quantise.equalise import equalised
 from fastrun.graph.quantise.observe import Batch, Observer, observe
 from fastrun.graph.quantise.patches import Filters, Moments
-from fastrun.graph.quantise.ranges import activation_grid
+from fastrun.graph.quantise.ranges import RANGES, activation_grid
+from fastrun.graph.quantise.refine import Progress as Progress
+from fastrun.graph.quantise.refine import refined
 from fastrun.graph.quantise.rounding import compensated, fitted_scales, nearest, whole_scales
 from fastrun.graph.quantise.scope import Scope, find_scope
 from fastrun.kernels.core.dtype import S8
 
 BITS = (8, 7, 6, 5, 4)
 ROUNDINGS = ("gptq", "nearest")
-
-Progress = Callable[[str, int, int], object]
-"""Is told what is done now, how many parts of it are done, and of how many."""
+REFINED = "outputs"
+"""The choice of ranges by what they do to the outputs of the network."""
+CHOICES = (*RANGES, REFINED)
+"""The names of ways to choose ranges."""
 
 # Patches of a layer that are looked at, over all calibration data.
 _PATCHES = 8192
@@ -35,8 +38,9 @@ _DEEPEST = 8192
 _NUMBERS = 1 << 26
 # A bias is at most so many steps, so that sums of products can be added within 32 bits.
 _LARGEST_BIAS = 2**28
-# Shares of the time for calibration after which even channels and ranges must be known.
-_EVEN, _RANGES = 0.15, 0.5
+# Shares of the time for calibration after which even channels must be known, then ranges, then
+# better ones.
+_EVEN, _RANGES, _REFINED = 0.15, 0.4, 0.65
 # Products of two scales stay normal float32 numbers.
 _LEAST_SCALE = 2.0**-100
 
@@ -62,7 +66,7 @@ def calibrated(
         UnsupportedError: there is nothing to quantise, or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.
     """
-    scope, grids, used = _prepared(find_scope(graph), data, "mse", progress, seconds)
+    scope, grids, used = _prepared(find_scope(graph), data, REFINED, progress, seconds)
     data = data[:used]
     edits = {b: _Layers(scope.graph, grids) for b in bits}
     _round(scope, data, grids, edits, min(bits) < 8, progress)
@@ -77,7 +81,7 @@ def quantise(
     data: Sequence[Batch],
     *,
     bits: int = 8,
-    ranges: str = "mse",
+    ranges: str = REFINED,
     rounding: str = "gptq",
     keep: Collection[str] = (),
     progress: Progress = silent,
@@ -85,7 +89,7 @@ def quantise(
     """An optimised graph in 8-bit integers, with weights of `bits` bits.
 
     `data` are inputs like those in use. Ranges of activations are chosen by `ranges`, one of
-    `RANGES`; weights are rounded by `rounding`, one of `ROUNDINGS`. Biases are corrected so that
+    `CHOICES`; weights are rounded by `rounding`, one of `ROUNDINGS`. Biases are corrected so that
     the mean outputs of layers stay as they are (Nagel et al., 2019, "Data-free quantization").
     The nodes named in `keep` stay in float32. With fewer than 7 bits the first and the last
     layers keep 8.
@@ -116,13 +120,15 @@ def _prepared(
     progress("ranges of tensors", 0, 1)
     scope = _with_own_constants(scope)
     scope = replace(scope, graph=equalised(scope, data, begin + _EVEN * seconds))
-    histograms, used = observe(scope.graph, data, scope.groups, begin + _RANGES * seconds)
-    grids = {
-        name: activation_grid(histogram, ranges)
-        for names, histogram in zip(scope.groups, histograms, strict=True)
-        for name in names
-    }
-    return scope, grids, used
+    graph, groups = scope.graph, scope.groups
+    histograms, used = observe(graph, data, groups, begin + _RANGES * seconds)
+    refining = ranges == REFINED
+    found = [activation_grid(x, "mse" if refining else ranges) for x in histograms]
+    if refining:
+        ends = begin + _REFINED * seconds
+        found = refined(graph, groups, histograms, found, data[:used], progress, ends)
+    own = zip(groups, found, strict=True)
+    return scope, {name: grid for names, grid in own for name in names}, used
 
 
 def _with_own_constants(scope: Scope) -> Scope:

@@ -25,7 +25,11 @@ _PARTS = np.linspace(0.2, 1.0, 81)
 
 def activation_grid(values: Histogram, method: str, exact: bool = True) -> Grid:
     """The 8-bit grid of a tensor with these values. Zero is on it, as padding needs."""
-    low, high = RANGES[method](values)
+    return grid_between(*RANGES[method](values), exact)
+
+
+def grid_between(low: float, high: float, exact: bool = True) -> Grid:
+    """The 8-bit grid from `low` or 0 to `high` or 0."""
     return Grid(*_scale(low, high), U8, exact)
 
 

@@ -21,6 +21,9 @@ from fastrun.kernels.core.program import pack_bias
 
 Inputs = Mapping[str, Array]
 
+Change = Callable[[Array], Array]
+"""Gives other values for those of a tensor, element by element."""
+
 
 class Incremental:
     """A network on one thread that keeps all tensors of a run, each in a place of its own.
@@ -87,14 +90,23 @@ class Run:
         self._valid = 0  # the work at the beginning whose results are those of the run
         self.outputs = self.again(len(self._work))
 
-    def after(self, name: str, change: Callable[[Array], Array]) -> dict[str, Array]:
-        """The outputs if a tensor were changed so, element by element."""
-        i, port = self._ports[name]
-        self._do(self._valid, i + 1)
-        memory = self._context.pixels(port)
-        memory[...] = change(memory)
-        self._do(i + 1)
-        self._valid = i
+    def after(self, changes: Mapping[str, Change]) -> dict[str, Array]:
+        """The outputs if these tensors were changed so, element by element, the first ones first.
+
+        Later ones are computed from changed ones, and changed then.
+        """
+        places = sorted(
+            ((*self._ports[name], change) for name, change in changes.items()),
+            key=lambda place: place[0],
+        )
+        first, valid = places[0][0], self._valid
+        for i, port, change in places:
+            self._do(valid, i + 1)
+            memory = self._context.pixels(port)
+            memory[...] = change(memory)
+            valid = i + 1
+        self._do(valid)
+        self._valid = first
         return self._context.results()
 
     def again(self, step: int) -> dict[str, Array]:

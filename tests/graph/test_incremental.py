@@ -57,8 +57,8 @@ def test_outputs_after_a_change_do_not_depend_on_those_before(source: object) ->
     np.random.default_rng(0).shuffle(names)
     assert len(names) > 3
     for name in names:
-        found = run.after(name, doubled)["y"]
-        assert np.array_equal(found, network.run(inputs).after(name, doubled)["y"])
+        found = run.after({name: doubled})["y"]
+        assert np.array_equal(found, network.run(inputs).after({name: doubled})["y"])
         assert not np.allclose(found, truth, rtol=1e-3, atol=1e-4)
     assert np.array_equal(run.again(0)["y"], truth)
 
@@ -66,7 +66,7 @@ def test_outputs_after_a_change_do_not_depend_on_those_before(source: object) ->
 def test_a_changed_input_gives_what_a_run_of_it_gives() -> None:
     graph, network = prepared(residual())
     inputs = normal_inputs(graph)
-    found = network.run(inputs).after("x", doubled)["y"]
+    found = network.run(inputs).after({"x": doubled})["y"]
     assert np.array_equal(found, network.run({"x": 2 * inputs["x"]}).outputs["y"])
 
 
@@ -99,5 +99,5 @@ def test_only_what_follows_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = calls[0]
     for name, step in sorted(network.steps.items(), key=lambda place: -place[1]):
         calls[0] = 0
-        run.after(name, doubled)
+        run.after({name: doubled})
         assert calls[0] == steps - step

@@ -11,9 +11,15 @@ import onnx
 from fastrun.graph.core.model import Graph
 from fastrun.graph.networks import find_model, load_network
 from fastrun.graph.passes.pipeline import optimise
-from fastrun.graph.quantise.network import BITS, ROUNDINGS, Progress, silent
+from fastrun.graph.quantise.network import (
+    BITS,
+    CHOICES,
+    REFINED,
+    ROUNDINGS,
+    Progress,
+    silent,
+)
 from fastrun.graph.quantise.network import quantise as quantise_graph
-from fastrun.graph.quantise.ranges import RANGES
 from fastrun.graph.quantise.scope import is_layer
 from fastrun.graph.quantise.simulate import Difference, differences
 from fastrun.graph.to_onnx.model import export_onnx
@@ -55,7 +61,7 @@ def quantise(
     calibrate: Source,
     *,
     bits: int = 8,
-    ranges: str = "mse",
+    ranges: str = REFINED,
     rounding: str = "gptq",
     keep: Collection[str] = (),
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -68,8 +74,8 @@ def quantise(
     `calibrate` has inputs like those in use: a folder of pictures (prepared as `pictures` says) or
     of .npy and .npz files, a .npz file, or arrays by the inputs' names, whose first axis counts
     samples. At most `samples` are used. Activations become unsigned bytes whose ranges `ranges`
-    chooses: "minmax", "percentile" or "mse". Weights become signed ones of `bits` bits, 4 to 8,
-    which are rounded by "gptq" or to "nearest". The layers named in `keep` stay in float32.
+    chooses: "minmax", "percentile", "mse" or "outputs". Weights become signed ones of `bits` bits,
+    4 to 8, which are rounded by "gptq" or to "nearest". The layers named in `keep` stay in float32.
     `shapes` gives or overrides the shapes of inputs. `progress` is called with what is being done,
     how many parts of it are done, and of how many.
 
@@ -80,7 +86,7 @@ def quantise(
     """
     for name, value, known in (
         ("bits", bits, BITS),
-        ("ranges", ranges, [*RANGES]),
+        ("ranges", ranges, CHOICES),
         ("rounding", rounding, ROUNDINGS),
     ):
         if value not in known:

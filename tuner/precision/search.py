@@ -24,13 +24,14 @@ from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import Progress, silent
+from fastrun.graph.quantise.observe import Batch
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.rounding import roundings
 from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.measure.timing import Protocol, interleave
 from fastrun.tuner.precision.front import Point, allowed_types, front
-from fastrun.tuner.precision.sensitivity import Batch, Losses
+from fastrun.tuner.precision.sensitivity import Losses
 from fastrun.tuner.records.statistics import typical
 
 Right = Callable[[Sequence[Array]], NDArray[np.bool_]]

@@ -8,31 +8,24 @@ for each only what follows it is computed again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 
 import numpy as np
 
-from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.advised import Advised
-from fastrun.graph.core.model import Array, Graph, Node, unused
-from fastrun.graph.core.ops import Binary
+from fastrun.graph.core.model import Array
 from fastrun.graph.core.precision import byte_grid
-from fastrun.graph.plan.choices import heuristic_choices
-from fastrun.graph.plan.plan import Plan
-from fastrun.graph.planner import make_plan
+from fastrun.graph.quantise.effects import ROOM, loss, observable
 from fastrun.graph.quantise.network import Progress, silent
-from fastrun.graph.runtime.incremental import Incremental, Run
+from fastrun.graph.quantise.observe import Batch
+from fastrun.graph.runtime.incremental import Run
 from fastrun.kernels.core.cpu import Cpu
-
-Batch = Mapping[str, Array]
 
 # The relative error of weights by which the loss by errors of a layer is measured.
 _SHAKE = 1e-2
-# Bytes that the tensors of all examples may take.
-_ROOM = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -52,8 +45,8 @@ class Losses:
     def whole(self) -> float:
         """The loss if everything is rounded, weights to the fewest bits."""
         worst = dict[str, float]()
-        for (name, _), loss in self.weights.items():
-            worst[name] = max(loss, worst.get(name, 0.0))
+        for (name, _), lost in self.weights.items():
+            worst[name] = max(lost, worst.get(name, 0.0))
         return sum(self.tensors.values()) + sum(worst.values())
 
 
@@ -73,14 +66,14 @@ def losses(
     """
     graph, begin = advised.graph, monotonic()
     names = [x for x in (*graph.inputs, *graph.producers) if byte_grid(graph, x)]
-    network, places = _observable(graph, names, cpu)
+    network, places = observable(graph, names, cpu)
     layer = {name: graph.readers[name][0] for name, _ in advised.weights}
     tensors, layers = dict[str, float](), dict[str, float]()
     weights = dict[tuple[str, str], float]()
     runs = [network.run(data[0])]
 
     def mean_loss(changed: Callable[[Run], Batch]) -> float:
-        return sum(_loss(changed(run), run.outputs) for run in runs) / len(runs)
+        return sum(loss(changed(run), run.outputs) for run in runs) / len(runs)
 
     def reweighed(name: str, values: Mapping[str, Array]) -> float:
         node = layer[name]
@@ -89,7 +82,7 @@ def losses(
 
     def round_tensor(name: str) -> None:
         grid = graph.grids[name]
-        tensors[name] = mean_loss(lambda run: run.after(places[name], grid.rounded))
+        tensors[name] = mean_loss(lambda run: run.after({places[name]: grid.rounded}))
 
     def round_weights(name: str, word: str) -> None:
         weights[name, word] = reweighed(name, advised.weights[name, word].constants)
@@ -111,62 +104,9 @@ def losses(
     once = monotonic()
     runs[0].again(0)
     each = (monotonic() - once) * behind
-    count = min((seconds - (once - begin)) / each, _ROOM / network.size, len(data))
+    count = min((seconds - (once - begin)) / each, ROOM / network.size, len(data))
     runs += [network.run(batch) for batch in data[1 : max(1, math.floor(count))]]
     for i, (_, measure) in enumerate(changes):
         progress("loss by rounding one tensor or weights", i, len(changes))
         measure()
     return Losses(tensors, weights, layers)
-
-
-def _loss(found: Batch, truth: Batch) -> float:
-    """The mean square of the change of all outputs, relative to their mean square."""
-    change = sum(float(np.square(found[x] - y, dtype=np.float64).sum()) for x, y in truth.items())
-    size = sum(float(np.square(x, dtype=np.float64).sum()) for x in truth.values())
-    return change / max(size, 1e-30)
-
-
-def _observable(graph: Graph, names: Sequence[str], cpu: Cpu) -> tuple[Incremental, dict[str, str]]:
-    """The network in float32, and where in it to change each of these tensors.
-
-    A tensor that no step of its own computes, since it is a view of another one or is put together
-    from several, is copied for its readers.
-    """
-    # Tensors with grids are steps' results; weights have none, so that layers compute in float32.
-    plain = replace(graph, grids={x: graph.grids[x] for x in names})
-    plan, arrangement = _arranged(plain, cpu)
-    missing = {*names} - arrangement.ports.keys()
-    copies = dict[str, str]()
-    if missing:
-        wider, copies = _with_copies(plain, missing)
-        plan, arrangement = _arranged(wider, cpu)
-    return Incremental(arrangement, cpu, plan), {x: copies.get(x, x) for x in names}
-
-
-def _arranged(graph: Graph, cpu: Cpu) -> tuple[Plan, Arrangement]:
-    return make_plan(
-        graph, heuristic_choices(cpu), cpu, allowed=lambda _, form: not form.touches_bytes
-    )
-
-
-def _with_copies(graph: Graph, names: Collection[str]) -> tuple[Graph, dict[str, str]]:
-    """The graph with copies of these tensors for all that read them, and the copies' names."""
-    tensors, constants = dict(graph.tensors), dict(graph.constants)
-    nodes, copies = list[Node](), dict[str, str]()
-    zero = unused("zero", tensors, constants)
-    constants[zero] = np.zeros((), np.float32)
-
-    def copy(name: str) -> None:
-        if name in names:
-            new = copies[name] = unused(f"{name}.copy", tensors, constants)
-            tensors[new] = tensors[name]
-            nodes.append(Node(new, Binary("add"), (name, zero), (new,)))
-
-    for name in graph.inputs:
-        copy(name)
-    for node in graph.nodes:
-        nodes.append(replace(node, inputs=tuple(copies.get(x, x) for x in node.inputs)))
-        copy(node.output)
-    outputs = tuple(copies.get(x, x) for x in graph.outputs)
-    wider = graph.with_nodes(tuple(nodes), tensors, constants, graph.grids)
-    return replace(wider, outputs=outputs), copies
