@@ -74,9 +74,6 @@ WINOGRAD, TRANSFORM = 4, 7.0
 TILES = 2  # of pixels in a block of sums, as many as of output channels
 # Pixels of a task for which it pays to keep weights in L1 and let pixels pass (measured).
 _MANY = 64
-# Steps of K up to which blocks have one tile of pixels: with few, what follows the products of a
-# block takes as long as those of the next, and smaller blocks mix both better (measured).
-_FEW = 8
 # How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
 BYTES, PAIRED = 3.5, 0.5
 
