@@ -37,6 +37,7 @@ from fastrun.graph.core.ops import (
     Unary,
     Where,
 )
+from fastrun.graph.core.precision import conv_scales
 from fastrun.graph.core.shapes import Shape4, pair
 from fastrun.graph.plan.form import Form, typed_problem
 from fastrun.graph.plan.kinds import is_dense, is_global_pool, pool_spec
@@ -47,7 +48,6 @@ from fastrun.kernels.core.dtype import F32, U8
 from fastrun.kernels.core.layout import Placement, layout_text
 from fastrun.kernels.core.problem import ConvProblem
 from fastrun.kernels.core.program import Io, Program
-from fastrun.kernels.core.quantised import Scales
 from fastrun.kernels.core.rounding import rounds_weights
 from fastrun.kernels.core.scales import scales, table
 from fastrun.kernels.core.template import ScheduleError, check
@@ -115,7 +115,8 @@ def _built(
             bias = constant(graph, task, 2).reshape(-1) if problem.bias else None
             if problem.precision.integer:
                 filters = graph.integers(node.inputs[1]).reshape(problem.weight_shape)
-                operand = _scales(graph, task, problem).operand(problem, filters, bias)
+                known = conv_scales(graph, node, problem.precision.dst is U8)
+                operand = known.operand(problem, filters, bias)
                 return Built(program, text, filters, operand)
             filters = graph.constants[node.inputs[1]].reshape(problem.weight_shape)
             return Built(program, text, filters, np.zeros(problem.oc) if bias is None else bias)
@@ -240,18 +241,6 @@ def _program(p: ConvProblem, text: str, cpu: Cpu, io: Io) -> Program:
     """A network repeats layers, and writing a kernel takes longer than running it."""
     template, schedule = parse_schedule(text)
     return ObjectCache().named(template.build(p, schedule, cpu, io))
-
-
-def _scales(graph: Graph, task: Task, p: ConvProblem) -> Scales:
-    """The scales and zero points of a convolution of integers."""
-    node = task.node
-    src, weights = graph.grids[node.inputs[0]], graph.grids[node.inputs[1]]
-    found = Scales(float(src.scale), int(src.zero), np.asarray(weights.scale, np.float32))
-    if p.precision.dst is F32:
-        return found
-    dst, add = graph.grids[node.output], graph.grids.get(node.input(3))
-    found = replace(found, dst=float(dst.scale), dst_zero=int(dst.zero))
-    return replace(found, add=float(add.scale), add_zero=int(add.zero)) if add else found
 
 
 def _with_scales(

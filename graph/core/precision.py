@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.core.ops import Conv, Pad, Pool, Unary
 from fastrun.kernels.core.dtype import I16, S8, U8
+from fastrun.kernels.core.quantised import Scales
 from fastrun.kernels.core.types import Types
 
 
@@ -71,6 +73,27 @@ def weight_bits(weights: NDArray[Any]) -> int:
     low, high = int(weights.min(initial=-1)), int(weights.max(initial=1))
     every = (Types(bits=bits) for bits in range(2, 9))
     return next((x.bits for x in every if -x.bound <= low and high <= x.largest), 9)
+
+
+def conv_scales(graph: Graph, node: Node, to_bytes: bool) -> Scales:
+    """The scales and zero points of a convolution of integers, whose output is u8 or float32."""
+    src, weights = graph.grids[node.inputs[0]], graph.grids[node.inputs[1]]
+    found = Scales(float(src.scale), int(src.zero), np.asarray(weights.scale, np.float32))
+    if not to_bytes:
+        return found
+    dst, add = graph.grids[node.output], graph.grids.get(node.input(3))
+    found = replace(found, dst=float(dst.scale), dst_zero=int(dst.zero))
+    return replace(found, add=float(add.scale), add_zero=int(add.zero)) if add else found
+
+
+def writes_bytes(graph: Graph, node: Node, weights: NDArray[Any]) -> bool:
+    """Whether a convolution of integers can round its output: it has a grid of enough range."""
+    residual = node.input(3)
+    if not all(byte_grid(graph, x) for x in filter(None, (node.output, residual))):
+        return False
+    bias = graph.constants.get(node.input(2))
+    flat = None if bias is None else bias.reshape(-1)
+    return conv_scales(graph, node, True).rounds(weights, flat, bool(residual))
 
 
 def float_reason(graph: Graph, node: Node) -> str:

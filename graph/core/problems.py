@@ -13,12 +13,12 @@ from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node, Shape
 from fastrun.graph.core.ops import Attention, Conv, Foreign
 from fastrun.graph.core.precision import (
-    byte_grid,
     counts_signs,
     exact_grid,
     float_reason,
     integer_weights,
     weight_bits,
+    writes_bytes,
 )
 from fastrun.graph.core.shapes import pair
 from fastrun.kernels.core.attention import AttentionProblem, Problem
@@ -91,8 +91,8 @@ def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
     """The problems as which a `Conv` node may run, one for each choice of element types.
 
     The first is that of float32. Integers follow as far as `float_reason` allows: with
-    output in u8 if it has a grid, and the residual too, if there is one; with output in
-    float32 unless the output must be u8. One bit follows where signs are multiplied.
+    output in u8 if it has a grid of enough range, and the residual has one too, if there is one;
+    with output in float32 unless the output must be u8. One bit follows where signs are multiplied.
 
     Raises:
         UnsupportedError: as `conv_problem`.
@@ -101,8 +101,7 @@ def conv_problems(graph: Graph, node: Node) -> list[ConvProblem]:
     if not float_reason(graph, node):
         weights = integer_weights(graph, node.inputs[1])
         assert weights is not None
-        operands = filter(None, (node.output, node.input(3)))
-        to_bytes = all(byte_grid(graph, x) for x in operands)
+        to_bytes = writes_bytes(graph, node, weights)
         to_float = not (to_bytes and exact_grid(graph, node.output))
         inputs = f"u8s{weight_bits(weights)}"
         for output in ["u8"] * to_bytes + ["f32"] * to_float:

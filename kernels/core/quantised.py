@@ -95,10 +95,7 @@ class Scales:
                 small that outputs could be 2^22 steps.
         """
         found = np.zeros(operand_size(p), np.float32)
-        step = self.src * self.weights.astype(np.float64)
-        sums = weights.reshape(p.oc, -1).astype(np.int64).sum(axis=1)
-        real = np.zeros(p.oc) if bias is None else bias.astype(np.float64)
-        whole = np.rint(real / step) - self.src_zero * sums
+        step, whole = self._steps(weights, bias)
         # The sum of all products must fit beside it.
         most = p.depth * 255 * p.precision.bound
         if not np.all(np.abs(whole) + most < 1 << 31):
@@ -113,27 +110,33 @@ class Scales:
             ceiling = min(ceiling, np.rint(np.float32(6.0 / self.dst)) + self.dst_zero)
         scalars[:1].view(np.int32)[:] = self.dst_zero - int(np.float32(ROUNDING).view(np.int32))
         scalars[1:3].view(np.uint32)[:] = self.dst_zero, int(ceiling)
-        if p.precision.dst is U8:
-            self._check_range(p, weights, whole, step)
+        if p.precision.dst is U8 and not self.rounds(weights, bias, p.add):
+            raise ValueError("the output's scale is too small for its sums")
         return found
+
+    def rounds(self, weights: NDArray[Any], bias: NDArray[Any] | None, add: bool) -> bool:
+        """Whether no output can be 2^22 steps, where float32 has no room to round.
+
+        The weights are integers (oc, ...), the bias real numbers (oc,); `add`: there is a residual.
+        """
+        step, whole = self._steps(weights, bias)
+        filters = weights.reshape(len(weights), -1).astype(np.float64)
+        most = 255 * np.maximum(filters, 0).sum(axis=1) + whole
+        least = 255 * np.minimum(filters, 0).sum(axis=1) + whole
+        largest = np.maximum(np.abs(most), np.abs(least)) * step / self.dst
+        return bool(largest.max(initial=0.0) + add * 255 * self.add / self.dst < 1 << 22)
+
+    def _steps(
+        self, weights: NDArray[Any], bias: NDArray[Any] | None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What a step of each channel's sums means, and its bias in them, zero point included."""
+        step = self.src * self.weights.astype(np.float64)
+        sums = weights.reshape(len(weights), -1).astype(np.int64).sum(axis=1)
+        real = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
+        return step, np.rint(real / step) - self.src_zero * sums
 
     def _add_scale(self, p: ConvProblem) -> float:
         return self.add / self.dst if in_steps(p) else self.add
-
-    def _check_range(
-        self,
-        p: ConvProblem,
-        weights: NDArray[Any],
-        bias: NDArray[np.float64],
-        step: NDArray[np.float64],
-    ) -> None:
-        """Raise ValueError if outputs can be 2^22 steps, where float32 has no room to round."""
-        filters = weights.reshape(p.oc, -1).astype(np.float64)
-        most = 255 * np.maximum(filters, 0).sum(axis=1) + bias
-        least = 255 * np.minimum(filters, 0).sum(axis=1) + bias
-        largest = np.maximum(np.abs(most), np.abs(least)) * step / self.dst
-        if largest.max(initial=0.0) + p.add * 255 * self.add / self.dst >= 1 << 22:
-            raise ValueError("the output's scale is too small for its sums")
 
     def sums(
         self,

@@ -11,6 +11,8 @@ import pytest
 
 from fastrun.graph.core.errors import PlanError
 from fastrun.graph.core.model import Graph
+from fastrun.graph.core.ops import Conv
+from fastrun.graph.core.problems import conv_problems
 from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
@@ -25,6 +27,7 @@ from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.layout import NCHW
 from tests.graph import test_networks_run as networks
 from tests.graph.test_networks_run import shaken
+from tests.support.graph_models import model, node, normal
 from tests.support.quantised_graphs import normal_inputs, quantised
 
 CPU = Cpu.host()
@@ -105,3 +108,22 @@ def test_weights_may_be_minus_128() -> None:
     changed = replace(graph, constants={**graph.constants, "w5": lowest})
     assert not dict(float_notes(changed))
     check(changed)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_outputs_far_beyond_their_range_are_clipped(residual: bool) -> None:
+    """As behind a ReLU that was dead in all of the calibration, but is not in use."""
+    nodes = [
+        *(node("QuantizeLinear", f"{a} s z", f"{a}.q") for a in ("x", "w")),
+        *(node("DequantizeLinear", f"{a}.q s z", f"{a}.n") for a in ("x", "w")),
+        node("Conv", "x.n w.n", "c"),
+        node("Add", "c x.n", "sum"),
+        node("QuantizeLinear", "sum tiny z" if residual else "c tiny z", "q"),
+        node("DequantizeLinear", "q tiny z", "y"),
+    ]
+    steps = {"s": np.float32(0.02), "tiny": np.float32(1e-9), "z": np.int8(0)}
+    m = model(nodes, {**steps, "w": normal(8, 8, 1, 1)}, shape=(1, 8, 5, 5))
+    graph = optimise(load_network(m))
+    (conv,) = (n for n in graph.nodes if isinstance(n.op, Conv))
+    assert [str(p.precision) for p in conv_problems(graph, conv)] == ["", "u8s8>f32"]
+    check(graph)

@@ -95,10 +95,13 @@ def names_before(
 
 
 def _numbers(graph: Graph, port: Port, stored: Array) -> Array:
-    """The numbers that the elements of a tensor stand for."""
-    if port.placement.dtype is not U8:
-        return stored
-    grid = graph.grids[port.name]
+    """The numbers that the elements of a tensor stand for.
+
+    A step without a kernel of bytes leaves float32, which is rounded when it becomes bytes.
+    """
+    grid = graph.grids.get(port.name)
+    if port.placement.dtype is not U8 or not grid:
+        return grid.rounded(stored) if grid and grid.exact else stored
     return (stored.astype(np.float64) - grid.zero) * grid.scale
 
 

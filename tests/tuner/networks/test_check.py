@@ -92,6 +92,23 @@ def test_bytes_are_compared_as_the_numbers_they_stand_for() -> None:
     assert all(one.own < 0.02 for one in checked)
 
 
+def test_what_is_rounded_behind_a_step_is_compared_rounded() -> None:
+    """Softmax has no kernel of bytes; most of its values lie near half a step."""
+    steps = {"xs": np.float32(0.02), "ys": np.float32(1 / 255), "z": np.uint8(0)}
+    nodes = [
+        node("QuantizeLinear", "x xs z", "q"),
+        node("DequantizeLinear", "q xs z", "n"),
+        node("Softmax", "n", "probabilities"),
+        node("QuantizeLinear", "probabilities ys z", "p"),
+        node("DequantizeLinear", "p ys z", "y"),
+        node("MaxPool", "y", "most", kernel_shape=[2, 2]),
+    ]
+    graph = optimise(load_network(model(nodes, steps, shape=(1, 4, 8, 512), output="most")))
+    checked, _ = check_steps(graph, network(graph), normal_inputs(graph))
+    assert "Softmax" in {one.work for one in checked}
+    assert all(one.own < 1e-3 for one in checked)
+
+
 def test_the_command_compares_with_another_engine(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
