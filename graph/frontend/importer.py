@@ -333,6 +333,8 @@ class _Importer:
             values.set_tensor(result, tensor)
         values.constants |= site.constants
         values.known.update(site.constants)  # it is shared
+        for new, before in site.filters.items():
+            self._quantised.weights.same_filters(new, before)
         feeds |= site.constants
         if constant:
             values.check_size(site.tensors)

@@ -29,6 +29,12 @@ class Weights:
         """Note the steps of a constant that was dequantised."""
         self._steps[name] = steps
 
+    def same_filters(self, name: str, before: str) -> None:
+        """Note a constant with values of another one, each on the axis of its output channel."""
+        steps = self._steps.get(before)
+        if steps and not steps.block:
+            self._steps[name] = steps
+
     def follow(self, node: Node) -> None:
         """Follow integers through a node that moves constants and was computed already."""
         steps = self._steps.get(node.input(0))

@@ -165,6 +165,30 @@ def test_weights_with_zero_points_stay_in_eight_bits_if_they_fit(zero: int) -> N
     assert graph.grids[graph.nodes[1].inputs[1]].dtype == S8
 
 
+@pytest.mark.parametrize(
+    ("kernel", "groups"), [((1, 1, 1), 1), ((3, 1, 1), 1), ((3, 3, 3), 1), ((2, 3, 1), 2)]
+)
+def test_volumes_compute_with_integers(kernel: tuple[int, ...], groups: int) -> None:
+    draw = np.random.default_rng(0)
+    plain = layer(
+        w=draw.integers(-127, 128, (6, 4 // groups, *kernel)).astype(np.int8),
+        ws=draw.uniform(0.005, 0.02, 6).astype(np.float32),
+        wz=np.zeros(6, np.int8),
+        b=draw.integers(-2000, 2000, 6).astype(np.int32),
+        bs=np.full(6, 1e-4, np.float32),
+        bz=np.zeros(6, np.int32),
+    )
+    del plain.graph.node[4].attribute[:]
+    plain.graph.node[4].attribute.append(helper.make_attribute("group", groups))
+    plain.graph.input[0].type.CopyFrom(
+        helper.make_tensor_type_proto(TensorProto.FLOAT, (1, 4, 5, 6, 6))
+    )
+    graph = checked(plain)
+    layers = [n for n in graph.nodes if isinstance(n.op, Conv)]
+    assert layers
+    assert not any(float_reason(graph, n) for n in layers)
+
+
 UNFIT = {
     "another axis": {"axis": 1, "ws": np.full(4, 0.01, np.float32), "wz": np.zeros(4, np.int8)},
     "16 bits": {"w": np.full((5, 4, 3, 3), 999, np.int16), "wz": np.zeros(5, np.int16)},

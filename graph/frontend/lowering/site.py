@@ -46,6 +46,7 @@ class Site:
         self.nodes: list[Node] = []
         self.tensors: dict[str, Tensor] = {}
         self.constants: dict[str, Array] = {}
+        self.filters: dict[str, str] = {}  # constants of `put` with the filters of other ones
         self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         self._results = tuple(node.output)
         self._known = tensors
@@ -165,10 +166,15 @@ class Site:
         self.nodes.append(Node(name, op, inputs, (output,)))
         return output
 
-    def put(self, values: Array) -> str:
-        """Add a constant for emitted nodes. Returns its name."""
+    def put(self, values: Array, filters_of: str = "") -> str:
+        """Add a constant for emitted nodes. Returns its name.
+
+        With `filters_of` it has values of that constant, each on the axis of its output channel.
+        """
         name = self._fresh(f"{self.outputs[0]}.constant")
         self.constants[name] = values
+        if filters_of:
+            self.filters[name] = filters_of
         return name
 
     def finish(self, op: Op, *inputs: str, shape: Shape | None = None) -> None:

@@ -54,7 +54,7 @@ def convolve_volume(site: Site, op: Conv) -> None:
         image = site.emit(Reshape(), site.inputs[0], shape=(n, c, space[0], math.prod(space[1:])))
         before, behind = op.padding[0], op.padding[3]
         conv = Conv((op.stride[0], 1), (before, 0, behind, 0), (op.dilation[0], 1), op.groups)
-        y = site.emit(conv, image, site.put(weights[..., 0]), bias)
+        y = site.emit(conv, image, site.put(weights[..., 0], site.inputs[1]), bias)
         site.finish(Reshape(), y, shape=result)
         return
     x = _channels_last(site, site.inputs[0], (op.padding[0], op.padding[3]))
@@ -148,10 +148,12 @@ def _of_planes(
 
     if op.groups == 1:
         joined = site.emit(Concat(3), *seen) if len(seen) > 1 else seen[0]
-        return site.emit(op, images(joined), site.put(np.concatenate(taps, channels)), bias)
+        weights = site.put(np.concatenate(taps, channels), site.inputs[1])
+        return site.emit(op, images(joined), weights, bias)
     total = ""
-    for x, weights in zip(seen, taps, strict=True):
-        part = site.emit(op, images(x), site.put(weights.copy()), "" if total else bias)
+    for x, tap in zip(seen, taps, strict=True):
+        weights = site.put(tap.copy(), site.inputs[1])
+        part = site.emit(op, images(x), weights, "" if total else bias)
         total = site.emit(Binary("add"), total, part) if total else part
     return total
 
