@@ -28,13 +28,13 @@ from fastrun.graph.networks import load_network
 from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.quantise.network import calibrated
+from fastrun.graph.quantise.sensitivity import losses
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.tuner.machine.probe import probe
 from fastrun.tuner.measure.measurer import Measurer
 from fastrun.tuner.networks.costs import costs
 from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.precision.search import Precision, Validation
-from fastrun.tuner.precision.sensitivity import losses
 from fastrun.tuner.precision.tune import problems_of, worthwhile_bits
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.records.units import ms, percent, plural, ratio

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
 
 from fastrun.graph.core.errors import InputError
@@ -60,6 +61,15 @@ def options(parser: ArgumentParser) -> None:
         help="nodes that stay in float32, by their names in `fastrun plan`",
     )
     parser.add_argument(
+        "--min-sqnr",
+        type=_decibels,
+        default=-math.inf,
+        metavar="DB",
+        help="let layers stay in float32 until the signal to quantisation noise ratio of each "
+        "output is at least so many decibels on the calibration data, those first that lose most "
+        "for the time that integers save",
+    )
+    parser.add_argument(
         "--samples",
         type=count,
         default=128,
@@ -86,6 +96,7 @@ def run(arguments: Namespace) -> int:
             ranges=arguments.range,
             rounding=arguments.rounding,
             keep=arguments.keep,
+            min_sqnr=arguments.min_sqnr,
             shapes=shapes_of(arguments),
             pictures=preparation(arguments),
             samples=arguments.samples,
@@ -103,10 +114,21 @@ def run(arguments: Namespace) -> int:
     for name, difference in done.differences.items():
         same = ""
         if difference.agreement is not None:
-            same = f", the same largest value in {percent(difference.agreement)} of rows"
-        say(f"{name}: SQNR {difference.sqnr:.1f} dB{same} (on the calibration data)")
+            same = f", the same largest value in {percent(difference.agreement)} of cases"
+        where = "" if difference.of == name else " before its softmax"
+        say(f"{name}: SQNR {difference.sqnr:.1f} dB{where}{same} (on the calibration data)")
     say(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def _decibels(text: str) -> float:
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not math.isfinite(found):
+        raise ArgumentTypeError(f"{text!r} is no number of decibels")
+    return found
 
 
 def _weights(bits: int) -> str:

@@ -5,5 +5,6 @@ by factors, and `equalise` evens these out. `observe` collects values on calibra
 `ranges` turns them into grids. `effects` measures what rounding tensors does to the outputs, and
 `refine` chooses other ranges by that. `patches` collects what the filters of a layer see,
 `rounding` rounds their weights accordingly. `network` does all of it in order, `simulate` shows
-what it costs.
+what it costs. `sensitivity` measures that for each tensor and layer alone, and by it `control` lets
+layers stay in float32.
 """

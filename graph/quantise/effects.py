@@ -14,11 +14,12 @@ import numpy as np
 from fastrun.graph.build.steps import Arrangement
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, unused
-from fastrun.graph.core.ops import Binary, Softmax
+from fastrun.graph.core.ops import Binary
 from fastrun.graph.plan.choices import heuristic_choices
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.observe import Batch
+from fastrun.graph.quantise.simulate import scores
 from fastrun.graph.runtime.incremental import Change, Incremental
 from fastrun.kernels.core.cpu import Cpu
 
@@ -36,7 +37,7 @@ class Effects:
     """
 
     def __init__(self, graph: Graph, names: Collection[str], data: Sequence[Batch]) -> None:
-        network, self._places = observable(_scores(graph), names, Cpu.host())
+        network, self._places = observable(ending_in_scores(graph), names, Cpu.host())
         count = max(1, min(len(data), ROOM // max(network.size, 1)))
         self._runs = [network.run(batch) for batch in data[:count]]
         self._steps = {name: network.steps[place] for name, place in self._places.items()}
@@ -52,13 +53,10 @@ class Effects:
         return sum(every) / len(every)
 
 
-def _scores(graph: Graph) -> Graph:
+def ending_in_scores(graph: Graph) -> Graph:
     """The graph whose outputs are the inputs of those softmax that compute some of them."""
-    last = {x: graph.producers.get(x) for x in graph.outputs if not graph.readers.get(x)}
-    inner = {x: n.inputs[0] for x, n in last.items() if n and isinstance(n.op, Softmax)}
-    outputs = tuple(dict.fromkeys(inner.get(x, x) for x in graph.outputs))
-    scores = replace(graph, outputs=outputs)
-    return scores.with_nodes(scores.nodes, graph.tensors, graph.constants, graph.grids)
+    shorter = replace(graph, outputs=tuple(dict.fromkeys(scores(graph).values())))
+    return shorter.with_nodes(shorter.nodes, graph.tensors, graph.constants, graph.grids)
 
 
 def _rounding(grid: Grid) -> Change:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, unused
+from fastrun.graph.quantise.control import close_enough
 from fastrun.graph.quantise.equalise import equalised
 from fastrun.graph.quantise.observe import Batch, Observer, observe
 from fastrun.graph.quantise.patches import Filters, Moments
+from fastrun.graph.quantise.progress import Progress, silent
 from fastrun.graph.quantise.ranges import RANGES, activation_grid
-from fastrun.graph.quantise.refine import Progress as Progress
 from fastrun.graph.quantise.refine import refined
 from fastrun.graph.quantise.rounding import compensated, fitted_scales, nearest, whole_scales
 from fastrun.graph.quantise.scope import Scope, find_scope
@@ -43,10 +44,6 @@ _LARGEST_BIAS = 2**28
 _EVEN, _RANGES, _REFINED = 0.15, 0.4, 0.65
 # Products of two scales stay normal float32 numbers.
 _LEAST_SCALE = 2.0**-100
-
-
-def silent(doing: str, done: int, of: int) -> None:
-    """Is told of progress and says nothing."""
 
 
 def calibrated(
@@ -84,6 +81,7 @@ def quantise(
     ranges: str = REFINED,
     rounding: str = "gptq",
     keep: Collection[str] = (),
+    min_sqnr: float = -math.inf,
     progress: Progress = silent,
 ) -> Graph:
     """An optimised graph in 8-bit integers, with weights of `bits` bits.
@@ -91,18 +89,22 @@ def quantise(
     `data` are inputs like those in use. Ranges of activations are chosen by `ranges`, one of
     `CHOICES`; weights are rounded by `rounding`, one of `ROUNDINGS`. Biases are corrected so that
     the mean outputs of layers stay as they are (Nagel et al., 2019, "Data-free quantization").
-    The nodes named in `keep` stay in float32. With fewer than 7 bits the first and the last
-    layers keep 8.
+    The nodes named in `keep` stay in float32, and so many others that each output's signal to
+    quantisation noise ratio on the data is at least `min_sqnr` decibels. With fewer than 7 bits the
+    first and the last layers keep 8.
 
     Raises:
         GraphError: there is no node of a name in `keep`.
-        UnsupportedError: there is nothing to quantise, or a node cannot be run.
+        UnsupportedError: there is nothing to quantise, no layer can be in integers with `min_sqnr`,
+            or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.
     """
     scope, grids, _ = _prepared(find_scope(graph, keep), data, ranges, progress)
     edit = _Layers(scope.graph, grids)
     _round(scope, data, grids, {bits: edit}, rounding == "gptq", progress)
-    return edit.done()
+    if min_sqnr == -math.inf:
+        return edit.done()
+    return close_enough(graph, scope, edit.done(), data, min_sqnr, progress)
 
 
 def _prepared(

@@ -17,10 +17,8 @@ from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Graph
 from fastrun.graph.quantise.effects import Effects
 from fastrun.graph.quantise.observe import Batch, Histogram
+from fastrun.graph.quantise.progress import Progress
 from fastrun.graph.quantise.ranges import grid_between
-
-Progress = Callable[[str, int, int], object]
-"""Is told what is done now, how many parts of it are done, and of how many."""
 
 EXAMPLES = 8
 """Examples whose outputs are compared, at most."""

@@ -157,7 +157,7 @@ def _computes(node: Node) -> bool:
 
 def _groups(graph: Graph, layers: Sequence[Node]) -> list[list[str]]:
     """The tensors to be quantised, those of one grid together."""
-    wanted = _wanted(graph, layers)
+    wanted = tensors_of(graph, layers)
     groups = {name: [name] for name in wanted}
     for node in graph.nodes:
         if node.output in wanted:
@@ -169,8 +169,8 @@ def _groups(graph: Graph, layers: Sequence[Node]) -> list[list[str]]:
     return [group for name, group in groups.items() if group[0] == name]
 
 
-def _wanted(graph: Graph, layers: Sequence[Node]) -> dict[str, None]:
-    """The tensors to be quantised, in a fixed order."""
+def tensors_of(graph: Graph, layers: Sequence[Node]) -> dict[str, None]:
+    """The tensors to be quantised if these layers compute with integers, in a fixed order."""
     outputs = {node.output for node in layers}
     integers = set(outputs)  # tensors that can be computed from integers alone
     for node in graph.nodes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, Tensor, unused
-from fastrun.graph.core.ops import Binary, Clip, Op, Unary
+from fastrun.graph.core.ops import Binary, Clip, Op, Softmax, Unary
 from fastrun.graph.quantise.observe import Batch, Observer
 
 
@@ -18,31 +18,53 @@ from fastrun.graph.quantise.observe import Batch, Observer
 class Difference:
     """How far an output of a quantised network is from float32.
 
-    `sqnr` is the signal to quantisation noise ratio in decibels. `agreement` is the share of rows
-    along the last axis whose largest value is in the same place; None for rows of one value.
+    `sqnr` is the signal to quantisation noise ratio in decibels, that of the tensor `of`: the
+    output, or what a softmax reads that computes it. `agreement` is the share of cases that name
+    the same class, by the largest value along `class_axis`; None where there is a single one.
     """
 
+    of: str
     sqnr: float
     agreement: float | None
 
 
+def class_axis(rank: int) -> int:
+    """The axis whose largest value may name a class: that of channels, or the last of three."""
+    return 1 if rank in (2, 4) else -1
+
+
+def scores(graph: Graph) -> dict[str, str]:
+    """The tensor to compare for each output: where a softmax computes it, what that one reads.
+
+    A few cases in which the network is unsure decide how far probabilities are from others.
+    """
+    last = {x: graph.producers.get(x) for x in graph.outputs if not graph.readers.get(x)}
+    inner = {x: node.inputs[0] for x, node in last.items() if node and isinstance(node.op, Softmax)}
+    return {x: inner.get(x, x) for x in graph.outputs}
+
+
 def differences(graph: Graph, quantised: Graph, data: Iterable[Batch]) -> dict[str, Difference]:
     """The difference of every output over all batches; raises as `Observer`."""
-    truth, rounded = Observer(graph, graph.outputs), Observer(simulated(quantised), graph.outputs)
-    sums = {name: np.zeros(4) for name in graph.outputs}  # signal, noise, rows, equal rows
+    compared = scores(graph)
+    truth = Observer(graph, compared.values())
+    rounded = Observer(simulated(quantised), compared.values())
+    axes = {name: class_axis(len(graph.shape(name))) for name in compared.values()}
+    sums = {name: np.zeros(4) for name in axes}  # signal, noise, cases, equal cases
     for batch in data:
         found = rounded(batch)
         for name, values in truth(batch).items():
             exact, other = (np.atleast_1d(x).astype(np.float64) for x in (values, found[name]))
-            same = exact.argmax(-1) == other.argmax(-1)
+            same = exact.argmax(axes[name]) == other.argmax(axes[name])
             sums[name] += (exact**2).sum(), ((exact - other) ** 2).sum(), same.size, same.sum()
-    return {
-        name: Difference(
-            10 * math.log10(signal / noise) if signal and noise else math.inf,
-            float(equal / rows) if graph.shape(name)[-1:] > (1,) else None,
-        )
-        for name, (signal, noise, rows, equal) in sums.items()
-    }
+
+    def difference(name: str) -> Difference:
+        signal, noise, cases, equal = sums[name]
+        sqnr = 10 * math.log10(signal / noise) if signal and noise else math.inf
+        shape = graph.shape(name)
+        several = len(shape) > 0 and shape[axes[name]] > 1
+        return Difference(name, sqnr, float(equal / cases) if several else None)
+
+    return {output: difference(name) for output, name in compared.items()}
 
 
 def simulated(graph: Graph) -> Graph:

@@ -86,6 +86,24 @@ def test_an_archive_and_what_stays_in_float32(run: Run) -> None:
     assert "in float32: d\n" in out
 
 
+def test_layers_stay_in_float32_for_an_sqnr(run: Run) -> None:
+    np.savez("data.npz", x=normal(5, 3, 12, 16))
+    words = "net.onnx --calibrate data.npz -o q.onnx --min-sqnr"
+    code, out, _ = run(*words.split(), "1")
+    assert code == 0
+    assert "3 of 3 layers in 8 bits" in out
+    least = float(out.split("y: SQNR ")[1].split()[0])
+    code, out, _ = run(*words.split(), f"{least + 1:.1f}")
+    assert code == 0
+    assert "in float32: " in out
+    assert float(out.split("y: SQNR ")[1].split()[0]) > least + 0.9
+    Path("q.onnx").unlink()
+    code, _, err = run(*words.split(), "99")
+    assert code == 2
+    assert "an output has an SQNR of less than 99 dB on the calibration data" in err
+    assert not Path("q.onnx").exists()
+
+
 def test_in_python() -> None:
     m = onnx.load("net.onnx")
     done = fastrun.quantise(m, {"x": normal(4, 3, 12, 16)}, keep=("y",))
@@ -95,8 +113,20 @@ def test_in_python() -> None:
     assert done.graph.grids["x"].exact
     done.save("q.onnx")
     assert len(onnx.load("q.onnx").graph.node) == len(done.model.graph.node)
+    with pytest.raises(ValueError, match="min_sqnr is no number"):
+        fastrun.quantise(m, {"x": normal(1, 3, 12, 16)}, min_sqnr=float("nan"))
     with pytest.raises(ValueError, match="no bits 3: use one of 8, 7, 6, 5, 4"):
         fastrun.quantise(m, {"x": normal(1, 3, 12, 16)}, bits=3)
+
+
+def test_sums_are_no_layers() -> None:
+    nodes = [node("Conv", "x w", "a"), node("Relu", "a", "b"), node("Conv", "b v", "c")]
+    nodes += [node("MaxPool", "b", "m", kernel_shape=[1, 1]), node("Relu", "c", "d")]
+    nodes += [node("Mul", "m d", "e"), node("Conv", "e v", "y")]
+    weights = {"w": normal(8, 4, 1, 1), "v": normal(8, 8, 1, 1)}
+    done = fastrun.quantise(model(nodes, weights), {"x": normal(4, 4, 8, 8)})
+    assert "e" in done.graph.grids
+    assert [name in ("e", "Mul.5") for name in done.layers] == [False] * 3
 
 
 def test_batches_of_samples() -> None:
@@ -179,6 +209,8 @@ def test_two_inputs_need_archives() -> None:
         ("-o net.onnx", "this is the model itself"),
         ("-o q.onnx --bits 9", "invalid choice"),
         ("-o q.onnx --keep e", "no node 'e' to keep in float32"),
+        ("-o q.onnx --min-sqnr much", "'much' is no number of decibels"),
+        ("-o q.onnx --min-sqnr nan", "'nan' is no number of decibels"),
     ],
 )
 def test_wrong_options_are_a_line(words: str, message: str, run: Run) -> None:

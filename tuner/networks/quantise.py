@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,9 @@ from fastrun.graph.quantise.network import (
     CHOICES,
     REFINED,
     ROUNDINGS,
-    Progress,
-    silent,
 )
 from fastrun.graph.quantise.network import quantise as quantise_graph
+from fastrun.graph.quantise.progress import Progress, silent
 from fastrun.graph.quantise.scope import is_layer
 from fastrun.graph.quantise.simulate import Difference, differences
 from fastrun.graph.to_onnx.model import export_onnx
@@ -64,6 +64,7 @@ def quantise(
     ranges: str = REFINED,
     rounding: str = "gptq",
     keep: Collection[str] = (),
+    min_sqnr: float = -math.inf,
     shapes: Mapping[str, Sequence[int]] | None = None,
     pictures: Preparation | None = None,
     samples: int = SAMPLES,
@@ -75,14 +76,16 @@ def quantise(
     of .npy and .npz files, a .npz file, or arrays by the inputs' names, whose first axis counts
     samples. At most `samples` are used. Activations become unsigned bytes whose ranges `ranges`
     chooses: "minmax", "percentile", "mse" or "outputs". Weights become signed ones of `bits` bits,
-    4 to 8, which are rounded by "gptq" or to "nearest". The layers named in `keep` stay in float32.
-    `shapes` gives or overrides the shapes of inputs. `progress` is called with what is being done,
-    how many parts of it are done, and of how many.
+    4 to 8, which are rounded by "gptq" or to "nearest". The layers named in `keep` stay in float32,
+    and so many others that the SQNR of each output is at least `min_sqnr` decibels. `shapes` gives
+    or overrides the shapes of inputs. `progress` is called with what is being done, how many parts
+    of it are done, and of how many.
 
     Raises:
         GraphError: the model or the calibration data cannot be used, or nothing can be quantised.
         OSError: a file cannot be read.
-        ValueError: there is no such choice of `bits`, `ranges` or `rounding`.
+        ValueError: there is no such choice of `bits`, `ranges` or `rounding`, or `min_sqnr` is no
+            number.
     """
     for name, value, known in (
         ("bits", bits, BITS),
@@ -91,20 +94,30 @@ def quantise(
     ):
         if value not in known:
             raise ValueError(f"no {name} {value!r}: use one of {', '.join(map(str, known))}")
+    if math.isnan(min_sqnr):
+        raise ValueError("min_sqnr is no number: give decibels")
     graph = optimise(load_network(source, shapes))
     graph.check_supported()
     data = calibration_data(graph, calibrate, pictures or Preparation(), samples)
     done = quantise_graph(
-        graph, data, bits=bits, ranges=ranges, rounding=rounding, keep=keep, progress=progress
+        graph,
+        data,
+        bits=bits,
+        ranges=ranges,
+        rounding=rounding,
+        keep=keep,
+        min_sqnr=min_sqnr,
+        progress=progress,
     )
-    in_bytes = [node.name for node in done.nodes if node.input(1) in done.grids]
+    layers = [node.name for node in graph.nodes if is_layer(graph, node)]
+    in_bytes = {node.name for node in done.nodes if node.input(1) in done.grids}
     return Quantised(
         done,
         export_onnx(done, _metadata(source)),
         differences(graph, done, data),
         len(data),
-        in_bytes,
-        [node.name for node in graph.nodes if is_layer(graph, node) and node.name not in in_bytes],
+        [name for name in layers if name in in_bytes],
+        [name for name in layers if name not in in_bytes],
     )
 
 

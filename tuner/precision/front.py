@@ -21,12 +21,12 @@ from fastrun.graph.plan.form import Costs, Form, typed_problem
 from fastrun.graph.plan.forms import Forms, Offers
 from fastrun.graph.plan.plan import Plan, input_shapes
 from fastrun.graph.plan.tasks import Task, tasks
-from fastrun.graph.quantise.network import Progress, silent
+from fastrun.graph.quantise.progress import Progress, silent
+from fastrun.graph.quantise.sensitivity import Losses
 from fastrun.kernels.core.dtype import BF16, F16, F32, I16, U8
 from fastrun.kernels.core.rounding import Roundings, no_rounding
 from fastrun.kernels.core.types import Types
 from fastrun.kernels.registry import parse_schedule
-from fastrun.tuner.precision.sensitivity import Losses
 
 # Prices of the whole loss, as multiples of the time of the plan in float32.
 _PRICES = (0.0, *(10 ** (i / 4) for i in range(-12, 17)))

@@ -23,15 +23,16 @@ from fastrun.graph.plan.form import Costs
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan
-from fastrun.graph.quantise.network import Progress, silent
 from fastrun.graph.quantise.observe import Batch
+from fastrun.graph.quantise.progress import Progress, silent
+from fastrun.graph.quantise.sensitivity import Losses
+from fastrun.graph.quantise.simulate import class_axis
 from fastrun.graph.runtime.executable import Executable
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.rounding import roundings
 from fastrun.kernels.core.whole_file import write_whole
 from fastrun.tuner.measure.timing import Protocol, interleave
 from fastrun.tuner.precision.front import Point, allowed_types, front
-from fastrun.tuner.precision.sensitivity import Losses
 from fastrun.tuner.records.statistics import typical
 
 Right = Callable[[Sequence[Array]], NDArray[np.bool_]]
@@ -314,13 +315,9 @@ class _Judge:
 
 def has_classes(output: Array) -> bool:
     """Whether an output has several numbers of which the largest may name a class."""
-    return output.ndim > 1 and output.shape[_class_axis(output)] > 1
+    return output.ndim > 1 and output.shape[class_axis(output.ndim)] > 1
 
 
 def classes(outputs: Sequence[Array]) -> NDArray[np.int64]:
     """The places of the largest values: along the channels, or along the last of three axes."""
-    return np.concatenate([y.argmax(_class_axis(y)).reshape(-1) for y in outputs])
-
-
-def _class_axis(output: Array) -> int:
-    return 1 if output.ndim in (2, 4) else -1
+    return np.concatenate([y.argmax(class_axis(y.ndim)).reshape(-1) for y in outputs])

@@ -22,8 +22,10 @@ from fastrun.graph.passes.pipeline import optimise
 from fastrun.graph.passes.products import convolve_dense
 from fastrun.graph.plan.plan import Plan
 from fastrun.graph.planner import make_plan
-from fastrun.graph.quantise.network import BITS, Progress, calibrated, silent
+from fastrun.graph.quantise.network import BITS, calibrated
 from fastrun.graph.quantise.observe import Batch
+from fastrun.graph.quantise.progress import Progress, silent
+from fastrun.graph.quantise.sensitivity import losses
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
@@ -38,7 +40,6 @@ from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision.front import allowed_types
 from fastrun.tuner.precision.kept import front_file
 from fastrun.tuner.precision.search import Precision, Right, choose_precision, classes, has_classes
-from fastrun.tuner.precision.sensitivity import losses
 from fastrun.tuner.records.record import Limits
 from fastrun.tuner.store.database import Database
 

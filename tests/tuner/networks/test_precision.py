@@ -24,6 +24,7 @@ from fastrun.graph.plan.form import GUESSED
 from fastrun.graph.plan.settled import settled
 from fastrun.graph.planner import make_plan
 from fastrun.graph.quantise.network import calibrated, quantise
+from fastrun.graph.quantise.sensitivity import losses
 from fastrun.graph.reference import interpreter as reference
 from fastrun.kernels.core.cpu import Cpu
 from fastrun.kernels.core.dtype import U8
@@ -35,7 +36,6 @@ from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision import tune
 from fastrun.tuner.precision.front import allowed_types, front
 from fastrun.tuner.precision.search import choose_precision
-from fastrun.tuner.precision.sensitivity import losses
 from fastrun.tuner.precision.tune import as_labelled, examples, shared_out, worthwhile_bits
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.store.database import Database

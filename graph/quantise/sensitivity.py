@@ -19,8 +19,8 @@ from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.model import Array
 from fastrun.graph.core.precision import byte_grid
 from fastrun.graph.quantise.effects import ROOM, loss, observable
-from fastrun.graph.quantise.network import Progress, silent
 from fastrun.graph.quantise.observe import Batch
+from fastrun.graph.quantise.progress import Progress, silent
 from fastrun.graph.runtime.incremental import Run
 from fastrun.kernels.core.cpu import Cpu
 
