@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastrun.graph.core.grid import Grid
 from fastrun.graph.core.model import Array, Graph, Node, Shape
 from fastrun.graph.core.ops import (
     Conv,
@@ -43,9 +44,9 @@ def convolve_transposed(graph: Graph) -> Graph:
         shape, bias = edit.shape(node.input(0)), edit.constants.get(node.input(2))
         if not isinstance(op, ConvTranspose) or weights is None or shape is None:
             continue
-        rounded = {*node.inputs, *node.outputs} & edit.grids.keys()
+        grid = edit.grids.get(node.inputs[1])
         known = not node.input(2) or bias is not None
-        if rounded or not known or op.groups > 1 or {*op.dilation} != {1}:
+        if not known or op.groups > 1 or {*op.dilation} != {1}:
             continue
         if bias is None:
             bias = np.zeros(weights.shape[1], weights.dtype)
@@ -57,9 +58,9 @@ def convolve_transposed(graph: Graph) -> Graph:
             )
         ]
         if math.prod(shape[2:]) == 1:
-            _of_one_pixel(edit, node, op, _patch(weights, outputs[2:], op), bias)
-        elif len(axes) <= 2 and _pays(weights.shape, op.stride, axes):
-            _of_many_pixels(edit, node, op, axes, weights, bias)
+            _of_one_pixel(edit, node, op, _patch(weights, outputs[2:], op), bias, grid)
+        elif len(axes) <= 2 and _pays(weights.shape, op.stride, axes, grid):
+            _of_many_pixels(edit, node, op, axes, weights, bias, grid)
     return edit.done()
 
 
@@ -106,15 +107,18 @@ class _Axis:
         return cls(low, high, count, -low, count - 1 + high - (inputs - 1), taps)
 
 
-def _pays(weights: Shape, stride: Ints, axes: list[_Axis]) -> bool:
-    """Whether a convolution is faster: nothing is multiplied by zeros, or Winograd multiplies."""
+def _pays(weights: Shape, stride: Ints, axes: list[_Axis], grid: Grid | None) -> bool:
+    """Whether a convolution is faster: nothing is multiplied by zeros, or Winograd multiplies.
+
+    Products of integers are so much faster that half of them may be with zeros.
+    """
     c, oc, *kernel = weights
     if min(min(axis.before, axis.after) for axis in axes) < 0:
         return False  # it would not read all of its input
     if c * math.prod(kernel) < PRODUCTS * math.prod(stride):
         return False
     window = [axis.high - axis.low + 1 for axis in axes]
-    if math.prod(window) * math.prod(stride) <= math.prod(kernel):
+    if math.prod(window) * math.prod(stride) <= math.prod(kernel) * (2 if grid else 1):
         return True
     several = sum(taps > 1 for taps in window)
     channels = min(c, oc * math.prod(stride))
@@ -122,7 +126,13 @@ def _pays(weights: Shape, stride: Ints, axes: list[_Axis]) -> bool:
 
 
 def _of_many_pixels(
-    edit: Edit, node: Node, op: ConvTranspose, axes: list[_Axis], weights: Array, bias: Array
+    edit: Edit,
+    node: Node,
+    op: ConvTranspose,
+    axes: list[_Axis],
+    weights: Array,
+    bias: Array,
+    grid: Grid | None,
 ) -> None:
     """A convolution of all phases, whose channels become blocks of pixels."""
     c, oc, *kernel = weights.shape
@@ -136,9 +146,11 @@ def _of_many_pixels(
     order = (*range(2, 2 + 2 * rank, 2), 1, 0, *range(3, 3 + 2 * rank, 2))
     window = tuple(len(axis.taps[0]) for axis in axes)
     filters = filters.transpose(order).reshape(phases * oc, c, *window)
+    if grid:
+        grid = replace(grid, scale=np.tile(grid.scale, phases))
     inputs = (
         node.inputs[0],
-        edit.constant(f"{node.name}.weights", np.ascontiguousarray(filters)),
+        edit.constant(f"{node.name}.weights", np.ascontiguousarray(filters), grid),
         edit.constant(f"{node.name}.bias", np.tile(bias.reshape(-1), phases)),
     )
     padding = (*(axis.before for axis in axes), *(axis.after for axis in axes))
@@ -170,19 +182,25 @@ def _patch(weights: Array, outputs: Shape, op: ConvTranspose) -> Array:
     return part
 
 
-def _of_one_pixel(edit: Edit, node: Node, op: ConvTranspose, patch: Array, bias: Array) -> None:
+def _of_one_pixel(
+    edit: Edit, node: Node, op: ConvTranspose, patch: Array, bias: Array, grid: Grid | None
+) -> None:
     """A dense layer: each output pixel is the product of the input pixel and its tap."""
     images, c = (edit.shape(node.inputs[0]) or ())[:2]
     matrix = patch.reshape(c, -1).T
-    values = np.repeat(bias.reshape(-1), math.prod(patch.shape[2:]))
+    pixels = math.prod(patch.shape[2:])
+    values = np.repeat(bias.reshape(-1), pixels)
+    if grid:
+        grid = replace(grid, scale=np.repeat(grid.scale, pixels))
     added = edit.constant(f"{node.name}.bias", values)
     if images < MANY_ROWS:
-        name = edit.constant(f"{node.name}.weights", np.ascontiguousarray(matrix))
+        name = edit.constant(f"{node.name}.weights", np.ascontiguousarray(matrix), grid)
         rows = edit.put(node, Reshape(), node.inputs[:1], (images, c))
         dense = Gemm(transpose_b=True, activation=op.activation)
         product = edit.put(node, dense, (rows, name, added), (images, len(matrix)))
     else:
-        name = edit.constant(f"{node.name}.weights", np.ascontiguousarray(matrix)[..., None])
+        filters = np.ascontiguousarray(matrix)[..., None]
+        name = edit.constant(f"{node.name}.weights", filters, grid)
         rows = edit.put(node, Reshape(), node.inputs[:1], (1, images, c))
         turned = edit.put(node, Transpose((0, 2, 1)), (rows,), (1, c, images))
         conv = Conv((1,), (0, 0), (1,), activation=op.activation)

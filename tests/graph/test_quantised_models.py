@@ -189,6 +189,35 @@ def test_volumes_compute_with_integers(kernel: tuple[int, ...], groups: int) -> 
     assert not any(float_reason(graph, n) for n in layers)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "shape", "attributes"),
+    [
+        ((4, 4), (1, 32, 5, 4), {"strides": [2, 2], "pads": [1] * 4}),
+        ((3, 3), (1, 32, 5, 4), {"strides": [2, 2], "output_padding": [1, 1]}),
+        ((5, 5), (1, 16, 4, 4), {"pads": [2] * 4}),
+        ((8,), (1, 32, 9), {"strides": [4], "pads": [2, 2]}),
+        ((4, 4), (1, 40, 1, 1), {}),
+        ((3, 3), (20, 40, 1, 1), {"pads": [1, 0, 0, 1]}),
+    ],
+)
+def test_transposed_convolutions_compute_with_integers(
+    kernel: tuple[int, ...], shape: tuple[int, ...], attributes: dict[str, Any]
+) -> None:
+    draw = np.random.default_rng(0)
+    w = draw.integers(-127, 128, (shape[1], 5, *kernel)).astype(np.int8)
+    plain = layer(w=w, axis=1, ws=draw.uniform(0.001, 0.004, 5).astype(np.float32))
+    node = plain.graph.node[4]
+    node.op_type = "ConvTranspose"
+    del node.attribute[:]
+    node.attribute.extend(helper.make_attribute(*pair) for pair in attributes.items())
+    plain.graph.input[0].type.CopyFrom(helper.make_tensor_type_proto(TensorProto.FLOAT, shape))
+    graph = checked(plain)
+    layers = [n for n in graph.nodes if isinstance(n.op, Conv)]
+    assert layers
+    assert not any(float_reason(graph, n) for n in layers)
+    assert "ConvTranspose" not in " ".join(kinds(graph))
+
+
 UNFIT = {
     "another axis": {"axis": 1, "ws": np.full(4, 0.01, np.float32), "wz": np.zeros(4, np.int8)},
     "16 bits": {"w": np.full((5, 4, 3, 3), 999, np.int16), "wz": np.zeros(5, np.int16)},
