@@ -17,6 +17,7 @@ from fastrun.graph.core.ops import (
     Conv,
     ConvTranspose,
     DepthToSpace,
+    DepthwiseVolume,
     Expand,
     Gather,
     Gemm,
@@ -88,14 +89,14 @@ def _layers(graph: Graph, keep: Collection[str]) -> list[Node]:
 
 def is_layer(graph: Graph, node: Node) -> bool:
     """Whether a node is a convolution or a dense layer, with constant weights."""
-    kinds = Conv | ConvTranspose | Gemm | MatMul
+    kinds = Conv | ConvTranspose | DepthwiseVolume | Gemm | MatMul
     return isinstance(node.op, kinds) and node.input(1) in graph.constants
 
 
 def _can_be(graph: Graph, node: Node) -> bool:
     """Whether a layer can compute with integers: constant weights, a bias per channel or none."""
     op, axis = node.op, weight_axis(node.op)
-    if not is_layer(graph, node) or axis is None or isinstance(op, ConvTranspose):
+    if not is_layer(graph, node) or axis is None or isinstance(op, ConvTranspose | DepthwiseVolume):
         return False
     if isinstance(op, Gemm) and (op.alpha, op.beta, op.transpose_a) != (1, 1, False):
         return False

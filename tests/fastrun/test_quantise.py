@@ -129,6 +129,15 @@ def test_sums_are_no_layers() -> None:
     assert [name in ("e", "Mul.5") for name in done.layers] == [False] * 3
 
 
+def test_filters_of_volumes_stay_in_float32_and_are_named() -> None:
+    nodes = [node("Conv", "x w", "c"), node("Conv", "c v", "y", group=8)]
+    weights = {"w": normal(8, 4, 1, 1, 1), "v": normal(8, 1, 3, 3, 3)}
+    m = model(nodes, weights, shape=(1, 4, 5, 5, 5))
+    done = fastrun.quantise(m, {"x": normal(4, 4, 5, 5, 5)})
+    assert len(done.layers) == 1
+    assert list(done.kept) == ["y"]
+
+
 def test_batches_of_samples() -> None:
     """A fixed batch of 2 takes two samples at a time; the last batch is filled up."""
     graph = import_onnx(model([node("Relu", "x", "y")], shape=(2, 3, 4, 4)))
