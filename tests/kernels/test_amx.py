@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import product
 
@@ -212,6 +213,25 @@ def test_every_schedule_of_the_space_can_be_built() -> None:
         for schedule in schedules:
             assert isinstance(schedule, Schedule)
             AMX.build(p, schedule, TILES, Io.of(p, schedule.layout))
+
+
+def test_products_with_the_same_weights_follow_one_another() -> None:
+    """Other weights take as long to load into the multipliers as a product of 16 rows."""
+    for text in ("conv 1x64x14x14 64x3x3 s1 p1 bias", "conv 1x64x14x14 64x3x3 s1 p1 bias u8s8>u8"):
+        p = ConvProblem.parse(text)
+        ir = AMX.program(p, AMX.heuristic(p, TILES), TILES).ir
+        weights = re.findall(r"call void @llvm.x86.tdp\w+\(i8 \d, i8 \d, i8 (\d)\)", ir)
+        assert len(weights) >= 4
+        assert weights[::2] == weights[1::2]
+
+
+def test_a_block_is_finished_until_the_last_step_of_the_next() -> None:
+    """Vectors' multipliers sleep where nothing uses them, and stores of sums wait for them."""
+    lines = Lines(1, 14, joined=True)
+    for steps in (1, 9, 14, 36, 144):
+        shares = [lines.share(step, steps) for step in range(steps)]
+        assert [row for first, end in shares for row in range(first, end)] == list(range(14))
+        assert shares[-1][1] - shares[-1][0] == max(end - first for first, end in shares)
 
 
 def test_products_of_tiles_are_found_in_the_hot_loop() -> None:

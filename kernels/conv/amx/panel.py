@@ -170,12 +170,11 @@ class Panel:
 
         A negative number of a tile is that of no block.
         """
-        height, steps = lines.height, self._parts()[-1].size
+        steps = self._parts()[-1].size
         if lines.met == 1:
             steps *= math.prod(self.window.kernel)
-        share = -(-height // steps)
-        begin = self.k.index(step * share)
-        end = least(begin + share, least((first + 1) * height, height))
+        begin, end = lines.share(step, steps)
+        begin, end = self.k.index(begin), least(end, (first + 1) * lines.height)
         with self.k.loop(begin, end) as row:
             self._finish_row(lines, first, self.s.tiles, row, top)
 

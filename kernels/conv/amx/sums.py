@@ -104,16 +104,19 @@ class Sums:
         tiles, as sums of numbers: those of `pairs` are multiplied. The next tile of pixels lies
         `apart` bytes behind one, that of weights just behind it. What two neighbouring pairs have
         in common is read once. Pixels that are not read again soon may `stream` through the cache.
+
+        Products with the same weights follow one another, since other weights take as long to
+        reach the multipliers as a product of 16 rows. The next ones begin with the last pixels.
         """
-        k, size = self.k, tile_bytes(self.width)
+        k, size, rows = self.k, tile_bytes(self.width), range(len(pixels))
         before: tuple[int, int] = (-1, -1)
         for left, right in pairs:
-            for i, pixel in enumerate(pixels):
-                if left != before[0]:
-                    place = pixel.address(left * apart)
-                    matrix_tiles.load(k, self._left(i), place, pitch, stream)
-                for j in range(self.cols):
-                    if i == 0 and right != before[1]:
+            for j in range(self.cols):
+                for i in reversed(rows) if j % 2 else rows:
+                    if j == 0 and left != before[0]:
+                        place = pixels[i].address(left * apart)
+                        matrix_tiles.load(k, self._left(i), place, pitch, stream)
+                    if i == (rows[-1] if j % 2 else 0) and right != before[1]:
                         place = weights.address((right * self.cols + j) * size)
                         matrix_tiles.load(k, self._right(j), place, ROW_BYTES)
                     matrix_tiles.multiply(
