@@ -94,7 +94,7 @@ def quantise(
     first and the last layers keep 8.
 
     Raises:
-        GraphError: there is no node of a name in `keep`.
+        GraphError: there is no layer of a name in `keep`.
         UnsupportedError: there is nothing to quantise, no layer can be in integers with `min_sqnr`,
             or a node cannot be run.
         InputError: `data` does not fit the inputs, or leads to values that are not finite.

@@ -56,14 +56,20 @@ def find_scope(graph: Graph, keep: Collection[str] = ()) -> Scope:
     grid; a concatenation and its parts share one. Outputs of the network stay in float32.
 
     Raises:
-        GraphError: there is no node of a name in `keep`, or the graph has grids already.
+        GraphError: there is no layer of a name in `keep`, or the graph has grids already.
         UnsupportedError: there is nothing to quantise.
     """
     if graph.grids:
         raise GraphError(f"network {graph.name!r} is quantised already: give the float32 model")
-    names = {node.name for node in graph.nodes}
-    if missing := [name for name in keep if name not in names]:
-        raise GraphError(f"network {graph.name!r} has no node {missing[0]!r} to keep in float32")
+    named = {node.name: is_layer(graph, node) for node in graph.nodes}
+    for name in keep:
+        if not named.get(name):
+            kind = "node" if name not in named else "convolution or dense layer"
+            like = [x for x in named if x.startswith(f"{name}.") and named[x]]
+            advice = f": give {like[0]!r}" if like else ""
+            raise GraphError(
+                f"network {graph.name!r} has no {kind} {name!r} to keep in float32{advice}"
+            )
     outputs = {node.output for node in _layers(graph, keep)}
     if not outputs:
         raise UnsupportedError(

@@ -157,6 +157,20 @@ def test_batches_of_samples() -> None:
     assert len(spread) == 3
 
 
+def test_indices_are_calibrated_with_as_integers() -> None:
+    nodes = [node("Gather", "table x", "rows"), node("MatMul", "rows w", "y")]
+    constants = {"table": normal(9, 16), "w": normal(16, 8)}
+    m = model(nodes, constants, shape=(1, 4), dtype=onnx.TensorProto.INT64)
+    found = np.random.default_rng(0).integers(0, 9, (6, 4))
+    done = fastrun.quantise(m, {"x": found.astype(np.int32)})
+    assert len(done.layers) == 1
+    assert done.differences["y"].sqnr > 20
+    with pytest.raises(InputError, match=r"array for 'x' has the type float64: give int64"):
+        fastrun.quantise(m, {"x": found.astype(np.float64)})
+    with pytest.raises(InputError, match=r"has the index 99: .* has entries from -9 to 8"):
+        fastrun.quantise(m, {"x": np.full((1, 4), 99)})
+
+
 def broken_archive() -> None:
     Path("d.npz").write_bytes(b"PK nothing")
 

@@ -93,6 +93,16 @@ def test_what_stays_in_float32() -> None:
     assert g.nodes[0].inputs[1] not in kept.grids
     with pytest.raises(GraphError, match="has no node 'nobody' to keep"):
         quantise(g, inputs(2), keep=["nobody"])
+    with pytest.raises(
+        GraphError, match="has no convolution or dense layer 'y' to keep in float32"
+    ):
+        quantise(import_onnx(model([node("Relu", "x", "y")])), inputs(1), keep=["y"])
+    phases = model(
+        [node("ConvTranspose", "x w", "y", strides=[2, 2])], {"w": normal(64, 2, 4, 4)},
+        shape=(1, 64, 3, 3),
+    )  # fmt: skip
+    with pytest.raises(GraphError, match=r"layer 'y' to keep in float32: give 'y\.conv'"):
+        quantise(optimise(import_onnx(phases)), inputs(1), keep=["y"])
     shared = model([node("Conv", "x w", "c"), node("Add", "c w", "y")], {"w": normal(4, 4, 1, 1)})
     with pytest.raises(UnsupportedError, match="no convolution or dense layer"):
         quantise(optimise(import_onnx(shared)), inputs(1))

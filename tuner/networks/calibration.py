@@ -17,7 +17,7 @@ from fastrun.graph.core.errors import InputError
 from fastrun.graph.core.model import Array, Graph, Shape
 from fastrun.tuner.networks.pictures import Preparation, read_picture
 
-Batch = dict[str, NDArray[np.float32]]
+Batch = dict[str, Array]
 Source = str | Path | Mapping[str, Array]
 
 _NAME = "calibration data"
@@ -46,14 +46,13 @@ def read_samples(graph: Graph, source: Source, pictures: Preparation, most: int)
         InputError: there are no data, they do not fit the inputs, or a value is not finite.
         OSError: a file cannot be read.
     """
-    shapes = _shapes(graph)
     if isinstance(source, Mapping):
-        parts = [_checked(shapes, source, _NAME, graph.unread)]
+        parts = [_checked(graph, source, _NAME)]
     else:
-        parts = list(_parts(shapes, Path(source), pictures, most, graph.unread))
+        parts = list(_parts(graph, Path(source), pictures, most))
     if not parts:
         raise InputError(f"{source}: there are no calibration data in this folder")
-    return {x: np.concatenate([part[x] for part in parts]) for x in shapes}
+    return {x: np.concatenate([part[x] for part in parts]) for x in graph.inputs}
 
 
 def batches(graph: Graph, samples: Batch) -> Iterator[Batch]:
@@ -77,35 +76,29 @@ def _shapes(graph: Graph) -> dict[str, Shape]:
     return {name: graph.shape(name) for name in graph.inputs}
 
 
-def _parts(
-    shapes: Mapping[str, Shape],
-    source: Path,
-    pictures: Preparation,
-    most: int,
-    unread: tuple[str, ...],
-) -> Iterator[Batch]:
+def _parts(graph: Graph, source: Path, pictures: Preparation, most: int) -> Iterator[Batch]:
     """The samples of each file."""
     if not source.exists():
         raise InputError(f"{source}: there is no such folder or file of calibration data")
     if not source.is_dir():
         if source.suffix != ".npz":
             raise InputError(f"{source}: calibration data are a folder, or a file of arrays (.npz)")
-        yield _checked(shapes, _archive(source), str(source), unread)
+        yield _checked(graph, _archive(source), str(source))
         return
     paths = [p for p in sorted(source.rglob("*")) if p.is_file() and not p.name.startswith(".")]
     for index in _spread(len(paths), most):
         path = paths[index]
         if path.suffix == ".npz":
-            yield _checked(shapes, _archive(path), str(path), unread)
+            yield _checked(graph, _archive(path), str(path))
             continue
-        if len(shapes) > 1:
+        if len(graph.inputs) > 1:
             raise InputError(
-                f"{path}: the network has the inputs {', '.join(shapes)}: give their arrays "
+                f"{path}: the network has the inputs {', '.join(graph.inputs)}: give their arrays "
                 "together in .npz files"
             )
-        [(name, shape)] = shapes.items()
+        [(name, shape)] = _shapes(graph).items()
         values = _array(path) if path.suffix == ".npy" else _picture(path, shape, pictures)
-        yield _checked(shapes, {name: values}, str(path), unread)
+        yield _checked(graph, {name: values}, str(path))
 
 
 def _picture(path: Path, shape: Shape, how: Preparation) -> Array:
@@ -128,12 +121,10 @@ def _archive(path: Path) -> dict[str, Array]:
         raise InputError(f"{path}: not an archive of arrays: {error}") from None
 
 
-def _checked(
-    shapes: Mapping[str, Shape], given: Mapping[str, Array], where: str, unread: tuple[str, ...]
-) -> Batch:
-    """The arrays as float32, the same number of samples for every input."""
-    known = ", ".join(shapes)
-    if unknown := [x for x in given if x not in shapes and x not in unread]:
+def _checked(graph: Graph, given: Mapping[str, Array], where: str) -> Batch:
+    """The arrays as the network reads them, the same number of samples for every input."""
+    shapes, known = _shapes(graph), ", ".join(graph.inputs)
+    if unknown := [x for x in given if x not in shapes and x not in graph.unread]:
         raise InputError(f"{where}: there is no input {unknown[0]!r}: the inputs are {known}")
     if missing := [x for x in shapes if x not in given]:
         raise InputError(f"{where}: nothing for input {missing[0]!r}: the inputs are {known}")
@@ -150,8 +141,13 @@ def _checked(
             raise InputError(f"{where}: the array for {name!r} has no samples")
         if values.dtype.kind not in "fiub":
             raise InputError(f"{where}: the array for {name!r} has the type {values.dtype}")
+        kind = graph.outside[name] if name in graph.whole else graph.tensor(name).dtype
+        if kind.kind in "iub" and not np.can_cast(values.dtype, kind, "same_kind"):
+            raise InputError(
+                f"{where}: the array for {name!r} has the type {values.dtype}: give {kind}"
+            )
         with np.errstate(over="ignore"):
-            found[name] = values.astype(np.float32)
+            found[name] = values.astype(kind)
         if not np.isfinite(found[name]).all():
             raise InputError(f"{where}: the array for {name!r} has values that are not finite")
     counts = {name: len(values) for name, values in found.items()}

@@ -56,8 +56,8 @@ class Point:
 class Front:
     """The plans from float32 to the fastest.
 
-    `whole` has all layers in 8 bits that can be, whether they are faster so or not. `between` looks
-    for another plan between two neighbours.
+    `whole` has all layers in 8 bits that can be, whether they are faster so or not; it may be one
+    of the points. `between` looks for another plan between two neighbours.
     """
 
     points: Sequence[Point]
@@ -117,7 +117,9 @@ def front(
 
     whole = {task.output: every[0].of(task) for task in todo}
     whole = {x: [y for y in own if y.integers] or own for x, own in whole.items()}
-    return Front(kept, search.point(whole), between)
+    integers = search.point(whole)
+    same = (point for point in kept if point.plan.forms == integers.plan.forms)
+    return Front(kept, next(same, integers), between)
 
 
 @dataclass(frozen=True)

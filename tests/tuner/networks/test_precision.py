@@ -103,6 +103,7 @@ def test_a_front_goes_from_float32_to_the_fastest_and_its_losses_add_up() -> Non
     points = found.points
     assert points[0].loss == points[0].layers == 0
     assert points[-1].layers == found.whole.layers == 4
+    assert found.whole is points[-1]
     assert {x.types[:4] for x in found.whole.plan.forms.values() if x.integers} == {"u8s8"}
     for point, faster in pairwise(points):
         assert (point.loss, -point.seconds) < (faster.loss, -faster.seconds)
