@@ -16,7 +16,6 @@ from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.passes.products import convolve_dense
-from fastrun.graph.quantise.effects import ending_in_scores
 from fastrun.graph.quantise.observe import Batch
 from fastrun.graph.quantise.patches import Filters
 from fastrun.graph.quantise.progress import Progress
@@ -91,8 +90,7 @@ def _dearest_first(
     rounded = replace(quantised, grids=advice)
     weights = [x for node in scope.layers for x in node.inputs[1:3]]
     constants = {**quantised.constants, **{x: graph.constants[x] for x in weights}}
-    advised = Advised(replace(rounded, constants=constants), {8: rounded}).each(ending_in_scores)
-    advised = advised.each(convolve_dense)
+    advised = Advised(replace(rounded, constants=constants), {8: rounded}).each(convolve_dense)
     examples = data[:: -(-len(data) // EXAMPLES)]
     found = losses(advised, examples, Cpu.host(), progress)
     # Each layer has become one convolution, in the same order.

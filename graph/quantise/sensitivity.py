@@ -1,8 +1,9 @@
 """Measures what rounding one tensor, or the weights of one layer, does to a network's outputs.
 
-The loss is the mean square of the change relative to the mean square of the outputs. Errors from
-different places are nearly independent, so that their squares add up. Each is measured alone, and
-for each only what follows it is computed again.
+The loss is that of `effects`: the mean square of the change relative to the mean square of the
+outputs, and before a softmax that of its input. Errors from different places are nearly
+independent, so that their squares add up. Each is measured alone, and for each only what follows it
+is computed again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.model import Array
 from fastrun.graph.core.precision import byte_grid
-from fastrun.graph.quantise.effects import ROOM, loss, observable
+from fastrun.graph.quantise.effects import ROOM, ending_in_scores, loss, observable
 from fastrun.graph.quantise.observe import Batch
 from fastrun.graph.quantise.progress import Progress, silent
 from fastrun.graph.runtime.incremental import Run
@@ -64,7 +65,7 @@ def losses(
     Raises:
         UnsupportedError: a node cannot be run.
     """
-    graph, begin = advised.graph, monotonic()
+    graph, begin = ending_in_scores(advised.graph), monotonic()
     names = [x for x in (*graph.inputs, *graph.producers) if byte_grid(graph, x)]
     network, places = observable(graph, names, cpu)
     layer = {name: graph.readers[name][0] for name, _ in advised.weights}

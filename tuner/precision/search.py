@@ -52,12 +52,13 @@ _PROTOCOL = Protocol(block=0.02)
 class Validated:
     """A plan of the front as a whole network.
 
-    `expected_loss` and `expected_seconds` are those of the search; `seconds` and `lost` were
-    measured. `lost` is a share of the examples: with labels those that are right in float32 and
-    wrong here, less those that are wrong there and right here; without labels those whose largest
-    output is another one than in float32. Where an output has no classes, it is the `error`: the
-    rms of the change of the outputs, relative to their rms. `layers` are in integers, of `of` that
-    could be; `halves` are in float32 with products or weights of 16 bits.
+    `expected_loss` and `expected_seconds` are those of the search, the loss before a softmax where
+    one computes the outputs; `seconds` and `lost` were measured. `lost` is a share of the examples:
+    with labels those that are right in float32 and wrong here, less those that are wrong there and
+    right here; without labels those whose largest output is another one than in float32. Where an
+    output has no classes, it is the `error`: the rms of the change of the outputs, relative to
+    their rms. `layers` are in integers, of `of` that could be; `halves` are in float32 with
+    products or weights of 16 bits.
     """
 
     expected_loss: float
