@@ -26,6 +26,7 @@ from fastrun.graph.quantise.network import BITS, calibrated
 from fastrun.graph.quantise.observe import Batch
 from fastrun.graph.quantise.progress import Progress, silent
 from fastrun.graph.quantise.sensitivity import losses
+from fastrun.graph.quantise.simulate import class_axis
 from fastrun.kernels.codegen.dot import dots
 from fastrun.kernels.core.attention import Problem
 from fastrun.kernels.core.cpu import Cpu
@@ -80,6 +81,7 @@ def examples(
         raise InputError(
             f"{source}: labels of the shape {labels.shape} for {given} examples: give one for each"
         )
+    _check_classes(graph, labels, source)
     return data, labels[:count].reshape(-1)
 
 
@@ -92,6 +94,19 @@ def _labels(file: Path) -> NDArray[np.int64] | None:
         raise InputError(f"{file}: labels are numbers of classes, not {labels.dtype}")
     found: NDArray[np.int64] = labels.astype(np.int64)
     return found
+
+
+def _check_classes(graph: Graph, labels: NDArray[np.int64], file: Path) -> None:
+    """Check that labels are classes of the first output; one for each place may be none of them.
+
+    Raises:
+        InputError: they are not.
+    """
+    shape = graph.shape(graph.outputs[0])
+    known = shape[class_axis(len(shape))] if len(shape) > 1 else 1
+    wrong = labels[(labels < 0) | (labels >= known)]
+    if known > 1 and wrong.size and (len(shape) == 2 or wrong.size == labels.size):
+        raise InputError(f"{file}: label {wrong[0]}: the network has the classes 0 to {known - 1}")
 
 
 def advise(

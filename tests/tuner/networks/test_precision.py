@@ -225,6 +225,8 @@ X = np.arange(5 * 3 * 33 * 29).reshape(5, 3, 33, 29)
         ({"x": X[:1]}, r"examples.npz: 1 examples are less than a batch \(2"),
         ({"x": X, "labels": np.zeros(5)}, "labels are numbers of classes, not float64"),
         ({"x": X, "labels": np.arange(4)}, r"labels of the shape \(4,\) for 5 examples"),
+        ({"x": X, "labels": 5 * np.arange(5)}, "label [0-9]+: the network has the classes 0 to"),
+        ({"x": X, "labels": np.arange(5) - 1}, "label -1: the network has the classes 0 to"),
     ],
 )
 def test_examples_that_do_not_fit_are_refused(
