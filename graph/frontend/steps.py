@@ -130,7 +130,9 @@ def read_steps(
     # blocks of zeros the scale 0.
     checked = np.where(scale == 0, 1, np.abs(scale)) if block else scale
     if scale.dtype.kind != "f" or not is_scale(checked):
-        raise _unusable(node, f"its scale is {_first(scale)}: scales are positive numbers")
+        raise _unusable(
+            node, f"its scale is {_first(scale)}: scales are positive normal float32 numbers"
+        )
     if zero.size != scale.size or (zero.shape != scale.shape and scale.size != 1):
         raise _unusable(node, f"it has {scale.size} scales and {zero.size} zero points")
     if scale.size == 1 and not block:
