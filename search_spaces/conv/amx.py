@@ -20,7 +20,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
     layouts = [usual.layout] if usual.layout == "NHWC" else ["NHWC", usual.layout]
 
     def leaves_tiles_for_operands(s: Schedule) -> bool:
-        return fits(s.tiles, s.cols)
+        return fits(s.tiles, s.cols, s.terms)
 
     def has_the_channels(s: Schedule) -> bool:
         return s.cols <= vectors and (s.panels - 1) * s.cols < vectors
@@ -40,7 +40,7 @@ def space(p: ConvProblem, cpu: Cpu) -> Space:
             "rows": upto(upright(p).oh, *sorted({1, 2, 4, 7, 14, 28, 56, usual.rows})),
             "panels": upto(vectors, *sorted({1, 2, 4, 8, 16, usual.panels})),
             "tiles": [1, 2, 3],
-            "cols": [1, 2, 3],
+            "cols": sorted({1, 2, 3, usual.cols}),
             "oc_outer": [False, True],
             "strips": [False, True] if copied else [False],
             "terms": [2, 3] if usual.terms == 2 else [usual.terms],

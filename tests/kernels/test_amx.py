@@ -54,6 +54,7 @@ SCHEDULES = [
     {"rows": 1, "panels": 1, "tiles": 1, "cols": 1},
     {"rows": 3, "panels": 2, "tiles": 3, "cols": 1, "oc_outer": True},
     {"rows": 1000, "tiles": 1, "cols": 3},
+    {"rows": 4, "tiles": 1, "cols": 4, "chunks": 1},
     {"strips": True, "rows": 2},
     {"layout": "NHWC", "rows": 2, "strips": False},
     {"rows": 5, "chunks": 1, "stream": True},
@@ -83,6 +84,8 @@ def test_floats_are_as_exact_as_said(text: str, types: str) -> None:
     truth = reference(p, operands)
     first, ran = AMX.heuristic(p, CPU), 0
     for fields, terms in product(SCHEDULES, (2, 3) if not types else (1,)):
+        if fields.get("cols") == 4 and terms > 1:
+            continue
         try:
             schedule = replace(first, **fields, terms=terms)
             program = AMX.program(p, schedule, CPU)
@@ -153,6 +156,21 @@ def test_a_line_covers_every_pixel_once_or_twice() -> None:
         assert lines.total * lines.height >= min(rows, p.oh) * p.ow
 
 
+def test_bytes_of_few_steps_fill_cache_lines() -> None:
+    """Four tiles of channels are a line; of more steps each weight should serve two products."""
+    for text, block in (
+        ("conv 1x64x28x28 256x1x1 s1 p0 bias relu u8s8>u8", (1, 4)),
+        ("conv 1x512x28x28 64x1x1 s1 p0 bias relu u8s8>u8", (1, 4)),
+        ("conv 1x64x28x28 48x1x1 s1 p0 bias relu u8s8>u8", (2, 2)),
+        ("conv 1x64x28x28 256x1x1 s1 p0 bias relu u8s8>f32", (2, 2)),
+        ("conv 1x1024x28x28 64x1x1 s1 p0 bias relu u8s8>u8", (2, 2)),
+        ("conv 1x64x28x28 64x3x3 s1 p1 bias relu u8s8>u8", (2, 2)),
+        ("conv 1x64x28x28 256x1x1 s1 p0 bias relu", (2, 2)),
+    ):
+        s = AMX.heuristic(ConvProblem.parse(text), TILES)
+        assert (s.tiles, s.cols) == block, text
+
+
 def test_tiles_leave_out_taps_that_meet_only_padding() -> None:
     """Wide dilation, as in DeepLab: of nine taps all but one to four meet only padding."""
     met = {}
@@ -190,6 +208,7 @@ def test_tiles_are_chosen_where_they_are_faster() -> None:
     ("text", "fields", "message"),
     [
         (SHAPES[0], {"tiles": 3, "cols": 3}, "leave none for operands"),
+        (SHAPES[0], {"tiles": 1, "cols": 4}, "leave none for operands"),
         (SHAPES[0], {"terms": 4}, "terms=4"),
         (SHAPES[0] + " u8s8>u8", {"terms": 2}, "terms=2"),
         (SHAPES[0] + " u8s8>u8", {"strips": True}, "is not copied"),

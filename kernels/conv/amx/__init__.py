@@ -72,6 +72,9 @@ PAYS = 0.8
 # take along an axis, in products of a channel with a pixel for each channel (measured).
 WINOGRAD, TRANSFORM = 4, 7.0
 TILES = 2  # of pixels in a block of sums, as many as of output channels
+# Of bytes four tiles of channels fill a cache line. With one of pixels they are a block of sums for
+# up to so many steps of K, where more time goes into finishing sums than into products (measured).
+_LINE, _FEW = 4, 8
 # Pixels of a task for which it pays to keep weights in L1 and let pixels pass (measured).
 _MANY = 64
 # How many times faster vectors are with products of bytes and with pairs of bf16 (measured).
@@ -116,8 +119,9 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
     layout = f"NCHW{cpu.block}c" if whole and p.precision.src is F32 else "NHWC"
     window = Window.of(p, Io.of(p, layout).src, terms)
     vectors = -(-p.group_oc // CHANNELS)
-    cols = min(2, vectors)
-    row = width_read(p, TILES) * p.stride[0] * window.row
+    line = p.precision.dst is U8 and window.steps <= _FEW and vectors >= _LINE
+    tiles, cols = (1, _LINE) if line else (TILES, min(2, vectors))
+    row = width_read(p, tiles) * p.stride[0] * window.row
     strips = not window.in_place and p.kernel[0] == 1
     fit = max(1, cpu.l2 // (4 if strips else 2) // row)
     # Weights of a block of K stay in L1. Where several products share operands it need not be.
@@ -133,7 +137,7 @@ def _schedule(p: ConvProblem, cpu: Cpu, terms: int) -> Schedule:
         rows, panels, strips = min(p.oh, fit), 1, False
     reused = chunks * part >= cpu.l1 // 2 and rows * p.ow >= _MANY
     stream = window.kernel == (1, 1) and (reused or not window.in_place)
-    return Schedule(layout, rows, panels, TILES, cols, outer, strips, terms, chunks, stream)
+    return Schedule(layout, rows, panels, tiles, cols, outer, strips, terms, chunks, stream)
 
 
 def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
@@ -141,7 +145,8 @@ def build(p: ConvProblem, s: Schedule, cpu: Cpu, io: Io) -> Program:
         column = build(upright(p), s, cpu, upright_io(io))
         return replace(column, io=io, pack_weights=lambda w: column.pack_weights(w.swapaxes(2, 3)))
     check_sizes(s)
-    check(fits(s.tiles, s.cols), f"{s.tiles}x{s.cols} tiles of sums leave none for operands")
+    enough = fits(s.tiles, s.cols, s.terms)
+    check(enough, f"{s.tiles}x{s.cols} tiles of sums leave none for operands")
     known = s.terms in PAIRS and (s.terms == 1 or _of_float32(p))
     check(known, f"terms={s.terms}: no {p.precision} has them")
     check(io.dst.layout.name == "NHWC" or io.dst.layout.blocked == CHANNELS,

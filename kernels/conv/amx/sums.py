@@ -28,9 +28,12 @@ def multiplies(cpu: Cpu, dtype: DType) -> bool:
     return has(cpu, "amx-tile") and has(cpu, NEEDS[product(dtype)])
 
 
-def fits(rows: int, cols: int) -> bool:
-    """Whether there are enough registers for so many tiles of pixels and of channels."""
-    return rows * cols + rows + cols <= REGISTERS
+def fits(rows: int, cols: int, terms: int) -> bool:
+    """Whether there are enough registers for so many tiles of pixels and of channels.
+
+    Tiles of weights may share registers, unless several products of a step read them.
+    """
+    return rows * cols + rows + (cols if terms > 1 else 1) <= REGISTERS
 
 
 def tile_bytes(width: int) -> int:
@@ -57,7 +60,7 @@ class Sums:
         """Code in which registers have these sizes. They are given back behind it."""
         sizes = [(self.height, ROW_BYTES)] * (self.rows * self.cols)
         sizes += [(self.height, self.width)] * self.rows
-        sizes += [(self.width // WORD, ROW_BYTES)] * self.cols
+        sizes += [(self.width // WORD, ROW_BYTES)] * self._rights
         matrix_tiles.configure(self.k, sizes)
         yield
         matrix_tiles.release(self.k)
@@ -131,4 +134,8 @@ class Sums:
         return self.rows * self.cols + i
 
     def _right(self, j: int) -> int:
-        return self.rows * (self.cols + 1) + j
+        return self.rows * (self.cols + 1) + j % self._rights
+
+    @property
+    def _rights(self) -> int:
+        return min(self.cols, REGISTERS - self.rows * (self.cols + 1))
