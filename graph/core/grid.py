@@ -61,9 +61,10 @@ class Grid:
         """The stored integers for values, as float64; `axis` is that of the scales."""
         scale, zero = self._along(values.shape, axis)
         with np.errstate(invalid="ignore"):  # infinite values are clipped
-            steps = np.rint(values.astype(np.float64) / scale) + zero
-        clipped: NDArray[np.float64] = np.clip(steps, *self.dtype.range)
-        return clipped
+            found = np.asarray(np.divide(values, scale, dtype=np.float64))
+            np.rint(found, out=found)
+            found += zero
+        return found.clip(*self.dtype.range, out=found)
 
     def stored(self, values: Array, axis: int = 0) -> Array:
         """The integers that stand for values, in the grid's type."""

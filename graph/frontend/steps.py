@@ -63,7 +63,10 @@ class Steps:
     def numbers(self, stored: Array) -> Array:
         """The numbers for which integers stand, in the type of the scale."""
         scale, zero = self.wide(stored.shape)
-        found: Array = (stored.astype(np.int64) - zero.astype(np.int64)).astype(scale.dtype) * scale
+        # Differences of shorter integers fit into 32 bits.
+        wide = np.int64 if stored.dtype.itemsize > 2 else np.int32
+        found: Array = np.subtract(stored, zero, dtype=wide, casting="unsafe").astype(scale.dtype)
+        found *= scale
         return found
 
     def integers(self, numbers: Array) -> Array:

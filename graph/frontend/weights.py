@@ -72,11 +72,12 @@ class Weights:
         grid = steps.weight_grid(weights.shape, axis)
         if isinstance(grid, str) or grid.block:
             return grid
-        stored = np.moveaxis(grid.stored(weights, axis), axis, 0).astype(np.int64)
+        stored = np.moveaxis(grid.stored(weights, axis), axis, 0)
         low, high = S8.range
         if stored.min(initial=0) >= low and stored.max(initial=0) <= high:
             grid = replace(grid, dtype=S8)
-        sums = 255 * np.abs(stored).reshape(len(stored), -1).sum(axis=1)
+        sizes = np.abs(stored.reshape(len(stored), -1), dtype=np.int32)
+        sums = 255 * sizes.sum(axis=1, dtype=np.int64)
         return grid if sums.max(initial=0) <= _LARGEST_SUM else "its sums may exceed 32 bits"
 
 

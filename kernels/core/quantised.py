@@ -120,9 +120,10 @@ class Scales:
         The weights are integers (oc, ...), the bias real numbers (oc,); `add`: there is a residual.
         """
         step, whole = self._steps(weights, bias)
-        filters = weights.reshape(len(weights), -1).astype(np.float64)
-        most = 255 * np.maximum(filters, 0).sum(axis=1) + whole
-        least = 255 * np.minimum(filters, 0).sum(axis=1) + whole
+        filters = weights.reshape(len(weights), -1)
+        above = np.maximum(filters, 0).sum(axis=1, dtype=np.int64)
+        below = np.minimum(filters, 0).sum(axis=1, dtype=np.int64)
+        most, least = 255 * above + whole, 255 * below + whole
         largest = np.maximum(np.abs(most), np.abs(least)) * step / self.dst
         return bool(largest.max(initial=0.0) + add * 255 * self.add / self.dst < 1 << 22)
 
@@ -131,7 +132,7 @@ class Scales:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What a step of each channel's sums means, and its bias in them, zero point included."""
         step = self.src * self.weights.astype(np.float64)
-        sums = weights.reshape(len(weights), -1).astype(np.int64).sum(axis=1)
+        sums = weights.reshape(len(weights), -1).sum(axis=1, dtype=np.int64)
         real = np.zeros(len(weights)) if bias is None else bias.astype(np.float64)
         return step, np.rint(real / step) - self.src_zero * sums
 

@@ -25,7 +25,6 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,12 +92,8 @@ class Rounding:
     @functools.cached_property
     def bounds(self) -> NDArray[np.float64]:
         """The largest absolute value of each plane of a transformed input."""
-
-        def signed(t: Transform, sign: int) -> NDArray[np.float64]:
-            return np.array([float(sum(max(sign * x, Fraction(0)) for x in row)) for row in t.bt])
-
-        same = self._planes(lambda t: signed(t, 1)) + self._planes(lambda t: signed(t, -1))
-        every = self._planes(lambda t: signed(t, 1) + signed(t, -1))
+        same = self._planes(lambda t: t.reach[0]) + self._planes(lambda t: t.reach[1])
+        every = self._planes(lambda t: t.reach[0] + t.reach[1])
         if self.signed:
             return every
         return U8.range[1] * np.maximum(same, every - same)
@@ -117,9 +112,7 @@ class Rounding:
     @functools.cached_property
     def denominators(self) -> NDArray[np.float64]:
         """Numbers that make whole the weights of each plane."""
-        return self._planes(
-            lambda t: np.array([float(math.lcm(*(x.denominator for x in row))) for row in t.g])
-        )
+        return self._planes(lambda t: t.denominators)
 
     def weight_scales(
         self, largest: NDArray[np.float64], sums: NDArray[np.float64]

@@ -14,6 +14,7 @@ from fractions import Fraction
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastrun.kernels.codegen.builder import Vec
 from fastrun.kernels.codegen.dot import multiply_add
@@ -145,6 +146,19 @@ class Transform:
         factors = [x for row in self.bt for x in row]
         factors += [x / next(y for y in reversed(row) if y) for row in odd for x in row]
         return all(x.denominator == 1 for x in factors)
+
+    @functools.cached_property
+    def reach(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What the positive coefficients of each row of Bt add up to, and the negative ones."""
+        rows = [[max(x, Fraction(0)) for x in row] for row in self.bt]
+        others = [[max(-x, Fraction(0)) for x in row] for row in self.bt]
+        up, down = (np.array([float(sum(row)) for row in part]) for part in (rows, others))
+        return up, down
+
+    @functools.cached_property
+    def denominators(self) -> NDArray[np.float64]:
+        """Numbers that make the rows of G whole."""
+        return np.array([float(math.lcm(*(x.denominator for x in row))) for row in self.g])
 
     @functools.cached_property
     def amplification(self) -> float:
