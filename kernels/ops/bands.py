@@ -12,9 +12,9 @@ Between the two lie elements of any type. Each operator has its own weights and 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,8 @@ from fastrun.kernels.core.program import Io, Program, pack_bias
 from fastrun.kernels.core.quantised import operand_size
 from fastrun.kernels.core.template import KernelTemplate, check
 from fastrun.kernels.ops import pool
+
+Pack = Callable[[NDArray[Any]], NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,8 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     kinds = sorted({(b.rows, b.above, b.below) for b in bands})
     firsts = [first.build(h, 0, 0, reads) for h in heights]
     seconds = [second.build(*kind, writes) for kind in kinds]
-    pack_first, pack_second = firsts[0].pack_weights, seconds[-1].pack_weights
+    packs, pack_of = _distinct(firsts, first.weights)
+    [pack_second], _ = _distinct(seconds, second.weights)
     programs = [*firsts, *seconds]
     stages = {
         kind: module.include(program, f"part{number}_")
@@ -241,8 +244,11 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     # In the thread's workspace: the band, then the workspaces of either kernel.
     shared = whole_lines(_floats(buffer.dtype.bytes(buffer.size + READ_SLACK)))
     local = shared + whole_lines(F32.count(max(x.shared_bytes for x in programs)))
-    packed = pack_second(np.zeros(second.weights, np.float32))
-    tail = whole_lines(_floats(packed.nbytes) + READ_SLACK)
+    packed = (pack(_probe(first.weights)).nbytes for pack in packs)
+    starts = [whole_lines(_floats(pack_second(_probe(second.weights)).nbytes) + READ_SLACK)]
+    starts += [whole_lines(_floats(size) + READ_SLACK) for size in packed]
+    starts = [*accumulate(starts)]
+    own_weights = {h: starts[i] for h, i in zip(heights, pack_of, strict=True)}
     biases = pack_bias(np.zeros(first.biases, np.float32)).size
     per_task = bands_per_task(len(bands), kept > 0, cpu)
     tasks = -(-len(bands) // per_task)
@@ -274,7 +280,7 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                                 k.call(
                                     stage,
                                     src=_row(k, "src", io.src, image, top),
-                                    weights=k.argument("weights", offset=tail),
+                                    weights=k.argument("weights", offset=own_weights[new]),
                                     add=_row(k, "add", io.add, image, low + old),
                                     dst=band_buffer.at(band.above + old),
                                     **workspaces,
@@ -292,9 +298,10 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
 
     def pack(weights: NDArray[Any]) -> Array:
         flat = weights.reshape(-1)
-        own, others = pack_second(flat[first.weights :]), pack_first(flat[: first.weights])
-        found = np.zeros(tail + _floats(others.nbytes), np.float32)
-        for start, part in ((0, own), (tail, others)):
+        own = [pack_second(flat[first.weights :])]
+        own += [pack(flat[: first.weights]) for pack in packs]
+        found = np.zeros(starts[-1], np.float32)
+        for start, part in zip((0, *starts), own, strict=False):
             bytes_ = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
             found[start:].view(np.uint8)[: bytes_.size] = bytes_
         return found
@@ -305,6 +312,27 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     inner = [x.key for x in programs]
     key = key_of(build, parts, inner, rows, cpu, io, mid) if all(inner) else ""
     return replace(module.program(io, pack, local_bytes=F32.bytes(local) + own), key=key)
+
+
+def _distinct(programs: Sequence[Program], size: int) -> tuple[list[Pack], list[int]]:
+    """The different ways in which kernels pack `size` weights, and the one of each kernel.
+
+    Kernels of other heights may read other arrangements of the same weights.
+    """
+    found = dict[bytes, int]()
+    packs, numbers = list[Pack](), list[int]()
+    for program in programs:
+        number = found.setdefault(program.pack_weights(_probe(size)).tobytes(), len(packs))
+        if number == len(packs):
+            packs.append(program.pack_weights)
+        numbers.append(number)
+    return packs, numbers
+
+
+def _probe(size: int) -> NDArray[np.float32]:
+    """Weights that show how they are packed: numbers that all types have, in no order."""
+    signs = np.random.default_rng(size).integers(0, 2, size, np.int8)
+    return (2 * signs - 1).astype(np.float32)
 
 
 def _floats(size: int) -> int:
