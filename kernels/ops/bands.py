@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, groupby
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -233,8 +233,9 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     kinds = sorted({(b.rows, b.above, b.below) for b in bands})
     firsts = [first.build(h, 0, 0, reads) for h in heights]
     seconds = [second.build(*kind, writes) for kind in kinds]
-    packs, pack_of = _distinct(firsts, first.weights)
-    [pack_second], _ = _distinct(seconds, second.weights)
+    of_seconds, second_packs, middle = _packings(seconds, second.weights, 0)
+    of_firsts, first_packs, end = _packings(firsts, first.weights, middle)
+    own_weights = dict(zip([*heights, *kinds], [*of_firsts, *of_seconds], strict=True))
     programs = [*firsts, *seconds]
     stages = {
         kind: module.include(program, f"part{number}_")
@@ -244,11 +245,6 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     # In the thread's workspace: the band, then the workspaces of either kernel.
     shared = whole_lines(_floats(buffer.dtype.bytes(buffer.size + READ_SLACK)))
     local = shared + whole_lines(F32.count(max(x.shared_bytes for x in programs)))
-    packed = (pack(_probe(first.weights)).nbytes for pack in packs)
-    starts = [whole_lines(_floats(pack_second(_probe(second.weights)).nbytes) + READ_SLACK)]
-    starts += [whole_lines(_floats(size) + READ_SLACK) for size in packed]
-    starts = [*accumulate(starts)]
-    own_weights = {h: starts[i] for h, i in zip(heights, pack_of, strict=True)}
     biases = pack_bias(np.zeros(first.biases, np.float32)).size
     per_task = bands_per_task(len(bands), kept > 0, cpu)
     tasks = -(-len(bands) // per_task)
@@ -285,11 +281,13 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
                                     dst=band_buffer.at(band.above + old),
                                     **workspaces,
                                 )
-                    for stage in stages[band.rows, band.above, band.below]:
+                    kind = band.rows, band.above, band.below
+                    packed = k.argument("weights", second.per_row, offset=own_weights[kind])
+                    for stage in stages[kind]:
                         k.call(
                             stage,
                             src=band_buffer,
-                            weights=k.argument("weights", second.per_row).at(row),
+                            weights=packed.at(row),
                             bias=k.argument("bias", offset=biases),
                             add=_row(k, "add", io.add, image, row),
                             dst=_row(k, "dst", io.dst, image, row),
@@ -298,12 +296,14 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
 
     def pack(weights: NDArray[Any]) -> Array:
         flat = weights.reshape(-1)
-        own = [pack_second(flat[first.weights :])]
-        own += [pack(flat[: first.weights]) for pack in packs]
-        found = np.zeros(starts[-1], np.float32)
-        for start, part in zip((0, *starts), own, strict=False):
-            bytes_ = np.ascontiguousarray(part).reshape(-1).view(np.uint8)
-            found[start:].view(np.uint8)[: bytes_.size] = bytes_
+        found = np.zeros(end, np.float32)
+        for own, packs in (
+            (flat[first.weights :], second_packs),
+            (flat[: first.weights], first_packs),
+        ):
+            for start, pack_own in packs:
+                bytes_ = np.ascontiguousarray(pack_own(own)).reshape(-1).view(np.uint8)
+                found[start:].view(np.uint8)[: bytes_.size] = bytes_
         return found
 
     own = max(x.local_bytes for x in programs)
@@ -314,25 +314,26 @@ def build(first: Part, second: Part, rows: int, cpu: Cpu, io: Io, mid: Placement
     return replace(module.program(io, pack, local_bytes=F32.bytes(local) + own), key=key)
 
 
-def _distinct(programs: Sequence[Program], size: int) -> tuple[list[Pack], list[int]]:
-    """The different ways in which kernels pack `size` weights, and the one of each kernel.
+def _packings(
+    programs: Sequence[Program], size: int, start: int
+) -> tuple[list[int], list[tuple[int, Pack]], int]:
+    """Where the packed weights of each kernel begin, how to pack what is there, and where all end.
 
-    Kernels of other heights may read other arrangements of the same weights.
+    All in floats, from `start` on. Kernels of other heights may read other arrangements of the same
+    `size` weights; those that read the same one share it.
     """
-    found = dict[bytes, int]()
-    packs, numbers = list[Pack](), list[int]()
-    for program in programs:
-        number = found.setdefault(program.pack_weights(_probe(size)).tobytes(), len(packs))
-        if number == len(packs):
-            packs.append(program.pack_weights)
-        numbers.append(number)
-    return packs, numbers
-
-
-def _probe(size: int) -> NDArray[np.float32]:
-    """Weights that show how they are packed: numbers that all types have, in no order."""
+    places, packs = dict[bytes, int](), list[tuple[int, Pack]]()
     signs = np.random.default_rng(size).integers(0, 2, size, np.int8)
-    return (2 * signs - 1).astype(np.float32)
+    probe = (2 * signs - 1).astype(np.float32)  # numbers that all types have, in no order
+    begins = list[int]()
+    for program in programs:
+        packed = program.pack_weights(probe).tobytes()
+        if packed not in places:
+            places[packed] = start
+            packs.append((start, program.pack_weights))
+            start += whole_lines(_floats(len(packed)) + READ_SLACK)
+        begins.append(places[packed])
+    return begins, packs, start
 
 
 def _floats(size: int) -> int:

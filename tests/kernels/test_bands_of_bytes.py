@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,35 +84,47 @@ def test_bytes_between_two_operators(text: str, then: str | Pool, cpu: Cpu) -> N
 
 
 @pytest.mark.parametrize("cpu", CPUS[1:], ids=lambda cpu: f"{cpu.lanes} lanes")
-@pytest.mark.parametrize("kernel", ["3x3 s1 p1", "5x5 s1 p2"])
-def test_depthwise_kernels_of_other_heights_pack_other_weights(kernel: str, cpu: Cpu) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "then"),
+    [
+        ("3x3 s1 p1", "24x1x1 s1 p0 bias"),
+        ("5x5 s1 p2", "24x1x1 s1 p0 bias"),
+        ("3x3 s1 p1", "128x3x3 s1 p0 g128 bias"),
+    ],
+)
+def test_depthwise_kernels_of_other_heights_pack_other_weights(
+    kernel: str, then: str, cpu: Cpu
+) -> None:
     each = templates()
     p = ConvProblem.parse(f"conv 1x128x7x7 128x{kernel} g128 bias relu6 u8s8>u8")
-    q = ConvProblem.parse("conv 1x128x7x7 24x1x1 s1 p0 bias u8s8>u8")
+    q = ConvProblem.parse(f"conv 1x128x7x7 {then} u8s8>u8")
     known, grids = trial_operands(p, seed=1)
     more, others = trial_operands(q, seed=2)
     bias = grids.operand(p, known["weights"], known["bias"])
-    then = others.operand(q, more["weights"], more["bias"])
+    second_bias = others.operand(q, more["weights"], more["bias"])
     src, dst = Io.of(p, "NHWC").src, Io.of(q, "NHWC").dst
     mid = replace(Io.of(p, "NHWC").dst, zero=grids.dst_zero)
-    early = replace(each["depthwise"].heuristic(p, cpu), layout="NHWC")
+    schedules = dict[str, Any]()
+    for name, problem in (("depthwise", p), ("direct", q)):
+        schedules[name] = replace(each[name].heuristic(problem, cpu), layout="NHWC")
     if cpu.lanes == 16:  # registers for tiles of two rows, of which bands of three leave one
-        early = replace(early, tile_h=2)
-    late = replace(each["direct"].heuristic(q, cpu), layout="NHWC")
-    alone = each["depthwise"].build(p, early, cpu, Io(src, mid, mid))
+        schedules["depthwise"] = replace(schedules["depthwise"], tile_h=2)
+    late = "depthwise" if q.groups > 1 else "direct"
+    alone = each["depthwise"].build(p, schedules["depthwise"], cpu, Io(src, mid, mid))
     first = {"weights": known["weights"], "packed_bias": pack_bias(bias)}
     between = execute(alone, {**first, "x": known["x"], "poison": 1})
-    second = {"weights": more["weights"], "packed_bias": pack_bias(then)}
-    expected = stepwise(q, cpu, Io(mid, dst, dst), second, between)
-    one = bands.convolution(p, each["depthwise"], early, cpu)
-    two = bands.convolution(q, each["direct"], late, cpu)
+    second = {"weights": more["weights"], "packed_bias": pack_bias(second_bias)}
+    alone = each[late].build(q, schedules[late], cpu, Io(mid, dst, dst))
+    expected = execute(alone, {**second, "x": between, "poison": 1})
+    one = bands.convolution(p, each["depthwise"], schedules["depthwise"], cpu)
+    two = bands.convolution(q, each[late], schedules[late], cpu)
     operands = {
         "x": known["x"],
         "weights": bands.join_weights(known["weights"], more["weights"]),
-        "packed_bias": pack_bias(bands.join_biases(bias, then)),
+        "packed_bias": pack_bias(bands.join_biases(bias, second_bias)),
         "poison": 1,
     }
-    for rows in (7, 4, 3):  # bands of 7, of 4 and 3, of 3, 3 and 1
+    for rows in (7, 4, 3, 2):  # of 7 rows or 5, so that bands differ in height
         fused = bands.build(one, two, rows, cpu, Io(src, dst, dst), mid)
         for threads in (1, 2):
             assert np.array_equal(execute(fused, operands, threads), expected)
