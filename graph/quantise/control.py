@@ -12,7 +12,6 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import UnsupportedError
 from fastrun.graph.core.model import Graph, Node
 from fastrun.graph.passes.products import convolve_dense
@@ -86,11 +85,7 @@ def _dearest_first(
 ) -> list[str]:
     """The outputs of the layers, those first that lose most in integers for the time they save."""
     graph = scope.graph
-    advice = {x: replace(grid, exact=False) for x, grid in quantised.grids.items()}
-    rounded = replace(quantised, grids=advice)
-    weights = [x for node in scope.layers for x in node.inputs[1:3]]
-    constants = {**quantised.constants, **{x: graph.constants[x] for x in weights}}
-    advised = Advised(replace(rounded, constants=constants), {8: rounded}).each(convolve_dense)
+    advised = scope.advised({8: quantised}).each(convolve_dense)
     examples = data[:: -(-len(data) // EXAMPLES)]
     found = losses(advised, examples, Cpu.host(), progress)
     # Each layer has become one convolution, in the same order.

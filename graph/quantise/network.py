@@ -67,10 +67,7 @@ def calibrated(
     data = data[:used]
     edits = {b: _Layers(scope.graph, grids) for b in bits}
     _round(scope, data, grids, edits, min(bits) < 8, progress)
-    rounded = {b: _as_advice(edit.done()) for b, edit in edits.items()}
-    first = rounded[bits[0]]
-    plain = {x: scope.graph.constants[x] for x in first.constants}
-    return Advised(replace(first, constants=plain), rounded)
+    return scope.advised({b: edit.done() for b, edit in edits.items()})
 
 
 def quantise(
@@ -155,10 +152,6 @@ def _with_own_constants(scope: Scope) -> Scope:
     nodes = tuple(layers.get(node.output, node) for node in graph.nodes)
     graph = graph.with_nodes(nodes, tensors, constants, graph.grids)
     return replace(scope, graph=graph, layers=[*layers.values()])
-
-
-def _as_advice(graph: Graph) -> Graph:
-    return replace(graph, grids={x: replace(g, exact=False) for x, g in graph.grids.items()})
 
 
 def _round(

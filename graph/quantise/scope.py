@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from fastrun.graph.core.advised import Advised
 from fastrun.graph.core.errors import GraphError, UnsupportedError
 from fastrun.graph.core.grid import weight_axis
 from fastrun.graph.core.model import Graph, Node, unused
@@ -45,6 +46,19 @@ class Scope:
     layers: Sequence[Node]
     groups: Sequence[Sequence[str]]
     ends: Collection[str]
+
+    def advised(self, rounded: Mapping[int, Graph]) -> Advised:
+        """The graph in float32 with grids as advice; `rounded` is it quantised, by numbers of bits.
+
+        The largest number of bits comes first.
+        """
+        advice = {
+            bits: replace(graph, grids={x: replace(g, exact=False) for x, g in graph.grids.items()})
+            for bits, graph in rounded.items()
+        }
+        first = next(iter(advice.values()))
+        plain = {x: self.graph.constants[x] for x in first.constants}
+        return Advised(replace(first, constants=plain), advice)
 
 
 def find_scope(graph: Graph, keep: Collection[str] = ()) -> Scope:
