@@ -211,7 +211,14 @@ def precision(table: pd.DataFrame) -> Figure:
         axes.set_ylim(0, 1.15e3 * top(table["seconds"], 1e-9))
         axes.set_xlabel("rms error over the output's")
         axes.set_ylabel("ms")
-        line = Line2D([], [], color=FAINT, marker=".", linewidth=0.8, label="plans, as expected")
+        line = Line2D(
+            [],
+            [],
+            color=FAINT,
+            marker=".",
+            linewidth=0.8,
+            label="plans, as expected (before a softmax)",
+        )
         marks = [mark("o", COLOURS[0], "whole networks, measured"), mark("D", COLOURS[1], "chosen")]
         legend(figure, [line, *marks])
     return figure

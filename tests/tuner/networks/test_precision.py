@@ -35,7 +35,7 @@ from fastrun.tuner.networks.measured_choices import stored_choices
 from fastrun.tuner.networks.pictures import Preparation
 from fastrun.tuner.precision import tune
 from fastrun.tuner.precision.front import allowed_types, front
-from fastrun.tuner.precision.search import choose_precision
+from fastrun.tuner.precision.search import choose_precision, share_lost
 from fastrun.tuner.precision.tune import as_labelled, examples, shared_out, worthwhile_bits
 from fastrun.tuner.records.record import NO_LIMITS
 from fastrun.tuner.store.database import Database
@@ -148,6 +148,13 @@ def test_labels_must_fit_what_an_output_names() -> None:
         as_labelled(np.array([[1, 2, 0]]), scores)
     with pytest.raises(InputError, match="a number for each class"):
         as_labelled(np.array([[0, 0]]), [scores[0][:, :1]])
+
+
+def test_a_share_at_the_limit_keeps_it() -> None:
+    truth, found = np.arange(1000) < 993, np.arange(1000) < 988
+    assert truth.mean() - found.mean() > 0.005
+    assert share_lost(truth, found) == 0.005
+    assert share_lost(found, truth) == -0.005
 
 
 def test_an_output_without_classes_is_judged_by_its_error() -> None:
